@@ -1,0 +1,245 @@
+"""What the layers of omma promise each other: samples, views, batches, backbones, methods."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+# ---------------------------------------------------------------- samples
+class BadImage(ValueError):
+    """One file that cannot be used, with the reason in a few words; it never ends a run."""
+
+
+@runtime_checkable
+class Images(Protocol):
+    """An indexed collection of images; nothing is decoded until `read`.
+
+    Must pickle cheaply (data-loading workers receive it) and hold under 200 bytes a path.
+    """
+
+    channels: int  # what `read` returns, for every image
+    labels: np.ndarray | None  # int64 [n], -1 where unlabelled; None if nothing is labelled
+    classes: tuple[str, ...]  # name of each label; () without labels
+    splits: np.ndarray | None  # str [n]: "train" | "test" (val and valid count as "test"); None if unsplit
+
+    def __len__(self) -> int: ...
+
+    def path(self, i: int) -> str:
+        """What a person would call image i: its path relative to the source."""
+        ...
+
+    def read(self, i: int, at_least: int | None = None) -> np.ndarray:
+        """Decode image i to [h, w, channels], uint8 for 8-bit files, float32 with raw values otherwise.
+
+        `at_least`: a shorter side of this many pixels is enough (JPEG is then decoded at reduced scale).
+        Raises BadImage.
+        """
+        ...
+
+    def subset(self, indices: np.ndarray) -> "Images":
+        """The same collection restricted to `indices`, in that order."""
+        ...
+
+
+# ---------------------------------------------------------------- randomness
+class Key(NamedTuple):
+    """Where the random numbers of each image of a batch come from: (seed, epoch, index) and nothing else."""
+
+    seed: int
+    epoch: np.ndarray  # int64 [b]
+    index: np.ndarray  # int64 [b]
+
+
+# ---------------------------------------------------------------- views
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """Colour augmentation of one kind of crop; probabilities per image, applied in this order.
+
+    Operations that need RGB (saturation, hue, grey) are left out on other channel counts.
+    """
+
+    brightness: float = 0.0  # factor uniform in [1 - x, 1 + x], never below 0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # shift uniform in [-x, x], in turns, x <= .5
+    jitter_p: float = 0.0  # the four above, in this fixed order, together
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarise_p: float = 0.0  # invert values at or above .5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """One kind of random resized crop: `count` of them for every image."""
+
+    count: int = 1
+    size: int  # pixels, square
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_p: float = 0.5  # horizontal
+    colour: Colour | None = None
+
+
+class Batch(NamedTuple):
+    """What a method is given."""
+
+    views: tuple[Float[Tensor, "b v c s s"], ...]  # one tensor for each Crop of the plan, normalised
+    key: Key
+    labels: Int[Tensor, "b"] | None  # read by supervised methods only
+
+
+# ---------------------------------------------------------------- networks
+class Features(NamedTuple):
+    pooled: Float[Tensor, "b d"]
+    patches: Float[Tensor, "b n d"]
+    grid: tuple[int, int]  # rows, columns of the patches; for a subset of kept tokens, of the whole image
+
+
+class Backbone(nn.Module):
+    """An encoder in two halves, so that masking lives between them and not inside."""
+
+    dim: int  # width of the features
+    patch: int  # pixels of input for each token, along a side
+    channels: int  # input channels
+    drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
+    name: str  # as on the command line: "vit-ti/16"
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of this size."""
+        raise NotImplementedError
+
+    def tokenize(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Patch embeddings, without positions; only those numbered in `keep`, where given."""
+        raise NotImplementedError
+
+    def encode(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
+    ) -> Features:
+        """Add positions and run the network; `keep` tells which tokens of the grid these are."""
+        raise NotImplementedError
+
+    def encode_many(
+        self, batches: Sequence[tuple[Float[Tensor, "b n d"], tuple[int, int]]]
+    ) -> list[Features]:
+        """Encode token tensors of several lengths; a backbone may pack them."""
+        return [self.encode(tokens, grid) for tokens, grid in batches]
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
+        return self.encode(self.tokenize(images), self.grid(*images.shape[-2:]))
+
+    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads n"]:
+        """The last layer's attention from the pooled token (or pooling weights) to each patch."""
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this network: `backbones.build(**spec)`."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- methods
+@dataclass(frozen=True)
+class Clock:
+    """Where training is; every schedule is a pure function of it."""
+
+    step: int  # optimizer steps done
+    total: int  # steps of the whole run
+    epoch: float  # passes over the images done
+    epochs: float = 1.0  # passes of the whole run
+
+    @property
+    def progress(self) -> float:
+        """Share of the run done, 0 to 1."""
+        return min(self.step / max(self.total, 1), 1.0)
+
+
+class StepOutput(NamedTuple):
+    loss: Float[Tensor, ""]
+    metrics: Mapping[str, Tensor]  # scalars worth plotting, detached
+    carry: Any = None  # what after_step needs, one for each micro-batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Parameters that are trained alike."""
+
+    label: str
+    params: Sequence[nn.Parameter]
+    lr_scale: float = 1.0
+    decay: bool = True
+    frozen_until: float = 0.0  # in epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a method is trained with; a method's file offers `paper` and `small` recipes."""
+
+    config: Any  # the method's Config
+    batch: int
+    lr: float  # peak, for this batch size
+    lr_end: float = 1e-6
+    warmup: float = 0.1  # share of the run
+    weight_decay: float = 0.05
+    weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 3.0  # global gradient norm
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("batch", "lr"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)}: must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
+
+
+class Method(Protocol):
+    """All that the engine knows of any method; an implementation is an nn.Module."""
+
+    encoder: Backbone  # the one that gradients train
+
+    def kept(self) -> Backbone:
+        """The one that is evaluated and exported."""
+        ...
+
+    def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
+        """Loss of one micro-batch; changes no state, batch-norm statistics aside."""
+        ...
+
+    def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
+        """State updates that follow the optimizer's step: EMA, centres."""
+        ...
+
+    def groups(self) -> Iterable[ParamGroup]:
+        """What is trained, and how; parameters in no group are frozen."""
+        ...
+
+
+# ---------------------------------------------------------------- a trained model's input
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a decoded image [h, w, c] to the network's input [c, size, size].
+
+    Raw values become (value - low) / (high - low), clipped to [0, 1], then (x - mean) / std. The shorter side
+    is resized to size / crop_share (bicubic, antialiased) and the centre is cut.
+    """
+
+    size: int
+    channels: int
+    low: tuple[float, ...]  # per channel, in raw units: 0 for 8-bit
+    high: tuple[float, ...]  # 255 for 8-bit
+    mean: tuple[float, ...]  # after scaling to [0, 1]
+    std: tuple[float, ...]
+    crop_share: float = 1.0
+
+    def normalise(self, images: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """(x - mean) / std on values in [0, 1]."""
+        mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype) for v in (self.mean, self.std))
+        return (images - mean[:, None, None]) / std[:, None, None]
