@@ -1,0 +1,1 @@
+"""omma: from a folder of images to a vision model its owner can trust."""
