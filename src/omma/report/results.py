@@ -1,0 +1,89 @@
+"""One measured figure with its floors' names, its interval and its protocol, and how numbers are written."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SUBJECTS = {"pixels": "Raw pixels", "untrained": "Same network, untrained", "trained": "Trained"}
+PROTOCOLS = {"knn": "k-NN", "linear": "Linear", "ridge": "Ridge", "lbfgs": "Linear (L-BFGS)"}
+SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One figure of the results table.
+
+    `low`, `high`: the ends of its 95 % interval, None where there is none; `detail`: how it was measured, in
+    words (k, split, number of images); it becomes the table's small print.
+    """
+
+    subject: str  # "pixels" | "untrained" | "trained", or any other name
+    protocol: str  # "knn", "linear", ...
+    metric: str  # "top1", ...
+    value: float
+    low: float | None = None
+    high: float | None = None
+    detail: str = ""
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> "Result":
+        """From one entry of `omma evaluate --json`; every key it has beyond the common ones is detail."""
+        low, high = entry.get("interval95") or (None, None)
+        known = ("subject", "protocol", "metric", "value", "interval95")
+        rest = [
+            f"{key}={figure(v) if isinstance(v, float) else v}"
+            for key, v in entry.items()
+            if key not in known
+        ]
+        return cls(
+            **{key: entry[key] for key in known[:4]},
+            low=low,
+            high=high,
+            detail=entry.get("detail") or ", ".join(rest),
+        )
+
+    @property
+    def subject_name(self) -> str:
+        return SUBJECTS.get(self.subject, self.subject)
+
+    @property
+    def protocol_name(self) -> str:
+        return f"{PROTOCOLS.get(self.protocol, self.protocol)} {self.metric}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value is a share in [0, 1], to be written in per cent."""
+        return self.metric.lower().startswith(SHARES)
+
+    @property
+    def value_text(self) -> str:
+        return percent(self.value) if self.is_share else figure(self.value)
+
+    @property
+    def interval_text(self) -> str:
+        """As "60.1 to 62.3", or "" without an interval."""
+        if self.low is None or self.high is None:
+            return ""
+        write = (lambda v: percent(v).removesuffix(" %")) if self.is_share else figure
+        return f"{write(self.low)} to {write(self.high)}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "not finite"
+
+
+def figure(value: float) -> str:
+    """A number to about three significant digits: 0.0123, 4.56, 1,234, 12.3k, 1.2e-05."""
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    if size >= 999.5e6 or 0 < size < 1e-3:
+        return f"{value:.2g}"
+    if size >= 999.5e3:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size >= 999.5:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

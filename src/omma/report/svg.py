@@ -1,0 +1,90 @@
+"""The parts that charts are drawn from: text, colours that the page may set, ticks, the finished markup."""
+
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+
+WIDTH = 480  # of the view box: near its width on the page, so that its text keeps its size
+FONT = 12
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+COLOURS = ("#2f6fb5", "#d2691e", "#2a8f7a", "#8a5bb5", "#b8475a", "#8a7a1f")  # the page's --s1 to --s6
+
+
+class Svg(str):
+    """Finished SVG markup: what a page may embed without escaping it."""
+
+
+def nice_ticks(low: float, high: float, about: int = 5, inside: bool = False) -> list[float]:
+    """Round values (1, 2, 2.5 or 5 times a power of ten) that enclose [low, high], or lie `inside` it."""
+    low, high = float(low), float(high)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        reach = abs(low) * 0.1 or 1.0
+        low, high = low - reach, high + reach
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = low / step, high / step
+    first, last = (math.ceil(first - 1e-9), math.floor(last + 1e-9)) if inside else (
+        math.floor(first + 1e-9), math.ceil(last - 1e-9))  # fmt: skip
+    return [i * step for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten that enclose [low, high]; with 2 and 5 between them where there would be few."""
+    if high <= low * (1 + 1e-9):
+        low, high = low / 2, high * 2
+    a, b = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    every = max(1, math.ceil((b - a) / 6))
+    ticks = [10.0**p for p in range(a, b + every, every)]
+    if b - a <= 2:
+        ticks = [m * 10.0**p for p in range(a, b + 1) for m in (1, 2, 5)]
+        ticks = ticks[
+            max(sum(t <= low for t in ticks) - 1, 0) : len(ticks) - max(sum(t >= high for t in ticks) - 1, 0)
+        ]
+    return ticks
+
+
+def wide(text: str, size: int = FONT) -> float:
+    return 0.58 * size * len(text)
+
+
+def tone(i: int) -> str:
+    return f"var(--s{i % len(COLOURS) + 1},{COLOURS[i % len(COLOURS)]})"
+
+
+def fill(i: int) -> str:
+    return f"fill:{tone(i)}"
+
+
+def text(
+    x: float,
+    y: float,
+    words: str,
+    *,
+    size: int = FONT,
+    weight: int = 400,
+    anchor: str = "start",
+    tone: str = "soft",
+    style: str = "",
+) -> str:
+    fallback = {"soft": "#5b6470", "ink": "#1c2127", "bad": "#b3261e"}[tone]
+    style = style or f"fill:var(--{tone},{fallback});font-weight:{weight}"
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" style="{style}">'
+        f"{quote(words)}</text>"
+    )
+
+
+def quote(words: object) -> str:
+    """Text for markup and attributes, without the characters that XML forbids or UTF-8 can't hold."""
+    return escape(FORBIDDEN.sub("", str(words)))
+
+
+def finish(title: str, height: float, parts: Sequence[str]) -> Svg:
+    """The chart around its parts."""
+    return Svg(
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
+        f'viewBox="0 0 {WIDTH} {height:.0f}" font-family="system-ui,sans-serif" '
+        f'aria-label="{quote(title)}">{"".join(parts)}</svg>'
+    )
