@@ -1,0 +1,98 @@
+"""k-nearest-neighbour classification by a weighted vote (1805.01978): no training, hence hard to flatter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from omma.evaluate.arrays import Split, checked
+
+KS = (10, 20, 100, 200)
+HEADLINE = 20  # the k that a table shows; fixed beforehand, never the best on the test part
+TEMPERATURE = 0.07
+
+
+def capped(ks: Sequence[int], bank: int) -> tuple[int, ...]:
+    """The distinct ks, none above the number of train images, ascending."""
+    if min(ks) < 1:
+        raise ValueError(f"k={min(ks)}: must be at least 1")
+    return tuple(sorted({min(k, bank) for k in ks}))
+
+
+def predict_each(
+    data: Split, ks: Sequence[int] = KS, temperature: float = TEMPERATURE, device: torch.device | str = "cpu"
+) -> dict[int, Int[np.ndarray, "m"]]:
+    """Predicted labels of the test part for every (capped) k; the data are checked first."""
+    data = checked(data)
+    return _vote(data.train, data.train_labels, data.test, capped(ks, len(data.train)), temperature, device)
+
+
+def predict(
+    bank: Float[np.ndarray, "n d"],
+    bank_labels: Int[np.ndarray, "n"],
+    queries: Float[np.ndarray, "m d"],
+    k: int = HEADLINE,
+    temperature: float = TEMPERATURE,
+    device: torch.device | str = "cpu",
+) -> Int[np.ndarray, "m"]:
+    """Predicted labels of `queries` for one (capped) k.
+
+    Unlike `predict_each` it never refuses: features that are not finite or a bank of one class get the answer
+    they deserve, so that reading it during training cannot end a run.
+    """
+    (k,) = capped((k,), len(bank))
+    return _vote(bank, bank_labels, queries, (k,), temperature, device)[k]
+
+
+@torch.inference_mode()
+def _vote(
+    bank_features: Float[np.ndarray, "n d"],
+    labels_of_bank: Int[np.ndarray, "n"],
+    query_features: Float[np.ndarray, "m d"],
+    ks: tuple[int, ...],
+    temperature: float,
+    device: torch.device | str,
+) -> dict[int, Int[np.ndarray, "m"]]:
+    """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
+
+    Deterministic: of equally near neighbours those first in the bank are taken, of equal votes the lowest
+    label wins. Memory: chunks of about 256 MB.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    bank = _unit(torch.from_numpy(bank_features).to(device))
+    bank_labels = torch.from_numpy(labels_of_bank).to(device)
+    classes = int(bank_labels.max()) + 1
+    chunk = max(1, 2**26 // len(bank))
+    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for queries in torch.from_numpy(query_features).to(device).split(chunk):
+        near, index = _nearest(_unit(queries) @ bank.T, ks)
+        votes = ((near - near[:, :1]) / temperature).exp()  # the nearest counts 1: no overflow at any T
+        labels = bank_labels[index]
+        for k in ks:
+            scores = votes.new_zeros(len(queries), classes)
+            scores.scatter_add_(1, labels[:, :k], votes[:, :k])
+            found[k].append(scores.argmax(dim=1))
+    return {k: torch.cat(parts).cpu().numpy() for k, parts in found.items()}
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def _nearest(similarity: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Similarities and indices of the ks[-1] nearest, by similarity, then by index.
+
+    topk leaves the choice among equals open, which matters only where the k-th and the next are equal
+    (duplicates, collapsed features); those rows alone are sorted in full.
+    """
+    k_max, bank = ks[-1], similarity.shape[1]
+    near, index = similarity.topk(min(k_max + 1, bank), dim=1)
+    edges = torch.tensor([k for k in ks if k < near.shape[1]], device=near.device, dtype=torch.long)
+    tied = (near[:, edges - 1] == near[:, edges]).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        full, order = similarity[tied].sort(dim=1, descending=True, stable=True)
+        near[tied], index[tied] = full[:, : near.shape[1]], order[:, : near.shape[1]]
+    return near[:, :k_max], index[:, :k_max]

@@ -1,0 +1,70 @@
+"""What features look like without labels: rank, spread, alignment, entropy (2210.02885, 2005.10242).
+
+All work in fp64 whatever they are given, and answer NaN where an input is not finite: a NaN is a finding, and
+a statistic that hid it would be lying.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def unit(features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """Rows scaled to length 1, in fp64; a row of zeros stays zero."""
+    wide = features.double()
+    length = wide.norm(dim=-1, keepdim=True)
+    return wide / length.masked_fill(length == 0, 1.0)
+
+
+def effective_rank(features: Float[Tensor, "n d"]) -> float:
+    """exp of the entropy of the normalised singular values [Garrido 2023, eq. 1]: RankMe.
+
+    Between 1 and min(n, d). Not centred, as in the paper: features all equal have rank 1, and so, by
+    convention, have features all zero. d orthonormal rows have rank d.
+    """
+    wide = features.detach().double()
+    if not bool(torch.isfinite(wide).all()):
+        return math.nan
+    scale = wide.abs().max()
+    if wide.numel() == 0 or scale == 0:
+        return 1.0
+    wide = wide / scale  # keeps the squares below from over- and underflowing
+    gram = wide.T @ wide if wide.shape[0] > wide.shape[1] else wide @ wide.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    return float(entropy(singular / singular.sum()).exp())
+
+
+def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
+    """Standard deviation of each dimension over the rows (population), 0 where it is constant.
+
+    Of `unit` features, 1/sqrt(d) everywhere is the most even spread, 0 is collapse [Chen 2011.10566, §4.1].
+    """
+    return features.detach().double().std(dim=0, correction=0)
+
+
+def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
+    """Mean squared distance between the unit rows of two views of the same images [Wang 2020, eq. 4], 0 to 4.
+
+    0 is perfect, and also what collapse gives: read it beside `uniformity`.
+    """
+    return float((unit(a.detach()) - unit(b.detach())).square().sum(-1).mean())
+
+
+def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
+    """log of the mean of exp(-t |x - y|^2) over pairs of unit rows [Wang 2020, eq. 5]; lower is more even.
+
+    0 when all rows are equal; NaN for fewer than two rows, which have no pair.
+    """
+    return float(torch.pdist(unit(features.detach())).square().mul(-t).exp().mean().log())
+
+
+def entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    """Entropy of each row in nats, 0 to log k; 0 log 0 counts as 0."""
+    return torch.special.entr(probabilities.double()).sum(-1)
+
+
+def kl_to_uniform(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    """KL divergence from the uniform distribution, log k - entropy, in nats; 0 is uniform, log k one-hot."""
+    return math.log(probabilities.shape[-1]) - entropy(probabilities)

@@ -1,0 +1,255 @@
+"""Every evaluator: closed forms, references, and that the test part stays unseen."""
+
+import numpy as np
+import pytest
+import torch
+
+from omma.evaluate import arrays, interval, knn, linear, ridge
+from omma.evaluate.arrays import Split
+from omma.evaluate.result import Result, scores
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Arrays this small lose by threads, and a busy machine makes them wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def blobs(classes=3, train=40, test=15, dim=8, gap=4.0, seed=0) -> Split:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, dim)) * gap
+    y, z = np.repeat(np.arange(classes), train), np.repeat(np.arange(classes), test)
+    x, w = (centres[i] + rng.normal(size=(len(i), dim)) for i in (y, z))
+    return Split(x.astype(np.float32), y, w.astype(np.float32), z)
+
+
+PROBES = {
+    "knn": lambda data: knn.predict_each(data)[20],
+    "lbfgs": lambda data: linear.predict(data, solver="lbfgs").predictions,
+    "sgd": lambda data: linear.predict(data, solver="sgd").predictions,
+    "ridge": lambda data: ridge.predict(data).predictions,
+}
+probes = pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+
+
+@probes
+def test_separable_classes_are_all_found(probe):
+    data = blobs(gap=8)
+    assert (probe(data) == data.test_labels).all()
+
+
+@probes
+def test_random_labels_are_at_chance(probe):
+    data = blobs(classes=4, train=60, test=250, gap=0)
+    assert 0.2 < (probe(data) == data.test_labels).mean() < 0.3
+
+
+@probes
+@pytest.mark.parametrize(("classes", "train", "test"), [(2, 48, 12), (200, 16, 4)])
+def test_few_images_a_class(probe, classes, train, test):
+    data = blobs(classes, train, test, dim=32, gap=3)
+    assert (probe(data) == data.test_labels).mean() > 0.95
+
+
+@probes
+def test_the_test_labels_change_nothing(probe):
+    data = blobs()
+    other = data._replace(test_labels=np.random.default_rng(0).permutation(data.test_labels))
+    assert (probe(data) == probe(other)).all()
+
+
+@probes
+def test_answers_do_not_depend_on_the_other_test_images(probe):
+    data = blobs(gap=1.5)
+    few = data._replace(test=data.test[:7], test_labels=data.test_labels[:7])
+    assert (probe(data)[:7] == probe(few)).all()
+
+
+@probes
+def test_collapsed_features_are_judged_not_refused(probe):
+    data = blobs()
+    data = data._replace(train=np.ones_like(data.train), test=np.ones_like(data.test))
+    assert (probe(data) == data.test_labels).mean() == pytest.approx(1 / 3)
+
+
+@probes
+def test_what_cannot_be_judged_is_refused_in_one_line(probe):
+    data = blobs()
+    broken = data.train.copy()
+    broken[3] = np.nan
+    for wrong, words in (
+        (data._replace(train_labels=np.zeros_like(data.train_labels)), "two classes"),
+        (data._replace(test=data.test[:0], test_labels=data.test_labels[:0]), "no labelled images"),
+        (data._replace(test_labels=data.test_labels - 1), "no label"),
+        (data._replace(train=broken), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            probe(wrong)
+        assert "\n" not in str(caught.value)
+
+
+def test_knn_equals_the_vote_written_out():
+    data = blobs(gap=0.7, dim=5)
+    ours = knn.predict_each(data, ks=(1, 7, 20), temperature=0.07)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (data.train, data.test)]
+    for k, answers in ours.items():
+        for query, answer in zip(unit[1], answers):
+            cosine = unit[0] @ query
+            votes = np.zeros(3)
+            for i in np.argsort(-cosine, kind="stable")[:k]:
+                votes[data.train_labels[i]] += np.exp(cosine[i] / 0.07)
+            assert votes.argmax() == answer
+
+
+def test_knn_agrees_with_scikit_learn():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    data = blobs(gap=0.7)
+    vote = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    theirs = vote.fit(data.train, data.train_labels).predict(data.test)
+    assert (knn.predict_each(data)[20] == theirs).all()
+
+
+def test_knn_ties_go_to_the_first_of_the_bank():
+    train = np.repeat(np.eye(2, dtype=np.float32), 50, axis=0)
+    data = Split(train, np.arange(100) % 5, np.eye(2, dtype=np.float32), np.array([0, 0]))
+    assert knn.predict_each(data, ks=(1, 3))[1].tolist() == [0, 0]  # images 0 and 50, both of class 0
+    shifted = data._replace(train_labels=(np.arange(100) + 3) % 5)
+    assert knn.predict_each(shifted, ks=(1,))[1].tolist() == [3, 3]
+
+
+def test_knn_of_one_k_is_that_of_many_and_never_refuses():
+    data = blobs(gap=0.7)
+    one = knn.predict(data.train, data.train_labels, data.test, k=7)
+    assert (one == knn.predict_each(data, ks=(7, 20))[7]).all()
+    assert (
+        len(knn.predict(np.full((3, 2), np.nan, np.float32), np.zeros(3, np.int64), data.test[:, :2])) == 45
+    )
+
+
+def test_k_is_capped_at_the_bank():
+    assert knn.capped((10, 20, 100, 200), 64) == (10, 20, 64)
+    assert knn.capped((10, 20), 4) == (4,)
+    with pytest.raises(ValueError, match="k=0"):
+        knn.capped((0,), 4)
+
+
+def test_linear_agrees_with_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    data = blobs(classes=5, train=60, test=80, gap=1.2, dim=12)
+    answer = linear.predict(data, solver="lbfgs")
+    x, w = arrays.standardise(data.train, data.test)
+    theirs = LogisticRegression(C=1 / (answer.settings["penalty"] * len(x)), max_iter=1000)
+    theirs.fit(x, data.train_labels)
+    assert (theirs.predict(w) == answer.predictions).mean() > 0.99
+
+
+def test_the_solver_goes_by_size():
+    data = blobs()
+    assert linear.predict(data).settings["solver"] == "lbfgs"
+    assert data.train.size * data.classes < linear.SMALL < 1_000_000 * 384 * 1000
+
+
+def test_both_solvers_reach_the_same_accuracy():
+    data = blobs(classes=10, train=150, test=100, gap=0.8, dim=24)
+    a, b = (linear.predict(data, solver=s).predictions == data.test_labels for s in ("lbfgs", "sgd"))
+    assert abs(a.mean() - b.mean()) < 0.03
+
+
+@pytest.mark.parametrize("dim", [12, 400])  # fewer and more dimensions than images
+def test_ridge_agrees_with_scikit_learn(dim):
+    from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
+
+    data = blobs(classes=4, train=30, test=40, gap=1.0, dim=dim)
+    answer = ridge.predict(data)
+    x, w = (a.astype(np.float64) for a in arrays.standardise(data.train, data.test))
+    theirs = RidgeClassifier(alpha=answer.settings["penalty"] * len(x)).fit(x, data.train_labels)
+    assert (theirs.predict(w) == answer.predictions).all()
+    alphas = [p * len(x) for p in ridge.PENALTIES]
+    reference = RidgeClassifierCV(alphas=alphas).fit(x, data.train_labels)  # leave-one-out of its own
+    best = (reference.predict(w) == data.test_labels).mean()
+    assert (answer.predictions == data.test_labels).mean() > best - 0.05
+
+
+def test_ridge_leave_one_out_is_what_leaving_one_out_gives():
+    data = blobs(classes=3, train=8, test=2, gap=0.8, dim=6)
+    answer = ridge.predict(data)
+    x = arrays.standardise(data.train)[0].astype(np.float64)
+    y = np.eye(3)[data.train_labels]
+    right, penalty = 0, answer.settings["penalty"] * len(x)
+    for i in range(len(x)):
+        rest = np.delete(np.arange(len(x)), i)
+        mean, offset = x[rest].mean(0), y[rest].mean(0)
+        centred = x[rest] - mean
+        weight = np.linalg.solve(centred.T @ centred + penalty * np.eye(6), centred.T @ (y[rest] - offset))
+        right += ((x[i] - mean) @ weight + offset).argmax() == data.train_labels[i]
+    assert answer.settings["held_out_top1"] == pytest.approx(right / len(x), abs=1e-4)
+
+
+def test_holdouts_are_stratified_disjoint_and_seeded():
+    labels = np.array([0] * 10 + [1] * 30 + [2])
+    pairs = arrays.holdouts(labels, seed=3)
+    assert len(pairs) == 5
+    for fit, held in pairs:
+        assert sorted([*fit, *held]) == list(range(41))
+        assert np.bincount(labels[held], minlength=3).tolist() == [2, 6, 0]
+    again = arrays.holdouts(labels, seed=3)
+    assert all((a[1] == b[1]).all() for a, b in zip(pairs, again))
+    assert len(arrays.holdouts(np.arange(2000) % 2, seed=0)) == 1
+    with pytest.raises(ValueError, match="no class has two"):
+        arrays.holdouts(np.arange(5), seed=0)
+
+
+def test_standardise_ignores_constants_and_the_test_part():
+    x = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)
+    x[:, 1] = 7
+    fit, other = arrays.standardise(x, x * 100)
+    assert np.allclose(fit.mean(0), 0, atol=1e-5)
+    assert np.allclose(fit.std(0), [1, 0, 1, 1], atol=1e-5)
+    assert (other[:, 1] == 0).all()
+
+
+def test_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(300):
+        low, high = interval.bootstrap(rng.random(400) < 0.7, seed=trial, rounds=1000)
+        inside += low <= 0.7 <= high
+    assert 0.91 < inside / 300 < 0.985
+
+
+def test_interval_equals_plain_resampling():
+    correct = np.random.default_rng(0).random(200) < 0.6
+    index = np.random.default_rng(1).integers(0, 200, (10_000, 200))
+    plain = np.quantile(correct[index].mean(1), [0.025, 0.975])
+    assert interval.bootstrap(correct) == pytest.approx(tuple(plain), abs=0.006)
+    assert interval.bootstrap(correct, seed=5) == interval.bootstrap(correct, seed=5)
+
+
+def test_interval_of_all_right_is_not_certainty():
+    assert interval.bootstrap(np.ones(24, bool)) == pytest.approx((0.025 ** (1 / 24), 1.0))
+    assert interval.bootstrap(np.zeros(24, bool))[0] == 0
+
+
+def test_paired_interval():
+    rng = np.random.default_rng(0)
+    a = rng.random(500) < 0.7
+    b = a & (rng.random(500) < 0.95)  # never right where a is wrong
+    low, high = interval.paired(a, b)
+    assert 0 < low < a.mean() - b.mean() < high
+    assert interval.paired(a, a) == (0, 0)
+
+
+def test_scores_by_hand():
+    found = scores(np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2]))
+    assert found["value"] == 0.6
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["majority"] == 0.6
+    assert (found["classes"], found["n_train"], found["n_test"]) == (3, 3, 5)
+    result = Result(subject="trained", protocol="linear", crop="c", split="s", seed=0, **found)
+    assert "k" not in result.to_json()
+    assert result.to_json()["interval95"] == list(result.interval95)

@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+from omma.ops import statistics
+
+
+def test_effective_rank_of_orthonormal_rows_is_their_number():
+    q = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[
+        0
+    ]
+    assert statistics.effective_rank(q) == pytest.approx(12, rel=1e-6)
+    assert statistics.effective_rank(q[:5] * 1e-30) == pytest.approx(5, rel=1e-6)  # fp32 squares would vanish
+
+
+def test_effective_rank_of_collapse_is_one():
+    assert statistics.effective_rank(torch.full((64, 16), 3.0)) == pytest.approx(1, abs=1e-3)
+    assert statistics.effective_rank(torch.zeros(64, 16)) == 1.0
+
+
+def test_effective_rank_equals_the_svd_definition():
+    x = torch.randn(50, 20, generator=torch.Generator().manual_seed(1))
+    p = torch.linalg.svdvals(x.double())
+    p = p / p.sum()
+    assert statistics.effective_rank(x) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-9)
+    assert statistics.effective_rank(x.T) == pytest.approx(statistics.effective_rank(x), rel=1e-9)
+
+
+def test_not_finite_is_reported_as_nan():
+    x = torch.randn(8, 4)
+    x[3, 2] = torch.nan
+    assert math.isnan(statistics.effective_rank(x))
+    assert math.isnan(statistics.uniformity(x))
+    assert math.isnan(statistics.alignment(x, x))
+    assert torch.isnan(statistics.dimension_std(x)).tolist() == [False, False, True, False]
+
+
+def test_dimension_std():
+    x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    assert statistics.dimension_std(x).tolist() == [1.0, 0.0]
+
+
+def test_alignment():
+    x = torch.randn(10, 6)
+    assert statistics.alignment(x, 7 * x) == pytest.approx(0)
+    assert statistics.alignment(x, -x) == pytest.approx(4)
+
+
+def test_uniformity():
+    assert statistics.uniformity(torch.ones(9, 3)) == pytest.approx(0)
+    assert statistics.uniformity(torch.eye(4)) == pytest.approx(-4)  # all pairs at squared distance 2, t = 2
+    two = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert statistics.uniformity(two, t=1) == pytest.approx(-4)
+    assert math.isnan(statistics.uniformity(torch.ones(1, 3)))
+
+
+def test_entropy_and_kl():
+    uniform, certain = torch.full((1, 8), 1 / 8), torch.eye(8)[:1]
+    assert float(statistics.entropy(uniform)) == pytest.approx(math.log(8))
+    assert float(statistics.entropy(certain)) == 0
+    assert float(statistics.kl_to_uniform(uniform)) == pytest.approx(0)
+    assert float(statistics.kl_to_uniform(certain)) == pytest.approx(math.log(8))
