@@ -63,7 +63,7 @@ def decode(
     name: put before the reason of a BadImage, where given.
     """
     try:
-        return as_channels(_raw_or_8bit(_decode(data, channels, at_least)), channels)
+        return as_channels(as_values(_decode(data, channels, at_least)), channels)
     except BadImage as error:
         if name:
             raise BadImage(f"{name}: {error}") from None
@@ -91,7 +91,7 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
         raise BadImage(f"damaged {kind}: {reason[:120]}") from None
 
 
-def _raw_or_8bit(image: np.ndarray) -> np.ndarray:
+def as_values(image: np.ndarray) -> np.ndarray:
     """uint8 as it is, other numbers as float32; BadImage for what nobody can train on."""
     if 0 in image.shape:
         raise BadImage("no pixels")
@@ -139,7 +139,7 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
 # ---------------------------------------------------------------- JPEG
 def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray:
     height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    _limit(height, width)
+    _limit(int(height), int(width))
     if space not in ("Gray", "YCbCr", "RGB"):
         return _pillow(data, "JPEG")  # CMYK and YCCK, often stored inverted
     grey = channels == 1 or (space == "Gray" and channels is None)
