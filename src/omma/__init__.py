@@ -1,1 +1,25 @@
-"""omma: from a folder of images to a vision model its owner can trust."""
+"""omma: from a folder of images to a vision model its owner can trust.
+
+`pretrain`, `evaluate`, `embed` and `report` are the commands of the same names; `load` opens what they made.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omma.verbs.embed import embed
+    from omma.verbs.evaluate import evaluate
+    from omma.verbs.pretrain import pretrain
+    from omma.verbs.report import report
+    from omma.weights import load
+
+__all__ = ["embed", "evaluate", "load", "pretrain", "report"]
+
+_HOMES = {"load": "omma.weights"}
+
+
+def __getattr__(name: str) -> Any:
+    """Verbs are imported when they are first used, so that `import omma` stays quick."""
+    if name not in __all__:
+        raise AttributeError(f"module 'omma' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, f"omma.verbs.{name}")), name)

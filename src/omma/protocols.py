@@ -1,7 +1,7 @@
 """What the layers of omma promise each other: samples, views, batches, backbones, methods."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -191,11 +191,12 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 3.0  # global gradient norm
     drop_path: float = 0.0
+    encoder: Mapping[str, Any] = field(default_factory=dict)  # options of a ViT that the method wants
 
     def __post_init__(self) -> None:
-        for field in ("batch", "lr"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)}: must be above 0")
+        for name in ("batch", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
 

@@ -1,0 +1,153 @@
+"""What `auto` means: from data, hardware and budget to a complete plan, with reasons."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omma import methods
+from omma.protocols import Recipe
+
+SMALL_IMAGES = 64  # pixels: up to here images are taken as they are
+SMALL_DATA = 100_000  # images: up to here the small-data recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choice depends on."""
+
+    images: int
+    shorter_side: int  # median of a sample, pixels
+    channels: int
+    device: str  # "cpu", "cuda", "mps"
+    cores: int
+    budget: float | None  # seconds; None: a number of steps or epochs is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user said; None is `auto`."""
+
+    method: str | None = None
+    model: str | None = None
+    image_size: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    recipe: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # --method.KEY VALUE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Everything that decides the training, and why."""
+
+    method: str
+    model: str
+    image_size: int
+    recipe: Recipe
+    recipe_name: str
+    reasons: tuple[tuple[str, str], ...]  # (what was chosen, why)
+
+
+def choose(facts: Facts, wishes: Wishes) -> Choice:
+    """Fill in what the user left open. The rules are documented in docs/auto.md.
+
+    Raises ValueError for names and options that do not exist or do not go together.
+    """
+    reasons: list[tuple[str, str]] = []
+    size = wishes.image_size
+    if size is None:
+        size, why = _image_size(facts)
+        reasons.append((f"image size {size}", why))
+    method = wishes.method
+    if method is None:
+        method, why = _method(facts, wishes.model)
+        reasons.append((f"method {method}", why))
+    file = methods.get(method)
+    model = wishes.model
+    if model is None:
+        model, why = _model(facts, method, size)
+        reasons.append((f"model {model}", why))
+    name = wishes.recipe
+    if name is None:
+        name = "small" if facts.images <= SMALL_DATA or facts.device != "cuda" else "paper"
+        reasons.append((f"recipe {name}", f"{facts.images:,} images on {facts.device}"))
+    if name not in ("small", "paper"):
+        raise ValueError(f"recipe {name!r}: choose small or paper")
+    recipe = getattr(file, name)(size)
+    recipe = dataclasses.replace(recipe, config=_configured(method, recipe.config, wishes.options))
+    batch, why = wishes.batch, ""
+    if batch is None:
+        batch, why = _batch(facts, recipe)
+        reasons.append((f"batch {batch}", why))
+    # AdamW's rate follows the square root of the batch; what the user sets is taken as it is
+    lr = wishes.lr if wishes.lr is not None else recipe.lr * (batch / recipe.batch) ** 0.5
+    recipe = dataclasses.replace(recipe, batch=batch, lr=lr)
+    return Choice(
+        method=method, model=model, image_size=size, recipe=recipe, recipe_name=name, reasons=tuple(reasons)
+    )
+
+
+def _image_size(facts: Facts) -> tuple[int, str]:
+    side = facts.shorter_side
+    if side <= SMALL_IMAGES:
+        size = max(16, -(-side // 8) * 8)
+        return size, f"images are {side} px (shorter side, median), used whole"
+    if facts.device != "cuda":
+        return min(64, side), f"images are {side} px; a {facts.device} learns more from many small ones"
+    size = min(224, side // 16 * 16)
+    return size, f"images are {side} px"
+
+
+def _method(facts: Facts, model: str | None) -> tuple[str, str]:
+    if facts.device != "cuda" or facts.images <= SMALL_DATA:
+        return "simclr", "learns most in little time from few images (docs/benchmarks.md)"
+    return "dino", "the best features on larger data with a GPU"
+
+
+def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
+    hybrid = "cct-2/3x2"
+    if method == "mae":
+        patch = 4 if size <= 64 else 16
+        return f"vit-ti/{patch}", f"mae needs a plain ViT; {size // patch}x{size // patch} patches"
+    if facts.device != "cuda":
+        return hybrid, "a convolutional stem learns from little in little time"
+    patch = 4 if size <= 64 else 16
+    return f"vit-s/{patch}", f"{size // patch}x{size // patch} patches, a size for one GPU"
+
+
+def _batch(facts: Facts, recipe: Recipe) -> tuple[int, str]:
+    if recipe.batch <= facts.images:
+        return recipe.batch, "the recipe's"
+    # a batch of several passes over few images would contrast an image with itself
+    batch = max(2, facts.images)
+    return batch, f"no more than there are images ({facts.images})"
+
+
+def _configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """The method's configuration with the user's options; refuses unknown ones."""
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"--method.{key}: {method} has no such option; it has {', '.join(sorted(known))}"
+            )
+    return dataclasses.replace(config, **{k: _typed(k, v, known[k]) for k, v in options.items()})
+
+
+def _typed(name: str, value: Any, like: Any) -> Any:
+    """A value from the command line ("0.04", "False", "0.2,1.0") as the type of the default."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(like, tuple):
+            return tuple(float(part) for part in text.strip("()").split(","))
+        if like is None:
+            return None if text.lower() == "none" else int(text)
+        return type(like)(text)
+    except (KeyError, ValueError):
+        kind = "a whole number" if like is None else type(like).__name__
+        raise ValueError(f"--method.{name} {value!r}: expected {kind}, such as {like}") from None

@@ -1,0 +1,182 @@
+"""The report of a run: what the model sees, in pictures, beside its figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omma import backbones, methods, monitor, weights
+from omma.ops.random import permutations
+from omma.protocols import Images, Key, Preprocess
+from omma.report import charts, html, pictures
+from omma.report.results import Result
+from omma.run import RunFolder, flatten
+from omma.train import checkpoint
+
+GALLERY = 2000  # images among which neighbours are looked for
+QUERIES, NEIGHBOURS = 8, 7
+SHOWN = 8  # images whose attention and reconstruction are drawn
+
+
+def shown(images: Float[Tensor, "n c s s"], preprocess: Preprocess) -> Float[np.ndarray, "n s s c"]:
+    """Normalised images back to values in [0, 1], channels last."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    return (images.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
+    """Write report.html of a finished run; `images`: the gallery that pictures are taken from."""
+    model = weights.load(folder.path)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:GALLERY])
+    pixels, good, _ = monitor.load_batch(images, rows, model.preprocess)
+    pixels = pixels[torch.from_numpy(good)]
+    labels = _names(images, rows[good])
+    sections = []
+    if len(pixels) > 1:
+        sections.append(_neighbours(model, pixels, labels, seed))
+    chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
+    sections.append(_attention(model, chosen))
+    method = trained_method(folder)
+    if hasattr(method, "reconstruct"):
+        sections.append(_reconstructions(method, chosen, model.preprocess, seed))
+    lines = folder.metrics()
+    health = [line for line in lines if line["event"] == "health"]
+    verdict: dict[str, Any] = health[-1] if health else {"text": "no health reading", "verdict": "warn"}
+    config = folder.config()
+    facts = [
+        ("Method", config["method"]),
+        ("Model", f"{config['model']} at {config['image_size']} px"),
+        ("Images", Path(config["images"]).name),
+        ("Steps", f"{model.provenance.get('steps', 0):,}"),
+        ("Time", f"{model.provenance.get('seconds', 0):,.0f} s"),
+    ]
+    return html.write_report(
+        folder.report,
+        title=folder.path.name,
+        verdict=verdict["text"].split(":")[0].capitalize(),
+        level=verdict["verdict"],
+        reason=verdict["text"].partition(":")[2].strip(),
+        facts=facts,
+        results=_results(folder),
+        sections=sections,
+        curves=_curves(lines),
+        config=[(key, str(value)) for key, value in flatten(config).items()],
+    )
+
+
+def trained_method(folder: RunFolder) -> Any:
+    """The whole method as the last checkpoint has it, heads and all; None if there is no checkpoint."""
+    saved, _ = checkpoint.newest(folder.checkpoints)
+    if saved is None:
+        return None
+    config = folder.config()
+    file = methods.get(config["method"])
+    encoder = backbones.build(**weights.load(folder.path).encoder.spec())
+    settings = file.Config(**config["settings"]["config"])
+    method = file.Method(encoder, settings, config["image_size"])
+    method.load_state_dict(saved.method)
+    return method.eval()
+
+
+def _names(images: Images, rows: np.ndarray) -> list[str] | None:
+    if images.labels is None:
+        return None
+    return [images.classes[label] if label >= 0 else "" for label in images.labels[rows]]
+
+
+def _neighbours(model: weights.Model, pixels: Tensor, labels: list[str] | None, seed: int) -> html.Section:
+    features = torch.nn.functional.normalize(monitor.vectors(model.encoder, pixels), dim=1)
+    queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels))[:QUERIES])
+    similarity = features[queries] @ features.T
+    similarity[torch.arange(len(queries)), queries] = -2.0
+    best, at = similarity.topk(min(NEIGHBOURS, len(pixels) - 1), dim=1)
+    images = shown(pixels, model.preprocess)
+    caption = "For each image on the left, those whose features are nearest by cosine, nearest first."
+    if labels is not None:
+        caption += " Outlined green: the same label; dashed red: another. Labels were not used in training."
+    return html.Section(
+        title="Nearest neighbours",
+        caption=caption,
+        pictures=[
+            pictures.neighbours(
+                images[queries.numpy()],
+                images[at.numpy()],
+                None if labels is None else [labels[i] for i in queries],
+                None if labels is None else [[labels[i] for i in row] for row in at],
+                best.numpy(),
+            )
+        ],
+    )
+
+
+def _attention(model: weights.Model, pixels: Tensor) -> html.Section:
+    maps = model.encoder.attention(pixels)
+    rows, columns = model.encoder.grid(*pixels.shape[-2:])
+    grids = maps.float().unflatten(-1, (rows, columns)).numpy()
+    return html.Section(
+        title="Attention of the last layer",
+        caption="Where the last layer looks: the mean over its heads, then single heads.",
+        pictures=[pictures.attention(shown(pixels, model.preprocess), grids)],
+    )
+
+
+def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: int) -> html.Section:
+    rows, columns = method.encoder.grid(*pixels.shape[-2:])
+    share = method.config.mask_share
+    key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
+    order = permutations(key, 0, rows * columns)[:, : max(1, int(rows * columns * (1 - share)))]
+    keep = torch.from_numpy(np.sort(order, axis=1))
+    masked, predicted = method.reconstruct(pixels, keep)
+    visible = shown(masked, preprocess)
+    hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels: nothing was put there
+    visible[hidden] = np.nan
+    return html.Section(
+        title="Reconstructions",
+        caption=f"The image, the {1 - share:.0%} of it that the encoder saw, and what it made of that.",
+        pictures=[pictures.reconstructions(shown(pixels, preprocess), visible, shown(predicted, preprocess))],
+    )
+
+
+def _results(folder: RunFolder) -> list[Result]:
+    path = folder.path / "evaluation.json"
+    if not path.exists():
+        return []
+    return [Result.read(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["results"]]
+
+
+def _curves(lines: list[dict[str, Any]]) -> list[Any]:
+    """Loss first, then health, then what the method reports."""
+
+    def series(event: str, name: str, label: str | None = None) -> charts.Series:
+        points = [(line["step"], line[name]) for line in lines if line["event"] == event and name in line]
+        return charts.Series(label or name.replace("_", " "), [x for x, _ in points], [y for _, y in points])
+
+    curves = [charts.line_chart("Loss", [series("step", "loss")], smooth=True)]
+    curves.append(
+        charts.line_chart(
+            "Effective rank of held-out features",
+            [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")],
+        )
+    )
+    curves.append(
+        charts.line_chart(
+            "Spread of held-out features",
+            [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")],
+        )
+    )
+    if any("online_knn_top1" in line for line in lines):
+        curves.append(
+            charts.line_chart(
+                "Online k-NN (labels for reading only)", [series("health", "online_knn_top1", "top-1")]
+            )
+        )
+    steps = [line for line in lines if line["event"] == "step"]
+    common = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
+    for name in [k for k in (steps[-1] if steps else {}) if k not in common and not k.endswith("_limit")]:
+        curves.append(charts.line_chart(name.replace("_", " ").capitalize(), [series("step", name)]))
+    curves.append(charts.line_chart("Learning rate", [series("step", "lr")]))
+    return curves

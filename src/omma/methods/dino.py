@@ -1,0 +1,169 @@
+"""DINO: self-distillation with no labels [Caron 2021, arXiv 2104.14294].
+
+A student sees small and large crops of an image, a teacher the large ones only. The student learns to give
+every view the teacher's soft assignment to K prototypes; the teacher is the student's moving average, centred
+so that no prototype wins everywhere and sharpened so that not all win alike.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from omma import dist
+from omma.backbones.vit import Block
+from omma.heads import PrototypeHead
+from omma.losses import distillation
+from omma.ops import ema, groups
+from omma.ops.schedules import cosine, linear
+from omma.protocols import Backbone, Batch, Clock, Colour, Crop, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults, for ImageNet and multi-crop."""
+
+    prototypes: int = 65_536
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    student_temp: float = 0.1
+    teacher_temp_start: float = 0.04
+    teacher_temp: float = 0.07
+    teacher_temp_warmup: float = 0.3  # share of the run (30 of 100 epochs)
+    centre_momentum: float = 0.9
+    centring: bool = True  # off only to study collapse
+    momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
+    freeze_last_epochs: float = 1.0
+    local_crops: int = 8
+    local_size: int | None = None  # None: 96/224 of the global crops', to a multiple of 16 (4 under 64 px)
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        for name in ("student_temp", "teacher_temp_start", "teacher_temp"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"method.{name}={getattr(self, name)}: must be above 0 (the paper's: .04 to .1)"
+                )
+        for name in ("centre_momentum", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1]")
+        if self.prototypes < 2:
+            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """Two global crops with unlike blur and solarisation, and the locals."""
+
+    def colour(blur: float, solarise: float) -> Colour:
+        c = config.colour
+        return Colour(
+            brightness=0.4 * c, contrast=0.4 * c, saturation=0.2 * c, hue=0.1 * c, jitter_p=0.8, grey_p=0.2,
+            blur_p=blur if config.blur else 0.0, solarise_p=solarise,
+        )  # fmt: skip
+
+    step = 16 if image_size >= 64 else 4
+    local = config.local_size or max(step, round(image_size * 96 / 224 / step + 0.25) * step)
+    crops = [
+        Crop(size=image_size, scale=config.global_scale, colour=colour(1.0, 0.0)),
+        Crop(size=image_size, scale=config.global_scale, colour=colour(0.1, 0.2)),
+    ]
+    if config.local_crops:
+        crops.append(
+            Crop(count=config.local_crops, size=local, scale=config.local_scale, colour=colour(0.5, 0.0))
+        )
+    return tuple(crops)
+
+
+def paper(image_size: int) -> Recipe:
+    """ViT-S/16 on ImageNet: batch 1024, 100 to 800 epochs.
+
+    `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
+    """
+    return Recipe(
+        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=0.1, weight_decay=0.04, weight_decay_end=0.4,
+        clip=3.0, drop_path=0.1,
+    )  # fmt: skip
+
+
+def small(image_size: int) -> Recipe:
+    """1,000 to 100,000 images on one machine: fewer prototypes, a faster teacher, a cooler target."""
+    tiny = image_size < 64
+    config = Config(
+        prototypes=4096, head_hidden=1024, teacher_temp=0.04, momentum=0.99, freeze_last_epochs=0.0,
+        local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny,
+        global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
+        drop_path=0.0,
+    )  # fmt: skip
+
+
+class Method(nn.Module):
+    """Student and teacher, each an encoder and a head, and the centre."""
+
+    centre: Tensor
+
+    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.head = PrototypeHead(encoder.dim, config.prototypes, config.head_hidden, config.head_bottleneck)
+        self.teacher = deepcopy(encoder)
+        for module in self.teacher.modules():
+            if isinstance(module, Block):
+                module.drop_path = 0.0  # stochastic depth is the student's alone
+        self.teacher_head = deepcopy(self.head)
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+
+    def kept(self) -> Backbone:
+        """The teacher: the better of the two all through training [section 5.2]."""
+        return self.teacher
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        first, second, *rest = batch.views
+        globals_ = torch.cat([first[:, 0], second[:, 0]])
+        locals_ = [local.transpose(0, 1).flatten(0, 1) for local in rest]
+        b = len(first)
+
+        crops = [globals_, *locals_]
+        tokens = [(self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])) for x in crops]
+        pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])
+        student = self.head(pooled).unflatten(0, (-1, b))
+
+        with torch.no_grad():
+            logits = self.teacher_head(self.teacher(globals_).pooled).float()
+            temperature = linear(
+                c.teacher_temp_start, c.teacher_temp, clock.progress / max(c.teacher_temp_warmup, 1e-9)
+            )
+            teacher = distillation.targets(logits, self.centre, temperature).unflatten(0, (2, b))
+
+        metrics = {
+            "teacher_entropy": distillation.mean_entropy(teacher),
+            "teacher_kl_to_uniform": distillation.kl_to_uniform(teacher),
+            "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
+        }
+        return StepOutput(distillation.dino(student, teacher, c.student_temp), metrics, logits.mean(0))
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:
+        c = self.config
+        momentum = cosine(c.momentum, 1.0, clock.progress)
+        ema.update(self.teacher, self.encoder, momentum)
+        ema.update(self.teacher_head, self.head, momentum)
+        if c.centring:
+            mean = dist.mean(torch.stack(list(carries)).mean(0))
+            self.centre.lerp_(mean, 1 - c.centre_momentum)  # [eq. 4]
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head.mlp, "head")
+        yield from groups.standard(self.head.last, "prototypes", frozen_until=self.config.freeze_last_epochs)

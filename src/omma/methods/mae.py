@@ -1,0 +1,168 @@
+"""MAE: masked autoencoding [He 2021, arXiv 2111.06377].
+
+Three quarters of the patches are hidden and the encoder sees the rest only; a small decoder is given the
+encoded patches and a mask token at each hidden place and predicts the hidden pixels, each patch normalised by
+itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma.backbones.vit import Size, blocks, init_linear
+from omma.losses import reconstruction
+from omma.ops import groups
+from omma.ops.masking import random_keep
+from omma.ops.patches import normalised, patchify, take, unpatchify
+from omma.ops.positions import resample, sincos_2d
+from omma.ops.random import Stream
+from omma.protocols import Backbone, Batch, Clock, Crop, Features, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults."""
+
+    mask_share: float = 0.75
+    decoder_depth: int = 8
+    decoder_dim: int = 512
+    decoder_heads: int = 16
+    normalise_target: bool = True
+    scale: tuple[float, float] = (0.2, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"method.mask_share={self.mask_share}: must lie between 0 and 1")
+        if self.decoder_dim % 4:
+            raise ValueError(f"method.decoder_dim={self.decoder_dim}: must be a multiple of 4")
+        if self.decoder_dim % self.decoder_heads:
+            raise ValueError(
+                f"method.decoder_dim={self.decoder_dim} is no multiple of decoder_heads={self.decoder_heads}"
+            )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One crop, flipped at random; no colour augmentation."""
+    return (Crop(size=image_size, scale=config.scale),)
+
+
+def paper(image_size: int) -> Recipe:
+    """ViT-B to ViT-H on ImageNet: batch 4096, 400 to 1600 epochs.
+
+    `omma pretrain IMAGES --method mae --recipe paper --model vit-b/16 --epochs 400`
+    """
+    return Recipe(
+        config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, lr_end=0.0, warmup=0.1, weight_decay=0.05,
+        betas=(0.9, 0.95), clip=None, encoder={"positions": "sincos"},
+    )  # fmt: skip
+
+
+def small(image_size: int) -> Recipe:
+    """1,000 to 100,000 images on one machine: a light decoder, mean pooling."""
+    config = Config(decoder_depth=2, decoder_dim=128, decoder_heads=4)
+    return Recipe(
+        config=config, batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.95),
+        clip=3.0, encoder={"positions": "sincos", "pool": "mean"},
+    )  # fmt: skip
+
+
+class Decoder(nn.Module):
+    """Encoded visible patches to pixels of all patches."""
+
+    positions: Tensor
+
+    def __init__(self, dim: int, config: Config, grid: tuple[int, int], out: int) -> None:
+        super().__init__()
+        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
+        self.grid = grid
+        self.embed = nn.Linear(dim, size.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size.dim))
+        self.register_buffer("positions", sincos_2d(size.dim, grid)[None])
+        self.blocks = blocks(size, 4 * size.dim, 0.0, None)
+        self.norm = nn.LayerNorm(size.dim, eps=1e-6)
+        self.predict = nn.Linear(size.dim, out)
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, features: Features, keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
+        encoded = self.embed(torch.cat([features.pooled[:, None], features.patches], dim=1))
+        b, _, d = encoded.shape
+        n = features.grid[0] * features.grid[1]
+        x = self.mask_token.to(encoded.dtype).expand(b, n, d)
+        x = x.scatter(1, keep[:, :, None].expand(-1, -1, d), encoded[:, 1:])
+        x = x + resample(self.positions, self.grid, features.grid).to(x.dtype)
+        x = self.blocks(torch.cat([encoded[:, :1], x], dim=1))  # the pooled token comes along
+        return self.predict(self.norm(x[:, 1:]))
+
+
+class Method(nn.Module):
+    """Encoder and decoder; the decoder is kept for pictures of reconstructions only."""
+
+    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+        super().__init__()
+        if not encoder.drops_tokens:
+            raise ValueError(
+                f"mae needs a backbone that can leave tokens out, and {encoder.name} mixes neighbours in its "
+                "stem: choose a plain ViT (--model vit-ti/4) or another method (--method simclr)"
+            )
+        self.config = config
+        self.encoder = encoder
+        grid = encoder.grid(image_size, image_size)
+        self.decoder = Decoder(encoder.dim, config, grid, encoder.channels * encoder.patch**2)
+
+    def kept(self) -> Backbone:
+        return self.encoder
+
+    def _predict(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
+        grid = self.encoder.grid(*images.shape[-2:])
+        features = self.encoder.encode(self.encoder.tokenize(images, keep), grid, keep)
+        return self.decoder(features, keep)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        (crops,) = batch.views
+        images = crops.flatten(0, 1)
+        patches = patchify(images, self.encoder.patch)
+        n = patches.shape[1]
+        drawn = [
+            random_keep(batch.key, Stream.MASK + v, n, self.config.mask_share) for v in range(crops.shape[1])
+        ]
+        keep = torch.stack(drawn, dim=1).flatten(0, 1).to(images.device)
+        mask = torch.ones(patches.shape[:2], device=images.device).scatter(1, keep, 0.0).bool()
+
+        target = normalised(patches.float()) if self.config.normalise_target else patches.float()
+        predicted = self._predict(images, keep)
+        loss = reconstruction.masked_mse(predicted, target, mask)
+        with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
+            blank = reconstruction.masked_mse(target.mean(0, keepdim=True).expand_as(target), target, mask)
+        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+
+    def after_step(self, clock: Clock, carries: Sequence[None]) -> None:
+        """Nothing beside the weights has state."""
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.decoder, "decoder")
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Images with all but `keep` blanked, and the same with the prediction filled in.
+
+        Predictions of normalised patches are put back to the true patch's mean and deviation, as in the
+        paper's pictures.
+        """
+        grid, patch = self.encoder.grid(*images.shape[-2:]), self.encoder.patch
+        patches = patchify(images, patch)
+        predicted = self._predict(images, keep).float()
+        if self.config.normalise_target:
+            deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+            predicted = predicted * deviation + patches.mean(-1, keepdim=True)
+        at = keep[:, :, None].expand(-1, -1, patches.shape[2])
+        masked = torch.zeros_like(patches).scatter(1, at, take(patches, keep))
+        return unpatchify(masked, patch, grid), unpatchify(
+            predicted.scatter(1, at, take(patches, keep)), patch, grid
+        )

@@ -1,0 +1,95 @@
+"""SimCLR: agreement of two views against all other images of the batch [Chen 2020, arXiv 2002.05709].
+
+Two augmented views of each image are encoded and projected; for each view, its partner must be told from the
+views of all other images by a softmax over cosine similarities (NT-Xent). The projector is thrown away.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from omma import dist
+from omma.heads import projector
+from omma.losses import contrastive
+from omma.ops import groups
+from omma.protocols import Backbone, Batch, Clock, Colour, Crop, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults, for ImageNet."""
+
+    temperature: float = 0.1
+    hidden: int = 2048
+    out: int = 128
+    scale: tuple[float, float] = (0.08, 1.0)
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(
+                f"method.temperature={self.temperature}: must be above 0 (the paper's: .1 to .5)"
+            )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """Two crops with the same augmentation [appendix A]."""
+    c = config.colour
+    colour = Colour(
+        brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
+        blur_p=0.5 if config.blur else 0.0,
+    )  # fmt: skip
+    return (Crop(count=2, size=image_size, scale=config.scale, colour=colour),)
+
+
+def paper(image_size: int) -> Recipe:
+    """Batch 4096 and 100 to 1000 epochs on ImageNet; AdamW in place of LARS.
+
+    `omma pretrain IMAGES --method simclr --recipe paper --model vit-s/16 --epochs 100`
+    """
+    return Recipe(config=Config(), batch=4096, lr=1e-3, warmup=0.1, weight_decay=0.1, clip=None)
+
+
+def small(image_size: int) -> Recipe:
+    """1,000 to 100,000 images on one machine."""
+    tiny = image_size < 64
+    config = Config(temperature=0.2, hidden=512, colour=0.5 if tiny else 1.0, blur=not tiny)
+    return Recipe(
+        config=config, batch=512 if tiny else 128, lr=2e-3, warmup=0.05, weight_decay=0.05, clip=3.0
+    )
+
+
+class Method(nn.Module):
+    """Encoder and projector."""
+
+    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.head = projector([encoder.dim, config.hidden, config.out])
+
+    def kept(self) -> Backbone:
+        return self.encoder
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        (pairs,) = batch.views
+        b = len(pairs)
+        z = self.head(self.encoder(torch.cat([pairs[:, 0], pairs[:, 1]])).pooled)
+        one, two = z[:b], z[b:]
+        everyone = dist.gather(one), dist.gather(two)
+        loss = contrastive.ntxent(one, two, self.config.temperature, everyone, offset=dist.rank() * b)
+        metrics = {
+            "alignment": contrastive.alignment(one, two).detach(),
+            "uniformity": contrastive.uniformity(one.detach()),
+        }
+        return StepOutput(loss, metrics)
+
+    def after_step(self, clock: Clock, carries: Sequence[None]) -> None:
+        """Nothing beside the weights has state."""
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head, "head")

@@ -1,0 +1,18 @@
+"""Exponential moving average of one network's state in another."""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, parameters; buffers are left to their owner.
+
+    Raises ValueError for a momentum outside [0, 1].
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum}: must lie in [0, 1]")
+    slow: list[torch.Tensor] = list(teacher.parameters())
+    fast: list[torch.Tensor] = list(student.parameters())
+    assert len(slow) == len(fast), "teacher and student differ in shape"
+    torch._foreach_lerp_(slow, fast, 1 - momentum)

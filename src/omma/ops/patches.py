@@ -1,0 +1,40 @@
+"""Images to patches and back, and the patch targets of masked image modelling."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n p"]:
+    """Cut images into patches of `patch` x `patch` pixels, row by row; p = c * patch * patch.
+
+    Values within a patch are ordered as in the weights of a convolution: channel, row, column.
+    """
+    if images.shape[-2] % patch or images.shape[-1] % patch:
+        raise ValueError(
+            f"an image of {images.shape[-2]}x{images.shape[-1]} pixels is no multiple of the patch size "
+            f"{patch}: choose another image size or patch"
+        )
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
+
+
+def unpatchify(
+    patches: Float[Tensor, "b n p"], patch: int, grid: tuple[int, int]
+) -> Float[Tensor, "b c h w"]:
+    """The inverse of `patchify` for `grid` rows and columns of patches."""
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", p=patch, q=patch, h=grid[0], w=grid[1])
+
+
+def take(tokens: Float[Tensor, "b n d"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+    """Row by row, the tokens that `index` names."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def normalised(patches: Float[Tensor, "b n p"], eps: float = 1e-6) -> Float[Tensor, "b n p"]:
+    """Each patch with its own mean taken off and divided by its deviation [He 2021, "normalised pixels"].
+
+    The variance is the unbiased one, as in the code behind the paper's figures.
+    """
+    mean = patches.mean(-1, keepdim=True)
+    return (patches - mean) / torch.sqrt(patches.var(-1, keepdim=True) + eps)

@@ -1,0 +1,146 @@
+"""The training loop: a generator that yields after every optimizer step."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from omma import dist
+from omma.ops.random import derive
+from omma.ops.schedules import cosine, warmup_cosine
+from omma.protocols import Batch, Clock, Method, Recipe
+from omma.train.precision import Cast
+
+
+@dataclass
+class Position:
+    """Where a run is. `total` may be changed between steps, to end at a time rather than a number."""
+
+    step: int
+    total: int
+    batch: int  # images a step, over all processes
+    images: int  # in the data set
+
+    def clock(self) -> Clock:
+        per_step = self.batch / self.images
+        return Clock(self.step, self.total, self.step * per_step, self.total * per_step)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, after the fact."""
+
+    clock: Clock  # the step's own: `clock.step` is its number, counted from 0
+    loss: float
+    metrics: dict[str, float]
+    lr: float
+    gradient_norm: float
+    rejected: list[Batch] | None = None  # the batches, if loss or gradient was not finite and nothing moved
+
+
+def make_optimizer(method: Method, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the method's labelled groups."""
+    groups = [
+        {
+            "params": list(group.params),
+            "label": group.label,
+            "lr_scale": group.lr_scale,
+            "decay": group.decay,
+            "frozen_until": group.frozen_until,
+        }
+        for group in method.groups()
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=0.0, fused=fused)
+
+
+def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, clock: Clock) -> float:
+    """Set every group's learning rate and decay for this step; returns the unscaled learning rate."""
+    lr = warmup_cosine(clock, recipe.lr, recipe.lr_end, recipe.warmup)
+    end = recipe.weight_decay if recipe.weight_decay_end is None else recipe.weight_decay_end
+    decay = cosine(recipe.weight_decay, end, clock.progress)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = decay if group["decay"] else 0.0
+    return lr
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean over processes, in one collective."""
+    if not dist.active():
+        return
+    with_grad = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in with_grad])  # pyright: ignore[reportOptionalMemberAccess]
+    flat = dist.mean(flat)
+    for p, part in zip(with_grad, flat.split([p.numel() for p in with_grad]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def train(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    position: Position,
+    *,
+    dtype: torch.dtype = torch.float32,
+    accumulate: int = 1,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Steps until `position.total`; `accumulate` batches make one step.
+
+    Everything random inside a step (stochastic depth) is drawn from (seed, step, rank), so a resumed run
+    repeats an uninterrupted one. A step whose loss or gradient is not finite changes nothing and comes back
+    with `rejected`.
+    """
+    assert isinstance(method, nn.Module)
+    call = Cast(method, dtype)
+    source = iter(batches)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    method.train()
+    while position.step < position.total:
+        clock = position.clock()
+        torch.manual_seed(derive(seed, position.step, dist.rank()))
+        lr = schedule(optimizer, recipe, clock)
+        buffers = [b.clone() for b in method.buffers()]
+        optimizer.zero_grad()
+        taken, outputs = [], []
+        for _ in range(accumulate):
+            batch = next(source)
+            output = call(batch, clock)
+            if torch.isfinite(output.loss):
+                (output.loss / accumulate).backward()
+            taken.append(batch)
+            outputs.append(output)
+        for group in optimizer.param_groups:
+            if clock.epoch < group["frozen_until"]:
+                for p in group["params"]:
+                    p.grad = None
+        _average_gradients(trained)
+        loss = dist.mean(torch.stack([o.loss.detach() for o in outputs]).mean())
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip if recipe.clip is not None else float("inf"))
+        metrics = {
+            name: float(dist.mean(torch.stack([o.metrics[name] for o in outputs]).float().mean()))
+            for name in outputs[0].metrics
+        }
+        finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
+        if finite:
+            optimizer.step()
+            method.after_step(clock, [o.carry for o in outputs])
+        else:
+            for b, before in zip(method.buffers(), buffers, strict=True):
+                b.copy_(before)
+        position.step += 1
+        yield Step(clock, float(loss), metrics, lr, float(norm), None if finite else taken)
+        method.train()  # whoever looked in between may have switched to eval
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device."""
+
+    def to(x: Tensor) -> Tensor:
+        return x.to(device, non_blocking=True)
+
+    return Batch(tuple(map(to, batch.views)), batch.key, None if batch.labels is None else to(batch.labels))

@@ -1,0 +1,20 @@
+"""`omma report`: the page of a run, drawn again with other images or after an evaluation."""
+
+from pathlib import Path
+
+from omma import illustrate
+from omma.data import index
+from omma.data.index import IndexedImages
+from omma.run import RunFolder
+
+
+def report(run: str | Path, images: str | Path | IndexedImages, *, seed: int = 0) -> Path:
+    """Write report.html of a finished run, with pictures of `images`; returns its path.
+
+    Figures are those of the run's evaluation.json, if it was evaluated. Raises ValueError.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.finished:
+        raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
+    gallery = index.checked(images if isinstance(images, IndexedImages) else index.open_images(images))
+    return illustrate.write_report(folder, gallery, seed)
