@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import threading
+import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,14 +196,32 @@ def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | 
     """
     name = Path(file).name
     try:
-        if file.endswith(".npy"):
-            return as_images(np.load(file, mmap_mode="r"), name), None, None
-        if file.endswith(".npz"):
-            with np.load(file) as archive:
-                return _from_npz({key: archive[key] for key in archive.files}, name)
+        if file.lower().endswith(".npz"):
+            return _from_npz(_load_npz(file), name)
+        if file.lower().endswith(".npy"):
+            return as_images(_load_npy(file, name), name), None, None
         return as_images(_idx(file), name), _idx_labels(file), None
-    except (OSError, EOFError, struct.error, zlib.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{name}: cannot be read ({error}); write it anew") from None
+
+
+def _load_npy(file: str, name: str) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot be read ({error}); write it anew") from None
+
+
+def _load_npz(file: str) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file), np.load(file) as archive:  # the first refuses what is no archive at all
+        return {key: value for key in archive.files if (value := _member(archive, key)) is not None}
+
+
+def _member(archive: Any, key: str) -> np.ndarray | None:
+    try:
+        return archive[key]
+    except ValueError:  # Python objects, which are never unpickled; other arrays beside them are welcome
+        return None
 
 
 def _from_npz(
