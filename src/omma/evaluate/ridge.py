@@ -29,10 +29,10 @@ def predict(data: Split, seed: int = 0, device: torch.device | str = "cpu") -> A
     target = target - offset
     left, power = _basis(train)
     projected = left.T @ target
+    shrinks = [power / (power + penalty * n) for penalty in PENALTIES]
+    leverages = (1 / n + left.square() @ torch.stack(shrinks, dim=1)).T
     scores = []
-    for penalty in PENALTIES:
-        shrink = power / (power + penalty * n)
-        leverage = 1 / n + left.square() @ shrink
+    for shrink, leverage in zip(shrinks, leverages):
         residual = (target - left @ (shrink[:, None] * projected)) / (1 - leverage).clamp(min=1e-9)[:, None]
         scores.append(float(((target - residual + offset).argmax(1) == labels).double().mean()))
     best = int(np.argmax(scores))  # the first of equals: the strongest

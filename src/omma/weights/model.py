@@ -1,0 +1,114 @@
+"""A trained encoder as its user sees it: images in, vectors out, and where it came from."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from omma import backbones
+from omma.data.decode import as_channels, as_values, decode
+from omma.data.preprocess import load_batch
+from omma.protocols import Backbone, BadImage, Features, Images, Preprocess
+from omma.weights.digest import digest
+
+Picture = str | Path | np.ndarray | Image.Image
+
+
+class Model(nn.Module):
+    """An encoder, how images are prepared for it, and its provenance.
+
+    `model.embed(["a.jpg", array])` takes images as they come; `model(tensor)` takes what
+    `model.preprocess` describes. In evaluation mode from the start; `model.to("cuda")` works as ever.
+    """
+
+    def __init__(
+        self, encoder: Backbone, preprocess: Preprocess, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.preprocess = preprocess
+        self.provenance = dict(provenance or {})
+        self.eval()
+
+    @cached_property
+    def digest(self) -> str:
+        """Fingerprint of the weights when it was first asked for."""
+        return digest(self.encoder)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
+        """Features of normalised images."""
+        return self.encoder(images)
+
+    def embed(
+        self, images: Images | Sequence[Picture], batch: int = 64, threads: int = 4
+    ) -> Float[np.ndarray, "n d"]:
+        """Pooled features, float32, one row for each image in order.
+
+        images: paths, arrays [h, w] or [h, w, c] (uint8, or raw values), PIL images, or an opened collection.
+        Raises ValueError that names the image, if one cannot be read: the rows would no longer fit. For whole
+        folders, `omma embed` skips and lists such images, and decodes while the network works.
+        """
+        if isinstance(images, str | Path | np.ndarray | Image.Image):
+            raise ValueError("embed takes a list of images: model.embed([image])")
+        collection = images if isinstance(images, Images) else _Listed(images, self.preprocess.channels)
+        first = next(self.encoder.parameters())
+        rows = [np.zeros((0, self.encoder.dim), np.float32)]
+        for start in range(0, len(collection), batch):
+            indices = np.arange(start, min(start + batch, len(collection)))
+            tensor, _, bad = load_batch(collection, indices, self.preprocess, threads)
+            if bad:
+                index, reason = bad[0]
+                raise ValueError(f"{collection.path(index)}: {reason}; leave it out or replace it")
+            with torch.inference_mode():
+                pooled = self(tensor.to(first.device, first.dtype)).pooled
+            rows.append(pooled.float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def untrained(self, seed: int = 0) -> "Model":
+        """The same architecture and preprocessing, freshly initialised: the floor under what was learned."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = backbones.build(**self.encoder.spec())
+        return Model(encoder, self.preprocess, {"untrained": True, "seed": seed})
+
+
+class _Listed:
+    """A list of pictures as Images."""
+
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    splits: np.ndarray | None = None
+
+    def __init__(self, pictures: Sequence[Picture], channels: int) -> None:
+        self.pictures, self.channels = list(pictures), channels
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def path(self, i: int) -> str:
+        picture = self.pictures[i]
+        return str(picture) if isinstance(picture, str | Path) else f"image {i} of the list"
+
+    def read(self, i: int, at_least: int | None = None) -> np.ndarray:
+        picture = self.pictures[i]
+        if isinstance(picture, str | Path):
+            try:
+                data = Path(picture).read_bytes()
+            except OSError as error:
+                raise BadImage(error.strerror or "cannot be read") from error
+            return decode(data, channels=self.channels, at_least=at_least, name=str(picture))
+        if isinstance(picture, Image.Image):
+            picture = np.array(picture.convert({1: "L", 3: "RGB"}.get(self.channels, picture.mode)))
+        array = picture[:, :, None] if picture.ndim == 2 else picture
+        if array.ndim != 3:
+            raise BadImage(f"array of shape {picture.shape}, wanted [height, width, {self.channels}]")
+        return as_channels(as_values(array), self.channels)
+
+    def subset(self, indices: np.ndarray) -> "_Listed":
+        return _Listed([self.pictures[i] for i in indices], self.channels)

@@ -1,0 +1,161 @@
+"""Save and load an encoder; whatever is wrong with the files is said in one line with a remedy.
+
+`model.safetensors` holds fp32 weights under timm's parameter names, so that other tools read it without omma;
+`model.json` says how to rebuild the network and prepare its images.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from omma import backbones
+from omma.data.preprocess import as_dict, from_dict
+from omma.protocols import Backbone, Preprocess
+from omma.weights.digest import digest
+from omma.weights.model import Model
+
+SCHEMA = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save(
+    folder: str | Path, encoder: Backbone, preprocess: Preprocess, provenance: Mapping[str, Any] | None = None
+) -> Path:
+    """Write model.safetensors and model.json into `folder`, each atomically; returns the weights' path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (x.float() if x.is_floating_point() else x).detach().cpu().contiguous().clone()
+        for name, x in encoder.state_dict().items()
+    }
+    description = {
+        "schema": SCHEMA,
+        "spec": encoder.spec(),
+        "preprocess": as_dict(preprocess),
+        "provenance": dict(provenance or {}),
+        "omma": _version(),
+    }
+    data = safetensors.torch.save(state, metadata={"format": "pt", "digest": digest(state)})
+    _write(folder / WEIGHTS, data)
+    _write(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    return folder / WEIGHTS
+
+
+def load(model: str | Path) -> Model:
+    """The encoder of a run folder, or of a .safetensors file with its .json beside it, on the CPU in fp32.
+
+    The .json is `model.json`, or named as the weights. Raises ValueError in one line: what, where, remedy.
+    """
+    if str(model).startswith(("timm:", "hf:")):
+        raise ValueError(f"{model}: published weights cannot be loaded yet; give a run folder")
+    weights, description = _files(Path(model))
+    said = _described(description)
+    try:
+        encoder = _blank(said["spec"])
+        preprocess = from_dict(said["preprocess"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{description}: cannot rebuild the network ({_line(error)}); "
+            f"it was written by omma {said.get('omma', '?')}, this is {_version()}"
+        ) from error
+    state = _state(weights)
+    wanted = encoder.state_dict()
+    for problem, names in (
+        ("lacks", wanted.keys() - state.keys()),
+        ("has unknown", state.keys() - wanted.keys()),
+        (
+            "has another shape of",
+            {n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape},
+        ),
+    ):
+        if names:
+            raise ValueError(
+                f"{weights} {problem} {len(names)} of the parameters that {description.name} describes "
+                f"({min(names)}, ...); put the two files of one run together"
+            )
+    encoder.load_state_dict(state, assign=True)
+    return Model(encoder, preprocess, said.get("provenance"))
+
+
+def _blank(spec: Mapping[str, Any]) -> Backbone:
+    """The network without values where that is possible: drawing those of a ViT-B takes seconds."""
+    try:
+        with torch.device("meta"):
+            encoder = backbones.build(**spec)
+    except (NotImplementedError, RuntimeError):  # its constructor computes with values
+        return backbones.build(**spec)
+    stored = encoder.state_dict().keys()
+    loose = [name for name, _ in encoder.named_buffers() if name not in stored]
+    return backbones.build(**spec) if loose else encoder
+
+
+def _files(model: Path) -> tuple[Path, Path]:
+    """The weights and their description."""
+    if model.is_dir():
+        weights = model / WEIGHTS
+        if not weights.is_file():
+            unfinished = (model / "checkpoints").is_dir()
+            remedy = "the run has not saved a model yet; resume it" if unfinished else "is it a run folder?"
+            raise ValueError(f"{model} holds no {WEIGHTS}: {remedy}")
+    elif model.is_file():
+        weights = model
+        if model.suffix != ".safetensors":
+            raise ValueError(f"{model} is no .safetensors file; give a run folder or its {WEIGHTS}")
+    else:
+        raise ValueError(f"{model} does not exist; give a run folder or its {WEIGHTS}")
+    for description in (weights.with_suffix(".json"), weights.with_name(DESCRIPTION)):
+        if description.is_file():
+            return weights, description
+    raise ValueError(f"{weights} has no {DESCRIPTION} beside it; copy it there from the run folder")
+
+
+def _described(file: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({_line(error)}); copy it again from the run folder") from error
+    if not isinstance(said, dict) or said.get("schema") != SCHEMA:
+        found = said.get("schema") if isinstance(said, dict) else None
+        raise ValueError(f"{file}: schema {found}, this omma reads {SCHEMA}; use the omma that wrote it")
+    return said
+
+
+def _state(file: Path) -> dict[str, Tensor]:
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            promised = (opened.metadata() or {}).get("digest")  # absent from files of other tools
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} is damaged ({_line(error)}); copy it again from the run folder") from error
+    if promised is not None and promised != digest(state):
+        raise ValueError(f"{file} is damaged (its digest differs); copy it again from the run folder")
+    return {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in state.items()}
+
+
+def _write(file: Path, data: bytes) -> None:
+    """All or nothing, also when the machine goes down."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(partial, file)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _version() -> str:
+    try:
+        return version("omma")
+    except PackageNotFoundError:
+        return "unknown"

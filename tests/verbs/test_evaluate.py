@@ -1,0 +1,184 @@
+"""`omma evaluate`: every number with its protocol, floors beside it, and a verdict they allow."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omma import backbones, weights
+from omma.data.index import ArrayImages
+from omma.evaluate.result import Result
+from omma.protocols import Preprocess
+from omma.verbs.evaluate import Comparison, Evaluation, evaluate
+
+PREPROCESS = Preprocess(
+    size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+)
+CPU = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small lose by threads, and on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(5)
+    encoder = backbones.build(name="vit-ti/16", image_size=16)
+    folder = tmp_path_factory.mktemp("runs") / "x"
+    weights.save(folder, encoder, PREPROCESS, {"method": "mae", "source": "noise", "part": "train"})
+    return folder
+
+
+def images(classes=2, each=60, noise=40, splits=None, seed=0) -> ArrayImages:
+    """Each class a colour pattern of its own, under noise."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, 256, (classes, 4, 4, 3)).repeat(4, 1).repeat(4, 2)
+    labels = np.arange(classes).repeat(each)
+    pixels = patterns[labels] + rng.normal(0, noise, (len(labels), 16, 16, 3))
+    names = tuple(f"c{i}" for i in range(classes))
+    return ArrayImages(
+        pixels.clip(0, 255).astype(np.uint8), labels=labels, classes=names, splits=splits, source="noise"
+    )
+
+
+def test_two_classes_with_everything(run, tmp_path):
+    seen = []
+    found = evaluate(
+        run,
+        images(),
+        protocols=("knn", "linear", "ridge"),
+        json=tmp_path / "deep" / "r.json",
+        progress=lambda *a: seen.append(a),
+        **CPU,
+    )
+    assert {r.subject for r in found.results} == {"trained", "untrained", "pixels"}
+    assert [r.k for r in found.results if r.subject == "trained"] == [10, 20, 96, None, None]
+    for r in found.results:
+        assert (r.n_train, r.n_test, r.classes, r.seed) == (96, 24, 2, 0)
+        assert r.interval95[0] <= r.value <= r.interval95[1]
+        assert "stratified" in r.split
+        assert r.majority == 0.5
+    trained = next(r for r in found.results if r.subject == "trained" and r.k == 20)
+    assert (trained.T, trained.layer, trained.pooling, trained.precision) == (0.07, "last", "pooled", "fp32")
+    assert "16 x 16" in trained.crop
+    assert next(r for r in found.results if r.protocol == "linear").settings["solver"] == "lbfgs"
+    pixels = next(r for r in found.results if r.subject == "pixels" and r.k == 20)
+    assert pixels.value == 1.0  # the patterns are plain to see
+
+    said = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert said == json.loads(json.dumps(found.to_json()))
+    assert said["schema"] == 1
+    wanted = {"subject", "protocol", "metric", "value", "interval95", "k", "n_train", "n_test"}
+    assert wanted <= said["results"][0].keys()
+    assert said["digest"] == weights.load(run).digest
+
+    heads, rows = found.table()
+    assert heads[1:] == ["pixels", "untrained", "trained"]
+    assert [row[0] for row in rows] == ["k-NN (k=20, T=0.07)", "linear probe", "ridge probe"]
+    assert rows[0][1].startswith("100.0 % (")
+    assert "96 train and 24 test images of 2 classes" in found.protocol()
+    assert "train part alone" in found.notes[0]
+    assert {text for text, _, _ in seen} >= {"features, trained", "features, untrained", "pixels"}
+
+
+def test_many_classes_of_few_images(run):
+    found = evaluate(run, images(classes=200, each=20), floors=False, **CPU)
+    assert [r.n_train for r in found.results] == [3200] * 5
+    assert all(r.classes == 200 for r in found.results)
+    assert all(r.value > 0.05 for r in found.results)  # chance is .005
+    assert found.comparisons == ()
+    assert "nothing says" in found.verdict()
+
+
+def test_the_collections_own_split_is_kept(run):
+    splits = np.array(["train", "test", "train"] * 40)
+    found = evaluate(run, images(splits=splits), protocols=["knn"], floors=False, **CPU)
+    assert {(r.n_train, r.n_test) for r in found.results} == {(80, 40)}
+
+
+def test_features_are_cached_beside_the_weights(run, monkeypatch):
+    data = images(seed=7)
+    first = evaluate(run, data, **CPU)
+    files = set((run / "features").iterdir())
+
+    def fail(*_):
+        raise AssertionError("computed anew")
+
+    monkeypatch.setattr(backbones.vit.ViT, "encode", fail)
+    assert evaluate(run, data, **CPU).results == first.results
+    assert set((run / "features").iterdir()) == files
+    with pytest.raises(AssertionError):
+        evaluate(run, data, cache=None, **CPU)
+
+
+def test_a_folder_with_a_torn_file(run, tmp_path):
+    data = images(each=8)
+    for i in range(16):
+        file = tmp_path / f"c{data.labels[i]}" / f"{i:02}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(data.read(i)).save(file)
+    whole = (tmp_path / "c0" / "03.png").read_bytes()
+    (tmp_path / "c0" / "03.png").write_bytes(whole[: len(whole) // 2])
+    found = evaluate(run, tmp_path, protocols=["knn"], floors=True, cache=None, **CPU)
+    assert [path for path, _ in found.skipped] == ["c0/03.png"]
+    assert all(r.n_train + r.n_test == 15 for r in found.results)
+    assert any("1 image" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (lambda: ArrayImages(np.zeros((4, 16, 16, 3), np.uint8)), {}, "no labels"),
+        (lambda: images(classes=1), {}, "one class"),
+        (lambda: images(each=1), {}, "one image a class"),
+        (lambda: images(each=2), {"protocols": ["linear"]}, "no class has two"),
+        (images, {"protocols": ["svm"]}, "choose among"),
+        (images, {"protocols": []}, "no protocol"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_one_line(run, data, options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        evaluate(run, data(), cache=None, **CPU, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "words"),
+    [
+        ([(0.1, 0.2), (0.05, 0.1)], "Training helped. k-NN: better than raw pixels (+10.0 to +20.0 points)"),
+        ([(0.1, 0.2), (-0.1, 0.1)], "Training helped in part."),
+        ([(-0.3, -0.2), (-0.1, 0.1)], "No sign that training helped. k-NN: worse than raw pixels"),
+    ],
+)
+def test_the_verdict_says_what_the_intervals_allow(intervals, words):
+    result = Result(
+        subject="trained",
+        protocol="knn",
+        value=0.5,
+        interval95=(0.4, 0.6),
+        balanced_accuracy=0.5,
+        majority=0.5,
+        k=20,
+        crop="",
+        split="",
+        seed=0,
+        n_train=1,
+        n_test=1,
+        classes=2,
+    )
+    comparisons = tuple(
+        Comparison(protocol="knn", against=against, k=20, difference=0, interval95=interval)
+        for against, interval in zip(("pixels", "untrained"), intervals)
+    )
+    found = Evaluation(
+        model="m", digest="", data="", results=(result,), comparisons=comparisons, notes=(), skipped=()
+    )
+    assert found.verdict().startswith(words)
