@@ -39,8 +39,7 @@ def contrast_(images: Images, factor: Factors) -> Images:
 
 def saturation_(images: Images, factor: Factors) -> Images:
     """f x + (1 - f) luma(x), clipped. RGB."""
-    grey = luma(images).mul_(_each(1 - factor))
-    return images.mul_(_each(factor)).add_(grey).clamp_(0, 1)
+    return torch.lerp(luma(images), images, _each(factor), out=images).clamp_(0, 1)
 
 
 def hue_(images: Images, shift: Factors) -> Images:
