@@ -9,9 +9,10 @@ from PIL import Image
 
 from omma import backbones, weights
 from omma.data.index import ArrayImages
+from omma.evaluate.evaluation import Comparison, Evaluation
 from omma.evaluate.result import Result
 from omma.protocols import Preprocess
-from omma.verbs.evaluate import Comparison, Evaluation, evaluate
+from omma.verbs.evaluate import evaluate
 
 PREPROCESS = Preprocess(
     size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3

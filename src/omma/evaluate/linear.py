@@ -1,7 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features, chosen on held-out train images.
 
-Two solvers. L-BFGS (at most 100 iterations a fit) chooses the L2 penalty; it serves small sets. SGD trains one
-head for each learning rate in a single pass over the features, as DINOv2's protocol does (2304.07193), and
+Two solvers. L-BFGS (at most 100 iterations a fit) chooses the L2 penalty; it serves small sets. SGD trains
+one head for each learning rate in one pass over the features, as DINOv2's protocol does (2304.07193), and
 chooses the rate; it serves sets on which a full-batch iteration costs seconds. `solver="auto"` takes L-BFGS
 while images x dimensions x classes <= SMALL (about .1 s an iteration on two cores).
 Both standardise the features by the statistics of what they are fitted on, and neither sees the test part
