@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     torch.manual_seed(5)
     encoder = backbones.build(name="vit-ti/16", image_size=16)
     folder = tmp_path_factory.mktemp("runs") / "x"
-    weights.save(folder, encoder, PREPROCESS, {"method": "mae", "source": "noise", "part": "train"})
+    weights.save(folder, encoder, PREPROCESS, {"method": "mae", "images": "noise", "part": "train"})
     return folder
 
 

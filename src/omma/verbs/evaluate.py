@@ -211,7 +211,7 @@ def _comparisons(correct: Mapping[Answered, Bool[np.ndarray, "m"]], seed: int) -
 def _notes(model: Model, images: Images, source: str, unused: int, skipped: int) -> Iterator[str]:
     fingerprint = model.provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)
-    if same or model.provenance.get("source") == source:
+    if same or model.provenance.get("images") == source:
         part = str(model.provenance.get("part"))
         which = {"train": "its train part alone", "all": "all of its images, the test part's included"}
         yield (
