@@ -106,7 +106,7 @@ def _method(facts: Facts, model: str | None) -> tuple[str, str]:
 
 
 def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
-    hybrid = "cct-2/3x2"
+    hybrid = "vitc-15mf"
     if method == "mae":
         patch = 4 if size <= 64 else 16
         return f"vit-ti/{patch}", f"mae needs a plain ViT; {size // patch}x{size // patch} patches"

@@ -170,12 +170,13 @@ def demo(budget: str = "2m", out: str = "runs/demo", seed: int = 0) -> int:
     data = Path(out).with_name(Path(out).name + "-digits.npz")
     if not data.exists():
         data.parent.mkdir(parents=True, exist_ok=True)
-        train, train_labels, test, test_labels = make_digits(seed=seed)
+        digits = make_digits(seed=seed)
         np.savez(
             data,
-            images=np.concatenate([train, test]),
-            labels=np.concatenate([train_labels, test_labels]),
-            split=np.array(["train"] * len(train) + ["test"] * len(test)),
+            x_train=digits.train,
+            y_train=digits.train_labels,
+            x_test=digits.test,
+            y_test=digits.test_labels,
         )
     Console().print(f"$ omma pretrain {data} --out {out} --budget {budget}", style="bold")
     code = pretrain(str(data), out=out, budget=budget, seed=seed)

@@ -14,7 +14,7 @@ from omma.ops.random import permutations
 from omma.protocols import Images, Key, Preprocess
 from omma.report import charts, html, pictures
 from omma.report.results import Result
-from omma.run import RunFolder, flatten
+from omma.run import EVALUATION, RunFolder, flatten
 from omma.train import checkpoint
 
 GALLERY = 2000  # images among which neighbours are looked for
@@ -142,7 +142,7 @@ def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: 
 
 
 def _results(folder: RunFolder) -> list[Result]:
-    path = folder.path / "evaluation.json"
+    path = folder.path / EVALUATION
     if not path.exists():
         return []
     return [Result.read(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["results"]]

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
+EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a crash leaves the old one or the new one."""
     partial = path.with_name(path.name + ".partial")

@@ -18,14 +18,16 @@ from omma.protocols import Backbone, Features
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, width, heads; the MLP is four times as wide."""
+    """Layers, width, heads, and how many times as wide the MLP is."""
 
     depth: int
     dim: int
     heads: int
+    ratio: int = 4
 
 
 SIZES = {
+    "n": Size(4, 192, 3, ratio=2),  # "nano", ours: for images of 32 px and minutes of time
     "ti": Size(12, 192, 3),
     "s": Size(12, 384, 6),
     "b": Size(12, 768, 12),
@@ -121,9 +123,10 @@ class Block(nn.Module):
         return depth.residual(x, lambda t: self.ls2(self.mlp(self.norm2(t))), drop)
 
 
-def blocks(size: Size, hidden: int, drop_path: float, layer_scale: float | None) -> nn.Sequential:
+def blocks(size: Size, drop_path: float, layer_scale: float | None = None) -> nn.Sequential:
     """`size.depth` blocks, stochastic depth rising linearly to `drop_path` at the last."""
     rates = [drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
+    hidden = size.ratio * size.dim
     return nn.Sequential(*(Block(size.dim, size.heads, hidden, r, layer_scale) for r in rates))
 
 
@@ -174,7 +177,7 @@ class ViT(Backbone):
         self.reg_token = nn.Parameter(torch.zeros(1, registers, size.dim)) if registers else None
         prefix = 1 + registers
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix + side * side, size.dim))
-        self.blocks = blocks(size, 4 * size.dim, drop_path, layer_scale)
+        self.blocks = blocks(size, drop_path, layer_scale)
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
 
         self.blocks.apply(init_linear)
@@ -269,6 +272,7 @@ def timm_arguments(vit: ViT) -> dict[str, Any]:
         "embed_dim": vit.dim,
         "depth": len(vit.blocks),
         "num_heads": first.attn.heads,
+        "mlp_ratio": first.mlp.fc1.out_features / vit.dim,
         "global_pool": "token" if vit.pool == "token" else "avg",
         "fc_norm": False,
         "reg_tokens": vit.prefix - 1,

@@ -21,17 +21,16 @@ from omma.protocols import Backbone, Features
 
 @dataclass(frozen=True)
 class Shape:
-    """Channels and strides of the stem's convolutions; the transformer; how wide its MLP is to it."""
+    """Channels and strides of the stem's convolutions, and the transformer."""
 
     stem: tuple[tuple[int, int], ...]
     size: Size
-    ratio: int = 4
 
 
 SHAPES = {
     "vitc-1gf": Shape(((24, 2), (48, 2), (96, 2), (192, 2)), Size(11, 192, 3)),  # [table 2]
     "vitc-4gf": Shape(((48, 2), (96, 2), (192, 2), (384, 2)), Size(11, 384, 6)),
-    "vitc-15mf": Shape(((32, 2), (64, 2), (128, 2)), Size(2, 128, 2)),
+    "vitc-15mf": Shape(((48, 2), (96, 2), (192, 2)), Size(2, 192, 3, ratio=2)),
 }
 
 
@@ -58,7 +57,7 @@ class ViTC(Backbone):
         self.stem = nn.Sequential(*layers)
         side = self.grid(image_size, image_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, side[0] * side[1], self.dim))
-        self.blocks = blocks(shape.size, shape.ratio * self.dim, drop_path, None)
+        self.blocks = blocks(shape.size, drop_path)
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
         self.blocks.apply(init_linear)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(dim, size.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.dim))
         self.register_buffer("positions", sincos_2d(size.dim, grid)[None])
-        self.blocks = blocks(size, 4 * size.dim, 0.0, None)
+        self.blocks = blocks(size, 0.0)
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.predict = nn.Linear(size.dim, out)
         self.apply(init_linear)

@@ -25,6 +25,7 @@ class Config:
     hidden: int = 2048
     out: int = 128
     scale: tuple[float, float] = (0.08, 1.0)
+    crop_size: int | None = None  # pixels of the views; None: those that the network will see
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -42,7 +43,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
         brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
         blur_p=0.5 if config.blur else 0.0,
     )  # fmt: skip
-    return (Crop(count=2, size=image_size, scale=config.scale, colour=colour),)
+    return (Crop(count=2, size=config.crop_size or image_size, scale=config.scale, colour=colour),)
 
 
 def paper(image_size: int) -> Recipe:

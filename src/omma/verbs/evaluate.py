@@ -21,6 +21,7 @@ from omma.evaluate.arrays import Split
 from omma.evaluate.evaluation import NAMES, Comparison, Evaluation
 from omma.evaluate.result import Result, Subject, scores
 from omma.features import FeatureSet, extract, pixels
+from omma.run import EVALUATION, RunFolder
 from omma.protocols import Images, Preprocess
 from omma.weights import Model
 
@@ -125,6 +126,8 @@ def evaluate(
     )
     if json is not None:
         _write(Path(json), evaluation.to_json())
+    if not isinstance(model, Model) and RunFolder(Path(model)).config():
+        _write(Path(model) / EVALUATION, evaluation.to_json())  # for the run's report
     return evaluation
 
 

@@ -121,6 +121,7 @@ class _Run:
     accumulate: int
     workers: int | None
     listen: Callable[[Event], None]
+    part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
     skipped: list[tuple[str, str]]
     primary: bool
@@ -241,6 +242,7 @@ def pretrain(
         accumulate=accumulate,
         workers=workers,
         listen=listen,
+        part="all" if len(rows) == len(everything) else "train",
         notes=notes,
         skipped=list(everything.skipped),
         primary=dist.rank() == 0,
@@ -404,7 +406,7 @@ def _train(run: _Run, stream: loader.Stream, batches: Iterator[Batch], checkpoin
         run.listen(Read(step=position.step, verdict=verdict, knn=knn))
         return verdict
 
-    if position.step == 0:
+    if not run.monitor.readings:
         look()
     with stop_on_signals() as stop:
         loop = train(
@@ -450,7 +452,12 @@ def _train(run: _Run, stream: loader.Stream, batches: Iterator[Batch], checkpoin
         verdict = verdict or look()
         _save(run)
         if run.primary:
-            provenance = {**run.folder.config(), "steps": position.step, "seconds": clock.elapsed}
+            provenance = {
+                **run.folder.config(),
+                "part": run.part,
+                "steps": position.step,
+                "seconds": clock.elapsed,
+            }
             weights.save(run.folder.path, run.method.kept(), run.preprocess, provenance)
             illustrate.write_report(run.folder, run.monitor.sample, run.seed)
     if writer is not None:

@@ -1,0 +1,141 @@
+"""How omma's benchmarks take time: every contender built first, then turns in round-robin.
+
+One process; two warm-ups each; seven rounds or more, in each of which every contender runs once, so that
+whatever else the machine does meets them alike. Told are the best and the median, and the ratio to the best
+peer round by round.
+"""
+
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+PACKAGES = ("omma", "torch", "lightly", "timm", "transformers")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that decide what bf16 is worth
+
+
+class Contender(NamedTuple):
+    """Something that takes its turn: `run` does the whole of it once, on `images` images."""
+
+    name: str
+    run: Callable[[], Any]
+    images: int
+    ours: bool = False
+
+
+def take_turns(contenders: Sequence[Contender], rounds: int, warm_ups: int = 2) -> dict[str, list[float]]:
+    """Seconds of each turn, by contender."""
+    for contender in contenders:
+        for _ in range(warm_ups):
+            contender.run()
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    gc.collect()
+    gc.disable()  # a collection would fall on whoever's turn it is
+    try:
+        for _ in range(rounds):
+            for contender in contenders:
+                start = time.perf_counter()
+                contender.run()
+                seconds[contender.name].append(time.perf_counter() - start)
+            gc.collect()
+    finally:
+        gc.enable()
+    return seconds
+
+
+def summary(contenders: Sequence[Contender], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Images/s of everyone, and the ratio of our best to the peers' best (both by their median)."""
+    speeds = {
+        c.name: {
+            "best": c.images / min(seconds[c.name]),
+            "median": c.images / statistics.median(seconds[c.name]),
+            "seconds": seconds[c.name],
+        }
+        for c in contenders
+    }
+
+    def best(ours: bool) -> Contender:
+        return max((c for c in contenders if c.ours == ours), key=lambda c: speeds[c.name]["median"])
+
+    us, peer = best(True), best(False)
+    ratios = [
+        (us.images / ours) / (peer.images / theirs)
+        for ours, theirs in zip(seconds[us.name], seconds[peer.name], strict=True)
+    ]
+    return {
+        "images_per_second": speeds,
+        "headline": {
+            "ours": us.name,
+            "peer": peer.name,
+            "ratio_median": statistics.median(ratios),
+            "ratio_best": speeds[us.name]["best"] / speeds[peer.name]["best"],
+            "rounds": ratios,
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions that a figure belongs to."""
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    except OSError:
+        pass
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": name,
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def show(title: str, result: dict[str, Any], rounds: int) -> None:
+    """A small table for people."""
+    here, head = machine(), result["headline"]
+    print(f"{title}, {rounds} rounds in turn")
+    print(f"{here['processor']}, {here['threads']} threads, {' '.join(here['flags'])}")
+    print(", ".join(f"{name} {number}" for name, number in here["versions"].items()))
+    print(f"{'images/s':38}{'best':>9}{'median':>9}")
+    for name, speed in result["images_per_second"].items():
+        print(f"{name:38}{speed['best']:9.1f}{speed['median']:9.1f}")
+    print(
+        f"{head['ours']} / {head['peer']}: {head['ratio_median']:.2f} by round "
+        f"({min(head['rounds']):.2f} to {max(head['rounds']):.2f}), best to best {head['ratio_best']:.2f}\n"
+    )
+
+
+def save(file: Path | None, benchmark: str, protocol: str | None, results: list[dict[str, Any]]) -> None:
+    """The record, as JSON."""
+    if file is None:
+        return
+    record = {
+        "schema": 1,
+        "benchmark": benchmark,
+        "protocol": protocol,
+        "machine": machine(),
+        "results": results,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1))

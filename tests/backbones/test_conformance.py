@@ -1,0 +1,143 @@
+"""What every backbone promises, checked on one small model of each family and option."""
+
+import math
+
+import pytest
+import torch
+
+from omma import backbones
+
+CASES = {
+    "vit": {"name": "vit-ti/8"},
+    "vit, mean": {"name": "vit-ti/8", "pool": "mean"},
+    "vit, sincos": {"name": "vit-ti/8", "positions": "sincos"},
+    "vit, registers": {"name": "vit-ti/8", "registers": 2},
+    "vit, layer scale": {"name": "vit-ti/8", "layer_scale": 1e-2},
+    "vit, patch 2": {"name": "vit-ti/2"},
+    "vitc, small": {"name": "vitc-15mf"},
+    "vitc, paper's": {"name": "vitc-1gf"},
+}
+
+
+@pytest.fixture(params=list(CASES), ids=list(CASES))
+def backbone(request):
+    torch.manual_seed(0)
+    return backbones.build(image_size=32, **CASES[request.param])
+
+
+def test_shapes(backbone):
+    features = backbone.eval()(torch.randn(2, 3, 32, 32))
+    rows, columns = features.grid
+    assert features.grid == backbone.grid(32, 32)
+    assert features.pooled.shape == (2, backbone.dim)
+    assert features.patches.shape == (2, rows * columns, backbone.dim)
+
+
+def test_other_image_sizes(backbone):
+    backbone.eval()
+    p = backbone.patch
+    height, width = (max(2, math.ceil(48 / p)) * p, max(2, math.ceil(64 / p)) * p)
+    features = backbone(torch.randn(1, 3, height, width))
+    assert features.grid == (height // p, width // p)
+    assert torch.isfinite(features.pooled).all()
+
+
+def test_spec_rebuilds_it(backbone):
+    twin = backbones.build(**backbone.spec())
+    twin.load_state_dict(backbone.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(twin.eval()(x).pooled, backbone.eval()(x).pooled)
+
+
+def test_gradient_reaches_every_parameter(backbone):
+    features = backbone.train()(torch.randn(2, 3, 32, 32))
+    (features.pooled.square().sum() + features.patches.square().sum()).backward()
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+
+def test_attention_is_a_distribution_over_patches(backbone):
+    maps = backbone.eval().attention(torch.randn(2, 3, 32, 32))
+    rows, columns = backbone.grid(32, 32)
+    assert maps.shape[0] == 2
+    assert maps.shape[2] == rows * columns
+    total = maps.sum(-1)
+    assert (maps >= 0).all()
+    assert (total <= 1 + 1e-5).all()  # the rest goes to class token and registers
+    assert (total > 0.3).all()
+
+
+def test_encode_many_equals_one_by_one(backbone):
+    backbone.eval()
+    images = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 2 * backbone.patch, 2 * backbone.patch)]
+    tokens = [(backbone.tokenize(x), backbone.grid(*x.shape[-2:])) for x in images]
+    for features, x in zip(backbone.encode_many(tokens), images, strict=True):
+        torch.testing.assert_close(features.pooled, backbone(x).pooled)
+
+
+def test_dropping_tokens(backbone):
+    """Kept tokens are those of the whole image, with their own positions; order does not matter."""
+    if not backbone.drops_tokens:
+        with pytest.raises(AssertionError):
+            backbone.tokenize(torch.randn(1, 3, 32, 32), torch.zeros(1, 1, dtype=torch.int64))
+        return
+    backbone.eval()
+    x = torch.randn(2, 3, 32, 32)
+    grid = backbone.grid(32, 32)
+    n = grid[0] * grid[1]
+    everything = torch.arange(n).expand(2, -1)
+    whole = backbone(x)
+    kept = backbone.encode(backbone.tokenize(x, everything), grid, everything)
+    torch.testing.assert_close(kept.pooled, whole.pooled, rtol=1e-4, atol=1e-5)
+    some = torch.tensor([[3, 1, 2], [0, 3, 1]])
+    a = backbone.encode(backbone.tokenize(x, some), grid, some)
+    b = backbone.encode(backbone.tokenize(x, some.flip(1)), grid, some.flip(1))
+    assert a.patches.shape == (2, 3, backbone.dim)
+    torch.testing.assert_close(a.patches, b.patches.flip(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_stochastic_depth_acts_in_training_only(backbone):
+    spec = backbone.spec()
+    torch.manual_seed(0)
+    deep = backbones.build(**spec, drop_path=0.5)
+    deep.load_state_dict(backbone.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(deep.eval()(x).pooled, backbone.eval()(x).pooled)
+    assert not torch.equal(deep.train()(x).pooled, backbone.train()(x).pooled)
+
+
+@pytest.mark.parametrize("channels", [1, 6, 13])
+def test_channels(channels):
+    for case in CASES.values():
+        backbone = backbones.build(image_size=32, channels=channels, **case).eval()
+        assert torch.isfinite(backbone(torch.randn(1, channels, 32, 32)).pooled).all()
+
+
+def test_bf16(backbone):
+    backbone.eval()
+    x = torch.randn(2, 3, 32, 32)
+    exact = backbone(x).pooled
+    rough = backbone.bfloat16()(x).pooled.float()
+    assert torch.cosine_similarity(exact, rough).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("vit-ti/16", 5.5), ("vit-s/16", 21.7), ("vit-b/16", 85.8), ("vit-l/16", 303.3), ("vit-h/14", 630.8)],
+)
+def test_sizes_of_the_papers(name, millions):
+    """Without a classifier, at 224 px; the papers' 86, 307 and 632M count it, with 1,000 classes."""
+    with torch.device("meta"):
+        backbone = backbones.build(name=name, image_size=224)
+    assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_unknown_names_and_options():
+    with pytest.raises(ValueError, match="did you mean vit-s/16"):
+        backbones.build(name="vit_s/16", image_size=32)
+    with pytest.raises(ValueError, match="patch size"):
+        backbones.build(name="vit-s/64", image_size=64)
+    with pytest.raises(ValueError, match="no multiple"):
+        backbones.build(name="vit-s/16", image_size=40)
+    with pytest.raises(ValueError, match="pool"):
+        backbones.build(name="vit-s/16", image_size=32, pool="max")

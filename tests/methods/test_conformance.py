@@ -1,0 +1,216 @@
+"""What every method promises the engine, checked on every file in methods/."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omma import backbones, methods
+from omma.protocols import Batch, Clock, Key
+from omma.train.loop import Position, make_optimizer, train
+from omma.train.precision import Cast
+
+SIZE, BATCH, STEPS = 16, 8, 8
+MODELS = ("vit-ti/8", "vitc-15mf")
+
+
+def pairs():
+    for name in methods.names():
+        for model in MODELS:
+            drops = backbones.build(name=model, image_size=SIZE).drops_tokens
+            if drops or name != "mae":
+                yield name, model
+
+
+def build(name, model, channels=3):
+    """A small instance: the small-data recipe with small heads."""
+    file = methods.get(name)
+    recipe = file.small(SIZE)
+    little = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "hidden": 32, "out": 16}
+    known = {f.name for f in dataclasses.fields(recipe.config)}
+    config = dataclasses.replace(recipe.config, **{k: v for k, v in little.items() if k in known})
+    torch.manual_seed(0)
+    options = recipe.encoder if model.startswith("vit-") else {}
+    encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **options)
+    for block in list(encoder.blocks)[2:]:
+        encoder.blocks.pop(len(encoder.blocks) - 1)
+        del block
+    return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, SIZE)
+
+
+def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):
+    """Deterministic views for a step, from the images' numbers alone."""
+    index = np.arange(step * b, (step + 1) * b)
+    crops = []
+    for number, crop in enumerate(file.views(recipe.config, SIZE)):
+        images = []
+        for i in index:
+            g = torch.Generator().manual_seed(1000 * number + int(i))
+            images.append(torch.randn(crop.count, channels, crop.size, crop.size, generator=g))
+        crops.append(torch.zeros_like(torch.stack(images)) if constant else torch.stack(images))
+    return Batch(tuple(crops), Key(0, np.zeros(b, np.int64), index), torch.from_numpy(index % 3))
+
+
+def run(method, optimizer, file, recipe, first, last, accumulate=1, b=BATCH, **options):
+    position = Position(first, last, b * accumulate, 100)
+    position_total = dataclasses.replace(position, total=STEPS)
+    batches = (batch_of(file, recipe, s, b) for s in itertools.count(first * accumulate))
+    steps = train(method, optimizer, batches, recipe, position_total, accumulate=accumulate, **options)
+    return list(itertools.islice(steps, last - first))
+
+
+@pytest.fixture(params=list(pairs()), ids="-".join)
+def built(request):
+    return build(*request.param)
+
+
+def test_gradient_reaches_the_whole_encoder(built):
+    file, recipe, method = built
+    method.train()
+    output = method(batch_of(file, recipe, 0), Clock(1, 10, 0.1))
+    output.loss.backward()
+    missing = [n for n, p in method.encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    # the class token's own position and the like may stand still; whole tensors of zeros may not
+    dead = [n for n, p in method.encoder.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert not dead
+
+
+def test_frozen_parts_get_no_gradient_and_groups_cover_the_rest(built):
+    _, _, method = built
+    grouped = [p for group in method.groups() for p in group.params]
+    assert len(grouped) == len({id(p) for p in grouped})
+    assert {id(p) for p in grouped} == {id(p) for p in method.parameters() if p.requires_grad}
+    assert all(p.ndim > 1 for group in method.groups() if group.decay for p in group.params)
+
+
+def test_state_dict_is_the_whole_state(built):
+    """5 steps, save, load into a fresh one, 3 more: equal to 8 straight, bit for bit."""
+    file, recipe, straight = built
+    halves = copy.deepcopy(straight)
+    fresh = copy.deepcopy(straight)
+    optimizer = make_optimizer(straight, recipe)
+    run(straight, optimizer, file, recipe, 0, 8)
+
+    optimizer = make_optimizer(halves, recipe)
+    run(halves, optimizer, file, recipe, 0, 5)
+    state, optimizer_state = copy.deepcopy(halves.state_dict()), copy.deepcopy(optimizer.state_dict())
+    optimizer = make_optimizer(fresh, recipe)
+    fresh.load_state_dict(state)
+    optimizer.load_state_dict(optimizer_state)
+    run(fresh, optimizer, file, recipe, 5, 8)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def test_forward_has_no_side_effects(built):
+    file, recipe, method = built
+    method.train()
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    before = copy.deepcopy(method.state_dict())
+    first = method(batch_of(file, recipe, 0), Clock(1, 10, 0.1)).loss
+    again = method(batch_of(file, recipe, 0), Clock(1, 10, 0.1)).loss
+    assert torch.equal(first, again)
+    for name, value in method.state_dict().items():
+        if not name.endswith(statistics):
+            assert torch.equal(value, before[name]), name
+
+
+def test_training_changes_what_is_kept(built):
+    file, recipe, method = built
+    before = copy.deepcopy(method.kept().state_dict())
+    run(method, make_optimizer(method, recipe), file, recipe, 0, 3)
+    after = method.kept().state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_bf16_stays_finite(built):
+    file, recipe, method = built
+    steps = run(method, make_optimizer(method, recipe), file, recipe, 0, 3, dtype=torch.bfloat16)
+    assert all(step.rejected is None and np.isfinite(step.loss) for step in steps)
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+def test_bf16_gradients_point_the_same_way(built):
+    file, recipe, method = built
+    method.train()
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        method.zero_grad()
+        Cast(method, dtype)(batch_of(file, recipe, 0), Clock(1, 10, 0.1)).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in method.encoder.blocks.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.97
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_a_tiny_batch_does_not_break_it(built, b):
+    file, recipe, method = built
+    steps = run(method, make_optimizer(method, recipe), file, recipe, 0, 2, b=b)
+    assert all(step.rejected is None and np.isfinite(step.loss) for step in steps)
+
+
+def test_constant_images_do_not_produce_nan(built):
+    file, recipe, method = built
+    optimizer = make_optimizer(method, recipe)
+    batches = itertools.repeat(batch_of(file, recipe, 0, constant=True))
+    steps = list(train(method, optimizer, batches, recipe, Position(0, 3, BATCH, 100)))
+    assert all(step.rejected is None and np.isfinite(step.loss) for step in steps)
+    assert all(torch.isfinite(p).all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_any_channel_count(channels):
+    for name, model in pairs():
+        file, recipe, method = build(name, model, channels)
+        output = method(batch_of(file, recipe, 0, channels=channels), Clock(1, 10, 0.1))
+        assert torch.isfinite(output.loss), (name, model)
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if n in ("dino", "mae")])
+def test_accumulation_equals_a_batch_twice_as_large(name):
+    """Where the maths says so: no batch norm, no negatives within the batch."""
+    file, recipe, method = build(name, "vit-ti/8")
+    twin = copy.deepcopy(method)
+    run(method, make_optimizer(method, recipe), file, recipe, 0, 2, accumulate=2, b=4)
+    run(twin, make_optimizer(twin, recipe), file, recipe, 0, 2, accumulate=1, b=8)
+    for key, value in method.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[key], rtol=2e-4, atol=2e-5, msg=key)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(built):
+    file, recipe, method = built
+    optimizer = make_optimizer(method, recipe)
+    run(method, optimizer, file, recipe, 0, 1)
+    before = copy.deepcopy(method.state_dict())
+    bad = batch_of(file, recipe, 1)
+    bad.views[0][0] = float("nan")
+    (step,) = train(method, optimizer, iter([bad]), recipe, Position(0, 1, BATCH, 100))
+    assert step.rejected is not None
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Every method: two gloo processes with half of each batch end with the weights of one with all of it."""
+    worker = Path(__file__).with_name("two_processes.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error.decode()[-2000:]
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    assert len(differences) == len(list(pairs()))
+    assert all(d < 2e-5 for d in differences.values()), differences

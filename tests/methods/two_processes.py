@@ -1,0 +1,62 @@
+"""One of two processes that train every method on half of each batch; run by test_conformance."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("conformance", Path(__file__).with_name("test_conformance.py"))
+conformance = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conformance)
+
+from omma.ops.masking import Key  # noqa: E402
+from omma.protocols import Batch  # noqa: E402
+from omma.train.loop import Position, make_optimizer, train  # noqa: E402
+
+KEYS = ("params", "label", "lr_scale", "decay", "frozen_until")
+
+
+def part(batch, rank, world):
+    """This process's share of a batch."""
+    n = len(batch.labels) // world
+    rows = slice(rank * n, (rank + 1) * n)
+    key = Key(batch.key.seed, batch.key.epoch[rows], batch.key.index[rows])
+    return Batch(tuple(v[rows] for v in batch.views), key, batch.labels[rows])
+
+
+def weights(name, model, share):
+    """All state after two steps; `share` of each batch."""
+    file, recipe, method = conformance.build(name, model)
+    batches = (share(conformance.batch_of(file, recipe, s)) for s in range(2))
+    # plain SGD: AdamW's first steps blow rounding errors of tiny gradients up to the size of a step
+    groups = [{k: v for k, v in g.items() if k in KEYS} for g in make_optimizer(method, recipe).param_groups]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    list(train(method, optimizer, batches, recipe, Position(0, 2, 8, 100)))
+    return method.state_dict()
+
+
+def main(rank, folder):
+    alone = {}
+    if rank == 0:
+        alone = {pair: weights(*pair, lambda batch: batch) for pair in conformance.pairs()}
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    differences = {}
+    for pair in conformance.pairs():
+        together = weights(*pair, lambda batch: part(batch, rank, 2))
+        if rank == 0:
+            differences["-".join(pair)] = max(
+                float((value.double() - alone[pair][key].double()).abs().max())
+                for key, value in together.items()
+            )
+    if rank == 0:
+        (folder / "differences.json").write_text(json.dumps(differences))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

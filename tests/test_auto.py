@@ -1,0 +1,98 @@
+"""The rules of docs/auto.md."""
+
+import dataclasses
+
+import pytest
+
+from omma import auto, backbones, methods
+
+CPU = auto.Facts(images=10_000, shorter_side=32, channels=3, device="cpu", cores=2, budget=600)
+GPU = dataclasses.replace(CPU, device="cuda", images=1_000_000, shorter_side=480, cores=16)
+
+
+def test_small_images_on_a_cpu():
+    choice = auto.choose(CPU, auto.Wishes())
+    assert (choice.method, choice.model, choice.image_size, choice.recipe_name) == (
+        "simclr", "vitc-15mf", 32, "small",
+    )  # fmt: skip
+    assert {what.split()[0] for what, _ in choice.reasons} == {"image", "method", "model", "recipe", "batch"}
+    assert all(why for _, why in choice.reasons)
+
+
+def test_many_images_on_a_gpu():
+    choice = auto.choose(GPU, auto.Wishes())
+    assert (choice.method, choice.model, choice.image_size, choice.recipe_name) == (
+        "dino", "vit-s/16", 224, "paper",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "size"),
+    [("cpu", 28, 32), ("cpu", 32, 32), ("cpu", 64, 64), ("cpu", 480, 64), ("cuda", 480, 224), ("cuda", 100, 96),
+     ("mps", 480, 64), ("cpu", 8, 16)],
+)  # fmt: skip
+def test_image_size(device, side, size):
+    choice = auto.choose(dataclasses.replace(CPU, device=device, shorter_side=side), auto.Wishes())
+    assert choice.image_size == size
+
+
+def test_wishes_win_and_need_no_reason():
+    wishes = auto.Wishes(
+        method="dino", model="vit-s/8", image_size=48, batch=20, lr=0.5, recipe="paper",
+        options={"momentum": "0.9", "local_crops": "2", "centring": "False", "global_scale": "0.3,0.9"},
+    )  # fmt: skip
+    choice = auto.choose(CPU, wishes)
+    assert not choice.reasons
+    assert (choice.method, choice.model, choice.image_size) == ("dino", "vit-s/8", 48)
+    assert (choice.recipe.batch, choice.recipe.lr) == (20, 0.5)
+    config = choice.recipe.config
+    assert (config.momentum, config.local_crops, config.centring) == (0.9, 2, False)
+    assert config.global_scale == (0.3, 0.9)
+
+
+def test_few_images_make_a_smaller_batch_and_rate():
+    few = auto.choose(dataclasses.replace(CPU, images=8), auto.Wishes())
+    many = auto.choose(CPU, auto.Wishes())
+    assert few.recipe.batch == 8
+    assert few.recipe.lr == pytest.approx(many.recipe.lr * (8 / many.recipe.batch) ** 0.5)
+    assert auto.choose(dataclasses.replace(CPU, images=1), auto.Wishes()).recipe.batch == 2
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"method": "dyno"}, "dino"),
+        ({"recipe": "large"}, "small or paper"),
+        ({"method": "mae", "options": {"momentum": "1"}}, "no such option"),
+        ({"method": "mae", "options": {"mask_share": "many"}}, "expected float"),
+        ({"method": "mae", "options": {"mask_share": "1.5"}}, "between 0 and 1"),
+        ({"method": "dino", "options": {"teacher_temp": "0"}}, "above 0"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(wishes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        auto.choose(CPU, auto.Wishes(**wishes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("facts", [CPU, dataclasses.replace(CPU, shorter_side=300), GPU])
+def test_whatever_is_chosen_can_be_built(method, facts):
+    import torch
+
+    choice = auto.choose(facts, auto.Wishes(method=method))
+    options = choice.recipe.encoder if choice.model.startswith("vit-") else {}
+    with torch.device("meta"):
+        encoder = backbones.build(name=choice.model, image_size=choice.image_size, **options)
+    for crop in methods.get(method).views(choice.recipe.config, choice.image_size):
+        rows, columns = encoder.grid(crop.size, crop.size)
+        assert rows * columns >= 1
+        if encoder.drops_tokens:
+            assert crop.size % encoder.patch == 0
+
+
+def test_mae_refuses_a_backbone_that_cannot_drop_tokens():
+    file = methods.get("mae")
+    encoder = backbones.build(name="vitc-15mf", image_size=32)
+    with pytest.raises(ValueError, match="choose a plain ViT"):
+        file.Method(encoder, file.Config(), 32)

@@ -1,0 +1,102 @@
+"""The command line: every command by name, errors in one line, options handed on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from omma import cli
+
+
+def call(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_methods_and_models_and_doctor(capsys):
+    code, text, _ = call(capsys, "methods")
+    assert code == 0
+    assert {"dino", "mae", "simclr"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
+    code, text, _ = call(capsys, "methods", "dino")
+    assert code == 0
+    assert "2104.14294" in text
+    assert "teacher_temp" in text
+    code, text, _ = call(capsys, "models")
+    assert code == 0
+    assert "vit-ti/16" in text
+    assert "vitc-15mf" in text
+    code, text, _ = call(capsys, "doctor")
+    assert code == 0
+    assert "precision" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["pretrain", ".", "--method", "dyno", "--steps", "1"], "."),
+        (["evaluate", "/no/run", "."], "/no/run"),
+        (["embed", "/no/run", ".", "--out", "t.parquet"], "/no/run"),
+        (["report", "/no/run", "."], "/no/run"),
+        (["methods", "dyno"], "dyno"),
+        (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
+        (["pretrain", ".", "--method.momentum"], "value must follow"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = call(capsys, *words)
+    assert code == 2
+    assert error.startswith("omma: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, _, error = call(capsys, "methods", "dyno", "--debug")
+    assert code == 2
+    assert "Traceback" in error
+
+
+def test_method_options_are_taken_out_of_the_words():
+    words, options = cli._method_options(
+        ["pretrain", "x", "--method.teacher-temp", "0.05", "--seed", "1", "--method.centring=False"]
+    )
+    assert words == ["pretrain", "x", "--seed", "1"]
+    assert options == {"teacher_temp": "0.05", "centring": "False"}
+
+
+def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
+    """The whole path by its commands, as the README has it."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 100, (60, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(60) % 3
+    pixels[labels == 1] += 100
+    pixels[labels == 2, :8] += 100
+    np.savez("data.npz", images=pixels, labels=labels)
+    code, text, error = call(
+        capsys, "pretrain", "data.npz", "--out", "run", "--steps", "2", "--model", "vit-n/4", "--method", "dino",
+        "--method.local-crops", "1", "--method.prototypes", "32", "--batch-size", "8", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "vit-n/4" in text
+    assert "done: 2 steps" in text
+    code, text, error = call(capsys, "evaluate", "run", "data.npz", "--json", "out.json", "--device", "cpu")
+    assert code == 0, error
+    assert "untrained" in text
+    assert "trained" in text
+    assert (tmp_path / "out.json").exists()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "k-NN" in report
+    code, text, error = call(capsys, "embed", "run", "data.npz", "--out", "t.parquet", "--device", "cpu")
+    assert code == 0, error
+    assert "60 vectors of 192 dimensions" in text
+
+
+def test_starting_up_does_not_import_torch():
+    code = "import sys, omma.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,34 @@
+"""Budgets: parsing, and ending in time whatever the speed."""
+
+import pytest
+
+from omma.train import budget
+from omma.train.loop import Position
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2d", 172_800), ("45", 45), (30.0, 30)]
+)
+def test_seconds(text, expected):
+    assert budget.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5m", "ten", "5 weeks", "10mm"])
+def test_nonsense_is_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        budget.seconds(text)
+
+
+@pytest.mark.parametrize("guess", [5, 100, 10_000])
+@pytest.mark.parametrize("before", [0.0, 40.0])
+def test_a_run_ends_in_time_even_if_the_first_guess_was_wrong(monkeypatch, guess, before):
+    now = [1000.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    keeper = budget.Timekeeper(100.0, before=before, reserve=2.0)
+    position = Position(0, guess, 10, 100)
+    while position.step < position.total:
+        now[0] += 0.05 if now[0] < 1030 else 0.2  # the machine slows down half way
+        position.step += 1
+        keeper.correct(position)
+        assert position.total >= position.step
+    assert 95 <= keeper.elapsed <= 100

@@ -1,0 +1,257 @@
+"""`omma pretrain`, whole: from files to a model, killed and resumed, with hostile files and other configurations."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import omma
+from omma.data.index import ArrayImages
+from omma.run import RunFolder
+from omma.verbs.pretrain import Diverged, Plan, Progress, Read, pretrain
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+SMALL = {"model": "vitc-15mf", "batch_size": 16, "image_size": 16, "device": "cpu"}
+
+
+def pictures(n=64, channels=3, labels=False, seed=0, size=16):
+    """Random images of two kinds: bright on the left, bright on the right."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 120, (n, size, size, channels), dtype=np.uint8)
+    kind = np.arange(n) % 2
+    pixels[kind == 0, :, : size // 2] += 120
+    pixels[kind == 1, :, size // 2 :] += 120
+    return ArrayImages(pixels, kind if labels else None, ("left", "right") if labels else ())
+
+
+def state(folder):
+    return omma.load(folder).encoder.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("method", "model"), [("simclr", "vitc-15mf"), ("dino", "vit-n/4"), ("mae", "vit-n/4")]
+)
+def test_images_in_model_out(tmp_path, method, model):
+    events = []
+    result = pretrain(
+        pictures(), method=method, out=tmp_path / "run", steps=4, listen=events.append,
+        **{**SMALL, "model": model},
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    assert result.steps == 4
+    assert result.stopped_by is None
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "model.safetensors", "model.json", "skipped.csv",
+            "report.html"} <= names  # fmt: skip
+    assert any(n.startswith("events.") for n in names)
+    lines = RunFolder(folder).metrics()
+    assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4]
+    kinds = [type(event) for event in events]
+    assert kinds.index(Plan) < kinds.index(Progress)
+    assert kinds.count(Progress) == 4
+    assert Read in kinds
+    plan = next(e for e in events if isinstance(e, Plan))
+    assert plan.used == 64
+    assert plan.steps == 4
+    assert plan.images_per_second > 0
+    model = omma.load(folder)
+    assert model.provenance["method"] == method
+    vectors = model.embed([np.zeros((16, 16, 3), np.uint8), np.full((20, 30, 3), 255, np.uint8)])
+    assert vectors.shape == (2, model.encoder.dim)
+    assert np.isfinite(vectors).all()
+    report = (folder / "report.html").read_text()
+    assert "Nearest neighbours" in report
+    assert ("Reconstructions" in report) == (method == "mae")
+
+
+def test_the_same_twice_is_the_same(tmp_path):
+    for name in ("a", "b"):
+        pretrain(pictures(), out=tmp_path / name, steps=3, **SMALL)
+    pretrain(pictures(), out=tmp_path / "c", steps=3, seed=1, **SMALL)
+    assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
+    assert not equal(state(tmp_path / "a"), state(tmp_path / "c"))
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(tmp_path):
+    pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL).steps == 2
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"settings\.lr: .* there, 0\.5 now") as error:
+        pretrain(pictures(), out=tmp_path / "run", steps=2, lr=0.5, **SMALL)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds no run"):
+        pretrain(pictures(), out=tmp_path, steps=2, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 3, "epochs": 1}, "choose one end"),
+        ({"steps": 0}, "above 0"),
+        ({"budget": "soon"}, "such as"),
+        ({"steps": 1, "method": "mae", "model": "vitc-15mf"}, "plain ViT"),
+        ({"steps": 1, "accumulate": 3}, "cannot be divided"),
+        ({"steps": 1, "device": "tpu"}, "device"),
+        ({"steps": 1, "precision": "fp8"}, "precision"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        pretrain(pictures(), out=tmp_path / "run", **{**SMALL, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_a_learning_rate_that_breaks_it_ends_with_an_explanation(tmp_path):
+    with pytest.raises(Diverged, match="lower --lr"):
+        pretrain(
+            pictures(), method="mae", out=tmp_path / "run", steps=200,
+            **{**SMALL, "model": "vit-n/4", "lr": 1e30},
+        )  # fmt: skip
+    assert list((tmp_path / "run").glob("rejected-step-*.safetensors"))
+
+
+def test_a_budget_is_kept(tmp_path):
+    start = time.monotonic()
+    result = pretrain(pictures(), out=tmp_path / "run", budget="12s", **SMALL)
+    assert result.steps > 3
+    assert time.monotonic() - start < 25  # with the report, on a busy machine
+    assert result.seconds < 14
+    lines = [line for line in RunFolder(tmp_path / "run").metrics() if line["event"] == "step"]
+    assert lines[-1]["lr"] < 0.2 * max(line["lr"] for line in lines)  # the schedule came to its end
+
+
+@pytest.mark.parametrize("channels", [1, 6, 13])
+def test_any_channels_and_few_images(tmp_path, channels):
+    events = []
+    pretrain(pictures(3, channels), out=tmp_path / "run", steps=2, listen=events.append,
+             **{**SMALL, "batch_size": 4})  # fmt: skip
+    plan = next(e for e in events if isinstance(e, Plan))
+    assert "left out" in " ".join(plan.views)
+    assert omma.load(tmp_path / "run").encoder.channels == channels
+
+
+def test_labels_are_read_for_knn_but_change_nothing(tmp_path):
+    events = []
+    pretrain(pictures(2100, labels=True), out=tmp_path / "a", steps=2, listen=events.append, **SMALL)
+    pretrain(pictures(2100, labels=False), out=tmp_path / "b", steps=2, **SMALL)
+    assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
+    scores = [e.knn for e in events if isinstance(e, Read)]
+    assert scores
+    assert all(0 <= score <= 1 for score in scores)
+    assert any("online_knn_top1" in line for line in RunFolder(tmp_path / "a").metrics())
+
+
+def test_hostile_files_are_listed_and_the_rest_is_used(tmp_path):
+    """1,000 good images and 200 that are not."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = random.Random(0)
+    for i in range(1000):
+        Image.effect_noise((20, 24), 60).convert("RGB").save(folder / f"good{i}.jpg", quality=60)
+    good = (folder / "good0.jpg").read_bytes()
+    header = (
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    )
+    kinds = {
+        "empty": lambda: b"",
+        "truncated": lambda: good[: len(good) // 2],
+        "noise": lambda: rng.randbytes(500),
+        "text": lambda: b"this is no image",
+        "bomb": lambda: header + rng.randbytes(200),
+        "html": lambda: b"<!doctype html><html></html>",
+        "zip": lambda: b"PK\x03\x04" + rng.randbytes(100),
+        "half": lambda: good[:20],
+    }
+    for i in range(200):
+        kind = list(kinds)[i % len(kinds)]
+        (folder / f"bad{i}-{kind}.jpg").write_bytes(kinds[kind]())
+    (folder / "lying.svg").write_bytes(good)  # an image under a wrong name is used
+    result = pretrain(folder, out=tmp_path / "run", steps=2, **SMALL)
+    assert result.steps == 2
+    lines = (tmp_path / "run" / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "path,reason"
+    assert len(lines) == 201
+    assert all(line.startswith("bad") and len(line.split(",", 1)[1]) > 5 for line in lines[1:])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["images"] == str(folder)
+
+
+def test_only_bad_files_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.jpg"):
+        pretrain(tmp_path / "images", out=tmp_path / "run", steps=1, **SMALL)
+
+
+# ---------------------------------------------------------------- killed and resumed
+def command(data, out, steps=60):
+    return [
+        sys.executable, "-m", "omma", "pretrain", str(data), "--out", str(out), "--steps", str(steps),
+        "--model", "vitc-15mf", "--batch-size", "16", "--image-size", "16", "--device", "cpu",
+        "--checkpoint-every", "0.2",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    images = pictures(200)
+    np.savez(tmp_path / "images.npz", images=np.stack([images.read(i) for i in range(200)]))
+    return tmp_path / "images.npz"
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, data):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command(data, tmp_path / "straight"), check=True, **quiet)
+    for _ in range(2):
+        process = subprocess.Popen(command(data, tmp_path / "killed"), **quiet)
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        seen = set(checkpoints.glob("*.pt"))
+        while process.poll() is None and not set(checkpoints.glob("*.pt")) - seen:
+            time.sleep(0.05)
+        time.sleep(random.Random(os.getpid()).random() * 0.2)
+        process.kill()
+        process.wait()
+    subprocess.run(command(data, tmp_path / "killed"), check=True, **quiet)
+    assert equal(state(tmp_path / "straight"), state(tmp_path / "killed"))
+    steps = [line["step"] for line in RunFolder(tmp_path / "killed").metrics() if line["event"] == "step"]
+    assert steps == list(range(1, 61))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits(tmp_path, data, number):
+    run = RunFolder(tmp_path / "run")
+    process = subprocess.Popen(command(data, run.path, 100_000), stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and len(run.metrics()) < 2:
+        time.sleep(0.05)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command resumes" in text
+    assert list(run.checkpoints.glob("step-*.pt"))
+    assert not run.finished
+
+
+# ---------------------------------------------------------------- the project's own data
+@pytest.mark.parametrize("name", ["cellpainting_6ch_512_u16.npz", "sentinel2_13band_5x101x100.npz"])
+def test_microscopy_and_satellite_pretrain(tmp_path, name):
+    if not (DATA / name).exists():
+        pytest.skip(f"{name} is not here")
+    result = pretrain(
+        DATA / name, out=tmp_path / "run", steps=2, image_size=32, model="vitc-15mf", device="cpu"
+    )
+    assert result.steps == 2
+    assert omma.load(tmp_path / "run").encoder.channels in (6, 13)
