@@ -40,7 +40,7 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    encoder = backbones.build(model, image_size=size, channels=3)
+    encoder = backbones.build(name=model, image_size=size, channels=3)
     # a fresh network's features hardly tell images apart: larger weights, as training leaves them, do
     with torch.no_grad():
         for name, weight in encoder.named_parameters():

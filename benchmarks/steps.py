@@ -76,7 +76,7 @@ def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
         freeze_last_epochs=0.0,
     )
     recipe = replace(dino.small(SIZE), config=config)
-    encoder = backbones.build(f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
+    encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
     views = (first[:, None], second[:, None], torch.stack(local, dim=1))
     step = loop(dino.Method(encoder, config, SIZE), recipe, Batch(views, key(len(first)), None), bf16)
     return Contender(name_of("omma", bf16), step, len(first), ours=True)
@@ -90,7 +90,7 @@ def omma_mae(images: Tensor, bf16: bool) -> Contender:
         decoder_dim=DECODER_DIM,
         decoder_heads=DECODER_HEADS,
     )
-    encoder = backbones.build(f"vit-ti/{PATCH}", image_size=SIZE, channels=3, positions="sincos")
+    encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3, positions="sincos")
     batch = Batch((images[:, None],), key(len(images)), None)
     step = loop(mae.Method(encoder, config, SIZE), recipe, batch, bf16)
     return Contender(name_of("omma", bf16), step, len(images), ours=True)

@@ -48,6 +48,10 @@ class Choice:
     recipe_name: str
     reasons: tuple[tuple[str, str], ...]  # (what was chosen, why)
 
+    def encoder_options(self) -> Mapping[str, Any]:
+        """What the recipe wants of a plain ViT; other backbones have no such options."""
+        return self.recipe.encoder if self.model.startswith("vit-") else {}
+
 
 def choose(facts: Facts, wishes: Wishes) -> Choice:
     """Fill in what the user left open. The rules are documented in docs/auto.md.

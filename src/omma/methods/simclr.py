@@ -55,12 +55,19 @@ def paper(image_size: int) -> Recipe:
 
 
 def small(image_size: int) -> Recipe:
-    """1,000 to 100,000 images on one machine."""
+    """1,000 to 100,000 images on one machine; views smaller than what the network will see are quicker.
+
+    `omma pretrain cifar10_25k.zip --budget 10m` on two cores (docs/benchmarks.md).
+    """
     tiny = image_size < 64
-    config = Config(temperature=0.2, hidden=512, colour=0.5 if tiny else 1.0, blur=not tiny)
+    config = Config(
+        temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
+        crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
+    )  # fmt: skip
     return Recipe(
-        config=config, batch=512 if tiny else 128, lr=2e-3, warmup=0.05, weight_decay=0.05, clip=3.0
-    )
+        config=config, batch=128, lr=2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05, clip=None,
+        encoder={"pool": "mean"},
+    )  # fmt: skip
 
 
 class Method(nn.Module):

@@ -222,7 +222,7 @@ def pretrain(
         image_size=choice.image_size,
         channels=some.channels,
         drop_path=choice.recipe.drop_path,
-        **(choice.recipe.encoder if choice.model.startswith("vit") else {}),
+        **choice.encoder_options(),
     )
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
     run = _Run(

@@ -1,0 +1,80 @@
+"""NT-Xent: closed forms, the equation written out, and numbers of lightly's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omma.losses import contrastive
+from waves import wave
+
+
+def close(a, b):
+    torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("b", [1, 2, 7])
+def test_identical_images_give_log_of_the_others(b):
+    x = torch.ones(b, 4)
+    close(contrastive.ntxent(x, x, 0.5), math.log(2 * b - 1))
+
+
+def written_out(a, b, temperature):
+    """[Chen 2020, eq. 1] for each of the 2b anchors, in fp64."""
+    z = F.normalize(torch.cat([a, b]).double(), dim=1)
+    n = len(a)
+    total = 0.0
+    for i in range(2 * n):
+        partner = (i + n) % (2 * n)
+        others = torch.stack([(z[i] @ z[k] / temperature).exp() for k in range(2 * n) if k != i])
+        total = total - torch.log((z[i] @ z[partner] / temperature).exp() / others.sum())
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_equals_the_equation(temperature):
+    a, b = wave(5, 6).requires_grad_(), wave(5, 6, phase=1.0)
+    twin = a.detach().clone().requires_grad_()
+    loss, reference = contrastive.ntxent(a, b, temperature), written_out(twin, b, temperature)
+    close(loss, reference)
+    loss.backward()
+    reference.backward()
+    close(a.grad, twin.grad)
+
+
+@pytest.mark.parametrize(
+    ("b", "d", "temperature", "loss", "first", "norm"),
+    [
+        (4, 6, 0.5, 0.50970659,
+         [-0.105995044, 0.021518722, 0.00179526, -0.037626013, -0.025651197, -0.073865069], 0.191099473),
+        (3, 5, 0.1, 0.067167876, [-0.074443573, 0.044582438, -0.096758068, 0.066713037, 0.048506032], 0.173945298),
+    ],
+)  # fmt: skip
+def test_lightlys_numbers(b, d, temperature, loss, first, norm):
+    """lightly 1.6, NTXentLoss, in fp64."""
+    one = wave(b, d, phase=0.1).float().double().requires_grad_()
+    two = wave(b, d, phase=0.4) + 0.3 * wave(b, d, phase=2.0, step=1.7)
+    ours = contrastive.ntxent(one, two, temperature)
+    ours.backward()
+    close(ours, loss)
+    close(one.grad[0], first)
+    close(one.grad.norm(), norm)
+
+
+def test_a_part_of_a_larger_batch_sees_all_negatives():
+    a, b = wave(6, 4), wave(6, 4, phase=1.0)
+    parts = [
+        contrastive.ntxent(a[rows], b[rows], 0.2, everyone=(a, b), offset=rows.start)
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    close((2 * parts[0] + 4 * parts[1]) / 6, contrastive.ntxent(a, b, 0.2))
+
+
+def test_alignment_and_uniformity():
+    x = torch.eye(4)
+    close(contrastive.alignment(x, x), 0.0)
+    close(contrastive.alignment(x, -x), 4.0)
+    close(contrastive.uniformity(x), -4.0)  # all pairs at squared distance 2
+    close(contrastive.uniformity(torch.ones(4, 4)), 0.0)
+    close(contrastive.uniformity(x[:1]), 0.0)
