@@ -1,8 +1,8 @@
-"""Kill a run at ten random moments, resume it each time, and compare the final weights with an uninterrupted run's.
+"""Kill runs at random moments, resume them, and compare their weights with an uninterrupted run's.
 
     python benchmarks/kill.py [--kills 10] [--steps 400]
 
-`kill -9` after a random time; every kill is its own run: killed once, resumed, its weights compared bit for bit.
+`kill -9` after a random time; every kill is a run of its own, killed once, resumed, compared bit for bit.
 """
 
 import argparse

@@ -28,7 +28,8 @@ def test_many_images_on_a_gpu():
 
 @pytest.mark.parametrize(
     ("device", "side", "size"),
-    [("cpu", 28, 32), ("cpu", 32, 32), ("cpu", 64, 64), ("cpu", 480, 64), ("cuda", 480, 224), ("cuda", 100, 96),
+    [("cpu", 28, 32), ("cpu", 32, 32), ("cpu", 64, 64), ("cpu", 480, 64), ("cuda", 480, 224),
+     ("cuda", 100, 96),
      ("mps", 480, 64), ("cpu", 8, 16)],
 )  # fmt: skip
 def test_image_size(device, side, size):

@@ -79,7 +79,8 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     pixels[labels == 2, :8] += 100
     np.savez("data.npz", images=pixels, labels=labels)
     code, text, error = call(
-        capsys, "pretrain", "data.npz", "--out", "run", "--steps", "2", "--model", "vit-n/4", "--method", "dino",
+        capsys, "pretrain", "data.npz", "--out", "run", "--steps", "2", "--model", "vit-n/4",
+        "--method", "dino",
         "--method.local-crops", "1", "--method.prototypes", "32", "--batch-size", "8", "--device", "cpu",
     )  # fmt: skip
     assert code == 0, error

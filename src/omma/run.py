@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
 
 

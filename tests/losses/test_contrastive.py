@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from waves import wave
 
 from omma.losses import contrastive
-from waves import wave
 
 
 def close(a, b):
@@ -48,7 +48,8 @@ def test_equals_the_equation(temperature):
     [
         (4, 6, 0.5, 0.50970659,
          [-0.105995044, 0.021518722, 0.00179526, -0.037626013, -0.025651197, -0.073865069], 0.191099473),
-        (3, 5, 0.1, 0.067167876, [-0.074443573, 0.044582438, -0.096758068, 0.066713037, 0.048506032], 0.173945298),
+        (3, 5, 0.1, 0.067167876,
+         [-0.074443573, 0.044582438, -0.096758068, 0.066713037, 0.048506032], 0.173945298),
     ],
 )  # fmt: skip
 def test_lightlys_numbers(b, d, temperature, loss, first, norm):

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from waves import wave
 
 from omma.heads import PrototypeHead
 from omma.losses import distillation
-from waves import wave
 
 
 def close(a, b, atol=2e-6):

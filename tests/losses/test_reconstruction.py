@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from waves import wave
 
 from omma.backbones.vit import Size, ViT
 from omma.losses import reconstruction
 from omma.methods import mae
 from omma.ops.patches import normalised, patchify, unpatchify
 from omma.ops.positions import sincos_2d
-from waves import wave
 
 
 def close(a, b, atol=2e-6):
@@ -27,7 +27,9 @@ def test_perfect_known_and_unmasked():
 
 
 # facebookresearch/mae efb2a80, MaskedAutoencoderViT.forward_loss on wave(...): loss, gradient's norm
-@pytest.mark.parametrize(("norm", "loss", "size"), [(False, 0.845734439, 0.118724783), (True, 1.349801645, 0.14998898)])
+@pytest.mark.parametrize(
+    ("norm", "loss", "size"), [(False, 0.845734439, 0.118724783), (True, 1.349801645, 0.14998898)]
+)
 def test_loss_of_the_published_code(norm, loss, size):
     images, guess = wave(2, 3, 8, 8, phase=0.3), wave(2, 3, 8, 8, phase=1.1, scale=0.8, step=0.45)
     predicted = patchify(guess, 4).requires_grad_()

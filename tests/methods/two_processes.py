@@ -13,8 +13,8 @@ spec = importlib.util.spec_from_file_location("conformance", Path(__file__).with
 conformance = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conformance)
 
-from omma.ops.masking import Key  # noqa: E402
-from omma.protocols import Batch  # noqa: E402
+
+from omma.protocols import Batch, Key  # noqa: E402
 from omma.train.loop import Position, make_optimizer, train  # noqa: E402
 
 KEYS = ("params", "label", "lr_scale", "decay", "frozen_until")

@@ -1,4 +1,4 @@
-"""The small pure functions: schedules, patches, positions, moving average, masks, depth, attention, groups."""
+"""The small pure functions of ops: schedules, patches, positions, averages, masks, depth, attention."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_masks_depend_on_the_image_alone():
     kept = keep([3, 8, 11])
     assert kept.shape == (3, 4)
     assert torch.equal(kept[1], keep([8])[0])
-    assert all(len(set(row.tolist())) == 4 and 0 <= row.min() and row.max() < 16 for row in kept)
+    assert all(len(set(row.tolist())) == 4 and row.min() >= 0 and row.max() < 16 for row in kept)
     assert not torch.equal(kept[0], kept[1])
     everywhere = keep(range(400)).flatten().bincount(minlength=16)
     assert everywhere.min() > 60  # of 100 each, on average

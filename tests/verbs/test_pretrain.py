@@ -1,4 +1,4 @@
-"""`omma pretrain`, whole: from files to a model, killed and resumed, with hostile files and other configurations."""
+"""`omma pretrain`, whole: from files to a model; killed, resumed, refused, with hostile files."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from PIL import Image
 import omma
 from omma.data.index import ArrayImages
 from omma.run import RunFolder
-from omma.verbs.pretrain import Diverged, Plan, Progress, Read, pretrain
+from omma.session import Diverged, Plan, Progress, Read
+from omma.verbs.pretrain import pretrain
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SMALL = {"model": "vitc-15mf", "batch_size": 16, "image_size": 16, "device": "cpu"}

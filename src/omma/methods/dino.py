@@ -85,7 +85,8 @@ def paper(image_size: int) -> Recipe:
     `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
     """
     return Recipe(
-        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=0.1, weight_decay=0.04, weight_decay_end=0.4,
+        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=0.1, weight_decay=0.04,
+        weight_decay_end=0.4,
         clip=3.0, drop_path=0.1,
     )  # fmt: skip
 

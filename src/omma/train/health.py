@@ -95,7 +95,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
         if entropy > 0.98 * most:
             return Verdict(
                 "bad",
-                f"collapsed: the teacher's targets are uniform (entropy {entropy:.2f} of {most:.2f} nats), so "
+                f"collapsed: the teacher's targets are uniform (entropy {entropy:.2f} of {most:.2f} nats), "
                 "they teach nothing",
                 "Lower the teacher temperature (--method.teacher-temp 0.04)",
             )

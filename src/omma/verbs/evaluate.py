@@ -21,8 +21,8 @@ from omma.evaluate.arrays import Split
 from omma.evaluate.evaluation import NAMES, Comparison, Evaluation
 from omma.evaluate.result import Result, Subject, scores
 from omma.features import FeatureSet, extract, pixels
-from omma.run import EVALUATION, RunFolder
 from omma.protocols import Images, Preprocess
+from omma.run import EVALUATION, RunFolder
 from omma.weights import Model
 
 PROTOCOLS = ("knn", "linear", "ridge")

@@ -1,130 +1,25 @@
 """`omma pretrain`: images without labels in, an encoder out."""
 
-import copy
 import dataclasses
-import itertools
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
-from omma import auto, backbones, dist, illustrate, methods, monitor, weights
+from omma import auto, backbones, dist, methods, monitor, session
 from omma import device as machine
-from omma.data import index, loader, views
+from omma.data import index
 from omma.data import preprocess as preprocessing
 from omma.data.index import IndexedImages
-from omma.protocols import Batch, Crop, Method, Preprocess
+from omma.protocols import Method
 from omma.run import RunFolder
-from omma.train import checkpoint, health
 from omma.train.budget import Timekeeper, seconds
-from omma.train.loop import Position, Step, make_optimizer, moved, train
-from omma.train.signals import stop_on_signals
+from omma.train.loop import Position, make_optimizer
 
-READINGS = 20  # of health, over a run
-LOGGED = 200  # lines of metrics, over a run
-REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
 DEFAULT_BUDGET = "30m"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is going to be done, told before it starts."""
-
-    images: str
-    used: int
-    skipped: int
-    choice: auto.Choice
-    parameters: int
-    views: tuple[str, ...]
-    device: str
-    precision: str
-    images_per_second: float
-    steps: int
-    seconds: float
-    peak_memory: int
-    out: Path
-    resumed_at: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One step done."""
-
-    step: int
-    total: int
-    loss: float
-    images_per_second: float
-    seconds_left: float
-    waiting: float  # share of the time spent waiting for data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """Health was read."""
-
-    step: int
-    verdict: health.Verdict
-    knn: float | None  # online k-NN top-1, where labels exist
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line worth reading."""
-
-    text: str
-
-
-Event = Plan | Progress | Read | Note
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of the run."""
-
-    out: Path
-    steps: int
-    seconds: float
-    verdict: health.Verdict | None
-    stopped_by: int | None = None  # the signal, if it was stopped before its end
-
-
-class Diverged(ValueError):
-    """Loss or gradient was not finite several steps in a row."""
-
-
-@dataclass
-class _Run:
-    """What a run is made of."""
-
-    images: IndexedImages  # to train on
-    method: Method
-    crops: tuple[Crop, ...]
-    preprocess: Preprocess
-    optimizer: torch.optim.Optimizer
-    position: Position
-    choice: auto.Choice
-    folder: RunFolder
-    monitor: monitor.Monitor
-    clock: Timekeeper
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    accumulate: int
-    workers: int | None
-    listen: Callable[[Event], None]
-    part: str  # "train" | "all": which images of the source are trained on
-    notes: list[str]
-    skipped: list[tuple[str, str]]
-    primary: bool
 
 
 def pretrain(
@@ -147,16 +42,16 @@ def pretrain(
     workers: int | None = None,
     checkpoint_every: float = 300.0,
     options: Mapping[str, Any] | None = None,
-    listen: Callable[[Event], None] = lambda event: None,
-) -> Result:
+    listen: Callable[[session.Event], None] = lambda event: None,
+) -> session.Result:
     """Pretrain an encoder on images without labels.
 
     images: a folder, glob, archive, manifest or array file (docs/input.md), or an opened collection.
     method, model, recipe, device, precision: a name, or "auto" (docs/auto.md).
-    out: the run folder; by default runs/ and a name made of images, method and model. The same call again
+    out: the run folder; by default runs/ and a name of images, method and model. The same call again
         resumes the run that is there.
-    budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer steps.
-        None of them means 30 minutes.
+    budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
+        steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in.
     workers: processes that decode; None chooses. checkpoint_every: seconds.
     options: the method's own, by the names of its Config. listen: is told what happens (`Event`).
@@ -225,7 +120,8 @@ def pretrain(
         **choice.encoder_options(),
     )
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
-    run = _Run(
+    run = session.Run(
+        described=everything.describe(),
         images=some,
         method=built,
         crops=file.views(choice.recipe.config, choice.image_size),
@@ -265,22 +161,7 @@ def pretrain(
             }
         )
         index.write_skipped(folder.path / "skipped.csv", everything.skipped)
-    _resume(run)
-    if folder.finished:
-        done = [line for line in folder.metrics() if line.get("event") == "health"]
-        verdict = health.Verdict(done[-1]["verdict"], done[-1]["text"]) if done else None
-        listen(Note(f"{folder.path} is finished; choose another --out to train again"))
-        return Result(out=folder.path, steps=run.position.step, seconds=clock.elapsed, verdict=verdict)
-
-    with _stream(run) as stream:
-        batches = _batches(run, stream)
-        step_time, seen = _trial(run, batches)
-        if run.position.step == 0:
-            left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
-            by_epochs = math.ceil((epochs or 0) * run.position.images / run.position.batch)
-            run.position.total = max(1, steps or by_epochs or int(left / step_time))
-        listen(_plan(run, everything, step_time))
-        return _train(run, stream, itertools.chain(seen, batches), checkpoint_every)
+    return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
 
 
 def _training_rows(images: IndexedImages) -> tuple[np.ndarray, list[str]]:
@@ -296,233 +177,3 @@ def _shorter_side(images: IndexedImages) -> int:
     """Median over a sample, in pixels."""
     some = range(0, len(images), max(1, len(images) // 16))
     return int(statistics.median(min(images.read(i).shape[:2]) for i in some))
-
-
-def _resume(run: _Run) -> None:
-    """Take up the newest checkpoint, if there is one."""
-    saved, damaged = checkpoint.newest(run.folder.checkpoints)
-    run.notes += damaged
-    if saved is None:
-        return
-    assert isinstance(run.method, nn.Module)
-    run.method.load_state_dict(saved.method)
-    run.optimizer.load_state_dict(saved.optimizer)
-    run.position.step, run.position.total = saved.step, saved.total
-    run.clock.before = saved.elapsed
-    run.monitor.readings = [health.Reading(**reading) for reading in saved.notes["readings"]]
-    if run.primary:
-        run.folder.rewind(saved.step)
-
-
-def _stream(run: _Run) -> loader.Stream:
-    """Crops from where the run stands, for ever."""
-    return loader.stream(
-        run.images,
-        run.crops,
-        run.choice.recipe.batch // run.accumulate,
-        run.seed,
-        start_step=run.position.step * run.accumulate,
-        workers=run.workers,
-        rank=dist.rank(),
-        world=dist.world(),
-        labels=run.images.labels,
-        device=run.device,
-    )
-
-
-def _batches(run: _Run, stream: loader.Stream) -> Iterator[Batch]:
-    """Views of the stream's crops, on the device."""
-    for crops, key, labels in stream:
-        yield moved(Batch(views.augment(crops, run.crops, key, run.preprocess), key, labels), run.device)
-
-
-def _trial(run: _Run, batches: Iterator[Batch]) -> tuple[float, list[Batch]]:
-    """Seconds a step, from a few steps of a copy that is thrown away, and the batches that were used."""
-    used: list[Batch] = []
-
-    def recorded() -> Iterator[Batch]:
-        for batch in batches:
-            used.append(batch)
-            yield batch
-
-    method = copy.deepcopy(run.method)
-    optimizer = make_optimizer(method, run.choice.recipe)
-    position = dataclasses.replace(run.position, step=0, total=1000)
-    steps = train(
-        method, optimizer, recorded(), run.choice.recipe, position, dtype=run.dtype, accumulate=run.accumulate
-    )
-    times: list[float] = []
-    before = time.monotonic()
-    for _ in itertools.islice(steps, 8):
-        now = time.monotonic()
-        times.append(now - before)
-        before = now
-        if len(times) >= 2 and sum(times) > 4:
-            break
-    return statistics.median(times[1:]), used
-
-
-def _plan(run: _Run, everything: IndexedImages, step_time: float) -> Plan:
-    left = run.position.total - run.position.step
-    return Plan(
-        images=everything.describe(),
-        used=len(run.images),
-        skipped=len(everything.skipped),
-        choice=run.choice,
-        parameters=sum(p.numel() for p in run.method.kept().parameters()),
-        views=tuple(views.describe(run.crops, run.images.channels)),
-        device=str(run.device),
-        precision=str(run.dtype).removeprefix("torch."),
-        images_per_second=run.position.batch / step_time,
-        steps=run.position.total,
-        seconds=left * step_time,
-        peak_memory=machine.peak_memory(run.device),
-        out=run.folder.path,
-        resumed_at=run.position.step,
-        notes=tuple(run.notes),
-    )
-
-
-def _train(run: _Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint_every: float) -> Result:
-    """The loop with what surrounds it: readings, metrics, checkpoints, the end."""
-    position, clock = run.position, run.clock
-    recent: list[Mapping[str, float]] = []
-    verdict: health.Verdict | None = None
-    rejected = 0
-    saved_at = pace = started = time.monotonic()
-    waited, first = stream.waited, position.step
-    skipped = dict(run.skipped)
-    writer = _writer(run.folder.path) if run.primary else None
-
-    def look() -> health.Verdict:
-        reading, verdict, knn = run.monitor.read(
-            run.method.kept(), position.step, position.clock().progress, recent
-        )
-        recent.clear()
-        line = {"event": "health", "step": position.step, **dataclasses.asdict(reading)}
-        line |= {"verdict": verdict.level, "text": str(verdict)}
-        line |= {} if knn is None else {"online_knn_top1": knn}
-        _log(run, writer, line)
-        run.listen(Read(step=position.step, verdict=verdict, knn=knn))
-        return verdict
-
-    if not run.monitor.readings:
-        look()
-    with stop_on_signals() as stop:
-        loop = train(
-            run.method, run.optimizer, batches, run.choice.recipe, position,
-            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed,
-        )  # fmt: skip
-        for step in loop:
-            now = time.monotonic()
-            if step.rejected is None:
-                rejected = 0
-                recent.append(step.metrics)
-            else:
-                rejected += 1
-                _reject(run, step, rejected)
-            clock.correct(position)
-            rate = position.batch / max(now - pace, 1e-9)
-            left = (position.total - position.step) * (now - started) / (position.step - first)
-            pace = now
-            run.listen(
-                Progress(
-                    step=position.step, total=position.total, loss=step.loss, images_per_second=rate,
-                    seconds_left=left, waiting=(stream.waited - waited) / max(now - started, 1e-9),
-                )
-            )  # fmt: skip
-            if _due(position, LOGGED):
-                line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
-                line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}
-                _log(run, writer, line | {"elapsed": clock.elapsed})
-            if _due(position, READINGS):
-                verdict = look()
-            if fresh := stream.new_bad():  # met while training: listed like those found before
-                skipped |= {run.images.path(i): reason for i, reason in fresh}
-                if run.primary:
-                    index.write_skipped(run.folder.path / "skipped.csv", skipped.items())
-            if stop or now - saved_at > checkpoint_every:
-                _save(run)
-                saved_at = time.monotonic()
-            if stop:
-                run.listen(Note(f"stopped after step {position.step}; the same command resumes"))
-                break
-            pace = time.monotonic()
-    if not stop:
-        verdict = verdict or look()
-        _save(run)
-        if run.primary:
-            provenance = {
-                **run.folder.config(),
-                "part": run.part,
-                "steps": position.step,
-                "seconds": clock.elapsed,
-            }
-            weights.save(run.folder.path, run.method.kept(), run.preprocess, provenance)
-            illustrate.write_report(run.folder, run.monitor.sample, run.seed)
-    if writer is not None:
-        writer.close()
-    return Result(
-        out=run.folder.path,
-        steps=position.step,
-        seconds=clock.elapsed,
-        verdict=verdict,
-        stopped_by=stop.signal,
-    )
-
-
-def _due(position: Position, times: int) -> bool:
-    """Does the step just done end one of `times` equal parts of the run?"""
-    part = position.total / min(times, position.total)
-    return position.step >= position.total or int(position.step / part) > int((position.step - 1) / part)
-
-
-def _reject(run: _Run, step: Step, in_a_row: int) -> None:
-    """Keep the batch that broke the numbers; end the run when it happens again and again."""
-    assert step.rejected is not None
-    path = run.folder.path / f"rejected-step-{step.clock.step}.safetensors"
-    tensors = {
-        f"part{i}.views{j}": view.contiguous().cpu()
-        for i, batch in enumerate(step.rejected)
-        for j, view in enumerate(batch.views)
-    }
-    if run.primary:
-        save_file(tensors, str(path))
-    run.listen(
-        Note(f"step {step.clock.step}: loss or gradient is not finite; skipped, batch kept in {path.name}")
-    )
-    if in_a_row < REJECTED:
-        return
-    saved = sorted(run.folder.checkpoints.glob("step-*.pt"))
-    where = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
-    raise Diverged(
-        f"the loss was not finite in {in_a_row} steps in a row, at step {step.clock.step} (learning rate "
-        f"{step.lr:.2g}); {where}: lower --lr, or try --precision fp32"
-    )
-
-
-def _save(run: _Run) -> None:
-    if not run.primary:
-        return
-    assert isinstance(run.method, nn.Module)
-    checkpoint.save(
-        run.folder.checkpoints, run.method, run.optimizer,
-        step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,
-        notes={"readings": run.monitor.state()},
-    )  # fmt: skip
-
-
-def _writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # takes a while to import
-
-    return SummaryWriter(str(folder))
-
-
-def _log(run: _Run, writer: Any, line: Mapping[str, Any]) -> None:
-    """A line of metrics.jsonl, and its numbers for TensorBoard."""
-    if not run.primary:
-        return
-    run.folder.log(line)
-    for name, value in line.items():
-        if isinstance(value, float):
-            writer.add_scalar(f"{line['event']}/{name}", value, line["step"])
