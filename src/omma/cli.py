@@ -1,5 +1,6 @@
 """The command line: parse, call a verb, print."""
 
+import functools
 import re
 import sys
 import time
@@ -38,7 +39,7 @@ def pretrain(
     seed: int = 0,
     workers: int | Auto = "auto",
     checkpoint_every: float = 300.0,
-    options: tyro.conf.Suppress[dict[str, str]] = {},  # noqa: B006
+    options: tyro.conf.Suppress[tyro.conf.Fixed[dict[str, str] | None]] = None,
 ) -> int:
     """Pretrain an encoder on images without labels.
 
@@ -383,12 +384,10 @@ def main(arguments: list[str] | None = None) -> None:
     words = [w for w in words if w != "--debug"]
     try:
         words, options = _method_options(words)
-        command = tyro.extras.subcommand_cli_from_dict  # parses and calls
-        if options:
-            if words[:1] != ["pretrain"]:
-                raise ValueError("--method.KEY is an option of `omma pretrain`")
-            words += ["--options", *(part for item in options.items() for part in item)]
-        code = command(COMMANDS, args=words, prog="omma", description=__doc__)
+        if options and words[:1] != ["pretrain"]:
+            raise ValueError("--method.KEY is an option of `omma pretrain`")
+        commands = {**COMMANDS, "pretrain": functools.partial(pretrain, options=options)}
+        code = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="omma", description=__doc__)
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -89,10 +89,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [0, *range(2, input.ndim)]
         x = input.float()
         count = x.numel() / x.shape[1]
-        total = _Sum.apply(torch.cat([x.sum(axes), x.square().sum(axes), x.new_tensor([count])]))
-        sums, squares, n = total[: x.shape[1]], total[x.shape[1] : -1], total[-1].detach()
-        mean = sums / n
-        variance = (squares / n - mean.square()).clamp(min=0)
+        total = _Sum.apply(torch.cat([x.sum(axes), x.new_tensor([count])]))
+        mean, n = total[:-1] / total[-1], total[-1].detach()
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        x = x - mean.view(shape)  # first, for the squares of nearly equal values would cancel
+        variance = _Sum.apply(x.square().sum(axes)) / n
         running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
         momentum = self.momentum
         assert running_mean is not None
@@ -103,8 +104,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             seen += 1
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * n / (n - 1).clamp(min=1), momentum)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        x = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        x = x * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             x = x * self.weight.view(shape) + self.bias.view(shape)
         return x.to(input.dtype)

@@ -44,13 +44,14 @@ class Monitor:
     training: Images
     preprocess: Preprocess
     seed: int
+    held_out: bool  # are `sample` and `training` disjoint? Online k-NN needs it
     readings: list[health.Reading] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
         self.bank: Tensor | None = None
         labels, known = self.sample.labels, self.training.labels
-        if labels is None or known is None or len(self.training) < ENOUGH or len(np.unique(known)) < 2:
+        if not self.held_out or labels is None or known is None or len(np.unique(known)) < 2:
             return
         rows = np.flatnonzero(known >= 0)
         rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])

@@ -24,7 +24,7 @@ class Timekeeper:
     budget: float | None
     before: float = 0.0  # seconds of earlier sittings
     reserve: float = 2.0  # seconds for what follows training
-    started: float = field(default_factory=time.monotonic)  # of this sitting
+    started: float = field(default_factory=lambda: time.monotonic())  # of this sitting
     _mark: tuple[float, int] | None = None  # time and step from which speed is measured
 
     @property
@@ -51,7 +51,7 @@ class Timekeeper:
         since, step = self._mark
         done = position.step - step
         near_end = position.total - position.step < 5
-        if done < 5 or (done % max(1, position.total // 100) and not near_end):
+        if not near_end and (done < 5 or done % max(1, position.total // 100)):
             return
         position.total = position.step + max(1, round(left / ((now - since) / done)))
         if now - since > 0.2 * self.budget:

@@ -130,7 +130,7 @@ def pretrain(
         position=Position(0, 1, choice.recipe.batch, len(some)),
         choice=choice,
         folder=folder,
-        monitor=monitor.Monitor(everything.subset(held), some, preprocess, seed),
+        monitor=monitor.Monitor(everything.subset(held), some, preprocess, seed, len(training) < len(rows)),
         clock=clock,
         device=place,
         dtype=dtype,
