@@ -117,12 +117,7 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5, msg=lambda text: f"{what}: {text}")
 
 
-CANCELS = pytest.mark.xfail(strict=True, reason="mean of squares less square of mean cancels in fp32")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=CANCELS if kind == "far" else ()) for kind in ROWS]
-)
+@pytest.mark.parametrize("kind", ROWS)
 def test_batch_norm_of_two_processes_is_torchs_of_the_joined_batch(two: list[dict], kind: str) -> None:
     alone = train(norm_of(kind, nn.BatchNorm2d if kind == "4d" else nn.BatchNorm1d), kind, slice(None))
     first, second = two[0][kind], two[1][kind]

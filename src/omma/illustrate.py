@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, monitor, weights
+from omma.evaluate import knn
 from omma.ops.random import permutations
 from omma.protocols import Images, Key, Preprocess
 from omma.report import charts, html, pictures
@@ -19,6 +20,7 @@ from omma.train import checkpoint
 
 GALLERY = 2000  # images among which neighbours are looked for
 QUERIES, NEIGHBOURS = 8, 7
+LEFT_TO_JSON = ("settings", "balanced_accuracy", "majority")  # of a result: too much for small print
 SHOWN = 8  # images whose attention and reconstruction are drawn
 
 
@@ -145,7 +147,14 @@ def _results(folder: RunFolder) -> list[Result]:
     path = folder.path / EVALUATION
     if not path.exists():
         return []
-    return [Result.read(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["results"]]
+    entries = json.loads(path.read_text(encoding="utf-8"))["results"]
+    ks = {entry["k"] for entry in entries if "k" in entry}
+    shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
+    return [
+        Result.read({key: value for key, value in entry.items() if key not in LEFT_TO_JSON})
+        for entry in entries
+        if entry.get("k", shown_k) == shown_k
+    ]
 
 
 def _curves(lines: list[dict[str, Any]]) -> list[Any]:
