@@ -190,7 +190,6 @@ def test_batch_norm_of_constants_is_the_bias(rows: int) -> None:
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, reason="alone, the mean of one row is taken for a constant")
 def test_batch_norm_of_one_row_has_no_gradient() -> None:
     """The row is its own mean: the output is the bias whatever the row is."""
     x = torch.full((1, 4), 7.0, requires_grad=True)

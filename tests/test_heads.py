@@ -69,9 +69,6 @@ def test_prototype_head_starts_as_published() -> None:
         assert head.mlp[i].bias.abs().max().item() == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="starts 28 times as long, so that Adam turns the prototypes 28 times as slowly"
-)
 def test_prototypes_start_as_long_as_published() -> None:
     """The published weight_v keeps nn.Linear's start: rows of length about 1 / sqrt(3)."""
     head = PrototypeHead(16, 512, hidden=8, bottleneck=256)

@@ -83,8 +83,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if not active():
             # torch refuses statistics over one value; a zero variance is what they would be
             if input.numel() == input.shape[1]:
-                mean = input.detach().flatten().float()
-                return F.batch_norm(input, mean, torch.ones_like(mean), self.weight, self.bias, eps=self.eps)
+                zero = input - input  # each value is its own mean, and no gradient passes
+                shape = (1, -1, *[1] * (input.ndim - 2))
+                return zero if not self.affine else zero * self.weight.view(shape) + self.bias.view(shape)
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         x = input.float()

@@ -47,7 +47,6 @@ class PrototypeHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.last.weight)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         x = F.normalize(self.mlp(x), dim=-1, eps=1e-6)

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from omma.data.index import ArrayImages
 
 TEST_ORIGINALS = 0.2  # share of the 1,797 handwritten digits that only test images show
+TEXTURES = 16  # distinct ones, shared by all images
 CONTRAST = 70.0  # least difference in brightness (of 255) between a digit's ink and what lies beneath
 CHUNK = 2_000  # images made at once
 
@@ -43,7 +44,8 @@ def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed
     inks = torch.from_numpy(originals.astype(np.float32) / 16).reshape(-1, 8, 8)  # ink is 1
     labels = target.astype(np.int64)
     photographs = [torch.from_numpy(photo.copy()) for photo in load_sample_images().images]
-    quarries = [_quarry(photo, size * factor) for photo in photographs for factor in (1, 2, 3)]
+    quarries = [_quarry(photo, size * factor) for photo in photographs for factor in (2, 3, 4)]
+    tiles = _tiles(quarries, 2 * size)
     order = np.random.default_rng(seed).permutation(len(inks))
     cut = round(TEST_ORIGINALS * len(inks))
     parts = []
@@ -51,9 +53,7 @@ def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed
         rng = np.random.default_rng((seed, part))
         # as even as possible over the originals, and so over the digits
         chosen = rng.permutation(np.resize(rng.permutation(pool), n))
-        chunks = [
-            _paste(inks[rows], quarries, size, rng) for rows in np.split(chosen, range(CHUNK, n, CHUNK))
-        ]
+        chunks = [_paste(inks[rows], tiles, size, rng) for rows in np.split(chosen, range(CHUNK, n, CHUNK))]
         parts += [np.concatenate(chunks), labels[chosen]]
     return Digits(*parts)
 
@@ -70,13 +70,13 @@ def digit_images(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, see
     )
 
 
-def _paste(inks: torch.Tensor, quarries: list[Quarry], size: int, rng: np.random.Generator) -> np.ndarray:
+def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
     n = len(inks)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.uniform(low, high, shape or (n,)).astype(np.float32))
 
-    ground = _textures(n, quarries, size, rng)  # [n, 3, size, size], 0 .. 255
+    ground = _textures(n, tiles, size, rng)  # [n, 3, size, size], 0 .. 255
     # the digit covers 50 to 85 % of the side, slants and leans a little, and stays inside
     share = uniform(0.5, 0.85)
     room = 1 - share
@@ -104,19 +104,30 @@ def _paste(inks: torch.Tensor, quarries: list[Quarry], size: int, rng: np.random
     return image.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _textures(n: int, quarries: list[Quarry], size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Squares [n, 3, size, size] cut from the quarries, shrunk to size, flipped and recoloured at random."""
-    pieces = torch.empty(n, 3, size, size)
-    which = rng.integers(len(quarries), size=n)
-    for k, (photograph, side, corners) in enumerate(quarries):
-        rows = np.flatnonzero(which == k)
-        top, left = corners[rng.integers(len(corners), size=len(rows))].T[:, :, None, None]
-        cut = photograph[top + np.arange(side)[:, None], left + np.arange(side)]  # [rows, side, side, 3]
-        pieces[torch.from_numpy(rows)] = F.avg_pool2d(cut.permute(0, 3, 1, 2).float(), side // size)
+def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
+    """The few textures [TEXTURES, 3, size, size] that all images share, in exchanged colours.
+
+    With a texture for each image the background alone would tell images apart, and nobody would look at digits.
+    """
+    rng = np.random.default_rng(0)
+    tiles = []
+    for i in range(TEXTURES):
+        photograph, side, corners = quarries[i % len(quarries)]
+        top, left = corners[rng.integers(len(corners))]
+        cut = photograph[top : top + side, left : left + side].permute(2, 0, 1).float()
+        tiles.append(F.adaptive_avg_pool2d(cut[rng.permutation(3)], size))
+    return torch.stack(tiles)
+
+
+def _textures(n: int, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Squares [n, 3, size, size] cut from the tiles at random places, flipped and brightened at random."""
+    which = torch.from_numpy(rng.integers(len(tiles), size=n))[:, None, None]
+    room = tiles.shape[-1] - size + 1
+    top, left = (torch.from_numpy(rng.integers(room, size=(n, 1, 1))) for _ in range(2))
+    rows, columns = top + torch.arange(size)[:, None], left + torch.arange(size)
+    pieces = tiles.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
     flip = torch.from_numpy(rng.random(n) < 0.5)[:, None, None, None]
     pieces = torch.where(flip, pieces.flip(-1), pieces)
-    order = torch.from_numpy(rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1))  # colours exchanged
-    pieces = pieces.gather(1, order[:, :, None, None].expand_as(pieces))
     gain = torch.from_numpy(rng.uniform(0.5, 1.1, (n, 1, 1, 1)).astype(np.float32))
     return (pieces * gain).clamp(0, 255)
 
