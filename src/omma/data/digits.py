@@ -107,7 +107,7 @@ def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Ge
 def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
     """The few textures [TEXTURES, 3, size, size] that all images share, in exchanged colours.
 
-    With a texture for each image the background alone would tell images apart, and nobody would look at digits.
+    With a texture for each image the background alone would tell images apart, digits unseen.
     """
     rng = np.random.default_rng(0)
     tiles = []
