@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from omma.device import keep_memory
+
 PACKAGES = ("omma", "torch", "lightly", "timm", "transformers")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that decide what bf16 is worth
 
@@ -32,7 +34,8 @@ class Contender(NamedTuple):
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int, warm_ups: int = 2) -> dict[str, list[float]]:
-    """Seconds of each turn, by contender."""
+    """Seconds of each turn, by contender; memory is kept as omma's command line does, to everyone's gain."""
+    keep_memory()
     for contender in contenders:
         for _ in range(warm_ups):
             contender.run()

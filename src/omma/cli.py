@@ -65,7 +65,10 @@ def pretrain(
         workers: Processes that decode images.
         checkpoint_every: Seconds between checkpoints.
     """
+    from omma.device import keep_memory
     from omma.verbs.pretrain import pretrain as verb
+
+    keep_memory()
 
     given = {k: None if v == "auto" else v for k, v in locals().items() if k in
              ("image_size", "batch_size", "lr", "workers")}  # fmt: skip
@@ -102,7 +105,10 @@ def evaluate(
         precision: fp32 or bf16.
         seed: Of splits and untrained weights.
     """
+    from omma.device import keep_memory
     from omma.verbs.evaluate import evaluate as verb
+
+    keep_memory()
 
     with out.status("reading images and computing features"):
         result = verb(
@@ -127,7 +133,10 @@ def embed(model: Path_, images: Path_, out: str, device: str = "auto", precision
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
     """
+    from omma.device import keep_memory
     from omma.verbs.embed import embed as verb
+
+    keep_memory()
 
     result = verb(model, images, out, device=device, precision=precision)
     console = Console(highlight=False, soft_wrap=True)

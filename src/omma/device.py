@@ -1,5 +1,6 @@
 """Where and in which precision to compute, and why."""
 
+import ctypes
 import functools
 import os
 import statistics
@@ -68,6 +69,23 @@ def cpu_gain() -> float:
         run(dtype)  # the first calls are slow
     pairs = [(run(torch.float32), run(torch.bfloat16)) for _ in range(9)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, for its next tensors; nothing without glibc.
+
+    glibc gives large blocks back to the system and gets fresh pages for each new tensor; on virtual machines
+    those page faults take up to half of a step on the CPU. It holds for the whole process, so it is a
+    program's choice: the command line makes it, the library does not.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)
 
 
 def memory(device: torch.device) -> int:

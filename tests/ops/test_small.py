@@ -98,12 +98,22 @@ def test_stochastic_depth_keeps_the_mean_and_skips_samples():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("training", [True, False])
-def test_attention_by_any_route_is_the_formula(dtype, training):
-    q, k, v = (torch.randn(2, 3, 5, 8, dtype=dtype) for _ in range(3))
+@pytest.mark.parametrize("tokens", [5, 40])  # short rows take another route through softmax
+def test_attention_by_any_route_is_the_formula(dtype, training, tokens):
+    qkv = torch.randn(2, tokens, 72, dtype=dtype, requires_grad=True)
+    weight = torch.randn(2, tokens, 24, dtype=dtype)
+    exact = qkv.detach().double().requires_grad_()
+    q, k, v = attention.split(exact, 3)
+    expected = attention.merge((q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v)
     with torch.set_grad_enabled(training):
-        out = attention.attend(q, k, v)
-    exact = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v.double()
-    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 3e-2)
+        out = attention.attend(qkv, 3)
+    atol = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol)
+    if training:
+        (ours,) = torch.autograd.grad(out, qkv, weight)
+        (theirs,) = torch.autograd.grad(expected, exact, weight.double())
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_groups_spare_norms_biases_and_tokens():

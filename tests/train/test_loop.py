@@ -1,13 +1,16 @@
 """The loop: schedules, groups, freezing, steps that are refused."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
+from omma.backbones import vit
 from omma.protocols import Batch, Clock, Key, ParamGroup, Recipe, StepOutput
 from omma.train.loop import Position, make_optimizer, schedule, train
+from omma.train.precision import Cast
 
 
 class Toy(nn.Module):
@@ -108,3 +111,26 @@ def test_recipes_refuse_nonsense():
         dataclasses.replace(RECIPE, lr=0.0)
     with pytest.raises(ValueError, match="warmup"):
         dataclasses.replace(RECIPE, warmup=1.0)
+
+
+@pytest.mark.parametrize("tokens", [17, 65])
+def test_bf16_gradients_are_those_of_fp64(tokens):
+    """Every parameter's, those of layer norms too, which torch's own kernel sums in bf16 on a CPU."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, tokens, 96).bfloat16(), torch.randn(64, tokens, 96).double()
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = vit.blocks(vit.Size(2, 96, 3), 0.0)
+
+        def forward(self, batch, clock):
+            return StepOutput((self.blocks(*batch.views).double() * weight).sum(), {})
+
+    net = Blocks()
+    net.apply(vit.init_linear)
+    exact = copy.deepcopy(net).double()
+    for call, view in ((Cast(net, torch.bfloat16), x), (exact, x.double())):
+        call(Batch((view,), Key(0, None, None), None), Clock(0, 1, 0.0)).loss.backward()
+    for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() < 0.015 * theirs.grad.norm(), name

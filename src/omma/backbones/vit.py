@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.ops import attention, depth
+from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import patchify, take
 from omma.ops.positions import resample, sincos_2d
 from omma.protocols import Backbone, Features
@@ -61,7 +62,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention of what `norm` makes of its input."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -69,26 +70,25 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [b, heads, n, d / heads]."""
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def forward(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b n d"]:
+        return self.proj(attention.attend(norm_linear(x, norm, self.qkv), self.heads))
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.proj(attention.attend(*self.split(x)).transpose(1, 2).reshape(x.shape))
+    def weights(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
+        """How much each token attends to each."""
+        q, k, _ = attention.split(norm_linear(x, norm, self.qkv), self.heads)
+        return attention.weights(q, k)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU, linear of what `norm` makes of its input."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(norm_linear(x, norm, self.fc1)))
 
 
 class LayerScale(nn.Module):
@@ -119,8 +119,8 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         drop = self.drop_path if self.training else 0.0
-        x = depth.residual(x, lambda t: self.ls1(self.attn(self.norm1(t))), drop)
-        return depth.residual(x, lambda t: self.ls2(self.mlp(self.norm2(t))), drop)
+        x = depth.residual(x, lambda t: self.ls1(self.attn(t, self.norm1)), drop)
+        return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop)
 
 
 def blocks(size: Size, drop_path: float, layer_scale: float | None = None) -> nn.Sequential:
@@ -230,7 +230,7 @@ class ViT(Backbone):
     def encode(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
-        x = self.norm(self.blocks(self._embed(tokens, grid, keep)))
+        x = norm(self.blocks(self._embed(tokens, grid, keep)), self.norm)
         patches = x[:, self.prefix :]
         return Features(x[:, 0] if self.pool == "token" else patches.mean(1), patches, grid)
 
@@ -241,8 +241,7 @@ class ViT(Backbone):
         *before, last = cast(list[Block], list(self.blocks))
         for block in before:
             x = block(x)
-        q, k, _ = last.attn.split(last.norm1(x))
-        maps = attention.weights(q, k)[..., self.prefix :]
+        maps = last.attn.weights(x, last.norm1)[..., self.prefix :]
         return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omma.backbones.vit import Block, Size, blocks, init_linear
 from omma.dist import BatchNorm
-from omma.ops import attention
+from omma.ops.norm import norm
 from omma.ops.positions import resample
 from omma.protocols import Backbone, Features
 
@@ -83,7 +83,7 @@ class ViTC(Backbone):
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
         assert keep is None, f"{self.name} cannot drop tokens"
-        x = self.norm(self.blocks(self._embed(tokens, grid)))
+        x = norm(self.blocks(self._embed(tokens, grid)), self.norm)
         return Features(x.mean(1), x, grid)
 
     @torch.no_grad()
@@ -93,8 +93,7 @@ class ViTC(Backbone):
         *before, last = cast(list[Block], list(self.blocks))
         for block in before:
             x = block(x)
-        q, k, _ = last.attn.split(last.norm1(x))
-        return attention.weights(q, k).mean(2)
+        return last.attn.weights(x, last.norm1).mean(2)
 
 
 def names() -> list[str]:

@@ -16,6 +16,7 @@ from omma.backbones.vit import Size, blocks, init_linear
 from omma.losses import reconstruction
 from omma.ops import groups
 from omma.ops.masking import random_keep
+from omma.ops.norm import norm_linear
 from omma.ops.patches import normalised, patchify, take, unpatchify
 from omma.ops.positions import resample, sincos_2d
 from omma.ops.random import Stream
@@ -95,7 +96,7 @@ class Decoder(nn.Module):
         x = x.scatter(1, keep[:, :, None].expand(-1, -1, d), encoded[:, 1:])
         x = x + resample(self.positions, self.grid, features.grid).to(x.dtype)
         x = self.blocks(torch.cat([encoded[:, :1], x], dim=1))  # the pooled token comes along
-        return self.predict(self.norm(x[:, 1:]))
+        return norm_linear(x[:, 1:], self.norm, self.predict)
 
 
 class Method(nn.Module):

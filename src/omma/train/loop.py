@@ -120,7 +120,10 @@ def train(
                     p.grad = None
         _average_gradients(trained)
         loss = dist.mean(torch.stack([o.loss.detach() for o in outputs]).mean())
-        norm = nn.utils.clip_grad_norm_(trained, recipe.clip if recipe.clip is not None else float("inf"))
+        grads = [p.grad for p in trained if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        if recipe.clip is not None and norm > recipe.clip:
+            nn.utils.clip_grads_with_norm_(trained, recipe.clip, norm)
         metrics = {
             name: float(dist.mean(torch.stack([o.metrics[name] for o in outputs]).float().mean()))
             for name in outputs[0].metrics
