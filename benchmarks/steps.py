@@ -75,7 +75,7 @@ def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
         local_crops=len(local),
         freeze_last_epochs=0.0,
     )
-    recipe = replace(dino.small(SIZE), config=config)
+    recipe = replace(dino.small(SIZE, "vit-ti/4"), config=config)
     encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
     views = (first[:, None], second[:, None], torch.stack(local, dim=1))
     step = loop(dino.Method(encoder, config, SIZE), recipe, Batch(views, key(len(first)), None), bf16)
@@ -83,7 +83,7 @@ def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
 
 
 def omma_mae(images: Tensor, bf16: bool) -> Contender:
-    recipe = mae.small(SIZE)  # its decoder is this one
+    recipe = mae.small(SIZE, "vit-ti/4")
     config = replace(
         recipe.config,
         decoder_depth=DECODER_DEPTH,

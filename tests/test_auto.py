@@ -51,6 +51,14 @@ def test_wishes_win_and_need_no_reason():
     assert config.global_scale == (0.3, 0.9)
 
 
+def test_the_recipe_knows_its_model():
+    hybrid, plain = (auto.choose(CPU, auto.Wishes(model=m)).recipe for m in ("vitc-15mf", "vit-n/4"))
+    assert (hybrid.config.crop_size, plain.config.crop_size) == (24, 16)
+    assert plain.lr < hybrid.lr
+    assert auto.choose(CPU, auto.Wishes(method="mae")).model == "vit-n/4"
+    assert auto.choose(GPU, auto.Wishes(method="mae")).model == "vit-s/16"
+
+
 def test_few_images_make_a_smaller_batch_and_rate():
     few = auto.choose(dataclasses.replace(CPU, images=8), auto.Wishes())
     many = auto.choose(CPU, auto.Wishes())

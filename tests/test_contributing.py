@@ -22,7 +22,7 @@ def test_the_example_method_trains(tmp_path, monkeypatch):
     assert "vicreg" in methods.names()
     file = methods.get("vicreg")
     try:
-        recipe = file.small(16)
+        recipe = file.small(16, "vit-n/4")
         torch.manual_seed(0)
         method = file.Method(backbones.build(name="vitc-15mf", image_size=16), recipe.config, 16)
         (crop,) = file.views(recipe.config, 16)

@@ -78,7 +78,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
         reasons.append((f"recipe {name}", f"{facts.images:,} images on {facts.device}"))
     if name not in ("small", "paper"):
         raise ValueError(f"recipe {name!r}: choose small or paper")
-    recipe = getattr(file, name)(size)
+    recipe = getattr(file, name)(size, model)
     recipe = dataclasses.replace(recipe, config=_configured(method, recipe.config, wishes.options))
     batch, why = wishes.batch, ""
     if batch is None:
@@ -111,12 +111,12 @@ def _method(facts: Facts, model: str | None) -> tuple[str, str]:
 
 def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
     hybrid = "vitc-15mf"
+    patch = 4 if size <= 64 else 16
     if method == "mae":
-        patch = 4 if size <= 64 else 16
-        return f"vit-ti/{patch}", f"mae needs a plain ViT; {size // patch}x{size // patch} patches"
+        width = "s" if facts.device == "cuda" else "n"
+        return f"vit-{width}/{patch}", f"mae needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":
         return hybrid, "a convolutional stem learns from little in little time"
-    patch = 4 if size <= 64 else 16
     return f"vit-s/{patch}", f"{size // patch}x{size // patch} patches, a size for one GPU"
 
 

@@ -224,7 +224,7 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     table = Table(box=None)
     for column in ("key", "paper", "small"):
         table.add_column(column)
-    paper, small = file.paper(224), file.small(32)
+    paper, small = file.paper(224, "vit-s/16"), file.small(32, "vit-n/4")
     for f in dataclasses.fields(file.Config):
         a, b = getattr(paper.config, f.name), getattr(small.config, f.name)
         table.add_row(f.name, str(a), "" if a == b else str(b))

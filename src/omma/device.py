@@ -37,6 +37,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if explain_precision(device)[0] else torch.float32
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The option that stands for this type."""
+    return next(name for name, each in PRECISIONS.items() if each == dtype)
+
+
 def explain_precision(device: torch.device) -> tuple[bool, str]:
     """Is bf16 worth it on this device, and the reason in a sentence."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ def pairs():
 def build(name, model, channels=3):
     """A small instance: the small-data recipe with small heads."""
     file = methods.get(name)
-    recipe = file.small(SIZE)
+    recipe = file.small(SIZE, model)
     little = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "hidden": 32, "out": 16}
     known = {f.name for f in dataclasses.fields(recipe.config)}
     config = dataclasses.replace(recipe.config, **{k: v for k, v in little.items() if k in known})

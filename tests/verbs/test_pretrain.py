@@ -98,6 +98,26 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tmp_path
         pretrain(pictures(), out=tmp_path, steps=2, **SMALL)
 
 
+def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("omma.device.cpu_gain", lambda: 2.0)
+    pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
+    monkeypatch.setattr("omma.device.cpu_gain", lambda: 1.0)
+    pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)  # is refused if it differs
+    assert RunFolder(tmp_path / "run").config()["precision"] == "bf16"
+    with pytest.raises(ValueError, match="precision: 'bf16' there, 'fp32' now"):
+        pretrain(pictures(), out=tmp_path / "run", steps=2, precision="fp32", **SMALL)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
+    with (
+        RunFolder(tmp_path / "run").locked(),
+        pytest.raises(ValueError, match="trained by another process"),
+    ):
+        pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
+    pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -36,6 +36,7 @@ class Config:
     centring: bool = True  # off only to study collapse
     momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
     freeze_last_epochs: float = 1.0
+    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
     local_crops: int = 8
     local_size: int | None = None  # None: 96/224 of the global crops', to a multiple of 16 (4 under 64 px)
     global_scale: tuple[float, float] = (0.4, 1.0)
@@ -67,10 +68,11 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
         )  # fmt: skip
 
     step = 16 if image_size >= 64 else 4
+    size = config.crop_size or image_size
     local = config.local_size or max(step, round(image_size * 96 / 224 / step + 0.25) * step)
     crops = [
-        Crop(size=image_size, scale=config.global_scale, colour=colour(1.0, 0.0)),
-        Crop(size=image_size, scale=config.global_scale, colour=colour(0.1, 0.2)),
+        Crop(size=size, scale=config.global_scale, colour=colour(1.0, 0.0)),
+        Crop(size=size, scale=config.global_scale, colour=colour(0.1, 0.2)),
     ]
     if config.local_crops:
         crops.append(
@@ -79,7 +81,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     return tuple(crops)
 
 
-def paper(image_size: int) -> Recipe:
+def paper(image_size: int, model: str) -> Recipe:
     """ViT-S/16 on ImageNet: batch 1024, 100 to 800 epochs.
 
     `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
@@ -91,11 +93,12 @@ def paper(image_size: int) -> Recipe:
     )  # fmt: skip
 
 
-def small(image_size: int) -> Recipe:
+def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: fewer prototypes, a faster teacher, a cooler target."""
     tiny = image_size < 64
     config = Config(
-        prototypes=4096, head_hidden=1024, teacher_temp=0.04, momentum=0.99, freeze_last_epochs=0.0,
+        prototypes=1024, head_hidden=512, head_bottleneck=128, teacher_temp=0.06, momentum=0.99,
+        freeze_last_epochs=0.0, crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
         local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny,
         global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
     )  # fmt: skip

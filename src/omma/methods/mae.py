@@ -50,7 +50,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     return (Crop(size=image_size, scale=config.scale),)
 
 
-def paper(image_size: int) -> Recipe:
+def paper(image_size: int, model: str) -> Recipe:
     """ViT-B to ViT-H on ImageNet: batch 4096, 400 to 1600 epochs.
 
     `omma pretrain IMAGES --method mae --recipe paper --model vit-b/16 --epochs 400`
@@ -61,9 +61,13 @@ def paper(image_size: int) -> Recipe:
     )  # fmt: skip
 
 
-def small(image_size: int) -> Recipe:
+def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a light decoder, mean pooling."""
-    config = Config(decoder_depth=2, decoder_dim=128, decoder_heads=4)
+    tiny = image_size < 64
+    config = Config(
+        decoder_depth=1 if tiny else 2, decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4,
+        scale=(0.4, 1.0),
+    )  # fmt: skip
     return Recipe(
         config=config, batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.95),
         clip=3.0, encoder={"positions": "sincos", "pool": "mean"},

@@ -99,7 +99,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
                 "they teach nothing",
                 "Lower the teacher temperature (--method.teacher-temp 0.04)",
             )
-        if kl > 0.8 * most:
+        if kl > 0.75 * most:
             return Verdict(
                 "bad",
                 f"collapsed: nearly all images are given the same prototype (KL to uniform {kl:.2f} of "

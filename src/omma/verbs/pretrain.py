@@ -1,5 +1,6 @@
 """`omma pretrain`: images without labels in, an encoder out."""
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
@@ -72,7 +73,6 @@ def pretrain(
             raise ValueError(f"{name}={value}: must be above 0")
     clock.budget = seconds(budget or DEFAULT_BUDGET) if ends in ([], ["budget"]) else None
     place = machine.pick_device(device)
-    dtype = machine.pick_precision(precision, place)
 
     everything = index.checked(images if isinstance(images, IndexedImages) else index.open_images(images))
     rows, notes = _training_rows(everything)
@@ -108,6 +108,10 @@ def pretrain(
         stem, model = Path(everything.source).stem or "images", choice.model.replace("/", "-")
         out = Path("runs") / f"{stem}-{choice.method}-{model}"
     folder = RunFolder(Path(out))
+
+    if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
+        precision = folder.config().get("precision", precision)
+    dtype = machine.pick_precision(precision, place)
 
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
@@ -156,12 +160,13 @@ def pretrain(
                 "settings": dataclasses.asdict(choice.recipe),
                 "end": {name: end for name, end in ends_at.items() if end is not None},
                 "seed": seed,
-                "precision": str(dtype).removeprefix("torch."),
+                "precision": machine.precision_name(dtype),
                 "accumulate": accumulate,
             }
         )
         index.write_skipped(folder.path / "skipped.csv", everything.skipped)
-    return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
+    with folder.locked() if run.primary else contextlib.nullcontext():
+        return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
 
 
 def _training_rows(images: IndexedImages) -> tuple[np.ndarray, list[str]]:

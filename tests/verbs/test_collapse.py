@@ -1,0 +1,62 @@
+"""Real runs that collapse on purpose are told so, with a remedy; the same runs left alone are not accused."""
+
+import pytest
+
+from omma import methods
+from omma.data.digits import digit_images
+from omma.session import Read
+from omma.verbs.pretrain import pretrain
+
+SIZE, BATCH = 16, 32
+SMALL = {
+    "dino": {"prototypes": 64, "head_hidden": 64, "head_bottleneck": 32, "local_crops": 2, "local_size": 16},
+    "simclr": {"hidden": 64, "out": 32},
+    "mae": {},
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digit_images(256, 8, size=24)
+
+
+def verdicts(images, folder, method, rate=1.0, **options):
+    model = "vit-n/4" if method == "mae" else "vit-n/8"
+    recipe = methods.get(method).small(SIZE, model)
+    events = []
+    pretrain(
+        images, method=method, model=model, image_size=SIZE, batch_size=BATCH, steps=100, device="cpu",
+        precision="fp32", lr=rate * recipe.lr * (BATCH / recipe.batch) ** 0.5, out=folder / "run",
+        options={**SMALL[method], **options}, listen=events.append,
+    )  # fmt: skip
+    return [event.verdict for event in events if isinstance(event, Read)]
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_healthy_runs_are_not_accused(images, tmp_path, method):
+    told = [verdict.level for verdict in verdicts(images, tmp_path, method)]
+    assert told[-1] == "good"
+    assert "bad" not in told  # a masked method may be "not learning yet" for a while
+
+
+def test_without_centring_dino_collapses(images, tmp_path):
+    quick = {"momentum": 0.9}  # a teacher that follows soon
+    assert "bad" not in {v.level for v in verdicts(images, tmp_path / "with", "dino", **quick)}
+    last = verdicts(images, tmp_path / "without", "dino", centring=False, **quick)[-1]
+    assert last.level == "bad"
+    assert "same prototype" in last.text or "all features within" in last.text
+    assert "centring on" in last.remedy
+
+
+def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
+    last = verdicts(images, tmp_path, "dino", teacher_temp=1.0, teacher_temp_start=1.0)[-1]
+    assert last.level == "bad"
+    assert "uniform" in last.text
+    assert "temperature" in last.remedy
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_a_thousandfold_learning_rate_collapses(images, tmp_path, method):
+    told = verdicts(images, tmp_path, method, rate=1000.0)
+    assert any(v.level == "bad" and "collapsed" in v.text and "--lr" in v.remedy for v in told)
+    assert told[-1].level != "good"
