@@ -1,6 +1,6 @@
 """Embedding 224 px images in memory: omma's bf16 inference against timm's, in turn.
 
-    python benchmarks/embed.py [--model vit-s/16] [--batch 64] [--rounds 9] [--json FILE]
+    python benchmarks/embed.py [--model vit-s/16] [--batch 16] [--rounds 9] [--json FILE]
 
 The same random weights in all (omma's state loads strictly into timm's VisionTransformer), the same images,
 no decoding or resizing. omma runs as `omma.features` does: a copy of the encoder, whole, in bf16, under
@@ -70,7 +70,7 @@ def cosines(subjects: list[Contender]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="vit-s/16")
-    parser.add_argument("--batch", type=int, default=64, help="images a pass [64, as omma.features]")
+    parser.add_argument("--batch", type=int, default=16, help="images a pass [16, as omma.features]")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -188,8 +189,8 @@ def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
             x_test=digits.test,
             y_test=digits.test_labels,
         )
-    # digits differ in shape alone, so colours may be thrown about and crops must show most of a digit
-    options = {"colour": "1.0", "scale": "0.4,1.0"}
+    # digits differ in shape alone, so colours may be thrown about and crops must show all of a digit
+    options = {"colour": "1.0", "scale": "0.75,1.0"}
     flags = " ".join(f"--method.{key} {value}" for key, value in options.items())
     Console().print(
         f"$ omma pretrain {data} --out {out} --budget {budget} --method simclr {flags}", style="bold"
@@ -396,6 +397,8 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
+    # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
         words, options = _method_options(words)
         if options and words[:1] != ["pretrain"]:

@@ -26,7 +26,8 @@ from omma.train.budget import Timekeeper
 from omma.train.loop import Position, Step, make_optimizer, moved, train
 from omma.train.signals import stop_on_signals
 
-READINGS = 20  # of health, over a run
+READINGS = 20  # of health, over a run, if they can be had ...
+READING_SHARE = 0.05  # ... in this share of its time
 LOGGED = 200  # lines of metrics, over a run
 REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
 
@@ -242,7 +243,11 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     skipped = dict(run.skipped)
     writer = _writer(run.folder.path) if run.primary else None
 
+    looked_at, cost = started, 0.0  # when health was read last, and how long that took
+
     def look() -> health.Verdict:
+        nonlocal looked_at, cost
+        began = time.monotonic()
         reading, verdict, knn = run.monitor.read(
             run.method.kept(), position.step, position.clock().progress, recent
         )
@@ -252,6 +257,8 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
         line |= {} if knn is None else {"online_knn_top1": knn}
         _log(run, writer, line)
         run.listen(Read(step=position.step, verdict=verdict, knn=knn))
+        looked_at = time.monotonic()
+        cost = looked_at - began
         return verdict
 
     if not run.monitor.readings:
@@ -283,7 +290,8 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
                 line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
                 line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}
                 _log(run, writer, line | {"elapsed": clock.elapsed})
-            if _due(position, READINGS):
+            cheap = now - looked_at > cost / READING_SHARE
+            if position.step >= position.total or (_due(position, READINGS) and cheap):
                 verdict = look()
             if fresh := stream.new_bad():  # met while training: listed like those found before
                 skipped |= {run.images.path(i): reason for i, reason in fresh}

@@ -76,6 +76,10 @@ def test_alignment_and_uniformity():
     x = torch.eye(4)
     close(contrastive.alignment(x, x), 0.0)
     close(contrastive.alignment(x, -x), 4.0)
+    close(contrastive.alignment(x, 7 * x.roll(1, 0)), 2.0)  # right angles, whatever the lengths
     close(contrastive.uniformity(x), -4.0)  # all pairs at squared distance 2
     close(contrastive.uniformity(torch.ones(4, 4)), 0.0)
     close(contrastive.uniformity(x[:1]), 0.0)
+    points = F.normalize(wave(6, 3), dim=-1)
+    pairs = [(points[i] - points[j]).square().sum() for i in range(6) for j in range(i)]
+    close(contrastive.uniformity(5 * points), torch.stack(pairs).mul(-2).exp().mean().log())

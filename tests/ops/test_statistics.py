@@ -31,8 +31,6 @@ def test_not_finite_is_reported_as_nan():
     x = torch.randn(8, 4)
     x[3, 2] = torch.nan
     assert math.isnan(statistics.effective_rank(x))
-    assert math.isnan(statistics.uniformity(x))
-    assert math.isnan(statistics.alignment(x, x))
     assert torch.isnan(statistics.dimension_std(x)).tolist() == [False, False, True, False]
 
 
@@ -41,23 +39,7 @@ def test_dimension_std():
     assert statistics.dimension_std(x).tolist() == [1.0, 0.0]
 
 
-def test_alignment():
-    x = torch.randn(10, 6)
-    assert statistics.alignment(x, 7 * x) == pytest.approx(0)
-    assert statistics.alignment(x, -x) == pytest.approx(4)
-
-
-def test_uniformity():
-    assert statistics.uniformity(torch.ones(9, 3)) == pytest.approx(0)
-    assert statistics.uniformity(torch.eye(4)) == pytest.approx(-4)  # all pairs at squared distance 2, t = 2
-    two = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert statistics.uniformity(two, t=1) == pytest.approx(-4)
-    assert math.isnan(statistics.uniformity(torch.ones(1, 3)))
-
-
-def test_entropy_and_kl():
+def test_entropy():
     uniform, certain = torch.full((1, 8), 1 / 8), torch.eye(8)[:1]
     assert float(statistics.entropy(uniform)) == pytest.approx(math.log(8))
     assert float(statistics.entropy(certain)) == 0
-    assert float(statistics.kl_to_uniform(uniform)) == pytest.approx(0)
-    assert float(statistics.kl_to_uniform(certain)) == pytest.approx(math.log(8))

@@ -16,6 +16,7 @@ from PIL import Image
 
 import omma
 from omma.data.index import ArrayImages
+from omma.monitor import Monitor
 from omma.run import RunFolder
 from omma.session import Diverged, Plan, Progress, Read
 from omma.verbs.pretrain import pretrain
@@ -106,6 +107,23 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypat
     assert RunFolder(tmp_path / "run").config()["precision"] == "bf16"
     with pytest.raises(ValueError, match="precision: 'bf16' there, 'fp32' now"):
         pretrain(pictures(), out=tmp_path / "run", steps=2, precision="fp32", **SMALL)
+
+
+def test_slow_readings_are_made_less_often(tmp_path, monkeypatch):
+    quick, slow = [], []
+    pretrain(pictures(), out=tmp_path / "quick", steps=40, listen=quick.append, **SMALL)
+    read = Monitor.read
+
+    def slowly(*args):
+        time.sleep(1.0)
+        return read(*args)
+
+    monkeypatch.setattr(Monitor, "read", slowly)
+    pretrain(pictures(), out=tmp_path / "slow", steps=40, listen=slow.append, **SMALL)
+    steps = [[e.step for e in events if isinstance(e, Read)] for events in (quick, slow)]
+    assert len(steps[0]) > 2
+    assert steps[1] == [0, 40]  # the untrained and the last, in any case
+    assert equal(state(tmp_path / "quick"), state(tmp_path / "slow"))
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

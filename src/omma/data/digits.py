@@ -11,6 +11,7 @@ from omma.data.index import ArrayImages
 
 TEST_ORIGINALS = 0.2  # share of the 1,797 handwritten digits that only test images show
 TEXTURES = 16  # distinct ones, shared by all images
+TEXTURE = 0.3  # of the textures' own contrast; at more, backgrounds tell images apart, digits unseen
 CONTRAST = 70.0  # least difference in brightness (of 255) between a digit's ink and what lies beneath
 CHUNK = 2_000  # images made at once
 
@@ -77,8 +78,8 @@ def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Ge
         return torch.from_numpy(rng.uniform(low, high, shape or (n,)).astype(np.float32))
 
     ground = _textures(n, tiles, size, rng)  # [n, 3, size, size], 0 .. 255
-    # the digit covers 50 to 85 % of the side, slants and leans a little, and stays inside
-    share = uniform(0.5, 0.85)
+    # the digit covers 40 to 75 % of the side, slants and leans a little, and stays inside
+    share = uniform(0.4, 0.75)
     room = 1 - share
     x, y = room * uniform(-1, 1), room * uniform(-1, 1)
     angle, slant = uniform(-0.25, 0.25), uniform(-0.2, 0.2)
@@ -120,7 +121,7 @@ def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
 
 
 def _textures(n: int, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Squares [n, 3, size, size] cut from the tiles at random places, flipped and brightened at random."""
+    """Squares [n, 3, size, size] cut from the tiles at random places, paled, flipped, brightened at random."""
     which = torch.from_numpy(rng.integers(len(tiles), size=n))[:, None, None]
     room = tiles.shape[-1] - size + 1
     top, left = (torch.from_numpy(rng.integers(room, size=(n, 1, 1))) for _ in range(2))
@@ -128,6 +129,8 @@ def _textures(n: int, tiles: torch.Tensor, size: int, rng: np.random.Generator) 
     pieces = tiles.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
     flip = torch.from_numpy(rng.random(n) < 0.5)[:, None, None, None]
     pieces = torch.where(flip, pieces.flip(-1), pieces)
+    mean = pieces.mean((2, 3), keepdim=True)
+    pieces = mean + TEXTURE * (pieces - mean)
     gain = torch.from_numpy(rng.uniform(0.5, 1.1, (n, 1, 1, 1)).astype(np.float32))
     return (pieces * gain).clamp(0, 255)
 

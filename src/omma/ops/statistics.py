@@ -1,4 +1,4 @@
-"""What features look like without labels: rank, spread, alignment, entropy (2210.02885, 2005.10242).
+"""What features look like without labels: rank, spread, entropy (2210.02885).
 
 All work in fp64 whatever they are given, and answer NaN where an input is not finite: a NaN is a finding, and
 a statistic that hid it would be lying.
@@ -44,27 +44,6 @@ def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
     return features.detach().double().std(dim=0, correction=0)
 
 
-def alignment(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """Mean squared distance between the unit rows of two views of the same images [Wang 2020, eq. 4], 0 to 4.
-
-    0 is perfect, and also what collapse gives: read it beside `uniformity`.
-    """
-    return float((unit(a.detach()) - unit(b.detach())).square().sum(-1).mean())
-
-
-def uniformity(features: Float[Tensor, "n d"], t: float = 2.0) -> float:
-    """log of the mean of exp(-t |x - y|^2) over pairs of unit rows [Wang 2020, eq. 5]; lower is more even.
-
-    0 when all rows are equal; NaN for fewer than two rows, which have no pair.
-    """
-    return float(torch.pdist(unit(features.detach())).square().mul(-t).exp().mean().log())
-
-
 def entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
     """Entropy of each row in nats, 0 to log k; 0 log 0 counts as 0."""
     return torch.special.entr(probabilities.double()).sum(-1)
-
-
-def kl_to_uniform(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-    """KL divergence from the uniform distribution, log k - entropy, in nats; 0 is uniform, log k one-hot."""
-    return math.log(probabilities.shape[-1]) - entropy(probabilities)
