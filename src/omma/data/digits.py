@@ -121,7 +121,7 @@ def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
 
 
 def _textures(n: int, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Squares [n, 3, size, size] cut from the tiles at random places, paled, flipped, brightened at random."""
+    """Squares [n, 3, size, size] cut from the tiles at random places, paled, flipped and brightened."""
     which = torch.from_numpy(rng.integers(len(tiles), size=n))[:, None, None]
     room = tiles.shape[-1] - size + 1
     top, left = (torch.from_numpy(rng.integers(room, size=(n, 1, 1))) for _ in range(2))

@@ -57,8 +57,8 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine; views smaller than what the network will see are quicker.
 
-    `omma pretrain cifar10_25k.zip --budget 10m` on two cores (docs/benchmarks.md). A plain ViT cuts a view into
-    more tokens than a hybrid does, and gains by smaller ones.
+    `omma pretrain cifar10_25k.zip --budget 10m` on two cores (docs/benchmarks.md). A plain ViT cuts a view
+    into more tokens than a hybrid does, and gains by smaller ones.
     """
     tiny, plain = image_size < 64, model.startswith("vit-")
     share = 0.5 if plain and tiny else 0.75
