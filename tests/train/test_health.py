@@ -33,6 +33,16 @@ def test_constant_features_are_collapse(even):
     assert verdict.remedy
 
 
+def test_a_large_common_direction_is_not_collapse(even):
+    """As after ten minutes of MAE on CIFAR-10: close in cosine, and more directions than before."""
+    before = health.read(even @ torch.diag(torch.arange(64) < 14).float() + 0.5, 0, 0.0)
+    now = reading(even + 10.0)
+    assert now.spread < health.SPREAD < before.spread
+    assert health.judge([before, now], {}).level == "good"
+    fewer = reading(even[:, :10] @ even[:10] / 8 + 10.0)
+    assert health.judge([reading(even, 0, 0.0), fewer], {}).level == "bad"
+
+
 def test_few_directions_are_collapse(even):
     line = even[:, :1] * torch.ones(1, 64)
     verdict = health.judge([reading(even, 0, 0.0), reading(line)], {})

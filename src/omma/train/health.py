@@ -11,7 +11,10 @@ from torch import Tensor
 from omma.ops import statistics
 
 TOO_EARLY = 0.1  # share of the run before which nothing but broken numbers is judged
-SPREAD = 0.02  # 1 - mean cosine between images, under which features count as all alike
+# 1 - mean cosine between images, under which features count as all alike, unless they span more directions
+# than the untrained network's did: masked methods' share one large direction and differ in many small ones
+SPREAD = 0.02
+NOTHING = 0.001  # the same, under which what differs is rounding
 RANK = 3.0  # effective rank of the centred features, under which they span next to nothing
 
 
@@ -80,7 +83,8 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
         return Verdict("good", f"too early to tell: {now.progress:.0%} of the run is done")
 
     seen = f"effective rank {now.rank:.1f} of {now.dim}, images differ by {now.spread:.3f} in cosine"
-    alike = now.spread < SPREAD and now.spread < 0.5 * first.spread
+    close = now.spread < SPREAD and now.spread < 0.5 * first.spread
+    alike = close and (now.spread < NOTHING or now.centred_rank <= first.centred_rank)
     if alike or now.centred_rank < RANK:
         cause = (
             f"all features within {now.spread:.1e} in cosine"
