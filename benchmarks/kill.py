@@ -2,7 +2,8 @@
 
     python benchmarks/kill.py [--kills 10] [--steps 400]
 
-`kill -9` after a random time; every kill is a run of its own, killed once, resumed, compared bit for bit.
+Every kill is a run of its own: `kill -9` a random time after it saved a random step, resumed, and compared
+bit for bit with the run that was left alone.
 """
 
 import argparse
@@ -22,6 +23,11 @@ def command(data: Path, out: Path, steps: int) -> list[str]:
             "--batch-size", "32", "--checkpoint-every", "0.3", "--seed", "3"]  # fmt: skip
 
 
+def last_saved(out: Path) -> int:
+    """The newest checkpoint's step; 0 without any."""
+    return max((int(p.stem.rpartition("-")[2]) for p in (out / "checkpoints").glob("step-*.pt")), default=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
@@ -32,27 +38,27 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=pixels)
     quiet = {"stdout": subprocess.DEVNULL}
-    start = time.monotonic()
     subprocess.run(command(folder / "images.npz", folder / "straight", args.steps), check=True, **quiet)
-    whole = time.monotonic() - start
     reference = load_file(folder / "straight" / "model.safetensors")
     equal = 0
     for kill in range(args.kills):
         out = folder / f"killed{kill}"
         words = command(folder / "images.npz", out, args.steps)
         process = subprocess.Popen(words, **quiet)
-        at = rng.uniform(0.1, 0.95) * whole
-        time.sleep(at)
+        target, delay = rng.randrange(int(0.9 * args.steps)), rng.uniform(0, 1)
+        while process.poll() is None and last_saved(out) < target:
+            time.sleep(0.01)
+        time.sleep(delay)
         alive = process.poll() is None
         process.kill()
         process.wait()
-        saved = sorted(p.name for p in (out / "checkpoints").glob("step-*.pt"))
+        saved = last_saved(out)
         subprocess.run(words, check=True, **quiet)
         weights = load_file(out / "model.safetensors")
         same = weights.keys() == reference.keys() and all((weights[k] == reference[k]).all() for k in weights)
         equal += same
-        where = saved[-1] if saved else "no checkpoint yet"
-        print(f"killed after {at:.1f} s ({'running' if alive else 'already finished'}; {where}): "
+        state = "running" if alive else "already finished"
+        print(f"killed {delay:.2f} s after step {target} ({state}, step {saved} saved): "
               f"{'equal bit for bit' if same else 'DIFFERENT'}")  # fmt: skip
     print(f"{equal} of {args.kills} equal")
     sys.exit(equal != args.kills)
