@@ -56,11 +56,11 @@ def main() -> None:
         subprocess.run(words, check=True, **quiet)
         weights = load_file(out / "model.safetensors")
         same = weights.keys() == reference.keys() and all((weights[k] == reference[k]).all() for k in weights)
-        equal += same
+        equal += same and alive
         state = "running" if alive else "already finished"
         print(f"killed {delay:.2f} s after step {target} ({state}, step {saved} saved): "
               f"{'equal bit for bit' if same else 'DIFFERENT'}")  # fmt: skip
-    print(f"{equal} of {args.kills} equal")
+    print(f"{equal} of {args.kills} killed in training and equal")
     sys.exit(equal != args.kills)
 
 

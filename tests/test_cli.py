@@ -1,5 +1,6 @@
 """The command line: every command by name, errors in one line, options handed on."""
 
+import functools
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from omma import cli
+from omma.data import digits
 
 
 def call(capsys, *words):
@@ -117,3 +119,12 @@ def test_the_report_shows_the_headline_k_alone(tmp_path):
     )
     results = illustrate._results(RunFolder(tmp_path))
     assert [r.value for r in results] == [0.02, 0.5]
+
+
+def test_the_demo_is_the_main_job(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "make_digits", functools.partial(digits.make_digits, n_train=300, n_test=100))
+    out = tmp_path / "runs" / "demo"
+    code, text, _ = call(capsys, "demo", "--budget", "3s", "--out", str(out))
+    assert code == 0
+    assert {"model.safetensors", "report.html", "evaluation.json"} <= {f.name for f in out.iterdir()}
+    assert all(word in text for word in ("pixels", "untrained", "trained", "k-NN", "linear", "report.html"))

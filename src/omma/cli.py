@@ -174,32 +174,18 @@ def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
         out: Run folder.
         seed: Of data and training.
     """
-    import numpy as np
+    from omma.verbs import demo as verb
 
-    from omma.data.digits import make_digits
-
-    data = Path(out).with_name(Path(out).name + "-digits.npz")
-    if not data.exists():
-        data.parent.mkdir(parents=True, exist_ok=True)
-        digits = make_digits(seed=seed)
-        np.savez(
-            data,
-            x_train=digits.train,
-            y_train=digits.train_labels,
-            x_test=digits.test,
-            y_test=digits.test_labels,
-        )
-    # digits differ in shape alone, so colours may be thrown about and crops must show all of a digit
-    options = {"colour": "1.0", "scale": "0.75,1.0"}
-    flags = " ".join(f"--method.{key} {value}" for key, value in options.items())
+    data = str(verb.images(out, seed))
+    flags = " ".join(f"--method.{key} {value}" for key, value in verb.OPTIONS.items())
     Console().print(
-        f"$ omma pretrain {data} --out {out} --budget {budget} --method simclr {flags}", style="bold"
+        f"$ omma pretrain {data} --out {out} --budget {budget} --method {verb.METHOD} {flags}", style="bold"
     )
-    code = pretrain(str(data), method="simclr", out=out, budget=budget, seed=seed, options=options)
+    code = pretrain(data, method=verb.METHOD, out=out, budget=budget, seed=seed, options=verb.OPTIONS)
     if code:
         return code
     Console().print(f"\n$ omma evaluate {out} {data}", style="bold")
-    return evaluate(out, str(data), seed=seed)
+    return evaluate(out, data, seed=seed)
 
 
 def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:

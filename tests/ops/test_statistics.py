@@ -39,7 +39,14 @@ def test_dimension_std():
     assert statistics.dimension_std(x).tolist() == [1.0, 0.0]
 
 
-def test_entropy():
-    uniform, certain = torch.full((1, 8), 1 / 8), torch.eye(8)[:1]
-    assert float(statistics.entropy(uniform)) == pytest.approx(math.log(8))
-    assert float(statistics.entropy(certain)) == 0
+def test_entropy_and_kl_at_their_limits():
+    k = 16
+    uniform, same = torch.full((2, 5, k), 1 / k), torch.eye(k)[:1].expand(5, k)
+    assert statistics.entropy(uniform).shape == (2, 5)
+    assert float(statistics.entropy(uniform).mean()) == pytest.approx(math.log(k))
+    assert float(statistics.kl_to_uniform(uniform)) == pytest.approx(0.0, abs=1e-6)
+    assert float(statistics.entropy(same).mean()) == 0
+    assert float(statistics.kl_to_uniform(same)) == pytest.approx(math.log(k))
+    assert float(statistics.kl_to_uniform(torch.eye(k))) == pytest.approx(
+        0.0, abs=1e-6
+    )  # each sharp, all used

@@ -62,7 +62,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of what `norm` makes of its input."""
+    """Multi-head self-attention of its normalised input (docs/adr/0004)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -70,25 +70,25 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b n d"]:
-        return self.proj(attention.attend(norm_linear(x, norm, self.qkv), self.heads))
+    def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
+        return self.proj(attention.attend(norm_linear(x, before, self.qkv), self.heads))
 
-    def weights(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
+    def weights(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
         """How much each token attends to each."""
-        q, k, _ = attention.split(norm_linear(x, norm, self.qkv), self.heads)
+        q, k, _ = attention.split(norm_linear(x, before, self.qkv), self.heads)
         return attention.weights(q, k)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear of what `norm` makes of its input."""
+    """Linear, GELU, linear of its normalised input."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm) -> Float[Tensor, "b n d"]:
-        return self.fc2(F.gelu(norm_linear(x, norm, self.fc1)))
+    def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(norm_linear(x, before, self.fc1)))
 
 
 class LayerScale(nn.Module):

@@ -31,14 +31,3 @@ def dino(
     # H(t, s) = logsumexp(s) sum(t) - t.s
     entropy = logits.logsumexp(-1) * weight.sum(-1) - (weight * logits).sum(-1)
     return entropy.mean(1).sum() / pairs
-
-
-def mean_entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
-    """Mean entropy of each row, in nats: 0 for one-hot, log k for uniform."""
-    return -torch.special.xlogy(probabilities, probabilities).sum(-1).mean()
-
-
-def kl_to_uniform(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
-    """KL from the mean row to uniform, in nats: 0 if all k are used alike, log k if only one is."""
-    mean = probabilities.flatten(0, -2).mean(0)
-    return torch.special.xlogy(mean, mean * mean.numel()).sum()

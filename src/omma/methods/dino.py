@@ -16,7 +16,7 @@ from omma import dist
 from omma.backbones.vit import Block
 from omma.heads import PrototypeHead
 from omma.losses import distillation
-from omma.ops import ema, groups
+from omma.ops import ema, groups, statistics
 from omma.ops.schedules import cosine, linear
 from omma.protocols import Backbone, Batch, Clock, Colour, Crop, ParamGroup, Recipe, StepOutput
 
@@ -38,7 +38,7 @@ class Config:
     freeze_last_epochs: float = 1.0
     crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
     local_crops: int = 8
-    local_size: int | None = None  # None: 96/224 of the global crops', to a multiple of 16 (4 under 64 px)
+    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     colour: float = 1.0  # strength of jitter; .5 suits small images
@@ -151,8 +151,8 @@ class Method(nn.Module):
             teacher = distillation.targets(logits, self.centre, temperature).unflatten(0, (2, b))
 
         metrics = {
-            "teacher_entropy": distillation.mean_entropy(teacher),
-            "teacher_kl_to_uniform": distillation.kl_to_uniform(teacher),
+            "teacher_entropy": statistics.entropy(teacher).mean(),
+            "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
             "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
         }
         return StepOutput(distillation.dino(student, teacher, c.student_temp), metrics, logits.mean(0))

@@ -1,7 +1,7 @@
-"""What features look like without labels: rank, spread, entropy (2210.02885).
+"""What features and soft assignments look like without labels: rank, spread, entropy (2210.02885).
 
-All work in fp64 whatever they are given, and answer NaN where an input is not finite: a NaN is a finding, and
-a statistic that hid it would be lying.
+Those of features work in fp64 whatever they are given. All answer NaN where an input is not finite: a NaN is
+a finding, and a statistic that hid it would be lying.
 """
 
 import math
@@ -45,5 +45,11 @@ def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
 
 
 def entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-    """Entropy of each row in nats, 0 to log k; 0 log 0 counts as 0."""
-    return torch.special.entr(probabilities.double()).sum(-1)
+    """Entropy of each row in nats: 0 for one-hot, log k for uniform."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def kl_to_uniform(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
+    """KL from the mean row to uniform, in nats: 0 if all k are used alike, log k if only one is."""
+    mean = probabilities.flatten(0, -2).mean(0)
+    return math.log(mean.numel()) - entropy(mean)
