@@ -90,7 +90,7 @@ def test_whatever_is_chosen_can_be_built(method, facts):
     import torch
 
     choice = auto.choose(facts, auto.Wishes(method=method))
-    options = choice.recipe.encoder if choice.model.startswith("vit-") else {}
+    options = choice.encoder_options()
     with torch.device("meta"):
         encoder = backbones.build(name=choice.model, image_size=choice.image_size, **options)
     for crop in methods.get(method).views(choice.recipe.config, choice.image_size):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omma import methods
+from omma import backbones, methods
 from omma.protocols import Recipe
 
 SMALL_IMAGES = 64  # pixels: up to here images are taken as they are
@@ -35,6 +35,7 @@ class Wishes:
     lr: float | None = None
     recipe: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # --method.KEY VALUE
+    model_options: Mapping[str, Any] = field(default_factory=dict)  # --model.KEY VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,14 @@ class Choice:
     image_size: int
     recipe: Recipe
     recipe_name: str
+    model_options: Mapping[str, Any]  # the user's own
     reasons: tuple[tuple[str, str], ...]  # (what was chosen, why)
 
     def encoder_options(self) -> Mapping[str, Any]:
-        """What the recipe wants of a plain ViT; other backbones have no such options."""
-        return self.recipe.encoder if self.model.startswith("vit-") else {}
+        """What the recipe wants of the backbone, as far as that has such options, and what the user wants."""
+        known = backbones.options(self.model)
+        wanted = {k: v for k, v in self.recipe.encoder.items() if k in known}
+        return {**wanted, "drop_path": self.recipe.drop_path, **self.model_options}
 
 
 def choose(facts: Facts, wishes: Wishes) -> Choice:
@@ -88,8 +92,10 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     lr = wishes.lr if wishes.lr is not None else recipe.lr * (batch / recipe.batch) ** 0.5
     recipe = dataclasses.replace(recipe, batch=batch, lr=lr)
     return Choice(
-        method=method, model=model, image_size=size, recipe=recipe, recipe_name=name, reasons=tuple(reasons)
-    )
+        method=method, model=model, image_size=size, recipe=recipe, recipe_name=name,
+        model_options=_chosen("model", model, backbones.options(model), wishes.model_options),
+        reasons=tuple(reasons),
+    )  # fmt: skip
 
 
 def _image_size(facts: Facts) -> tuple[int, str]:
@@ -131,12 +137,15 @@ def _batch(facts: Facts, recipe: Recipe) -> tuple[int, str]:
 def _configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; refuses unknown ones."""
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return dataclasses.replace(config, **_chosen("method", method, known, options))
+
+
+def _chosen(flag: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options of a method or model, typed as what they replace; refuses unknown ones."""
     for key in options:
         if key not in known:
-            raise ValueError(
-                f"--method.{key}: {method} has no such option; it has {', '.join(sorted(known))}"
-            )
-    return dataclasses.replace(config, **{k: _typed(k, v, known[k]) for k, v in options.items()})
+            raise ValueError(f"--{flag}.{key}: {name} has no such option; it has {', '.join(sorted(known))}")
+    return {k: _typed(f"--{flag}.{k}", v, known[k]) for k, v in options.items()}
 
 
 def _typed(name: str, value: Any, like: Any) -> Any:
@@ -150,8 +159,10 @@ def _typed(name: str, value: Any, like: Any) -> Any:
         if isinstance(like, tuple):
             return tuple(float(part) for part in text.strip("()").split(","))
         if like is None:
-            return None if text.lower() == "none" else int(text)
+            return (
+                None if text.lower() == "none" else float(text) if "." in text or "e" in text else int(text)
+            )
         return type(like)(text)
     except (KeyError, ValueError):
-        kind = "a whole number" if like is None else type(like).__name__
-        raise ValueError(f"--method.{name} {value!r}: expected {kind}, such as {like}") from None
+        kind = "a number" if like is None else type(like).__name__
+        raise ValueError(f"{name} {value!r}: expected {kind}, such as {like}") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 from omma import backbones, methods, monitor, weights
 from omma.evaluate import knn
 from omma.ops.random import permutations
-from omma.protocols import Images, Key, Preprocess
+from omma.protocols import Images, Key, NoAttention, Preprocess
 from omma.report import charts, html, pictures
 from omma.report.results import Result
 from omma.run import EVALUATION, RunFolder, flatten
@@ -41,7 +41,8 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     if len(pixels) > 1:
         sections.append(_neighbours(model, pixels, labels, seed))
     chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
-    sections.append(_attention(model, chosen))
+    if (attention := _attention(model, chosen)) is not None:
+        sections.append(attention)
     method = trained_method(folder)
     if hasattr(method, "reconstruct"):
         sections.append(_reconstructions(method, chosen, model.preprocess, seed))
@@ -115,8 +116,12 @@ def _neighbours(model: weights.Model, pixels: Tensor, labels: list[str] | None, 
     )
 
 
-def _attention(model: weights.Model, pixels: Tensor) -> html.Section:
-    maps = model.encoder.attention(pixels)
+def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
+    """None for a network that has none."""
+    try:
+        maps = model.encoder.pooled_attention(pixels)
+    except NoAttention:
+        return None
     rows, columns = model.encoder.grid(*pixels.shape[-2:])
     grids = maps.float().unflatten(-1, (rows, columns)).numpy()
     return html.Section(

@@ -101,18 +101,36 @@ class Features(NamedTuple):
     grid: tuple[int, int]  # rows, columns of the patches; for a subset of kept tokens, of the whole image
 
 
+class NoAttention(ValueError):
+    """The network has no attention weights to look at."""
+
+
 class Backbone(nn.Module):
     """An encoder in two halves, so that masking lives between them and not inside."""
 
     dim: int  # width of the features
-    patch: int  # pixels of input for each token, along a side
+    patch: int  # pixels of input for each feature, along a side
     channels: int  # input channels
     drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
+    plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
+    pool: str = "mean"  # what `pooled` is: "token" for a class token's feature
+    prefix: int = 0  # tokens that stand before the patches in the last layer
     name: str  # as on the command line: "vit-ti/16"
+    built_from: Mapping[str, Any]  # name, image size, channels and what was chosen beside them
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the tokens that `tokenize` gives."""
+        return self.dim
+
+    @property
+    def token_patch(self) -> int:
+        """Pixels of input for each of these tokens, along a side."""
+        return self.patch
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of this size."""
-        raise NotImplementedError
+        """Rows and columns of features of an image of this size; it is padded where it does not divide."""
+        return -(-height // self.patch), -(-width // self.patch)
 
     def tokenize(
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
@@ -135,13 +153,25 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
         return self.encode(self.tokenize(images), self.grid(*images.shape[-2:]))
 
-    def attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads n"]:
-        """The last layer's attention from the pooled token (or pooling weights) to each patch."""
-        raise NotImplementedError
+    def attention(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "b heads n m"]]:
+        """Softmax weights of the asked layers, over all tokens of each (those before the patches first).
+
+        Only the asked layers compute them. Negative numbers count from the last layer. A map of n tokens
+        takes 4 heads n^2 bytes an image. Raises NoAttention, and ValueError for a layer that does not exist.
+        """
+        raise NoAttention(f"{self.name} has no attention to look at; a transformer has")
+
+    def pooled_attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads n"]:
+        """The last layer's attention to each patch: from the class token, or the mean over all patches."""
+        (maps,) = self.attention(images)
+        maps = maps[..., self.prefix :]
+        return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
 
     def spec(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this network: `backbones.build(**spec)`."""
-        raise NotImplementedError
+        """Keyword arguments that rebuild this network: `backbones.build(**spec)`; noted by `build`."""
+        return dict(self.built_from)
 
 
 # ---------------------------------------------------------------- methods

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from omma import backbones
+from omma.protocols import NoAttention
 
 CASES = {
     "vit": {"name": "vit-ti/8"},
@@ -14,6 +15,19 @@ CASES = {
     "vit, registers": {"name": "vit-ti/8", "registers": 2},
     "vit, layer scale": {"name": "vit-ti/8", "layer_scale": 1e-2},
     "vit, patch 2": {"name": "vit-ti/2"},
+    "vit, rope": {"name": "vit-ti/8", "positions": "rope"},
+    "vit, no positions": {"name": "vit-ti/8", "positions": "none"},
+    "vit, linear": {"name": "vit-ti/8", "mixer": "linear"},
+    "vit, bigbird": {"name": "vit-ti/2", "mixer": "bigbird", "positions": "rope"},
+    "vit, fourier": {"name": "vit-ti/8", "mixer": "fourier"},
+    "vit, clip's": {"name": "vit-ti/8", "norm_pre": True, "mlp": "quickgelu", "eps": 1e-5},
+    "deit": {"name": "deit-ti/8"},
+    "dinov2": {"name": "dinov2-s/8", "registers": 4, "prefix_positions": False, "mlp": "swiglu"},
+    "beit": {"name": "beit-ti/8"},
+    "beit, shared": {"name": "beit-ti/8", "bias": "shared", "pool": "mean_fc_norm"},
+    "eva02": {"name": "eva02-ti/8"},
+    "eva02, large form": {"name": "eva02-ti/8", "mlp": "split_swiglu", "sub_norm": True, "fused": False},
+    "dinov3": {"name": "dinov3-s/8"},
     "vitc, small": {"name": "vitc-15mf"},
     "vitc, paper's": {"name": "vitc-1gf"},
 }
@@ -37,9 +51,11 @@ def test_other_image_sizes(backbone):
     backbone.eval()
     p = backbone.patch
     height, width = (max(2, math.ceil(48 / p)) * p, max(2, math.ceil(64 / p)) * p)
-    features = backbone(torch.randn(1, 3, height, width))
-    assert features.grid == (height // p, width // p)
-    assert torch.isfinite(features.pooled).all()
+    for h, w in ((height, width), (height - 1, width + 1), (37, 51)):
+        features = backbone(torch.randn(1, 3, h, w))
+        assert features.grid == backbone.grid(h, w)
+        assert features.patches.shape[1] == features.grid[0] * features.grid[1]
+        assert torch.isfinite(features.pooled).all()
 
 
 def test_spec_rebuilds_it(backbone):
@@ -56,7 +72,12 @@ def test_gradient_reaches_every_parameter(backbone):
 
 
 def test_attention_is_a_distribution_over_patches(backbone):
-    maps = backbone.eval().attention(torch.randn(2, 3, 32, 32))
+    x = torch.randn(2, 3, 32, 32)
+    try:
+        maps = backbone.eval().pooled_attention(x)
+    except NoAttention:
+        assert not backbone.plain or backbone.spec().get("mixer") == "fourier"
+        return
     rows, columns = backbone.grid(32, 32)
     assert maps.shape[0] == 2
     assert maps.shape[2] == rows * columns
@@ -64,6 +85,22 @@ def test_attention_is_a_distribution_over_patches(backbone):
     assert (maps >= 0).all()
     assert (total <= 1 + 1e-5).all()  # the rest goes to class token and registers
     assert (total > 0.3).all()
+
+
+def test_attention_of_chosen_layers(backbone):
+    """Asked for together or one by one, in any order, and the same whatever path runs fast."""
+    x = torch.randn(2, 3, 32, 32)
+    try:
+        first, last = backbone.eval().attention(x, layers=[0, -1])
+    except NoAttention:
+        return
+    again, once_more = backbone.attention(x, layers=(-1, 0))
+    assert torch.equal(first, once_more)
+    assert torch.equal(last, again)
+    for maps in (first, last):
+        torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps.sum(-1)))
+    with pytest.raises(ValueError, match="layer 99"):
+        backbone.attention(x, layers=[99])
 
 
 def test_encode_many_equals_one_by_one(backbone):
@@ -136,8 +173,10 @@ def test_unknown_names_and_options():
     with pytest.raises(ValueError, match="did you mean vit-s/16"):
         backbones.build(name="vit_s/16", image_size=32)
     with pytest.raises(ValueError, match="patch size"):
-        backbones.build(name="vit-s/64", image_size=64)
-    with pytest.raises(ValueError, match="no multiple"):
-        backbones.build(name="vit-s/16", image_size=40)
+        backbones.build(name="vit-s/65", image_size=64)
+    with pytest.raises(ValueError, match="no option 'colour'; it has .*depth"):
+        backbones.build(name="vit-s/16", image_size=40, colour=1)
+    with pytest.raises(ValueError, match="positions='rope'"):
+        backbones.build(name="vit-s/16", image_size=32, positions="rope", mixer="linear")
     with pytest.raises(ValueError, match="pool"):
         backbones.build(name="vit-s/16", image_size=32, pool="max")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from waves import wave
 
-from omma.backbones.vit import Size, ViT
+from omma.backbones.vit import ViT
 from omma.methods import dino
 from omma.protocols import Clock
 
@@ -13,7 +13,7 @@ OFFICIAL = [0.027839614, -0.007985513, 0.004920467, 0.024835672, 0.008190875, -0
 
 
 def method(**options) -> dino.Method:
-    encoder = ViT("toy", Size(1, 8, 2), patch=4, image_size=8)
+    encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=32, patch=4, image_size=8)
     config = dino.Config(prototypes=7, head_hidden=8, head_bottleneck=4, **options)
     return dino.Method(encoder, config, 8)
 

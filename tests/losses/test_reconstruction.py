@@ -4,7 +4,7 @@ import pytest
 import torch
 from waves import wave
 
-from omma.backbones.vit import Size, ViT
+from omma.backbones.vit import ViT
 from omma.losses import reconstruction
 from omma.methods import mae
 from omma.ops.patches import normalised, patchify, unpatchify
@@ -68,7 +68,7 @@ def official_order(method):
 def test_forward_and_gradients_of_the_published_model():
     """MaskedAutoencoderViT(12, 4, 3, 16, 2, 2, 8, 1, 2, 4) with the mask that its noise gave."""
     config = mae.Config(decoder_depth=1, decoder_dim=8, decoder_heads=2)
-    encoder = ViT("toy", Size(2, 16, 2), patch=4, image_size=12, positions="sincos")
+    encoder = ViT("toy", depth=2, dim=16, heads=2, hidden=64, patch=4, image_size=12, positions="sincos")
     method = mae.Method(encoder, config, 12).double()
     for module in method.modules():  # the published decoder's norms have this eps, too
         if isinstance(module, torch.nn.LayerNorm):

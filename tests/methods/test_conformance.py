@@ -38,7 +38,7 @@ def build(name, model, channels=3):
     known = {f.name for f in dataclasses.fields(recipe.config)}
     config = dataclasses.replace(recipe.config, **{k: v for k, v in little.items() if k in known})
     torch.manual_seed(0)
-    options = recipe.encoder if model.startswith("vit-") else {}
+    options = {k: v for k, v in recipe.encoder.items() if k in backbones.options(model)}
     encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **options)
     for block in list(encoder.blocks)[2:]:
         encoder.blocks.pop(len(encoder.blocks) - 1)

@@ -1,49 +1,68 @@
-"""Backbones by the names of their papers; each file offers `names()` and `build(name, ...)`."""
+"""Backbones by the names of their papers.
+
+Each file of this folder is a family: `names()` lists its models, `parse(name)` gives the arguments that a
+name stands for (None for another family's), and `Encoder` is the class that they are given to.
+"""
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from typing import Any
-
-import torch
 
 from omma.protocols import Backbone
 
 
-def _files() -> list[Any]:
-    return [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+def _families() -> list[Any]:
+    files = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+    return [importlib.import_module(f"{__name__}.{name}") for name in files]
 
 
 def names() -> list[str]:
-    """Every name that `build` knows."""
-    return [name for file in _files() for name in file.names()]
+    """The models that have a name; `parse` of a family may know more (any patch size, any of timm's)."""
+    return [name for file in _families() for name in file.names()]
 
 
-def build(*, name: str, image_size: int, channels: int = 3, **options: Any) -> Backbone:
+def _find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
+    for file in _families():
+        arguments = file.parse(name)
+        if arguments is not None:
+            return file.Encoder, arguments
+    close = difflib.get_close_matches(name, names(), n=3) or names()[:5]
+    raise ValueError(f"model {name!r} is unknown: did you mean {', '.join(close)}? `omma models` lists all")
+
+
+def family(name: str) -> type[Backbone]:
+    """The class of the model `name`; what it promises of its members (`plain`, `drops_tokens`) is said there.
+
+    Raises ValueError for an unknown name.
+    """
+    return _find(name)[0]
+
+
+def options(name: str) -> dict[str, Any]:
+    """What can be chosen of a model beside its name, image size and channels, with what it is if nothing is.
+
+    Raises ValueError for an unknown name.
+    """
+    encoder, arguments = _find(name)
+    parameters = inspect.signature(encoder).parameters.values()
+    given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {k: v for k, v in (given | arguments).items() if k not in ("image_size", "channels")}
+
+
+def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
     """A freshly initialised backbone.
 
     `image_size`: pixels along a side that positions are made for; other sizes are interpolated.
     Raises ValueError for a name or option that does not exist.
     """
-    for file in _files():
-        backbone = file.build(name, image_size=image_size, channels=channels, **options)
-        if backbone is not None:
-            return backbone
-    close = difflib.get_close_matches(name, names(), n=3) or names()[:5]
-    raise ValueError(f"model {name!r} is unknown: did you mean {', '.join(close)}? `omma models` lists all")
-
-
-def measure(name: str) -> tuple[int, int, int]:
-    """(image size, parameters, width) of a model at the size it is usually used at; nothing is allocated."""
-    with torch.device("meta"):
-        size = 32
-        try:
-            backbone = build(name=name, image_size=size)
-        except ValueError:
-            size = 224
-            backbone = build(name=name, image_size=size)
-    if backbone.patch > 8:
-        size = 224
-        with torch.device("meta"):
-            backbone = build(name=name, image_size=size)
-    return size, sum(p.numel() for p in backbone.parameters()), backbone.dim
+    encoder, arguments = _find(name)
+    known = options(name)
+    if unknown := sorted(chosen.keys() - known.keys()):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    network: Any = encoder  # each family's constructor has options of its own
+    built: Backbone = network(name=name, image_size=image_size, channels=channels, **(arguments | chosen))
+    kept = {k: v for k, v in chosen.items() if k != "drop_path" and v != known[k]}
+    built.built_from = {"name": name, "image_size": image_size, "channels": channels, **kept}
+    return built

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omma import dist
-from omma.backbones.vit import Block
+from omma.backbones.layers import Block
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups, statistics

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.vit import Size, blocks, init_linear
+from omma.backbones.layers import Size, blocks, init_linear
 from omma.losses import reconstruction
 from omma.ops import groups
 from omma.ops.masking import random_keep
 from omma.ops.norm import norm_linear
-from omma.ops.patches import normalised, patchify, take, unpatchify
+from omma.ops.patches import normalised, padded, patchify, take, unpatchify
 from omma.ops.positions import resample, sincos_2d
 from omma.ops.random import Stream
 from omma.protocols import Backbone, Batch, Clock, Crop, Features, ParamGroup, Recipe, StepOutput
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(dim, size.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.dim))
         self.register_buffer("positions", sincos_2d(size.dim, grid)[None])
-        self.blocks = blocks(size, 0.0)
+        self.blocks = blocks(size)
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.predict = nn.Linear(size.dim, out)
         self.apply(init_linear)
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         x = x.scatter(1, keep[:, :, None].expand(-1, -1, d), encoded[:, 1:])
         x = x + resample(self.positions, self.grid, features.grid).to(x.dtype)
         x = self.blocks(torch.cat([encoded[:, :1], x], dim=1))  # the pooled token comes along
-        return norm_linear(x[:, 1:], self.norm, self.predict)
+        return norm_linear(x[:, 1:], self.norm, self.predict.weight, self.predict.bias)
 
 
 class Method(nn.Module):
@@ -129,7 +129,7 @@ class Method(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (crops,) = batch.views
         images = crops.flatten(0, 1)
-        patches = patchify(images, self.encoder.patch)
+        patches = patchify(padded(images, self.encoder.patch), self.encoder.patch)
         n = patches.shape[1]
         drawn = [
             random_keep(batch.key, Stream.MASK + v, n, self.config.mask_share) for v in range(crops.shape[1])
@@ -161,7 +161,7 @@ class Method(nn.Module):
         paper's pictures.
         """
         grid, patch = self.encoder.grid(*images.shape[-2:]), self.encoder.patch
-        patches = patchify(images, patch)
+        patches = patchify(padded(images, patch), patch)
         predicted = self._predict(images, keep).float()
         if self.config.normalise_target:
             deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from omma import dist
+from omma import backbones, dist
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import groups
@@ -60,7 +60,7 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --budget 10m` on two cores (docs/benchmarks.md). A plain ViT cuts a view
     into more tokens than a hybrid does, and gains by smaller ones.
     """
-    tiny, plain = image_size < 64, model.startswith("vit-")
+    tiny, plain = image_size < 64, backbones.family(model).plain
     share = 0.5 if plain and tiny else 0.75
     config = Config(
         temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,

@@ -1,13 +1,44 @@
 """Scaled dot-product attention [Vaswani 2017, arXiv 1706.03762], by whichever route is fastest."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
+
+
+class Rope(NamedTuple):
+    """Rotary positions [Su 2021, arXiv 2104.09864]: each pair of a head's dimensions is turned by an angle.
+
+    cos, sin: [n, e] or [b, 1, n, e], each pair's value standing at both of its members; 1 and 0 for tokens
+    without a position. paired: members are neighbours (0, 1), (2, 3), ...; otherwise halves (0, e/2), ...
+    """
+
+    cos: Float[Tensor, "*b n e"]
+    sin: Float[Tensor, "*b n e"]
+    paired: bool
+
+    def turn(self, x: Float[Tensor, "b h n e"], back: bool = False) -> Float[Tensor, "b h n e"]:
+        """Queries or keys, turned by their angle (or back by it)."""
+        if self.paired:
+            other = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        else:
+            one, two = x.chunk(2, dim=-1)
+            other = torch.cat([-two, one], dim=-1)
+        sin = self.sin.to(x.dtype)
+        return torch.addcmul(x * self.cos.to(x.dtype), other, -sin if back else sin)
+
+    def of(self, keep: Int[Tensor, "b m"], prefix: int) -> "Rope":
+        """Of the `prefix` tokens before the grid and, in each sample, of the kept ones."""
+
+        def kept(x: Tensor) -> Tensor:
+            front = x[:prefix].expand(len(keep), -1, -1)
+            return torch.cat([front, x[prefix:][keep]], dim=1)[:, None]
+
+        return self._replace(cos=kept(self.cos), sin=kept(self.sin))
 
 
 def split(qkv: Float[Tensor, "b n 3d"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,13 +53,21 @@ def merge(x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def weights(q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"]) -> Float[Tensor, "b h n m"]:
-    """softmax(q k^T / sqrt(e)), [eq. 1]."""
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+def weights(
+    q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], bias: Float[Tensor, "#b h n m"] | None = None
+) -> Float[Tensor, "b h n m"]:
+    """softmax(q k^T / sqrt(e) + bias), [eq. 1]."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(-1)
 
 
-def attend(qkv: Float[Tensor, "b n 3d"], heads: int) -> Float[Tensor, "b n d"]:
-    """Multi-head softmax(q k^T / sqrt(e)) v of one sequence with itself.
+def attend(
+    qkv: Float[Tensor, "b n 3d"],
+    heads: int,
+    rope: Rope | None = None,
+    bias: Float[Tensor, "#b h n n"] | None = None,
+) -> Float[Tensor, "b n d"]:
+    """Multi-head softmax(q k^T / sqrt(e) + bias) v of one sequence with itself.
 
     The fused kernel, except for training in bf16 on a CPU: there its backward pass takes several times as
     long as the formula written out, up to some hundreds of tokens.
@@ -40,8 +79,11 @@ def attend(qkv: Float[Tensor, "b n 3d"], heads: int) -> Float[Tensor, "b n d"]:
         and qkv.shape[1] <= WRITTEN_OUT
     )
     if written_out:
-        return _WrittenOut.apply(qkv, heads)  # pyright: ignore[reportReturnType]
-    return merge(F.scaled_dot_product_attention(*split(qkv, heads)))
+        return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]
+    q, k, v = split(qkv, heads)
+    if rope is not None:
+        q, k = rope.turn(q), rope.turn(k)
+    return merge(F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)))
 
 
 class _WrittenOut(torch.autograd.Function):
@@ -51,24 +93,39 @@ class _WrittenOut(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, heads: int, rope: Rope | None, bias: Tensor | None) -> Tensor:
         b, n, width = qkv.shape
         e = width // (3 * heads)
-        stacked = torch.stack(split(qkv, heads)).view(3, b * heads, n, e)
-        q, k, v = stacked
-        p = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=e**-0.5).softmax(-1)
+        stacked = torch.stack(split(qkv, heads))
+        if rope is not None:
+            stacked[0], stacked[1] = rope.turn(stacked[0]), rope.turn(stacked[1])
+        q, k, v = stacked.view(3, b * heads, n, e)
+        p = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=e**-0.5)
+        if bias is not None:
+            p.view(b, heads, n, n).add_(bias)
+        p = p.softmax(-1)
         ctx.save_for_backward(stacked, p)
-        ctx.heads = heads
+        ctx.heads, ctx.rope, ctx.bias = heads, rope, None if bias is None else (bias.shape, bias.dtype)
         return merge((p @ v).view(b, heads, n, e))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        (q, k, v), p = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None]:  # pyright: ignore
+        stacked, p = ctx.saved_tensors
         b, n, d = grad.shape
         heads, e = ctx.heads, d // ctx.heads
+        q, k, v = stacked.view(3, b * heads, n, e)
         g = grad.view(b, n, heads, e).transpose(1, 2).reshape(b * heads, n, e)
         dp, dv = g @ v.transpose(1, 2), p.transpose(1, 2) @ g
         wide = torch.float32 if n < 32 else p.dtype  # rows too short for the bf16 kernel's registers
-        ds = torch._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide).mul_(e**-0.5).to(p.dtype)
-        parts = [x.view(b, heads, n, e).transpose(1, 2) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
-        return torch.stack(parts, dim=2).view(b, n, 3 * d), None
+        ds = torch._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide)
+        dbias = None
+        if ctx.bias is not None and ctx.needs_input_grad[3]:
+            shape, dtype = ctx.bias
+            each = ds.view(b, heads, n, n)
+            dbias = (each.sum(0, keepdim=True) if shape[0] == 1 else each.clone()).to(dtype)
+        ds = ds.mul_(e**-0.5).to(p.dtype)
+        parts = [x.view(b, heads, n, e) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
+        if ctx.rope is not None:
+            parts[:2] = [ctx.rope.turn(x, back=True) for x in parts[:2]]
+        dqkv = torch.stack([x.transpose(1, 2) for x in parts], dim=2).view(b, n, 3 * d)
+        return dqkv, None, None, dbias

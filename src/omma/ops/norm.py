@@ -21,9 +21,15 @@ def norm(x: Float[Tensor, "*b d"], layer: nn.LayerNorm) -> Float[Tensor, "*b d"]
     return torch.addcmul(layer.bias, F.layer_norm(x, layer.normalized_shape, eps=layer.eps), layer.weight)
 
 
-def norm_linear(x: Float[Tensor, "*b d"], layer: nn.LayerNorm, linear: nn.Linear) -> Float[Tensor, "*b o"]:
+def norm_linear(
+    x: Float[Tensor, "*b d"],
+    layer: nn.LayerNorm,
+    weight: Float[Tensor, "o d"],
+    bias: Float[Tensor, "o"] | None,
+) -> Float[Tensor, "*b o"]:
     """linear(layer(x)): scale and shift folded into the product, W (s x + t) + b = (W s) x + (W t + b)."""
     if not _apart(x):
-        return linear(layer(x))
+        return F.linear(layer(x), weight, bias)
     x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return F.linear(x, linear.weight * layer.weight, torch.addmv(linear.bias, linear.weight, layer.bias))
+    shift = weight @ layer.bias if bias is None else torch.addmv(bias, weight, layer.bias)
+    return F.linear(x, weight * layer.weight, shift)

@@ -1,6 +1,7 @@
 """Images to patches and back, and the patch targets of masked image modelling."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,6 +18,27 @@ def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n
             f"{patch}: choose another image size or patch"
         )
     return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
+
+
+def padded(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b c H W"]:
+    """Zeros at the right and bottom, up to the next multiple of `patch`."""
+    down, right = -images.shape[-2] % patch, -images.shape[-1] % patch
+    return F.pad(images, (0, right, 0, down)) if down or right else images
+
+
+def resample_kernel(kernel: Float[Tensor, "d c p p"], new: int) -> Float[Tensor, "d c q q"]:
+    """A patch embedding's kernel for patches of `new` pixels: B^+T w [Beyer 2022, arXiv 2212.08013, eq. 4].
+
+    B resizes a patch bilinearly from p to `new` pixels, B^+ is its pseudo-inverse: where patches grow, the
+    resized patch and the new kernel have the very product that the patch and its kernel had.
+    """
+    p = kernel.shape[-1]
+    if p == new:
+        return kernel
+    basis = torch.eye(p * p, dtype=torch.float64).view(p * p, 1, p, p)
+    resize = F.interpolate(basis, size=(new, new), mode="bilinear", antialias=True).flatten(1)  # B^T
+    found = kernel.double().flatten(2) @ torch.linalg.pinv(resize.T).to(kernel.device)
+    return found.view(*kernel.shape[:2], new, new).to(kernel.dtype)
 
 
 def unpatchify(

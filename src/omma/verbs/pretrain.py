@@ -43,6 +43,7 @@ def pretrain(
     workers: int | None = None,
     checkpoint_every: float = 300.0,
     options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
     listen: Callable[[session.Event], None] = lambda event: None,
 ) -> session.Result:
     """Pretrain an encoder on images without labels.
@@ -55,7 +56,8 @@ def pretrain(
         steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in.
     workers: processes that decode; None chooses. checkpoint_every: seconds.
-    options: the method's own, by the names of its Config. listen: is told what happens (`Event`).
+    options: the method's own, by the names of its Config. model_options: the backbone's own
+        (`backbones.options(name)`). listen: is told what happens (`Event`).
 
     Raises ValueError, in one line, for anything the caller can mend.
     """
@@ -97,6 +99,7 @@ def pretrain(
             lr=lr,
             recipe=None if recipe == "auto" else recipe,
             options=options or {},
+            model_options=model_options or {},
         ),
     )
     if choice.recipe.batch % (accumulate * dist.world()):
@@ -120,7 +123,6 @@ def pretrain(
         name=choice.model,
         image_size=choice.image_size,
         channels=some.channels,
-        drop_path=choice.recipe.drop_path,
         **choice.encoder_options(),
     )
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)

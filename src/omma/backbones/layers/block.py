@@ -1,0 +1,145 @@
+"""The pre-norm transformer block [Dosovitskiy 2020, arXiv 2010.11929, eq. 2 and 3], with timm's names."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma.backbones.layers.mlp import Mlp
+from omma.ops import attention, depth
+from omma.ops.attention import Rope
+from omma.ops.norm import norm_linear
+
+
+@dataclass(frozen=True)
+class Size:
+    """Layers, width, heads, and how many times as wide the MLP is."""
+
+    depth: int
+    dim: int
+    heads: int
+    ratio: float = 4
+
+
+class Where(NamedTuple):
+    """Where the tokens of a sequence lie, and what follows from it for attention."""
+
+    grid: tuple[int, int]  # rows and columns of the whole image's patches
+    prefix: int = 0  # tokens before the patches, which lie nowhere
+    keep: Int[Tensor, "b m"] | None = None  # which patches these are; None: all, row by row
+    rope: Rope | None = None
+    bias: Float[Tensor, "b h n n"] | None = None  # added to every layer's scores
+    pairs: Int[Tensor, "*b n n"] | None = None  # entry of a relative bias's table for each pair of tokens ...
+    home: tuple[int, int] | None = None  # ... that was made for this grid
+
+    def of(self, rows: Int[Tensor, "r"]) -> "Where":
+        """The same for some samples of the batch."""
+        keep = None if self.keep is None else self.keep[rows]
+        rope, bias = self.rope, self.bias
+        if rope is not None and rope.cos.ndim > 2:
+            rope = rope._replace(cos=rope.cos[rows], sin=rope.sin[rows])
+        if bias is not None and len(bias) > 1:
+            bias = bias[rows]
+        pairs = self.pairs
+        if pairs is not None and pairs.ndim > 2:
+            pairs = pairs[rows]
+        return self._replace(keep=keep, rope=rope, bias=bias, pairs=pairs)
+
+
+NOWHERE = Where((0, 0))  # of tokens that are a sequence and no more
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of its normalised input (docs/adr/0004)."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
+        return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b n d"]:
+        return self.proj(attention.attend(self._qkv(x, before), self.heads, where.rope, where.bias))
+
+    def weights(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b h n n"]:
+        """How much each token attends to each."""
+        q, k, _ = attention.split(self._qkv(x, before), self.heads)
+        if where.rope is not None:
+            q, k = where.rope.turn(q), where.rope.turn(k)
+        return attention.weights(q, k, where.bias)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each dimension of a residual branch [Touvron 2021, arXiv 2103.17239]."""
+
+    def __init__(self, dim: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x)), each scaled where `layer_scale` is given.
+
+    attn, mlp: modules that take the input, the norm before it and (attn) where the tokens lie.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp: nn.Module,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = attn
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = mlp
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+    def forward(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b n d"]:
+        drop = self.drop_path if self.training else 0.0
+        x = depth.residual(x, lambda t, w: self.ls1(self.attn(t, self.norm1, w)), drop, where)
+        return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop)
+
+
+def rates(drop_path: float, layers: int) -> list[float]:
+    """Stochastic depth that rises linearly to `drop_path` at the last layer."""
+    return [drop_path * i / max(layers - 1, 1) for i in range(layers)]
+
+
+def blocks(size: Size, drop_path: float = 0.0) -> nn.Sequential:
+    """`size.depth` plain blocks."""
+
+    def block(rate: float) -> Block:
+        attn = Attention(size.dim, size.heads)
+        return Block(size.dim, attn, Mlp(size.dim, int(size.ratio * size.dim)), rate)
+
+    return nn.Sequential(*(block(rate) for rate in rates(drop_path, size.depth)))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal of deviation .02 for weights, 0 for biases [Dosovitskiy 2020]."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+__all__ = ("Attention", "Block", "LayerScale", "Size", "Where", "blocks", "init_linear", "rates")

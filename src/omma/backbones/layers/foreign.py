@@ -1,0 +1,120 @@
+"""Networks of other libraries made ours: parameter names kept, statistics shared, sizes measured."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omma.backbones.layers.nonlocal_block import NonLocal
+from omma.dist import BatchNorm
+
+
+# ---------------------------------------------------------------- modules under their own names
+def adopt(module: nn.Module, other: nn.Module) -> nn.Module:
+    """`module` holds from now on what `other` does, under the names that it has there; both stay in step."""
+    for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(module, registry, getattr(other, registry))
+    return module
+
+
+class Followed(nn.Module):
+    """A stage and the block that follows it; the names of the stage's parameters stay as they are."""
+
+    def __init__(self, stage: nn.Module, block: NonLocal) -> None:
+        super().__init__()
+        self._stage, self._block = (stage,), (block,)  # the block is registered with the network
+        adopt(self, stage)
+
+    def train(self, mode: bool = True) -> "Followed":
+        super().train(mode)
+        self._stage[0].training = mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._block[0](self._stage[0](x))
+
+
+class _BatchNormAct(BatchNorm):
+    """timm's batch norm with an activation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        drop, act = self._modules["drop"], self._modules["act"]
+        assert drop is not None
+        assert act is not None
+        return act(drop(super().forward(input)))
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Batch norms whose statistics are those of all processes, and which bear a batch of one."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            kind = {"BatchNorm2d": BatchNorm, "BatchNormAct2d": _BatchNormAct}.get(type(child).__name__)
+            if kind is not None:
+                assert isinstance(child, nn.BatchNorm2d)
+                ours = kind(
+                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                )
+                setattr(module, name, adopt(ours, child))
+
+
+# ---------------------------------------------------------------- measured without computing
+def _without_values(network: nn.Module) -> Any:
+    """A copy on the meta device, in evaluation mode; nothing is allocated."""
+    memo: dict[int, Any] = {}
+    for p in network.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+    for buffer in network.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(network, memo).eval()
+
+
+@torch.no_grad()
+def _run(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    weight = next(p for p in twin.parameters() if p.ndim > 1)
+    try:
+        x = twin.forward_features(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
+    except (AssertionError, RuntimeError) as error:  # a size that it was not made for
+        why = " ".join(str(error).split())[:150]
+        raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {why}") from error
+    if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+        raise ValueError(
+            f"{name} gives no single feature map, which a backbone needs; choose another network"
+        )
+    return x
+
+
+def probe(network: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """The feature map of one image, without values."""
+    return _run(_without_values(network), name, channels, size)
+
+
+def shapes(
+    network: Any, name: str, channels: int, size: tuple[int, int], modules: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """What the named modules give for one image."""
+    twin, shapes = _without_values(network), {}
+    for module in modules:
+        twin.get_submodule(module).register_forward_hook(
+            lambda _, __, output, module=module: shapes.update({module: tuple(output.shape)})
+        )
+    _run(twin, name, channels, size)
+    return [shapes[module] for module in modules]
+
+
+def arrange(network: Any, n: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of n tokens: what the patch embedding says, else the grid of the image's shape."""
+    embed: Any = getattr(network, "patch_embed", None)
+    if hasattr(embed, "dynamic_feat_size"):
+        rows, columns = embed.dynamic_feat_size(size)
+        if rows * columns == n:
+            return rows, columns
+    grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
+    off, best = min((abs(math.log(r * size[1] / (c * size[0]))), (r, c)) for r, c in grids)
+    if off > math.log(2):
+        raise ValueError(
+            f"{n} tokens of an image of {size[0]}x{size[1]} px form no grid; choose another network"
+        )
+    return best

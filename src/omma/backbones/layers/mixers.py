@@ -1,0 +1,155 @@
+"""Other ways to mix tokens than full softmax attention, to be put in its place in any ViT."""
+
+import functools
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from omma.backbones.layers.block import NOWHERE, Attention, Where
+from omma.ops import attention
+from omma.ops.norm import norm
+
+
+class Linear(Attention):
+    """Linear attention [Katharopoulos 2020, arXiv 2006.16236, eq. 6]: cost grows with n, not n^2.
+
+    Queries and keys pass phi(x) = elu(x) + 1; sums over the keys are taken before queries meet them.
+    """
+
+    def _split(self, x: Tensor, before: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = attention.split(self._qkv(x, before), self.heads)
+        return F.elu(q) + 1, F.elu(k) + 1, v
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b n d"]:
+        q, k, v = self._split(x, before)
+        k = k / k.shape[2]  # sums stay of order one in half precision; the ratio is the same
+        total = k.sum(2, keepdim=True).transpose(-1, -2)
+        return self.proj(attention.merge((q @ (k.transpose(-1, -2) @ v)) / (q @ total)))
+
+    def weights(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b h n n"]:
+        """phi(q) phi(k)^T, each row divided by its sum."""
+        q, k, _ = self._split(x, before)
+        return F.normalize(q @ k.transpose(-1, -2), p=1, dim=-1)
+
+
+class Fourier(nn.Module):
+    """Re(F_n F_d x) [Lee-Thorp 2021, arXiv 2105.03824, eq. 3]: mixing without parameters.
+
+    The transforms are orthonormal, so that the branch keeps the size of its input (the paper's are not, and a
+    norm follows them). There are no weights to look at, and no leaving tokens out.
+    """
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b n d"]:
+        y = norm(x, before)
+        return torch.fft.fft2(y.float(), norm="ortho").real.to(y.dtype)
+
+
+SIDE = 4  # tokens along a side of BigBird's blocks
+RANDOM = 2  # random blocks that each block looks at
+
+
+class BigBird(Attention):
+    """Local, global and random attention [Zaheer 2020, arXiv 2007.14062], for grids: cost grows with n.
+
+    The grid is cut into blocks of 4 x 4 tokens. A block's tokens look at their own block, at its eight
+    neighbours, at two more blocks that were drawn once for all (from a fixed seed and the grid), and at the
+    tokens before the patches; those look at, and are seen by, everything.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b n d"]:
+        qkv = self._qkv(x, before)
+        if where.keep is not None:  # what is left lies scattered: masked, and few
+            return self.proj(attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv)))
+        q, k, v = attention.split(qkv, self.heads)
+        if where.rope is not None:
+            q, k = where.rope.turn(q), where.rope.turn(k)
+        p, (rows, columns) = where.prefix, where.grid
+        ids, seen = _tables(where.grid, x.device)
+
+        def cut(t: Tensor) -> Tensor:  # [b, h, n, e] to [b, h, blocks, tokens, e]
+            t = t[:, :, p:].unflatten(2, where.grid)
+            t = F.pad(t, (0, 0, 0, -columns % SIDE, 0, -rows % SIDE))
+            return rearrange(t, "b h (r s) (c t) e -> b h (r c) (s t) e", s=SIDE, t=SIDE)
+
+        def gathered(t: Tensor) -> Tensor:  # [b, h, blocks, keys, e]: those that each block looks at
+            around = cut(t)[:, :, ids].flatten(3, 4)
+            return torch.cat([t[:, :, None, :p].expand(-1, -1, len(ids), -1, -1), around], dim=3)
+
+        mask = F.pad(seen, (p, 0), value=True)[:, None]  # [blocks, 1, keys]
+        local = F.scaled_dot_product_attention(cut(q), gathered(k), gathered(v), mask)
+        r = -(-rows // SIDE)
+        local = rearrange(local, "b h (r c) (s t) e -> b h (r s) (c t) e", r=r, s=SIDE)
+        local = local[:, :, :rows, :columns].flatten(2, 3)
+        everywhere = F.scaled_dot_product_attention(q[:, :, :p], k, v)
+        return self.proj(attention.merge(torch.cat([everywhere, local], dim=2)))
+
+    def weights(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+    ) -> Float[Tensor, "b h n n"]:
+        """Zero where a token does not look."""
+        q, k, _ = attention.split(self._qkv(x, before), self.heads)
+        if where.rope is not None:
+            q, k = where.rope.turn(q), where.rope.turn(k)
+        return attention.weights(q, k, _hidden(where, q))
+
+
+@functools.lru_cache(maxsize=32)
+def _blocks(grid: tuple[int, int]) -> np.ndarray:
+    """int64 [blocks, 9 + RANDOM]: the blocks that each block looks at, -1 where there is none."""
+    r, c = -(-grid[0] // SIDE), -(-grid[1] // SIDE)
+    rng = np.random.default_rng(0)
+    table = np.full((r * c, 9 + RANDOM), -1, np.int64)
+    for i, (row, column) in enumerate(itertools.product(range(r), range(c))):
+        near = [
+            y * c + x
+            for y, x in itertools.product(range(row - 1, row + 2), range(column - 1, column + 2))
+            if 0 <= y < r and 0 <= x < c
+        ]
+        far = np.setdiff1d(np.arange(r * c), near)
+        drawn = rng.choice(far, min(RANDOM, len(far)), replace=False)
+        table[i, : len(near)] = near
+        table[i, 9 : 9 + len(drawn)] = drawn
+    return table
+
+
+def _tables(
+    grid: tuple[int, int], device: torch.device
+) -> tuple[Int[Tensor, "blocks looked"], Bool[Tensor, "blocks keys"]]:
+    """Blocks that each block looks at, and which of their tokens there are (not padding, not missing)."""
+    table = torch.from_numpy(_blocks(grid))
+    rows, columns = grid
+    real = torch.zeros(-(-rows // SIDE) * SIDE, -(-columns // SIDE) * SIDE, dtype=torch.bool)
+    real[:rows, :columns] = True
+    real = rearrange(real, "(r s) (c t) -> (r c) (s t)", s=SIDE, t=SIDE)
+    seen = real[table.clamp(min=0)] & (table >= 0)[:, :, None]
+    return table.clamp(min=0).to(device), seen.flatten(1).to(device)
+
+
+def _hidden(where: Where, like: Tensor) -> Float[Tensor, "b 1 n n"]:
+    """0 where a token looks at another, -inf where it does not; for all tokens, or the kept ones."""
+    rows, columns = where.grid
+    y, x = torch.meshgrid(torch.arange(rows) // SIDE, torch.arange(columns) // SIDE, indexing="ij")
+    block = (y * -(-columns // SIDE) + x).flatten()
+    table = torch.from_numpy(_blocks(where.grid))
+    looks = torch.zeros(len(table), len(table) + 1, dtype=torch.bool)
+    looks.scatter_(1, table.where(table >= 0, len(table)), True)
+    own = block[None] if where.keep is None else block[where.keep.cpu()]
+    allowed = looks[own[:, :, None], own[:, None, :]]
+    allowed = F.pad(allowed, (where.prefix, 0, where.prefix, 0), value=True)[:, None]
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf).to(like.device, like.dtype)

@@ -1,0 +1,135 @@
+"""What plain transformers share: patches in, tokens in front, positions, blocks, a norm, a pooled feature."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma.backbones.layers.block import Where
+from omma.backbones.layers.embed import PatchEmbed
+from omma.ops.norm import norm
+from omma.ops.patches import take
+from omma.ops.positions import resample
+from omma.protocols import Backbone, Features, NoAttention
+
+POOLS = ("token", "mean", "mean_fc_norm")
+
+
+def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse an option's value that does not exist."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, known))}")
+
+
+def chosen_layers(layers: Sequence[int], count: int, name: str) -> list[int]:
+    """Numbers of layers, negative ones counted from the end, as numbers from 0."""
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ValueError(
+                f"layer {layer}: {name} has {count}, numbered 0 to {count - 1} or -{count} to -1"
+            )
+    return [layer % count for layer in layers]
+
+
+class Transformer(Backbone):
+    """Tokens of one width from beginning to end; its blocks are called with tokens and `Where` they lie.
+
+    A subclass makes the parts (timm's names) and says `where`: rotary angles and biases for a grid.
+
+    pool: "token" gives the class token, "mean" the mean of the patch tokens, both after the last norm;
+    "mean_fc_norm" norms the mean and leaves the patches as they are.
+    """
+
+    drops_tokens = True
+    patch_embed: PatchEmbed
+    pos_embed: nn.Parameter | None
+    prefix_positions: bool  # do class token and registers have positions of their own?
+    norm_pre: nn.Module
+    blocks: nn.Sequential
+    norm: nn.Module
+    fc_norm: nn.Module
+    image_size: int
+
+    def _norms(self, dim: int, pool: str, eps: float) -> None:
+        """The last norm, before or after pooling."""
+        one_of("pool", pool, POOLS)
+        self.pool = pool
+        after = pool == "mean_fc_norm"
+        self.norm = nn.Identity() if after else nn.LayerNorm(dim, eps=eps)
+        self.fc_norm = nn.LayerNorm(dim, eps=eps) if after else nn.Identity()
+
+    def _front(self) -> list[Tensor]:
+        """Class token, DeiT's second one, registers [Darcet 2023, arXiv 2309.16588]: those there are."""
+        tokens = (getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+        return [t for t in tokens if t is not None]
+
+    @property
+    def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of tokens before the patches: class token, distillation token, registers."""
+        return sum(t.shape[1] for t in self._front())
+
+    @property
+    def home(self) -> tuple[int, int]:
+        """The grid that positions were made for."""
+        return self.grid(self.image_size, self.image_size)
+
+    def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
+        """What attention must know of the tokens' places."""
+        return Where(grid, self.prefix, keep)
+
+    def tokenize(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        assert keep is None or self.drops_tokens, f"{self.name} cannot drop tokens"
+        return self.patch_embed(images, keep)
+
+    def _embed(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None
+    ) -> Float[Tensor, "b m d"]:
+        """Positions added, class token and its like in front."""
+        b, front = len(tokens), self._front()
+        before = torch.cat(front, 1) if front else None
+        if self.pos_embed is not None:
+            own = self.prefix if self.prefix_positions else 0
+            positions = resample(self.pos_embed[:, own:], self.home, grid)
+            if keep is not None:
+                positions = take(positions.expand(b, -1, -1), keep)
+            tokens = tokens + positions
+            if before is not None and own:
+                before = before + self.pos_embed[:, :own]
+        x = tokens if before is None else torch.cat([before.expand(b, -1, -1), tokens], dim=1)
+        return norm(x, self.norm_pre) if isinstance(self.norm_pre, nn.LayerNorm) else x
+
+    def encode(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
+    ) -> Features:
+        assert keep is None or self.drops_tokens, f"{self.name} cannot drop tokens"
+        x, where = self._embed(tokens, grid, keep), self.where(grid, keep)
+        for block in self.blocks:
+            x = block(x, where)
+        if isinstance(self.norm, nn.LayerNorm):
+            x = norm(x, self.norm)
+        patches = x[:, self.prefix :]
+        pooled = x[:, 0] if self.pool == "token" else patches.mean(1)
+        return Features(self.fc_norm(pooled), patches, grid)
+
+    @torch.no_grad()
+    def attention(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "b heads n n"]]:
+        wanted = chosen_layers(layers, len(self.blocks), self.name)
+        grid = self.grid(*images.shape[-2:])
+        x, where = self._embed(self.tokenize(images), grid, None), self.where(grid, None)
+        maps: dict[int, Tensor] = {}
+        for i, each in enumerate(self.blocks):
+            block: Any = each
+            if i in wanted:
+                if not hasattr(block.attn, "weights"):
+                    raise NoAttention(f"layer {i} of {self.name} mixes its tokens without attention weights")
+                maps[i] = block.attn.weights(x, block.norm1, where)
+            if i == max(wanted, default=-1):
+                break
+            x = block(x, where)
+        return [maps[i] for i in wanted]
