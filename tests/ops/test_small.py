@@ -132,3 +132,17 @@ def test_groups_spare_norms_biases_and_tokens():
     }  # fmt: skip
     assert decayed.decay
     assert not spared.decay
+
+
+def test_groups_spare_what_a_module_names():
+    class Table(nn.Module):
+        undecayed = ("table",)
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.weight = nn.Parameter(torch.zeros(5, 2)), nn.Parameter(torch.zeros(2, 2))
+
+    net = nn.Sequential(Table())
+    decayed, spared = groups.standard(net, "net")
+    assert [id(p) for p in decayed.params] == [id(net[0].weight)]
+    assert [id(p) for p in spared.params] == [id(net[0].table)]

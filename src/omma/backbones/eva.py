@@ -31,6 +31,8 @@ class Attention(nn.Module):
     distances: entries of the layer's own table of relative positions; 0 for none.
     """
 
+    undecayed = ("relative_position_bias_table",)
+
     def __init__(
         self, dim: int, heads: int, *, bias: bool, fused: bool, inner_norm: bool, distances: int, eps: float
     ) -> None:
@@ -82,6 +84,16 @@ class Attention(nn.Module):
         if where.rope is not None:
             q, k = where.rope.turn(q), where.rope.turn(k)
         return attention.weights(q, k, self._bias(where))
+
+
+class Shared(nn.Module):
+    """One table of relative positions for all layers."""
+
+    undecayed = ("relative_position_bias_table",)
+
+    def __init__(self, distances: int, heads: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, heads))
 
 
 class Block(nn.Module):
@@ -180,11 +192,9 @@ class Eva(Transformer):
         self.pos_embed = nn.Parameter(torch.zeros(1, n, dim)) if positions == "learned" else None
         self.norm_pre = nn.Identity()
         distances = (2 * rows - 1) * (2 * columns - 1) + 3
-        if bias == "shared":
-            self.rel_pos_bias = nn.Module()
-            table = nn.Parameter(torch.zeros(distances, heads))
-            self.rel_pos_bias.register_parameter("relative_position_bias_table", table)
         self.bias = bias
+        if bias == "shared":
+            self.rel_pos_bias = Shared(distances, heads)
 
         def block(rate: float) -> Block:
             attn = Attention(
@@ -202,9 +212,10 @@ class Eva(Transformer):
         self._norms(dim, pool, eps)
 
         self.blocks.apply(init_linear)
-        for i, each in enumerate(self.blocks):  # residual branches start smaller, the deeper [Bao 2021, 2.4]
-            for weight in (each.attn.proj.weight, each.mlp.fc2.weight):  # pyright: ignore
-                weight.data.div_((2 * (i + 1)) ** 0.5)
+        for i, each in enumerate(self.blocks, start=1):  # deeper branches start smaller [Bao 2021, 2.4]
+            scaled: Any = each
+            scaled.attn.proj.weight.data.div_((2 * i) ** 0.5)
+            scaled.mlp.fc2.weight.data.div_((2 * i) ** 0.5)
         for token in self._front():
             nn.init.trunc_normal_(token, std=0.02)
         if self.pos_embed is not None:
@@ -221,9 +232,8 @@ class Eva(Transformer):
         pairs = None if self.bias == "none" else relative.pairs(grid, keep, like.device)
         bias = None
         if self.bias == "shared":
-            table: Tensor = self.rel_pos_bias.relative_position_bias_table  # pyright: ignore
             assert pairs is not None
-            bias = relative.bias(table, self.home, grid, pairs)
+            bias = relative.bias(self.rel_pos_bias.relative_position_bias_table, self.home, grid, pairs)
         return Where(grid, self.prefix, keep, angles, bias, pairs, self.home)
 
 

@@ -13,11 +13,15 @@ def decays(p: nn.Parameter) -> bool:
 def standard(
     module: nn.Module, label: str, *, lr_scale: float = 1.0, frozen_until: float = 0.0
 ) -> list[ParamGroup]:
-    """The module's trainable parameters in two groups: with and without weight decay."""
+    """The module's trainable parameters in two groups: with and without weight decay.
+
+    A module spares those of its own parameters that it names in `undecayed` (a table of relative positions).
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
+    spared = {id(getattr(m, name)) for m in module.modules() for name in getattr(m, "undecayed", ())}
     groups = []
     for decay in (True, False):
-        params = [p for p in trained if decays(p) == decay]
+        params = [p for p in trained if (decays(p) and id(p) not in spared) == decay]
         if params:
             groups.append(
                 ParamGroup(

@@ -62,13 +62,26 @@ class Model(nn.Module):
         for start in range(0, len(collection), batch):
             indices = np.arange(start, min(start + batch, len(collection)))
             tensor, _, bad = load_batch(collection, indices, self.preprocess, threads)
-            if bad:
-                index, reason = bad[0]
-                raise ValueError(f"{collection.path(index)}: {reason}; leave it out or replace it")
+            _refuse(collection, bad)
             with torch.inference_mode():
                 pooled = self(tensor.to(first.device, first.dtype)).pooled
             rows.append(pooled.float().cpu().numpy())
         return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def attention(
+        self, images: Float[Tensor, "b c h w"] | Sequence[Picture], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "b heads n m"]]:
+        """Attention weights of the asked layers (`Backbone.attention`), of normalised images or of pictures.
+
+        Raises NoAttention for a network that has none, ValueError for a layer or an image that does not work.
+        """
+        first = next(self.encoder.parameters())
+        if not isinstance(images, Tensor):
+            collection = _Listed(images, self.preprocess.channels)
+            images, _, bad = load_batch(collection, np.arange(len(collection)), self.preprocess, 4)
+            _refuse(collection, bad)
+        return self.encoder.attention(images.to(first.device, first.dtype), layers)
 
     def untrained(self, seed: int = 0) -> "Model":
         """The same architecture and preprocessing, freshly initialised: the floor under what was learned."""
@@ -76,6 +89,12 @@ class Model(nn.Module):
             torch.manual_seed(seed)
             encoder = backbones.build(**self.encoder.spec())
         return Model(encoder, self.preprocess, {"untrained": True, "seed": seed})
+
+
+def _refuse(images: Images, bad: Sequence[tuple[int, str]]) -> None:
+    if bad:
+        index, reason = bad[0]
+        raise ValueError(f"{images.path(index)}: {reason}; leave it out or replace it")
 
 
 class _Listed:
