@@ -7,9 +7,11 @@ from typing import Any
 
 from omma import backbones, methods
 from omma.protocols import Recipe
+from omma.train.continued import Origin
 
 SMALL_IMAGES = 64  # pixels: up to here images are taken as they are
 SMALL_DATA = 100_000  # images: up to here the small-data recipes
+FEWEST_PATCHES = 8  # along a side, under which weights made for larger images see too little of small ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Wishes:
     recipe: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # --method.KEY VALUE
     model_options: Mapping[str, Any] = field(default_factory=dict)  # --model.KEY VALUE
+    init: Origin | None = None  # --init: the weights to go on from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class Choice:
     image_size: int
     recipe: Recipe
     recipe_name: str
-    model_options: Mapping[str, Any]  # the user's own
+    model_options: Mapping[str, Any]  # the user's own, and those of the weights it goes on from
     reasons: tuple[tuple[str, str], ...]  # (what was chosen, why)
 
     def encoder_options(self) -> Mapping[str, Any]:
@@ -63,17 +66,22 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     Raises ValueError for names and options that do not exist or do not go together.
     """
     reasons: list[tuple[str, str]] = []
+    init = wishes.init
     size = wishes.image_size
     if size is None:
-        size, why = _image_size(facts)
+        size, why = _image_size(facts) if init is None else _image_size_of(init, facts)
         reasons.append((f"image size {size}", why))
     method = wishes.method
     if method is None:
         method, why = _method(facts, wishes.model)
         reasons.append((f"method {method}", why))
     file = methods.get(method)
-    model = wishes.model
-    if model is None:
+    model, options = wishes.model, dict[str, Any]()
+    if init is not None:
+        model, options = _continued(init, wishes.model)
+        if wishes.model is None:
+            reasons.append((f"model {model}", f"that of {init.source}"))
+    elif model is None:
         model, why = _model(facts, method, size)
         reasons.append((f"model {model}", why))
     name = wishes.recipe
@@ -84,6 +92,8 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
         raise ValueError(f"recipe {name!r}: choose small or paper")
     recipe = getattr(file, name)(size, model)
     recipe = dataclasses.replace(recipe, config=_configured(method, recipe.config, wishes.options))
+    if init is not None:  # the weights were made for what they have
+        recipe = dataclasses.replace(recipe, encoder={})
     batch, why = wishes.batch, ""
     if batch is None:
         batch, why = _batch(facts, recipe)
@@ -93,7 +103,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     recipe = dataclasses.replace(recipe, batch=batch, lr=lr)
     return Choice(
         method=method, model=model, image_size=size, recipe=recipe, recipe_name=name,
-        model_options=_chosen("model", model, backbones.options(model), wishes.model_options),
+        model_options=options | _chosen("model", model, backbones.options(model), wishes.model_options),
         reasons=tuple(reasons),
     )  # fmt: skip
 
@@ -107,6 +117,29 @@ def _image_size(facts: Facts) -> tuple[int, str]:
         return min(64, side), f"images are {side} px; a {facts.device} learns more from many small ones"
     size = min(224, side // 16 * 16)
     return size, f"images are {side} px"
+
+
+def _image_size_of(init: Origin, facts: Facts) -> tuple[int, str]:
+    own, side = int(init.spec["image_size"]), facts.shorter_side
+    size = max(-(-side // init.patch), FEWEST_PATCHES) * init.patch
+    if size >= own:
+        return own, f"that of {init.source}"
+    why = f"images are {side} px (shorter side, median), the weights' own {own} px would add nothing"
+    return size, why if size < side + init.patch else f"{why}; {FEWEST_PATCHES} patches a side at least"
+
+
+def _continued(init: Origin, model: str | None) -> tuple[str, dict[str, Any]]:
+    """The weights' own model and options, or the same with another patch size (the name's last part)."""
+    own = str(init.spec["name"])
+    options = {k: v for k, v in init.spec.items() if k not in ("name", "image_size", "channels")}
+    if model is None or model == own:
+        return own, options
+    if model.partition("/")[0] != own.partition("/")[0]:
+        raise ValueError(
+            f"--model {model} is another architecture than that of {init.source}, {own}: leave --model out"
+        )
+    here, there = backbones.options(own), backbones.options(model)
+    return model, {k: v for k, v in options.items() if here[k] == there[k]}
 
 
 def _method(facts: Facts, model: str | None) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from omma.protocols import Images, Key, NoAttention, Preprocess
 from omma.report import charts, html, pictures
 from omma.report.results import Result
 from omma.run import EVALUATION, RunFolder, flatten
-from omma.train import checkpoint
+from omma.train import checkpoint, retention
 
 GALLERY = 2000  # images among which neighbours are looked for
 QUERIES, NEIGHBOURS = 8, 7
@@ -57,6 +57,11 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
         ("Steps", f"{model.provenance.get('steps', 0):,}"),
         ("Time", f"{model.provenance.get('seconds', 0):,.0f} s"),
     ]
+    notes = []
+    if "init" in config:
+        facts.append(("Started from", Path(config["init"]["source"]).name))
+        if "neighbours_kept" in verdict and "online_knn_start" not in verdict:
+            notes.append(retention.UNTOLD.capitalize() + ".")
     return html.write_report(
         folder.report,
         title=folder.path.name,
@@ -68,6 +73,7 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
         sections=sections,
         curves=_curves(lines),
         config=[(key, str(value)) for key, value in flatten(config).items()],
+        notes=notes,
     )
 
 
@@ -188,6 +194,9 @@ def _curves(lines: list[dict[str, Any]]) -> list[Any]:
                 "Online k-NN (labels for reading only)", [series("health", "online_knn_top1", "top-1")]
             )
         )
+    if any("neighbours_kept" in line for line in lines):
+        kept = series("health", "neighbours_kept", "share")
+        curves.append(charts.line_chart("Nearest neighbours kept from the start", [kept]))
     steps = [line for line in lines if line["event"] == "step"]
     common = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
     for name in [k for k in (steps[-1] if steps else {}) if k not in common and not k.endswith("_limit")]:

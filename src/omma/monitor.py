@@ -1,18 +1,19 @@
-"""Watching a run: health, and online k-NN where labels exist, on a fixed sample of images."""
+"""Watching a run on a fixed sample of images: health, online k-NN where labels exist, and what is retained."""
 
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from omma.data.preprocess import load_batch
-from omma.evaluate import knn
+from omma.evaluate import interval, knn
 from omma.protocols import Backbone, Images, Preprocess
-from omma.train import health
+from omma.train import health, retention
 
 HELD_OUT = 512  # images kept from training to read health on
 ENOUGH = 2000  # images under which none is kept from training
@@ -33,10 +34,20 @@ def hold_out(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+class Seen(NamedTuple):
+    """One reading, and what it says."""
+
+    reading: health.Reading
+    verdict: health.Verdict
+    knn: float | None  # online k-NN top-1
+    retained: retention.Retention | None  # of the first weights, in a run that continues from some
+
+
 @dataclass
 class Monitor:
     """Reads health on `sample`; online k-NN finds its labels with those of training images.
 
+    Where the run is `continued` from weights, its first reading is kept and every later one held against it.
     Labels are used for reading only. Images are decoded once.
     """
 
@@ -45,7 +56,9 @@ class Monitor:
     preprocess: Preprocess
     seed: int
     held_out: bool  # are `sample` and `training` disjoint? Online k-NN needs it
+    continued: bool = False
     readings: list[health.Reading] = field(default_factory=list)
+    start: retention.Start | None = None
 
     def __post_init__(self) -> None:
         self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
@@ -64,24 +77,54 @@ class Monitor:
         step: int,
         progress: float,
         recent: Sequence[Mapping[str, float]],
-    ) -> tuple[health.Reading, health.Verdict, float | None]:
-        """Health after `step`, verdict, and online k-NN top-1; `recent`: metrics since the last reading."""
+    ) -> Seen:
+        """Health after `step` and what beside it can be read; `recent`: metrics since the last reading."""
         features = vectors(encoder, self.pixels)
         reading = health.read(features, step, progress)
         self.readings.append(reading)
         means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
         verdict = health.judge(self.readings, means)
-        if self.bank is None or not reading.finite:
-            return reading, verdict, None
-        known = self.labels >= 0
-        predicted = knn.predict(
-            vectors(encoder, self.bank).numpy(), self.bank_labels, features.numpy()[known], k=K
-        )
-        return reading, verdict, float((predicted == self.labels[known]).mean())
+        if not reading.finite:
+            return Seen(reading, verdict, None, None)
+        correct: np.ndarray | None = None
+        if self.bank is not None:
+            known = self.labels >= 0
+            bank = vectors(encoder, self.bank).numpy()
+            predicted = knn.predict(bank, self.bank_labels, features.numpy()[known], k=K)
+            correct = predicted == self.labels[known]
+        retained = self._retained(features, correct) if self.continued else None
+        if retained is not None:
+            verdict = retention.judge(verdict, retained)
+        return Seen(reading, verdict, None if correct is None else float(correct.mean()), retained)
 
-    def state(self) -> list[dict[str, float]]:
-        """The readings so far, for a checkpoint."""
-        return [dataclasses.asdict(r) for r in self.readings]
+    def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
+        """Against the first reading; None for that itself."""
+        near = retention.neighbours(features)
+        if self.start is None:
+            if len(self.readings) == 1:
+                self.start = retention.Start(near, None if correct is None else correct.tolist())
+            return None
+        kept = retention.overlap(self.start.near, near)
+        if correct is None or self.start.correct is None:
+            return retention.Retention(kept=kept)
+        before = np.array(self.start.correct, bool)
+        return retention.Retention(
+            kept=kept,
+            knn_start=float(before.mean()),
+            knn=float(correct.mean()),
+            change=interval.paired(correct, before, self.seed, level=0.99),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What was read so far, in plain values for a checkpoint."""
+        start = None if self.start is None else dataclasses.asdict(self.start)
+        return {"readings": [dataclasses.asdict(r) for r in self.readings], "start": start}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.readings = [health.Reading(**reading) for reading in state["readings"]]
+        start = state.get("start")  # a checkpoint of omma 0.1 has none
+        self.start = None if start is None else retention.Start(**start)
 
 
 @torch.inference_mode()

@@ -169,6 +169,12 @@ class Backbone(nn.Module):
         maps = maps[..., self.prefix :]
         return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
 
+    def drop_nothing(self) -> None:
+        """Turn stochastic depth off, in training too."""
+        for module in self.modules():
+            if isinstance(getattr(module, "drop_path", None), float):
+                setattr(module, "drop_path", 0.0)  # noqa: B010 (to the type checker modules have no numbers)
+
     def spec(self) -> dict[str, Any]:
         """Keyword arguments that rebuild this network: `backbones.build(**spec)`; noted by `build`."""
         return dict(self.built_from)
@@ -205,6 +211,7 @@ class ParamGroup:
     lr_scale: float = 1.0
     decay: bool = True
     frozen_until: float = 0.0  # in epochs
+    frozen_share: float = 0.0  # frozen until this share of the run is done, too
 
 
 @dataclass(frozen=True, kw_only=True)

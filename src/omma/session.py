@@ -1,10 +1,8 @@
 """One sitting of a run: taken up where it stands, tried, planned, trained, watched and saved."""
 
-import copy
 import dataclasses
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from omma.data import index, loader, views
 from omma.data.index import IndexedImages
 from omma.protocols import Batch, Crop, Method, Preprocess
 from omma.run import RunFolder
-from omma.train import checkpoint, health
-from omma.train.budget import Timekeeper
-from omma.train.loop import Position, Step, make_optimizer, moved, train
+from omma.train import checkpoint, continued, health, retention
+from omma.train.budget import Timekeeper, trial
+from omma.train.loop import Position, Step, moved, train
 from omma.train.signals import stop_on_signals
 
 READINGS = 20  # of health, over a run, if they can be had ...
@@ -72,6 +70,7 @@ class Read:
     step: int
     verdict: health.Verdict
     knn: float | None  # online k-NN top-1, where labels exist
+    retained: retention.Retention | None = None  # against the start, in a run that continues from weights
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,9 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
         return Result(out=folder.path, steps=position.step, seconds=clock.elapsed, verdict=verdict)
     with _stream(run) as stream:
         batches = _batches(run, stream)
-        step_time, seen = _trial(run, batches)
+        step_time, seen = trial(
+            run.method, batches, run.choice.recipe, position, dtype=run.dtype, accumulate=run.accumulate
+        )
         if position.step == 0:
             left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
             by_epochs = math.ceil((epochs or 0) * position.images / position.batch)
@@ -158,7 +159,7 @@ def _resume(run: Run) -> None:
     run.optimizer.load_state_dict(saved.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
-    run.monitor.readings = [health.Reading(**reading) for reading in saved.notes["readings"]]
+    run.monitor.restore(saved.notes)
     if run.primary:
         run.folder.rewind(saved.step)
 
@@ -183,32 +184,6 @@ def _batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, on the device."""
     for crops, key, labels in stream:
         yield moved(Batch(views.augment(crops, run.crops, key, run.preprocess), key, labels), run.device)
-
-
-def _trial(run: Run, batches: Iterator[Batch]) -> tuple[float, list[Batch]]:
-    """Seconds a step, from a few steps of a copy that is thrown away, and the batches that were used."""
-    used: list[Batch] = []
-
-    def recorded() -> Iterator[Batch]:
-        for batch in batches:
-            used.append(batch)
-            yield batch
-
-    method = copy.deepcopy(run.method)
-    optimizer = make_optimizer(method, run.choice.recipe)
-    position = dataclasses.replace(run.position, step=0, total=1000)
-    steps = train(
-        method, optimizer, recorded(), run.choice.recipe, position, dtype=run.dtype, accumulate=run.accumulate
-    )
-    times: list[float] = []
-    before = time.monotonic()
-    for _ in itertools.islice(steps, 8):
-        now = time.monotonic()
-        times.append(now - before)
-        before = now
-        if len(times) >= 2 and sum(times) > 4:
-            break
-    return statistics.median(times[1:]), used
 
 
 def _plan(run: Run, step_time: float) -> Plan:
@@ -241,6 +216,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     saved_at = pace = started = time.monotonic()
     waited, first = stream.waited, position.step
     skipped = dict(run.skipped)
+    frozen = continued.share_frozen(run.optimizer.param_groups)
     writer = _writer(run.folder.path) if run.primary else None
 
     looked_at, cost = started, 0.0  # when health was read last, and how long that took
@@ -248,15 +224,16 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     def look() -> health.Verdict:
         nonlocal looked_at, cost
         began = time.monotonic()
-        reading, verdict, knn = run.monitor.read(
+        reading, verdict, knn, kept = run.monitor.read(
             run.method.kept(), position.step, position.clock().progress, recent
         )
         recent.clear()
         line = {"event": "health", "step": position.step, **dataclasses.asdict(reading)}
         line |= {"verdict": verdict.level, "text": str(verdict)}
         line |= {} if knn is None else {"online_knn_top1": knn}
+        line |= {} if kept is None else kept.metrics()
         _log(run, writer, line)
-        run.listen(Read(step=position.step, verdict=verdict, knn=knn))
+        run.listen(Read(step=position.step, verdict=verdict, knn=knn, retained=kept))
         looked_at = time.monotonic()
         cost = looked_at - began
         return verdict
@@ -276,7 +253,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             else:
                 rejected += 1
                 _reject(run, step, rejected)
-            clock.correct(position)
+            clock.correct(position, steady=position.clock().progress > frozen)
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
             pace = now
@@ -364,7 +341,7 @@ def _save(run: Run) -> None:
     checkpoint.save(
         run.folder.checkpoints, run.method, run.optimizer,
         step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,
-        notes={"readings": run.monitor.state()},
+        notes=run.monitor.state(),
     )  # fmt: skip
 
 

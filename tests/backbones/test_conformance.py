@@ -141,6 +141,8 @@ def test_stochastic_depth_acts_in_training_only(backbone):
     x = torch.randn(4, 3, 32, 32)
     assert torch.equal(deep.eval()(x).pooled, backbone.eval()(x).pooled)
     assert not torch.equal(deep.train()(x).pooled, backbone.train()(x).pooled)
+    deep.drop_nothing()
+    torch.testing.assert_close(deep.train()(x).pooled, backbone.train()(x).pooled)
 
 
 @pytest.mark.parametrize("channels", [1, 6, 13])

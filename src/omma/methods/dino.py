@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from omma import dist
-from omma.backbones.layers import Block
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups, statistics
@@ -119,9 +118,7 @@ class Method(nn.Module):
         self.encoder = encoder
         self.head = PrototypeHead(encoder.dim, config.prototypes, config.head_hidden, config.head_bottleneck)
         self.teacher = deepcopy(encoder)
-        for module in self.teacher.modules():
-            if isinstance(module, Block):
-                module.drop_path = 0.0  # stochastic depth is the student's alone
+        self.teacher.drop_nothing()  # stochastic depth is the student's alone
         self.teacher_head = deepcopy(self.head)
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)

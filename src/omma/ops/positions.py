@@ -4,11 +4,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from omma.ops.attention import Rope
+from omma.ops.resize import resampling
 
 
 def sincos_2d(dim: int, grid: tuple[int, int], temperature: float = 10_000.0) -> Float[Tensor, "n d"]:
@@ -33,12 +33,39 @@ def sincos_2d(dim: int, grid: tuple[int, int], temperature: float = 10_000.0) ->
 def resample(
     positions: Float[Tensor, "1 n d"], old: tuple[int, int], new: tuple[int, int], antialias: bool = True
 ) -> Float[Tensor, "1 m d"]:
-    """Bicubic interpolation of patch positions from grid `old` to grid `new`."""
-    if old == new:
+    """Bicubic interpolation of patch positions from grid `old` to grid `new`, equal to F.interpolate's.
+
+    Two products with small matrices, computed from the sizes alone, so that an exported network reads any
+    size. (And F.interpolate of torch 2.15 errs at one column of several channels, laid out channels last.)
+    """
+    if all(isinstance(n, int) for n in new) and old == new:  # sizes of a traced network are no int
         return positions
-    picture = rearrange(positions.float(), "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
-    picture = F.interpolate(picture, size=new, mode="bicubic", antialias=antialias)
-    return rearrange(picture, "1 d h w -> 1 (h w) d").to(positions.dtype)
+    picture = positions[0].float().unflatten(0, old)
+    if antialias:
+        start = torch.zeros(1, dtype=torch.int64, device=positions.device)
+        rows, columns = (resampling(start, start + o, o, n, "bicubic")[0] for o, n in zip(old, new))
+    else:
+        picture = picture[_beyond(old[0], picture)][:, _beyond(old[1], picture)]
+        rows, columns = (_cubic(o, n, picture) for o, n in zip(old, new))
+    picture = (rows @ picture.flatten(1)).unflatten(1, (-1, positions.shape[2]))
+    return (columns @ picture).flatten(0, 1)[None].to(positions.dtype)
+
+
+def _beyond(n: int, like: Tensor) -> Int[Tensor, "m"]:
+    """Indices that repeat the first and the last of n values twice more."""
+    return torch.arange(-2, n + 2, device=like.device).clamp(0, n - 1)
+
+
+def _cubic(old: int, new: int, like: Tensor) -> Float[Tensor, "new m"]:
+    """Keys' cubic convolution (1981), a = -3/4, from `old` values with two more at each end; never stretched.
+
+    On |x| <= 1 it is (a + 2) |x|^3 - (a + 3) |x|^2 + 1, on 1 < |x| < 2 a (|x|^3 - 5 |x|^2 + 8 |x| - 4).
+    """
+    where = {"device": like.device, "dtype": torch.float32}
+    centre = (torch.arange(new, **where) + 0.5) * (old / new) - 0.5
+    x = (torch.arange(-2, old + 2, **where) - centre[:, None]).abs()
+    inner, outer = x.clamp(max=1), x.clamp(1, 2)  # each part vanishes at its bounds, so that they add up
+    return (1.25 * inner - 2.25) * inner**2 + 1 - 0.75 * (((outer - 5) * outer + 8) * outer - 4)
 
 
 def rope(

@@ -1,10 +1,18 @@
-"""Ending at a time: the number of steps is corrected as the speed becomes known."""
+"""Ending at a time: steps are timed on a copy, and their number is corrected as the speed becomes known."""
 
+import copy
+import dataclasses
+import itertools
 import re
+import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from omma.train.loop import Position
+import torch
+
+from omma.protocols import Batch, Method, Recipe
+from omma.train.loop import Position, make_optimizer, train
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -15,6 +23,38 @@ def seconds(text: str | float) -> float:
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"budget {text!r}: give a time such as 90s, 10m or 2h")
     return float(match[1]) * UNITS[match[2] or "s"]
+
+
+def trial(
+    method: Method,
+    batches: Iterator[Batch],
+    recipe: Recipe,
+    position: Position,
+    *,
+    dtype: torch.dtype,
+    accumulate: int,
+) -> tuple[float, list[Batch]]:
+    """Seconds a step, from a few steps of a copy that is thrown away, and the batches that were used."""
+    used: list[Batch] = []
+
+    def recorded() -> Iterator[Batch]:
+        for batch in batches:
+            used.append(batch)
+            yield batch
+
+    method = copy.deepcopy(method)
+    optimizer = make_optimizer(method, recipe)
+    position = dataclasses.replace(position, step=0, total=1000)
+    steps = train(method, optimizer, recorded(), recipe, position, dtype=dtype, accumulate=accumulate)
+    times: list[float] = []
+    before = time.monotonic()
+    for _ in itertools.islice(steps, 8):
+        now = time.monotonic()
+        times.append(now - before)
+        before = now
+        if len(times) >= 2 and sum(times) > 4:
+            break
+    return statistics.median(times[1:]), used
 
 
 @dataclass
@@ -32,8 +72,11 @@ class Timekeeper:
         """Seconds spent in all sittings."""
         return self.before + time.monotonic() - self.started
 
-    def correct(self, position: Position) -> None:
+    def correct(self, position: Position, steady: bool = True) -> None:
         """Set `position.total` so that the run ends in time; call after each step.
+
+        `steady`: is this step's speed that of the rest of the run? Others, as those with a frozen encoder,
+        are not measured.
 
         Speed is that of the last fifth of the run or so, pauses for readings and checkpoints included.
         Corrections come about a hundred times a run, so the schedules stay smooth.
@@ -43,6 +86,9 @@ class Timekeeper:
         left = self.budget - self.reserve - self.elapsed
         if left <= 0:
             position.total = position.step
+            return
+        if not steady:
+            self._mark = None
             return
         now = time.monotonic()
         if self._mark is None:

@@ -126,7 +126,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
     if now.centred_rank < 0.25 * first.centred_rank and now.centred_rank < 0.1 * now.dim:
         return Verdict(
             "warn",
-            f"narrowing: features span {now.centred_rank:.1f} directions, the untrained network's spanned "
+            f"narrowing: features span {now.centred_rank:.1f} directions, at the start they spanned "
             f"{first.centred_rank:.1f}",
             "Judge it with labels if you have any (omma evaluate); lower --lr if it goes on",
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omma import dist
 from omma.ops.random import derive
 from omma.ops.schedules import cosine, warmup_cosine
-from omma.protocols import Batch, Clock, Method, Recipe
+from omma.protocols import Batch, Clock, Method, ParamGroup, Recipe
 from omma.train.precision import Cast
 
 
@@ -40,8 +40,10 @@ class Step:
     rejected: list[Batch] | None = None  # the batches, if loss or gradient was not finite and nothing moved
 
 
-def make_optimizer(method: Method, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over the method's labelled groups."""
+def make_optimizer(
+    method: Method, recipe: Recipe, labelled: Iterable[ParamGroup] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the method's labelled groups, or over those given in their place."""
     groups = [
         {
             "params": list(group.params),
@@ -49,8 +51,9 @@ def make_optimizer(method: Method, recipe: Recipe) -> torch.optim.AdamW:
             "lr_scale": group.lr_scale,
             "decay": group.decay,
             "frozen_until": group.frozen_until,
+            "frozen_share": group.frozen_share,
         }
-        for group in method.groups()
+        for group in (method.groups() if labelled is None else labelled)
     ]
     fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=0.0, fused=fused)
@@ -65,6 +68,18 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, clock: Clock) -> 
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = decay if group["decay"] else 0.0
     return lr
+
+
+def _freeze(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
+    """Take frozen groups out of the graph, which saves their backward pass, and let the others in.
+
+    Without a gradient a parameter is neither moved nor decayed, and its moments do not age.
+    """
+    for group in optimizer.param_groups:
+        share = group.get("frozen_share", 0.0)  # a checkpoint of omma 0.1 says nothing of it
+        frozen = clock.epoch < group["frozen_until"] or clock.progress < share
+        for p in group["params"]:
+            p.requires_grad_(not frozen)
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -104,6 +119,7 @@ def train(
         clock = position.clock()
         torch.manual_seed(derive(seed, position.step, dist.rank()))
         lr = schedule(optimizer, recipe, clock)
+        _freeze(optimizer, clock)
         buffers = [b.clone() for b in method.buffers()]
         optimizer.zero_grad()
         taken, outputs = [], []
@@ -114,10 +130,6 @@ def train(
                 (output.loss / accumulate).backward()
             taken.append(batch)
             outputs.append(output)
-        for group in optimizer.param_groups:
-            if clock.epoch < group["frozen_until"]:
-                for p in group["params"]:
-                    p.grad = None
         _average_gradients(trained)
         loss = dist.mean(torch.stack([o.loss.detach() for o in outputs]).mean())
         grads = [p.grad for p in trained if p.grad is not None]

@@ -2,22 +2,25 @@
 
 import contextlib
 import dataclasses
+import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, methods, monitor, session
+from omma import auto, backbones, dist, methods, monitor, session, weights
 from omma import device as machine
 from omma.data import index
 from omma.data import preprocess as preprocessing
 from omma.data.index import IndexedImages
-from omma.protocols import Method
+from omma.protocols import Backbone, Method, ParamGroup, Preprocess
 from omma.run import RunFolder
+from omma.train import checkpoint, continued, retention
 from omma.train.budget import Timekeeper, seconds
+from omma.train.continued import Origin
 from omma.train.loop import Position, make_optimizer
 
 DEFAULT_BUDGET = "30m"
@@ -28,6 +31,10 @@ def pretrain(
     *,
     method: str = "auto",
     model: str = "auto",
+    init: str | Path | None = None,
+    allow_partial: bool = False,
+    head_warmup: float | None = None,
+    encoder_lr_scale: float | None = None,
     out: str | Path | None = None,
     budget: str | float | None = None,
     epochs: float | None = None,
@@ -50,6 +57,10 @@ def pretrain(
 
     images: a folder, glob, archive, manifest or array file (docs/input.md), or an opened collection.
     method, model, recipe, device, precision: a name, or "auto" (docs/auto.md).
+    init: weights to go on from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
+        model and image size are then theirs unless said otherwise. allow_partial: also where many of its
+        parameters find no place. head_warmup: share of the run in which the encoder is frozen (.1);
+        encoder_lr_scale: its learning rate, as a share of the heads' (.1).
     out: the run folder; by default runs/ and a name of images, method and model. The same call again
         resumes the run that is there.
     budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
@@ -82,6 +93,17 @@ def pretrain(
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")
     some = everything.subset(training)
+    chosen = {"head_warmup": head_warmup, "encoder_lr_scale": encoder_lr_scale}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    origin, first = None, None
+    if init is not None:
+        if out is None:
+            words = (_stem(everything), *([] if method == "auto" else [method]), "from")
+            out = Path("runs") / "-".join((*words, Path(init).name.rpartition(":")[2]))
+        origin, first = _origin(str(Path(init)), RunFolder(Path(out)), allow_partial, chosen)
+    elif allow_partial or chosen:
+        name = "allow_partial" if allow_partial else next(iter(chosen))
+        raise ValueError(f"{name} is about weights to go on from, and none are given: give --init too")
     choice = auto.choose(
         auto.Facts(
             images=len(some),
@@ -100,6 +122,7 @@ def pretrain(
             recipe=None if recipe == "auto" else recipe,
             options=options or {},
             model_options=model_options or {},
+            init=origin,
         ),
     )
     if choice.recipe.batch % (accumulate * dist.world()):
@@ -108,8 +131,7 @@ def pretrain(
             "processes: change --batch-size or --accumulate"
         )
     if out is None:
-        stem, model = Path(everything.source).stem or "images", choice.model.replace("/", "-")
-        out = Path("runs") / f"{stem}-{choice.method}-{model}"
+        out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
     folder = RunFolder(Path(out))
 
     if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
@@ -118,6 +140,9 @@ def pretrain(
 
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
+    if origin is not None:
+        preprocess, said = _prepared(preprocess, preprocessing.from_dict(origin.preprocess))
+        notes.append(said)
     torch.manual_seed(seed)
     encoder = backbones.build(
         name=choice.model,
@@ -125,18 +150,34 @@ def pretrain(
         channels=some.channels,
         **choice.encoder_options(),
     )
+    if first is not None:  # before the method copies its encoder
+        notes += _fill(encoder, first)
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
+    watch = monitor.Monitor(
+        everything.subset(held),
+        some,
+        preprocess,
+        seed,
+        len(training) < len(rows),
+        continued=origin is not None,
+    )
+    labelled = None
+    if origin is not None:
+        labelled = continued.groups(built, origin.head_warmup, origin.encoder_lr_scale)
+        notes.append(_treated(labelled, origin))
+        if watch.bank is None:
+            notes.append(retention.UNTOLD)
     run = session.Run(
         described=everything.describe(),
         images=some,
         method=built,
         crops=file.views(choice.recipe.config, choice.image_size),
         preprocess=preprocess,
-        optimizer=make_optimizer(built, choice.recipe),
+        optimizer=make_optimizer(built, choice.recipe, labelled),
         position=Position(0, 1, choice.recipe.batch, len(some)),
         choice=choice,
         folder=folder,
-        monitor=monitor.Monitor(everything.subset(held), some, preprocess, seed, len(training) < len(rows)),
+        monitor=watch,
         clock=clock,
         device=place,
         dtype=dtype,
@@ -164,11 +205,69 @@ def pretrain(
                 "seed": seed,
                 "precision": machine.precision_name(dtype),
                 "accumulate": accumulate,
+                **({} if origin is None else {"init": dataclasses.asdict(origin)}),
             }
         )
         index.write_skipped(folder.path / "skipped.csv", everything.skipped)
     with folder.locked() if run.primary else contextlib.nullcontext():
         return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
+
+
+def _stem(images: IndexedImages) -> str:
+    return Path(images.source).stem or "images"
+
+
+def _origin(
+    source: str, folder: RunFolder, allow_partial: bool, chosen: Mapping[str, float]
+) -> tuple[Origin, weights.Model | None]:
+    """Where the weights come from, and they; None where the run has a checkpoint and needs them no more."""
+    told = folder.config().get("init")
+    if told and told["source"] == source and checkpoint.newest(folder.checkpoints)[0] is not None:
+        return dataclasses.replace(Origin(**told), **chosen), None
+    model = weights.load(source, allow_partial=True) if allow_partial else weights.load(source)
+    facts = {
+        "digest": model.digest,
+        "spec": model.encoder.spec(),
+        "patch": model.encoder.patch,
+        "preprocess": preprocessing.as_dict(model.preprocess),
+    }
+    facts = json.loads(json.dumps(facts))  # as it will be read from config.json
+    return Origin(source=source, **facts, **chosen), model
+
+
+def _fill(encoder: Backbone, model: weights.Model) -> list[str]:
+    """Put the weights into the encoder, converted where it has another size; what was converted, in lines."""
+    state, wanted = model.encoder.state_dict(), encoder.state_dict()
+    if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in wanted.items()}:
+        return list(weights.fit(model, encoder))
+    encoder.load_state_dict(state)
+    return []
+
+
+def _prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
+    """The weights' own preprocessing where the images are of the kind that it was made for, and why."""
+
+    def bytes_(p: Preprocess) -> bool:
+        return set(p.low) == {0.0} and set(p.high) == {255.0}
+
+    if own.channels != measured.channels:
+        why = f"the weights were made for {own.channels} channels, these images have {measured.channels}"
+        return measured, f"normalised as measured here: {why}"
+    if bytes_(own) != bytes_(measured):
+        kinds = ("8-bit", "other") if bytes_(own) else ("other", "8-bit")
+        return (
+            measured,
+            f"normalised as measured here: the weights were made for {kinds[0]} values, not {kinds[1]}",
+        )
+    return dataclasses.replace(own, size=measured.size), "normalised as the weights expect it"
+
+
+def _treated(groups: Sequence[ParamGroup], origin: Origin) -> str:
+    share = max(group.frozen_share for group in groups)
+    frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
+    return (
+        f"goes on from {origin.source}: {frozen} learns at {origin.encoder_lr_scale:g} of the learning rate"
+    )
 
 
 def _training_rows(images: IndexedImages) -> tuple[np.ndarray, list[str]]:

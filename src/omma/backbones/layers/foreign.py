@@ -61,7 +61,7 @@ def share_statistics(network: nn.Module) -> None:
 
 
 # ---------------------------------------------------------------- measured without computing
-def _without_values(network: nn.Module) -> Any:
+def without_values(network: nn.Module) -> Any:
     """A copy on the meta device, in evaluation mode; nothing is allocated."""
     memo: dict[int, Any] = {}
     for p in network.parameters():
@@ -72,36 +72,37 @@ def _without_values(network: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def _run(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """The feature map of one image that a network without values gives.
+
+    Raises ValueError for a size that the network does not read, and for one that gives several maps.
+    """
     weight = next(p for p in twin.parameters() if p.ndim > 1)
     try:
         x = twin.forward_features(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
-    except (AssertionError, RuntimeError) as error:  # a size that it was not made for
+    except (AssertionError, RuntimeError) as error:
         why = " ".join(str(error).split())[:150]
         raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {why}") from error
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
-        raise ValueError(
-            f"{name} gives no single feature map, which a backbone needs; choose another network"
-        )
+        raise ValueError(f"{name} gives no single feature map, which is needed; choose another network")
     return x
 
 
-def probe(network: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
-    """The feature map of one image, without values."""
-    return _run(_without_values(network), name, channels, size)
-
-
 def shapes(
-    network: Any, name: str, channels: int, size: tuple[int, int], modules: Sequence[str]
+    twin: Any, name: str, channels: int, size: tuple[int, int], modules: Sequence[str]
 ) -> list[tuple[int, ...]]:
     """What the named modules give for one image."""
-    twin, shapes = _without_values(network), {}
-    for module in modules:
+    found: dict[str, tuple[int, ...]] = {}
+    handles = [
         twin.get_submodule(module).register_forward_hook(
-            lambda _, __, output, module=module: shapes.update({module: tuple(output.shape)})
+            lambda _, __, output, module=module: found.update({module: tuple(output.shape)})
         )
-    _run(twin, name, channels, size)
-    return [shapes[module] for module in modules]
+        for module in modules
+    ]
+    probe(twin, name, channels, size)
+    for handle in handles:
+        handle.remove()
+    return [found[module] for module in modules]
 
 
 def arrange(network: Any, n: int, size: tuple[int, int]) -> tuple[int, int]:
