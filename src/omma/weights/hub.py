@@ -1,0 +1,163 @@
+"""Fetch published weights from the Hugging Face hub, directly or as timm names them.
+
+Where the cache is and whether the network may be used, huggingface_hub decides (HF_HOME, HF_HUB_OFFLINE).
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from omma.weights.files import WEIGHTS, places
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+class Timm(NamedTuple):
+    """A network of timm's: its tensors (no classifier), its pretrained_cfg, the name of its architecture."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    architecture: str
+
+
+def fetch_hf(name: str) -> Path:
+    """The folder with config.json, weights (for `files.read`), and preprocessor_config.json if there is one.
+
+    name: `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` (branch, tag or commit), or a local folder, with `hf:` or not.
+    Raises ValueError in one line where the package, repository, file, login or network is missing.
+    """
+    wanted = name.removeprefix("hf:")
+    if wanted and Path(wanted).is_dir():
+        return Path(wanted)
+    hub = _hub()
+    repository, _, revision = wanted.partition("@")
+    with _refusing(name, repository):
+        folder = Path(hub.hf_hub_download(repository, CONFIG, revision=revision or None)).parent
+        commit = folder.name  # the branch may move while the other files are fetched
+        with suppress(hub.errors.EntryNotFoundError):
+            hub.hf_hub_download(repository, PREPROCESSOR, revision=commit)
+        found = _weights(hub, repository, commit)
+    if found is None:
+        raise ValueError(
+            f"{name} has no {WEIGHTS[0]} or {WEIGHTS[2]}; download its weights and give their file"
+        )
+    if found.suffix == ".json":
+        shards = sorted(set(places(found).values()))
+        with _refusing(name, repository):
+            for shard in shards:
+                hub.hf_hub_download(repository, shard, revision=commit)
+    return folder
+
+
+def _weights(hub: Any, repository: str, commit: str) -> Path | None:
+    """The best of WEIGHTS that the repository has, or that the cache has where there is no network."""
+    unsure = None
+    for name in WEIGHTS:
+        try:
+            return Path(hub.hf_hub_download(repository, name, revision=commit))
+        except hub.errors.LocalEntryNotFoundError as error:
+            unsure = error
+        except hub.errors.EntryNotFoundError:
+            continue
+    if unsure is not None:
+        raise unsure
+    return None
+
+
+def fetch_timm(name: str) -> Timm:
+    """The pretrained network `timm:NAME` or `timm:NAME.TAG`; without TAG timm's default for that name.
+
+    timm downloads and converts. Raises ValueError in one line for an unknown name (with near ones) or tag, a
+    network without published weights, and as `fetch_hf`.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"{name} needs timm; pip install 'omma[timm]'") from error
+    wanted = name.removeprefix("timm:")
+    wanted = timm.models.get_deprecated_models().get(wanted) or wanted
+    architecture, _, tag = wanted.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        raise ValueError(f"{name}: timm has no {architecture}; {_choice(near)}")
+    published = [n for n in timm.list_pretrained(f"{architecture}*") if n.partition(".")[0] == architecture]
+    if not published:
+        raise ValueError(f"{name}: timm has no weights of {architecture}; leave them out or choose another")
+    if tag and wanted not in published:
+        raise ValueError(f"{name}: timm has no weights {tag} of {architecture}; {_choice(published)}")
+    with _refusing(name, timm.models.get_pretrained_cfg_value(wanted, "hf_hub_id") or wanted):
+        network = timm.create_model(wanted, pretrained=True, num_classes=0)
+    config: Any = network.pretrained_cfg
+    return Timm(dict(network.state_dict()), dict(config), architecture)
+
+
+def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:
+    """The settings in `folder`/`name`. Raises ValueError in one line if it is missing or no JSON table."""
+    file = Path(folder) / name
+    try:
+        said = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read ({error.strerror or error}); put it beside the weights"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({_line(error)}); download it again") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{file} holds no settings, but a {type(said).__name__}; download it again")
+    return said
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise ValueError("the hub needs huggingface_hub; pip install 'omma[hf]'") from error
+    return huggingface_hub
+
+
+@contextmanager
+def _refusing(name: str, repository: str) -> Iterator[None]:
+    """Say in one line what went wrong between here and the hub."""
+    hub = _hub()
+    errors = hub.errors
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ValueError(f"{name} is neither a folder nor a name on the hub; write hf:ORG/NAME") from error
+    except errors.GatedRepoError as error:
+        page = f"https://huggingface.co/{repository}"
+        raise ValueError(
+            f"{name} is gated; accept its terms at {page} and log in (`hf auth login`)"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{name} is not on the hub, or private; check the name, or log in (`hf auth login`)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{name}: {repository} has no such revision; check what follows the @") from error
+    except errors.LocalEntryNotFoundError as error:
+        if hub.constants.HF_HUB_OFFLINE:
+            remedy = "HF_HUB_OFFLINE is set; unset it, or fetch it once online"
+        else:
+            remedy = f"the hub cannot be reached ({_line(error.__cause__ or error)}); check the network"
+        raise ValueError(f"{name} is not (wholly) in the cache, and {remedy}") from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(
+            f"{name} lacks a file that it should have ({_line(error)}); choose another"
+        ) from error
+    except Exception as error:  # whatever the network library of the day raises
+        raise ValueError(f"{name} cannot be fetched ({_line(error)}); try again") from error
+
+
+def _choice(names: list[str]) -> str:
+    return f"there is {', '.join(names)}" if names else "`timm.list_pretrained()` lists what there is"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__
