@@ -44,8 +44,11 @@ def test_methods_and_models_and_doctor(capsys):
         (["embed", "/no/run", ".", "--out", "t.parquet"], "/no/run"),
         (["report", "/no/run", "."], "/no/run"),
         (["methods", "dyno"], "dyno"),
+        (["models", "vit-s/17b"], "vit-s/17b"),
         (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
+        (["evaluate", "a", "b", "--model.depth=3"], "--model.KEY is an option of `omma pretrain`"),
         (["pretrain", ".", "--method.momentum"], "value must follow"),
+        (["pretrain", ".", "--model.depth"], "value must follow"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, said):
@@ -63,12 +66,16 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in error
 
 
-def test_method_options_are_taken_out_of_the_words():
-    words, options = cli._method_options(
-        ["pretrain", "x", "--method.teacher-temp", "0.05", "--seed", "1", "--method.centring=False"]
-    )
+def test_options_of_method_and_model_are_taken_out_of_the_words():
+    words, options = cli._dotted(
+        ["pretrain", "x", "--method.teacher-temp", "0.05", "--seed", "1", "--method.centring=False",
+         "--model.layer-scale", "1e-5"]
+    )  # fmt: skip
     assert words == ["pretrain", "x", "--seed", "1"]
-    assert options == {"teacher_temp": "0.05", "centring": "False"}
+    assert options == {
+        "method": {"teacher_temp": "0.05", "centring": "False"},
+        "model": {"layer_scale": "1e-5"},
+    }
 
 
 def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Watching a run on a fixed sample of images: health, online k-NN where labels exist, and what is retained."""
+"""Watching a run on a fixed sample of images: health, online k-NN where labels exist, what is retained."""
 
 import dataclasses
 import statistics

@@ -8,9 +8,28 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from typing import Any
 
+import torch
+
 from omma.protocols import Backbone
+
+PAPERS = {  # arXiv numbers of names whose family's file opens with another's
+    "deit": "2012.12877",
+    "dinov2": "2304.07193",
+    "eva": "2211.07636",
+    "eva02": "2303.11331",
+    "dinov3": "2508.10104",
+    "timm:resnet18": "1512.03385",
+    "timm:resnet50": "1512.03385",
+    "timm:resnetv2_101x3_bit": "1912.11370",
+    "timm:resnetv2_152x4_bit": "1912.11370",
+    "timm:vgg16": "1409.1556",
+    "timm:convnext_tiny": "2201.03545",
+    "torchvision:googlenet": "1409.4842",
+    "torchvision:vgg16": "1409.1556",
+}
 
 
 def _families() -> list[Any]:
@@ -40,6 +59,16 @@ def family(name: str) -> type[Backbone]:
     return _find(name)[0]
 
 
+def paper(name: str) -> str:
+    """The arXiv number of the paper that a name comes from; "" where omma does not know it.
+
+    Raises ValueError for an unknown name.
+    """
+    opening = inspect.getdoc(inspect.getmodule(_find(name)[0])) or ""
+    first = re.search(r"arXiv (\d{4}\.\d{4,5})", opening)
+    return PAPERS.get(re.split("[-/]", name)[0], first[1] if first else "")
+
+
 def options(name: str) -> dict[str, Any]:
     """What can be chosen of a model beside its name, image size and channels, with what it is if nothing is.
 
@@ -66,3 +95,13 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
     kept = {k: v for k, v in chosen.items() if k != "drop_path" and v != known[k]}
     built.built_from = {"name": name, "image_size": image_size, "channels": channels, **kept}
     return built
+
+
+def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
+    """The same without values, on the meta device and frozen, to learn shapes and cost from.
+
+    Nothing is allocated, so that the largest take a second too. Raises ValueError as `build` does.
+    """
+    with torch.device("meta"):
+        network = build(name=name, image_size=image_size, channels=channels, **chosen)
+    return network.eval().requires_grad_(False)

@@ -36,7 +36,7 @@ def resample(
     """Bicubic interpolation of patch positions from grid `old` to grid `new`, equal to F.interpolate's.
 
     Two products with small matrices, computed from the sizes alone, so that an exported network reads any
-    size. (And F.interpolate of torch 2.15 errs at one column of several channels, laid out channels last.)
+    size. (F.interpolate of torch 2.15 errs, antialiasing, where the new grid has but one column.)
     """
     if all(isinstance(n, int) for n in new) and old == new:  # sizes of a traced network are no int
         return positions

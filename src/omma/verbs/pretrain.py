@@ -152,6 +152,7 @@ def pretrain(
     )
     if first is not None:  # before the method copies its encoder
         notes += _fill(encoder, first)
+        first = None  # training needs the memory
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
     watch = monitor.Monitor(
         everything.subset(held),
@@ -218,14 +219,14 @@ def _stem(images: IndexedImages) -> str:
 
 
 def _origin(
-    source: str, folder: RunFolder, allow_partial: bool, chosen: Mapping[str, float]
+    source: str, folder: RunFolder, allow_partial: bool, chosen: Mapping[str, Any]
 ) -> tuple[Origin, weights.Model | None]:
     """Where the weights come from, and they; None where the run has a checkpoint and needs them no more."""
     told = folder.config().get("init")
     if told and told["source"] == source and checkpoint.newest(folder.checkpoints)[0] is not None:
         return dataclasses.replace(Origin(**told), **chosen), None
     model = weights.load(source, allow_partial=True) if allow_partial else weights.load(source)
-    facts = {
+    facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),
         "patch": model.encoder.patch,

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 from collections.abc import Sequence
+from itertools import dropwhile, pairwise
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.nonlocal_block import NonLocal
 from omma.dist import BatchNorm
+
+# entries of feature_info before the first stage
+STEM = re.compile(r"(?i)(.*\.)?(stem|conv|act1$|norm0$|layer0$)")
 
 
 # ---------------------------------------------------------------- modules under their own names
@@ -60,6 +65,21 @@ def share_statistics(network: nn.Module) -> None:
                 setattr(module, name, adopt(ours, child))
 
 
+class Trunk(nn.Module):
+    """Children of a network that are run one after the other."""
+
+    def __init__(self, children: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.order = tuple(children)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        for name in self.order:
+            x = self.get_submodule(name)(x)
+        return x
+
+
 # ---------------------------------------------------------------- measured without computing
 def without_values(network: nn.Module) -> Any:
     """A copy on the meta device, in evaluation mode; nothing is allocated."""
@@ -105,7 +125,7 @@ def shapes(
     return [found[module] for module in modules]
 
 
-def arrange(network: Any, n: int, size: tuple[int, int]) -> tuple[int, int]:
+def arrange(network: Any, name: str, n: int, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of n tokens: what the patch embedding says, else the grid of the image's shape."""
     embed: Any = getattr(network, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
@@ -115,7 +135,33 @@ def arrange(network: Any, n: int, size: tuple[int, int]) -> tuple[int, int]:
     grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
     off, best = min((abs(math.log(r * size[1] / (c * size[0]))), (r, c)) for r, c in grids)
     if off > math.log(2):
-        raise ValueError(
-            f"{n} tokens of an image of {size[0]}x{size[1]} px form no grid; choose another network"
-        )
+        raise ValueError(f"{name}: {n} tokens of {size[0]}x{size[1]} px form no grid; choose another network")
     return best
+
+
+def stride(twin: Any, name: str, channels: int) -> int:
+    """Pixels for each feature of the map, along a side: as timm says, or measured where it does not."""
+    if hasattr(twin, "feature_info"):
+        return twin.feature_info[-1]["reduction"]
+    # at sizes so far apart that what the borders take cancels
+    small, large = (probe(twin, name, channels, (size, size)).shape[2] for size in (256, 512))
+    return 256 // (large - small)
+
+
+def stages(network: Any) -> dict[int, str]:
+    """The module that ends each stage, by number, 1 the first after the stem.
+
+    timm's are those of its feature_info; VGG's and AlexNet's end before each max-pooling, GoogLeNet's
+    inceptions have the numbers of its paper.
+    """
+    if hasattr(network, "feature_info"):
+        modules = dict(network.named_modules())
+        listed = [entry["module"] for entry in network.feature_info]
+        return {i: name for i, name in enumerate(dropwhile(STEM.match, listed), 1) if name in modules}
+    if hasattr(network, "inception3b"):
+        return {3: "inception3b", 4: "inception4e", 5: "inception5b"}
+    if hasattr(network, "layer4"):
+        return {i: f"layer{i}" for i in range(1, 5)}
+    features = dict(network.features.named_children()) if hasattr(network, "features") else {}
+    before = [f"features.{a}" for a, b in pairwise(features) if isinstance(features[b], nn.MaxPool2d)]
+    return dict(enumerate(before, 1)) if len(before) > 1 else {}

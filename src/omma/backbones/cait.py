@@ -1,0 +1,343 @@
+"""CaiT: talking heads among the patches, then class attention [Touvron 2021, arXiv 2103.17239]."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma.backbones.layers import Mlp, PatchEmbed, init_linear
+from omma.backbones.layers.transformer import chosen_layers
+from omma.ops import attention, depth
+from omma.ops.norm import norm, norm_linear
+from omma.ops.patches import take
+from omma.ops.positions import resample
+from omma.protocols import Backbone, Features
+
+
+@dataclass(frozen=True)
+class Size:
+    """Trunk layers, width, heads, and what LayerScale starts from."""
+
+    depth: int
+    dim: int
+    heads: int
+    layer_scale: float
+
+
+SIZES = {  # [table 3]; layer_scale as in the paper's code
+    "cait-xxs24": Size(24, 192, 4, 1e-5),
+    "cait-xxs36": Size(36, 192, 4, 1e-5),
+    "cait-xs24": Size(24, 288, 6, 1e-5),
+    "cait-s24": Size(24, 384, 8, 1e-5),
+    "cait-s36": Size(36, 384, 8, 1e-6),
+    "cait-m36": Size(36, 768, 16, 1e-6),
+    "cait-m48": Size(48, 768, 16, 1e-6),
+}
+
+
+# ---------------------------------------------------------------- talking heads
+def _repeats(maps: Float[Tensor, "bh n n"], heads: int) -> int:
+    """Into how many pieces each map is cut before heads are mixed; a divisor of n^2.
+
+    A product with a matrix of 4 x 4 leaves most of a CPU's bf16 units idle. With c pieces it is one of
+    4c x 4c, zero off its blocks' diagonals: more arithmetic, in half the time.
+    """
+    if maps.device.type != "cpu" or maps.dtype != torch.bfloat16:
+        return 1
+    return math.gcd(maps.shape[1] * maps.shape[2], max(1, 16 // heads))
+
+
+def _mix(matrix: Float[Tensor, "h h"], maps: Float[Tensor, "bh n n"]) -> Float[Tensor, "bh n n"]:
+    """Each sample's maps combined linearly: new map g = sum over h of matrix[g, h] map h."""
+    heads, c = len(matrix), _repeats(maps, len(matrix))
+    if c > 1:
+        matrix = torch.kron(matrix.contiguous(), torch.eye(c, dtype=matrix.dtype))
+    pieces = maps.view(len(maps) // heads, heads * c, -1)
+    return torch.bmm(matrix.expand(len(pieces), -1, -1), pieces).view_as(maps)  # matmul would copy the maps
+
+
+def _mix_grad(
+    grad: Float[Tensor, "bh n n"], maps: Float[Tensor, "bh n n"], heads: int
+) -> Float[Tensor, "h h"]:
+    """Gradient of `_mix` with respect to its matrix."""
+    c = _repeats(maps, heads)
+    a, b = (x.view(len(maps) // heads, heads * c, -1) for x in (grad, maps))
+    products = (a @ b.transpose(1, 2)).to(torch.promote_types(maps.dtype, torch.float32)).sum(0)
+    return products.view(heads, c, heads, c).diagonal(dim1=1, dim2=3).sum(-1).to(maps.dtype)
+
+
+def _weights(
+    q: Float[Tensor, "bh n e"], k: Float[Tensor, "bh n e"], before: Float[Tensor, "h h"]
+) -> tuple[Float[Tensor, "bh n n"], Float[Tensor, "bh n n"]]:
+    """Scores q k^T, and the softmax of their mix over sqrt(e)."""
+    scores = q @ k.transpose(1, 2)
+    return scores, _mix(before * q.shape[-1] ** -0.5, scores).softmax(-1)
+
+
+def _talk(
+    qkv: Float[Tensor, "b n 3d"], before: Tensor, after: Tensor, shift: Tensor
+) -> tuple[Float[Tensor, "b n d"], tuple[Tensor, ...]]:
+    """Talking-heads attention, and what its derivative needs.
+
+    shift: what the second mix adds to each weight of a head. It reaches the output as a multiple of the
+    values' sum, without a pass over the maps.
+    """
+    heads, (b, n, width) = len(before), qkv.shape
+    stacked = torch.stack(attention.split(qkv, heads)).view(3, b * heads, n, width // (3 * heads))
+    q, k, v = stacked
+    scores, p = _weights(q, k, before)
+    w = _mix(after, p)
+    constant = v.sum(1, keepdim=True) * shift.repeat(b)[:, None, None]
+    out = torch.baddbmm(constant, w, v)
+    return attention.merge(out.view(b, heads, n, -1)), (stacked, scores, p, w)
+
+
+class _Talk(torch.autograd.Function):
+    """`_talk` with its derivative as batched products of contiguous matrices.
+
+    The first mix's bias is an argument for its gradient's sake, which is 0: the softmax ignores constants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, before: Tensor, idle: Tensor, after: Tensor, shift: Tensor) -> Tensor:
+        out, kept = _talk(qkv, before, after, shift)
+        ctx.save_for_backward(before, after, shift, *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        before, after, shift, stacked, scores, p, w = ctx.saved_tensors
+        (b, n, d), heads = grad.shape, len(before)
+        e, (q, k, v) = d // heads, stacked
+        g = grad.view(b, n, heads, e).transpose(1, 2).reshape(b * heads, n, e)
+        g_sum, v_sum = g.sum(1, keepdim=True), v.sum(1, keepdim=True)
+        d_shift = (g_sum * v_sum).view(b, heads, e).sum((0, 2))
+        dv = torch.baddbmm(g_sum * shift.repeat(b)[:, None, None], w.transpose(1, 2), g)
+        dw = g @ v.transpose(1, 2)
+        d_after = _mix_grad(dw, p, heads)
+        dp = _mix(after.T, dw)
+        wide = torch.float32 if n < 32 and p.dtype == torch.bfloat16 else p.dtype  # as in ops/attention.py
+        ds = torch._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide).to(p.dtype)
+        d_before = _mix_grad(ds, scores, heads) * e**-0.5
+        ds = _mix(before.T * e**-0.5, ds)
+        parts = [x.view(b, heads, n, e).transpose(1, 2) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
+        d_qkv = torch.stack(parts, dim=2).view(b, n, 3 * d)
+        return d_qkv, d_before, torch.zeros_like(shift), d_after, d_shift
+
+
+def _scaled(x: Float[Tensor, "*b i"], linear: nn.Linear, gamma: Float[Tensor, "o"]) -> Float[Tensor, "*b o"]:
+    """gamma * linear(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
+    return F.linear(x, linear.weight * gamma[:, None], linear.bias * gamma)
+
+
+class TalkingHeads(nn.Module):
+    """Self-attention whose heads are mixed before and after the softmax [Shazeer 2020, arXiv 2003.02436]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_l = nn.Linear(heads, heads)
+        self.proj_w = nn.Linear(heads, heads)
+
+    def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
+        return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, gamma: Float[Tensor, "d"]
+    ) -> Float[Tensor, "b n d"]:
+        qkv, first, second = self._qkv(x, before), self.proj_l, self.proj_w
+        if torch.is_grad_enabled():
+            out = _Talk.apply(qkv, first.weight, first.bias, second.weight, second.bias)
+        else:
+            out, _ = _talk(qkv, first.weight, second.weight, second.bias)
+        return _scaled(cast(Tensor, out), self.proj, gamma)
+
+    def weights(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
+        """softmax of the mixed scores; what multiplies the values is `proj_w`'s mix of these."""
+        heads = self.proj_l.in_features
+        q, k, _ = (x.flatten(0, 1) for x in attention.split(self._qkv(x, before), heads))
+        return _weights(q, k, self.proj_l.weight)[1].unflatten(0, (-1, heads))
+
+
+# ---------------------------------------------------------------- class attention
+class ClassAttention(nn.Module):
+    """Attention of the class token to itself and the patches [section 3]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _qkv(self, token: Tensor, x: Tensor, before: nn.LayerNorm) -> list[Float[Tensor, "b h m e"]]:
+        q = norm_linear(token, before, self.q.weight, self.q.bias)
+        weight, bias = (torch.cat([getattr(m, p) for m in (self.k, self.v)]) for p in ("weight", "bias"))
+        k, v = norm_linear(torch.cat([token, x], dim=1), before, weight, bias).chunk(2, dim=-1)
+        return [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)]
+
+    def forward(
+        self,
+        token: Float[Tensor, "b 1 d"],
+        x: Float[Tensor, "b n d"],
+        before: nn.LayerNorm,
+        gamma: Float[Tensor, "d"],
+    ) -> Float[Tensor, "b 1 d"]:
+        q, k, v = self._qkv(token, x, before)
+        return _scaled(attention.merge(attention.weights(q, k) @ v), self.proj, gamma)
+
+    def weights(self, token: Tensor, x: Tensor, before: nn.LayerNorm) -> Float[Tensor, "b h 1 m"]:
+        """How much the class token attends to itself, then to each patch."""
+        q, k, _ = self._qkv(token, x, before)
+        return attention.weights(q, k)
+
+
+# ---------------------------------------------------------------- the network
+class Block(nn.Module):
+    """Attention and MLP with LayerScale, of the patches or, beside them, of the class token [eq. 4]."""
+
+    attn: Any  # TalkingHeads, or ClassAttention, which is given the patches too
+
+    def __init__(self, dim: int, attn: nn.Module, layer_scale: float, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+
+    def _perceptron(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = F.gelu(norm_linear(x, self.norm2, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        return _scaled(x, self.mlp.fc2, self.gamma_2)
+
+    def forward(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """The patch tokens, or the class token where `patches` are given, renewed."""
+        drop = self.drop_path if self.training else 0.0
+        x = depth.residual(x, lambda t: self.attn(t, *patches, self.norm1, self.gamma_1), drop)
+        return depth.residual(x, self._perceptron, drop)
+
+    def weights(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Tensor:
+        """Attention weights for the same arguments."""
+        return self.attn.weights(x, *patches, self.norm1)
+
+
+class CaiT(Backbone):
+    """Class-attention image transformer; strictly loads into timm's Cait of the same shape, and back.
+
+    pooled: the class token after the last norm. Patches go through that norm too, but not through the class
+    layers. class_layers: class-attention layers after the trunk's `depth`. layer_scale: LayerScale's start.
+    drop_path: stochastic depth of the trunk, of one rate in all layers as in the paper's code.
+    Raises ValueError where dim is no multiple of heads.
+    """
+
+    drops_tokens = True
+    pool = "token"
+    prefix = 1  # in the class layers; the trunk sees patches only
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        depth: int,
+        dim: int,
+        heads: int,
+        layer_scale: float,
+        class_layers: int = 2,
+        patch: int = 16,
+        channels: int = 3,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
+        if class_layers < 1:
+            raise ValueError(f"class_layers={class_layers} of {name}: at least 1 must fill the class token")
+        self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
+        self.image_size = image_size
+        rows, columns = self.grid(image_size, image_size)
+        self.patch_embed = PatchEmbed(channels, patch, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, dim))
+        trunk = (Block(dim, TalkingHeads(dim, heads), layer_scale, drop_path) for _ in range(depth))
+        self.blocks = nn.Sequential(*trunk)
+        last = (Block(dim, ClassAttention(dim, heads), layer_scale) for _ in range(class_layers))
+        self.blocks_token_only = nn.ModuleList(last)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+        self.blocks.apply(init_linear)
+        self.blocks_token_only.apply(init_linear)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def tokenize(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        return self.patch_embed(images, keep)
+
+    def _embed(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None
+    ) -> Float[Tensor, "b n d"]:
+        """Positions added."""
+        positions = resample(self.pos_embed, self.grid(self.image_size, self.image_size), grid)
+        if keep is not None:
+            positions = take(positions.expand(len(tokens), -1, -1), keep)
+        return tokens + positions
+
+    def encode(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
+    ) -> Features:
+        x = self.blocks(self._embed(tokens, grid, keep))
+        token = self.cls_token.repeat(len(x), 1, 1)
+        for block in self.blocks_token_only:
+            token = block(token, x)
+        return Features(norm(token, self.norm)[:, 0], norm(x, self.norm), grid)
+
+    @torch.no_grad()
+    def attention(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "b heads n m"]]:
+        """Softmax weights of the asked layers: the trunk's first, then the class layers'.
+
+        Trunk: [b, heads, n, n] over the patches, after the softmax and before the second mix of the heads,
+        which makes of these distributions weights of any sign. Class layers: [b, heads, 1, 1 + n], the class
+        token first.
+        """
+        trunk = len(self.blocks)
+        wanted = chosen_layers(layers, trunk + len(self.blocks_token_only), self.name)
+        x = self._embed(self.tokenize(images), self.grid(*images.shape[-2:]), None)
+        token = self.cls_token.repeat(len(x), 1, 1)
+        maps: dict[int, Tensor] = {}
+        for i in range(max(wanted, default=-1) + 1):
+            block: Any = self.blocks[i] if i < trunk else self.blocks_token_only[i - trunk]
+            given = (x,) if i < trunk else (token, x)
+            if i in wanted:
+                maps[i] = block.weights(*given)
+            if i < trunk:
+                x = block(x)
+            else:
+                token = block(token, x)
+        return [maps[i] for i in wanted]
+
+
+Encoder = CaiT
+
+
+def names() -> list[str]:
+    return list(SIZES)
+
+
+def parse(name: str) -> dict[str, Any] | None:
+    """Depth, width, heads and LayerScale of a `cait-SIZE`, or None if the name is another family's."""
+    if not name.startswith("cait-"):
+        return None
+    if name not in SIZES:
+        raise ValueError(f"model {name!r} is unknown: choose {', '.join(SIZES)}")
+    return vars(SIZES[name]).copy()

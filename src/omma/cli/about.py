@@ -1,0 +1,186 @@
+"""Commands that say what there is: `omma methods`, `omma models` and `omma doctor`."""
+
+import dataclasses
+import inspect
+import re
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from omma.cli.shared import out
+
+
+def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
+    """List the pretraining methods, or explain one.
+
+    Args:
+        name: The method to explain.
+    """
+    from omma import methods as known
+
+    if name is None:
+        table = Table(box=None, show_header=False)
+        for each in known.names():
+            table.add_row(each, (inspect.getdoc(known.get(each)) or "").splitlines()[0])
+        out.print(table)
+        return 0
+    file = known.get(name)
+    out.print(inspect.getdoc(file), markup=False)
+    out.print("\noptions (--method.KEY VALUE): the paper's, and what the small-data recipe sets")
+    table = Table(box=None)
+    for column in ("key", "paper", "small"):
+        table.add_column(column)
+    paper, small = file.paper(224, "vit-s/16"), file.small(32, "vit-n/4")
+    for f in dataclasses.fields(file.Config):
+        a, b = getattr(paper.config, f.name), getattr(small.config, f.name)
+        table.add_row(f.name, str(a), "" if a == b else str(b))
+    for f in ("batch", "lr", "weight_decay", "warmup"):
+        a, b = getattr(paper, f), getattr(small, f)
+        table.add_row(f"({f})", f"{a:g}", "" if a == b else f"{b:g}")
+    out.print(table)
+    return 0
+
+
+def models(
+    name: Annotated[str | None, tyro.conf.Positional] = None, image_size: int | None = None, channels: int = 3
+) -> int:
+    """List the backbones with their cost, or explain one.
+
+    Args:
+        name: The backbone to explain.
+        image_size: Pixels along a side; by default what the backbone is usually given.
+        channels: Of the images.
+    """
+    if name is None:
+        _all_models(image_size, channels)
+    else:
+        _one_model(name, image_size, channels)
+    return 0
+
+
+def _outline(name: str, image_size: int | None, channels: int) -> tuple[Any, int]:
+    """A network without values, and its image size: by default 224 px, 32 px for patches of 8 px or less."""
+    from omma import backbones
+
+    size = image_size or 224
+    if image_size is None and "/w" in name:  # a window of Swin's is the whole map of its last stage
+        size = 32 * backbones.options(name)["window"]
+    network = backbones.outline(name=name, image_size=size, channels=channels)
+    if image_size is None and network.patch <= 8:
+        size = 32
+        network = backbones.outline(name=name, image_size=size, channels=channels)
+    return network, size
+
+
+def _all_models(image_size: int | None, channels: int) -> None:
+    from omma import backbones
+    from omma.ops.cost import multiply_adds
+
+    table = Table(box=None)
+    for column in ("name", "px", "parameters", "GMAC", "width", "drops", "arXiv"):
+        number = column in ("px", "parameters", "GMAC", "width")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    left_out: list[str] = []
+    form = ""
+    with out.status("counting"):
+        for name in _rows(backbones.names()):
+            try:
+                network, size = _outline(name, image_size, channels)
+                count = multiply_adds(network, (1, channels, size, size))
+            except ValueError as error:  # a library that is not installed, a size that it cannot read
+                left_out.append(f"{name} is left out: {error}")
+                continue
+            before, form = form, re.split("[-:]", name)[0]
+            if before not in ("", form):
+                table.add_row()
+            table.add_row(
+                name, str(size), _millions(network), f"{count / 1e9:.2f}", str(network.dim),
+                "yes" if network.drops_tokens else "no", backbones.paper(name),
+            )  # fmt: skip
+    out.print(table)
+    for line in left_out:
+        out.print(line, markup=False)
+    out.print(
+        "\nGMAC: 10^9 multiply-adds an image of px x px. drops: can read some of the tokens, as mae wants.\n"
+        "Where a name ends in a patch size, any from 2 to 64 works: vit-s/8. Any network of timm and\n"
+        "torchvision has a name: timm:regnety_032. `omma models vit-s/8 --image-size 96` explains one."
+    )
+
+
+def _rows(names: list[str]) -> list[str]:
+    """Of names that differ in their patch alone, one: that of 16 px, or of 4 px for our smallest."""
+    kept: dict[str, str] = {}
+    for name in names:
+        stem, _, patch = name.partition("/")
+        if stem not in kept or not patch.isdigit() or patch == ("4" if stem == "vit-n" else "16"):
+            kept[stem if patch.isdigit() else name] = name
+    return list(kept.values())
+
+
+def _one_model(name: str, image_size: int | None, channels: int) -> None:
+    from omma import backbones
+    from omma.ops.cost import multiply_adds
+
+    network, size = _outline(name, image_size, channels)
+    count = multiply_adds(network, (1, channels, size, size))
+    options = backbones.options(name)
+    paper = backbones.paper(name)
+    rows, columns = network.grid(size, size)
+    parameters = sum(p.numel() for p in network.parameters())
+    what = re.split(r"\.\s", inspect.getdoc(type(network)) or "")[0].replace("\n", " ").rstrip(".")
+    out.print(f"{name}: {what}" + (f" (arXiv {paper})" if paper else ""), markup=False)
+    table = Table(box=None, show_header=False)
+    for line in (
+        ("for", f"{size} x {size} px, {channels} channel{'s' if channels > 1 else ''}"),
+        ("parameters", _millions(network)),
+        ("weights", f"{_memory(4 * parameters)} in fp32, {_memory(2 * parameters)} in bf16"),
+        ("multiply-adds", f"{count / 1e9:.2f} G an image"),
+        ("features", f"{network.dim} wide; {rows} x {columns} patches of {network.patch} px"
+                     + (f", {network.prefix} before them" if network.prefix else "")),
+        ("layers", _layers(options)),
+        ("drops tokens", "yes" if network.drops_tokens else "no"),
+        ("other sizes", _other_sizes(network)),
+    ):  # fmt: skip
+        if line[1]:
+            table.add_row(*line)
+    out.print(table)
+    out.print("\noptions (--model.KEY VALUE)")
+    table = Table(box=None, show_header=False)
+    for key, value in sorted(options.items()):
+        table.add_row(key, str(value))
+    out.print(table)
+
+
+def _millions(network: Any) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f}M"
+
+
+def _memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _layers(options: dict[str, Any]) -> str:
+    """How many, where the options say so."""
+    if "depths" in options:
+        return " + ".join(map(str, options["depths"]))
+    return str(options.get("depth", ""))
+
+
+def _other_sizes(network: Any) -> str:
+    """What becomes of images of another size than the network is made for."""
+    if ":" in network.name:
+        return "as its library has it"
+    said = f"padded with zeros (the mean colour) at the right and bottom to a multiple of {network.patch} px"
+    return f"{said}; positions interpolated" if getattr(network, "pos_embed", None) is not None else said
+
+
+def doctor() -> int:
+    """Say what hardware and precision will be used, and why."""
+    from omma.verbs.doctor import doctor as verb
+
+    table = Table(box=None, show_header=False)
+    for name, value in verb():
+        table.add_row(name, value)
+    out.print(table)
+    return 0

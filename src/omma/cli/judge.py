@@ -1,0 +1,74 @@
+"""Commands that judge a model: `omma evaluate` and `omma report`."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from omma.cli.shared import Path_, out
+
+
+def evaluate(
+    model: Path_,
+    labelled: Path_,
+    protocol: tuple[str, ...] = ("knn", "linear"),
+    json: Path | None = None,
+    floors: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+) -> int:
+    """Judge a model on labelled images, beside raw pixels and the same network untrained.
+
+    Args:
+        model: Run folder or weights file.
+        labelled: Images with class folders or a label column.
+        protocol: knn, linear, ridge.
+        json: File to write the results to.
+        floors: Measure raw pixels and the untrained network too.
+        device: cpu, cuda or mps.
+        precision: fp32 or bf16.
+        seed: Of splits and untrained weights.
+    """
+    from omma.device import keep_memory
+    from omma.verbs.evaluate import evaluate as verb
+
+    keep_memory()
+
+    with out.status("reading images and computing features"):
+        result = verb(
+            model, labelled, protocols=protocol, json=json, floors=floors, device=device,
+            precision=precision, seed=seed,
+        )  # fmt: skip
+    _print_evaluation(result)
+    if json is not None:
+        out.print(f"written to {json}")
+    if (Path(model) / "config.json").exists():
+        return report(model, labelled, seed)
+    return 0
+
+
+def report(run: Path_, images: Path_, seed: int = 0) -> int:
+    """Draw a run's report again, with pictures of other images.
+
+    Args:
+        run: Run folder.
+        images: As for pretrain.
+        seed: Of the choice of pictures.
+    """
+    from omma.verbs.report import report as verb
+
+    out.print(f"report  {verb(run, images, seed=seed)}", markup=False)
+    return 0
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    heads, rows = evaluation.table()
+    table = Table()
+    for i, name in enumerate(heads):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for line in (evaluation.protocol(), evaluation.verdict(), *evaluation.notes):
+        out.print(line, markup=False)

@@ -1,0 +1,99 @@
+"""What a run prints while it goes on, and at its end."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from omma.cli.shared import out
+
+
+@dataclass
+class Listener:
+    """Prints what happens in a run: a live bar on a terminal, a line now and then elsewhere."""
+
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    last: float = 0.0
+
+    def __enter__(self) -> "Listener":
+        columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",
+                   "{task.fields[left]} left", "{task.fields[wait]}")  # fmt: skip
+        self.bar = Progress(
+            TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "pretraining", total=None, loss=0.0, rate=0.0, left="", wait="", visible=False
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: Any) -> None:
+        {"Plan": self.plan, "Progress": self.progress, "Read": self.read, "Note": self.note}[
+            type(event).__name__
+        ](event)
+
+    def plan(self, plan: Any) -> None:
+        say = self.console.print
+        say(f"images     {plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", markup=False)
+        for note in plan.notes:
+            say(f"           {note}", markup=False)
+        for chosen, why in plan.choice.reasons:
+            say(f"auto       {chosen}: {why}", markup=False)
+        size, recipe = plan.choice.image_size, plan.choice.recipe
+        chosen = "".join(f", {key} {value}" for key, value in plan.choice.model_options.items())
+        say(f"model      {plan.choice.model} at {size} px{chosen}, {plan.parameters / 1e6:.2f}M parameters")
+        say(f"method     {plan.choice.method}, batch {recipe.batch}, peak learning rate {recipe.lr:.2g}")
+        for view in plan.views:
+            say(f"views      {view}", markup=False)
+        say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
+            f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
+        resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
+        say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
+        say(f"out        {plan.out}", markup=False)
+        self.bar.update(self.task, visible=True)
+
+    def progress(self, p: Any) -> None:
+        wait = f"{p.waiting:.0%} waiting for data" if p.waiting > 0.05 else ""
+        self.bar.update(
+            self.task, completed=p.step, total=p.total, loss=p.loss, rate=p.images_per_second,
+            left=_duration(p.seconds_left), wait=wait,
+        )  # fmt: skip
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last > 15:
+            self.last = now
+            self.console.print(
+                f"step {p.step:,} of {p.total:,}, loss {p.loss:.3f}, {p.images_per_second:,.0f} images/s, "
+                f"{_duration(p.seconds_left)} left {wait}"
+            )
+
+    def read(self, read: Any) -> None:
+        told = read.retained is not None and read.retained.knn is not None  # by the verdict
+        knn = "" if read.knn is None or told else f"; k-NN {read.knn:.3f} (labels used for reading only)"
+        self.console.print(f"step {read.step:,}: {read.verdict}{knn}", markup=False)
+
+    def note(self, note: Any) -> None:
+        self.console.print(note.text, markup=False)
+
+
+def end(result: Any) -> None:
+    if result.stopped_by is not None:
+        return
+    out.print(f"\ndone: {result.steps:,} steps in {_duration(result.seconds)}")
+    if result.verdict is not None:
+        colour = {"good": "green", "warn": "yellow", "bad": "red"}[result.verdict.level]
+        out.print(str(result.verdict), style=colour, markup=False)
+    out.print(
+        f"model   {result.out / 'model.safetensors'}\nreport  {result.out / 'report.html'}", markup=False
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{s:02d}s" if minutes else f"{s}s"

@@ -1,0 +1,12 @@
+"""What the commands share: kinds of arguments, and where lines are printed."""
+
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+Auto = Literal["auto"]
+Path_ = Annotated[str, tyro.conf.Positional]
+Dotted = tyro.conf.Suppress[tyro.conf.Fixed[dict[str, str] | None]]  # from --method.KEY VALUE and the like
+
+out = Console(highlight=False, soft_wrap=True)

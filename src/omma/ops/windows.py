@@ -1,0 +1,166 @@
+"""Attention within shifted windows of a map of tokens [Liu 2021, arXiv 2103.14030, section 3.2]."""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LANES = 32  # numbers of bf16 in a register of 512 bits
+
+
+class Windows(NamedTuple):
+    """How a map is cut: padded at its bottom and right, rolled by `shift`, cut into w windows of n places.
+
+    Queries stand at n places, keys at m: the same and, where m > n, some that nothing stands at.
+    """
+
+    grid: tuple[int, int]  # rows and columns of the map
+    full: tuple[int, int]  # the same, padded to whole windows
+    size: tuple[int, int]  # rows and columns of a window
+    shift: tuple[int, int]
+    places: Int[Tensor, "w n"]  # numbered row by row in the padded map
+    pairs: Int[Tensor, "n m"]  # for query and key, the entry of a table of relative positions
+    mask: Float[Tensor, "#w 1 n m"] | None  # -inf for pairs that must not meet, else 0
+    real: Bool[Tensor, "r c 1"] | None  # of the rolled map: no padding; None where there is none
+
+    def roll(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b r c d"]:
+        """The map, padded with zeros and rolled."""
+        (rows, columns), (high, wide) = self.grid, self.full
+        x = x.unflatten(1, self.grid)
+        if self.real is not None:
+            x = F.pad(x, (0, 0, 0, wide - columns, 0, high - rows))
+        return x.roll((-self.shift[0], -self.shift[1]), (1, 2)) if any(self.shift) else x
+
+    def unroll(self, x: Float[Tensor, "b r c d"]) -> Float[Tensor, "b n d"]:
+        """The inverse: padding is cut off."""
+        x = x.roll(self.shift, (1, 2)) if any(self.shift) else x
+        return x[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
+
+    def cut(self, x: Float[Tensor, "b r c f"], parts: int, heads: int) -> Float[Tensor, "p b i j h y x e"]:
+        """A view by part, sample, window (row i, column j), head and place (row y, column x)."""
+        (high, wide), (h, w) = self.full, self.size
+        x = x.view(len(x), high // h, h, wide // w, w, parts, heads, -1)
+        return x.permute(5, 0, 1, 3, 6, 2, 4, 7)
+
+    def join(self, x: Float[Tensor, "b i j h y x e"]) -> Float[Tensor, "b r c d"]:
+        """The inverse of one part of `cut`."""
+        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(x), *self.full, -1)
+
+
+@functools.lru_cache(maxsize=256)
+def cached(
+    grid: tuple[int, int], side: int, shifted: bool, lanes: int, device: torch.device, dtype: torch.dtype
+) -> Windows:
+    """Windows of `side` rows and columns, shifted by half; a map no longer than that is one, unshifted.
+
+    lanes: m is rounded up to a multiple of it. `pairs` are entries of a table of (2 side - 1)^2 positions,
+    row by row. All of it follows from the arguments, so it is remembered here rather than in a network's
+    buffers, which can then be made without memory.
+    """
+    size = (min(side, grid[0]), min(side, grid[1]))
+    shift = tuple(side // 2 if shifted and each > side else 0 for each in grid)
+    full = (-(-grid[0] // size[0]) * size[0], -(-grid[1] // size[1]) * size[1])
+    n = size[0] * size[1]
+    more = -n % lanes
+    with torch.inference_mode(False):  # training will use what evaluation has made
+        y, x = torch.meshgrid(*(torch.arange(each, device=device) for each in full), indexing="ij")
+        y, x = (t.roll((-shift[0], -shift[1]), (0, 1)) for t in (y, x))
+        real = None if full == grid else ((y < grid[0]) & (x < grid[1]))[..., None]
+        y, x = (
+            t.view(full[0] // size[0], size[0], -1, size[1]).transpose(1, 2).reshape(-1, n) for t in (y, x)
+        )
+        dy, dx = y[:, :, None] - y[:, None], x[:, :, None] - x[:, None]
+        pairs = F.pad((dy[0] + side - 1) * (2 * side - 1) + dx[0] + side - 1, (0, more))
+        mask = None
+        if any(shift) or more:
+            apart = (dy.abs() >= size[0]) | (dx.abs() >= size[1])  # neighbours only by rolling [figure 4]
+            apart = F.pad(apart if any(shift) else apart[:1], (0, more), value=True)[:, None]
+            mask = torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill_(apart, -torch.inf)
+    return Windows(grid, full, size, (shift[0], shift[1]), y * full[1] + x, pairs, mask, real)
+
+
+def windows(grid: tuple[int, int], side: int, shifted: bool, like: Tensor) -> Windows:
+    """`cached` for a table or tokens such as `like`, with m as `attend` is fastest."""
+    if torch.compiler.is_compiling():  # what is made now are symbols, not to be remembered
+        return cached.__wrapped__(grid, side, shifted, 1, like.device, like.dtype)
+    narrow = like.device.type == "cpu" and like.dtype == torch.bfloat16
+    return cached(grid, side, shifted, LANES if narrow else 1, like.device, like.dtype)
+
+
+def bias(table: Float[Tensor, "t h"], windows: Windows) -> Float[Tensor, "#w h n m"]:
+    """What is added to scores: each head's number for a relative position, -inf for pairs kept apart."""
+    found = F.embedding(windows.pairs, table).permute(2, 0, 1)[None]
+    return found if windows.mask is None else found + windows.mask
+
+
+def attend(
+    qkv: Float[Tensor, "b r c 3d"], heads: int, windows: Windows, bias: Float[Tensor, "#w h n m"]
+) -> Float[Tensor, "b r c d"]:
+    """Multi-head softmax(q k^T / sqrt(e) + bias) v within each window [eq. 4] of a rolled map.
+
+    On CPUs the formula written out, elsewhere the fused kernel.
+    """
+    bias = bias.to(qkv.dtype)
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _WrittenOut.apply(qkv, heads, windows, bias)  # pyright: ignore[reportReturnType]
+    parts = windows.cut(qkv, 3, heads)
+    q, k, v = parts.flatten(-3, -2).flatten(2, 4)  # windows as if they were heads
+    every = bias.expand(parts.shape[2] * parts.shape[3], -1, -1, -1).flatten(0, 1)
+    return windows.join(F.scaled_dot_product_attention(q, k, v, every[None]).view(parts.shape[1:]))
+
+
+class _WrittenOut(torch.autograd.Function):
+    """The formula and its derivative as batched products of contiguous matrices.
+
+    Keys and values are filled up with zeros to m rows: a softmax in bf16 over whole registers takes half as
+    long as one over 49 numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, windows: Windows, bias: Tensor) -> Tensor:
+        parts = windows.cut(qkv, 3, heads)
+        n, m, e = *bias.shape[-2:], parts.shape[-1]
+        stacked = qkv.new_empty(*parts.shape[:5], m, e)
+        stacked[..., n:, :] = 0
+        stacked[..., :n, :].unflatten(-2, windows.size).copy_(parts)
+        q, k, v = stacked.view(3, -1, m, e)
+        p = torch.baddbmm(q.new_empty(()), q[:, :n], k.transpose(1, 2), beta=0, alpha=e**-0.5)
+        p.view(-1, bias.numel()).add_(bias.reshape(-1))
+        p = p.softmax(-1)
+        ctx.save_for_backward(stacked, p)
+        ctx.heads, ctx.windows, ctx.bias = heads, windows, bias.shape
+        return windows.join((p @ v).view(parts.shape[1:]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:  # pyright: ignore
+        stacked, p = ctx.saved_tensors
+        (n, m), e = ctx.bias[-2:], stacked.shape[-1]
+        q, k, v = stacked.view(3, -1, m, e)
+        g = ctx.windows.cut(grad, 1, ctx.heads)[0].reshape(-1, n, e)
+        dv = p.transpose(1, 2) @ g
+        ds = torch._softmax_backward_data(g @ v.transpose(1, 2), p, -1, p.dtype)
+        dbias = ds.view(-1, ctx.bias.numel()).sum(0).view(ctx.bias)
+        ds *= e**-0.5
+        dqkv = grad.new_empty(*grad.shape[:3], 3 * grad.shape[3])
+        parts = ctx.windows.cut(dqkv, 3, ctx.heads)
+        for part, x in zip(parts, (ds @ k, ds.transpose(1, 2) @ q[:, :n], dv), strict=True):
+            part.copy_(x[:, :n].reshape(part.shape))
+        return dqkv, None, None, dbias
+
+
+def dense(local: Float[Tensor, "b w h n n"], windows: Windows) -> Float[Tensor, "b h g g"]:
+    """Weights between places of windows as weights between all g tokens of the map; 0 for what never meets.
+
+    What falls on padding is left out.
+    """
+    b, heads = local.shape[0], local.shape[2]
+    (rows, columns), (high, wide) = windows.grid, windows.full
+    full = local.new_zeros(b, heads, high * wide, high * wide)
+    full[:, :, windows.places[:, :, None], windows.places[:, None]] = local.transpose(1, 2)
+    full = full.view(b, heads, high, wide, high, wide)[:, :, :rows, :columns, :rows, :columns]
+    return full.flatten(4).flatten(2, 3)

@@ -1,0 +1,67 @@
+"""What the files beside weights say of a network: config.json of transformers, timm and open_clip."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu"}
+
+
+def said_by(
+    config: Mapping[str, Any] | None, timm_cfg: Mapping[str, Any] | None, source: str
+) -> dict[str, Any]:
+    """Heads, eps, mlp, image_size, grid, pool, rope_base: those that are told.
+
+    Raises ValueError for an activation that omma does not have.
+    """
+    config = dict(config or {})
+    if "vision_config" in config:  # of CLIP with its text tower
+        config = dict(config["vision_config"] or {})
+    timm_cfg = timm_cfg or config.get("pretrained_cfg")
+    if timm_cfg:
+        return _timm({**config, **timm_cfg})
+    if "model_cfg" in config:
+        return _open_clip(config["model_cfg"])
+    return _transformers(config, source)
+
+
+def _timm(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    architecture, said = str(cfg.get("architecture", "")), {}
+    if "clip" in architecture:
+        said["mlp"] = "quickgelu" if "quickgelu" in architecture else "gelu"
+    if cfg.get("input_size"):
+        said["image_size"] = cfg["input_size"][-1]
+    return said
+
+
+def _open_clip(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    vision = cfg.get("vision_cfg", {})
+    said: dict[str, Any] = {"mlp": "quickgelu" if cfg.get("quick_gelu") else "gelu"}
+    if "width" in vision:
+        said["heads"] = vision["width"] // vision.get("head_width", 64)
+    return said
+
+
+def _transformers(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    heads, size = config.get("num_attention_heads"), config.get("image_size")
+    rope = {**(config.get("rope_parameters") or {}), **config}.get("rope_theta")
+    said = {"heads": heads, "eps": config.get("layer_norm_eps"), "rope_base": rope}
+    if isinstance(size, list | tuple) and len(size) == 2:
+        patch = config.get("patch_size") or 1
+        patches = patch if isinstance(patch, list | tuple) else (patch, patch)
+        said |= {"grid": (size[0] // patches[0], size[1] // patches[1]), "image_size": max(size)}
+    elif isinstance(size, int):
+        said["image_size"] = size
+    act = config.get("hidden_act")
+    gated = config.get("use_gated_mlp") or config.get("use_swiglu_ffn")
+    if gated and config.get("use_gated_mlp") and act != "silu":
+        raise ValueError(
+            f"{source}: its config.json says hidden_act={act!r} with a gate; omma's gates are silu"
+        )
+    if act is not None and not gated:
+        if act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"{source}: its config.json says hidden_act={act!r}; omma has {known}")
+        said["mlp"] = ACTIVATIONS[act]
+    if config.get("model_type") == "beit" and config.get("use_mean_pooling") is False:
+        said["pool"] = "token"
+    return {key: value for key, value in said.items() if value is not None}

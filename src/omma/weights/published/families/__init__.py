@@ -1,0 +1,32 @@
+"""From tensors in timm's names, or nearly, to each family's parameters and the spec that builds its network.
+
+To add a family, add a file with one function and a line to `reader`.
+"""
+
+from collections.abc import Callable
+
+from omma.weights.published.families.cait import cait
+from omma.weights.published.families.common import TOKENS, Built, Said
+from omma.weights.published.families.eva import eva
+from omma.weights.published.families.resnet import resnet
+from omma.weights.published.families.swin import swin
+from omma.weights.published.families.vit import vit
+from omma.weights.published.names import Names
+
+
+def reader(t: Names) -> Callable[[Names, Said], Built]:
+    """The family, by the parameters that only one of them has."""
+    if "patch_embed.proj.weight" not in t:
+        return resnet
+    if t.has(r"^layers\.\d+\.blocks\."):
+        return swin
+    if t.has(r"^blocks_token_only\."):
+        return cait
+    only_keys_without = "blocks.0.attn.q.bias" in t and "blocks.0.attn.k.bias" not in t
+    nowhere = "pos_embed" not in t and "cls_token" in t and t.has(r"^blocks\.0\.(gamma_1|ls1\.gamma)$")
+    if only_keys_without or nowhere or t.has(r"relative_position_bias_table$|\.attn\.q_bias$"):
+        return eva
+    return vit
+
+
+__all__ = ("TOKENS", "Built", "Said", "reader")

@@ -1,0 +1,102 @@
+"""How images are prepared for a published network: as its authors say, or as its kind is known to want."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omma.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from omma.protocols import Preprocess
+from omma.weights.published.recognise import Recognised
+
+NORMALISED = {  # mean and deviation of red, green and blue in [0, 1]
+    "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD),
+    "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+CROP_SHARE = {"CLIP's": 1.0}  # elsewhere 224 of 256 pixels
+
+
+def preprocess(
+    recognised: Recognised,
+    *,
+    size: int,
+    channels: int = 3,
+    preprocessor: Mapping[str, Any] | None = None,
+    timm_cfg: Mapping[str, Any] | None = None,
+) -> tuple[Preprocess, str]:
+    """The input of the network, and one sentence on where that is from.
+
+    preprocessor: of transformers' preprocessor_config.json. timm_cfg: timm's pretrained_cfg. Without either,
+    the kind of network tells: EVA and CLIP have CLIP's mean and deviation, BEiT and Google's ViT .5, others
+    ImageNet's. Other channels than red, green and blue get the mean of these three.
+    """
+    if preprocessor:
+        mean, std, crop_share = _transformers(preprocessor)
+        note = "input as preprocessor_config.json says"
+    elif timm_cfg:
+        imagenet = NORMALISED["ImageNet's"]
+        mean, std = (timm_cfg.get(k, v) for k, v in zip(("mean", "std"), imagenet, strict=True))
+        crop_share, note = float(timm_cfg.get("crop_pct") or 1.0), "input as timm's pretrained_cfg says"
+    else:
+        kind = _usual(recognised)
+        mean, std = NORMALISED[kind]
+        crop_share = CROP_SHARE.get(kind, 0.875)
+        note = f"input normalised with mean and deviation {kind}, as is usual for {recognised.spec['name']}"
+    mean, std = _spread(mean, channels), _spread(std, channels)
+    said = Preprocess(
+        size=size,
+        channels=channels,
+        low=(0.0,) * channels,
+        high=(255.0,) * channels,
+        mean=mean,
+        std=std,
+        crop_share=crop_share,
+    )
+    return said, note
+
+
+def size_of(
+    recognised: Recognised, preprocessor: Mapping[str, Any] | None, timm_cfg: Mapping[str, Any] | None
+) -> int:
+    """Pixels along a side that the authors evaluate with."""
+    if preprocessor:
+        crop, size = preprocessor.get("crop_size"), preprocessor.get("size")
+        side = _side(crop) if preprocessor.get("do_center_crop", bool(crop)) else _side(size)
+        if side or _side(size):
+            return side or _side(size)
+    if timm_cfg and timm_cfg.get("input_size"):
+        return int(timm_cfg["input_size"][-1])
+    return int(recognised.spec["image_size"])
+
+
+def _usual(recognised: Recognised) -> str:
+    if "normalised" in recognised.settings:
+        return recognised.settings["normalised"]
+    name, clip = recognised.spec["name"], recognised.spec.get("norm_pre", False)
+    if clip or name.startswith("eva"):
+        return "CLIP's"
+    return "0.5" if name.startswith("beit") else "ImageNet's"
+
+
+def _transformers(said: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float]:
+    mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
+    if said.get("do_normalize") is False:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    crop, whole = _side(said.get("crop_size")), _side(said.get("size"))
+    cropped = said.get("do_center_crop", bool(crop)) and crop and whole
+    return mean, std, min(crop / whole, 1.0) if cropped else 1.0
+
+
+def _side(size: Any) -> int:
+    """transformers writes 224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(size, list | tuple):
+        size = size[0] if size else None
+    return int(size or 0)
+
+
+def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    values = [float(v) for v in values]
+    if len(values) == channels:
+        return tuple(values)
+    return (round(sum(values) / len(values), 6),) * channels

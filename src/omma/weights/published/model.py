@@ -1,0 +1,75 @@
+"""From a published file's tensors to a backbone with its preprocessing."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omma import backbones
+from omma.protocols import Backbone, Preprocess
+from omma.weights.published.fit import plan
+from omma.weights.published.inputs import preprocess, size_of
+from omma.weights.published.recognise import recognise
+from omma.weights.published.report import Report
+
+HINTS = ("heads", "eps", "mlp", "positions", "pool")  # options that a file may leave open
+
+
+def into_model(
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    config: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+    timm_cfg: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    allow_partial: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Backbone, Preprocess, Report]:
+    """The backbone that a file holds, on the CPU, how its images are prepared, and what its tensors became.
+
+    config, preprocessor: of transformers' config.json and preprocessor_config.json. timm_cfg: timm's
+    pretrained_cfg. image_size, channels: others than the file's; positions are interpolated, the first layer
+    is spread. options: of the backbone ("patch" and "drop_path" too), and what the file leaves open: heads,
+    eps, mlp, positions, pool. Raises ValueError in one line: `recognise`, `fit`, `backbones.build`.
+    """
+    options = dict(options or {})
+    hints = {key: options[key] for key in HINTS if key in options}
+    recognised = recognise(tensors, config, source=source, timm_cfg=timm_cfg, options=hints)
+    spec = recognised.spec | options
+    if "patch" in options and "/" in spec["name"]:  # it is part of the name
+        spec["name"] = re.sub(r"/\d+$", f"/{spec.pop('patch')}", spec["name"])
+    spec["image_size"] = image_size or spec["image_size"]
+    spec["channels"] = channels or spec["channels"]
+
+    encoder = _blank(spec)
+    found = plan(recognised, encoder)
+    found.check(allow_partial)
+    if found.report.missing or _computed(encoder):
+        encoder = backbones.build(**spec)
+    found.load(encoder)
+
+    size = image_size or size_of(recognised, preprocessor, timm_cfg)
+    prepared, note = preprocess(
+        recognised, size=size, channels=spec["channels"], preprocessor=preprocessor, timm_cfg=timm_cfg
+    )
+    return encoder.eval(), prepared, replace(found.report, notes=(*found.report.notes, note))
+
+
+def _blank(spec: Mapping[str, Any]) -> Backbone:
+    """The network without values where that is possible: drawing those of a large one takes seconds."""
+    try:
+        with torch.device("meta"):
+            return backbones.build(**spec)
+    except (NotImplementedError, RuntimeError):  # its constructor computes with values
+        return backbones.build(**spec)
+
+
+def _computed(encoder: Backbone) -> bool:
+    """Has it values that no file holds?"""
+    stored = encoder.state_dict().keys()
+    return any(name not in stored for name, _ in encoder.named_buffers())

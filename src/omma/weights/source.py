@@ -1,0 +1,123 @@
+"""MODEL as people name it: a run folder, a weights file, `timm:NAME`, `hf:NAME`, or a folder of theirs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omma import backbones
+from omma.protocols import Backbone
+from omma.weights import files, hub, published, store
+from omma.weights.model import Model
+from omma.weights.published.recognise import Recognised
+
+
+def load(model: str | Path, *, part: str | None = None, allow_partial: bool = False) -> Model:
+    """An encoder ready for use, on the CPU in fp32.
+
+    model: a run folder or its model.safetensors; a published file (.safetensors, .pth, .pt, .npz ...), whose
+    content tells what it is; a folder that transformers or timm wrote; `timm:NAME`; `hf:NAME` (docs/weights.md).
+    part: which of a checkpoint's networks, such as "student". allow_partial: also where less than 95 % of the
+    encoder's parameters are in the file. What became of a published file's tensors is told in
+    `provenance["loaded"]`. Raises ValueError in one line: what, where, remedy.
+    """
+    name, path = str(model), Path(model)
+    if name.startswith("timm:"):
+        found = hub.fetch_timm(name)
+        return _timm(found, name, allow_partial)
+    if name.startswith("hf:") or _is_theirs(path):
+        folder = hub.fetch_hf(name)
+        config, preprocessor = hub.read_config(folder), None
+        if (folder / hub.PREPROCESSOR).is_file():
+            preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
+        tensors = files.read(folder, part).tensors
+        return _published(
+            tensors, name, allow_partial, config=config, preprocessor=preprocessor,
+            timm_cfg=config.get("pretrained_cfg"),
+        )  # fmt: skip
+    if _is_ours(path):
+        return store.load(path)
+    read = files.read(path, part)
+    notes = [f"taken from its part {read.container!r}"] if read.container else []
+    return _published(read.tensors, name, allow_partial, notes)
+
+
+def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[str]:
+    """Fill another encoder of the same family with a model's weights; what was converted, in lines.
+
+    Image size, patch and channels may differ: positions are interpolated, the kernel is resampled and spread.
+    Raises ValueError in one line where less than 95 % of the parameters would get values.
+    """
+    own = model.encoder
+    state = own.state_dict()
+    front = own.prefix if getattr(own, "prefix_positions", False) else 0
+    size = getattr(own, "image_size", model.preprocess.size)
+    recognised = Recognised(
+        source=own.name,
+        dialect="omma",
+        spec=own.spec(),
+        tensors=state,
+        origin={name: (name,) for name in state},
+        how={},
+        grid=own.grid(size, size) if "pos_embed" in state else None,
+        front=front,
+        left=(),
+        settings={},
+        notes=(),
+    )
+    return published.fit(recognised, encoder, allow_partial).lines()
+
+
+def _is_ours(path: Path) -> bool:
+    """Did omma write it? (What is missing or damaged there is omma's to say.)"""
+    if path.is_dir() or not path.exists():
+        return True
+    beside = (path.with_suffix(".json"), path.with_name(store.DESCRIPTION))
+    if path.suffix != ".safetensors" or not any(file.is_file() for file in beside):
+        return False
+    description = next(file for file in beside if file.is_file())
+    try:
+        said = json.loads(description.read_text())
+    except (OSError, ValueError):
+        return description.name == store.DESCRIPTION
+    return isinstance(said, dict) and "spec" in said
+
+
+def _is_theirs(path: Path) -> bool:
+    """A folder that transformers, timm or the hub wrote: config.json and weights, without omma's model.json."""
+    if not path.is_dir() or not (path / hub.CONFIG).is_file() or (path / store.DESCRIPTION).is_file():
+        return False
+    return not (path / "checkpoints").is_dir()
+
+
+def _published(
+    tensors: Mapping[str, Tensor],
+    source: str,
+    allow_partial: bool,
+    notes: list[str] | None = None,
+    **said: Mapping[str, Any] | None,
+) -> Model:
+    encoder, preprocess, report = published.into_model(
+        tensors, source=source, allow_partial=allow_partial, **said
+    )  # pyright: ignore[reportArgumentType]
+    lines = [*report.lines(), *(notes or ())]
+    return Model(encoder, preprocess, {"source": source, "loaded": lines})
+
+
+def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:
+    """Our own form of one of timm's networks, where we have one; else timm's network, wrapped."""
+    try:
+        return _published(found.tensors, source, allow_partial, timm_cfg=found.config)
+    except ValueError as error:
+        why = str(error)
+    size = int((found.config.get("input_size") or (3, 224, 224))[-1])
+    encoder = backbones.build(name=f"timm:{found.architecture}", image_size=size)
+    try:
+        encoder.load_state_dict(found.tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit timm's {found.architecture}: {error}") from error
+    preprocess, note = published.by_timm(found.config, size)
+    lines = [f"{source}: timm's own network, all parameters as they are", f"omma has no own form ({why})", note]
+    return Model(encoder, preprocess, {"source": source, "loaded": lines})

@@ -1,0 +1,107 @@
+"""Weights of transformers' classes: as they are in memory and as they are saved, with and without heads."""
+
+import json
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from published_files import SMALL, randomised
+
+from omma.weights.published import into_model
+
+transformers = pytest.importorskip("transformers", reason="transformers (bench group) is not installed")
+
+RELATIVE = {"use_relative_position_bias": True}
+SHARED = {"use_shared_relative_position_bias": True, "use_mask_token": True}
+DINO3 = {"num_register_tokens": 4, "layer_norm_eps": 1e-5}
+SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+MAE = {"mask_ratio": 0.0, "decoder_num_hidden_layers": 1}
+TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 98}
+# class of the network, class of its config, what that is told, the name that omma gives it
+CASES = [
+    ("ViTModel", "ViTConfig", {}, "vit/8"),
+    ("ViTModel", "ViTConfig", {"qkv_bias": False, "layer_norm_eps": 1e-3}, "vit/8"),
+    ("ViTForImageClassification", "ViTConfig", {}, "vit/8"),
+    ("DeiTModel", "DeiTConfig", {}, "deit/8"),
+    ("DeiTForImageClassificationWithTeacher", "DeiTConfig", {}, "deit/8"),
+    ("BeitModel", "BeitConfig", RELATIVE, "beit/8"),
+    ("BeitForImageClassification", "BeitConfig", RELATIVE, "beit/8"),
+    ("BeitModel", "BeitConfig", SHARED | {"use_mean_pooling": False}, "beit/8"),
+    ("BeitForMaskedImageModeling", "BeitConfig", SHARED, "beit/8"),
+    ("SwinModel", "SwinConfig", SWIN, "swin/w4"),
+    ("SwinForImageClassification", "SwinConfig", SWIN, "swin/w4"),
+    ("Dinov2Model", "Dinov2Config", {}, "dinov2/8"),
+    ("Dinov2ForImageClassification", "Dinov2Config", {"use_swiglu_ffn": True}, "dinov2/8"),
+    ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}, "dinov2/8"),
+    ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {"use_swiglu_ffn": True}, "dinov2/8"),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3, "dinov3/8"),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3 | {"use_gated_mlp": True, "hidden_act": "silu"}, "dinov3/8"),
+    ("CLIPVisionModel", "CLIPVisionConfig", {}, "vit/8"),
+    ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {"hidden_act": "gelu"}, "vit/8"),
+    ("CLIPModel", "CLIPConfig", {}, "vit/8"),
+    ("ViTMAEModel", "ViTMAEConfig", MAE, "vit/8"),
+    ("ViTMAEForPreTraining", "ViTMAEConfig", MAE, "vit/8"),
+]
+
+
+def network(kind, config, changes, seed=0):
+    made = getattr(transformers, config)
+    if config == "CLIPConfig":
+        made = made(vision_config=SMALL | changes, text_config=TEXT, projection_dim=32)
+    else:
+        made = made(**(changes if config == "SwinConfig" else SMALL | changes))
+    return randomised(getattr(transformers, kind)(made), seed)
+
+
+@torch.no_grad()
+def features(network, images):
+    """What omma calls pooled and patches, from transformers."""
+    kind = type(network).__name__
+    base = network if kind.endswith("Model") else network.base_model
+    base = getattr(network, "vision_model", base)
+    if "MAE" in kind:
+        count = base.embeddings.patch_embeddings.num_patches
+        found = base(images, noise=torch.arange(count)[None].expand(len(images), -1).float())
+    else:
+        found = base(images)
+    x = found.last_hidden_state
+    if kind.startswith("Swin"):
+        return x.mean(1), x
+    if kind == "BeitForMaskedImageModeling":
+        x = network.layernorm(x)
+    elif "CLIP" in kind:
+        x = base.post_layernorm(x)
+    prefix = 2 if kind.startswith("DeiT") else 1 + getattr(base.config, "num_register_tokens", 0)
+    mean = kind.startswith("Beit") and network.config.use_mean_pooling
+    pooled = found.pooler_output if mean else x[:, 0]
+    return x[:, 1:].mean(1) if pooled is None else pooled, x[:, prefix:]
+
+
+def same(encoder, network, size, tolerance=1e-4):
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    pooled, patches = features(network, x)
+    with torch.no_grad():
+        ours = encoder(x)
+    assert (ours.patches - patches).abs().max() < tolerance
+    assert (ours.pooled - pooled).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("stored", ["saved", "in memory"])
+@pytest.mark.parametrize(("kind", "config", "changes", "name"), CASES)
+def test_features_are_transformers(kind, config, changes, name, stored, tmp_path):
+    theirs = network(kind, config, changes)
+    if stored == "saved":
+        theirs.save_pretrained(tmp_path)
+        state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        said = json.loads((tmp_path / "config.json").read_text())
+    else:
+        state, said = theirs.state_dict(), theirs.config.to_dict()
+    encoder, _, report = into_model(state, source="theirs", config=said)
+    assert report.share == 1
+    assert encoder.name == name
+    same(encoder, theirs, encoder.image_size)
+    every = {*report.matched, *report.converted}
+    assert every == encoder.state_dict().keys()
+    beside = r"mask_token|classifier|pooler\.dense|lm_head|^decoder|^text_|projection|logit_scale"
+    assert all(re.search(beside, name) for name in report.left)
