@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omma.verbs.embed import embed
     from omma.verbs.evaluate import evaluate
+    from omma.verbs.export import export
     from omma.verbs.pretrain import pretrain
     from omma.verbs.report import report
     from omma.weights import load
 
-__all__ = ["embed", "evaluate", "load", "pretrain", "report"]
+__all__ = ["embed", "evaluate", "export", "load", "pretrain", "report"]
 
 _HOMES = {"load": "omma.weights"}
 

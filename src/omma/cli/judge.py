@@ -14,6 +14,7 @@ def evaluate(
     protocol: tuple[str, ...] = ("knn", "linear"),
     json: Path | None = None,
     floors: bool = True,
+    allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -21,11 +22,12 @@ def evaluate(
     """Judge a model on labelled images, beside raw pixels and the same network untrained.
 
     Args:
-        model: Run folder or weights file.
+        model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column.
         protocol: knn, linear, ridge.
         json: File to write the results to.
         floors: Measure raw pixels and the untrained network too.
+        allow_partial: Take weights of which many find no place too.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         seed: Of splits and untrained weights.
@@ -37,13 +39,13 @@ def evaluate(
 
     with out.status("reading images and computing features"):
         result = verb(
-            model, labelled, protocols=protocol, json=json, floors=floors, device=device,
-            precision=precision, seed=seed,
+            model, labelled, protocols=protocol, json=json, floors=floors, allow_partial=allow_partial,
+            device=device, precision=precision, seed=seed,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:
         out.print(f"written to {json}")
-    if (Path(model) / "config.json").exists():
+    if (Path(model) / "metrics.jsonl").exists():  # a run folder
         return report(model, labelled, seed)
     return 0
 

@@ -31,6 +31,7 @@ class Embedded:
     rows: int
     dim: int
     bad: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (path, reason) of images left out
+    notes: tuple[str, ...] = ()  # what became of a published file's tensors
 
 
 def embed(
@@ -41,19 +42,20 @@ def embed(
     device: str = "auto",
     precision: str = "auto",
     batch: int | None = None,
+    allow_partial: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
     """Write the pooled features of all readable images, in order, to the Parquet file `out`.
 
     Columns: `path` (string), `label` (the class's name, null where unknown; only if anything is labelled),
     `vector` (float32, of fixed length). The schema's metadata holds model, data, preprocessing and precision
-    as JSON under "omma". Written a row group at a time, to its name only when complete.
-    Raises ValueError where nothing can be read.
+    as JSON under "omma". Written a row group at a time, to its name only when complete. model, allow_partial:
+    as for evaluate. Raises ValueError where nothing can be read.
     """
     out = Path(out)
     where = devices.pick_device(device)
     dtype = devices.pick_precision(precision, where)
-    loaded = model if isinstance(model, Model) else weights.load(model)
+    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     opened = images if isinstance(images, Images) else index.open_images(images)
     provenance = {
         "schema": 1,
@@ -99,7 +101,8 @@ def embed(
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
-    return Embedded(out, rows, loaded.encoder.dim, tuple((str(p), str(r)) for p, r in bad))
+    left_out = tuple((str(p), str(r)) for p, r in bad)
+    return Embedded(out, rows, loaded.encoder.dim, left_out, tuple(loaded.provenance.get("loaded", ())))
 
 
 def _schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Schema:

@@ -15,6 +15,7 @@ from omma import device as devices
 from omma import weights
 from omma.data import index
 from omma.data import split as splitting
+from omma.data.cache import cache_folder
 from omma.data.preprocess import shorter_side
 from omma.evaluate import interval, knn, linear, ridge
 from omma.evaluate.arrays import Split
@@ -49,6 +50,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     floors: bool = True,
+    allow_partial: bool = False,
     json: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
     progress: Progress | None = None,
@@ -56,6 +58,8 @@ def evaluate(
     """Judge frozen features with labelled images.
 
     protocols: of "knn", "linear", "ridge". Everything a probe chooses, it chooses on the train part.
+    model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
+        many of its parameters are not in the file.
     floors: raw pixels and the same network untrained, judged alike.
     json: a file to write `Evaluation.to_json()` to.
     cache: folder for computed features; "auto": `features` beside the weights; None: no caching.
@@ -66,7 +70,7 @@ def evaluate(
     if not protocols:
         raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
     where = devices.pick_device(device)
-    loaded = model if isinstance(model, Model) else weights.load(model)
+    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     images = labelled if isinstance(labelled, Images) else index.open_images(labelled)
     source = str(getattr(images, "source", "images"))
     if images.labels is None:
@@ -212,6 +216,7 @@ def _comparisons(correct: Mapping[Answered, Bool[np.ndarray, "m"]], seed: int) -
 
 
 def _notes(model: Model, images: Images, source: str, unused: int, skipped: int) -> Iterator[str]:
+    yield from model.provenance.get("loaded", ())  # what became of a published file's tensors
     fingerprint = model.provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)
     if same or model.provenance.get("images") == source:
@@ -233,6 +238,8 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
     if isinstance(model, Model):
         return None
     folder = Path(model)
+    if not folder.exists():  # published weights, by name
+        return cache_folder() / "features"
     return (folder if folder.is_dir() else folder.parent) / "features"
 
 

@@ -1,7 +1,7 @@
 """MODEL as people name it: a run folder, a weights file, `timm:NAME`, `hf:NAME`, or a folder of theirs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ def load(model: str | Path, *, part: str | None = None, allow_partial: bool = Fa
     """An encoder ready for use, on the CPU in fp32.
 
     model: a run folder or its model.safetensors; a published file (.safetensors, .pth, .pt, .npz ...), whose
-    content tells what it is; a folder that transformers or timm wrote; `timm:NAME`; `hf:NAME` (docs/weights.md).
+    content tells what it is; a folder that transformers or timm wrote; `timm:NAME`; `hf:NAME`
+    (docs/weights.md).
     part: which of a checkpoint's networks, such as "student". allow_partial: also where less than 95 % of the
     encoder's parameters are in the file. What became of a published file's tensors is told in
     `provenance["loaded"]`. Raises ValueError in one line: what, where, remedy.
@@ -86,24 +87,20 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_theirs(path: Path) -> bool:
-    """A folder that transformers, timm or the hub wrote: config.json and weights, without omma's model.json."""
+    """A folder that transformers or timm wrote: config.json and weights, without omma's model.json."""
     if not path.is_dir() or not (path / hub.CONFIG).is_file() or (path / store.DESCRIPTION).is_file():
         return False
     return not (path / "checkpoints").is_dir()
 
 
 def _published(
-    tensors: Mapping[str, Tensor],
-    source: str,
-    allow_partial: bool,
-    notes: list[str] | None = None,
-    **said: Mapping[str, Any] | None,
+    tensors: Mapping[str, Tensor], source: str, allow_partial: bool, notes: Sequence[str] = (), **said: Any
 ) -> Model:
+    """said: what else of the network is known (`published.into_model`)."""
     encoder, preprocess, report = published.into_model(
         tensors, source=source, allow_partial=allow_partial, **said
-    )  # pyright: ignore[reportArgumentType]
-    lines = [*report.lines(), *(notes or ())]
-    return Model(encoder, preprocess, {"source": source, "loaded": lines})
+    )
+    return Model(encoder, preprocess, {"source": source, "loaded": [*report.lines(), *notes]})
 
 
 def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:
@@ -117,7 +114,8 @@ def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:
     try:
         encoder.load_state_dict(found.tensors)
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit timm's {found.architecture}: {error}") from error
-    preprocess, note = published.by_timm(found.config, size)
-    lines = [f"{source}: timm's own network, all parameters as they are", f"omma has no own form ({why})", note]
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"{source} does not fit timm's {found.architecture} ({reason})") from error
+    preprocess, note = published.preprocess(None, size=size, timm_cfg=found.config)
+    lines = [f"{source}: timm's own network, all parameters as they are ({why})", note]
     return Model(encoder, preprocess, {"source": source, "loaded": lines})

@@ -54,8 +54,6 @@ def load(model: str | Path) -> Model:
 
     The .json is `model.json`, or named as the weights. Raises ValueError in one line: what, where, remedy.
     """
-    if str(model).startswith(("timm:", "hf:")):
-        raise ValueError(f"{model}: published weights cannot be loaded yet; give a run folder")
     weights, description = _files(Path(model))
     said = _described(description)
     try:

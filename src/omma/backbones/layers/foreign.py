@@ -14,7 +14,7 @@ from omma.backbones.layers.nonlocal_block import NonLocal
 from omma.dist import BatchNorm
 
 # entries of feature_info before the first stage
-STEM = re.compile(r"(?i)(.*\.)?(stem|conv|act1$|norm0$|layer0$)")
+STEM = re.compile(r"(?i)(.*\.)?(stem|conv|bn1$|act1$|norm0$|layer0$)")
 
 
 # ---------------------------------------------------------------- modules under their own names

@@ -16,7 +16,7 @@ CROP_SHARE = {"CLIP's": 1.0}  # elsewhere 224 of 256 pixels
 
 
 def preprocess(
-    recognised: Recognised,
+    recognised: Recognised | None,
     *,
     size: int,
     channels: int = 3,
@@ -26,8 +26,9 @@ def preprocess(
     """The input of the network, and one sentence on where that is from.
 
     preprocessor: of transformers' preprocessor_config.json. timm_cfg: timm's pretrained_cfg. Without either,
-    the kind of network tells: EVA and CLIP have CLIP's mean and deviation, BEiT and Google's ViT .5, others
-    ImageNet's. Other channels than red, green and blue get the mean of these three.
+    the kind of network tells (it must then be `recognised`): EVA and CLIP have CLIP's mean and deviation,
+    BEiT and Google's ViT .5, others ImageNet's. Other channels than red, green and blue get the mean of these
+    three.
     """
     if preprocessor:
         mean, std, crop_share = _transformers(preprocessor)
@@ -37,6 +38,7 @@ def preprocess(
         mean, std = (timm_cfg.get(k, v) for k, v in zip(("mean", "std"), imagenet, strict=True))
         crop_share, note = float(timm_cfg.get("crop_pct") or 1.0), "input as timm's pretrained_cfg says"
     else:
+        assert recognised is not None, "nothing is said of the input, and the network is unknown"
         kind = _usual(recognised)
         mean, std = NORMALISED[kind]
         crop_share = CROP_SHARE.get(kind, 0.875)

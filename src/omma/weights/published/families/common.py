@@ -76,6 +76,8 @@ def patch_of(t: Names) -> tuple[int, int]:
         raise ValueError(
             f"{t.source}: its patch embedding has shape {list(shape)}; omma reads square patches of images"
         )
+    if not 2 <= shape[2] <= 64:
+        raise ValueError(f"{t.source}: patches of {shape[2]} px; omma's have 2 to 64")
     return shape[0], shape[2]
 
 

@@ -39,6 +39,10 @@ def eva(t: Names, said: Said) -> Built:
         said, grid = {**said, "heads": heads}, grid or (side, side)
     rope = "indexed" if absolute and mlp != "gelu" else "none"
     if not absolute and bias == "none":
+        if "cls_token" not in t or "blocks.0.gamma_1" not in t:
+            raise ValueError(
+                f"{t.source}: has no positions of its own and is no DINOv3; omma does not know it"
+            )
         rope, said = "centred", _frequencies(t, dim, said)
 
     shape = {"depth": depth, "dim": dim, "hidden": hidden}

@@ -9,8 +9,6 @@ from omma.weights.published.families import common
 from omma.weights.published.families.common import Built, Said
 from omma.weights.published.names import Names
 
-FORMS = ("vit", "deit", "dinov2")
-
 
 def vit(t: Names, said: Said) -> Built:
     """Parameters of omma.backbones.vit."""
@@ -26,6 +24,7 @@ def vit(t: Names, said: Said) -> Built:
         common.name_mlp(t, block, fused=True)
     hidden, swiglu = common.hidden_of(t)
     shape = {"depth": depth, "dim": dim, "hidden": hidden}
+    forms = ("vit", "deit", "dinov2") if patch == 14 else ("vit", "deit")
     clip, notes = "norm_pre.weight" in t, []
 
     mlp = "swiglu" if swiglu else said.get("mlp")
@@ -49,7 +48,7 @@ def vit(t: Names, said: Said) -> Built:
         raise ValueError(f"{t.source} has no positions; say which it has (option positions: none, rope)")
 
     wanted = shape | {
-        "heads": common.heads_of(t, said, FORMS, shape),
+        "heads": common.heads_of(t, said, forms, shape),
         "pool": said.get("pool") or common.pool_of(t),
         "positions": positions,
         "prefix_positions": front > 0 or common.prefix_of(t) == 0 or grid is None,
@@ -62,7 +61,7 @@ def vit(t: Names, said: Said) -> Built:
         "norm_pre": clip,
         "eps": said.get("eps", 1e-5 if clip else 1e-6),
     }
-    name, options = common.named(FORMS, f"/{patch}", wanted)
+    name, options = common.named(forms, f"/{patch}", wanted)
     size = int(said.get("image_size", 224)) if grid is None else max(grid) * patch
     return Built(name, options, size, grid, front, tuple(notes))
 

@@ -1,0 +1,162 @@
+"""MODEL in all its forms: each is loaded, says what became of it, and works with the verbs."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from omma import backbones, weights
+from omma.verbs.embed import embed
+from omma.verbs.evaluate import evaluate
+from omma.weights import hub
+
+timm = pytest.importorskip("timm", reason="timm (dev group) is not installed")
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of a few images."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        file = tmp_path / "images" / f"class{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "images"
+
+
+def timm_feature(network, x):
+    with torch.no_grad():
+        return network.forward_head(network.forward_features(x), pre_logits=True)
+
+
+def test_a_file_goes_through_evaluate_and_embed(vit, folder, tmp_path):
+    file = tmp_path / "anything.pth"
+    torch.save({"model": vit.state_dict(), "epoch": 3}, file)
+    model = weights.load(file)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x).pooled, timm_feature(vit, x), rtol=1e-4, atol=1e-5)
+    result = evaluate(file, folder, protocols=["knn"], device="cpu", precision="fp32")
+    assert any("100 %" in note for note in result.notes)
+    assert any("part 'model'" in note for note in result.notes)
+    written = embed(file, folder, tmp_path / "v.parquet", device="cpu", precision="fp32")
+    assert any("head*" in note for note in written.notes)
+    table = pq.read_table(tmp_path / "v.parquet")
+    assert table.schema.field("vector").type.list_size == 192
+
+
+def test_saved_as_omma_it_is_the_same(vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "a.pt")
+    model = weights.load(tmp_path / "a.pt")
+    weights.save(tmp_path / "run", model.encoder, model.preprocess)
+    again = weights.load(tmp_path / "run")
+    assert again.digest == model.digest
+    assert weights.load(tmp_path / "run" / "model.safetensors").digest == model.digest
+
+
+def test_timm_by_name_becomes_ours_where_we_have_it(vit, monkeypatch):
+    config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.Timm(vit.state_dict(), config, "vit_tiny"))
+    model = weights.load("timm:vit_tiny_patch16_224")
+    assert model.encoder.name == "vit-ti/16"
+    assert model.preprocess.mean == (0.5,) * 3
+    assert model.preprocess.crop_share == 0.9
+
+
+def test_timm_by_name_is_wrapped_where_we_do_not(monkeypatch):
+    network = timm.create_model("test_convnext", num_classes=0).eval()
+    config = {"input_size": (3, 64, 64)}
+    found = hub.Timm(network.state_dict(), config, "test_convnext")
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: found)
+    model = weights.load("timm:test_convnext")
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(x).pooled, timm_feature(network, x), rtol=1e-4, atol=1e-5)
+    assert "timm's own network" in model.provenance["loaded"][0]
+    damaged = {name: x[:1] if x.ndim else x for name, x in found.tensors.items()}
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.Timm(damaged, config, "test_convnext"))
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        weights.load("timm:test_convnext")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers (bench group) is not installed")
+    config = transformers.ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, image_size=32,
+        patch_size=8,
+    )  # fmt: skip
+    theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4] * 3, "size": 32})
+    )
+    for name in (str(tmp_path), f"hf:{tmp_path}"):
+        model = weights.load(name)
+        assert model.preprocess.mean == (0.1, 0.2, 0.3)
+        x = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            expected = theirs(x).last_hidden_state
+            torch.testing.assert_close(model(x).pooled, expected[:, 0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model(x).patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_three_that_are_refused_each_in_one_line(vit, tmp_path):
+    """Damaged, foreign, hostile."""
+    damaged, foreign = tmp_path / "damaged.safetensors", tmp_path / "foreign.pth"
+    safetensors.torch.save_file(vit.state_dict(), damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    torch.save({f"transformer.h.{i}.attn.c_attn.weight": torch.zeros(4, 12) for i in range(3)}, foreign)
+    trace = tmp_path / "trace"
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(trace), "w"))
+
+    hostile = tmp_path / "hostile.pth"
+    torch.save({"model": vit.state_dict(), "args": Hostile()}, hostile)
+    for file, words in (
+        (damaged, "damaged"),
+        (foreign, "no vision network.*transformer.h.0"),
+        (hostile, "would run code: .*open"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            weights.load(file)
+        assert "\n" not in str(caught.value)
+        assert file.name in str(caught.value)
+    assert not trace.exists()
+
+
+def test_partial_files(vit, tmp_path):
+    state = {n: x for n, x in vit.state_dict().items() if not n.startswith("blocks.3.mlp")}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"only 9\d\.\d+ %|only 94"):
+        weights.load(tmp_path / "a.pth")
+    model = weights.load(tmp_path / "a.pth", allow_partial=True)
+    assert any("not in the file" in line for line in model.provenance["loaded"])
+
+
+def test_fit_to_another_size_patch_and_channels():
+    torch.manual_seed(0)
+    from omma.protocols import Preprocess
+
+    one = backbones.build(name="vit-ti/16", image_size=64)
+    preprocess = Preprocess(
+        size=64, channels=3, low=(0,) * 3, high=(255,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    model = weights.Model(one, preprocess)
+    other = backbones.build(name="vit-ti/8", image_size=40, channels=1)
+    said = "\n".join(weights.fit(model, other))
+    for words in ("4x4 -> 5x5", "16 to 8 px", "1 channels instead of 3", "100 %"):
+        assert words in said
+    assert torch.equal(one.blocks[3].mlp.fc1.weight, other.blocks[3].mlp.fc1.weight)
+    with pytest.raises(ValueError, match="vit-s/16"):
+        weights.fit(model, backbones.build(name="vit-s/16", image_size=64))
