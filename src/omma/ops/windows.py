@@ -93,7 +93,7 @@ def windows(grid: tuple[int, int], side: int, shifted: bool, like: Tensor) -> Wi
 
 def bias(table: Float[Tensor, "t h"], windows: Windows) -> Float[Tensor, "#w h n m"]:
     """What is added to scores: each head's number for a relative position, -inf for pairs kept apart."""
-    found = F.embedding(windows.pairs, table).permute(2, 0, 1)[None]
+    found = F.embedding(windows.pairs, table).permute(2, 0, 1).contiguous()[None]
     return found if windows.mask is None else found + windows.mask
 
 
@@ -129,7 +129,7 @@ class _WrittenOut(torch.autograd.Function):
         stacked[..., :n, :].unflatten(-2, windows.size).copy_(parts)
         q, k, v = stacked.view(3, -1, m, e)
         p = torch.baddbmm(q.new_empty(()), q[:, :n], k.transpose(1, 2), beta=0, alpha=e**-0.5)
-        p.view(-1, bias.numel()).add_(bias.reshape(-1))
+        p.view(-1, bias.numel()).add_(bias.view(-1))
         p = p.softmax(-1)
         ctx.save_for_backward(stacked, p)
         ctx.heads, ctx.windows, ctx.bias = heads, windows, bias.shape
