@@ -1,10 +1,12 @@
-"""Networks of the reference libraries with random values everywhere, and files in official names made of them."""
+"""Networks of the reference libraries with random values everywhere, and files in official names."""
 
 import math
 import re
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from omma import backbones
 
 SMALL = {
     "hidden_size": 64,
@@ -42,3 +44,37 @@ def renamed(state: dict, *rules: tuple[str, str], prefix: str = "") -> dict:
             name = re.sub(pattern, by, name)
         found[prefix + name] = x
     return found
+
+
+def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e-4) -> None:
+    """Our features are those of timm's network."""
+    x = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, found = encoder(x), theirs.forward_features(x)
+        if found.ndim == 4:
+            found = found.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else found
+            found = found.flatten(1, 2)
+        patches = found[:, getattr(theirs, "num_prefix_tokens", 0) :]
+        pooled = found[:, 0] if encoder.pool == "token" else patches.mean(1)
+        if encoder.pool == "mean_fc_norm":
+            pooled = theirs.fc_norm(pooled)
+    assert (ours.patches - patches).abs().max() < tolerance
+    assert (ours.pooled - pooled).abs().max() < tolerance
+
+
+def build(name: str = "vit/8", size: int = 32, seed: int = 0, **options) -> backbones.Backbone:
+    """One of ours, small; options win."""
+    shape = {} if name.startswith(("swin", "cait")) else {"depth": 2, "dim": 192, "heads": 3, "hidden": 384}
+    return randomised(backbones.build(name=name, image_size=size, **(shape | options)), seed)
+
+
+def images(channels: int = 3, size: int = 32, equal: bool = False) -> Tensor:
+    """Two of noise; equal: all channels are."""
+    x = torch.randn(2, 1 if equal else channels, size, size, generator=torch.Generator().manual_seed(1))
+    return x.expand(-1, channels, -1, -1) if equal else x
+
+
+@torch.no_grad()
+def apart(a: nn.Module, b: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """The largest difference of two encoders' patch features, of x and (if given) y."""
+    return (a(x).patches - b(x if y is None else y).patches).abs().max()

@@ -50,6 +50,21 @@ def test_peers_take_the_steps_that_are_timed(method: str) -> None:
         subject.run()
 
 
+def test_cost_grows_with_area_as_is_said() -> None:
+    import area
+
+    sizes = [224, 448, 896]
+    found = {
+        name: area.exponent(sizes, [area.counted(name, size) for size in sizes]) for name in area.SUBJECTS
+    }
+    assert found["swin-t"] == pytest.approx(1, abs=0.01)
+    assert found["vit-s/16 linear"] == pytest.approx(1, abs=0.01)
+    assert found["vit-s/16 bigbird"] == pytest.approx(1, abs=0.03)
+    assert found["vit-s/16"] > 1.2
+    assert area.exponent(sizes, [area.pairs(size) for size in sizes]) == pytest.approx(2, abs=0.01)
+    area.contender("swin-t", 64).run()
+
+
 def test_turns_and_headline() -> None:
     import common
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from omma import cli
+from omma import backbones, cli
 from omma.data import digits
 
 
@@ -18,7 +18,7 @@ def call(capsys, *words):
     return stop.value.code, captured.out, captured.err
 
 
-def test_methods_and_models_and_doctor(capsys):
+def test_methods_and_doctor(capsys):
     code, text, _ = call(capsys, "methods")
     assert code == 0
     assert {"dino", "mae", "simclr"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
@@ -26,13 +26,54 @@ def test_methods_and_models_and_doctor(capsys):
     assert code == 0
     assert "2104.14294" in text
     assert "teacher_temp" in text
-    code, text, _ = call(capsys, "models")
-    assert code == 0
-    assert "vit-ti/16" in text
-    assert "vitc-15mf" in text
     code, text, _ = call(capsys, "doctor")
     assert code == 0
     assert "precision" in text
+
+
+def test_models_are_listed_with_their_cost(capsys, monkeypatch):
+    known = [
+        "swin-b",
+        "swin-b/w12",
+        "deit-s/99",
+        "vit-n/2",
+        "vit-n/4",
+        "vit-ti/8",
+        "vit-ti/16",
+        "vit-ti/32",
+    ]
+    monkeypatch.setattr(backbones, "names", lambda: known)
+    code, text, _ = call(capsys, "models")
+    assert code == 0
+    rows = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+    assert rows["vit-ti/16"] == ["224", "5.52M", "1.25", "192", "yes", "2010.11929"]
+    assert rows["vit-n/4"][0] == "32"
+    assert rows["swin-b"][:3] == ["224", "86.74M", "15.43"]
+    assert rows["swin-b/w12"][0] == "384"
+    assert not rows.keys() & {"vit-ti/8", "vit-ti/32", "vit-n/2"}  # one row a size
+    assert rows["deit-s/99"][:3] == ["is", "left", "out:"]
+
+
+def test_one_model_is_explained(capsys):
+    code, text, _ = call(capsys, "models", "vit-b/16", "--image-size", "384", "--channels", "4")
+    assert code == 0
+    told = {
+        line.split("  ")[0].strip(): line.split("  ", 1)[1].strip()
+        for line in text.splitlines()
+        if "  " in line
+    }
+    assert told["for"] == "384 x 384 px, 4 channels"
+    assert told["parameters"] == "86.29M"
+    assert told["weights"] == "329 MiB in fp32, 165 MiB in bf16"
+    assert told["multiply-adds"] == "55.60 G an image"
+    assert told["features"] == "768 wide; 24 x 24 patches of 16 px, 1 before them"
+    assert told["layers"] == "12"
+    assert "padded" in told["other sizes"]
+    assert told["registers"] == "0"
+    assert "arXiv 2010.11929" in text
+    code, text, _ = call(capsys, "models", "cait-xxs24", "--image-size", "100")
+    assert code == 0
+    assert "7 x 7 patches" in text
 
 
 @pytest.mark.parametrize(

@@ -190,12 +190,18 @@ def _typed(name: str, value: Any, like: Any) -> Any:
         if isinstance(like, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(like, tuple):
-            return tuple(float(part) for part in text.strip("()").split(","))
+            return tuple(_number(part) for part in text.strip("()").split(","))
         if like is None:
-            return (
-                None if text.lower() == "none" else float(text) if "." in text or "e" in text else int(text)
-            )
+            return None if text.lower() == "none" else _number(text)
         return type(like)(text)
     except (KeyError, ValueError):
         kind = "a number" if like is None else type(like).__name__
         raise ValueError(f"{name} {value!r}: expected {kind}, such as {like}") from None
+
+
+def _number(text: str) -> int | float:
+    """Whole where it is written so."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from published_files import randomised, renamed
+from published_files import randomised, same
 
 from omma import backbones
-from omma.ops.positions import sincos_2d
 from omma.weights.published import into_model, recognise
 
 timm = pytest.importorskip("timm", reason="timm (dev group) is not installed")
@@ -17,22 +16,6 @@ def network(name, seed=0, **options):
 
 def ti(name="vit_tiny_patch16_224", **options):
     return network(name, **({"img_size": 32, "patch_size": 8, "depth": 2} | options))
-
-
-def same(encoder, theirs, size, tolerance=1e-4):
-    """Our features are timm's."""
-    x = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, found = encoder(x), theirs.forward_features(x)
-        if found.ndim == 4:
-            found = found.flatten(2).transpose(1, 2) if encoder.name.startswith("timm") else found.flatten(1, 2)
-        patches = found[:, getattr(theirs, "num_prefix_tokens", 0) :]
-        mean = patches.mean(1)
-        pooled = found[:, 0] if encoder.pool == "token" else mean
-        if encoder.pool == "mean_fc_norm":
-            pooled = theirs.fc_norm(mean)
-    assert (ours.patches - patches).abs().max() < tolerance
-    assert (ours.pooled - pooled).abs().max() < tolerance
 
 
 def given(state, **arguments):
@@ -89,7 +72,9 @@ def test_timms_transformers(model, options, name):
 
 
 def test_swin():
-    theirs = network("swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), img_size=56, embed_dim=48)
+    theirs = network(
+        "swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), img_size=56, embed_dim=48
+    )
     encoder, report = given(theirs.state_dict())
     assert (encoder.name, encoder.image_size) == ("swin", 56)
     same(encoder, theirs, 56)
@@ -104,7 +89,10 @@ def test_cait():
     assert encoder.image_size == 64
     same(encoder, theirs, 64)
     assert not report.left
-    state = {n: torch.empty_like(x, device="cpu") for n, x in timm.create_model("cait_s24_224").state_dict().items()}
+    state = {
+        n: torch.empty_like(x, device="cpu")
+        for n, x in timm.create_model("cait_s24_224").state_dict().items()
+    }
     assert recognise(state).spec == {"name": "cait-s24", "image_size": 224, "channels": 3}
 
 

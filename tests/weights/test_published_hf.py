@@ -15,9 +15,22 @@ transformers = pytest.importorskip("transformers", reason="transformers (bench g
 RELATIVE = {"use_relative_position_bias": True}
 SHARED = {"use_shared_relative_position_bias": True, "use_mask_token": True}
 DINO3 = {"num_register_tokens": 4, "layer_norm_eps": 1e-5}
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+SWIN = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
 MAE = {"mask_ratio": 0.0, "decoder_num_hidden_layers": 1}
-TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 98}
+TEXT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 99,
+    "eos_token_id": 98,
+}
 # class of the network, class of its config, what that is told, the name that omma gives it
 CASES = [
     ("ViTModel", "ViTConfig", {}, "vit/8"),
@@ -105,3 +118,50 @@ def test_features_are_transformers(kind, config, changes, name, stored, tmp_path
     assert every == encoder.state_dict().keys()
     beside = r"mask_token|classifier|pooler\.dense|lm_head|^decoder|^text_|projection|logit_scale"
     assert all(re.search(beside, name) for name in report.left)
+
+
+TI = {"hidden_size": 192, "num_attention_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "changes"),
+    [
+        ("ViTModel", "ViTConfig", TI),
+        ("DeiTModel", "DeiTConfig", TI),
+        ("BeitForImageClassification", "BeitConfig", TI | RELATIVE),
+        ("SwinModel", "SwinConfig", SWIN),
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", TI),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", TI | DINO3),
+        ("CLIPVisionModel", "CLIPVisionConfig", TI),
+        ("ViTMAEForPreTraining", "ViTMAEConfig", TI | MAE),
+    ],
+)
+def test_usual_widths_need_no_config(kind, config, changes):
+    theirs = network(kind, config, changes)
+    encoder, _, report = into_model(theirs.state_dict(), source="theirs")
+    assert report.share == 1
+    same(encoder, theirs, 64 if kind == "SwinModel" else 32)
+    assert any("quickgelu assumed" in note for note in report.notes) == (kind == "CLIPVisionModel")
+
+
+def test_an_unusual_width_needs_its_config():
+    theirs = network("ViTModel", "ViTConfig", {})
+    with pytest.raises(ValueError, match=r"64 wide .*config.json"):
+        into_model(theirs.state_dict(), source="theirs")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "changes", "words"),
+    [
+        ("ViTModel", "ViTConfig", {"hidden_act": "relu"}, "hidden_act='relu'"),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3 | {"use_gated_mlp": True}, "gates are silu"),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3 | {"key_bias": True}, "keys have a bias"),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3 | {"rope_theta": 10_000.0}, "base 10000"),
+        ("SwinModel", "SwinConfig", SWIN | {"layer_norm_eps": 1e-3}, "eps 0.001"),
+    ],
+)
+def test_what_omma_lacks_is_refused(kind, config, changes, words):
+    theirs = network(kind, config, changes)
+    with pytest.raises(ValueError, match=words) as error:
+        into_model(theirs.state_dict(), source="theirs", config=theirs.config.to_dict())
+    assert "\n" not in str(error.value)

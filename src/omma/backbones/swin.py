@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
 from omma.backbones.layers.transformer import chosen_layers
-from omma.ops import attention, depth, windows
+from omma.ops import depth, windows
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import padded
 from omma.ops.windows import Windows
@@ -64,8 +64,7 @@ class WindowAttention(nn.Module):
         """How much each token of the map attends to each; what falls on padding is left out."""
         table = self.relative_position_bias_table
         cut = windows.cached(grid, self.side, self.shifted, 1, table.device, table.dtype)
-        q, k, _ = cut.cut(self._qkv(x, before, cut), 3, self.heads).flatten(-3, -2).flatten(2, 3)
-        return windows.dense(attention.weights(q, k, windows.bias(table, cut)[None]), cut)
+        return windows.weights(self._qkv(x, before, cut), self.heads, cut, windows.bias(table, cut))
 
 
 class Block(nn.Module):

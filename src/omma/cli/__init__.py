@@ -11,12 +11,13 @@ import tyro
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
-from omma.cli.use import embed
+from omma.cli.use import embed, export
 
 COMMANDS = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "embed": embed,
+    "export": export,
     "report": report,
     "methods": methods,
     "models": models,

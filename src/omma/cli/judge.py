@@ -27,7 +27,7 @@ def evaluate(
         protocol: knn, linear, ridge.
         json: File to write the results to.
         floors: Measure raw pixels and the untrained network too.
-        allow_partial: Take weights of which many find no place too.
+        allow_partial: Take weights that lack many of the network's parameters too.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         seed: Of splits and untrained weights.

@@ -43,7 +43,7 @@ def pretrain(
         method: Pretraining method; `omma methods` lists them.
         model: Backbone; `omma models` lists them.
         init: Weights to go on from: a run folder, a weights file, timm:NAME or hf:NAME.
-        allow_partial: Take weights of which many find no place too.
+        allow_partial: With --init, take weights that lack many of the network's parameters too.
         head_warmup: With --init, share of the run in which the encoder is frozen.
         encoder_lr_scale: With --init, the encoder's learning rate as a share of the heads'.
         out: Run folder; by default runs/ and a name made of images, method and model.

@@ -1,4 +1,4 @@
-"""Commands that use a model: `omma embed`."""
+"""Commands that use a model: `omma embed` and `omma export`."""
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ def embed(
         model: Run folder, weights file, timm:NAME or hf:NAME.
         images: As for pretrain.
         out: The .parquet file to write.
-        allow_partial: Take weights of which many find no place too.
+        allow_partial: Take weights that lack many of the network's parameters too.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
     """
@@ -37,4 +37,30 @@ def embed(
         console.print(f"skipped {path}: {reason}", markup=False)
     if len(result.bad) > 5:
         console.print(f"... and {len(result.bad) - 5:,} more")
+    return 0
+
+
+def export(model: Path_, format: str, out: str | None = None, images: str | None = None) -> int:
+    """Write a model for other tools; it is read back by them and compared before it is called done.
+
+    Args:
+        model: Run folder, weights file, timm:NAME or hf:NAME.
+        format: safetensors, timm, hf (transformers), onnx or torch (torch.export).
+        out: File or folder to write.
+        images: Images to compare on, as for pretrain.
+    """
+    from omma.device import keep_memory
+    from omma.verbs.export import export as verb
+
+    keep_memory()
+
+    result = verb(model, format, out, images=images)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"written to {result.path}", markup=False)
+    console.print(
+        f"largest difference {result.difference:.2g}, of features up to {result.scale:.2g}; {result.compared}",
+        markup=False,
+    )
+    for note in result.notes:
+        console.print(note, markup=False)
     return 0

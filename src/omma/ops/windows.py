@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from omma.ops import attention
+
 LANES = 32  # numbers of bf16 in a register of 512 bits
 
 
@@ -91,14 +93,17 @@ def windows(grid: tuple[int, int], side: int, shifted: bool, like: Tensor) -> Wi
     return cached(grid, side, shifted, LANES if narrow else 1, like.device, like.dtype)
 
 
-def bias(table: Float[Tensor, "t h"], windows: Windows) -> Float[Tensor, "#w h n m"]:
-    """What is added to scores: each head's number for a relative position, -inf for pairs kept apart."""
-    found = F.embedding(windows.pairs, table).permute(2, 0, 1).contiguous()[None]
-    return found if windows.mask is None else found + windows.mask
+def bias(table: Float[Tensor, "t h"], windows: Windows) -> Float[Tensor, "h n m"]:
+    """Each head's number for the relative position of query and key."""
+    return F.embedding(windows.pairs, table).permute(2, 0, 1).contiguous()
+
+
+def _masked(bias: Float[Tensor, "h n m"], windows: Windows) -> Float[Tensor, "#w h n m"]:
+    return bias[None] if windows.mask is None else bias + windows.mask.to(bias.dtype)
 
 
 def attend(
-    qkv: Float[Tensor, "b r c 3d"], heads: int, windows: Windows, bias: Float[Tensor, "#w h n m"]
+    qkv: Float[Tensor, "b r c 3d"], heads: int, windows: Windows, bias: Float[Tensor, "h n m"]
 ) -> Float[Tensor, "b r c d"]:
     """Multi-head softmax(q k^T / sqrt(e) + bias) v within each window [eq. 4] of a rolled map.
 
@@ -109,8 +114,21 @@ def attend(
         return _WrittenOut.apply(qkv, heads, windows, bias)  # pyright: ignore[reportReturnType]
     parts = windows.cut(qkv, 3, heads)
     q, k, v = parts.flatten(-3, -2).flatten(2, 4)  # windows as if they were heads
-    every = bias.expand(parts.shape[2] * parts.shape[3], -1, -1, -1).flatten(0, 1)
+    every = _masked(bias, windows).expand(parts.shape[2] * parts.shape[3], -1, -1, -1).flatten(0, 1)
     return windows.join(F.scaled_dot_product_attention(q, k, v, every[None]).view(parts.shape[1:]))
+
+
+def weights(
+    qkv: Float[Tensor, "b r c 3d"], heads: int, windows: Windows, bias: Float[Tensor, "h n n"]
+) -> Float[Tensor, "b h g g"]:
+    """How much each of the map's g tokens attends to each; what falls on padding is left out."""
+    q, k, _ = windows.cut(qkv, 3, heads).flatten(-3, -2).flatten(2, 3)
+    local = attention.weights(q, k, _masked(bias, windows)[None])  # [b, w, heads, n, n]
+    (rows, columns), (high, wide) = windows.grid, windows.full
+    dense = local.new_zeros(len(qkv), heads, high * wide, high * wide)
+    dense[:, :, windows.places[:, :, None], windows.places[:, None]] = local.transpose(1, 2)
+    dense = dense.view(-1, heads, high, wide, high, wide)[:, :, :rows, :columns, :rows, :columns]
+    return dense.flatten(4).flatten(2, 3)
 
 
 class _WrittenOut(torch.autograd.Function):
@@ -127,40 +145,28 @@ class _WrittenOut(torch.autograd.Function):
         stacked = qkv.new_empty(*parts.shape[:5], m, e)
         stacked[..., n:, :] = 0
         stacked[..., :n, :].unflatten(-2, windows.size).copy_(parts)
+        stacked[0] *= e**-0.5
         q, k, v = stacked.view(3, -1, m, e)
-        p = torch.baddbmm(q.new_empty(()), q[:, :n], k.transpose(1, 2), beta=0, alpha=e**-0.5)
-        p.view(-1, bias.numel()).add_(bias.view(-1))
+        p = q[:, :n] @ k.transpose(1, 2)
+        masked = _masked(bias, windows).flatten()
+        p.view(-1, len(masked)).add_(masked)
         p = p.softmax(-1)
         ctx.save_for_backward(stacked, p)
-        ctx.heads, ctx.windows, ctx.bias = heads, windows, bias.shape
+        ctx.windows, ctx.bias = windows, bias.shape
         return windows.join((p @ v).view(parts.shape[1:]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:  # pyright: ignore
         stacked, p = ctx.saved_tensors
-        (n, m), e = ctx.bias[-2:], stacked.shape[-1]
+        heads, n, m = ctx.bias
+        e = stacked.shape[-1]
         q, k, v = stacked.view(3, -1, m, e)
-        g = ctx.windows.cut(grad, 1, ctx.heads)[0].reshape(-1, n, e)
+        g = ctx.windows.cut(grad, 1, heads).reshape(-1, n, e)
         dv = p.transpose(1, 2) @ g
         ds = torch._softmax_backward_data(g @ v.transpose(1, 2), p, -1, p.dtype)
-        dbias = ds.view(-1, ctx.bias.numel()).sum(0).view(ctx.bias)
-        ds *= e**-0.5
+        dq, dk = (ds @ k).mul_(e**-0.5), ds.transpose(1, 2) @ q[:, :n]
         dqkv = grad.new_empty(*grad.shape[:3], 3 * grad.shape[3])
-        parts = ctx.windows.cut(dqkv, 3, ctx.heads)
-        for part, x in zip(parts, (ds @ k, ds.transpose(1, 2) @ q[:, :n], dv), strict=True):
+        for part, x in zip(ctx.windows.cut(dqkv, 3, heads), (dq, dk, dv), strict=True):
             part.copy_(x[:, :n].reshape(part.shape))
-        return dqkv, None, None, dbias
-
-
-def dense(local: Float[Tensor, "b w h n n"], windows: Windows) -> Float[Tensor, "b h g g"]:
-    """Weights between places of windows as weights between all g tokens of the map; 0 for what never meets.
-
-    What falls on padding is left out.
-    """
-    b, heads = local.shape[0], local.shape[2]
-    (rows, columns), (high, wide) = windows.grid, windows.full
-    full = local.new_zeros(b, heads, high * wide, high * wide)
-    full[:, :, windows.places[:, :, None], windows.places[:, None]] = local.transpose(1, 2)
-    full = full.view(b, heads, high, wide, high, wide)[:, :, :rows, :columns, :rows, :columns]
-    return full.flatten(4).flatten(2, 3)
+        return dqkv, None, None, ds.view(-1, heads * n * m).sum(0).view(ctx.bias)

@@ -19,12 +19,8 @@ from omma.weights.published.report import Report, percent
 LEAST = 0.95  # of an encoder's parameters
 TABLE = "relative_position_bias_table"
 FIRST = ("patch_embed.proj.weight", "conv1.weight")  # layers that read the image
-NORMS = (
-    "norm.weight",
-    "norm.bias",
-    "fc_norm.weight",
-    "fc_norm.bias",
-)  # the last one, before or after pooling
+# The last norm, before the pooling or after it.
+NORMS = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,8 @@ class Plan:
         if self.wrong and not allow_partial:
             raise ValueError(f"{source} does not fit {self.report.name}: {self.wrong}")
         for name, x in self.values.items():
-            if x.is_floating_point() and not x.isfinite().all():
+            suspect = x.is_floating_point() and not x.sum().isfinite()  # the sum is quick
+            if suspect and not x.isfinite().all():
                 raise ValueError(f"{source} is damaged: {name} has values that are not finite")
 
     def load(self, encoder: Backbone) -> None:
@@ -69,7 +66,7 @@ def fit(recognised: Recognised, encoder: Backbone, allow_partial: bool = False) 
 def plan(recognised: Recognised, encoder: Backbone) -> Plan:
     """As `fit`, without loading; of the encoder only names and shapes count."""
     wanted = encoder.state_dict()
-    draft = _Draft(dict(recognised.tensors), dict(recognised.how))
+    draft = _Draft(dict(recognised.tensors), dict(recognised.how), dict(recognised.origin))
     _norms(draft, wanted)
     _tokens(draft, recognised, encoder, wanted)
     values: dict[str, Tensor] = {}
@@ -111,6 +108,7 @@ class _Draft:
 
     given: dict[str, Tensor]
     how: dict[str, str]
+    origin: dict[str, tuple[str, ...]]
     interpolated: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)  # in words
@@ -142,8 +140,8 @@ class _Draft:
     def report(self, recognised: Recognised, encoder: Backbone, values: Mapping[str, Tensor]) -> Report:
         changed = {*self.interpolated, *self.inflated}
         converted = [name for name in values if name in self.how and name not in changed]
-        used = {raw for name in values for raw in recognised.origin[name]}
-        origin = [raw for name in recognised.tensors for raw in recognised.origin[name] if raw not in used]
+        used = {raw for name in values for raw in self.origin[name]}
+        unused = [raw for origin in self.origin.values() for raw in origin if raw not in used]
         kinds = Counter(self.how[name] for name in converted)
         details = [f"{n} converted ({_counted(kinds)})" for n in [len(converted)] if n]
         details += [words + (f" ({n})" if n > 1 else "") for words, n in self.details.items()]
@@ -157,7 +155,7 @@ class _Draft:
             interpolated=tuple(self.interpolated),
             inflated=tuple(self.inflated),
             missing=tuple(n for n in encoder.state_dict() if n not in values),
-            left=tuple(dict.fromkeys((*origin, *recognised.left))),
+            left=tuple(dict.fromkeys((*unused, *recognised.left))),
             parameters=sum(sizes.values()),
             given=sum(n for name, n in sizes.items() if name in values),
             details=tuple(details),
@@ -189,7 +187,7 @@ def _norms(draft: _Draft, wanted: Mapping[str, Tensor]) -> None:
         for p in ("weight", "bias"):
             old, new = f"{here}.{p}", f"{there}.{p}"
             if old in draft.given and old not in wanted and new in wanted and new not in draft.given:
-                draft.given[new] = draft.given.pop(old)
+                draft.given[new], draft.origin[new] = draft.given.pop(old), draft.origin.pop(old)
                 draft.how[new] = f"{here} as {there}"
 
 

@@ -1,0 +1,121 @@
+"""How cost grows with an image's area: Swin linearly, ViT quadratically.
+
+    python benchmarks/area.py [--sizes 224 320 448 640 896] [--rounds 5] [--json FILE]
+
+swin-t and vit-s/16, which cost alike at 224 px, and vit-s/16 with other token mixers: linear attention, and
+BigBird's local, global and random one. One image at a time, in fp32, forward alone; every network in turn,
+the best of its rounds. Multiply-adds are counted, not timed. An exponent is fitted to each (cost ~ area^e,
+least squares of logarithms): 1 is linear. That of the whole ViT lies between 1 and 2 at these sizes, for what
+is done to each token is linear; the last line counts what is done to pairs of tokens: all that exceeds 12 d^2
+a token in each layer.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from common import Contender
+
+from omma import backbones
+from omma.ops.cost import multiply_adds
+
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "swin-t": {"name": "swin-t"},
+    "vit-s/16": {"name": "vit-s/16"},
+    "vit-s/16 linear": {"name": "vit-s/16", "mixer": "linear"},
+    "vit-s/16 bigbird": {"name": "vit-s/16", "mixer": "bigbird"},
+}
+HOME = 224  # px that positions are made for; other sizes interpolate them
+
+
+def counted(subject: str, size: int) -> int:
+    """Multiply-adds of one image."""
+    return multiply_adds(backbones.outline(image_size=HOME, **SUBJECTS[subject]), (1, 3, size, size))
+
+
+def pairs(size: int) -> int:
+    """Multiply-adds of a vit-s/16 that are spent on pairs of tokens."""
+    one, two = (
+        multiply_adds(backbones.outline(name="vit-s/16", image_size=HOME, depth=d), (1, 3, size, size))
+        for d in (1, 2)
+    )
+    tokens, dim = (size // 16) ** 2 + 1, 384
+    return 12 * (two - one - 12 * tokens * dim**2)
+
+
+def contender(subject: str, size: int) -> Contender:
+    torch.manual_seed(0)
+    network = backbones.build(image_size=HOME, **SUBJECTS[subject]).eval()
+    image = torch.randn(1, 3, size, size)
+
+    def run() -> None:
+        with torch.inference_mode():
+            network(image)
+
+    return Contender(subject, run, 1)
+
+
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """e of cost ~ area^e, by least squares of logarithms."""
+    return float(np.polyfit(2 * np.log(sizes), np.log(costs), 1)[0])
+
+
+def measure(sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+    """For each subject: multiply-adds and seconds by size, and their exponents."""
+    seconds: dict[str, list[list[float]]] = {subject: [] for subject in SUBJECTS}
+    for size in sizes:
+        turns = common.take_turns([contender(subject, size) for subject in SUBJECTS], rounds)
+        for subject, each in turns.items():
+            seconds[subject].append(each)
+    results = []
+    for subject in SUBJECTS:
+        macs, best = [counted(subject, size) for size in sizes], [min(each) for each in seconds[subject]]
+        results.append(
+            {
+                "model": subject,
+                "sizes": sizes,
+                "multiply_adds": macs,
+                "seconds": seconds[subject],
+                "exponent_multiply_adds": exponent(sizes, macs),
+                "exponent_seconds": exponent(sizes, best),
+            }
+        )
+    return results
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """A table for people: multiply-adds, and milliseconds of the best round."""
+    sizes = results[0]["sizes"]
+    here = common.machine()
+    print(f"{here['processor']}, {here['threads']} threads; torch {here['versions']['torch']}")
+    for what, key, exp in (
+        ("10^9 multiply-adds", "multiply_adds", "exponent_multiply_adds"),
+        ("milliseconds", "seconds", "exponent_seconds"),
+    ):
+        print(f"{what:24}" + "".join(f"{size:>9} px" for size in sizes) + f"{'area^':>8}")
+        for result in results:
+            values = (v / 1e9 if key == "multiply_adds" else 1e3 * min(v) for v in result[key])
+            print(f"{result['model']:24}" + "".join(f"{v:12.2f}" for v in values) + f"{result[exp]:8.2f}")
+    within = [pairs(size) for size in sizes]
+    line = "".join(f"{v / 1e9:12.2f}" for v in within)
+    print(f"{'vit-s/16, pairs':24}{line}{exponent(sizes, within):8.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 320, 448, 640, 896], help="px")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if len(set(args.sizes)) < 2:
+        parser.error("--sizes: two or more, to fit an exponent to")
+    results = measure(args.sizes, args.rounds)
+    show(results)
+    common.save(args.json, "area", __doc__, results)
+
+
+if __name__ == "__main__":
+    main()

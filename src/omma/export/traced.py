@@ -1,0 +1,151 @@
+"""Networks as graphs: ONNX for onnxruntime, torch.export's .pt2; batch and image size stay open if they can.
+
+Both take normalised images and give "pooled" [batch, d] and "patches" [batch, n, d].
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from omma.export.check import Reopened, Sizes, need
+from omma.export.plain import plain
+from omma.protocols import Backbone, Preprocess
+
+T = TypeVar("T")
+
+
+class Traced(nn.Module):
+    """An encoder whose outputs have names. pads: fill images up to whole patches before it sees them."""
+
+    def __init__(self, encoder: Backbone, pads: bool) -> None:
+        super().__init__()
+        self.encoder, self.pads = encoder, pads
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        if self.pads:  # as the encoder does, but so that the sum is seen to be a multiple
+            patch, (height, width) = self.encoder.patch, images.shape[-2:]
+            rows, columns = ((side + patch - 1) // patch for side in (height, width))
+            images = F.pad(images, (0, columns * patch - width, 0, rows * patch - height))
+        features = self.encoder(images)
+        return {"pooled": features.pooled, "patches": features.patches}
+
+
+def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
+    """Which sides of the images stay open. One patch along a side would be a case of its own."""
+    if sizes == "fixed":
+        return {0: Dim("batch")}
+    if sizes == "any":
+        return {0: Dim("batch"), 2: Dim("height", min=patch + 1), 3: Dim("width", min=patch + 1)}
+    return {0: Dim("batch"), 2: patch * Dim("rows", min=2), 3: patch * Dim("columns", min=2)}
+
+
+def trace(
+    encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, dict[int, Any]], T]
+) -> tuple[T, Sizes, str]:
+    """What `convert` makes of the graph with as open sizes as the network allows, and why not more so.
+
+    Raises ValueError where even a graph for images of `image_size` cannot be made.
+    """
+    network, why = plain(encoder), ""
+    patch = encoder.patch
+    for sizes in ("any", "multiples", "fixed"):
+        # other sizes than the usual, and unequal: equal ones would be taken for the same
+        height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
+        images = torch.zeros(2, encoder.channels, height, width)
+        dims = _dims(sizes, patch)
+        try:
+            # the fused kernels lay their results out in ways of their own, which converters stumble over
+            with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = Traced(network, pads=encoder.plain and sizes == "any")
+                program = torch.export.export(module, (images,), dynamic_shapes=(dims,), strict=False)
+                return convert(program, dims), sizes, why
+        except Exception as error:  # tracing fails in many ways
+            why = " ".join(str(error).split())[:300]
+    raise ValueError(f"{encoder.name} cannot be traced ({why}): export it as safetensors instead")
+
+
+def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str, ...]:
+    size = preprocess.size
+    said = {
+        "any": "any batch and image size",
+        "multiples": f"any batch; image sizes that are multiples of {encoder.patch}",
+        "fixed": f"any batch; images of {size}x{size} px only",
+    }[sizes]
+    if sizes == "any" and encoder.plain:
+        said += f" from {encoder.patch + 1} px on, padded with zeros to multiples of {encoder.patch}"
+    return (f"{said}; input: images scaled to [0, 1], then (x - mean) / std",)
+
+
+def _description(encoder: Backbone, preprocess: Preprocess) -> str:
+    """What a user of the graph needs beside it, as JSON."""
+    said = {"name": encoder.name, "patch": encoder.patch, "size": preprocess.size}
+    said |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
+    return json.dumps(said)
+
+
+# ---------------------------------------------------------------- torch.export
+def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
+    """A .pt2 file; `extra_files` "omma.json" says how images are prepared."""
+
+    def save(program: ExportedProgram, dims: dict[int, Any]) -> None:
+        torch.export.save(program, file, extra_files={"omma.json": _description(encoder, preprocess)})
+
+    return trace(encoder, preprocess.size, save)[1]
+
+
+def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
+    """The file as torch.export.load reads it."""
+    module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = module(images)
+        return found["pooled"], found["patches"]
+
+    return Reopened(run, sizes, (*_notes(encoder, preprocess, sizes), f"read with torch {torch.__version__}"))
+
+
+# ---------------------------------------------------------------- ONNX
+def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
+    """An .onnx file (weights beside it where they exceed 2 GB); metadata "omma": how images are prepared."""
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
+
+    def save(program: ExportedProgram, dims: dict[int, Any]) -> None:
+        named: Any = (
+            {axis: name for axis, name in zip((0, 2, 3), ("batch", "height", "width")) if axis in dims},
+        )
+        graph = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=["images"], output_names=["pooled", "patches"],
+            dynamic_shapes=named,
+        )  # fmt: skip
+        assert graph is not None
+        graph.model.metadata_props["omma"] = _description(encoder, preprocess)
+        graph.save(file)
+
+    return trace(encoder, preprocess.size, save)[1]
+
+
+def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
+    """The file as onnxruntime runs it on the CPU."""
+    runtime = need("onnxruntime", "onnx")
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3  # errors
+    session = runtime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, patches = session.run(["pooled", "patches"], {"images": images.numpy()})
+        return torch.from_numpy(pooled), torch.from_numpy(patches)
+
+    notes = (*_notes(encoder, preprocess, sizes), f"run by onnxruntime {runtime.__version__}")
+    return Reopened(run, sizes, notes)
