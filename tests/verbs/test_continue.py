@@ -367,28 +367,36 @@ def test_image_size(side, size, why):
     assert "positions" not in wished.encoder_options()  # mae's recipe would have other ones
 
 
-def test_weights_of_another_size_are_fitted(tmp_path, first, monkeypatch):
-    """Channels from the data, size and patch from the user: conversion is `weights.fit`'s."""
-    asked, events = [], []
-
-    def fit(model, encoder):
-        asked.append((model.digest, encoder.spec()))
-        return ["positions interpolated"]
-
-    monkeypatch.setattr(weights, "fit", fit, raising=False)
+def test_weights_of_another_size_are_fitted(tmp_path, first):
+    """Channels from the data, size and patch from the user; nothing moves while the encoder is frozen."""
+    events = []
     go_on(
         first, tmp_path / "run", images=pictures(channels=1), image_size=24, model="vit-n/4", steps=1,
         listen=events.append,
     )  # fmt: skip
-    spec = {
-        "name": "vit-n/4",
-        "image_size": 24,
-        "channels": 1,
-        "depth": 2,
-        "registers": 2,
-        "layer_scale": 0.1,
-    }
-    assert asked == [(omma.load(first).digest, spec)]
+    spec = SPEC | {"name": "vit-n/4", "image_size": 24, "channels": 1}
+    fitted = backbones.build(**spec)
+    lines = weights.fit(omma.load(first), fitted)
+    kept = omma.load(tmp_path / "run").encoder
+    assert kept.spec() == spec
+    assert same(kept.state_dict(), fitted.state_dict())
     notes = next(e for e in events if isinstance(e, Plan)).notes
-    assert "positions interpolated" in notes
+    assert lines
+    assert {*lines} <= {*notes}
     assert "normalised as measured here: the weights were made for 3 channels, these images have 1" in notes
+
+
+def test_published_weights(tmp_path):
+    """A file as timm writes it; its features at the start are timm's."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=2).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    events = []
+    go_on(tmp_path / "weights.pth", tmp_path / "run", head_warmup=0.9, steps=2, listen=events.append)
+    ours = omma.load(tmp_path / "run")
+    assert ours.preprocess.size == 32
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).pooled, theirs(x), atol=1e-4, rtol=0)
+    assert any("weights.pth" in note for note in next(e for e in events if isinstance(e, Plan)).notes)

@@ -7,20 +7,19 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omma.export.check import Reopened, Sizes, need
 from omma.export.plain import plain
 from omma.protocols import Backbone, Preprocess
-
-T = TypeVar("T")
 
 
 class Traced(nn.Module):
@@ -48,30 +47,55 @@ def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
     return {0: Dim("batch"), 2: patch * Dim("rows", min=2), 3: patch * Dim("columns", min=2)}
 
 
-def trace(
-    encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, dict[int, Any]], T]
-) -> tuple[T, Sizes, str]:
-    """What `convert` makes of the graph with as open sizes as the network allows, and why not more so.
+ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # how open the sizes are; may one be told from many?
+    ("any", True),
+    ("any", False),
+    ("multiples", True),
+    ("multiples", False),
+    ("fixed", True),
+)
 
-    Raises ValueError where even a graph for images of `image_size` cannot be made.
+
+def trace(
+    encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, dict[int, Any]], object]
+) -> Sizes:
+    """Give `convert` the graph with as open sizes as the network allows, and say which.
+
+    Raises ValueError where even a graph for images of `image_size` cannot be made or converted.
     """
-    network, why = plain(encoder), ""
-    patch = encoder.patch
-    for sizes in ("any", "multiples", "fixed"):
+    network, patch, why = plain(encoder), encoder.patch, ""
+    for sizes, tells in ATTEMPTS:
         # other sizes than the usual, and unequal: equal ones would be taken for the same
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
-        images = torch.zeros(2, encoder.channels, height, width)
         dims = _dims(sizes, patch)
         try:
-            # the fused kernels lay their results out in ways of their own, which converters stumble over
-            with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # A size may be one (a window, a patch) here and many there. Where torch has a route of its own
+            # for one, the graph holds for either only; told to expect any number, it takes the general one.
+            # The fused attention kernels lay results out in their own ways, which converters stumble over.
+            with (
+                _config.patch(backed_size_oblivious=not tells),
+                sdpa_kernel(SDPBackend.MATH),
+                warnings.catch_warnings(),
+                torch.no_grad(),
+            ):
                 warnings.simplefilter("ignore")
                 module = Traced(network, pads=encoder.plain and sizes == "any")
+                images = torch.zeros(2, encoder.channels, height, width)
                 program = torch.export.export(module, (images,), dynamic_shapes=(dims,), strict=False)
-                return convert(program, dims), sizes, why
+                _run(program, encoder, image_size, sizes)
+                convert(program, dims)
+                return sizes
         except Exception as error:  # tracing fails in many ways
             why = " ".join(str(error).split())[:300]
     raise ValueError(f"{encoder.name} cannot be traced ({why}): export it as safetensors instead")
+
+
+def _run(program: ExportedProgram, encoder: Backbone, size: int, sizes: Sizes) -> None:
+    """See that the graph takes what it should: one image, several, the usual size and, where open, another."""
+    module, c, patch = program.module(), encoder.channels, encoder.patch
+    for b, more in ((1, 0), (2, 0), (3, 1)):
+        if sizes != "fixed" or not more:
+            module(torch.zeros(b, c, size + more * patch, size + 2 * more * patch))
 
 
 def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str, ...]:
@@ -100,7 +124,7 @@ def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
     def save(program: ExportedProgram, dims: dict[int, Any]) -> None:
         torch.export.save(program, file, extra_files={"omma.json": _description(encoder, preprocess)})
 
-    return trace(encoder, preprocess.size, save)[1]
+    return trace(encoder, preprocess.size, save)
 
 
 def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
@@ -132,7 +156,7 @@ def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
         graph.model.metadata_props["omma"] = _description(encoder, preprocess)
         graph.save(file)
 
-    return trace(encoder, preprocess.size, save)[1]
+    return trace(encoder, preprocess.size, save)
 
 
 def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:

@@ -151,7 +151,7 @@ def pretrain(
         **choice.encoder_options(),
     )
     if first is not None:  # before the method copies its encoder
-        notes += _fill(encoder, first)
+        notes += _fill(encoder, first, allow_partial)
         first = None  # training needs the memory
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
     watch = monitor.Monitor(
@@ -225,7 +225,7 @@ def _origin(
     told = folder.config().get("init")
     if told and told["source"] == source and checkpoint.newest(folder.checkpoints)[0] is not None:
         return dataclasses.replace(Origin(**told), **chosen), None
-    model = weights.load(source, allow_partial=True) if allow_partial else weights.load(source)
+    model = weights.load(source, allow_partial=allow_partial)
     facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),
@@ -236,13 +236,14 @@ def _origin(
     return Origin(source=source, **facts, **chosen), model
 
 
-def _fill(encoder: Backbone, model: weights.Model) -> list[str]:
-    """Put the weights into the encoder, converted where it has another size; what was converted, in lines."""
+def _fill(encoder: Backbone, model: weights.Model, allow_partial: bool) -> list[str]:
+    """Put the weights into the encoder, converted where it has another size; what became of them, in lines."""
+    lines = list(model.provenance.get("loaded", ()))
     state, wanted = model.encoder.state_dict(), encoder.state_dict()
     if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in wanted.items()}:
-        return list(weights.fit(model, encoder))
+        return lines + weights.fit(model, encoder, allow_partial)
     encoder.load_state_dict(state)
-    return []
+    return lines
 
 
 def _prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
