@@ -34,6 +34,10 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+def headless(network):
+    return {name: x for name, x in network.state_dict().items() if not name.startswith("head")}
+
+
 def timm_feature(network, x):
     with torch.no_grad():
         return network.forward_head(network.forward_features(x), pre_logits=True)
@@ -65,11 +69,26 @@ def test_saved_as_omma_it_is_the_same(vit, tmp_path):
 
 def test_timm_by_name_becomes_ours_where_we_have_it(vit, monkeypatch):
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
-    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.Timm(vit.state_dict(), config, "vit_tiny"))
+    monkeypatch.setattr(
+        hub, "fetch_timm", lambda name: hub.Timm(headless(vit), config, "vit_tiny_patch16_224")
+    )
     model = weights.load("timm:vit_tiny_patch16_224")
     assert model.encoder.name == "vit-ti/16"
     assert model.preprocess.mean == (0.5,) * 3
     assert model.preprocess.crop_share == 0.9
+
+
+def test_equal_names_with_other_arithmetic_are_not_taken_for_ours(monkeypatch):
+    """A network that norms after each branch, under the parameter names of one that norms before."""
+    network = timm.create_model("vit_base_patch16_rpn_224", num_classes=0).eval()
+    for p in network.parameters():  # its norms start near zero, where the two are still alike
+        p.data.add_(0.1 * torch.rand_like(p))
+    found = hub.Timm(network.state_dict(), {"input_size": (3, 224, 224)}, "vit_base_patch16_rpn_224")
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: found)
+    model = weights.load("timm:vit_base_patch16_rpn_224")
+    assert "other features" in model.provenance["loaded"][0]
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(model(x).pooled, timm_feature(network, x), rtol=1e-3, atol=1e-4)
 
 
 def test_timm_by_name_is_wrapped_where_we_do_not(monkeypatch):

@@ -105,3 +105,18 @@ def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> 
     with torch.device("meta"):
         network = build(name=name, image_size=image_size, channels=channels, **chosen)
     return network.eval().requires_grad_(False)
+
+
+def unfilled(**spec: Any) -> Backbone:
+    """For weights that fill every parameter: without values where that is possible.
+
+    Drawing those of a ViT-B takes seconds. Raises ValueError as `build` does.
+    """
+    try:
+        with torch.device("meta"):
+            network = build(**spec)
+    except (NotImplementedError, RuntimeError):  # its constructor computes with values
+        return build(**spec)
+    stored = network.state_dict().keys()
+    loose = any(name not in stored for name, _ in network.named_buffers())  # no file holds these
+    return build(**spec) if loose else network

@@ -56,11 +56,9 @@ def export(model: Path_, format: str, out: str | None = None, images: str | None
 
     result = verb(model, format, out, images=images)
     console = Console(highlight=False, soft_wrap=True)
+    said = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
     console.print(f"written to {result.path}", markup=False)
-    console.print(
-        f"largest difference {result.difference:.2g}, of features up to {result.scale:.2g}; {result.compared}",
-        markup=False,
-    )
+    console.print(f"largest difference {said}; {result.compared}", markup=False)
     for note in result.notes:
         console.print(note, markup=False)
     return 0

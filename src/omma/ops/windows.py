@@ -141,32 +141,31 @@ class _WrittenOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: int, windows: Windows, bias: Tensor) -> Tensor:
         parts = windows.cut(qkv, 3, heads)
-        n, m, e = *bias.shape[-2:], parts.shape[-1]
-        stacked = qkv.new_empty(*parts.shape[:5], m, e)
-        stacked[..., n:, :] = 0
-        stacked[..., :n, :].unflatten(-2, windows.size).copy_(parts)
-        stacked[0] *= e**-0.5
-        q, k, v = stacked.view(3, -1, m, e)
-        p = q[:, :n] @ k.transpose(1, 2)
+        shape, (_, n, m), e = parts.shape[1:], bias.shape, parts.shape[-1]
+        q = torch.mul(parts[0], e**-0.5, out=qkv.new_empty(shape)).view(-1, n, e)
+        kv = qkv.new_empty(2, len(q), m, e)
+        kv[:, :, n:] = 0
+        kv[:, :, :n].view(2, *shape).copy_(parts[1:])
+        p = q @ kv[0].transpose(1, 2)
         masked = _masked(bias, windows).flatten()
         p.view(-1, len(masked)).add_(masked)
         p = p.softmax(-1)
-        ctx.save_for_backward(stacked, p)
-        ctx.windows, ctx.bias = windows, bias.shape
-        return windows.join((p @ v).view(parts.shape[1:]))
+        ctx.save_for_backward(q, kv, p)
+        ctx.windows, ctx.heads = windows, heads
+        return windows.join((p @ kv[1]).view(shape))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:  # pyright: ignore
-        stacked, p = ctx.saved_tensors
-        heads, n, m = ctx.bias
-        e = stacked.shape[-1]
-        q, k, v = stacked.view(3, -1, m, e)
-        g = ctx.windows.cut(grad, 1, heads).reshape(-1, n, e)
+        q, (k, v), p = ctx.saved_tensors
+        n, m, e = *p.shape[1:], q.shape[-1]
+        g = ctx.windows.cut(grad, 1, ctx.heads).reshape(-1, n, e)
         dv = p.transpose(1, 2) @ g
         ds = torch._softmax_backward_data(g @ v.transpose(1, 2), p, -1, p.dtype)
-        dq, dk = (ds @ k).mul_(e**-0.5), ds.transpose(1, 2) @ q[:, :n]
         dqkv = grad.new_empty(*grad.shape[:3], 3 * grad.shape[3])
-        for part, x in zip(ctx.windows.cut(dqkv, 3, heads), (dq, dk, dv), strict=True):
-            part.copy_(x[:, :n].reshape(part.shape))
-        return dqkv, None, None, ds.view(-1, heads * n * m).sum(0).view(ctx.bias)
+        parts = ctx.windows.cut(dqkv, 3, ctx.heads)
+        torch.mul((ds @ k).view(parts[0].shape), e**-0.5, out=parts[0])
+        parts[1].copy_((ds.transpose(1, 2) @ q)[:, :n].view(parts[1].shape))
+        parts[2].copy_(dv[:, :n].view(parts[2].shape))
+        dbias = ds.view(-1, ctx.heads * n * m).sum(0).view(ctx.heads, n, m)
+        return dqkv, None, None, dbias

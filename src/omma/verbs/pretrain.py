@@ -237,7 +237,7 @@ def _origin(
 
 
 def _fill(encoder: Backbone, model: weights.Model, allow_partial: bool) -> list[str]:
-    """Put the weights into the encoder, converted where it has another size; what became of them, in lines."""
+    """Put the weights into the encoder, converted where its size differs; what became of them, in lines."""
     lines = list(model.provenance.get("loaded", ()))
     state, wanted = model.encoder.state_dict(), encoder.state_dict()
     if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in wanted.items()}:

@@ -57,7 +57,7 @@ def load(model: str | Path) -> Model:
     weights, description = _files(Path(model))
     said = _described(description)
     try:
-        encoder = _blank(said["spec"])
+        encoder = backbones.unfilled(**said["spec"])
         preprocess = from_dict(said["preprocess"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -81,18 +81,6 @@ def load(model: str | Path) -> Model:
             )
     encoder.load_state_dict(state, assign=True)
     return Model(encoder, preprocess, said.get("provenance"))
-
-
-def _blank(spec: Mapping[str, Any]) -> Backbone:
-    """The network without values where that is possible: drawing those of a ViT-B takes seconds."""
-    try:
-        with torch.device("meta"):
-            encoder = backbones.build(**spec)
-    except (NotImplementedError, RuntimeError):  # its constructor computes with values
-        return backbones.build(**spec)
-    stored = encoder.state_dict().keys()
-    loose = [name for name, _ in encoder.named_buffers() if name not in stored]
-    return backbones.build(**spec) if loose else encoder
 
 
 def _files(model: Path) -> tuple[Path, Path]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from omma import backbones
@@ -46,10 +45,10 @@ def into_model(
     spec["image_size"] = image_size or spec["image_size"]
     spec["channels"] = channels or spec["channels"]
 
-    encoder = _blank(spec)
+    encoder = backbones.unfilled(**spec)
     found = plan(recognised, encoder)
     found.check(allow_partial)
-    if found.report.missing or _computed(encoder):
+    if found.report.missing:
         encoder = backbones.build(**spec)
     found.load(encoder)
 
@@ -58,18 +57,3 @@ def into_model(
         recognised, size=size, channels=spec["channels"], preprocessor=preprocessor, timm_cfg=timm_cfg
     )
     return encoder.eval(), prepared, replace(found.report, notes=(*found.report.notes, note))
-
-
-def _blank(spec: Mapping[str, Any]) -> Backbone:
-    """The network without values where that is possible: drawing those of a large one takes seconds."""
-    try:
-        with torch.device("meta"):
-            return backbones.build(**spec)
-    except (NotImplementedError, RuntimeError):  # its constructor computes with values
-        return backbones.build(**spec)
-
-
-def _computed(encoder: Backbone) -> bool:
-    """Has it values that no file holds?"""
-    stored = encoder.state_dict().keys()
-    return any(name not in stored for name, _ in encoder.named_buffers())
