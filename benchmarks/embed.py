@@ -19,7 +19,7 @@ from common import Contender
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.backbones.vit import timm_arguments
+from omma.export import timm_twin
 
 SIZE = 224
 
@@ -37,8 +37,6 @@ def runner(network: nn.Module, images: Tensor, dtype: torch.dtype, ours: bool) -
 
 
 def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
-    from timm.models.vision_transformer import VisionTransformer
-
     torch.manual_seed(0)
     encoder = backbones.build(name=model, image_size=size, channels=3)
     # a fresh network's features hardly tell images apart: larger weights, as training leaves them, do
@@ -47,7 +45,7 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
             if name.startswith("blocks.") and weight.ndim == 2:
                 weight.mul_(3.0)
     images = torch.randn(batch, 3, size, size)
-    reference = VisionTransformer(**timm_arguments(encoder))
+    reference = timm_twin(encoder)
     reference.load_state_dict(encoder.state_dict())
     return [
         Contender(

@@ -190,7 +190,7 @@ def test_truncated(kind, share, at_least):
 
 def test_truncated_progressive_jpeg():
     data = encoded(smooth(), "JPEG", progressive=True)
-    with pytest.raises(BadImage, match=r"damaged JPEG.*end"):
+    with pytest.raises(BadImage, match="damaged JPEG"):
         decode(data[:-200], at_least=1)
 
 

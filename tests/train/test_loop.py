@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from omma.backbones import vit
+from omma.backbones import layers
 from omma.protocols import Batch, Clock, Key, ParamGroup, Recipe, StepOutput
 from omma.train.loop import Position, make_optimizer, schedule, train
 from omma.train.precision import Cast
@@ -122,13 +122,13 @@ def test_bf16_gradients_are_those_of_fp64(tokens):
     class Blocks(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = vit.blocks(vit.Size(2, 96, 3), 0.0)
+            self.blocks = layers.blocks(layers.Size(2, 96, 3))
 
         def forward(self, batch, clock):
             return StepOutput((self.blocks(*batch.views).double() * weight).sum(), {})
 
     net = Blocks()
-    net.apply(vit.init_linear)
+    net.apply(layers.init_linear)
     exact = copy.deepcopy(net).double()
     for call, view in ((Cast(net, torch.bfloat16), x), (exact, x.double())):
         call(Batch((view,), Key(0, None, None), None), Clock(0, 1, 0.0)).loss.backward()

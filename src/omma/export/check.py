@@ -11,12 +11,13 @@ from torch import Tensor
 from omma.protocols import Backbone, Preprocess
 
 Sizes = Literal["any", "multiples", "fixed"]
+Run = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, c, h, w] to pooled [b, d], patches [b, n, d]
 
 
 class Reopened(NamedTuple):
     """A network that another library has read, seen as omma sees its own."""
 
-    run: Callable[[Float[Tensor, "b c h w"]], tuple[Tensor, Tensor]]  # pooled [b, d], patches [b, n, d]
+    run: Run
     sizes: Sizes  # images that it reads as omma does: any, multiples of the patch, those of one size
     notes: tuple[str, ...] = ()  # what its user must know
 

@@ -41,9 +41,12 @@ def _axis(
     count = (side + window - 1) // window
     several = torch.sym_min(1, (side - 1) // window)  # 1 where there is more than one window, else 0
     shift = (window // 2) * several if shifted else 0
-    at = (torch.arange(count * window, device=device) + shift) % (count * window)
-    seen = at < torch.sym_max(side, several * count * window)
-    home = (torch.arange(side, device=device) - shift) % (count * window)
+    full = count * window
+    at = torch.arange(full, device=device) + shift
+    at = torch.where(at < full, at, at - full)
+    seen = at < torch.sym_max(side, several * full)
+    home = torch.arange(side, device=device) - shift
+    home = torch.where(home < 0, home + full, home)
     return count, at.view(count, window), seen.view(count, window), home
 
 

@@ -5,7 +5,7 @@ Both take normalised images and give "pooled" [batch, d] and "patches" [batch, n
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from omma.export.check import Reopened, Sizes, need
+from omma.export.check import Reopened, Run, Sizes, compare, need
 from omma.export.plain import plain
 from omma.protocols import Backbone, Preprocess
+
+LIMIT = 1e-3  # relative difference that a graph may show on noise
 
 
 class Traced(nn.Module):
@@ -56,46 +58,59 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # how open the sizes are; may one 
 )
 
 
-def trace(
-    encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, dict[int, Any]], object]
-) -> Sizes:
-    """Give `convert` the graph with as open sizes as the network allows, and say which.
+def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, Sizes], Run]) -> Sizes:
+    """Write the graph with as open sizes as the network allows, and say which.
 
-    Raises ValueError where even a graph for images of `image_size` cannot be made or converted.
+    convert: writes it, and gives what runs the written one. What fails on noise of several sizes does not
+    count. Raises ValueError where even a graph for images of `image_size` cannot be made.
     """
     network, patch, why = plain(encoder), encoder.patch, ""
     for sizes, tells in ATTEMPTS:
         # other sizes than the usual, and unequal: equal ones would be taken for the same
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
+        images = torch.zeros(2, encoder.channels, height, width)
+        module = Traced(network, pads=encoder.plain and sizes == "any")
         dims = _dims(sizes, patch)
         try:
             # A size may be one (a window, a patch) here and many there. Where torch has a route of its own
             # for one, the graph holds for either only; told to expect any number, it takes the general one.
             # The fused attention kernels lay results out in their own ways, which converters stumble over.
             with (
-                _config.patch(backed_size_oblivious=not tells),
+                _config.patch(backed_size_oblivious=not tells),  # pyright: ignore[reportAttributeAccessIssue]
                 sdpa_kernel(SDPBackend.MATH),
                 warnings.catch_warnings(),
                 torch.no_grad(),
             ):
                 warnings.simplefilter("ignore")
-                module = Traced(network, pads=encoder.plain and sizes == "any")
-                images = torch.zeros(2, encoder.channels, height, width)
                 program = torch.export.export(module, (images,), dynamic_shapes=(dims,), strict=False)
-                _run(program, encoder, image_size, sizes)
-                convert(program, dims)
+                _check(encoder, Reopened(_named(program.module()), sizes), image_size)  # heeds its own limits
+                _check(encoder, Reopened(convert(program, sizes), sizes), image_size)
                 return sizes
         except Exception as error:  # tracing fails in many ways
             why = " ".join(str(error).split())[:300]
     raise ValueError(f"{encoder.name} cannot be traced ({why}): export it as safetensors instead")
 
 
-def _run(program: ExportedProgram, encoder: Backbone, size: int, sizes: Sizes) -> None:
-    """See that the graph takes what it should: one image, several, the usual size and, where open, another."""
-    module, c, patch = program.module(), encoder.channels, encoder.patch
-    for b, more in ((1, 0), (2, 0), (3, 1)):
-        if sizes != "fixed" or not more:
-            module(torch.zeros(b, c, size + more * patch, size + 2 * more * patch))
+def _named(module: Any) -> Run:
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = module(images)
+        return found["pooled"], found["patches"]
+
+    return run
+
+
+def _check(encoder: Backbone, reopened: Reopened, size: int) -> None:
+    """See that the graph takes what it should: one image, several, the usual size and, where open, others."""
+    patch, seeded = encoder.patch, torch.Generator().manual_seed(0)
+    shapes = [(1, size, size), (2, size, size)]
+    if reopened.sizes != "fixed":
+        shapes.append((3, size + patch, size + 2 * patch))
+    if reopened.sizes == "any":
+        shapes.append((1, size + patch // 2, size + patch - 1))
+    noise = (torch.randn(b, encoder.channels, h, w, generator=seeded) for b, h, w in shapes)
+    found = compare(encoder, reopened, noise)
+    if not found.within(LIMIT):
+        raise ValueError(f"features differ by {found.difference:.2g} of {found.scale:.2g}")
 
 
 def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str, ...]:
@@ -121,42 +136,46 @@ def _description(encoder: Backbone, preprocess: Preprocess) -> str:
 def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
     """A .pt2 file; `extra_files` "omma.json" says how images are prepared."""
 
-    def save(program: ExportedProgram, dims: dict[int, Any]) -> None:
+    def save(program: ExportedProgram, sizes: Sizes) -> Run:
         torch.export.save(program, file, extra_files={"omma.json": _description(encoder, preprocess)})
+        return reopen_torch(encoder, preprocess, file, sizes).run
 
     return trace(encoder, preprocess.size, save)
 
 
 def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
     """The file as torch.export.load reads it."""
-    module = torch.export.load(file).module()
-
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = module(images)
-        return found["pooled"], found["patches"]
-
-    return Reopened(run, sizes, (*_notes(encoder, preprocess, sizes), f"read with torch {torch.__version__}"))
+    notes = (*_notes(encoder, preprocess, sizes), f"read with torch {torch.__version__}")
+    return Reopened(_named(torch.export.load(file).module()), sizes, notes)
 
 
 # ---------------------------------------------------------------- ONNX
 def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
     """An .onnx file (weights beside it where they exceed 2 GB); metadata "omma": how images are prepared."""
-    need("onnx", "onnx")
-    need("onnxscript", "onnx")
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        need(module, "onnx")
 
-    def save(program: ExportedProgram, dims: dict[int, Any]) -> None:
-        named: Any = (
-            {axis: name for axis, name in zip((0, 2, 3), ("batch", "height", "width")) if axis in dims},
-        )
+    def save(program: ExportedProgram, sizes: Sizes) -> Run:
+        names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
+        if any(len(shape) != 4 for shape in _attended(program)):  # ONNX has an operator for four dimensions
+            program = program.run_decompositions()
         graph = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["images"], output_names=["pooled", "patches"],
-            dynamic_shapes=named,
+            dynamic_shapes=(names,),
         )  # fmt: skip
         assert graph is not None
         graph.model.metadata_props["omma"] = _description(encoder, preprocess)
         graph.save(file)
+        return reopen_onnx(encoder, preprocess, file, sizes).run
 
     return trace(encoder, preprocess.size, save)
+
+
+def _attended(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
+    """Shapes of the queries of fused attention."""
+    for node in program.graph.nodes:
+        if node.target == torch.ops.aten.scaled_dot_product_attention.default:
+            yield node.args[0].meta["val"].shape
 
 
 def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
@@ -164,7 +183,7 @@ def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Si
     runtime = need("onnxruntime", "onnx")
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3  # errors
+    settings.log_severity_level = 4  # what fails is raised
     session = runtime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,201 @@
+"""`omma export`: a trained encoder for other libraries, read back by them and compared before it is kept."""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from omma import weights
+from omma.data import index
+from omma.data.preprocess import load_batch
+from omma.export import hf, timm_, traced
+from omma.export.check import Compared, Reopened, compare
+from omma.features import suited
+from omma.protocols import Backbone, Images, Preprocess
+from omma.weights import Model
+
+Format = Literal["safetensors", "timm", "hf", "onnx", "torch"]
+IMAGES = 8  # that are compared, at most
+LIMITS: dict[str, float] = {"safetensors": 1e-4, "timm": 1e-4, "hf": 1e-4, "torch": 1e-4, "onnx": 1e-3}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its features are from omma's."""
+
+    path: Path  # a folder, or for onnx and torch a file
+    format: Format
+    files: tuple[str, ...]  # names of those in the folder, or of the file and what belongs to it
+    difference: float  # the largest, absolute, of pooled and patch features
+    scale: float  # the largest feature, absolute
+    images: int  # real ones that were compared
+    sizes: tuple[tuple[int, int], ...]  # height and width that they were compared at, in pixels
+    notes: tuple[str, ...] = field(default=(), repr=False)  # what its user must know
+
+    @property
+    def compared(self) -> str:
+        """What the difference was taken on, in words."""
+        sizes = " and ".join(f"{height}x{width}" for height, width in self.sizes)
+        return f"{self.images} image{'s' * (self.images != 1)} at {sizes} px"
+
+
+def export(
+    model: str | Path | Model,
+    format: Format,
+    out: str | Path | None = None,
+    images: str | Path | Images | None = None,
+) -> Exported:
+    """Write an encoder as others read it, have them read it, and keep it only if it computes the same.
+
+    format: "safetensors" (a folder: model.safetensors, model.json), "timm" (a folder for
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`), "hf" (a folder for transformers' AutoModel),
+    "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
+    torch.export.load). out: by default in the run folder, under export/. images: up to eight are compared; by
+    default those that the model was trained on.
+
+    `out` appears when all is done; a file there is replaced, a folder that holds anything is not. Raises
+    ValueError in one line: an unknown format, a network that the other library does not have, features that
+    differ by more than 1e-4 of the largest (ONNX: 1e-3), no images to compare.
+    """
+    if format not in LIMITS:
+        raise ValueError(f"format {format!r} is unknown: choose {', '.join(LIMITS)}")
+    out = _default(model, format) if out is None else Path(out)
+    _suits(out, format)
+    loaded = model if isinstance(model, Model) else weights.load(model)
+    encoder = copy.deepcopy(loaded.encoder).cpu().float().eval()
+    preprocess = loaded.preprocess
+    pictures = suited(_images(loaded, images), preprocess.channels)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        written = place / out.name  # under its own name: a file may name one that belongs to it
+        reopened = _WRITERS[format](encoder, preprocess, written, loaded.provenance)
+        found = compare(encoder, reopened, _batches(encoder, pictures, preprocess, reopened))
+        if not found.within(LIMITS[format]):
+            raise ValueError(
+                f"features of {encoder.name} as {format} differ by {found.difference:.2g} of "
+                f"{found.scale:.2g}, more than {LIMITS[format]:g} of it: not written; try another format"
+            )
+        files = _move(place, out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return _told(out, format, files, found, reopened.notes)
+
+
+def _told(out: Path, format: Format, files: tuple[str, ...], found: Compared, notes: Any) -> Exported:
+    return Exported(
+        out, format, files, found.difference, found.scale, found.images, found.sizes, tuple(notes)
+    )
+
+
+# ---------------------------------------------------------------- one function a format
+Writer = Callable[[Backbone, Preprocess, Path, dict[str, Any]], Reopened]
+
+
+def _safetensors(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
+    weights.save(at, encoder, preprocess, provenance)
+    read = weights.load(at).encoder
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = read(images)
+        return features.pooled, features.patches
+
+    return Reopened(run, "any", ("read with omma.load; the parameters have timm's names",))
+
+
+def _timm(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
+    timm_.write(encoder, preprocess, at)
+    return timm_.reopen(encoder, preprocess, at)
+
+
+def _hf(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
+    hf.write(encoder, preprocess, at)
+    return hf.reopen(encoder, preprocess, at)
+
+
+def _onnx(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
+    return traced.reopen_onnx(encoder, preprocess, at, traced.write_onnx(encoder, preprocess, at))
+
+
+def _torch(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
+    return traced.reopen_torch(encoder, preprocess, at, traced.write_torch(encoder, preprocess, at))
+
+
+_WRITERS: dict[str, Writer] = {
+    "safetensors": _safetensors,
+    "timm": _timm,
+    "hf": _hf,
+    "onnx": _onnx,
+    "torch": _torch,
+}
+
+
+# ---------------------------------------------------------------- images
+def _images(model: Model, images: str | Path | Images | None) -> Images:
+    """Those given, or those that the model was trained on."""
+    if images is not None:
+        return images if isinstance(images, Images) else index.open_images(images)
+    source = model.provenance.get("images")
+    if not isinstance(source, str | Path) or not (Path(source).exists() or "://" in str(source)):
+        said = f" ({source} is not there)" if source else ""
+        raise ValueError(f"the model's own images are unknown{said}: give some with --images to compare on")
+    return index.open_images(source)
+
+
+def _batches(
+    encoder: Backbone, images: Images, preprocess: Preprocess, reopened: Reopened
+) -> Iterator[Float[Tensor, "b c h w"]]:
+    """Real images: all at the model's size, one alone, and three of another shape where sizes are free."""
+    some = np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))
+    usual, good, bad = load_batch(images, some, preprocess)
+    usual = usual[good.nonzero()[0]]
+    if not len(usual):
+        raise ValueError(f"none of {len(some)} images could be read; the first: {bad[0][1]}")
+    yield usual
+    yield usual[:1]
+    if reopened.sizes == "fixed":
+        return
+    size, patch = preprocess.size, encoder.patch
+    other, good, _ = load_batch(images, some[:3], replace(preprocess, size=size + 2 * patch))
+    if good.any():
+        odd = 1 if reopened.sizes == "any" else 0
+        yield other[good.nonzero()[0]][:, :, : size + patch, : size + 2 * patch - odd]
+
+
+# ---------------------------------------------------------------- places
+def _default(model: str | Path | Model, format: Format) -> Path:
+    """A place in the run folder."""
+    if isinstance(model, Model) or not Path(model).is_dir():
+        raise ValueError(
+            f"{model if isinstance(model, str | Path) else 'the model'} has no folder: give --out"
+        )
+    return Path(model) / "export" / {"onnx": "model.onnx", "torch": "model.pt2"}.get(format, format)
+
+
+def _suits(out: Path, format: Format) -> None:
+    """Could `out` become what the format makes?"""
+    if format in ("onnx", "torch"):
+        suffix = ".onnx" if format == "onnx" else ".pt2"
+        if out.suffix != suffix:
+            raise ValueError(f"{out}: the format {format} is one file; name it *{suffix}")
+        if out.is_dir():
+            raise ValueError(f"{out} is a folder; give another place")
+    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"{out} exists; the format {format} is a folder of its own: give another place")
+
+
+def _move(place: Path, out: Path) -> tuple[str, ...]:
+    """Everything in `place` beside or to `out`, which comes last."""
+    names = sorted((f.name for f in place.iterdir()), key=lambda name: name == out.name)
+    for name in names:
+        os.replace(place / name, out.with_name(name))
+    return tuple(sorted(f.name for f in out.iterdir())) if out.is_dir() else tuple(names)
