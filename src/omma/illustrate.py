@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, monitor, weights
-from omma.evaluate import knn
+from omma.evaluation import knn
 from omma.ops.random import permutations
 from omma.protocols import Images, Key, NoAttention, Preprocess
-from omma.report import charts, html, pictures
-from omma.report.results import Result
+from omma.reporting import charts, html, pictures
+from omma.reporting.results import Result
 from omma.run import EVALUATION, RunFolder, flatten
 from omma.train import checkpoint, retention
 

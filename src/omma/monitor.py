@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omma.data.preprocess import load_batch
-from omma.evaluate import interval, knn
+from omma.evaluation import interval, knn
 from omma.protocols import Backbone, Images, Preprocess
 from omma.train import health, retention
 

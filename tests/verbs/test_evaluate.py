@@ -9,8 +9,8 @@ from PIL import Image
 
 from omma import backbones, weights
 from omma.data.index import ArrayImages
-from omma.evaluate.evaluation import Comparison, Evaluation
-from omma.evaluate.result import Result
+from omma.evaluation.evaluation import Comparison, Evaluation
+from omma.evaluation.result import Result
 from omma.protocols import Preprocess
 from omma.verbs.evaluate import evaluate
 

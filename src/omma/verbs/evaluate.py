@@ -17,10 +17,10 @@ from omma.data import index
 from omma.data import split as splitting
 from omma.data.cache import cache_folder
 from omma.data.preprocess import shorter_side
-from omma.evaluate import interval, knn, linear, ridge
-from omma.evaluate.arrays import Split
-from omma.evaluate.evaluation import NAMES, Comparison, Evaluation
-from omma.evaluate.result import Result, Subject, scores
+from omma.evaluation import interval, knn, linear, ridge
+from omma.evaluation.arrays import Split
+from omma.evaluation.evaluation import NAMES, Comparison, Evaluation
+from omma.evaluation.result import Result, Subject, scores
 from omma.features import FeatureSet, extract, pixels
 from omma.protocols import Images, Preprocess
 from omma.run import EVALUATION, RunFolder

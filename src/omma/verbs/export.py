@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,14 +18,13 @@ from omma import weights
 from omma.data import index
 from omma.data.preprocess import load_batch
 from omma.export import hf, timm_, traced
-from omma.export.check import Compared, Reopened, compare
+from omma.export.check import Reopened, compare
 from omma.features import suited
 from omma.protocols import Backbone, Images, Preprocess
 from omma.weights import Model
 
 Format = Literal["safetensors", "timm", "hf", "onnx", "torch"]
 IMAGES = 8  # that are compared, at most
-LIMITS: dict[str, float] = {"safetensors": 1e-4, "timm": 1e-4, "hf": 1e-4, "torch": 1e-4, "onnx": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Exported:
     def compared(self) -> str:
         """What the difference was taken on, in words."""
         sizes = " and ".join(f"{height}x{width}" for height, width in self.sizes)
-        return f"{self.images} image{'s' * (self.images != 1)} at {sizes} px"
+        return f"compared on {self.images} image{'s' * (self.images != 1)} at {sizes} px"
 
 
 def export(
@@ -58,17 +58,18 @@ def export(
     format: "safetensors" (a folder: model.safetensors, model.json), "timm" (a folder for
     `timm.create_model("local-dir:FOLDER", pretrained=True)`), "hf" (a folder for transformers' AutoModel),
     "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
-    torch.export.load). out: by default in the run folder, under export/. images: up to eight are compared; by
-    default those that the model was trained on.
+    torch.export.load). out: by default in the run folder. images: up to eight are compared; by default
+    those that the model was trained on.
 
     `out` appears when all is done; a file there is replaced, a folder that holds anything is not. Raises
     ValueError in one line: an unknown format, a network that the other library does not have, features that
     differ by more than 1e-4 of the largest (ONNX: 1e-3), no images to compare.
     """
-    if format not in LIMITS:
-        raise ValueError(f"format {format!r} is unknown: choose {', '.join(LIMITS)}")
-    out = _default(model, format) if out is None else Path(out)
-    _suits(out, format)
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown: choose {', '.join(FORMATS)}")
+    kind = FORMATS[format]
+    out = _default(model, kind) if out is None else Path(out)
+    _suits(out, format, kind)
     loaded = model if isinstance(model, Model) else weights.load(model)
     encoder = copy.deepcopy(loaded.encoder).cpu().float().eval()
     preprocess = loaded.preprocess
@@ -78,22 +79,25 @@ def export(
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         written = place / out.name  # under its own name: a file may name one that belongs to it
-        reopened = _WRITERS[format](encoder, preprocess, written, loaded.provenance)
+        reopened = kind.write(encoder, preprocess, written, loaded.provenance)
         found = compare(encoder, reopened, _batches(encoder, pictures, preprocess, reopened))
-        if not found.within(LIMITS[format]):
+        if not found.within(kind.limit):
             raise ValueError(
-                f"features of {encoder.name} as {format} differ by {found.difference:.2g} of "
-                f"{found.scale:.2g}, more than {LIMITS[format]:g} of it: not written; try another format"
+                f"{encoder.name} as {format}: features differ by {found.difference:.2g} of "
+                f"{found.scale:.2g}, more than {kind.limit:g} of it: not written; try another format"
             )
         files = _move(place, out)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return _told(out, format, files, found, reopened.notes)
-
-
-def _told(out: Path, format: Format, files: tuple[str, ...], found: Compared, notes: Any) -> Exported:
     return Exported(
-        out, format, files, found.difference, found.scale, found.images, found.sizes, tuple(notes)
+        path=out,
+        format=format,
+        files=files,
+        difference=found.difference,
+        scale=found.scale,
+        images=found.images,
+        sizes=found.sizes,
+        notes=reopened.notes,
     )
 
 
@@ -130,12 +134,20 @@ def _torch(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict
     return traced.reopen_torch(encoder, preprocess, at, traced.write_torch(encoder, preprocess, at))
 
 
-_WRITERS: dict[str, Writer] = {
-    "safetensors": _safetensors,
-    "timm": _timm,
-    "hf": _hf,
-    "onnx": _onnx,
-    "torch": _torch,
+class Kind(NamedTuple):
+    """What a format is."""
+
+    name: str  # of the file or folder where none is given; a file's suffix is required
+    limit: float  # difference of features, relative to the largest
+    write: Writer
+
+
+FORMATS: dict[str, Kind] = {
+    "safetensors": Kind("safetensors", 1e-4, _safetensors),
+    "timm": Kind("timm", 1e-4, _timm),
+    "hf": Kind("hf", 1e-4, _hf),
+    "onnx": Kind("model.onnx", 1e-3, _onnx),
+    "torch": Kind("model.pt2", 1e-4, _torch),
 }
 
 
@@ -155,40 +167,47 @@ def _batches(
     encoder: Backbone, images: Images, preprocess: Preprocess, reopened: Reopened
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Real images: all at the model's size, one alone, and three of another shape where sizes are free."""
-    some = np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))
-    usual, good, bad = load_batch(images, some, preprocess)
-    usual = usual[good.nonzero()[0]]
-    if not len(usual):
-        raise ValueError(f"none of {len(some)} images could be read; the first: {bad[0][1]}")
+    usual = _readable(images, preprocess, IMAGES)
     yield usual
     yield usual[:1]
-    if reopened.sizes == "fixed":
-        return
-    size, patch = preprocess.size, encoder.patch
-    other, good, _ = load_batch(images, some[:3], replace(preprocess, size=size + 2 * patch))
-    if good.any():
+    if reopened.sizes != "fixed":
+        size, patch = preprocess.size, encoder.patch
+        other = _readable(images, replace(preprocess, size=size + 2 * patch), 3)
         odd = 1 if reopened.sizes == "any" else 0
-        yield other[good.nonzero()[0]][:, :, : size + patch, : size + 2 * patch - odd]
+        yield other[:, :, : size + patch, : size + 2 * patch - odd]
+
+
+def _readable(images: Images, preprocess: Preprocess, count: int) -> Float[Tensor, "b c s s"]:
+    """Up to `count` images from everywhere in the collection; others take the place of unreadable ones."""
+    spread = np.unique(np.linspace(0, len(images) - 1, 4 * count).astype(int))
+    rows, reasons = [], []
+    for i in np.concatenate([spread[k::4] for k in range(4)]):
+        batch, good, bad = load_batch(images, np.array([i]), preprocess)
+        rows += [batch] if good.all() else []
+        reasons += [f"{images.path(int(i))}: {reason}" for _, reason in bad]
+        if len(rows) == count:
+            break
+    if not rows:
+        raise ValueError(f"none of {len(reasons)} images can be read (first: {reasons[0]}): give others")
+    return torch.cat(rows)
 
 
 # ---------------------------------------------------------------- places
-def _default(model: str | Path | Model, format: Format) -> Path:
+def _default(model: str | Path | Model, kind: Kind) -> Path:
     """A place in the run folder."""
-    if isinstance(model, Model) or not Path(model).is_dir():
-        raise ValueError(
-            f"{model if isinstance(model, str | Path) else 'the model'} has no folder: give --out"
-        )
-    return Path(model) / "export" / {"onnx": "model.onnx", "torch": "model.pt2"}.get(format, format)
+    if isinstance(model, Model):
+        raise ValueError("the model is in memory and has no folder of its own: say where to write it")
+    if not Path(model).is_dir():
+        raise ValueError(f"{model} is no run folder: say where to write with --out")
+    return Path(model) / kind.name
 
 
-def _suits(out: Path, format: Format) -> None:
+def _suits(out: Path, format: Format, kind: Kind) -> None:
     """Could `out` become what the format makes?"""
-    if format in ("onnx", "torch"):
-        suffix = ".onnx" if format == "onnx" else ".pt2"
-        if out.suffix != suffix:
+    suffix = Path(kind.name).suffix
+    if suffix:
+        if out.suffix != suffix or out.is_dir():
             raise ValueError(f"{out}: the format {format} is one file; name it *{suffix}")
-        if out.is_dir():
-            raise ValueError(f"{out} is a folder; give another place")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} exists; the format {format} is a folder of its own: give another place")
 

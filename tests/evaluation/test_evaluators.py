@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from omma.evaluate import arrays, interval, knn, linear, ridge
-from omma.evaluate.arrays import Split
-from omma.evaluate.result import Result, scores
+from omma.evaluation import arrays, interval, knn, linear, ridge
+from omma.evaluation.arrays import Split
+from omma.evaluation.result import Result, scores
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from omma.evaluate import knn
-from omma.evaluate.result import Result
+from omma.evaluation import knn
+from omma.evaluation.result import Result
 
 SCHEMA = 1
 NAMES = {"knn": "k-NN", "linear": "linear probe", "ridge": "ridge probe"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omma.report import pictures
+from omma.reporting import pictures
 
 RANDOM = np.random.default_rng(0)
 

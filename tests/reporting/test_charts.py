@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from omma.report.charts import Series, interval_chart, line_chart
-from omma.report.results import Result, figure
-from omma.report.svg import log_ticks, nice_ticks
+from omma.reporting.charts import Series, interval_chart, line_chart
+from omma.reporting.results import Result, figure
+from omma.reporting.svg import log_ticks, nice_ticks
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x & \x00\ud800 ]]> é"
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omma.report import html, pictures
-from omma.report.charts import Series, line_chart
-from omma.report.html import Section, write_report
-from omma.report.results import Result
+from omma.reporting import html, pictures
+from omma.reporting.charts import Series, line_chart
+from omma.reporting.html import Section, write_report
+from omma.reporting.results import Result
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>' \" & \x00\udc80"
 VOID = {"meta", "img", "br"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omma.report import svg
-from omma.report.results import Result, figure, percent
+from omma.reporting import svg
+from omma.reporting.results import Result, figure, percent
 
 POINTS = 600  # most points drawn of one curve
 MARKS = 60  # most points of one curve that answer to the pointer

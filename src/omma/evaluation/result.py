@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from omma.evaluate import interval
+from omma.evaluation import interval
 
 Subject = Literal["trained", "untrained", "pixels"]
 

@@ -11,12 +11,12 @@ from typing import Literal
 
 from PIL import Image
 
-from omma.report.charts import interval_chart
-from omma.report.pictures import Cell, Grid
-from omma.report.results import Result
-from omma.report.style import CSS
-from omma.report.svg import Svg
-from omma.report.svg import quote as escape
+from omma.reporting.charts import interval_chart
+from omma.reporting.pictures import Cell, Grid
+from omma.reporting.results import Result
+from omma.reporting.style import CSS
+from omma.reporting.svg import Svg
+from omma.reporting.svg import quote as escape
 
 Level = Literal["good", "warn", "bad"]
 SIGNS: dict[Level, tuple[str, str]] = {
@@ -154,7 +154,7 @@ def _fact(fact: tuple[str, str]) -> str:
 
 def _svg(chart: Svg) -> str:
     if not isinstance(chart, Svg):
-        raise TypeError(f"a curve must come from omma.report.charts (Svg), not {type(chart).__name__}")
+        raise TypeError(f"a curve must come from omma.reporting.charts (Svg), not {type(chart).__name__}")
     return chart
 
 
