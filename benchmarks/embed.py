@@ -19,7 +19,7 @@ from common import Contender
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.export import timm_twin
+from omma.exporting import timm_twin
 
 SIZE = 224
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.export import hf, timm_twin
+from omma.exporting import hf, timm_twin
 from omma.protocols import Backbone, Preprocess
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"

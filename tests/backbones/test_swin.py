@@ -276,7 +276,8 @@ def test_bf16(size):
     rough, rough_slopes = gradients(ours.bfloat16(), x.bfloat16())
     assert F.cosine_similarity(exact.pooled, rough.pooled.float()).min() > 0.995
     for name, slope in slopes.items():
-        assert F.cosine_similarity(slope.flatten(), rough_slopes[name].flatten(), 0) > 0.95, name
+        least = 0.9 if name.endswith("table") else 0.995  # sums of what cancels; timm's are as far off
+        assert F.cosine_similarity(slope.flatten(), rough_slopes[name].flatten(), 0) > least, name
 
 
 def test_spec_rebuilds_it():
@@ -308,14 +309,15 @@ def test_drop_path():
 
 
 def test_evaluation_first_then_training():
-    """What evaluation has remembered of the windows serves training as well."""
+    """What evaluation has remembered of the windows serves training; tracing leaves nothing behind."""
     shape = {"image_size": 96, "window": 2, "dim": 8, "depths": (1, 2), "heads": (1, 2)}
     ours, x = small(**shape), torch.randn(1, 3, 72, 96)
     with torch.inference_mode():
         ours(x)
     ours(x).pooled.sum().backward()
-    exported = torch.export.export(ours, (x,))
-    torch.testing.assert_close(exported.module()(x).pooled, ours(x).pooled, rtol=1e-4, atol=1e-4)
+    several = {"images": {0: torch.export.Dim("b", min=1, max=8)}}
+    exported = torch.export.export(ours, (x.repeat(2, 1, 1, 1),), dynamic_shapes=several).module()
+    torch.testing.assert_close(exported(x).pooled, ours(x).pooled, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours(x).pooled, small(**shape)(x).pooled)
 
 

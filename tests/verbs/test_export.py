@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+import omma
 from omma import backbones, weights
 from omma.protocols import Preprocess
 from omma.verbs import export as verb
@@ -100,7 +101,7 @@ def test_what_differs_is_not_kept(folder, tmp_path, monkeypatch):
 def test_bad_calls(folder, tmp_path):
     model = model_of("vit")
     with pytest.raises(ValueError, match="choose safetensors"):
-        verb.export(model, "tflite", tmp_path / "x", folder)
+        omma.export(model, "tflite", tmp_path / "x", folder)
     with pytest.raises(ValueError, match="--images"):
         verb.export(model, "safetensors", tmp_path / "x")
     with pytest.raises(ValueError, match="exists"):

@@ -45,12 +45,12 @@ class Windows(NamedTuple):
     def cut(self, x: Float[Tensor, "b r c f"], parts: int, heads: int) -> Float[Tensor, "p b i j h y x e"]:
         """A view by part, sample, window (row i, column j), head and place (row y, column x)."""
         (high, wide), (h, w) = self.full, self.size
-        x = x.view(len(x), high // h, h, wide // w, w, parts, heads, -1)
+        x = x.view(x.shape[0], high // h, h, wide // w, w, parts, heads, -1)
         return x.permute(5, 0, 1, 3, 6, 2, 4, 7)
 
     def join(self, x: Float[Tensor, "b i j h y x e"]) -> Float[Tensor, "b r c d"]:
         """The inverse of one part of `cut`."""
-        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(x), *self.full, -1)
+        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], *self.full, -1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,7 +125,7 @@ def weights(
     q, k, _ = windows.cut(qkv, 3, heads).flatten(-3, -2).flatten(2, 3)
     local = attention.weights(q, k, _masked(bias, windows)[None])  # [b, w, heads, n, n]
     (rows, columns), (high, wide) = windows.grid, windows.full
-    dense = local.new_zeros(len(qkv), heads, high * wide, high * wide)
+    dense = local.new_zeros(qkv.shape[0], heads, high * wide, high * wide)
     dense[:, :, windows.places[:, :, None], windows.places[:, None]] = local.transpose(1, 2)
     dense = dense.view(-1, heads, high, wide, high, wide)[:, :, :rows, :columns, :rows, :columns]
     return dense.flatten(4).flatten(2, 3)

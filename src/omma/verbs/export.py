@@ -17,8 +17,8 @@ from torch import Tensor
 from omma import weights
 from omma.data import index
 from omma.data.preprocess import load_batch
-from omma.export import hf, timm_, traced
-from omma.export.check import Reopened, compare
+from omma.exporting import hf, timm_, traced
+from omma.exporting.check import Reopened, compare
 from omma.features import suited
 from omma.protocols import Backbone, Images, Preprocess
 from omma.weights import Model

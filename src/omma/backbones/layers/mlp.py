@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops.fused import linear_gelu
 from omma.ops.norm import norm_linear
 
 
@@ -28,6 +29,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
+        if self.activation == "gelu" and not torch.is_grad_enabled():
+            return self.fc2(linear_gelu(before(x), self.fc1.weight, self.fc1.bias))
         x = norm_linear(x, before, self.fc1.weight, self.fc1.bias)
         return self.fc2(ACTIVATIONS[self.activation](x))
 

@@ -18,7 +18,7 @@ from omma.backbones.cait import CaiT
 from omma.backbones.eva import Eva
 from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
-from omma.export.check import Sizes
+from omma.exporting.check import Sizes
 from omma.protocols import Backbone
 
 State = dict[str, Tensor]

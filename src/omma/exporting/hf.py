@@ -8,8 +8,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from omma.export.check import Reopened, eight_bit, need, raw_note
-from omma.export.hf_forms import Theirs, described
+from omma.exporting.check import Reopened, eight_bit, need, raw_note
+from omma.exporting.hf_forms import Theirs, described
 from omma.protocols import Backbone, Preprocess
 
 

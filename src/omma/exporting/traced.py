@@ -17,8 +17,8 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from omma.export.check import Reopened, Run, Sizes, compare, need
-from omma.export.plain import plain
+from omma.exporting.check import Reopened, Run, Sizes, compare, need
+from omma.exporting.plain import plain
 from omma.protocols import Backbone, Preprocess
 
 LIMIT = 1e-3  # relative difference that a graph may show on noise

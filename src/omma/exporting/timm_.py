@@ -14,7 +14,7 @@ from omma.backbones.eva import Eva
 from omma.backbones.external import Encoder as External
 from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
-from omma.export.check import Reopened, eight_bit, need, raw_note
+from omma.exporting.check import Reopened, eight_bit, need, raw_note
 from omma.protocols import Backbone, Preprocess
 
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions interpolated, images padded

@@ -1,0 +1,38 @@
+"""Positions on other grids are those of F.interpolate."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omma.ops.positions import resample
+
+side = st.integers(1, 20)
+
+
+@given(h=side, w=side, high=side, wide=st.integers(2, 20), antialias=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_equal_to_interpolate(h, w, high, wide, antialias):
+    positions = torch.randn(1, h * w, 5, generator=torch.Generator().manual_seed(0))
+    picture = positions.double().view(1, h, w, 5).permute(0, 3, 1, 2).contiguous()
+    wanted = F.interpolate(picture, size=(high, wide), mode="bicubic", antialias=antialias)
+    wanted = wanted.permute(0, 2, 3, 1).reshape(1, -1, 5)
+    found = resample(positions, (h, w), (high, wide), antialias)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_one_column_is_what_one_row_is(antialias):
+    """torch 2.15's own antialiased resize gives every row the first one's values here."""
+    positions = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(0))
+    turned = positions.view(3, 4, 5).transpose(0, 1).reshape(1, 12, 5)
+    column = resample(positions, (3, 4), (5, 1), antialias)
+    row = resample(turned, (4, 3), (1, 5), antialias)
+    torch.testing.assert_close(column, row)
+
+
+def test_gradients_reach_all_positions():
+    positions = torch.randn(1, 16, 5, requires_grad=True)
+    resample(positions, (4, 4), (6, 5)).square().sum().backward()
+    assert (positions.grad != 0).all()
