@@ -83,6 +83,8 @@ def test_one_model_is_explained(capsys):
         (["pretrain", ".", "--method", "dyno", "--steps", "1"], "."),
         (["evaluate", "/no/run", "."], "/no/run"),
         (["embed", "/no/run", ".", "--out", "t.parquet"], "/no/run"),
+        (["export", "/no/run", "--format", "onnx", "--out", "m.onnx"], "/no/run"),
+        (["export", "/no/run", "--format", "tflite"], "'tflite' is unknown: choose safetensors"),
         (["report", "/no/run", "."], "/no/run"),
         (["methods", "dyno"], "dyno"),
         (["models", "vit-s/17b"], "vit-s/17b"),
@@ -150,6 +152,12 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     code, text, error = call(capsys, "embed", "run", "data.npz", "--out", "t.parquet", "--device", "cpu")
     assert code == 0, error
     assert "60 vectors of 192 dimensions" in text
+    code, text, error = call(capsys, "export", "run", "--format", "safetensors")
+    assert code == 0, error
+    assert "written to run/safetensors" in text
+    assert "largest difference 0, where features reach" in text
+    assert "compared on 8 images at 16x16" in text
+    assert (tmp_path / "run" / "safetensors" / "model.safetensors").exists()
 
 
 def test_starting_up_does_not_import_torch():

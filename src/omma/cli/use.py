@@ -1,5 +1,7 @@
 """Commands that use a model: `omma embed` and `omma export`."""
 
+from typing import Any
+
 from rich.console import Console
 
 from omma.cli.shared import Path_
@@ -46,15 +48,16 @@ def export(model: Path_, format: str, out: str | None = None, images: str | None
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         format: safetensors, timm, hf (transformers), onnx or torch (torch.export).
-        out: File or folder to write.
-        images: Images to compare on, as for pretrain.
+        out: File (.onnx, .pt2) or folder to write; by default in the run folder.
+        images: Images to compare on, as for pretrain; by default those that it was trained on.
     """
     from omma.device import keep_memory
     from omma.verbs.export import export as verb
 
     keep_memory()
 
-    result = verb(model, format, out, images=images)
+    chosen: Any = format  # the verb refuses what does not exist
+    result = verb(model, chosen, out, images=images)
     console = Console(highlight=False, soft_wrap=True)
     said = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
     console.print(f"written to {result.path}", markup=False)

@@ -50,10 +50,10 @@ def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
 
 
 ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # how open the sizes are; may one be told from many?
-    ("any", True),
     ("any", False),
-    ("multiples", True),
+    ("any", True),
     ("multiples", False),
+    ("multiples", True),
     ("fixed", True),
 )
 

@@ -27,9 +27,14 @@ def norm_linear(
     weight: Float[Tensor, "o d"],
     bias: Float[Tensor, "o"] | None,
 ) -> Float[Tensor, "*b o"]:
-    """linear(layer(x)): scale and shift folded into the product, W (s x + t) + b = (W s) x + (W t + b)."""
+    """linear(layer(x)): scale and shift folded into the product, W (s x + t) + b = (W s) x + (W t + b).
+
+    Few tokens have them applied instead: folding passes over the weights, not over the tokens.
+    """
     if not _apart(x):
         return F.linear(layer(x), weight, bias)
+    if x.numel() // x.shape[-1] < 4 * weight.shape[0]:
+        return F.linear(norm(x, layer), weight, bias)
     x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     shift = weight @ layer.bias if bias is None else torch.addmv(bias, weight, layer.bias)
     return F.linear(x, weight * layer.weight, shift)
