@@ -55,8 +55,11 @@ def model_of(case):
     return weights.Model(encoder, preprocess)
 
 
-@pytest.mark.parametrize("case", list(SMALL))
-@pytest.mark.parametrize("format", list(verb.FORMATS))
+ALIKE = {"vit, mean", "vit, sincos", "clip", "deit"}  # to a tracer, which takes its time, "vit" again
+PAIRS = [(f, c) for f in verb.FORMATS for c in SMALL if f not in ("onnx", "torch") or c not in ALIKE]
+
+
+@pytest.mark.parametrize(("format", "case"), PAIRS)
 def test_round_trips(case, format, folder, tmp_path):
     for package in {
         "timm": ["timm"],

@@ -295,7 +295,7 @@ class CaiT(Backbone):
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
         x = self.blocks(self._embed(tokens, grid, keep))
-        token = self.cls_token.repeat(len(x), 1, 1)
+        token = self.cls_token.repeat(x.shape[0], 1, 1)
         for block in self.blocks_token_only:
             token = block(token, x)
         return Features(norm(token, self.norm)[:, 0], norm(x, self.norm), grid)
@@ -313,7 +313,7 @@ class CaiT(Backbone):
         trunk = len(self.blocks)
         wanted = chosen_layers(layers, trunk + len(self.blocks_token_only), self.name)
         x = self._embed(self.tokenize(images), self.grid(*images.shape[-2:]), None)
-        token = self.cls_token.repeat(len(x), 1, 1)
+        token = self.cls_token.repeat(x.shape[0], 1, 1)
         maps: dict[int, Tensor] = {}
         for i in range(max(wanted, default=-1) + 1):
             block: Any = self.blocks[i] if i < trunk else self.blocks_token_only[i - trunk]

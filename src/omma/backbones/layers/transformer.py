@@ -89,7 +89,7 @@ class Transformer(Backbone):
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None
     ) -> Float[Tensor, "b m d"]:
         """Positions added, class token and its like in front."""
-        b, front = len(tokens), self._front()
+        b, front = tokens.shape[0], self._front()  # len() would fix the batch of an exported graph
         before = torch.cat(front, 1) if front else None
         if self.pos_embed is not None:
             own = self.prefix if self.prefix_positions else 0
