@@ -40,7 +40,19 @@ def twin(encoder: Backbone) -> Twin:
 def timm_twin(encoder: Backbone) -> nn.Module:
     """timm's network of the same shape, in evaluation mode; the encoder's state loads into it, strictly."""
     architecture, args = twin(encoder)
-    return need("timm", "timm").create_model(architecture, num_classes=0, **args).eval()
+    return _create(encoder, architecture, num_classes=0, **args)
+
+
+def _create(encoder: Backbone, name: str, **args: Any) -> Any:
+    """timm's network, or ValueError where the installed timm is too old for it."""
+    timm = need("timm", "timm")
+    try:
+        return timm.create_model(name, **args).eval()
+    except (TypeError, RuntimeError) as error:  # an option or a network that it does not know yet
+        why = " ".join(str(error).split())[:150]
+        raise ValueError(
+            f"timm {timm.__version__} cannot make {encoder.name} ({why}): pip install -U timm"
+        ) from error
 
 
 def _refuse(encoder: Backbone, why: str) -> NoReturn:
@@ -189,7 +201,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
     timm = need("timm", "timm")
     architecture, args = twin(encoder)
     state = {k: v.detach().contiguous().clone() for k, v in encoder.state_dict().items()}
-    known = timm.models.get_pretrained_cfg(architecture, allow_unregistered=False)
+    known = timm.models.get_pretrained_cfg(architecture)
     mean, std = eight_bit(preprocess)
     size = [preprocess.channels, preprocess.size, preprocess.size]
     cfg = {
@@ -220,14 +232,11 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
     said = json.loads((folder / "config.json").read_text())
     notes = (*raw_note(preprocess), f"read with timm {timm.__version__}")
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        if "local" not in str(error) and not isinstance(error, AssertionError):
-            raise
-        model = timm.create_model(said["architecture"], num_classes=0, **said["model_args"]).eval()
+        model = _create(encoder, f"local-dir:{folder}", pretrained=True)
+    except AssertionError:  # before 1.0.16 or so
+        model = _create(encoder, said["architecture"], num_classes=0, **said["model_args"])
         timm.models.load_checkpoint(model, str(folder / "model.safetensors"))
         notes += ("this timm knows no 'local-dir:'; create_model, then load_checkpoint of model.safetensors",)
-    front = getattr(model, "num_prefix_tokens", 0)
     by_hand = _pooled_by_hand(encoder)
     if by_hand:
         notes += (by_hand,)
@@ -238,7 +247,7 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
             channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
             patches = (x if channels_last else x.permute(0, 2, 3, 1)).flatten(1, 2)
         else:
-            patches = x[:, front:]
+            patches = x[:, encoder.prefix :]
         if by_hand:
             return (x[:, 0] if encoder.pool == "token" else patches.mean(1)), patches
         return model.forward_head(x), patches
