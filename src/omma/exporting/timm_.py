@@ -234,9 +234,9 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
     try:
         model = _create(encoder, f"local-dir:{folder}", pretrained=True)
     except AssertionError:  # before 1.0.16 or so
-        model = _create(encoder, said["architecture"], num_classes=0, **said["model_args"])
-        timm.models.load_checkpoint(model, str(folder / "model.safetensors"))
-        notes += ("this timm knows no 'local-dir:'; create_model, then load_checkpoint of model.safetensors",)
+        args = said["model_args"] | {"checkpoint_path": str(folder / "model.safetensors")}
+        model = _create(encoder, said["architecture"], num_classes=0, **args)
+        notes += ("this timm knows no 'local-dir:'; give create_model the model_args and a checkpoint_path",)
     by_hand = _pooled_by_hand(encoder)
     if by_hand:
         notes += (by_hand,)
