@@ -130,7 +130,8 @@ class Backbone(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of features of an image of this size; it is padded where it does not divide."""
-        return -(-height // self.patch), -(-width // self.patch)
+        # no negative numbers: ONNX cuts their quotients towards zero
+        return (height + self.patch - 1) // self.patch, (width + self.patch - 1) // self.patch
 
     def tokenize(
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None

@@ -38,7 +38,7 @@ def resized(
     table: Float[Tensor, "t h"], home: tuple[int, int], grid: tuple[int, int], extra: int = 3
 ) -> Float[Tensor, "u h"]:
     """The table for another grid: bicubic in the distances; the last `extra` entries as they are."""
-    if home == grid:
+    if all(isinstance(n, int) for n in grid) and home == grid:  # sizes of a traced network are no int
         return table
     old, new = ((2 * h - 1, 2 * w - 1) for h, w in (home, grid))
     spread = resample(table[None, : len(table) - extra], old, new, antialias=False)[0]
