@@ -52,6 +52,14 @@ def test_deit(name, plain, distilled):
     assert millions(network) + classifier(network) == pytest.approx(plain, abs=0.8)  # 5.7 is told as 5
 
 
+@pytest.mark.parametrize(("name", "told", "cost"), [("vitc-1gf", 4.6, 1.1), ("vitc-4gf", 17.8, 4.0)])
+def test_vitc(name, told, cost):
+    """[Xiao 2021, table 2]; its class token, which ours does not have, is half a per cent of the cost."""
+    network = outline(name, 224)
+    assert millions(network) + classifier(network) == pytest.approx(told, rel=0.01)
+    assert multiply_adds(network, (1, 3, 224, 224)) / 1e9 == pytest.approx(cost, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "told"),
     [

@@ -154,6 +154,25 @@ def test_three_that_are_refused_each_in_one_line(vit, tmp_path):
     assert not trace.exists()
 
 
+def test_one_of_several_networks_by_name(vit, tmp_path):
+    torch.manual_seed(1)
+    other = {name: torch.randn_like(x) for name, x in vit.state_dict().items()}
+    file = tmp_path / "both.pth"
+    torch.save({"teacher": vit.state_dict(), "student": other}, file)
+    for name, state in ((file, vit.state_dict()), (f"{file}:student", other)):
+        read = weights.load(name).encoder.state_dict()
+        assert all(torch.equal(x, state[key]) for key, x in read.items()), name
+    with pytest.raises(ValueError, match=r"both\.pth has no part 'ema'; it has teacher, student"):
+        weights.load(f"{file}:ema")
+    file.rename(tmp_path / "a:b.pth")
+    assert torch.equal(
+        weights.load(tmp_path / "a:b.pth").encoder.state_dict()["pos_embed"],
+        vit.state_dict()["pos_embed"],
+    )
+    with pytest.raises(ValueError, match=r"nowhere\.pth:student"):
+        weights.load(tmp_path / "nowhere.pth:student")
+
+
 def test_partial_files(vit, tmp_path):
     state = {n: x for n, x in vit.state_dict().items() if not n.startswith("blocks.3.mlp")}
     torch.save(state, tmp_path / "a.pth")

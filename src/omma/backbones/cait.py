@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers
 from omma.ops import attention, depth
+from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import take
 from omma.ops.positions import resample
@@ -130,9 +131,9 @@ class _Talk(torch.autograd.Function):
         return d_qkv, d_before, torch.zeros_like(shift), d_after, d_shift
 
 
-def _scaled(x: Float[Tensor, "*b i"], linear: nn.Linear, gamma: Float[Tensor, "o"]) -> Float[Tensor, "*b o"]:
-    """gamma * linear(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
-    return F.linear(x, linear.weight * gamma[:, None], linear.bias * gamma)
+def _scaled(x: Float[Tensor, "*b i"], layer: nn.Linear, gamma: Float[Tensor, "o"]) -> Float[Tensor, "*b o"]:
+    """gamma * layer(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
+    return linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
 
 
 class TalkingHeads(nn.Module):
@@ -140,8 +141,8 @@ class TalkingHeads(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.proj_l = nn.Linear(heads, heads)
         self.proj_w = nn.Linear(heads, heads)
 
@@ -172,8 +173,8 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q, self.k, self.v = Linear(dim, dim), Linear(dim, dim), Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _qkv(self, token: Tensor, x: Tensor, before: nn.LayerNorm) -> list[Float[Tensor, "b h m e"]]:
         q = norm_linear(token, before, self.q.weight, self.q.bias)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from omma.backbones.layers import Mlp, PatchEmbed, SplitSwiGLU, SwiGLU, Where, init_linear, rates, relative
 from omma.backbones.layers.transformer import Transformer, one_of
 from omma.ops import attention, depth
+from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
 from omma.ops.positions import rope_centred, rope_indexed
 
@@ -39,17 +40,17 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.fused = heads, fused
         if fused:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+            self.qkv = Linear(dim, 3 * dim, bias=False)
             self.q_bias = nn.Parameter(torch.zeros(dim)) if bias else None
             self.v_bias = nn.Parameter(torch.zeros(dim)) if bias else None
         else:
-            self.q_proj = nn.Linear(dim, dim, bias=bias)
-            self.k_proj = nn.Linear(dim, dim, bias=False)
-            self.v_proj = nn.Linear(dim, dim, bias=bias)
+            self.q_proj = Linear(dim, dim, bias=bias)
+            self.k_proj = Linear(dim, dim, bias=False)
+            self.v_proj = Linear(dim, dim, bias=bias)
         table = nn.Parameter(torch.zeros(distances, heads)) if distances else None
         self.relative_position_bias_table = table
         self.norm = nn.LayerNorm(dim, eps=eps) if inner_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
         if self.fused:

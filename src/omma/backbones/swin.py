@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
 from omma.backbones.layers.transformer import chosen_layers
 from omma.ops import depth, windows
+from omma.ops.linear import Linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import padded
 from omma.ops.windows import Windows
@@ -36,8 +37,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.side, self.shifted = heads, side, shifted
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def _qkv(
@@ -90,7 +91,7 @@ class Merging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=EPS)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b m e"]:
         """grid: rows and columns of the result."""

@@ -16,8 +16,8 @@ from omma.backbones.layers.transformer import Transformer
 from omma.dist import BatchNorm
 
 SHAPES = {  # channels of the stem's convolutions, and the transformer
-    "vitc-1gf": ((24, 48, 96, 192), Size(11, 192, 3)),  # [table 2]
-    "vitc-4gf": ((48, 96, 192, 384), Size(11, 384, 6)),
+    "vitc-1gf": ((24, 48, 96, 192), Size(11, 192, 3, ratio=3)),  # [table 2]
+    "vitc-4gf": ((48, 96, 192, 384), Size(11, 384, 6, ratio=3)),
     "vitc-15mf": ((48, 96, 192), Size(2, 192, 3, ratio=2)),
 }
 

@@ -42,7 +42,9 @@ def embed(
     return 0
 
 
-def export(model: Path_, format: str, out: str | None = None, images: str | None = None) -> int:
+def export(
+    model: Path_, format: str, out: str | None = None, images: str | None = None, allow_partial: bool = False
+) -> int:
     """Write a model for other tools; it is read back by them and compared before it is called done.
 
     Args:
@@ -50,6 +52,7 @@ def export(model: Path_, format: str, out: str | None = None, images: str | None
         format: safetensors, timm, hf (transformers), onnx or torch (torch.export).
         out: File (.onnx, .pt2) or folder to write; by default in the run folder.
         images: Images to compare on, as for pretrain; by default those that it was trained on.
+        allow_partial: Take weights that lack many of the network's parameters too.
     """
     from omma.device import keep_memory
     from omma.verbs.export import export as verb
@@ -57,7 +60,7 @@ def export(model: Path_, format: str, out: str | None = None, images: str | None
     keep_memory()
 
     chosen: Any = format  # the verb refuses what does not exist
-    result = verb(model, chosen, out, images=images)
+    result = verb(model, chosen, out, images=images, allow_partial=allow_partial)
     console = Console(highlight=False, soft_wrap=True)
     said = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
     console.print(f"written to {result.path}", markup=False)

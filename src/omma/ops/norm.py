@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops.linear import linear
+
 
 def _apart(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_grad_enabled()
@@ -32,9 +34,9 @@ def norm_linear(
     Few tokens have them applied instead: folding passes over the weights, not over the tokens.
     """
     if not _apart(x):
-        return F.linear(layer(x), weight, bias)
+        return linear(layer(x), weight, bias)
     if x.numel() // x.shape[-1] < 4 * weight.shape[0]:
-        return F.linear(norm(x, layer), weight, bias)
+        return linear(norm(x, layer), weight, bias)
     x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     shift = weight @ layer.bias if bias is None else torch.addmv(bias, weight, layer.bias)
-    return F.linear(x, weight * layer.weight, shift)
+    return linear(x, weight * layer.weight, shift)

@@ -52,6 +52,8 @@ def export(
     format: Format,
     out: str | Path | None = None,
     images: str | Path | Images | None = None,
+    *,
+    allow_partial: bool = False,
 ) -> Exported:
     """Write an encoder as others read it, have them read it, and keep it only if it computes the same.
 
@@ -59,7 +61,7 @@ def export(
     `timm.create_model("local-dir:FOLDER", pretrained=True)`), "hf" (a folder for transformers' AutoModel),
     "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
     torch.export.load). out: by default in the run folder. images: up to eight are compared; by default
-    those that the model was trained on.
+    those that the model was trained on. allow_partial: as in `omma.load`.
 
     `out` appears when all is done; a file there is replaced, a folder that holds anything is not. Raises
     ValueError in one line: an unknown format, a network that the other library does not have, features that
@@ -70,7 +72,7 @@ def export(
     kind = FORMATS[format]
     out = _default(model, kind) if out is None else Path(out)
     _suits(out, format, kind)
-    loaded = model if isinstance(model, Model) else weights.load(model)
+    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder = copy.deepcopy(loaded.encoder).cpu().float().eval()
     preprocess = loaded.preprocess
     pictures = suited(_images(loaded, images), preprocess.channels)

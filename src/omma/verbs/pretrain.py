@@ -2,25 +2,23 @@
 
 import contextlib
 import dataclasses
-import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, methods, monitor, session, weights
+from omma import auto, backbones, dist, inherit, methods, monitor, session
 from omma import device as machine
 from omma.data import index
 from omma.data import preprocess as preprocessing
 from omma.data.index import IndexedImages
-from omma.protocols import Backbone, Method, ParamGroup, Preprocess
+from omma.protocols import Method
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, retention
 from omma.train.budget import Timekeeper, seconds
-from omma.train.continued import Origin
 from omma.train.loop import Position, make_optimizer
 
 DEFAULT_BUDGET = "30m"
@@ -100,7 +98,9 @@ def pretrain(
         if out is None:
             words = (_stem(everything), *([] if method == "auto" else [method]), "from")
             out = Path("runs") / "-".join((*words, Path(init).name.rpartition(":")[2]))
-        origin, first = _origin(str(Path(init)), RunFolder(Path(out)), allow_partial, chosen)
+        folder = RunFolder(Path(out))
+        told = folder.config().get("init") if checkpoint.newest(folder.checkpoints)[0] is not None else None
+        origin, first = inherit.find(str(Path(init)), told, allow_partial, chosen)
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
         raise ValueError(f"{name} is about weights to go on from, and none are given: give --init too")
@@ -141,7 +141,7 @@ def pretrain(
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
     if origin is not None:
-        preprocess, said = _prepared(preprocess, preprocessing.from_dict(origin.preprocess))
+        preprocess, said = inherit.prepared(preprocess, preprocessing.from_dict(origin.preprocess))
         notes.append(said)
     torch.manual_seed(seed)
     encoder = backbones.build(
@@ -151,7 +151,7 @@ def pretrain(
         **choice.encoder_options(),
     )
     if first is not None:  # before the method copies its encoder
-        notes += _fill(encoder, first, allow_partial)
+        notes += inherit.fill(encoder, first, allow_partial)
         first = None  # training needs the memory
     built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
     watch = monitor.Monitor(
@@ -165,7 +165,7 @@ def pretrain(
     labelled = None
     if origin is not None:
         labelled = continued.groups(built, origin.head_warmup, origin.encoder_lr_scale)
-        notes.append(_treated(labelled, origin))
+        notes.append(inherit.treated(labelled, origin))
         if watch.bank is None:
             notes.append(retention.UNTOLD)
     run = session.Run(
@@ -216,60 +216,6 @@ def pretrain(
 
 def _stem(images: IndexedImages) -> str:
     return Path(images.source).stem or "images"
-
-
-def _origin(
-    source: str, folder: RunFolder, allow_partial: bool, chosen: Mapping[str, Any]
-) -> tuple[Origin, weights.Model | None]:
-    """Where the weights come from, and they; None where the run has a checkpoint and needs them no more."""
-    told = folder.config().get("init")
-    if told and told["source"] == source and checkpoint.newest(folder.checkpoints)[0] is not None:
-        return dataclasses.replace(Origin(**told), **chosen), None
-    model = weights.load(source, allow_partial=allow_partial)
-    facts: dict[str, Any] = {
-        "digest": model.digest,
-        "spec": model.encoder.spec(),
-        "patch": model.encoder.patch,
-        "preprocess": preprocessing.as_dict(model.preprocess),
-    }
-    facts = json.loads(json.dumps(facts))  # as it will be read from config.json
-    return Origin(source=source, **facts, **chosen), model
-
-
-def _fill(encoder: Backbone, model: weights.Model, allow_partial: bool) -> list[str]:
-    """Put the weights into the encoder, converted where its size differs; what became of them, in lines."""
-    lines = list(model.provenance.get("loaded", ()))
-    state, wanted = model.encoder.state_dict(), encoder.state_dict()
-    if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in wanted.items()}:
-        return lines + weights.fit(model, encoder, allow_partial)
-    encoder.load_state_dict(state)
-    return lines
-
-
-def _prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
-    """The weights' own preprocessing where the images are of the kind that it was made for, and why."""
-
-    def bytes_(p: Preprocess) -> bool:
-        return set(p.low) == {0.0} and set(p.high) == {255.0}
-
-    if own.channels != measured.channels:
-        why = f"the weights were made for {own.channels} channels, these images have {measured.channels}"
-        return measured, f"normalised as measured here: {why}"
-    if bytes_(own) != bytes_(measured):
-        kinds = ("8-bit", "other") if bytes_(own) else ("other", "8-bit")
-        return (
-            measured,
-            f"normalised as measured here: the weights were made for {kinds[0]} values, not {kinds[1]}",
-        )
-    return dataclasses.replace(own, size=measured.size), "normalised as the weights expect it"
-
-
-def _treated(groups: Sequence[ParamGroup], origin: Origin) -> str:
-    share = max(group.frozen_share for group in groups)
-    frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
-    return (
-        f"goes on from {origin.source}: {frozen} learns at {origin.encoder_lr_scale:g} of the learning rate"
-    )
 
 
 def _training_rows(images: IndexedImages) -> tuple[np.ndarray, list[str]]:

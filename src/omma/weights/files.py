@@ -94,7 +94,8 @@ def _chosen(file: Path, top: dict[str, Any], part: str | None) -> tuple[str, dic
     if len(plain) == 1:  # an optimizer's tensors lie deeper
         return plain[0], tables[plain[0]]
     raise ValueError(
-        f"{file}: which part is the model is unclear ({_listed(plain or tables)}); name its part"
+        f"{file}: which of its parts is the model is unclear ({_listed(plain or tables)}); name one, as in "
+        f"{file}:{(plain or list(tables))[0]}"
     )
 
 

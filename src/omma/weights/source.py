@@ -15,17 +15,17 @@ from omma.weights.model import Model
 from omma.weights.published.recognise import Recognised
 
 
-def load(model: str | Path, *, part: str | None = None, allow_partial: bool = False) -> Model:
+def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     """An encoder ready for use, on the CPU in fp32.
 
     model: a run folder or its model.safetensors; a published file (.safetensors, .pth, .pt, .npz ...), whose
-    content tells what it is; a folder that transformers or timm wrote; `timm:NAME`; `hf:NAME`
-    (docs/weights.md).
-    part: which of a checkpoint's networks, such as "student". allow_partial: also where less than 95 % of the
-    encoder's parameters are in the file. What became of a published file's tensors is told in
-    `provenance["loaded"]`. Raises ValueError in one line: what, where, remedy.
+    content tells what it is, or one of the networks in it by name, FILE:student; a folder that transformers
+    or timm wrote; `timm:NAME`; `hf:NAME` (docs/weights.md).
+    allow_partial: also where less than 95 % of the encoder's parameters are in the file. What became of a
+    published file's tensors is told in `provenance["loaded"]`. Raises ValueError in one line: what, where,
+    remedy.
     """
-    name, path = str(model), Path(model)
+    name, (path, part) = str(model), _part(model)
     if name.startswith("timm:"):
         found = hub.fetch_timm(name)
         return _timm(found, name, allow_partial)
@@ -34,12 +34,12 @@ def load(model: str | Path, *, part: str | None = None, allow_partial: bool = Fa
         config, preprocessor = hub.read_config(folder), None
         if (folder / hub.PREPROCESSOR).is_file():
             preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
-        tensors = files.read(folder, part).tensors
+        tensors = files.read(folder).tensors
         return _published(
             tensors, name, allow_partial, config=config, preprocessor=preprocessor,
             timm_cfg=config.get("pretrained_cfg"),
         )  # fmt: skip
-    if _is_ours(path):
+    if _is_ours(path) and part is None:
         return store.load(path)
     read = files.read(path, part)
     notes = [f"taken from its part {read.container!r}"] if read.container else []
@@ -70,6 +70,14 @@ def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[st
         notes=(),
     )
     return published.fit(recognised, encoder, allow_partial).lines()
+
+
+def _part(model: str | Path) -> tuple[Path, str | None]:
+    """FILE:student is the file and which of its networks is meant."""
+    before, _, part = str(model).rpartition(":")
+    if Path(model).exists() or not Path(before).is_file():
+        return Path(model), None
+    return Path(before), part
 
 
 def _is_ours(path: Path) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from omma.backbones.layers.mlp import Mlp
 from omma.ops import attention, depth
 from omma.ops.attention import Rope
+from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
 
 
@@ -57,8 +58,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
         return norm_linear(x, before, self.qkv.weight, self.qkv.bias)

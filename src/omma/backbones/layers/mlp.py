@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.ops.fused import linear_gelu
+from omma.ops.linear import Linear, linear_gelu
 from omma.ops.norm import norm_linear
 
 
@@ -25,8 +25,8 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, activation: Literal["gelu", "quickgelu"] = "gelu") -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
         if self.activation == "gelu" and not torch.is_grad_enabled():
@@ -43,8 +43,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, 2 * hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
         gate, value = norm_linear(x, before, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)
@@ -56,10 +56,10 @@ class SplitSwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, inner_norm: bool, eps: float) -> None:
         super().__init__()
-        self.fc1_g = nn.Linear(dim, hidden)
-        self.fc1_x = nn.Linear(dim, hidden)
+        self.fc1_g = Linear(dim, hidden)
+        self.fc1_x = Linear(dim, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps) if inner_norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
         weight = torch.cat([self.fc1_g.weight, self.fc1_x.weight])

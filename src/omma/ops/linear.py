@@ -1,0 +1,71 @@
+"""Linear layers by oneDNN's own kernel where that is faster than torch's: bf16 on a CPU.
+
+torch copies the bias into the result first and adds the product to it; that kernel adds the bias, and takes
+the GELU, as it writes the product.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def linear(
+    x: Float[Tensor, "*b d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"] | None = None
+) -> Float[Tensor, "*b o"]:
+    """x W^T + b."""
+    if not _theirs(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return _product(x, weight, bias)
+
+
+def linear_gelu(
+    x: Float[Tensor, "*b d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"]
+) -> Float[Tensor, "*b o"]:
+    """gelu(x W^T + b). In one kernel the sum is not rounded to bf16 before the GELU [Hendrycks 2016]."""
+    if torch.is_grad_enabled() or not _theirs(x, weight):
+        return F.gelu(linear(x, weight, bias))
+    return _product(x, weight, bias, "gelu")
+
+
+class Linear(nn.Linear):
+    """torch's layer, computed by `linear`."""
+
+    def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b o"]:
+        return linear(input, self.weight, self.bias)
+
+
+def _theirs(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.bfloat16
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none" if then == "gelu" else "")
+
+
+class _Linear(torch.autograd.Function):
+    """That kernel has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        return (
+            (flat @ weight).view_as(x) if ctx.needs_input_grad[0] else None,
+            flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None,
+            flat.sum(0) if ctx.needs_input_grad[2] else None,
+        )

@@ -1,0 +1,64 @@
+"""Linear layers by oneDNN's kernel equal torch's, and so do their derivatives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omma.ops import linear as module
+from omma.ops.linear import Linear, linear, linear_gelu
+
+SHAPES = [((5, 7), 3), ((2, 9, 16), 24), ((1, 1, 4), 4), ((0, 8), 6)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+def test_bf16_equals_fp32_within_its_rounding(shape: tuple[int, ...], out: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape).bfloat16().requires_grad_()
+    weight = torch.randn(out, shape[-1]).bfloat16().requires_grad_()
+    b = torch.randn(out).bfloat16().requires_grad_() if bias else None
+    inputs = [t for t in (x, weight, b) if t is not None]
+    exact = [t.detach().float().requires_grad_() for t in inputs]
+    ours, theirs = linear(x, weight, b), F.linear(*exact)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), theirs, atol=0.06, rtol=0.01)
+    grad = torch.randn_like(theirs).bfloat16()
+    for one, other in zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, exact, grad.float())
+    ):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.float(), other, atol=0.06, rtol=0.01)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, b), ours.detach(), atol=0, rtol=0)
+
+
+def test_gelu_is_torchs() -> None:
+    torch.manual_seed(0)
+    layer = Linear(16, 24)
+    x = torch.randn(4, 16)
+    exact = F.gelu(F.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(linear_gelu(x, layer.weight, layer.bias), exact)
+    layer, x = layer.bfloat16(), x.bfloat16()
+    torch.testing.assert_close(linear_gelu(x, layer.weight, layer.bias).float(), exact, atol=0.02, rtol=0.02)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            linear_gelu(x, layer.weight, layer.bias).float(), exact, atol=0.02, rtol=0.02
+        )
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    layer = Linear(6, 4).bfloat16()
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(3, 6).bfloat16()).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+    assert torch.equal(layer.bias.grad.float(), torch.full((4,), 3.0))
+
+
+def test_other_dtypes_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("called for fp32")
+
+    monkeypatch.setattr(module, "_product", never)
+    layer, x = Linear(6, 4), torch.randn(3, 6)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
