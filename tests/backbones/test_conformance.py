@@ -166,17 +166,6 @@ def test_bf16(backbone):
     assert torch.cosine_similarity(exact, rough).min() > 0.99
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("vit-ti/16", 5.5), ("vit-s/16", 21.7), ("vit-b/16", 85.8), ("vit-l/16", 303.3), ("vit-h/14", 630.8)],
-)
-def test_sizes_of_the_papers(name, millions):
-    """Without a classifier, at 224 px; the papers' 86, 307 and 632M count it, with 1,000 classes."""
-    with torch.device("meta"):
-        backbone = backbones.build(name=name, image_size=224)
-    assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
-
-
 def test_unknown_names_and_options():
     with pytest.raises(ValueError, match="did you mean vit-s/16"):
         backbones.build(name="vit_s/16", image_size=32)
