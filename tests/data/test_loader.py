@@ -207,6 +207,7 @@ SCRIPT = """
         def read(self, i, at_least=None): return np.full((30 + i, 40, 3), i, np.uint8)
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born without
         stream = loader.stream(Pictures(), (Crop(size=16),), 8, 0, workers=2, start_method={method!r})
         pids = set()
         for step, got in zip(range(4), stream): assert got.crops[0].shape == (8, 1, 3, 16, 16)

@@ -45,7 +45,7 @@ def test_onnx_tells_names_sizes_and_preprocessing(tmp_path):
     assert (given.name, dims) == ("images", ["batch", 2, "height", "width"])
     assert [o.name for o in graph.graph.output] == ["pooled", "patches"]
     said = json.loads({p.key: p.value for p in graph.metadata_props}["omma"])
-    assert said["mean"] == list(preprocess.mean)
+    assert (said["mean"], said["pool"]) == (list(preprocess.mean), encoder.pool)
     reopened = traced.reopen_onnx(encoder, preprocess, tmp_path / "x.onnx", sizes)
     assert compare(encoder, reopened, noise(encoder, sizes)).within(1e-4)
 

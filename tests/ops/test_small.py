@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from omma.ops import attention, depth, ema, fused, groups, masking, patches, positions, schedules
+from omma.ops import attention, depth, ema, groups, masking, patches, positions, schedules
 from omma.protocols import Clock, Key
 
 
@@ -132,17 +132,6 @@ def test_groups_spare_norms_biases_and_tokens():
     }  # fmt: skip
     assert decayed.decay
     assert not spared.decay
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("training", [True, False])
-def test_linear_with_gelu_by_any_route(dtype, training):
-    x, weight, bias = torch.randn(2, 5, 8), torch.randn(12, 8), torch.randn(12)
-    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
-    expected = torch.nn.functional.gelu(x.double() @ weight.double().T + bias.double())
-    with torch.set_grad_enabled(training):
-        found = fused.linear_gelu(x, weight, bias)
-    assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.06)
 
 
 def test_groups_spare_what_a_module_names():

@@ -1,6 +1,7 @@
 """Networks as graphs: ONNX for onnxruntime, torch.export's .pt2; batch and image size stay open if they can.
 
-Both take normalised images and give "pooled" [batch, d] and "patches" [batch, n, d].
+Both take normalised images and give "pooled" [batch, d], the class token's feature or the patches' mean, and
+"patches" [batch, n, d].
 """
 
 import json
@@ -122,12 +123,13 @@ def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str
     }[sizes]
     if sizes == "any" and encoder.plain:
         said += f" from {encoder.patch + 1} px on, padded with zeros to multiples of {encoder.patch}"
-    return (f"{said}; input: images scaled to [0, 1], then (x - mean) / std",)
+    pooled = "class token's feature" if encoder.pool == "token" else "mean of the patches' features"
+    return (f"{said}; in: images scaled to [0, 1], then (x - mean) / std; out: pooled ({pooled}), patches",)
 
 
 def _description(encoder: Backbone, preprocess: Preprocess) -> str:
     """What a user of the graph needs beside it, as JSON."""
-    said = {"name": encoder.name, "patch": encoder.patch, "size": preprocess.size}
+    said = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
     said |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
     return json.dumps(said)
 
