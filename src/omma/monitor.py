@@ -47,7 +47,8 @@ class Seen(NamedTuple):
 class Monitor:
     """Reads health on `sample`; online k-NN finds its labels with those of training images.
 
-    Where the run is `continued` from weights, its first reading is kept and every later one held against it.
+    Where the sample is of training images itself, with those of all others in it (leave one out). Where the
+    run is `continued` from weights, its first reading is kept and every later one held against it.
     Labels are used for reading only. Images are decoded once.
     """
 
@@ -55,21 +56,27 @@ class Monitor:
     training: Images
     preprocess: Preprocess
     seed: int
-    held_out: bool  # are `sample` and `training` disjoint? Online k-NN needs it
+    held_out: bool  # are `sample` and `training` disjoint?
     continued: bool = False
     readings: list[health.Reading] = field(default_factory=list)
     start: retention.Start | None = None
 
     def __post_init__(self) -> None:
         self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
+        self.labels: np.ndarray | None = None
         self.bank: Tensor | None = None
         labels, known = self.sample.labels, self.training.labels
-        if not self.held_out or labels is None or known is None or len(np.unique(known)) < 2:
+        if labels is None or known is None:
             return
-        rows = np.flatnonzero(known >= 0)
-        rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
-        self.bank, kept, _ = load_batch(self.training, rows, self.preprocess)
-        self.bank_labels, self.labels = known[rows][kept], labels[good]
+        compared = known if self.held_out else labels[good]
+        if len(np.unique(compared[compared >= 0])) < 2:
+            return
+        self.labels = labels[good]
+        if self.held_out:
+            rows = np.flatnonzero(known >= 0)
+            rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
+            self.bank, kept, _ = load_batch(self.training, rows, self.preprocess)
+            self.bank_labels = known[rows][kept]
 
     def read(
         self,
@@ -86,16 +93,23 @@ class Monitor:
         verdict = health.judge(self.readings, means)
         if not reading.finite:
             return Seen(reading, verdict, None, None)
-        correct: np.ndarray | None = None
-        if self.bank is not None:
-            known = self.labels >= 0
-            bank = vectors(encoder, self.bank).numpy()
-            predicted = knn.predict(bank, self.bank_labels, features.numpy()[known], k=K)
-            correct = predicted == self.labels[known]
+        correct = self._correct(encoder, features)
         retained = self._retained(features, correct) if self.continued else None
         if retained is not None:
             verdict = retention.judge(verdict, retained)
         return Seen(reading, verdict, None if correct is None else float(correct.mean()), retained)
+
+    def _correct(self, encoder: Backbone, features: Tensor) -> np.ndarray | None:
+        """Which labelled images of the sample k-NN gets right; None without labels."""
+        if self.labels is None:
+            return None
+        known = self.labels >= 0
+        labels, labelled = self.labels[known], features.numpy()[known]
+        if self.bank is not None:
+            predicted = knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K)
+        else:
+            predicted = knn.predict_left_out(labelled, labels, k=K)
+        return predicted == labels
 
     def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
         """Against the first reading; None for that itself."""

@@ -183,10 +183,11 @@ def test_any_channels_and_few_images(tmp_path, channels):
     assert omma.load(tmp_path / "run").encoder.channels == channels
 
 
-def test_labels_are_read_for_knn_but_change_nothing(tmp_path):
+@pytest.mark.parametrize("images", [2100, 60])  # held out, or each by all others
+def test_labels_are_read_for_knn_but_change_nothing(tmp_path, images):
     events = []
-    pretrain(pictures(2100, labels=True), out=tmp_path / "a", steps=2, listen=events.append, **SMALL)
-    pretrain(pictures(2100, labels=False), out=tmp_path / "b", steps=2, **SMALL)
+    pretrain(pictures(images, labels=True), out=tmp_path / "a", steps=2, listen=events.append, **SMALL)
+    pretrain(pictures(images, labels=False), out=tmp_path / "b", steps=2, **SMALL)
     assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
     scores = [e.knn for e in events if isinstance(e, Read)]
     assert scores

@@ -46,6 +46,18 @@ def predict(
     return _vote(bank, bank_labels, queries, (k,), temperature, device)[k]
 
 
+def predict_left_out(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n"],
+    k: int = HEADLINE,
+    temperature: float = TEMPERATURE,
+    device: torch.device | str = "cpu",
+) -> Int[np.ndarray, "n"]:
+    """Predicted labels of each by all others (leave one out), with no refusals either; n of at least 2."""
+    (k,) = capped((k,), len(features) - 1)
+    return _vote(features, labels, features, (k,), temperature, device, left_out=True)[k]
+
+
 @torch.inference_mode()
 def _vote(
     bank_features: Float[np.ndarray, "n d"],
@@ -54,11 +66,12 @@ def _vote(
     ks: tuple[int, ...],
     temperature: float,
     device: torch.device | str,
+    left_out: bool = False,
 ) -> dict[int, Int[np.ndarray, "m"]]:
     """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
 
     Deterministic: of equally near neighbours those first in the bank are taken, of equal votes the lowest
-    label wins. Memory: chunks of about 256 MB.
+    label wins. Memory: chunks of about 256 MB. left_out: the queries are the bank, none its own neighbour.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
@@ -67,8 +80,11 @@ def _vote(
     classes = int(bank_labels.max()) + 1
     chunk = max(1, 2**26 // len(bank))
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for queries in torch.from_numpy(query_features).to(device).split(chunk):
-        near, index = _nearest(_unit(queries) @ bank.T, ks)
+    for i, queries in enumerate(torch.from_numpy(query_features).to(device).split(chunk)):
+        similarity = _unit(queries) @ bank.T
+        if left_out:
+            similarity.diagonal(i * chunk).fill_(-torch.inf)
+        near, index = _nearest(similarity, ks)
         votes = ((near - near[:, :1]) / temperature).exp()  # the nearest counts 1: no overflow at any T
         labels = bank_labels[index]
         for k in ks:

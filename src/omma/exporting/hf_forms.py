@@ -270,7 +270,8 @@ def _swin(encoder: Swin, o: Any, state: State) -> Theirs:
     if not isinstance(o.window, int) and len(set(o.window)) > 1:
         _refuse(encoder, "one window for all stages only")
     if min(sides) < window:
-        _refuse(encoder, f"no smaller windows in small stages, which {o.image_size} px needs")
+        why = f"no smaller windows in small stages, which {o.image_size} px needs"
+        _refuse(encoder, why, "onnx or torch")
     config = {"image_size": o.image_size, "patch_size": o.token_patch, "num_channels": o.channels}
     config |= {"embed_dim": o.dim, "depths": list(o.depths), "num_heads": list(o.heads), "hidden_act": "gelu"}
     config |= {"window_size": window, "mlp_ratio": o.ratio, "qkv_bias": o.qkv_bias, "layer_norm_eps": 1e-5}

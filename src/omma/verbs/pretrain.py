@@ -162,11 +162,13 @@ def pretrain(
         len(training) < len(rows),
         continued=origin is not None,
     )
+    if watch.labels is not None and not watch.held_out:
+        notes.append("k-NN is read on training images too: each is told by all others")
     labelled = None
     if origin is not None:
         labelled = continued.groups(built, origin.head_warmup, origin.encoder_lr_scale)
         notes.append(inherit.treated(labelled, origin))
-        if watch.bank is None:
+        if watch.labels is None:
             notes.append(retention.UNTOLD)
     run = session.Run(
         described=everything.describe(),
