@@ -65,4 +65,5 @@ def treated(groups: Sequence[ParamGroup], origin: Origin) -> str:
     """What the user is told."""
     share = max(group.frozen_share for group in groups)
     frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
-    return f"goes on from {origin.source}: {frozen} learns at {origin.encoder_lr_scale:g} times the learning rate"
+    rate = f"{origin.encoder_lr_scale:g} times the learning rate"
+    return f"goes on from {origin.source}: {frozen} learns at {rate}"

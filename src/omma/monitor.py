@@ -68,10 +68,11 @@ class Monitor:
         labels, known = self.sample.labels, self.training.labels
         if labels is None or known is None:
             return
-        compared = known if self.held_out else labels[good]
-        if len(np.unique(compared[compared >= 0])) < 2:
+        labels = labels[good]
+        compared = known if self.held_out else labels
+        if len(np.unique(compared[compared >= 0])) < 2 or (labels < 0).all():
             return
-        self.labels = labels[good]
+        self.labels = labels
         if self.held_out:
             rows = np.flatnonzero(known >= 0)
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])

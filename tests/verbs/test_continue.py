@@ -272,6 +272,18 @@ def test_the_start_is_kept_in_a_checkpoint():
     assert whole.state() == later.state()
 
 
+def test_held_out_images_without_labels_are_no_bank():
+    few = pictures(400, labels=True)
+    rows = np.arange(400)
+    few.labels[:100] = -1
+    prepared = Preprocess(
+        size=SIZE, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    watch = Monitor(few.subset(rows[:100]), few.subset(rows[100:]), prepared, 0, True, continued=True)
+    encoder = backbones.build(name="vit-n/8", image_size=SIZE)
+    assert [watch.read(encoder, step, 0.5, []).knn for step in (0, 1)] == [None, None]
+
+
 # ---------------------------------------------------------------- resumed and refused
 class Enough(Exception):
     pass

@@ -280,6 +280,26 @@ def test_part_that_is_a_prefix_of_names(tmp_path, container):
         same(read(file, part="state_dict.teacher").tensors, state(1))
 
 
+def test_settings_of_an_average_are_no_network(tmp_path):
+    averaging = {"decay": torch.tensor(0.99), "num_updates": torch.tensor(3)}
+    found = read(save({"ema": averaging, "state_dict": state()}, tmp_path / "w"))
+    assert found.container == "state_dict"
+    same(found.tensors, state())
+
+
+def test_parts_within_a_wrapper_are_named(tmp_path):
+    flat = {f"module.{who}.{name}": x for who in ("base", "momentum") for name, x in state().items()}
+    file = save({"state_dict": flat}, tmp_path / "w")
+    refused(file, "no part 'teacher'; it has state_dict, module.base, module.momentum", part="teacher")
+    same(read(file, part="module.momentum").tensors, state())
+
+
+def test_few_bytes_that_say_to_be_many_are_left_out(tmp_path):
+    huge = torch.zeros(1).expand(200_000, 200_000)
+    found = read(save(state() | {"huge": huge}, tmp_path / "w"))
+    same(found.tensors, state())
+
+
 def test_ambiguous_or_empty(tmp_path):
     refused(save({"one": state(), "two": state()}, tmp_path / "a"), "unclear (one, two)")
     refused(save({"optimizer": {"state": {0: torch.ones(2)}}}, tmp_path / "o"), "unclear (optimizer)")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from published_files import randomised, renamed, same
 
+from omma.data.preprocess import IMAGENET_MEAN
 from omma.ops.positions import sincos_2d
 from omma.weights.published import into_model, recognise
 
@@ -186,7 +187,13 @@ def test_beit_and_simmim(shared):
     check(theirs.state_dict() | derived | heads, theirs, left=[*derived, *heads], name="beit/8")
     simmim = renamed(theirs.state_dict() | derived, prefix="encoder.")
     heads = zeros("encoder.mask_token", "decoder.0.weight", "decoder.0.bias")
-    check(simmim | heads, theirs, left=[*renamed(derived, prefix="encoder."), *heads])
+    left = [*renamed(derived, prefix="encoder."), *heads]
+    check(simmim | heads, theirs, left=left)
+    if shared:  # SimMIM's, which normalises as ImageNet's networks, not as BEiT's
+        _, prepared, _ = into_model(simmim | heads, source="file.pth")
+        assert prepared.mean == IMAGENET_MEAN
+    _, prepared, _ = into_model(theirs.state_dict(), source="file.pth")
+    assert prepared.mean == (0.5,) * 3
 
 
 @pytest.mark.parametrize(

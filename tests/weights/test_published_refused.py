@@ -46,7 +46,10 @@ def test_damage_of_all_kinds_is_told_in_one_line():
         (changed(**{"blocks.0.mlp.fc2.weight": torch.zeros(7)}), "matrix"),
         (changed(**{"patch_embed.proj.weight": torch.zeros(192, 3, 8, 6)}), "square patches"),
         (changed(**{"patch_embed.proj.weight": torch.zeros(192, 3, 2, 8, 8)}), "square patches"),
+        (changed(**{"patch_embed.proj.weight": torch.zeros(192, 0, 8, 8)}), "square patches"),
         (changed(pos_embed=torch.zeros(1, 14, 192)), "no square"),
+        (changed(cls_token=torch.zeros(1, 2, 192)), "cls_token has shape"),
+        (changed(**{"blocks.200000000.norm1.weight": nan}), r"lacks blocks\.2"),
         (changed(pos_embed=torch.zeros(1, 17, 100)), "pos_embed has shape"),
         (changed(**{"blocks.0.attn.q_norm.weight": nan}), "no place"),
         (changed(**{"blocks.1.mlp.fc1.weight": torch.zeros(384, 192, dtype=torch.int8)}), "quantised"),
@@ -59,6 +62,30 @@ def test_damage_of_all_kinds_is_told_in_one_line():
         with pytest.raises(ValueError, match=words) as error:
             into_model(state, source="file.pth")
         one_line(error)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"config": {"num_attention_heads": 0}},
+        {"config": {"num_attention_heads": [3]}},
+        {"config": {"layer_norm_eps": "1"}},
+        {"config": {"vision_config": 3}},
+        {"config": {"model_cfg": {"vision_cfg": {"width": 64, "head_width": 0}}}},
+        {"preprocessor": {"image_mean": None}},
+        {"timm_cfg": {"mean": 0.5}},
+    ],
+)
+def test_malformed_settings_are_told_in_one_line(told):
+    with pytest.raises(ValueError, match=r"config\.json says|malformed") as error:
+        into_model(build("vit/8").state_dict(), source="file.pth", **told)
+    one_line(error)
+
+
+def test_names_of_several_lines_are_told_in_one():
+    with pytest.raises(ValueError, match="no vision network") as error:
+        into_model({"a\nb": torch.zeros(2, 2)}, source="file.pth")
+    one_line(error)
 
 
 def test_heads_can_be_said():

@@ -128,6 +128,68 @@ def test_a_folder_of_transformers(tmp_path):
             torch.testing.assert_close(model(x).patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers (bench group) is not installed")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=192, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32,
+        patch_size=8, hidden_act="gelu",
+    )  # fmt: skip
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
+    folder, file = weights.load(tmp_path), weights.load(tmp_path / "model.safetensors")
+    assert file.digest == folder.digest
+    assert file.encoder.spec() == folder.encoder.spec()
+    assert file.preprocess == folder.preprocess
+    assert folder.encoder.blocks[0].attn.heads == 4
+    bare = (tmp_path / "model.safetensors").rename(tmp_path / "bare.safetensors")
+    assert weights.load(bare).encoder.blocks[0].attn.heads == 3  # nothing says that the config is its
+
+
+def folder_of_timm(network, at, **config):
+    at.mkdir()
+    safetensors.torch.save_file(network.state_dict(), at / "model.safetensors")
+    (at / "config.json").write_text(json.dumps(config))
+    return at
+
+
+def test_folders_of_timm_are_held_against_timm(tmp_path):
+    """Equal names do not promise equal arithmetic, and what omma has no form of is timm's to compute."""
+    cfg = {"input_size": [3, 64, 64], "classifier": "head.fc", "mean": [0.5] * 3, "std": [0.5] * 3}
+    theirs = timm.create_model("test_convnext", num_classes=5).eval()
+    folder = folder_of_timm(theirs, tmp_path / "convnext", architecture="test_convnext", pretrained_cfg=cfg)
+    model = weights.load(folder)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(x).pooled, timm_feature(theirs, x), rtol=1e-4, atol=1e-5)
+
+    theirs = timm.create_model("resnetblur18", num_classes=5).eval()
+    cfg |= {"classifier": "fc"}
+    folder = folder_of_timm(theirs, tmp_path / "blur", architecture="resnetblur18", pretrained_cfg=cfg)
+    model = weights.load(folder)
+    torch.testing.assert_close(model(x).pooled, timm_feature(theirs, x), rtol=1e-4, atol=1e-4)
+    other = weights.load(folder_of_timm(theirs, tmp_path / "x", architecture="resnet26", pretrained_cfg=cfg))
+    assert any("not held against timm's own" in line for line in other.provenance["loaded"])
+
+
+def test_wrapped_networks_go_on_at_another_size_and_channels():
+    from omma.protocols import Preprocess
+
+    preprocess = Preprocess(
+        size=64, channels=3, low=(0,) * 3, high=(255,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    for name, words in (
+        ("timm:test_vit", "positions interpolated 4x4 -> 3x3"),
+        ("timm:test_convnext", "first layer spread over 1 channels"),
+    ):
+        one = backbones.build(name=name, image_size=64)
+        other = backbones.build(name=name, image_size=48, channels=1)
+        assert words in "\n".join(weights.fit(weights.Model(one, preprocess), other))
+        assert torch.isfinite(other(torch.randn(1, 1, 48, 48)).pooled).all()
+    hiera = backbones.build(name="timm:hiera_tiny_224", image_size=224)
+    smaller = backbones.build(name="timm:hiera_tiny_224", image_size=128)
+    with pytest.raises(ValueError, match="pos_embed has shape"):
+        weights.fit(weights.Model(hiera, preprocess), smaller)
+
+
 def test_three_that_are_refused_each_in_one_line(vit, tmp_path):
     """Damaged, foreign, hostile."""
     damaged, foreign = tmp_path / "damaged.safetensors", tmp_path / "foreign.pth"

@@ -116,6 +116,9 @@ class Encoder(Backbone):
             self.pool = "token" if getattr(network, "global_pool", None) == "token" else "mean"
         else:
             network = _torchvision(model, channels, drop_path)
+        first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv") or ()
+        first = (first,) if isinstance(first, str) else first
+        self.first_layers = tuple(f"{layer}.weight" for layer in first)  # those that read the image
         share_statistics(network)
         twin = without_values(network)
         x = probe(twin, name, channels, (image_size, image_size))

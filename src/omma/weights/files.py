@@ -71,7 +71,8 @@ def _chosen(file: Path, top: dict[str, Any], part: str | None) -> tuple[str, dic
     """The name of the wanted entry, and the tensors in it."""
     tables = {name: held for name, x in top.items() if isinstance(x, dict) and (held := _flat(x))}
     loose = _flat({name: x for name, x in top.items() if isinstance(x, Tensor)})
-    known = next((name for name in PARTS if name in tables), None)
+    # a network has matrices: an average's own settings (decay, updates) are no network
+    known = next((n for n in PARTS if any(x.ndim > 1 for x in tables.get(n, {}).values())), None)
     if not tables and not loose:
         raise ValueError(
             f"{file} holds no tensors (only {_listed(top) or 'nothing'}); give a file of weights"
@@ -84,7 +85,7 @@ def _chosen(file: Path, top: dict[str, Any], part: str | None) -> tuple[str, dic
             if found := {n.removeprefix(f"{part}."): x for n, x in table.items() if n.startswith(f"{part}.")}:
                 return outside + part, found
         raise ValueError(
-            f"{file} has no part {part!r}; it has {_listed(n.split('.')[0] for n in _flat(top))}"
+            f"{file} has no part {part!r}; it has {_listed(_beginnings(top, tables.get(known or '', {})))}"
         )
     if known is not None:
         return known, tables[known]
@@ -99,6 +100,16 @@ def _chosen(file: Path, top: dict[str, Any], part: str | None) -> tuple[str, dic
     )
 
 
+def _beginnings(top: dict[str, Any], known: dict[str, Tensor]) -> list[str]:
+    """What a part may be called: entries of the file, and of its network what its names begin with."""
+    within: list[str] = []
+    for depth in (1, 2, 3):  # wrappers that all have in common tell nothing
+        within = [".".join(name.split(".")[:depth]) for name in known]
+        if len(set(within)) > 1:
+            break
+    return [name.split(".")[0] for name in _flat(top)] + within
+
+
 def _flat(value: Any) -> dict[str, Tensor]:
     """All tensors at any depth under dotted names; each table is entered once, so that circles end."""
     found: dict[str, Tensor] = {}
@@ -107,7 +118,8 @@ def _flat(value: Any) -> dict[str, Tensor]:
     while ahead:
         name, value = ahead.pop()
         if isinstance(value, Tensor):
-            if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
+            plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            if plain and value.nbytes <= value.untyped_storage().nbytes():  # else few bytes say to be many
                 found[name] = value.detach()
             continue
         inner = value.attributes if isinstance(value, Standin) else value

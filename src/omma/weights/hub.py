@@ -5,7 +5,7 @@ Where the cache is and whether the network may be used, huggingface_hub decides 
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,27 @@ def fetch_timm(name: str) -> Timm:
         network = timm.create_model(wanted, pretrained=True, num_classes=0)
     config: Any = network.pretrained_cfg
     return Timm(dict(network.state_dict()), dict(config), architecture)
+
+
+def timms(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Timm | None:
+    """The weights of a folder as timm's own, without a classifier; None where timm has no such network.
+
+    A network of other sizes than its name's (model_args) is none that a name alone could build.
+    """
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or config.get("model_args"):
+        return None
+    try:
+        import timm
+    except ImportError:
+        return None
+    if not timm.is_model(architecture):
+        return None
+    cfg = config.get("pretrained_cfg")
+    heads = cfg.get("classifier") if isinstance(cfg, dict) else None
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads or ()))
+    kept = {name: x for name, x in tensors.items() if not heads or not name.startswith(heads)}
+    return Timm(kept, dict(cfg) if isinstance(cfg, dict) else {}, architecture)
 
 
 def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:

@@ -31,18 +31,13 @@ def load(model: str | Path, *, allow_partial: bool = False) -> Model:
         return _timm(found, name, allow_partial)
     if name.startswith("hf:") or _is_theirs(path):
         folder = hub.fetch_hf(name)
-        config, preprocessor = hub.read_config(folder), None
-        if (folder / hub.PREPROCESSOR).is_file():
-            preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
-        tensors = files.read(folder).tensors
-        return _published(
-            tensors, name, allow_partial, config=config, preprocessor=preprocessor,
-            timm_cfg=config.get("pretrained_cfg"),
-        )  # fmt: skip
+        return _of_folder(folder, files.read(folder).tensors, name, allow_partial)
     if _is_ours(path) and part is None:
         return store.load(path)
     read = files.read(path, part)
     notes = [f"taken from its part {read.container!r}"] if read.container else []
+    if path.name in files.WEIGHTS and _is_theirs(path.parent):
+        return _of_folder(path.parent, read.tensors, name, allow_partial, notes)
     return _published(read.tensors, name, allow_partial, notes)
 
 
@@ -54,8 +49,12 @@ def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[st
     """
     own = model.encoder
     state = own.state_dict()
-    front = own.prefix if getattr(own, "prefix_positions", False) else 0
     size = getattr(own, "image_size", model.preprocess.size)
+    grid, front = None, 0
+    if "pos_embed" in state:
+        rows, columns = own.grid(size, size)
+        front = state["pos_embed"].shape[1] - rows * columns
+        grid = (rows, columns) if front in (0, own.prefix) else None  # else positions of another kind
     recognised = Recognised(
         source=own.name,
         dialect="omma",
@@ -63,7 +62,7 @@ def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[st
         tensors=state,
         origin={name: (name,) for name in state},
         how={},
-        grid=own.grid(size, size) if "pos_embed" in state else None,
+        grid=grid,
         front=front,
         left=(),
         settings={},
@@ -100,6 +99,24 @@ def _is_theirs(path: Path) -> bool:
     if not path.is_dir() or not (path / hub.CONFIG).is_file() or (path / store.DESCRIPTION).is_file():
         return False
     return not (path / "checkpoints").is_dir()
+
+
+def _of_folder(
+    folder: Path, tensors: Mapping[str, Tensor], source: str, allow_partial: bool, notes: Sequence[str] = ()
+) -> Model:
+    """Weights with config.json, and perhaps preprocessor_config.json, beside them."""
+    config, preprocessor = hub.read_config(folder), None
+    if (folder / hub.PREPROCESSOR).is_file():
+        preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
+    cfg = config.get("pretrained_cfg")
+    if (found := hub.timms(tensors, config)) is not None:
+        try:
+            return _timm(found, source, allow_partial)
+        except ValueError as error:
+            notes = [*notes, f"not held against timm's own network: {error}"]
+    return _published(
+        tensors, source, allow_partial, notes, config=config, preprocessor=preprocessor, timm_cfg=cfg
+    )
 
 
 def _published(

@@ -1,9 +1,11 @@
 """What the files beside weights say of a network: config.json of transformers, timm and open_clip."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu"}
+NUMBERS = {"heads": (int,), "image_size": (int,), "eps": (int, float), "rope_base": (int, float)}
 
 
 def said_by(
@@ -11,8 +13,29 @@ def said_by(
 ) -> dict[str, Any]:
     """Heads, eps, mlp, image_size, grid, pool, rope_base: those that are told.
 
-    Raises ValueError for an activation that omma does not have.
+    Raises ValueError for an activation that omma does not have, and for values of another kind.
     """
+    with readable(source):
+        said = _said(config, timm_cfg, source)
+    for name, value in said.items():
+        if name in NUMBERS and not (type(value) in NUMBERS[name] and value > 0):
+            raise ValueError(f"{source}: its config.json says {name}={value!r}: a number above 0 is meant")
+    return said
+
+
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Settings that others wrote may have any form: what cannot be read is said in one line."""
+    try:
+        yield
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        raise ValueError(f"{source}: the settings beside its weights are malformed ({why})") from error
+
+
+def _said(
+    config: Mapping[str, Any] | None, timm_cfg: Mapping[str, Any] | None, source: str
+) -> dict[str, Any]:
     config = dict(config or {})
     if "vision_config" in config:  # of CLIP with its text tower
         config = dict(config["vision_config"] or {})

@@ -135,6 +135,14 @@ DIALECTS = (
         rules=OFFICIAL,
         settings={"normalised": "ImageNet's"},
     ),
+    Dialect(  # of BEiT's form, whose other files want .5
+        name="SimMIM's names",
+        anchor=TIMM,
+        shows=("mask_token", "rel_pos_bias.relative_position_bias_table"),
+        marks=r"(^|\.)decoder\.0\.weight$",
+        rules=OFFICIAL,
+        settings={"normalised": "ImageNet's"},
+    ),
     Dialect(name="timm's names", anchor=TIMM, rules=OFFICIAL),
     Dialect(
         name="CLIP's names (OpenAI's file)",

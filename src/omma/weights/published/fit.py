@@ -66,7 +66,8 @@ def fit(recognised: Recognised, encoder: Backbone, allow_partial: bool = False) 
 def plan(recognised: Recognised, encoder: Backbone) -> Plan:
     """As `fit`, without loading; of the encoder only names and shapes count."""
     wanted = encoder.state_dict()
-    draft = _Draft(dict(recognised.tensors), dict(recognised.how), dict(recognised.origin))
+    first = getattr(encoder, "first_layers", ())
+    draft = _Draft(dict(recognised.tensors), dict(recognised.how), dict(recognised.origin), first)
     _norms(draft, wanted)
     _tokens(draft, recognised, encoder, wanted)
     values: dict[str, Tensor] = {}
@@ -109,6 +110,7 @@ class _Draft:
     given: dict[str, Tensor]
     how: dict[str, str]
     origin: dict[str, tuple[str, ...]]
+    first: tuple[str, ...] = ()  # beside FIRST, layers that read the image
     interpolated: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)  # in words
@@ -116,7 +118,7 @@ class _Draft:
     def adapted(self, name: str, target: Tensor) -> Tensor:
         """The tensor in the shape of the target where it can be had; else as it is."""
         x = self.given[name]
-        if name in FIRST and x.ndim == target.ndim == 4:
+        if name in (*FIRST, *self.first) and x.ndim == target.ndim == 4:
             old, new = x.shape[1], target.shape[1]
             if old != new:
                 x = inflated(x, new)
@@ -199,16 +201,21 @@ def _tokens(draft: _Draft, recognised: Recognised, encoder: Backbone, wanted: Ma
         before = [name for name in TOKENS if name in given]
         counts = [given[name].shape[1] for name in before]
         rows = dict(zip(before, given["pos_embed"][:, : sum(counts)].split(counts, 1), strict=True))
-    for name in TOKENS:  # another number of registers is another set of them
-        if name in given and name in wanted and given[name].shape[1] != wanted[name].shape[1]:
-            del given[name]
-            rows.pop(name, None)
+    name = "reg_token"
+    if name in given and name in wanted and given[name].shape[1] != wanted[name].shape[1]:
+        del given[name]  # another number of registers is another set of them
+        rows.pop(name, None)
     if "pos_embed" not in given or "pos_embed" not in wanted or recognised.grid is None:
         return
     size = encoder.image_size
     assert isinstance(size, int)
     home, grid = recognised.grid, encoder.grid(size, size)
-    own = [name for name in TOKENS if name in wanted and getattr(encoder, "prefix_positions", False)]
+    own = [name for name in TOKENS if name in wanted]
+    front = wanted["pos_embed"].shape[1] - grid[0] * grid[1]
+    if front == 0:
+        own = []
+    elif front != sum(wanted[name].shape[1] for name in own):
+        return  # positions of another kind
     if grid == home and own == list(rows):
         return
     for name, row in rows.items():

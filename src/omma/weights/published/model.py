@@ -9,6 +9,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.protocols import Backbone, Preprocess
+from omma.weights.published.configs import readable
 from omma.weights.published.fit import plan
 from omma.weights.published.inputs import preprocess, size_of
 from omma.weights.published.recognise import recognise
@@ -52,8 +53,9 @@ def into_model(
         encoder = backbones.build(**spec)
     found.load(encoder)
 
-    size = image_size or size_of(recognised, preprocessor, timm_cfg)
-    prepared, note = preprocess(
-        recognised, size=size, channels=spec["channels"], preprocessor=preprocessor, timm_cfg=timm_cfg
-    )
+    with readable(source):
+        size = image_size or size_of(recognised, preprocessor, timm_cfg)
+        prepared, note = preprocess(
+            recognised, size=size, channels=spec["channels"], preprocessor=preprocessor, timm_cfg=timm_cfg
+        )
     return encoder.eval(), prepared, replace(found.report, notes=(*found.report.notes, note))

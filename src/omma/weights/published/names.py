@@ -49,9 +49,11 @@ class Names:
     def count(self, part: str) -> int:
         """How many numbered parts `part.0`, `part.1`, ... there are; ValueError where one is missing."""
         found = {int(m[1]) for name in self.tensors if (m := re.match(rf"{re.escape(part)}\.(\d+)\.", name))}
-        if lacking := set(range(max(found, default=-1) + 1)) - found:
-            raise ValueError(f"{self.source} lacks {part}.{min(lacking)}; is it whole?")
-        return len(found)
+        count = len(found)
+        if count != max(found, default=-1) + 1:
+            lacking = next(i for i in range(count + 1) if i not in found)
+            raise ValueError(f"{self.source} lacks {part}.{lacking}; is it whole?")
+        return count
 
     def replace(self, old: Sequence[str], new: str, tensor: Tensor, how: str) -> None:
         """`tensor`, made of those called `old`, takes their place."""

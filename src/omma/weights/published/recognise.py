@@ -84,7 +84,7 @@ def _find(tensors: Mapping[str, Tensor], source: str) -> tuple[Dialect, str]:
                     found.append(prefix)
         if found:
             return dialect, min(found, key=_rank)
-    few = ", ".join(list(names)[:4]) or "nothing"
+    few = " ".join(", ".join(list(names)[:4]).split()) or "nothing"
     raise ValueError(
         f"{source} holds no vision network that omma knows: it has {few}, ...; known are {KNOWN}"
     )

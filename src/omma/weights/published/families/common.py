@@ -65,14 +65,14 @@ def heads_of(t: Names, said: Said, forms: tuple[str, ...], shape: Mapping[str, A
         return WIDTHS[shape["dim"]]
     raise ValueError(
         f"{t.source}: a transformer {shape['dim']} wide does not tell its number of heads; "
-        "say it (option heads), or put the network's config.json beside it"
+        "put the network's config.json beside it"
     )
 
 
 def patch_of(t: Names) -> tuple[int, int]:
     """Width and patch size of the patch embedding."""
     shape = t.shape("patch_embed.proj.weight")
-    if len(shape) != 4 or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
         raise ValueError(
             f"{t.source}: its patch embedding has shape {list(shape)}; omma reads square patches of images"
         )

@@ -32,7 +32,7 @@ def vit(t: Names, said: Said) -> Built:
         mlp = said.get("likely_mlp", "gelu")
         if clip:
             notes.append(
-                f"{mlp} assumed: the file does not say which one it is (option mlp: gelu, quickgelu)"
+                f"{mlp} assumed: the file does not say which one it is (a config.json beside it may)"
             )
 
     grid, front, positions = None, 0, said.get("positions")
@@ -45,7 +45,7 @@ def vit(t: Names, said: Said) -> Built:
             said = {**said, "heads": 12}
             notes.append("12 heads, as in MoCo v3's ViT-S: its positions give it away")
     if positions is None:
-        raise ValueError(f"{t.source} has no positions; say which it has (option positions: none, rope)")
+        raise ValueError(f"{t.source} has no positions, and does not say which its network has: not read")
 
     wanted = shape | {
         "heads": common.heads_of(t, said, forms, shape),
