@@ -88,6 +88,8 @@ def test_one_model_is_explained(capsys):
         (["report", "/no/run", "."], "/no/run"),
         (["methods", "dyno"], "dyno"),
         (["models", "vit-s/17b"], "vit-s/17b"),
+        (["models", "vit/16"], "give depth, dim, heads, hidden too"),
+        (["models", "vit-s/16", "--image-size", "0"], "--image-size 0"),
         (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
         (["evaluate", "a", "b", "--model.depth=3"], "--model.KEY is an option of `omma pretrain`"),
         (["pretrain", ".", "--method.momentum"], "value must follow"),

@@ -166,6 +166,53 @@ def test_bf16(backbone):
     assert torch.cosine_similarity(exact, rough).min() > 0.99
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains(backbone, dtype):
+    x = torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", dtype):
+        loss = backbone.train()(x).pooled.float().square().sum()
+    loss.backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad
+    )
+
+
+def test_no_images_at_all(backbone):
+    features = backbone.eval()(torch.randn(0, 3, 32, 32))
+    assert features.pooled.shape == (0, backbone.dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("vit-ti/16", {"depth": 0}, "depth=0 of vit-ti/16: must be whole and at least 1"),
+        ("vit-ti/16", {"heads": -3}, "heads"),
+        ("vit-ti/16", {"hidden": 2.5}, "hidden"),
+        ("vit-ti/16", {"registers": -1}, "at least 0"),
+        ("vit-ti/16", {"channels": 0}, "channels"),
+        ("vit-ti/16", {"drop_path": 1.0}, r"in \[0, 1\)"),
+        ("vit-ti/16", {"drop_path": "much"}, "drop_path"),
+        ("vit-ti/16", {"eps": -1}, "above 0"),
+        ("vit-ti/16", {"layer_scale": math.nan}, "above 0"),
+        ("vit-ti/16", {"qkv_bias": "no"}, "true or false"),
+        ("vit-ti/16", {"positions": "rope", "heads": 32}, "multiple of 4"),
+        ("eva02-ti/14", {"heads": 32}, "multiple of 4"),
+        ("cait-xxs24", {"layer_scale": None}, "layer_scale"),
+        ("vit/16", {}, "give depth, dim, heads, hidden too"),
+        ("swin", {}, "no size of its own"),
+    ],
+)
+def test_values_that_no_network_can_have(name, options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        backbones.build(name=name, image_size=32, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_will_do_for_another():
+    network = backbones.build(name="vit-ti/16", image_size=32, depth=1, layer_scale=1)
+    assert network.blocks[0].ls1.gamma.dtype == torch.float32
+
+
 def test_unknown_names_and_options():
     with pytest.raises(ValueError, match="did you mean vit-s/16"):
         backbones.build(name="vit_s/16", image_size=32)

@@ -347,7 +347,9 @@ def test_wrong_options():
     for options, said in (
         ({"depths": (2, 2)}, "stages"),
         ({"dim": 100}, "multiple of"),
-        ({"window": 0}, "1 or more"),
+        ({"window": 0}, "at least 1"),
+        ({"window": 2.5}, "at least 1"),
+        ({"depths": (2, -2, 2, 2)}, "at least 1"),
         ({"patch": 4}, "no option 'patch'"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -52,6 +52,19 @@ def test_what_needs_no_gradient_gets_none() -> None:
     assert torch.equal(layer.bias.grad.float(), torch.full((4,), 3.0))
 
 
+def test_processors_without_that_kernel_use_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: object) -> None:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    layer, x = Linear(6, 4).bfloat16(), torch.randn(3, 6).bfloat16()
+    monkeypatch.setattr(module, "_product", lacking)
+    module._works.cache_clear()
+    try:
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    finally:
+        module._works.cache_clear()
+
+
 def test_other_dtypes_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> None:
         raise AssertionError("called for fp32")

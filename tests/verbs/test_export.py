@@ -111,6 +111,26 @@ def test_bad_calls(folder, tmp_path):
         verb.export(model, "safetensors", folder, folder)
 
 
+def test_places_that_cannot_be_written_and_links(folder, tmp_path, monkeypatch):
+    model, export = model_of("vit"), verb.export
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written") as caught:
+        export(model, "safetensors", tmp_path / "file" / "x", images=folder)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export(model, "safetensors", tmp_path / "link", images=folder)
+    assert weights.load(tmp_path / "empty").digest == model.digest
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(model, "safetensors", ".", images=folder)
+    assert weights.load(tmp_path / "here").digest == model.digest
+    model.encoder.norm.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        export(model, "safetensors", tmp_path / "nan", images=folder)
+    assert not (tmp_path / "nan").exists()
+
+
 def test_compared_on_the_images_that_it_was_trained_on(folder, tmp_path):
     model = model_of("vit")
     weights.save(tmp_path / "run", model.encoder, model.preprocess, {"images": str(folder)})

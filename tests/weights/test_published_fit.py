@@ -194,7 +194,7 @@ def test_preprocessing_is_told_or_known():
     assert (found.size, found.mean, found.std, found.crop_share) == (224, (0.0,) * 3, (1.0,) * 3, 1.0)
     cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.9, "input_size": (3, 40, 40)}
     found, note = prepared(timm_cfg=cfg)
-    assert (found.size, found.mean, found.std, found.crop_share) == (40, (0.5,) * 3, (0.25,) * 3, 0.9)
+    assert (found.size, found.mean, found.std, found.crop_share) == (40, (0.5,) * 3, (0.25,) * 3, 40 / 44)
     assert "timm" in note
     found, _ = prepared(timm_cfg=cfg, image_size=64, channels=2)
     assert (found.size, found.channels, found.mean, found.std) == (64, 2, (0.5, 0.5), (0.25, 0.25))

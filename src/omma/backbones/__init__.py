@@ -7,9 +7,11 @@ name stands for (None for another family's), and `Encoder` is the class that the
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import re
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 
@@ -80,6 +82,40 @@ def options(name: str) -> dict[str, Any]:
     return {k: v for k, v in (given | arguments).items() if k not in ("image_size", "channels")}
 
 
+# The least that options may be; a tuple is of such numbers.
+WHOLE = dict.fromkeys(
+    ("image_size", "channels", "depth", "depths", "dim", "heads", "hidden", "patch", "token_patch", "window",
+     "class_layers", "rope_home"), 1,
+) | {"registers": 0}  # fmt: skip
+
+
+def _checked(name: str, encoder: type[Backbone], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, numbers as the kind that is meant; ValueError for what no network can have."""
+    parameters = inspect.signature(encoder).parameters
+    if lacking := [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]:
+        raise ValueError(f"{name} has no size of its own: give {', '.join(lacking)} too")
+    found = dict(arguments)
+    for key, value in arguments.items():
+        kinds = {parameters[key].annotation, *get_args(parameters[key].annotation)}
+        wanted = ""
+        if key in WHOLE:
+            each = value if isinstance(value, tuple | list) and value else (value,)
+            if not all(type(v) is int and v >= WHOLE[key] for v in each):
+                wanted = f"whole and at least {WHOLE[key]}"
+        elif bool in kinds:
+            wanted = "" if isinstance(value, bool) else "true or false"
+        elif float in kinds and not (value is None and NoneType in kinds):
+            number = float(value) if isinstance(value, int | float) else math.nan
+            found[key] = number
+            if key == "drop_path":
+                wanted = "" if 0 <= number < 1 else "in [0, 1)"
+            elif not (0 <= number < math.inf) or (number == 0 and key != "layer_scale"):
+                wanted = "a number above 0"
+        if wanted:
+            raise ValueError(f"{key}={value!r} of {name}: must be {wanted}")
+    return found
+
+
 def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
     """A freshly initialised backbone.
 
@@ -90,8 +126,9 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
     known = options(name)
     if unknown := sorted(chosen.keys() - known.keys()):
         raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    whole = {"name": name, "image_size": image_size, "channels": channels, **arguments, **chosen}
     network: Any = encoder  # each family's constructor has options of its own
-    built: Backbone = network(name=name, image_size=image_size, channels=channels, **(arguments | chosen))
+    built: Backbone = network(**_checked(name, encoder, whole))
     kept = {k: v for k, v in chosen.items() if k != "drop_path" and v != known[k]}
     built.built_from = {"name": name, "image_size": image_size, "channels": channels, **kept}
     return built

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers
@@ -58,7 +59,7 @@ def _mix(matrix: Float[Tensor, "h h"], maps: Float[Tensor, "bh n n"]) -> Float[T
     heads, c = len(matrix), _repeats(maps, len(matrix))
     if c > 1:
         matrix = torch.kron(matrix.contiguous(), torch.eye(c, dtype=matrix.dtype))
-    pieces = maps.view(len(maps) // heads, heads * c, -1)
+    pieces = maps.view(len(maps) // heads, heads * c, maps.shape[1] * maps.shape[2] // c)
     return torch.bmm(matrix.expand(len(pieces), -1, -1), pieces).view_as(maps)  # matmul would copy the maps
 
 
@@ -67,7 +68,8 @@ def _mix_grad(
 ) -> Float[Tensor, "h h"]:
     """Gradient of `_mix` with respect to its matrix."""
     c = _repeats(maps, heads)
-    a, b = (x.view(len(maps) // heads, heads * c, -1) for x in (grad, maps))
+    shape = (len(maps) // heads, heads * c, maps.shape[1] * maps.shape[2] // c)
+    a, b = (x.view(shape) for x in (grad, maps))
     products = (a @ b.transpose(1, 2)).to(torch.promote_types(maps.dtype, torch.float32)).sum(0)
     return products.view(heads, c, heads, c).diagonal(dim1=1, dim2=3).sum(-1).to(maps.dtype)
 
@@ -95,7 +97,7 @@ def _talk(
     w = _mix(after, p)
     constant = v.sum(1, keepdim=True) * shift.repeat(b)[:, None, None]
     out = torch.baddbmm(constant, w, v)
-    return attention.merge(out.view(b, heads, n, -1)), (stacked, scores, p, w)
+    return attention.merge(out.view(b, heads, n, width // (3 * heads))), (stacked, scores, p, w)
 
 
 class _Talk(torch.autograd.Function):
@@ -111,6 +113,7 @@ class _Talk(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         before, after, shift, stacked, scores, p, w = ctx.saved_tensors
         (b, n, d), heads = grad.shape, len(before)
@@ -153,10 +156,11 @@ class TalkingHeads(nn.Module):
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, gamma: Float[Tensor, "d"]
     ) -> Float[Tensor, "b n d"]:
         qkv, first, second = self._qkv(x, before), self.proj_l, self.proj_w
+        mixes = [t.to(qkv.dtype) for t in (first.weight, first.bias, second.weight, second.bias)]  # autocast
         if torch.is_grad_enabled():
-            out = _Talk.apply(qkv, first.weight, first.bias, second.weight, second.bias)
+            out = _Talk.apply(qkv, *mixes)
         else:
-            out, _ = _talk(qkv, first.weight, second.weight, second.bias)
+            out, _ = _talk(qkv, mixes[0], *mixes[2:])
         return _scaled(cast(Tensor, out), self.proj, gamma)
 
     def weights(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
@@ -259,8 +263,6 @@ class CaiT(Backbone):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
-        if class_layers < 1:
-            raise ValueError(f"class_layers={class_layers} of {name}: at least 1 must fill the class token")
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
         self.image_size = image_size
         rows, columns = self.grid(image_size, image_size)

@@ -178,6 +178,10 @@ class Eva(Transformer):
         one_of("mlp", mlp, MLPS)
         if dim % heads:
             raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
+        if rope != "none" and dim // heads % 4:
+            raise ValueError(
+                f"heads of {name} are {dim // heads} wide: rotary positions need a multiple of 4"
+            )
         if bias != "none" and registers:
             raise ValueError(f"registers={registers}: a relative bias knows the class token and patches only")
         if sub_norm and mlp != "split_swiglu":

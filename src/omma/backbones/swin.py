@@ -163,8 +163,6 @@ class Swin(Backbone):
             raise ValueError(
                 f"{name}: depths={depths}, heads={heads} and window={window} differ in their stages"
             )
-        if min(sides) < 1:
-            raise ValueError(f"window={window} of {name}: must be 1 or more")
         for i, each in enumerate(heads):
             if dim * 2**i % each:
                 raise ValueError(

@@ -69,6 +69,10 @@ class ViT(Transformer):
         one_of("mlp", mlp, MLPS)
         if dim % heads:
             raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
+        if positions == "rope" and dim // heads % 4:
+            raise ValueError(
+                f"heads of {name} are {dim // heads} wide: rotary positions need a multiple of 4"
+            )
         if positions == "rope" and mixer in ("linear", "fourier"):
             raise ValueError(
                 f"positions='rope' turns queries and keys, which mixer={mixer!r} does not compare"

@@ -52,6 +52,9 @@ def models(
         image_size: Pixels along a side; by default what the backbone is usually given.
         channels: Of the images.
     """
+    for what, value in (("image-size", image_size), ("channels", channels)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{what} {value}: must be at least 1")
     if name is None:
         _all_models(image_size, channels)
     else:
@@ -63,7 +66,7 @@ def _outline(name: str, image_size: int | None, channels: int) -> tuple[Any, int
     """A network without values, and its image size: by default 224 px, 32 px for patches of 8 px or less."""
     from omma import backbones
 
-    size = image_size or 224
+    size = 224 if image_size is None else image_size
     if image_size is None and "/w" in name:  # a window of Swin's is the whole map of its last stage
         size = 32 * backbones.options(name)["window"]
     network = backbones.outline(name=name, image_size=size, channels=channels)

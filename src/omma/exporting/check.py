@@ -58,6 +58,8 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
                     f"{encoder.name} at {height}x{width} px: exported features are {tuple(b.shape)}, "
                     f"omma's {tuple(a.shape)}"
                 )
+            if not a.isfinite().all():
+                raise ValueError(f"features of {encoder.name} are not finite: its weights are damaged")
             # a maximum of Python's would pass over what is no number
             difference = torch.stack([torch.tensor(difference), (a - b).abs().max()]).max().item()
             scale = max(scale, a.abs().max().item())

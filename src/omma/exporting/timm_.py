@@ -204,6 +204,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
     known = timm.models.get_pretrained_cfg(architecture)
     mean, std = eight_bit(preprocess)
     size = [preprocess.channels, preprocess.size, preprocess.size]
+    resized = round(preprocess.size / preprocess.crop_share)
     cfg = {
         "tag": "omma",
         "num_classes": 0,
@@ -211,7 +212,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
         "fixed_input_size": "img_size" in args and not args.get("dynamic_img_size", False),
         "pool_size": None,
         "interpolation": "bicubic",
-        "crop_pct": preprocess.crop_share,
+        "crop_pct": preprocess.size / (resized + 1e-3),  # timm cuts the quotient of these to a whole number
         "crop_mode": "center",
         "mean": mean,
         "std": std,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
 
@@ -109,6 +110,7 @@ class _WrittenOut(torch.autograd.Function):
         return merge((p @ v).view(b, heads, n, e))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None]:  # pyright: ignore
         stacked, p = ctx.saved_tensors
         b, n, d = grad.shape

@@ -4,6 +4,7 @@ torch copies the bias into the result first and adds the product to it; that ker
 the GELU, as it writes the product.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -44,8 +45,19 @@ def _theirs(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.bfloat16
         and not torch.compiler.is_compiling()
-        and torch.backends.mkldnn.is_available()
+        and _works()
     )
+
+
+@functools.cache
+def _works() -> bool:
+    """Processors without AVX-512 have no such kernel in bf16, whatever is said of oneDNN."""
+    x = torch.zeros(2, 2, dtype=torch.bfloat16, device="cpu")
+    try:
+        _product(x, x, None)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

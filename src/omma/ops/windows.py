@@ -45,15 +45,16 @@ class Windows(NamedTuple):
     def cut(self, x: Float[Tensor, "b r c f"], parts: int, heads: int) -> Float[Tensor, "p b i j h y x e"]:
         """A view by part, sample, window (row i, column j), head and place (row y, column x)."""
         (high, wide), (h, w) = self.full, self.size
-        x = x.view(x.shape[0], high // h, h, wide // w, w, parts, heads, -1)
+        e = x.shape[-1] // (parts * heads)
+        x = x.view(x.shape[0], high // h, h, wide // w, w, parts, heads, e)
         return x.permute(5, 0, 1, 3, 6, 2, 4, 7)
 
     def join(self, x: Float[Tensor, "b i j h y x e"]) -> Float[Tensor, "b r c d"]:
         """The inverse of one part of `cut`."""
-        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], *self.full, -1)
+        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], *self.full, x.shape[3] * x.shape[6])
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def cached(
     grid: tuple[int, int], side: int, shifted: bool, lanes: int, device: torch.device, dtype: torch.dtype
 ) -> Windows:

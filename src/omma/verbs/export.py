@@ -71,14 +71,20 @@ def export(
         raise ValueError(f"format {format!r} is unknown: choose {', '.join(FORMATS)}")
     kind = FORMATS[format]
     out = _default(model, kind) if out is None else Path(out)
+    if not out.name or out.is_symlink():  # what it makes stands beside it first
+        out = out.resolve()
     _suits(out, format, kind)
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder = copy.deepcopy(loaded.encoder).cpu().float().eval()
     preprocess = loaded.preprocess
     pictures = suited(_images(loaded, images), preprocess.channels)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{out} cannot be written ({why}): choose another place with --out") from error
     try:
         written = place / out.name  # under its own name: a file may name one that belongs to it
         reopened = kind.write(encoder, preprocess, written, loaded.provenance)

@@ -134,7 +134,7 @@ def _tables(
     """Blocks that each block looks at, and which of their tokens there are (not padding, not missing)."""
     table = torch.from_numpy(_blocks(grid))
     rows, columns = grid
-    real = torch.zeros(-(-rows // SIDE) * SIDE, -(-columns // SIDE) * SIDE, dtype=torch.bool)
+    real = torch.zeros(-(-rows // SIDE) * SIDE, -(-columns // SIDE) * SIDE, dtype=torch.bool, device="cpu")
     real[:rows, :columns] = True
     real = rearrange(real, "(r s) (c t) -> (r c) (s t)", s=SIDE, t=SIDE)
     seen = real[table.clamp(min=0)] & (table >= 0)[:, :, None]
@@ -144,12 +144,14 @@ def _tables(
 def _hidden(where: Where, like: Tensor) -> Float[Tensor, "b 1 n n"]:
     """0 where a token looks at another, -inf where it does not; for all tokens, or the kept ones."""
     rows, columns = where.grid
-    y, x = torch.meshgrid(torch.arange(rows) // SIDE, torch.arange(columns) // SIDE, indexing="ij")
+    y, x = (torch.arange(side, device="cpu") // SIDE for side in (rows, columns))
+    y, x = torch.meshgrid(y, x, indexing="ij")
     block = (y * -(-columns // SIDE) + x).flatten()
     table = torch.from_numpy(_blocks(where.grid))
-    looks = torch.zeros(len(table), len(table) + 1, dtype=torch.bool)
+    looks = torch.zeros(len(table), len(table) + 1, dtype=torch.bool, device="cpu")
     looks.scatter_(1, table.where(table >= 0, len(table)), True)
     own = block[None] if where.keep is None else block[where.keep.cpu()]
     allowed = looks[own[:, :, None], own[:, None, :]]
     allowed = F.pad(allowed, (where.prefix, 0, where.prefix, 0), value=True)[:, None]
-    return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf).to(like.device, like.dtype)
+    hidden = torch.zeros(allowed.shape, device="cpu").masked_fill(~allowed, -torch.inf)
+    return hidden.to(like.device, like.dtype)

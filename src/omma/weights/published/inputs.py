@@ -1,5 +1,6 @@
 """How images are prepared for a published network: as its authors say, or as its kind is known to want."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,9 @@ def preprocess(
     elif timm_cfg:
         imagenet = NORMALISED["ImageNet's"]
         mean, std = (timm_cfg.get(k, v) for k, v in zip(("mean", "std"), imagenet, strict=True))
-        crop_share, note = float(timm_cfg.get("crop_pct") or 1.0), "input as timm's pretrained_cfg says"
+        # timm cuts the side that it resizes to to a whole number, omma rounds it
+        crop_share = size / math.floor(size / float(timm_cfg.get("crop_pct") or 1.0))
+        note = "input as timm's pretrained_cfg says"
     else:
         assert recognised is not None, "nothing is said of the input, and the network is unknown"
         kind = _usual(recognised)
