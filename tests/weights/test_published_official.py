@@ -172,6 +172,9 @@ def test_clip(openai):
     encoder, report = check(visual | others, theirs, left=others, name="vit/8")
     assert encoder.spec().get("mlp", "gelu") == ("quickgelu" if openai else "gelu")
     assert any("assumed" in note for note in report.notes) != openai
+    part = {name.removeprefix("visual."): x for name, x in visual.items()}  # FILE:visual
+    encoder, _, _ = into_model(part, source="file.pt", beside=tuple(others))
+    assert encoder.spec().get("mlp", "gelu") == ("quickgelu" if openai else "gelu")
     said = {"model_cfg": {"quick_gelu": openai, "vision_cfg": {"width": 192}}}
     _, report = check(visual, theirs, left=[], config=said)
     assert not any("assumed" in note for note in report.notes)

@@ -38,7 +38,7 @@ def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     notes = [f"taken from its part {read.container!r}"] if read.container else []
     if path.name in files.WEIGHTS and _is_theirs(path.parent):
         return _of_folder(path.parent, read.tensors, name, allow_partial, notes)
-    return _published(read.tensors, name, allow_partial, notes)
+    return _published(read.tensors, name, allow_partial, notes, beside=read.others)
 
 
 def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[str]:

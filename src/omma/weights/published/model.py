@@ -1,7 +1,7 @@
 """From a published file's tensors to a backbone with its preprocessing."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,18 +28,20 @@ def into_model(
     image_size: int | None = None,
     channels: int | None = None,
     allow_partial: bool = False,
+    beside: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Backbone, Preprocess, Report]:
     """The backbone that a file holds, on the CPU, how its images are prepared, and what its tensors became.
 
     config, preprocessor: of transformers' config.json and preprocessor_config.json. timm_cfg: timm's
     pretrained_cfg. image_size, channels: others than the file's; positions are interpolated, the first layer
-    is spread. options: of the backbone ("patch" and "drop_path" too), and what the file leaves open: heads,
-    eps, mlp, positions, pool. Raises ValueError in one line: `recognise`, `fit`, `backbones.build`.
+    is spread. beside: names of what else the file holds, which may tell its dialect. options: of the backbone
+    ("patch" and "drop_path" too), and what the file leaves open: heads, eps, mlp, positions, pool. Raises
+    ValueError in one line: `recognise`, `fit`, `backbones.build`.
     """
     options = dict(options or {})
     hints = {key: options[key] for key in HINTS if key in options}
-    recognised = recognise(tensors, config, source=source, timm_cfg=timm_cfg, options=hints)
+    recognised = recognise(tensors, config, source=source, timm_cfg=timm_cfg, beside=beside, options=hints)
     spec = recognised.spec | options
     if "patch" in options and "/" in spec["name"]:  # it is part of the name
         spec["name"] = re.sub(r"/\d+$", f"/{spec.pop('patch')}", spec["name"])

@@ -52,15 +52,17 @@ def recognise(
     *,
     source: str = "the file",
     timm_cfg: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Recognised:
     """The network in a file, converted to omma's (timm's) names, and the spec that builds it.
 
     config: of transformers' config.json (timm's and open_clip's too). timm_cfg: timm's pretrained_cfg.
-    options: what the file does not tell (heads, eps, mlp, positions, pool); they win over everything.
+    beside: names of what else the file holds. options: what the file does not tell (heads, eps, mlp,
+    positions, pool); they win over everything.
     Raises ValueError in one line where it holds no network that omma knows, or does not tell all of it.
     """
-    dialect, prefix = _find(tensors, source)
+    dialect, prefix = _find(tensors, beside, source)
     t = _without(tensors, prefix, dialect, source)
     said = dict(dialect.settings)
     if dialect.prepare is not None:
@@ -71,7 +73,7 @@ def recognise(
     return _made(tensors, t, built, said, dialect)
 
 
-def _find(tensors: Mapping[str, Tensor], source: str) -> tuple[Dialect, str]:
+def _find(tensors: Mapping[str, Tensor], beside: Sequence[str], source: str) -> tuple[Dialect, str]:
     """The first dialect that fits, and the wrapper before its names."""
     names = tensors.keys()
     for dialect in DIALECTS:
@@ -80,7 +82,7 @@ def _find(tensors: Mapping[str, Tensor], source: str) -> tuple[Dialect, str]:
             prefix = name.removesuffix(dialect.anchor)
             if name.endswith(dialect.anchor) and prefix[-1:] in ("", ".", "/"):
                 inner = {n[len(prefix) :] for n in names if n.startswith(prefix)}
-                if dialect.fits(names, inner):
+                if dialect.fits(names | {*beside}, inner):
                     found.append(prefix)
         if found:
             return dialect, min(found, key=_rank)
