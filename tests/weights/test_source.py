@@ -168,6 +168,10 @@ def test_folders_of_timm_are_held_against_timm(tmp_path):
     torch.testing.assert_close(model(x).pooled, timm_feature(theirs, x), rtol=1e-4, atol=1e-4)
     other = weights.load(folder_of_timm(theirs, tmp_path / "x", architecture="resnet26", pretrained_cfg=cfg))
     assert any("not held against timm's own" in line for line in other.provenance["loaded"])
+    strange = {"architecture": "resnetblur18", "pretrained_cfg": cfg | {"input_size": 3}}
+    with pytest.raises(ValueError, match="malformed") as caught:
+        weights.load(folder_of_timm(theirs, tmp_path / "y", **strange))
+    assert "\n" not in str(caught.value)
 
 
 def test_wrapped_networks_go_on_at_another_size_and_channels():

@@ -111,7 +111,8 @@ def _of_folder(
     cfg = config.get("pretrained_cfg")
     if (found := hub.timms(tensors, config)) is not None:
         try:
-            return _timm(found, source, allow_partial)
+            with published.readable(source):
+                return _timm(found, source, allow_partial)
         except ValueError as error:
             notes = [*notes, f"not held against timm's own network: {error}"]
     return _published(
