@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from omma import backbones
+from omma.weights.published import fit, recognise
 
 SMALL = {
     "hidden_size": 64,
@@ -44,6 +45,13 @@ def renamed(state: dict, *rules: tuple[str, str], prefix: str = "") -> dict:
             name = re.sub(pattern, by, name)
         found[prefix + name] = x
     return found
+
+
+def fitted(state: dict, source: str = "file.pth", **options) -> tuple:
+    """The network of a file as a backbone of another size, patch, channels or window; and the report."""
+    recognised = recognise(state, source=source)
+    encoder = backbones.build(**(recognised.spec | options))
+    return encoder, fit(recognised, encoder)
 
 
 def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e-4) -> None:

@@ -106,11 +106,9 @@ class Monitor:
             return None
         known = self.labels >= 0
         labels, labelled = self.labels[known], features.numpy()[known]
-        if self.bank is not None:
-            predicted = knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K)
-        else:
-            predicted = knn.predict_left_out(labelled, labels, k=K)
-        return predicted == labels
+        if self.bank is None:
+            return knn.predict(labelled, labels, None, k=K) == labels
+        return knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K) == labels
 
     def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
         """Against the first reading; None for that itself."""

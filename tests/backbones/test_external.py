@@ -251,7 +251,7 @@ def test_attention_is_the_blocks_softmax():
     seen = backbone.pooled_attention(x)
     assert seen.shape == (2, 1, 3 * 2)
     torch.testing.assert_close(seen, late.mean(2))  # the keys' grid is the patches' here
-    with pytest.raises(ValueError, match="2 non-local blocks"):
+    with pytest.raises(ValueError, match="counting non-local blocks, has 2"):
         backbone.attention(x, layers=(2,))
     with pytest.raises(NoAttention, match="non_local"):
         build("timm:resnet18").attention(x)

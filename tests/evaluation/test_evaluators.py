@@ -125,11 +125,11 @@ def test_knn_that_leaves_one_out():
     data = blobs(gap=0.7)
     x, y = data.train, data.train_labels
     for k in (1, 20, 10_000):
-        found = knn.predict_left_out(x, y, k=k)
+        found = knn.predict(x, y, None, k=k)
         for i in range(0, len(x), 7):
             others = np.arange(len(x)) != i
             assert found[i] == knn.predict(x[others], y[others], x[i : i + 1], k=k)[0]
-    assert knn.predict_left_out(x[:2], np.array([0, 1])).tolist() == [1, 0]
+    assert knn.predict(x[:2], np.array([0, 1]), None).tolist() == [1, 0]
 
 
 def test_knn_of_one_k_is_that_of_many_and_never_refuses():

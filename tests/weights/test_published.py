@@ -23,7 +23,7 @@ def given(state, **arguments):
     encoder, prepared, report = into_model(state, source="file.pth", **arguments)
     assert report.share == 1
     assert not report.missing
-    found = recognise(state, options=arguments.get("options"))
+    found = recognise(state, arguments.get("config"))
     used = {raw for origin in found.origin.values() for raw in origin}
     assert used.isdisjoint(report.left)
     assert used | set(report.left) == state.keys()
@@ -60,9 +60,9 @@ TIMM = [
 @pytest.mark.parametrize(("model", "options", "name"), TIMM)
 def test_timms_transformers(model, options, name):
     theirs = ti(model, **options)
-    quick = {"mlp": "quickgelu"} if model == CLIP else {}
     image_size = theirs.patch_embed.img_size[0]
-    encoder, report = given(theirs.state_dict(), options=quick, image_size=image_size)
+    said = {"image_size": image_size} | ({"hidden_act": "quick_gelu"} if model == CLIP else {})
+    encoder, report = given(theirs.state_dict(), config=said)
     assert encoder.name == name
     assert encoder.channels == options.get("in_chans", 3)
     assert not report.left

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from einops import rearrange
-from published_files import apart, build, images, renamed
+from published_files import apart, build, fitted, images, renamed
 
 from omma import backbones
 from omma.data.preprocess import IMAGENET_MEAN
@@ -30,7 +30,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 def test_another_image_size_is_what_the_network_does_with_one(name, options):
     """A backbone interpolates its positions as it runs; loading into one of that size does it once."""
     theirs = build(name, **options)
-    ours, _, report = into_model(theirs.state_dict(), source="file.pth", image_size=48)
+    ours, report = fitted(theirs.state_dict(), image_size=48)
     assert ours.image_size == 48
     assert apart(ours, theirs, images(size=48)) < 1e-4
     assert report.interpolated
@@ -40,7 +40,7 @@ def test_another_image_size_is_what_the_network_does_with_one(name, options):
 def test_swins_windows_are_interpolated():
     shape = {"dim": 32, "depths": (2, 2), "heads": (2, 4)}
     theirs = build("swin", 56, **shape)
-    ours, _, report = into_model(theirs.state_dict(), source="file.pth", options={"window": 4})
+    ours, report = fitted(theirs.state_dict(), window=4)
     assert ours.layers[0].blocks[0].attn.relative_position_bias_table.shape == (49, 2)
     assert len(report.interpolated) == 4
     assert "7x7 -> 4x4 (4)" in "\n".join(report.lines())
@@ -49,7 +49,7 @@ def test_swins_windows_are_interpolated():
         smooth[name] = (
             torch.linspace(-3, 3, 13)[:, None, None].expand(13, 13, smooth[name].shape[1]).flatten(0, 1)
         )
-    ours, _, _ = into_model(smooth, source="file.pth", options={"window": 4})
+    ours, _ = fitted(smooth, window=4)
     found = ours.state_dict()[report.interpolated[0]].view(7, 7, 2)
     assert (found[0] - found[0, 0]).abs().max() < 1e-5  # the same along a row
     assert (found.diff(dim=0) > 0.5).all()
@@ -57,9 +57,8 @@ def test_swins_windows_are_interpolated():
 
 def test_a_larger_patch_sees_the_larger_image_alike():
     theirs = build("vit/8")
-    options = {"patch": 16}
-    ours, _, report = into_model(theirs.state_dict(), source="file.pth", image_size=64, options=options)
-    assert (ours.name, ours.patch) == ("vit/16", 16)
+    ours, report = fitted(theirs.state_dict(), image_size=64, name="vit/16")
+    assert ours.patch == 16
     x = images()
     each = rearrange(
         x, "b c (h p) (w q) -> (b h w) c p q", p=8, q=8
@@ -75,11 +74,10 @@ def test_a_larger_patch_sees_the_larger_image_alike():
 def test_equal_channels_look_as_before(channels, name):
     shape = {"dim": 32, "depths": (2, 2), "heads": (2, 4), "window": 2} if name == "swin" else {}
     theirs = build(name, 16 if shape else 32, **shape)
-    ours, prepared, report = into_model(theirs.state_dict(), source="file.pth", channels=channels)
+    ours, report = fitted(theirs.state_dict(), channels=channels)
     x, y = images(3, equal=True), images(channels, equal=True)
     assert apart(theirs, ours, x, y) < 1e-4
     assert report.inflated == ("patch_embed.proj.weight",)
-    assert prepared.channels == len(prepared.mean) == len(prepared.low) == channels
     if channels == 1:
         kernel = theirs.state_dict()["patch_embed.proj.weight"]
         assert torch.allclose(ours.patch_embed.proj.weight, kernel.sum(1, keepdim=True), atol=1e-5)
@@ -114,7 +112,7 @@ def test_the_last_norm_moves_with_the_pooling():
 
 def test_half_precision_becomes_single():
     theirs = {name: x.half() for name, x in build("vit/8").state_dict().items()}
-    ours, _, report = into_model(theirs, source="file.pth", image_size=48, channels=5)
+    ours, report = fitted(theirs, image_size=48, channels=5)
     assert {x.dtype for x in ours.state_dict().values()} == {torch.float32}
     assert report.share == 1
 
@@ -196,8 +194,8 @@ def test_preprocessing_is_told_or_known():
     found, note = prepared(timm_cfg=cfg)
     assert (found.size, found.mean, found.std, found.crop_share) == (40, (0.5,) * 3, (0.25,) * 3, 40 / 44)
     assert "timm" in note
-    found, _ = prepared(timm_cfg=cfg, image_size=64, channels=2)
-    assert (found.size, found.channels, found.mean, found.std) == (64, 2, (0.5, 0.5), (0.25, 0.25))
+    found, _ = prepared(build("vit/8", channels=2).state_dict(), timm_cfg=cfg)
+    assert (found.channels, found.mean, found.std, found.low) == (2, (0.5, 0.5), (0.25, 0.25), (0.0, 0.0))
     assert prepared(build("beit/8").state_dict())[0].mean == (0.5,) * 3
     assert prepared(build("eva02/8", mlp="swiglu", fused=True).state_dict())[0].mean == CLIP_MEAN
     assert prepared(build("vit/8", norm_pre=True).state_dict())[0].mean == CLIP_MEAN

@@ -241,7 +241,7 @@ def test_dinov3(gated):
         left.append(f"blocks.{i}.attn.qkv.bias_mask")
     state |= zeros("mask_token", "local_cls_norm.weight")
     state["rope_embed.periods"] = (100.0 ** (torch.arange(16) / 16)).bfloat16()
-    _, report = check(state, theirs, left=left, name="dinov3/8", image_size=32)
+    _, report = check(state, theirs, left=left, name="dinov3/8", config={"image_size": 32})
     assert "split" in "\n".join(report.lines())
     state["rope_embed.periods"] = 10_000.0 ** (torch.arange(16) / 16)
     with pytest.raises(ValueError, match="base 10000"):

@@ -90,7 +90,7 @@ def test_names_of_several_lines_are_told_in_one():
 
 def test_heads_can_be_said():
     theirs = build("vit/8", dim=200, heads=5)
-    ours, _, _ = into_model(theirs.state_dict(), source="file.pth", options={"heads": 5})
+    ours, _, _ = into_model(theirs.state_dict(), source="file.pth", config={"num_attention_heads": 5})
     assert apart(ours, theirs, images()) < 1e-4
 
 

@@ -6,7 +6,6 @@ torchvision are kept up to the pooling.
 """
 
 import difflib
-import importlib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,6 +27,8 @@ from omma.backbones.layers.foreign import (
     without_values,
 )
 from omma.backbones.layers.nonlocal_block import NonLocal
+from omma.backbones.layers.transformer import chosen_layers
+from omma.errors import need
 from omma.protocols import Backbone, Features, NoAttention
 
 log = logging.getLogger(__name__)
@@ -61,24 +62,16 @@ def parse(name: str) -> dict[str, Any] | None:
     if not colon or source not in ("timm", "torchvision"):
         return None
     if source == "timm":
-        timm = _library("timm")
+        timm = need("timm", "timm")
         known = timm.list_models() if "." not in model else timm.list_pretrained()  # "resnet50.a1_in1k"
     else:
-        models = _library("torchvision.models")
+        models = need("torchvision.models", "timm")
         known = models.list_models(module=models)
     if model not in known:
         close = difflib.get_close_matches(model, known, n=3) or known[:3]
         said = ", ".join(f"{source}:{match}" for match in close)
         raise ValueError(f"model {name!r}: {source} has no {model!r}; did you mean {said}?")
     return {}
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        missing = name.partition(".")[0]
-        raise ValueError(f"{missing} is not installed: pip install 'omma[timm]' brings it") from error
 
 
 class Encoder(Backbone):
@@ -248,10 +241,9 @@ class Encoder(Backbone):
         def look(block: NonLocal, inputs: tuple[Tensor]) -> None:
             found[block] = block.weights(inputs[0]), block.keys(*inputs[0].shape[2:])
 
-        for layer in layers:
-            if not -len(blocks) <= layer < len(blocks):
-                raise ValueError(f"layer {layer}: {self.name} has {len(blocks)} non-local blocks")
-        asked = [blocks[layer] for layer in layers]
+        asked = [
+            blocks[i] for i in chosen_layers(layers, len(blocks), f"{self.name}, counting non-local blocks,")
+        ]
         handles = [block.register_forward_pre_hook(look) for block in dict.fromkeys(asked)]
         training = self.training
         try:
@@ -281,7 +273,7 @@ class Encoder(Backbone):
 # ---------------------------------------------------------------- the two libraries
 def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
     """One of timm's networks without classifier. Options that it does not have are left out."""
-    timm = _library("timm")
+    timm = need("timm", "timm")
     wishes = {
         "img_size": image_size,
         "dynamic_img_size": True,  # positions are interpolated ...
@@ -306,7 +298,7 @@ def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
 
 def _torchvision(model: str, channels: int, drop_path: float) -> Trunk:
     """One of torchvision's networks up to the pooling, with a new first convolution for other channels."""
-    models = _library("torchvision.models")
+    models = need("torchvision.models", "timm")
     inception = model in ("googlenet", "inception_v3")
     network = models.get_model(
         model, weights=None, **({"aux_logits": False, "init_weights": True} if inception else {})

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from rich.console import Console
-
 from omma.cli.shared import Path_
+from omma.cli.shared import out as echo
 
 
 def embed(
@@ -31,14 +30,13 @@ def embed(
     keep_memory()
 
     result = verb(model, images, out, allow_partial=allow_partial, device=device, precision=precision)
-    console = Console(highlight=False, soft_wrap=True)
     for line in result.notes:
-        console.print(line, markup=False)
-    console.print(f"{result.rows:,} vectors of {result.dim} dimensions in {out}")
+        echo.print(line, markup=False)
+    echo.print(f"{result.rows:,} vectors of {result.dim} dimensions in {out}")
     for path, reason in result.bad[:5]:
-        console.print(f"skipped {path}: {reason}", markup=False)
+        echo.print(f"skipped {path}: {reason}", markup=False)
     if len(result.bad) > 5:
-        console.print(f"... and {len(result.bad) - 5:,} more")
+        echo.print(f"... and {len(result.bad) - 5:,} more")
     return 0
 
 
@@ -61,10 +59,9 @@ def export(
 
     chosen: Any = format  # the verb refuses what does not exist
     result = verb(model, chosen, out, images=images, allow_partial=allow_partial)
-    console = Console(highlight=False, soft_wrap=True)
     said = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
-    console.print(f"written to {result.path}", markup=False)
-    console.print(f"largest difference {said}; {result.compared}", markup=False)
+    echo.print(f"written to {result.path}", markup=False)
+    echo.print(f"largest difference {said}; {result.compared}", markup=False)
     for note in result.notes:
-        console.print(note, markup=False)
+        echo.print(note, markup=False)
     return 0

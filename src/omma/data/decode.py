@@ -9,6 +9,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from omma.errors import line
 from omma.protocols import BadImage
 
 PIXELS = 2 * 89_478_485  # a larger claim is a bomb; Pillow refuses at the same number
@@ -87,8 +88,7 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
     except Image.DecompressionBombError:
         raise BadImage(f"over {PIXELS // 10**6} million pixels") from None
     except Exception as error:  # hostile bytes make decoders raise anything, from IndexError to zlib.error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"damaged {kind}: {reason[:120]}") from None
+        raise BadImage(f"damaged {kind}: {line(error)}") from None
 
 
 def as_values(image: np.ndarray) -> np.ndarray:

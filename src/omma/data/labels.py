@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from omma.errors import line
+
 log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
@@ -88,8 +90,7 @@ def read_csv(source: str | io.BytesIO, name: str) -> pa.Table:
             convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(text, pa.large_string())),
         )
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{name}: not a readable table ({reason}); write it anew, in UTF-8") from None
+        raise ValueError(f"{name}: not a readable table ({line(error)}); write it anew, in UTF-8") from None
 
 
 def strings(table: pa.Table, name: str) -> pa.LargeStringArray:

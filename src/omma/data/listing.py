@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from omma.data.decode import HEAD, sniff
 from omma.data.labels import Known, encode, from_folders, from_labels_csv, from_table, read_csv, strings
 from omma.data.stores import LARGEST, Archive, Arrays, Files, Store, read_arrays
+from omma.errors import line
 from omma.protocols import BadImage
 
 IMAGES = frozenset(
@@ -251,8 +252,7 @@ def list_manifest(file: str) -> Listing:
         else:
             table = read_csv(file, file)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{file}: not a readable table ({reason}); write it anew") from None
+        raise ValueError(f"{file}: not a readable table ({line(error)}); write it anew") from None
     if "path" not in table.column_names:
         columns = ", ".join(table.column_names)
         raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")

@@ -32,46 +32,33 @@ def predict_each(
 def predict(
     bank: Float[np.ndarray, "n d"],
     bank_labels: Int[np.ndarray, "n"],
-    queries: Float[np.ndarray, "m d"],
+    queries: Float[np.ndarray, "m d"] | None,
     k: int = HEADLINE,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> Int[np.ndarray, "m"]:
-    """Predicted labels of `queries` for one (capped) k.
+    """Predicted labels of `queries` for one (capped) k; None: of the bank's own, each told by all others.
 
     Unlike `predict_each` it never refuses: features that are not finite or a bank of one class get the answer
     they deserve, so that reading it during training cannot end a run.
     """
-    (k,) = capped((k,), len(bank))
+    (k,) = capped((k,), len(bank) - (queries is None))
     return _vote(bank, bank_labels, queries, (k,), temperature, device)[k]
-
-
-def predict_left_out(
-    features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, "n"],
-    k: int = HEADLINE,
-    temperature: float = TEMPERATURE,
-    device: torch.device | str = "cpu",
-) -> Int[np.ndarray, "n"]:
-    """Predicted labels of each by all others (leave one out), with no refusals either; n of at least 2."""
-    (k,) = capped((k,), len(features) - 1)
-    return _vote(features, labels, features, (k,), temperature, device, left_out=True)[k]
 
 
 @torch.inference_mode()
 def _vote(
     bank_features: Float[np.ndarray, "n d"],
     labels_of_bank: Int[np.ndarray, "n"],
-    query_features: Float[np.ndarray, "m d"],
+    query_features: Float[np.ndarray, "m d"] | None,
     ks: tuple[int, ...],
     temperature: float,
     device: torch.device | str,
-    left_out: bool = False,
 ) -> dict[int, Int[np.ndarray, "m"]]:
     """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
 
     Deterministic: of equally near neighbours those first in the bank are taken, of equal votes the lowest
-    label wins. Memory: chunks of about 256 MB. left_out: the queries are the bank, none its own neighbour.
+    label wins. Memory: chunks of about 256 MB. Without queries, those of the bank leave themselves out.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
@@ -80,9 +67,10 @@ def _vote(
     classes = int(bank_labels.max()) + 1
     chunk = max(1, 2**26 // len(bank))
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for i, queries in enumerate(torch.from_numpy(query_features).to(device).split(chunk)):
+    asked = torch.from_numpy(bank_features if query_features is None else query_features)
+    for i, queries in enumerate(asked.to(device).split(chunk)):
         similarity = _unit(queries) @ bank.T
-        if left_out:
+        if query_features is None:
             similarity.diagonal(i * chunk).fill_(-torch.inf)
         near, index = _nearest(similarity, ks)
         votes = ((near - near[:, :1]) / temperature).exp()  # the nearest counts 1: no overflow at any T

@@ -1,13 +1,13 @@
 """Is what another library read the same network? Its features against omma's, on the same images."""
 
-import importlib
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.errors import line
 from omma.protocols import Backbone, Preprocess
 
 Sizes = Literal["any", "multiples", "fixed"]
@@ -48,9 +48,8 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
         try:
             theirs = reopened.run(images)
         except Exception as error:  # whatever another library raises
-            why = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{encoder.name} cannot be run at {height}x{width} px where it was exported to: {why}"
+                f"{encoder.name} cannot be run at {height}x{width} px where it was exported to: {line(error)}"
             ) from error
         for a, b in zip((ours.pooled, ours.patches), theirs, strict=True):
             if a.shape != b.shape:
@@ -66,15 +65,6 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
         most = max(most, len(images))
         sizes[height, width] = True
     return Compared(difference, scale, most, tuple(sizes))
-
-
-def need(module: str, extra: str) -> Any:
-    """An optional package; ValueError that says how it is installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = module.partition(".")[0]
-        raise ValueError(f"{missing} is not installed: pip install 'omma[{extra}]' brings it") from error
 
 
 def eight_bit(preprocess: Preprocess) -> tuple[list[float], list[float]]:

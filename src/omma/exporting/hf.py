@@ -8,7 +8,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from omma.exporting.check import Reopened, eight_bit, need, raw_note
+from omma.errors import need
+from omma.exporting.check import Reopened, eight_bit, raw_note
 from omma.exporting.hf_forms import Theirs, described
 from omma.protocols import Backbone, Preprocess
 

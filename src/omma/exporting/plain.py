@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omma.backbones import cait, swin
+from omma.backbones.layers import relative
 from omma.ops import attention
 from omma.ops.norm import norm_linear
 from omma.protocols import Backbone
@@ -56,11 +57,8 @@ class Windowed(nn.Module):
     def __init__(self, attn: swin.WindowAttention) -> None:
         super().__init__()
         self.attn = attn
-        y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(attn.side)] * 2, indexing="ij"))
-        reach = attn.side - 1
-        pairs = (y[:, None] - y + reach) * (2 * reach + 1) + x[:, None] - x + reach
         self.pairs: Tensor
-        self.register_buffer("pairs", pairs, persistent=False)
+        self.register_buffer("pairs", relative.distances((attn.side, attn.side)), persistent=False)
 
     def forward(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, grid: tuple[int, int]

@@ -14,7 +14,8 @@ from omma.backbones.eva import Eva
 from omma.backbones.external import Encoder as External
 from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
-from omma.exporting.check import Reopened, eight_bit, need, raw_note
+from omma.errors import line, need
+from omma.exporting.check import Reopened, eight_bit, raw_note
 from omma.protocols import Backbone, Preprocess
 
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions interpolated, images padded
@@ -49,9 +50,8 @@ def _create(encoder: Backbone, name: str, **args: Any) -> Any:
     try:
         return timm.create_model(name, **args).eval()
     except (TypeError, RuntimeError) as error:  # an option or a network that it does not know yet
-        why = " ".join(str(error).split())[:150]
         raise ValueError(
-            f"timm {timm.__version__} cannot make {encoder.name} ({why}): pip install -U timm"
+            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): pip install -U timm"
         ) from error
 
 

@@ -18,7 +18,8 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from omma.exporting.check import Reopened, Run, Sizes, compare, need
+from omma.errors import line, need
+from omma.exporting.check import Reopened, Run, Sizes, compare
 from omma.exporting.plain import plain
 from omma.protocols import Backbone, Preprocess
 
@@ -88,7 +89,7 @@ def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram
                 _check(encoder, Reopened(convert(program, sizes), sizes), image_size)
                 return sizes
         except Exception as error:  # tracing fails in many ways
-            why = " ".join(str(error).split())[:300]
+            why = line(error)
     raise ValueError(f"{encoder.name} cannot be traced ({why}): export it as safetensors instead")
 
 

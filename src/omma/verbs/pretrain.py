@@ -98,8 +98,8 @@ def pretrain(
         if out is None:
             words = (_stem(everything), *([] if method == "auto" else [method]), "from")
             out = Path("runs") / "-".join((*words, Path(init).name.rpartition(":")[2]))
-        folder = RunFolder(Path(out))
-        told = folder.config().get("init") if checkpoint.newest(folder.checkpoints)[0] is not None else None
+        before = RunFolder(Path(out))
+        told = before.config().get("init") if checkpoint.newest(before.checkpoints)[0] is not None else None
         origin, first = inherit.find(str(Path(init)), told, allow_partial, chosen)
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))

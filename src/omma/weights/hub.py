@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from omma.errors import line, need
 from omma.weights.files import WEIGHTS, places
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -75,10 +76,7 @@ def fetch_timm(name: str) -> Timm:
     timm downloads and converts. Raises ValueError in one line for an unknown name (with near ones) or tag, a
     network without published weights, and as `fetch_hf`.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"{name} needs timm; pip install 'omma[timm]'") from error
+    timm = need("timm", "timm")
     wanted = name.removeprefix("timm:")
     wanted = timm.models.get_deprecated_models().get(wanted) or wanted
     architecture, _, tag = wanted.partition(".")
@@ -127,19 +125,16 @@ def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:
             f"{file} cannot be read ({error.strerror or error}); put it beside the weights"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({_line(error)}); download it again") from error
+        raise ValueError(f"{file} is damaged ({line(error)}); download it again") from error
     if not isinstance(said, dict):
         raise ValueError(f"{file} holds no settings, but a {type(said).__name__}; download it again")
     return said
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise ValueError("the hub needs huggingface_hub; pip install 'omma[hf]'") from error
-    return huggingface_hub
+    for part in ("constants", "errors"):
+        need(f"huggingface_hub.{part}", "hf")
+    return need("huggingface_hub", "hf")
 
 
 @contextmanager
@@ -166,19 +161,15 @@ def _refusing(name: str, repository: str) -> Iterator[None]:
         if hub.constants.HF_HUB_OFFLINE:
             remedy = "HF_HUB_OFFLINE is set; unset it, or fetch it once online"
         else:
-            remedy = f"the hub cannot be reached ({_line(error.__cause__ or error)}); check the network"
+            remedy = f"the hub cannot be reached ({line(error.__cause__ or error)}); check the network"
         raise ValueError(f"{name} is not (wholly) in the cache, and {remedy}") from error
     except errors.EntryNotFoundError as error:
         raise ValueError(
-            f"{name} lacks a file that it should have ({_line(error)}); choose another"
+            f"{name} lacks a file that it should have ({line(error)}); choose another"
         ) from error
     except Exception as error:  # whatever the network library of the day raises
-        raise ValueError(f"{name} cannot be fetched ({_line(error)}); try again") from error
+        raise ValueError(f"{name} cannot be fetched ({line(error)}); try again") from error
 
 
 def _choice(names: list[str]) -> str:
     return f"there is {', '.join(names)}" if names else "`timm.list_pretrained()` lists what there is"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:150] or type(error).__name__

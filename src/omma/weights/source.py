@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omma import backbones
+from omma.errors import line
 from omma.protocols import Backbone
 from omma.weights import files, hub, published, store
 from omma.weights.model import Model
@@ -137,8 +138,7 @@ def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:
     try:
         theirs.load_state_dict(found.tensors)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{source} does not fit timm's {found.architecture} ({reason})") from error
+        raise ValueError(f"{source} does not fit timm's {found.architecture} ({line(error)})") from error
     try:
         ours = _published(found.tensors, source, allow_partial, timm_cfg=found.config)
         why = "omma's form of it gives other features"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.data.preprocess import as_dict, from_dict
+from omma.errors import line
 from omma.protocols import Backbone, Preprocess
 from omma.weights.digest import digest
 from omma.weights.model import Model
@@ -61,7 +62,7 @@ def load(model: str | Path) -> Model:
         preprocess = from_dict(said["preprocess"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{description}: cannot rebuild the network ({_line(error)}); "
+            f"{description}: cannot rebuild the network ({line(error)}); "
             f"it was written by omma {said.get('omma', '?')}, this is {_version()}"
         ) from error
     state = _state(weights)
@@ -107,7 +108,7 @@ def _described(file: Path) -> dict[str, Any]:
     try:
         said = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({_line(error)}); copy it again from the run folder") from error
+        raise ValueError(f"{file} is damaged ({line(error)}); copy it again from the run folder") from error
     if not isinstance(said, dict) or said.get("schema") != SCHEMA:
         found = said.get("schema") if isinstance(said, dict) else None
         raise ValueError(f"{file}: schema {found}, this omma reads {SCHEMA}; use the omma that wrote it")
@@ -120,7 +121,7 @@ def _state(file: Path) -> dict[str, Tensor]:
             promised = (opened.metadata() or {}).get("digest")  # absent from files of other tools
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file} is damaged ({_line(error)}); copy it again from the run folder") from error
+        raise ValueError(f"{file} is damaged ({line(error)}); copy it again from the run folder") from error
     if promised is not None and promised != digest(state):
         raise ValueError(f"{file} is damaged (its digest differs); copy it again from the run folder")
     return {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in state.items()}
@@ -134,10 +135,6 @@ def _write(file: Path, data: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(partial, file)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _version() -> str:

@@ -1,9 +1,9 @@
 """Patch embedding [Dosovitskiy 2020, arXiv 2010.11929, eq. 1]."""
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from omma.ops.linear import linear
 from omma.ops.patches import padded, patchify, take
 
 
@@ -29,4 +29,4 @@ class PatchEmbed(nn.Module):
         if keep is not None:  # before the product: what is dropped is never embedded
             patches = take(patches, keep)
         weight = self.proj.weight.flatten(1)
-        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
+        return linear(patches.to(weight.dtype), weight, self.proj.bias)

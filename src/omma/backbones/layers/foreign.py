@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.nonlocal_block import NonLocal
 from omma.dist import BatchNorm
+from omma.errors import line
 
 # entries of feature_info before the first stage
 STEM = re.compile(r"(?i)(.*\.)?(stem|conv|bn1$|act1$|norm0$|layer0$)")
@@ -101,8 +102,7 @@ def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
     try:
         x = twin.forward_features(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
     except (AssertionError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:150]
-        raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {why}") from error
+        raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {line(error)}") from error
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
         raise ValueError(f"{name} gives no single feature map, which is needed; choose another network")
     return x

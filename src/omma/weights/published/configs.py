@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from omma.errors import line
+
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu"}
 NUMBERS = {"heads": (int,), "image_size": (int,), "eps": (int, float), "rope_base": (int, float)}
 
@@ -29,7 +31,7 @@ def readable(source: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        why = f"{type(error).__name__}: {line(error)}"
         raise ValueError(f"{source}: the settings beside its weights are malformed ({why})") from error
 
 

@@ -198,9 +198,9 @@ def _tokens(draft: _Draft, recognised: Recognised, encoder: Backbone, wanted: Ma
     given = draft.given
     rows: dict[str, Tensor] = {}
     if recognised.front:
-        before = [name for name in TOKENS if name in given]
-        counts = [given[name].shape[1] for name in before]
-        rows = dict(zip(before, given["pos_embed"][:, : sum(counts)].split(counts, 1), strict=True))
+        tokens = [name for name in TOKENS if name in given]
+        counts = [given[name].shape[1] for name in tokens]
+        rows = dict(zip(tokens, given["pos_embed"][:, : sum(counts)].split(counts, 1), strict=True))
     name = "reg_token"
     if name in given and name in wanted and given[name].shape[1] != wanted[name].shape[1]:
         del given[name]  # another number of registers is another set of them
@@ -211,10 +211,10 @@ def _tokens(draft: _Draft, recognised: Recognised, encoder: Backbone, wanted: Ma
     assert isinstance(size, int)
     home, grid = recognised.grid, encoder.grid(size, size)
     own = [name for name in TOKENS if name in wanted]
-    front = wanted["pos_embed"].shape[1] - grid[0] * grid[1]
-    if front == 0:
+    before = wanted["pos_embed"].shape[1] - grid[0] * grid[1]
+    if before == 0:
         own = []
-    elif front != sum(wanted[name].shape[1] for name in own):
+    elif before != sum(wanted[name].shape[1] for name in own):
         return  # positions of another kind
     if grid == home and own == list(rows):
         return

@@ -53,13 +53,11 @@ def recognise(
     source: str = "the file",
     timm_cfg: Mapping[str, Any] | None = None,
     beside: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
 ) -> Recognised:
     """The network in a file, converted to omma's (timm's) names, and the spec that builds it.
 
     config: of transformers' config.json (timm's and open_clip's too). timm_cfg: timm's pretrained_cfg.
-    beside: names of what else the file holds. options: what the file does not tell (heads, eps, mlp,
-    positions, pool); they win over everything.
+    beside: names of what else the file holds.
     Raises ValueError in one line where it holds no network that omma knows, or does not tell all of it.
     """
     dialect, prefix = _find(tensors, beside, source)
@@ -68,7 +66,7 @@ def recognise(
     if dialect.prepare is not None:
         said |= dialect.prepare(t)
     t.rename(dialect.rules)
-    said |= {**said_by(config, timm_cfg, source), **(options or {})}
+    said |= said_by(config, timm_cfg, source)
     built = reader(t)(t, said)
     return _made(tensors, t, built, said, dialect)
 

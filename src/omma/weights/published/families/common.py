@@ -8,7 +8,7 @@ from typing import Any
 from omma import backbones
 from omma.weights.published.names import Names
 
-# What shapes do not say and the user, config.json or the dialect does: heads, eps, mlp, pool, image_size, ...
+# What shapes do not say and config.json or the dialect does: heads, eps, mlp, pool, image_size, ...
 Said = Mapping[str, Any]
 # Heads of the usual widths, where neither the file nor a model's name tells them.
 WIDTHS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}

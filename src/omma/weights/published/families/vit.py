@@ -35,23 +35,20 @@ def vit(t: Names, said: Said) -> Built:
                 f"{mlp} assumed: the file does not say which one it is (a config.json beside it may)"
             )
 
-    grid, front, positions = None, 0, said.get("positions")
-    if "pos_embed" in t:
-        grid, front = common.place_tokens(t, said)
-        order = _fixed(t.tensors["pos_embed"][0, front:], grid)
-        positions = "learned" if order is None else "sincos"
-        if order == "rows" and dim == 384 and "heads" not in said:
-            # only MoCo v3 puts rows first; its ViT-S has narrow heads [Chen 2021, arXiv 2104.02057, table 3]
-            said = {**said, "heads": 12}
-            notes.append("12 heads, as in MoCo v3's ViT-S: its positions give it away")
-    if positions is None:
+    if "pos_embed" not in t:
         raise ValueError(f"{t.source} has no positions, and does not say which its network has: not read")
+    grid, front = common.place_tokens(t, said)
+    order = _fixed(t.tensors["pos_embed"][0, front:], grid)
+    if order == "rows" and dim == 384 and "heads" not in said:
+        # only MoCo v3 puts rows first; its ViT-S has narrow heads [Chen 2021, arXiv 2104.02057, table 3]
+        said = {**said, "heads": 12}
+        notes.append("12 heads, as in MoCo v3's ViT-S: its positions give it away")
 
     wanted = shape | {
         "heads": common.heads_of(t, said, forms, shape),
-        "pool": said.get("pool") or common.pool_of(t),
-        "positions": positions,
-        "prefix_positions": front > 0 or common.prefix_of(t) == 0 or grid is None,
+        "pool": common.pool_of(t),
+        "positions": "learned" if order is None else "sincos",
+        "prefix_positions": front > 0 or common.prefix_of(t) == 0,
         "registers": t.shape("reg_token")[1] if "reg_token" in t else 0,
         "class_token": "cls_token" in t,
         "distilled": "dist_token" in t,
@@ -62,8 +59,7 @@ def vit(t: Names, said: Said) -> Built:
         "eps": said.get("eps", 1e-5 if clip else 1e-6),
     }
     name, options = common.named(forms, f"/{patch}", wanted)
-    size = int(said.get("image_size", 224)) if grid is None else max(grid) * patch
-    return Built(name, options, size, grid, front, tuple(notes))
+    return Built(name, options, max(grid) * patch, grid, front, tuple(notes))
 
 
 def _fixed(places: Float[Tensor, "n d"], grid: tuple[int, int]) -> str | None:
