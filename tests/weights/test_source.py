@@ -183,11 +183,13 @@ def test_wrapped_networks_go_on_at_another_size_and_channels():
     for name, words in (
         ("timm:test_vit", "positions interpolated 4x4 -> 3x3"),
         ("timm:test_convnext", "first layer spread over 1 channels"),
+        ("torchvision:resnet18", "first layer spread over 1 channels"),
+        ("vitc-15mf", "first layer spread over 1 channels"),
     ):
         one = backbones.build(name=name, image_size=64)
         other = backbones.build(name=name, image_size=48, channels=1)
         assert words in "\n".join(weights.fit(weights.Model(one, preprocess), other))
-        assert torch.isfinite(other(torch.randn(1, 1, 48, 48)).pooled).all()
+        assert torch.isfinite(other.eval()(torch.randn(1, 1, 48, 48)).pooled).all()
     hiera = backbones.build(name="timm:hiera_tiny_224", image_size=224)
     smaller = backbones.build(name="timm:hiera_tiny_224", image_size=128)
     with pytest.raises(ValueError, match="pos_embed has shape"):

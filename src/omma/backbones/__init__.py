@@ -152,7 +152,7 @@ def unfilled(**spec: Any) -> Backbone:
     try:
         with torch.device("meta"):
             network = build(**spec)
-    except (NotImplementedError, RuntimeError):  # its constructor computes with values
+    except RuntimeError:  # its constructor computes with values
         return build(**spec)
     stored = network.state_dict().keys()
     loose = any(name not in stored for name, _ in network.named_buffers())  # no file holds these

@@ -109,9 +109,9 @@ class Encoder(Backbone):
             self.pool = "token" if getattr(network, "global_pool", None) == "token" else "mean"
         else:
             network = _torchvision(model, channels, drop_path)
-        first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv") or ()
-        first = (first,) if isinstance(first, str) else first
-        self.first_layers = tuple(f"{layer}.weight" for layer in first)  # those that read the image
+        first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
+        first = first or next((n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), ())
+        self.first_layers = tuple(f"{n}.weight" for n in ((first,) if isinstance(first, str) else first))
         share_statistics(network)
         twin = without_values(network)
         x = probe(twin, name, channels, (image_size, image_size))

@@ -30,6 +30,7 @@ class ViTC(Transformer):
 
     drops_tokens = False  # a token has seen its neighbours before masking could hide them
     plain = False
+    first_layers = ("stem.0.weight",)
     prefix_positions = False
 
     def __init__(

@@ -173,7 +173,7 @@ def list_zip(file: str) -> Listing:
                         member.CRC,
                     )
                 )
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{file}: not a readable zip ({error}); make or fetch it anew") from None
     return _from_archive(store, names, where, skipped, table)
 

@@ -18,7 +18,7 @@ from omma.weights.published.report import Report, percent
 
 LEAST = 0.95  # of an encoder's parameters
 TABLE = "relative_position_bias_table"
-FIRST = ("patch_embed.proj.weight", "conv1.weight")  # layers that read the image
+PATCHES = "patch_embed.proj.weight"
 # The last norm, before the pooling or after it.
 NORMS = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
 
@@ -66,8 +66,9 @@ def fit(recognised: Recognised, encoder: Backbone, allow_partial: bool = False) 
 def plan(recognised: Recognised, encoder: Backbone) -> Plan:
     """As `fit`, without loading; of the encoder only names and shapes count."""
     wanted = encoder.state_dict()
-    first = getattr(encoder, "first_layers", ())
-    draft = _Draft(dict(recognised.tensors), dict(recognised.how), dict(recognised.origin), first)
+    draft = _Draft(
+        dict(recognised.tensors), dict(recognised.how), dict(recognised.origin), encoder.first_layers
+    )
     _norms(draft, wanted)
     _tokens(draft, recognised, encoder, wanted)
     values: dict[str, Tensor] = {}
@@ -110,7 +111,7 @@ class _Draft:
     given: dict[str, Tensor]
     how: dict[str, str]
     origin: dict[str, tuple[str, ...]]
-    first: tuple[str, ...] = ()  # beside FIRST, layers that read the image
+    first: tuple[str, ...]  # layers that read the image
     interpolated: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)  # in words
@@ -118,14 +119,14 @@ class _Draft:
     def adapted(self, name: str, target: Tensor) -> Tensor:
         """The tensor in the shape of the target where it can be had; else as it is."""
         x = self.given[name]
-        if name in (*FIRST, *self.first) and x.ndim == target.ndim == 4:
+        if name in self.first and x.ndim == target.ndim == 4:
             old, new = x.shape[1], target.shape[1]
             if old != new:
                 x = inflated(x, new)
                 self.inflated.append(name)
                 self.details[f"first layer spread over {new} channels instead of {old}"] += 1
             old, new = x.shape[2], target.shape[2]
-            if old != new and name == FIRST[0]:
+            if old != new and name == PATCHES:
                 x = resample_kernel(x, new)
                 self.interpolated.append(name)
                 self.details[f"patch resampled from {old} to {new} px"] += 1
