@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
-from omma.backbones.layers.transformer import chosen_layers
+from omma.backbones.layers.transformer import chosen_layers, divided
 from omma.ops import attention, depth
 from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
@@ -261,8 +261,7 @@ class CaiT(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
+        divided(name, dim, heads)
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
         self.image_size = image_size
         rows, columns = self.grid(image_size, image_size)

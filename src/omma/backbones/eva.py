@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, SplitSwiGLU, SwiGLU, Where, init_linear, rates, relative
-from omma.backbones.layers.transformer import Transformer, one_of
+from omma.backbones.layers.transformer import Transformer, divided, one_of
 from omma.ops import attention, depth
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
@@ -176,12 +176,7 @@ class Eva(Transformer):
         one_of("bias", bias, BIASES)
         one_of("rope", rope, ROPES)
         one_of("mlp", mlp, MLPS)
-        if dim % heads:
-            raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
-        if rope != "none" and dim // heads % 4:
-            raise ValueError(
-                f"heads of {name} are {dim // heads} wide: rotary positions need a multiple of 4"
-            )
+        divided(name, dim, heads, rotary=rope != "none")
         if bias != "none" and registers:
             raise ValueError(f"registers={registers}: a relative bias knows the class token and patches only")
         if sub_norm and mlp != "split_swiglu":

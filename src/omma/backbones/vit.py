@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
 from omma.backbones.layers.mixers import BigBird, Fourier, Linear
-from omma.backbones.layers.transformer import Transformer, one_of
+from omma.backbones.layers.transformer import Transformer, divided, one_of
 from omma.ops.positions import rope_centred, sincos_2d
 
 SIZES = {
@@ -67,12 +67,7 @@ class ViT(Transformer):
         one_of("positions", positions, POSITIONS)
         one_of("mixer", mixer, tuple(MIXERS))
         one_of("mlp", mlp, MLPS)
-        if dim % heads:
-            raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
-        if positions == "rope" and dim // heads % 4:
-            raise ValueError(
-                f"heads of {name} are {dim // heads} wide: rotary positions need a multiple of 4"
-            )
+        divided(name, dim, heads, rotary=positions == "rope")
         if positions == "rope" and mixer in ("linear", "fourier"):
             raise ValueError(
                 f"positions='rope' turns queries and keys, which mixer={mixer!r} does not compare"

@@ -23,6 +23,14 @@ def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
         raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, known))}")
 
 
+def divided(name: str, dim: int, heads: int, rotary: bool = False) -> None:
+    """Refuse heads that a width cannot be cut into, or whose places cannot be turned along two axes."""
+    if dim % heads:
+        raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
+    if rotary and dim // heads % 4:
+        raise ValueError(f"heads of {name} are {dim // heads} wide: rotary positions need a multiple of 4")
+
+
 def chosen_layers(layers: Sequence[int], count: int, name: str) -> list[int]:
     """Numbers of layers, negative ones counted from the end, as numbers from 0."""
     for layer in layers:
