@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from omma import backbones
 from omma.methods import dino, mae
-from omma.protocols import Batch, Key, Method, Recipe
+from omma.protocols import Batch, Given, Key, Method, Recipe
 from omma.train.loop import Position, make_optimizer, train
 
 SIZE, LOCAL, PATCH = 32, 16, 4
@@ -78,7 +78,7 @@ def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
     recipe = replace(dino.small(SIZE, "vit-ti/4"), config=config)
     encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
     views = (first[:, None], second[:, None], torch.stack(local, dim=1))
-    step = loop(dino.Method(encoder, config, SIZE), recipe, Batch(views, key(len(first)), None), bf16)
+    step = loop(dino.Method(encoder, config, Given(image_size=SIZE)), recipe, Batch(views, key(len(first)), None), bf16)
     return Contender(name_of("omma", bf16), step, len(first), ours=True)
 
 
@@ -92,7 +92,7 @@ def omma_mae(images: Tensor, bf16: bool) -> Contender:
     )
     encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3, positions="sincos")
     batch = Batch((images[:, None],), key(len(images)), None)
-    step = loop(mae.Method(encoder, config, SIZE), recipe, batch, bf16)
+    step = loop(mae.Method(encoder, config, Given(image_size=SIZE)), recipe, batch, bf16)
     return Contender(name_of("omma", bf16), step, len(images), ours=True)
 
 

@@ -101,7 +101,7 @@ def test_whatever_is_chosen_can_be_built(method, facts):
 
 
 def test_mae_refuses_a_backbone_that_cannot_drop_tokens():
-    file = methods.get("mae")
-    encoder = backbones.build(name="vitc-15mf", image_size=32)
-    with pytest.raises(ValueError, match="choose a plain ViT"):
-        file.Method(encoder, file.Config(), 32)
+    for model, options in (("vitc-15mf", {}), ("swin-t", {}), ("vit-n/4", {"mixer": "fourier"})):
+        wishes = auto.Wishes(method="mae", model=model, model_options=options)
+        with pytest.raises(ValueError, match="choose a plain ViT"):
+            auto.refuse(wishes, labels=False, captions=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omma import backbones, methods
-from omma.protocols import Recipe
+from omma.protocols import Backbone, Needs, Recipe
 from omma.train.continued import Origin
 
 SMALL_IMAGES = 64  # pixels: up to here images are taken as they are
@@ -24,6 +24,8 @@ class Facts:
     device: str  # "cpu", "cuda", "mps"
     cores: int
     budget: float | None  # seconds; None: a number of steps or epochs is given
+    labels: bool = False  # is any image labelled?
+    captions: bool = False  # has any image a caption?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,63 @@ class Choice:
         return {**wanted, "drop_path": self.recipe.drop_path, **self.model_options}
 
 
+def needs_of(method: str, config: Any) -> Needs:
+    """What a method wants beside images."""
+    file = methods.get(method)
+    return file.needs(config) if hasattr(file, "needs") else Needs()
+
+
+def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> Needs:
+    """Raise ValueError for what the method that the user names needs and does not get, with the remedy.
+
+    Asks nothing of the images' pixels. Returns those needs.
+    """
+    if wishes.method is None:
+        return Needs()
+    file = methods.get(wishes.method)
+    plan = getattr(file, wishes.recipe or "small", file.small)(
+        wishes.image_size or 64, wishes.model or "vit-s/8"
+    )
+    config = _configured(wishes.method, plan.config, wishes.options)
+    needs = needs_of(wishes.method, config)
+    name, model = wishes.method, wishes.model
+    if needs.labels and not labels:
+        raise ValueError(
+            f"{name} learns from labels, and these images have none: put them into one folder a class, or "
+            "give a manifest with a `label` column (docs/input.md); without labels choose --method simclr"
+        )
+    if needs.text and not captions:
+        raise ValueError(
+            f"{name} learns from captions, and these images have none: give a manifest with the columns "
+            "`path` and `text` (docs/input.md); without captions choose --method simclr"
+        )
+    if needs.model is not None and getattr(config, needs.model) is None:
+        raise ValueError(
+            f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
+        )
+    if wishes.batch is not None and wishes.batch < needs.batch:
+        raise ValueError(
+            f"{name} needs a batch of {needs.batch} at least ({needs.why_batch}): choose another --batch-size"
+        )
+    if model is not None and (needs.drops_tokens or needs.plain):
+        chosen = _chosen("model", model, backbones.options(model), wishes.model_options)
+        suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
+    return needs
+
+
+def suits(method: str, needs: Needs, encoder: Backbone) -> None:
+    """Raise ValueError for a backbone that cannot do what a method needs of it."""
+    lacking = (
+        "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
+        else "embed each patch by itself" if needs.plain and not encoder.plain else ""
+    )  # fmt: skip
+    if lacking:
+        raise ValueError(
+            f"{method} needs a backbone that can {lacking}, and {encoder.name} cannot: choose a plain ViT "
+            "(--model vit-ti/4) or another method (--method simclr)"
+        )
+
+
 def choose(facts: Facts, wishes: Wishes) -> Choice:
     """Fill in what the user left open. The rules are documented in docs/auto.md.
 
@@ -82,7 +141,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
         if wishes.model is None:
             reasons.append((f"model {model}", f"that of {init.source}"))
     elif model is None:
-        model, why = _model(facts, method, size)
+        model, why = _model(facts, method, needs_of(method, file.small(size, "vit-s/8").config), size)
         reasons.append((f"model {model}", why))
     name = wishes.recipe
     if name is None:
@@ -148,12 +207,12 @@ def _method(facts: Facts, model: str | None) -> tuple[str, str]:
     return "dino", "the best features on larger data with a GPU"
 
 
-def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
+def _model(facts: Facts, method: str, needs: Needs, size: int) -> tuple[str, str]:
     hybrid = "vitc-15mf"
     patch = 4 if size <= 64 else 16
-    if method == "mae":
+    if needs.drops_tokens or needs.plain:
         width = "s" if facts.device == "cuda" else "n"
-        return f"vit-{width}/{patch}", f"mae needs a plain ViT; {size // patch}x{size // patch} patches"
+        return f"vit-{width}/{patch}", f"{method} needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":
         return hybrid, "a convolutional stem learns from little in little time"
     return f"vit-s/{patch}", f"{size // patch}x{size // patch} patches, a size for one GPU"
@@ -170,7 +229,8 @@ def _batch(facts: Facts, recipe: Recipe) -> tuple[int, str]:
 def _configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; refuses unknown ones."""
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return dataclasses.replace(config, **_chosen("method", method, known, options))
+    words = {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
+    return dataclasses.replace(config, **_chosen("method", method, known | words, options))
 
 
 def _chosen(flag: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from omma import backbones, methods, monitor, weights
 from omma.evaluation import knn
 from omma.ops.random import permutations
-from omma.protocols import Images, Key, NoAttention, Preprocess
+from omma.protocols import Given, Images, Key, NoAttention, Preprocess
 from omma.reporting import charts, html, pictures
 from omma.reporting.results import Result
 from omma.run import EVALUATION, RunFolder, flatten
@@ -78,15 +78,15 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
 
 
 def trained_method(folder: RunFolder) -> Any:
-    """The whole method as the last checkpoint has it, heads and all; None if there is no checkpoint."""
-    saved, _ = checkpoint.newest(folder.checkpoints)
-    if saved is None:
-        return None
+    """The whole method as the last checkpoint has it; None without one, and where it draws no pictures."""
     config = folder.config()
     file = methods.get(config["method"])
+    saved, _ = checkpoint.newest(folder.checkpoints)
+    if saved is None or not hasattr(file.Method, "reconstruct"):
+        return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])
-    method = file.Method(encoder, settings, config["image_size"])
+    method = file.Method(encoder, settings, Given(image_size=config["image_size"]))
     method.load_state_dict(saved.method)
     return method.eval()
 

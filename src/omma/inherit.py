@@ -7,7 +7,7 @@ from typing import Any
 
 from omma import weights
 from omma.data import preprocess as preprocessing
-from omma.protocols import Backbone, ParamGroup, Preprocess
+from omma.protocols import Backbone, Needs, ParamGroup, Preprocess
 from omma.train.continued import Origin
 from omma.weights import Model
 
@@ -31,6 +31,14 @@ def find(
     }
     facts = json.loads(json.dumps(facts))  # as it will be read from config.json
     return Origin(source=source, **facts, **chosen), model
+
+
+def guide(source: str, method: str, needs: Needs) -> Model:
+    """The trained model that a method learns from, with what it needs beside the encoder."""
+    model = weights.load(source)
+    if needs.beside and not any(name in model.extras.tensors for name in needs.beside):
+        raise ValueError(f"{source} is not what {method} learns from, {needs.kind}: choose another")
+    return model
 
 
 def fill(encoder: Backbone, model: Model, allow_partial: bool) -> list[str]:

@@ -57,6 +57,7 @@ class Monitor:
     preprocess: Preprocess
     seed: int
     held_out: bool  # are `sample` and `training` disjoint?
+    blind: bool = True  # does training see no labels? Where it does, training images tell nothing
     continued: bool = False
     readings: list[health.Reading] = field(default_factory=list)
     start: retention.Start | None = None
@@ -66,7 +67,7 @@ class Monitor:
         self.labels: np.ndarray | None = None
         self.bank: Tensor | None = None
         labels, known = self.sample.labels, self.training.labels
-        if labels is None or known is None:
+        if labels is None or known is None or not (self.blind or self.held_out):
             return
         labels = labels[good]
         compared = known if self.held_out else labels

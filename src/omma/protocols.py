@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -91,7 +92,8 @@ class Batch(NamedTuple):
 
     views: tuple[Float[Tensor, "b v c s s"], ...]  # one tensor for each Crop of the plan, normalised
     key: Key
-    labels: Int[Tensor, "b"] | None  # read by supervised methods only
+    labels: Int[Tensor, "b"] | None = None  # read by supervised methods only; -1 where unlabelled
+    text: Int[Tensor, "b l"] | None = None  # tokens of one caption an image, read by methods of text only
 
 
 # ---------------------------------------------------------------- networks
@@ -240,26 +242,76 @@ class Recipe:
             raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
 
 
-class Method(Protocol):
-    """All that the engine knows of any method; an implementation is an nn.Module."""
+class Extras(NamedTuple):
+    """What is kept beside an encoder because something else can use it: a classifier, a tokenizer's codes."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = MappingProxyType({})  # what JSON can hold: names of classes, numbers of heads
+
+
+NO_EXTRAS = Extras({})
+
+
+class Trained(Protocol):
+    """A trained model that a method learns from."""
+
+    encoder: Backbone
+    preprocess: "Preprocess"
+    extras: Extras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method cannot do without beside images; it is refused before the first of them is decoded.
+
+    A method's file says it in `needs(config)`, and nothing if any images and any backbone will do.
+    """
+
+    labels: bool = False
+    text: bool = False
+    model: str | None = None  # field of Config that names a trained model to learn from ...
+    kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"
+    beside: tuple[str, ...] = ()  # tensors that must have been kept beside its encoder, one of them
+    drops_tokens: bool = False  # must the backbone be able to leave tokens out ...
+    plain: bool = False  # ... or embed each patch by itself?
+    batch: int = 1  # images a step, at the least ...
+    why_batch: str = ""  # ... and what compares them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a method is told of its run beside its configuration."""
+
+    image_size: int  # pixels along a side that the network will see
+    images: int = 1  # in the data set; `Key.index` counts them
+    classes: tuple[str, ...] = ()  # what the labels mean
+    preprocess: "Preprocess | None" = None  # how the views were normalised
+    model: Trained | None = None  # what `Needs.model` names
+
+
+class Method(nn.Module):
+    """All that the engine knows of any method."""
 
     encoder: Backbone  # the one that gradients train
 
     def kept(self) -> Backbone:
-        """The one that is evaluated and exported."""
-        ...
+        """The one that is evaluated and exported: the teacher's, where the paper keeps the teacher's."""
+        return self.encoder
 
-    def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
+    def extras(self) -> Extras:
+        """What is kept beside it."""
+        return NO_EXTRAS
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Loss of one micro-batch; changes no state, batch-norm statistics aside."""
-        ...
+        raise NotImplementedError
 
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
         """State updates that follow the optimizer's step: EMA, centres."""
-        ...
 
     def groups(self) -> Iterable[ParamGroup]:
         """What is trained, and how; parameters in no group are frozen."""
-        ...
+        raise NotImplementedError
 
 
 # ---------------------------------------------------------------- a trained model's input

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from omma import auto, dist, illustrate, monitor, weights
 from omma import device as machine
 from omma.data import index, loader, views
 from omma.data.index import IndexedImages
-from omma.protocols import Batch, Crop, Method, Preprocess
+from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, health, retention
 from omma.train.budget import Timekeeper, trial
@@ -107,6 +107,7 @@ class Run:
     images: IndexedImages  # to train on
     method: Method
     crops: tuple[Crop, ...]
+    captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
     position: Position
@@ -154,7 +155,6 @@ def _resume(run: Run) -> None:
     run.notes += damaged
     if saved is None:
         return
-    assert isinstance(run.method, nn.Module)
     run.method.load_state_dict(saved.method)
     run.optimizer.load_state_dict(saved.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
@@ -175,15 +175,17 @@ def _stream(run: Run) -> loader.Stream:
         workers=run.workers,
         rank=dist.rank(),
         world=dist.world(),
-        labels=run.images.labels,
         device=run.device,
     )
 
 
 def _batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
-    """Views of the stream's crops, on the device."""
-    for crops, key, labels in stream:
-        yield moved(Batch(views.augment(crops, run.crops, key, run.preprocess), key, labels), run.device)
+    """Views of the stream's crops, labels and captions, on the device."""
+    labels = run.images.labels
+    for crops, key, read in stream:
+        known = None if labels is None else torch.from_numpy(labels[read])
+        said = None if run.captions is None else run.captions(key, read)
+        yield moved(Batch(views.augment(crops, run.crops, key, run.preprocess), key, known, said), run.device)
 
 
 def _plan(run: Run, step_time: float) -> Plan:
@@ -291,7 +293,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
                 "steps": position.step,
                 "seconds": clock.elapsed,
             }
-            weights.save(run.folder.path, run.method.kept(), run.preprocess, provenance)
+            weights.save(run.folder.path, run.method.kept(), run.preprocess, provenance, run.method.extras())
             illustrate.write_report(run.folder, run.monitor.sample, run.seed)
     if writer is not None:
         writer.close()
@@ -337,7 +339,6 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
 def _save(run: Run) -> None:
     if not run.primary:
         return
-    assert isinstance(run.method, nn.Module)
     checkpoint.save(
         run.folder.checkpoints, run.method, run.optimizer,
         step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,

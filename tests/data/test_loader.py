@@ -56,9 +56,7 @@ def assert_equal(a, b):
         assert torch.equal(x, y)
     np.testing.assert_array_equal(a.key.epoch, b.key.epoch)
     np.testing.assert_array_equal(a.key.index, b.key.index)
-    assert (a.labels is None) == (b.labels is None)
-    if a.labels is not None:
-        assert torch.equal(a.labels, b.labels)
+    assert a.read.tolist() == b.read.tolist()
 
 
 # ---------------------------------------------------------------- which images
@@ -91,7 +89,6 @@ def test_processes_share_the_batch():
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_restart_and_processes_change_nothing(in_memory):
     options = {"images": Pictures(ragged=not in_memory), "in_memory": in_memory, "workers": 0}
-    options["labels"] = np.arange(23) % 4
     straight = take(6, **options)
     for a, b in zip(straight[4:], take(2, start_step=4, **options), strict=True):
         assert_equal(a, b)
@@ -100,17 +97,16 @@ def test_restart_and_processes_change_nothing(in_memory):
         for i in range(len(PLAN)):
             joined = torch.cat([share[step].crops[i] for share in shares])
             torch.testing.assert_close(joined, straight[step].crops[i], atol=1e-3, rtol=0)
-        labels = torch.cat([share[step].labels for share in shares])
-        assert labels.tolist() == straight[step].labels.tolist()
+        read = np.concatenate([share[step].read for share in shares])
+        assert read.tolist() == straight[step].read.tolist()
 
 
 def test_workers_change_nothing(monkeypatch):
     monkeypatch.setattr(loader, "_PART", 4)  # several parts a batch, the last one smaller
     images, state = Pictures(bad=(3, 4)), torch.random.get_rng_state()
-    labels = np.arange(23)
-    alone = take(5, images, workers=0, labels=labels)
+    alone = take(5, images, workers=0)
     for workers in (1, 3):
-        for a, b in zip(alone, take(5, images, workers=workers, labels=labels), strict=True):
+        for a, b in zip(alone, take(5, images, workers=workers), strict=True):
             assert_equal(a, b)
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -127,9 +123,9 @@ def test_the_two_modes_agree_within_rounding():
 # ---------------------------------------------------------------- bad images
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_bad_image_is_replaced_by_the_next_good_one(in_memory):
-    bad, labels = (3, 4, 22), np.arange(23)
+    bad = (3, 4, 22)
     images = Pictures(bad=bad, ragged=not in_memory)
-    options = {"in_memory": in_memory, "workers": 0, "labels": labels}
+    options = {"in_memory": in_memory, "workers": 0}
     with loader.stream(images, PLAN, 23, 5, **options) as stream:
         first = next(stream)
         assert stream.bad == dict.fromkeys(bad, "truncated")
@@ -138,7 +134,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(in_memory):
         assert stream.new_bad() == []
         assert stream.waited > 0
     instead = {3: 5, 4: 5, 22: 0}
-    assert first.labels.tolist() == [instead.get(i, i) for i in first.key.index.tolist()]
+    assert first.read.tolist() == [instead.get(i, i) for i in first.key.index.tolist()]
     assert sorted(first.key.index) == list(range(23))
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from omma import backbones, methods
-from omma.protocols import Batch, Clock, Key
+from omma import auto, backbones, methods, weights
+from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
 from omma.train.loop import Position, make_optimizer, train
 from omma.train.precision import Cast
 
@@ -24,10 +24,25 @@ MODELS = ("vit-ti/8", "vitc-15mf")
 
 def pairs():
     for name in methods.names():
+        needs = auto.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
         for model in MODELS:
-            drops = backbones.build(name=model, image_size=SIZE).drops_tokens
-            if drops or name != "mae":
-                yield name, model
+            try:
+                auto.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
+            except ValueError:
+                continue
+            yield name, model
+
+
+def guide(channels):
+    """A trained model that any method can learn from: classifier, codes and projection beside its encoder."""
+    encoder = backbones.build(name="vit-n/8", image_size=SIZE, channels=channels)
+    ones = (1.0,) * channels
+    zeros = (0.0,) * channels
+    preprocess = Preprocess(size=SIZE, channels=channels, low=zeros, high=ones, mean=zeros, std=ones)
+    rows = {"classifier": 3, "codes": 7, "projection": 5}
+    tensors = {f"{name}.weight": torch.randn(n, encoder.dim) for name, n in rows.items()}
+    tensors |= {f"{name}.bias": torch.randn(rows[name]) for name in ("classifier", "codes")}
+    return weights.Model(encoder, preprocess, extras=Extras(tensors))
 
 
 def build(name, model, channels=3):
@@ -43,7 +58,11 @@ def build(name, model, channels=3):
     for block in list(encoder.blocks)[2:]:
         encoder.blocks.pop(len(encoder.blocks) - 1)
         del block
-    return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, SIZE)
+    trained = guide(channels)
+    given = Given(
+        image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained
+    )
+    return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, given)
 
 
 def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):

@@ -12,7 +12,7 @@ import omma
 from omma import auto, backbones, methods, weights
 from omma.data.index import ArrayImages
 from omma.monitor import Monitor
-from omma.protocols import Clock, Features, ParamGroup, Preprocess
+from omma.protocols import Clock, Features, Given, ParamGroup, Preprocess
 from omma.run import RunFolder
 from omma.session import Plan, Progress, Read
 from omma.train import checkpoint, continued, health, retention
@@ -118,7 +118,7 @@ def test_the_encoder_learns_more_slowly(first, method):
     file = methods.get(method)
     recipe = file.small(SIZE, "vit-n/8")
     config = dataclasses.replace(recipe.config, **little(method))
-    built = file.Method(omma.load(first).encoder, config, SIZE)
+    built = file.Method(omma.load(first).encoder, config, Given(image_size=SIZE))
     optimizer = make_optimizer(built, recipe, continued.groups(built, 0.1, 0.25))
     schedule(optimizer, recipe, Clock(50, 100, 0.0))
     inside = {id(p) for p in built.encoder.parameters()}

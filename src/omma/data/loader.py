@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Num
+from jaxtyping import Int64, Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
 
     crops: tuple[Num[Tensor, "b v c s s"], ...]  # raw values, for `views.augment`
     key: Key  # of the positions of the stream: a replacement keeps the key of the image that it replaces
-    labels: Int[Tensor, "b"] | None  # of the images that were read
+    read: Int64[np.ndarray, "b"]  # indices of the images whose pixels these are
 
 
 # ---------------------------------------------------------------- which images
@@ -274,7 +274,6 @@ def stream(
     in_memory: bool | None = None,
     rank: int = 0,
     world: int = 1,
-    labels: Int[np.ndarray, "n"] | None = None,
     device: torch.device | str = "cpu",
     start_method: str | None = None,
 ) -> Stream:
@@ -299,9 +298,9 @@ def stream(
             raise ValueError("in_memory=True: the images are not all of one size and type; leave it out")
     if decoded is not None:
         met.note(decoded.bad)
-        return Stream(_from_memory(decoded, plan, order, labels, device), met, True, 0)
+        return Stream(_from_memory(decoded, plan, order, device), met, True, 0)
     workers = auto_workers(False, processes=world) if workers is None else workers
-    steps = _from_workers(images, plan, order, labels, device, met, workers, batch // world, start_method)
+    steps = _from_workers(images, plan, order, device, met, workers, batch // world, start_method)
     return Stream(steps, met, False, workers)
 
 
@@ -309,22 +308,18 @@ def _from_memory(
     decoded: _Decoded,
     plan: tuple[Crop, ...],
     order: Iterator[Key],
-    labels: np.ndarray | None,
     device: torch.device,
 ) -> Iterator[Loaded]:
     images = decoded.images.to(device)
     for key in order:
         chosen = images.index_select(0, torch.from_numpy(key.index).to(device))
-        yield Loaded(
-            views.cut_batch(chosen, plan, key), key, _labels(labels, decoded.read[key.index], device)
-        )
+        yield Loaded(views.cut_batch(chosen, plan, key), key, decoded.read[key.index])
 
 
 def _from_workers(
     images: Images,
     plan: tuple[Crop, ...],
     order: Iterator[Key],
-    labels: np.ndarray | None,
     device: torch.device,
     met: _Met,
     workers: int,
@@ -348,7 +343,7 @@ def _from_workers(
             )
             read = np.concatenate([part.read for part in got])
             crops = tuple(_join([part.crops[i] for part in got], device) for i in range(len(plan)))
-            yield Loaded(crops, key, _labels(labels, read, device))
+            yield Loaded(crops, key, read)
     finally:
         if end is not None:
             end()
@@ -393,7 +388,3 @@ def _join(pieces: list[Tensor], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return whole.pin_memory().to(device, non_blocking=True)
     return whole.to(device)
-
-
-def _labels(labels: np.ndarray | None, read: np.ndarray, device: torch.device) -> Tensor | None:
-    return None if labels is None else torch.from_numpy(labels[read]).to(device)

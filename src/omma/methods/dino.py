@@ -10,14 +10,14 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from omma import dist
+from omma import dist, protocols
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups, statistics
 from omma.ops.schedules import cosine, linear
-from omma.protocols import Backbone, Batch, Clock, Colour, Crop, ParamGroup, Recipe, StepOutput
+from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +107,12 @@ def small(image_size: int, model: str) -> Recipe:
     )  # fmt: skip
 
 
-class Method(nn.Module):
+class Method(protocols.Method):
     """Student and teacher, each an encoder and a head, and the centre."""
 
     centre: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

@@ -5,13 +5,14 @@ encoded patches and a mask token at each hidden place and predicts the hidden pi
 itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from omma import protocols
 from omma.backbones.layers import Size, blocks, init_linear
 from omma.losses import reconstruction
 from omma.ops import groups
@@ -20,7 +21,18 @@ from omma.ops.norm import norm_linear
 from omma.ops.patches import normalised, padded, patchify, take, unpatchify
 from omma.ops.positions import resample, sincos_2d
 from omma.ops.random import Stream
-from omma.protocols import Backbone, Batch, Clock, Crop, Features, ParamGroup, Recipe, StepOutput
+from omma.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Crop,
+    Features,
+    Given,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,11 @@ class Config:
             raise ValueError(
                 f"method.decoder_dim={self.decoder_dim} is no multiple of decoder_heads={self.decoder_heads}"
             )
+
+
+def needs(config: Config) -> Needs:
+    """A backbone that can leave tokens out."""
+    return Needs(drops_tokens=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -103,23 +120,15 @@ class Decoder(nn.Module):
         return norm_linear(x[:, 1:], self.norm, self.predict.weight, self.predict.bias)
 
 
-class Method(nn.Module):
+class Method(protocols.Method):
     """Encoder and decoder; the decoder is kept for pictures of reconstructions only."""
 
-    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
         super().__init__()
-        if not encoder.drops_tokens:
-            raise ValueError(
-                f"mae needs a backbone that can leave tokens out, and {encoder.name} mixes neighbours in its "
-                "stem: choose a plain ViT (--model vit-ti/4) or another method (--method simclr)"
-            )
         self.config = config
         self.encoder = encoder
-        grid = encoder.grid(image_size, image_size)
+        grid = encoder.grid(given.image_size, given.image_size)
         self.decoder = Decoder(encoder.dim, config, grid, encoder.channels * encoder.patch**2)
-
-    def kept(self) -> Backbone:
-        return self.encoder
 
     def _predict(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
         grid = self.encoder.grid(*images.shape[-2:])
@@ -143,9 +152,6 @@ class Method(nn.Module):
         with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
             blank = reconstruction.masked_mse(target.mean(0, keepdim=True).expand_as(target), target, mask)
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
-
-    def after_step(self, clock: Clock, carries: Sequence[None]) -> None:
-        """Nothing beside the weights has state."""
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from groups.standard(self.encoder, "encoder")

@@ -4,17 +4,16 @@ Two augmented views of each image are encoded and projected; for each view, its 
 views of all other images by a softmax over cosine similarities (NT-Xent). The projector is thrown away.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from omma import backbones, dist
+from omma import backbones, dist, protocols
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import groups
-from omma.protocols import Backbone, Batch, Clock, Colour, Crop, ParamGroup, Recipe, StepOutput
+from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,11 @@ class Config:
             raise ValueError(
                 f"method.temperature={self.temperature}: must be above 0 (the paper's: .1 to .5)"
             )
+
+
+def needs(config: Config) -> Needs:
+    """Other images to tell apart from."""
+    return Needs(batch=2, why_batch="each image is told from the others of its batch")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -72,17 +76,14 @@ def small(image_size: int, model: str) -> Recipe:
     )  # fmt: skip
 
 
-class Method(nn.Module):
+class Method(protocols.Method):
     """Encoder and projector."""
 
-    def __init__(self, encoder: Backbone, config: Config, image_size: int) -> None:
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.head = projector([encoder.dim, config.hidden, config.out])
-
-    def kept(self) -> Backbone:
-        return self.encoder
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (pairs,) = batch.views
@@ -96,9 +97,6 @@ class Method(nn.Module):
             "uniformity": contrastive.uniformity(one.detach()),
         }
         return StepOutput(loss, metrics)
-
-    def after_step(self, clock: Clock, carries: Sequence[None]) -> None:
-        """Nothing beside the weights has state."""
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from groups.standard(self.encoder, "encoder")

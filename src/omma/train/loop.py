@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from omma import dist
 from omma.ops.random import derive
@@ -110,17 +111,18 @@ def train(
     repeats an uninterrupted one. A step whose loss or gradient is not finite changes nothing and comes back
     with `rejected`.
     """
-    assert isinstance(method, nn.Module)
     call = Cast(method, dtype)
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    # all that a forward pass changes
+    statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     method.train()
     while position.step < position.total:
         clock = position.clock()
         torch.manual_seed(derive(seed, position.step, dist.rank()))
         lr = schedule(optimizer, recipe, clock)
         _freeze(optimizer, clock)
-        buffers = [b.clone() for b in method.buffers()]
+        before = [b.clone() for b in statistics]
         optimizer.zero_grad()
         taken, outputs = [], []
         for _ in range(accumulate):
@@ -145,8 +147,8 @@ def train(
             optimizer.step()
             method.after_step(clock, [o.carry for o in outputs])
         else:
-            for b, before in zip(method.buffers(), buffers, strict=True):
-                b.copy_(before)
+            for now, then in zip(statistics, before, strict=True):
+                now.copy_(then)
         position.step += 1
         yield Step(clock, float(loss), metrics, lr, float(norm), None if finite else taken)
         method.train()  # whoever looked in between may have switched to eval
@@ -158,4 +160,5 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     def to(x: Tensor) -> Tensor:
         return x.to(device, non_blocking=True)
 
-    return Batch(tuple(map(to, batch.views)), batch.key, None if batch.labels is None else to(batch.labels))
+    labels, text = (None if x is None else to(x) for x in (batch.labels, batch.text))
+    return Batch(tuple(map(to, batch.views)), batch.key, labels, text)

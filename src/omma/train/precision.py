@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -40,7 +40,6 @@ class Cast:
     """
 
     def __init__(self, method: Method, dtype: torch.dtype) -> None:
-        assert isinstance(method, nn.Module)
         self.method, self.dtype = method, dtype
         norms = {
             id(p) for m in method.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)
@@ -50,7 +49,6 @@ class Cast:
     def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.dtype == torch.float32:
             return self.method(batch, clock)
-        assert isinstance(self.method, nn.Module)
         parameters = dict(self.method.named_parameters())
         trained = [n for n in self.names if parameters[n].requires_grad]
         frozen = [n for n in self.names if not parameters[n].requires_grad]

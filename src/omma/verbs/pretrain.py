@@ -15,7 +15,7 @@ from omma import device as machine
 from omma.data import index
 from omma.data import preprocess as preprocessing
 from omma.data.index import IndexedImages
-from omma.protocols import Method
+from omma.protocols import Given, Method
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, retention
 from omma.train.budget import Timekeeper, seconds
@@ -85,7 +85,23 @@ def pretrain(
     clock.budget = seconds(budget or DEFAULT_BUDGET) if ends in ([], ["budget"]) else None
     place = machine.pick_device(device)
 
-    everything = index.checked(images if isinstance(images, IndexedImages) else index.open_images(images))
+    wishes = auto.Wishes(
+        method=None if method == "auto" else method,
+        model=None if model == "auto" else model,
+        image_size=image_size,
+        batch=batch_size,
+        lr=lr,
+        recipe=None if recipe == "auto" else recipe,
+        options=options or {},
+        model_options=model_options or {},
+    )
+    opened = images if isinstance(images, IndexedImages) else index.open_images(images)
+    labelled = opened.labels is not None
+    needs = auto.refuse(wishes, labels=labelled, captions=opened.text is not None)
+    guide = None
+    if needs.model is not None:
+        guide = inherit.guide(str(wishes.options[needs.model]), str(method), needs)
+    everything = index.checked(opened)
     rows, notes = _training_rows(everything)
     training, held = monitor.hold_out(rows, seed)
     if len(training) == len(rows):
@@ -112,18 +128,10 @@ def pretrain(
             device=place.type,
             cores=machine.cores(),
             budget=clock.budget,
+            labels=labelled,
+            captions=opened.text is not None,
         ),
-        auto.Wishes(
-            method=None if method == "auto" else method,
-            model=None if model == "auto" else model,
-            image_size=image_size,
-            batch=batch_size,
-            lr=lr,
-            recipe=None if recipe == "auto" else recipe,
-            options=options or {},
-            model_options=model_options or {},
-            init=origin,
-        ),
+        dataclasses.replace(wishes, init=origin),
     )
     if choice.recipe.batch % (accumulate * dist.world()):
         raise ValueError(
@@ -150,16 +158,26 @@ def pretrain(
         channels=some.channels,
         **choice.encoder_options(),
     )
+    needs = auto.needs_of(choice.method, choice.recipe.config)
+    auto.suits(choice.method, needs, encoder)
     if first is not None:  # before the method copies its encoder
         notes += inherit.fill(encoder, first, allow_partial)
         first = None  # training needs the memory
-    built: Method = file.Method(encoder, choice.recipe.config, choice.image_size).to(place)
+    given = Given(
+        image_size=choice.image_size,
+        images=len(some),
+        classes=some.classes,
+        preprocess=preprocess,
+        model=guide,
+    )
+    built: Method = file.Method(encoder, choice.recipe.config, given).to(place)
     watch = monitor.Monitor(
         everything.subset(held),
         some,
         preprocess,
         seed,
         len(training) < len(rows),
+        blind=not needs.labels,
         continued=origin is not None,
     )
     if watch.labels is not None and not watch.held_out:
@@ -174,6 +192,7 @@ def pretrain(
         described=everything.describe(),
         images=some,
         method=built,
+        captions=None,
         crops=file.views(choice.recipe.config, choice.image_size),
         preprocess=preprocess,
         optimizer=make_optimizer(built, choice.recipe, labelled),
@@ -209,6 +228,7 @@ def pretrain(
                 "precision": machine.precision_name(dtype),
                 "accumulate": accumulate,
                 **({} if origin is None else {"init": dataclasses.asdict(origin)}),
+                **({} if guide is None else {"learns_from": guide.digest}),
             }
         )
         index.write_skipped(folder.path / "skipped.csv", everything.skipped)

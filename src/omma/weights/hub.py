@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,11 +20,14 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
 class Timm(NamedTuple):
-    """A network of timm's: its tensors (no classifier), its pretrained_cfg, the name of its architecture."""
+    """A network of timm's: its tensors, its pretrained_cfg, the name of its architecture, its classifier."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # without the classifier's
     config: dict[str, Any]
     architecture: str
+    classifier: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # "weight" and "bias" of its last linear layer, or nothing
 
 
 def fetch_hf(name: str) -> Path:
@@ -89,13 +93,13 @@ def fetch_timm(name: str) -> Timm:
     if tag and wanted not in published:
         raise ValueError(f"{name}: timm has no weights {tag} of {architecture}; {_choice(published)}")
     with _refusing(name, timm.models.get_pretrained_cfg_value(wanted, "hf_hub_id") or wanted):
-        network = timm.create_model(wanted, pretrained=True, num_classes=0)
+        network = timm.create_model(wanted, pretrained=True)
     config: Any = network.pretrained_cfg
-    return Timm(dict(network.state_dict()), dict(config), architecture)
+    return _parted(network.state_dict(), dict(config), architecture)
 
 
 def timms(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Timm | None:
-    """The weights of a folder as timm's own, without a classifier; None where timm has no such network.
+    """The weights of a folder as timm's own; None where timm has no such network.
 
     A network of other sizes than its name's (model_args) is none that a name alone could build.
     """
@@ -109,10 +113,17 @@ def timms(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Timm | No
     if not timm.is_model(architecture):
         return None
     cfg = config.get("pretrained_cfg")
-    heads = cfg.get("classifier") if isinstance(cfg, dict) else None
-    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads or ()))
+    return _parted(tensors, dict(cfg) if isinstance(cfg, dict) else {}, architecture)
+
+
+def _parted(tensors: Mapping[str, Tensor], cfg: dict[str, Any], architecture: str) -> Timm:
+    """The tensors with the classifier apart."""
+    heads = cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     kept = {name: x for name, x in tensors.items() if not heads or not name.startswith(heads)}
-    return Timm(kept, dict(cfg) if isinstance(cfg, dict) else {}, architecture)
+    last = {name.removeprefix(h): x for h in heads[:1] for name, x in tensors.items() if name.startswith(h)}
+    linear = last.keys() == {"weight", "bias"} and last["weight"].ndim == 2
+    return Timm(kept, cfg, architecture, last if linear else {})
 
 
 def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:

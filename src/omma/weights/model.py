@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omma import backbones
 from omma.data.decode import as_channels, as_values, decode
 from omma.data.preprocess import load_batch
-from omma.protocols import Backbone, BadImage, Features, Images, Preprocess
+from omma.protocols import NO_EXTRAS, Backbone, BadImage, Extras, Features, Images, Preprocess
 from omma.weights.digest import digest
 
 Picture = str | Path | np.ndarray | Image.Image
@@ -24,16 +24,22 @@ class Model(nn.Module):
     """An encoder, how images are prepared for it, and its provenance.
 
     `model.embed(["a.jpg", array])` takes images as they come; `model(tensor)` takes what
-    `model.preprocess` describes. In evaluation mode from the start; `model.to("cuda")` works as ever.
+    `model.preprocess` describes. `extras` is what its method kept beside it.
+    In evaluation mode from the start; `model.to("cuda")` works as ever.
     """
 
     def __init__(
-        self, encoder: Backbone, preprocess: Preprocess, provenance: Mapping[str, Any] | None = None
+        self,
+        encoder: Backbone,
+        preprocess: Preprocess,
+        provenance: Mapping[str, Any] | None = None,
+        extras: Extras = NO_EXTRAS,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.preprocess = preprocess
         self.provenance = dict(provenance or {})
+        self.extras = extras
         self.eval()
 
     @cached_property

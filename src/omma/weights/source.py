@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.errors import line
-from omma.protocols import Backbone
+from omma.protocols import Backbone, Extras
 from omma.weights import files, hub, published, store
 from omma.weights.model import Model
 from omma.weights.published.recognise import Recognised
@@ -139,16 +139,19 @@ def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:
         theirs.load_state_dict(found.tensors)
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit timm's {found.architecture} ({line(error)})") from error
+    fits = "weight" in found.classifier and found.classifier["weight"].shape[1] == theirs.dim
+    extras = Extras({f"classifier.{name}": x for name, x in found.classifier.items()} if fits else {})
     try:
         ours = _published(found.tensors, source, allow_partial, timm_cfg=found.config)
         why = "omma's form of it gives other features"
         if _alike(ours.encoder, theirs, size):
+            ours.extras = extras
             return ours
     except ValueError as error:
         why = str(error)
     preprocess, note = published.preprocess(None, size=size, timm_cfg=found.config)
     lines = [f"{source}: timm's own network, all parameters as they are ({why})", note]
-    return Model(theirs, preprocess, {"source": source, "loaded": lines})
+    return Model(theirs, preprocess, {"source": source, "loaded": lines}, extras)
 
 
 @torch.inference_mode()

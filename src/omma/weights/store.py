@@ -19,31 +19,41 @@ from torch import Tensor
 from omma import backbones
 from omma.data.preprocess import as_dict, from_dict
 from omma.errors import line
-from omma.protocols import Backbone, Preprocess
+from omma.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
 from omma.weights.digest import digest
 from omma.weights.model import Model
 
 SCHEMA = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, EXTRAS = "model.safetensors", "model.json", "extras.safetensors"
 
 
 def save(
-    folder: str | Path, encoder: Backbone, preprocess: Preprocess, provenance: Mapping[str, Any] | None = None
+    folder: str | Path,
+    encoder: Backbone,
+    preprocess: Preprocess,
+    provenance: Mapping[str, Any] | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Path:
-    """Write model.safetensors and model.json into `folder`, each atomically; returns the weights' path."""
+    """Write model.safetensors and model.json into `folder`, each atomically; returns the weights' path.
+
+    What is kept beside the encoder goes into extras.safetensors, so that other tools are not in doubt what
+    the encoder is.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (x.float() if x.is_floating_point() else x).detach().cpu().contiguous().clone()
-        for name, x in encoder.state_dict().items()
-    }
+    state = _kept(encoder.state_dict())
     description = {
         "schema": SCHEMA,
         "spec": encoder.spec(),
         "preprocess": as_dict(preprocess),
         "provenance": dict(provenance or {}),
+        **({"extras": dict(extras.facts)} if extras.facts else {}),
         "omma": _version(),
     }
+    if extras.tensors:
+        beside = _kept(extras.tensors)
+        data = safetensors.torch.save(beside, metadata={"format": "pt", "digest": digest(beside)})
+        _write(folder / EXTRAS, data)
     data = safetensors.torch.save(state, metadata={"format": "pt", "digest": digest(state)})
     _write(folder / WEIGHTS, data)
     _write(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
@@ -81,7 +91,17 @@ def load(model: str | Path) -> Model:
                 f"({min(names)}, ...); put the two files of one run together"
             )
     encoder.load_state_dict(state, assign=True)
-    return Model(encoder, preprocess, said.get("provenance"))
+    beside = weights.with_name(EXTRAS)
+    extras = Extras(_state(beside) if beside.is_file() else {}, said.get("extras", {}))
+    return Model(encoder, preprocess, said.get("provenance"), extras)
+
+
+def _kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as files hold them: floats in fp32, on the CPU, each its own."""
+    return {
+        name: (x.float() if x.is_floating_point() else x).detach().cpu().contiguous().clone()
+        for name, x in state.items()
+    }
 
 
 def _files(model: Path) -> tuple[Path, Path]:
