@@ -28,6 +28,19 @@ def mean(x: Tensor) -> Tensor:
     return x / dist.get_world_size()
 
 
+def total(x: Tensor) -> Tensor:
+    """Sum over all processes, without gradient."""
+    return mean(x) * world()
+
+
+def largest(x: Tensor) -> Tensor:
+    """Maximum over all processes, without gradient."""
+    if active():
+        x = x.detach().clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 class _Gather(torch.autograd.Function):
     """all_gather whose backward pass returns each process the summed gradient of its own part."""
 

@@ -16,3 +16,25 @@ def need(module: str, extra: str) -> Any:
     except ImportError as error:
         missing = module.partition(".")[0]
         raise ValueError(f"{missing} is not installed: pip install 'omma[{extra}]' brings it") from error
+
+
+def above_zero(config: object, *names: str) -> None:
+    """Refuse a method's options that are not above 0."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"method.{name}={getattr(config, name)}: must be above 0")
+
+
+def within_one(config: object, *names: str) -> None:
+    """Refuse a method's options outside [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"method.{name}={getattr(config, name)}: must lie in [0, 1]")
+
+
+def range_within_one(config: object, *names: str) -> None:
+    """Refuse a method's options that are no range (low, high) within [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if len(value) != 2 or not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError(f"method.{name}={value}: must be two shares, such as 0.1,0.5, the lower first")

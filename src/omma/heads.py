@@ -48,6 +48,13 @@ class PrototypeHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    def bottleneck(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        """Unit vectors that are compared with the prototypes."""
+        return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
+
+    def prototypes(self) -> Float[Tensor, "k e"]:
+        """Unit vectors."""
+        return F.normalize(self.last.weight, dim=-1)
+
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        x = F.normalize(self.mlp(x), dim=-1, eps=1e-6)
-        return F.linear(x, F.normalize(self.last.weight, dim=-1))
+        return F.linear(self.bottleneck(x), self.prototypes())

@@ -32,6 +32,27 @@ def ntxent(
     return F.cross_entropy(logits, other)
 
 
+def infonce(
+    q: Float[Tensor, "b d"], keys: Float[Tensor, "n d"], temperature: float, offset: int = 0
+) -> Float[Tensor, ""]:
+    """Each query against all keys, its own being key `offset` + its row.
+
+    [van den Oord 2018, arXiv 1807.03748]. Anything that is not normalised is. With one key in all it is 0.
+    """
+    logits = F.normalize(q.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(q), device=q.device) + offset)
+
+
+def infonce_queue(
+    q: Float[Tensor, "b d"], k: Float[Tensor, "b d"], queue: Float[Tensor, "n d"], temperature: float
+) -> Float[Tensor, ""]:
+    """Each query's own key against keys of earlier batches [He 2019, arXiv 1911.05722, eq. 1 and alg. 1]."""
+    q, k = F.normalize(q.float(), dim=-1), F.normalize(k.float(), dim=-1)
+    own = (q * k).sum(-1, keepdim=True)
+    logits = torch.cat([own, q @ F.normalize(queue.float(), dim=-1).T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
 def alignment(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Mean squared distance between the normalised views, in [0, 4] [Wang 2020, arXiv 2005.10242]."""
     return (F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)).square().sum(-1).mean()

@@ -6,18 +6,18 @@ so that no prototype wins everywhere and sharpened so that not all win alike.
 """
 
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from omma import dist, protocols
+from omma.data import plans
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups, statistics
 from omma.ops.schedules import cosine, linear
-from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, ParamGroup, Recipe, StepOutput
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +58,11 @@ class Config:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-
-    def colour(blur: float, solarise: float) -> Colour:
-        c = config.colour
-        return Colour(
-            brightness=0.4 * c, contrast=0.4 * c, saturation=0.2 * c, hue=0.1 * c, jitter_p=0.8, grey_p=0.2,
-            blur_p=blur if config.blur else 0.0, solarise_p=solarise,
-        )  # fmt: skip
-
-    step = 16 if image_size >= 64 else 4
-    size = config.crop_size or image_size
-    local = config.local_size or max(step, round(image_size * 96 / 224 / step + 0.25) * step)
-    crops = [
-        Crop(size=size, scale=config.global_scale, colour=colour(1.0, 0.0)),
-        Crop(size=size, scale=config.global_scale, colour=colour(0.1, 0.2)),
-    ]
-    if config.local_crops:
-        crops.append(
-            Crop(count=config.local_crops, size=local, scale=config.local_scale, colour=colour(0.5, 0.0))
-        )
-    return tuple(crops)
+    return plans.multi_crop(
+        image_size, crop_size=config.crop_size, local_size=config.local_size, local_crops=config.local_crops,
+        global_scale=config.global_scale, local_scale=config.local_scale, strength=config.colour,
+        blur=config.blur,
+    )  # fmt: skip
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -117,11 +102,8 @@ class Method(protocols.Method):
         self.config = config
         self.encoder = encoder
         self.head = PrototypeHead(encoder.dim, config.prototypes, config.head_hidden, config.head_bottleneck)
-        self.teacher = deepcopy(encoder)
-        self.teacher.drop_nothing()  # stochastic depth is the student's alone
-        self.teacher_head = deepcopy(self.head)
-        self.teacher.requires_grad_(False)
-        self.teacher_head.requires_grad_(False)
+        self.teacher = ema.teacher_of(encoder)
+        self.teacher_head = ema.teacher_of(self.head)
         self.register_buffer("centre", torch.zeros(config.prototypes))
 
     def kept(self) -> Backbone:
@@ -138,7 +120,7 @@ class Method(protocols.Method):
         crops = [globals_, *locals_]
         tokens = [(self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])) for x in crops]
         pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])
-        student = self.head(pooled).unflatten(0, (-1, b))
+        student = self.head.bottleneck(pooled).unflatten(0, (-1, b))
 
         with torch.no_grad():
             logits = self.teacher_head(self.teacher(globals_).pooled).float()
@@ -152,7 +134,8 @@ class Method(protocols.Method):
             "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
             "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
         }
-        return StepOutput(distillation.dino(student, teacher, c.student_temp), metrics, logits.mean(0))
+        loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
+        return StepOutput(loss, metrics, logits.mean(0))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:

@@ -1,7 +1,21 @@
 """Exponential moving average of one network's state in another."""
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def teacher_of(student: Network) -> Network:
+    """A copy that no gradient trains and that drops nothing: stochastic depth is the student's alone."""
+    teacher = copy.deepcopy(student)
+    for module in teacher.modules():
+        if hasattr(module, "drop_nothing"):
+            module.drop_nothing()
+    return teacher.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,0 +1,173 @@
+"""MoCo v3: contrast against a momentum encoder's keys [Chen 2021, arXiv 2104.02057].
+
+A query of one view must find its key, the other view as a slowly moving average of the network encodes it,
+among the keys of all other images of the batch. A predictor stands before the queries alone. The random patch
+embedding is frozen, which steadies the training of ViTs.
+
+    L = 2 t [ctr(q1, k2) + ctr(q2, k1)],   ctr(q, k) = -log exp(q k+ / t) / sum_k exp(q k / t)
+
+Costs: two views through the encoder and, without gradients, through its average: about 1.3 of SimCLR's step.
+Choose it when SimCLR's batch is too small for your memory, or with --method.queue for the smallest batches.
+
+MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are the options: --method.queue
+65536 --method.predictor False --method.momentum 0.999 --method.momentum-end 0.999 (and temperature .07 for
+v1). Their shuffled batch norm keeps a query from recognising its own process's statistics; here all batch
+norms take theirs from all processes' batch, which does the same [Chen 2020, arXiv 2002.05709, section 2.2].
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omma import backbones, dist, protocols
+from omma.data import plans
+from omma.errors import above_zero, range_within_one, within_one
+from omma.heads import projector
+from omma.losses import contrastive
+from omma.ops import ema, groups
+from omma.ops.schedules import cosine
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults, for ViT on ImageNet."""
+
+    temperature: float = 0.2
+    hidden: int = 4096
+    out: int = 256
+    layers: int = 3  # of the projector; 2 for ResNets
+    predictor: bool = True
+    momentum: float = 0.99
+    momentum_end: float = 1.0  # by a cosine
+    queue: int = 0  # keys of earlier batches to contrast with, as v1 and v2 do; 0: those of the batch
+    freeze_patch_embed: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        above_zero(self, "temperature", "hidden", "out", "layers")
+        within_one(self, "momentum", "momentum_end")
+        range_within_one(self, "scale")
+        if self.queue < 0:
+            raise ValueError(
+                f"method.queue={self.queue}: must be 0 (none) or a number of keys, such as 65536"
+            )
+
+
+def needs(config: Config) -> Needs:
+    """Other images to tell apart from."""
+    if config.queue:
+        return Needs()
+    return Needs(batch=2, why_batch="each image is told from the others of its batch")
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """Two crops with unlike blur and solarisation."""
+    return plans.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """ViT-S and ViT-B on ImageNet: batch 4096, 300 epochs, 40 of them warm-up.
+
+    `omma pretrain IMAGES --method moco --recipe paper --model vit-b/16 --epochs 300`
+    """
+    return Recipe(
+        config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, lr_end=0.0, warmup=40 / 300, weight_decay=0.1,
+        clip=None, encoder={"positions": "sincos"},
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: lighter heads, milder views, a patch embedding that learns."""
+    tiny, plain = image_size < 64, backbones.family(model).plain
+    share = 0.5 if plain and tiny else 0.75
+    config = Config(
+        temperature=0.2, hidden=512, out=128, layers=2, momentum=0.99, freeze_patch_embed=False,
+        scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
+        crop_size=int(image_size * share) // 8 * 8 if image_size >= 32 else None,
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
+        clip=None, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+class Method(protocols.Method):
+    """Encoder, projector and predictor, and the averages of the first two."""
+
+    queue: Tensor
+    queue_at: Tensor
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        widths = [encoder.dim, *[config.hidden] * (config.layers - 1), config.out]
+        self.head = projector(widths, last_norm=True)
+        self.predictor = (
+            projector([config.out, config.hidden, config.out], last_norm=True)
+            if config.predictor
+            else nn.Identity()
+        )
+        if config.freeze_patch_embed and encoder.plain:  # [section 4.2]
+            stems = {name.rpartition(".")[0] for name in encoder.first_layers}
+            for name, p in encoder.named_parameters():
+                if name.rpartition(".")[0] in stems:
+                    p.requires_grad_(False)
+        self.key_encoder = ema.teacher_of(encoder)
+        self.key_head = ema.teacher_of(self.head)
+        if config.queue:
+            self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.out), dim=1))
+            self.register_buffer("queue_at", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        first, second = (view[:, 0] for view in batch.views)
+        if c.queue:
+            q = self.predictor(self.head(self.encoder(first).pooled))
+            with torch.no_grad():
+                k = F.normalize(self.key_head(self.key_encoder(second).pooled).float(), dim=-1)
+            loss = contrastive.infonce_queue(q, k, self.queue, c.temperature)
+            return StepOutput(loss, self._metrics(q, k), k)
+        both = torch.cat([first, second])
+        one, two = self.predictor(self.head(self.encoder(both).pooled)).chunk(2)
+        with torch.no_grad():
+            keys = self.key_head(self.key_encoder(both).pooled).chunk(2)
+            all_one, all_two = (dist.gather(k.contiguous()) for k in keys)
+        offset = dist.rank() * len(first)
+        loss = contrastive.infonce(one, all_two, c.temperature, offset)
+        loss = loss + contrastive.infonce(two, all_one, c.temperature, offset)
+        return StepOutput(2 * c.temperature * loss, self._metrics(one, keys[1]))
+
+    def _metrics(self, q: Float[Tensor, "b d"], k: Float[Tensor, "b d"]) -> dict[str, Tensor]:
+        q = q.detach()
+        return {"alignment": contrastive.alignment(q, k), "uniformity": contrastive.uniformity(k)}
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, carries: Sequence[Tensor | None]) -> None:
+        momentum = cosine(self.config.momentum, self.config.momentum_end, clock.progress)
+        ema.update(self.key_encoder, self.encoder, momentum)
+        ema.update(self.key_head, self.head, momentum)
+        for keys in carries:
+            if keys is not None:
+                self._enqueue(dist.gather(keys))
+
+    def _enqueue(self, keys: Float[Tensor, "n d"]) -> None:
+        """The newest keys take the oldest ones' place."""
+        size = len(self.queue)
+        keys = keys[-size:]
+        rows = (self.queue_at + torch.arange(len(keys), device=keys.device)) % size
+        self.queue[rows] = keys
+        self.queue_at.add_(len(keys)).remainder_(size)
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head, "head")
+        yield from groups.standard(self.predictor, "predictor")

@@ -1,0 +1,137 @@
+"""SimMIM: raw pixels of masked patches, by one linear layer [Xie 2021, arXiv 2111.09886].
+
+Large square units of the image are hidden: a mask token takes the place of their patches' embeddings. The
+encoder sees all tokens, hidden ones too, and one linear layer on its features predicts the hidden pixels. It
+works with hierarchical networks (Swin) as well as with ViT.
+
+    L = |x_M - y_M|_1 / (values in M),   M: the pixels of the masked patches
+
+Costs: one view, all of its tokens, and next to no head: the cheapest step of the family on a ViT after MAE.
+Choose it when you want masked image modelling on a Swin, or to fine-tune afterwards; its features are not
+made to be compared as they are (k-NN), and want longer runs than those of methods that compare views.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from omma import protocols
+from omma.errors import within_one
+from omma.losses import reconstruction
+from omma.ops import groups
+from omma.ops.linear import linear
+from omma.ops.masking import enlarged, hidden, random_units
+from omma.ops.patches import normalised, padded, patchify, unpatchify
+from omma.ops.random import Stream
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults."""
+
+    mask_share: float = 0.6
+    unit: int = 32  # pixels along a side of what is hidden as a whole; a multiple of the features' patch
+    normalise_target: bool = False  # each patch by its own mean and deviation, as MAE does
+    scale: tuple[float, float] = (0.67, 1.0)
+
+    def __post_init__(self) -> None:
+        within_one(self, "mask_share")
+        if self.unit < 1:
+            raise ValueError(f"method.unit={self.unit}: must be a number of pixels, 32 in the paper")
+
+
+def needs(config: Config) -> Needs:
+    """A mask token hides a patch only where no neighbour's embedding has seen it."""
+    return Needs(plain=True)
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One mild crop, flipped at random; no colour augmentation."""
+    return (Crop(size=image_size, scale=config.scale),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """Swin-B (192 px) and ViT-B (224 px) on ImageNet: batch 2048, 100 to 800 epochs.
+
+    `omma pretrain IMAGES --method simmim --recipe paper --model swin-b --image-size 192 --epochs 100`
+    """
+    return Recipe(
+        config=Config(), batch=2048, lr=1e-4 * 2048 / 512 if "swin" in model else 2e-4 * 2048 / 512,
+        lr_end=1e-5 * 2048 / 512, warmup=0.1, weight_decay=0.05, clip=5.0,
+        drop_path=0.0 if "swin" in model else 0.1,
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: units of an eighth to a quarter of the image."""
+    config = Config(unit=max(8, image_size // 4) if image_size < 128 else 32, normalise_target=True)
+    return Recipe(
+        config=config, batch=128, lr=1.5e-3, lr_end=0.0, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.95),
+        clip=3.0, encoder={"pool": "mean", "positions": "sincos"},
+    )  # fmt: skip
+
+
+class Method(protocols.Method):
+    """Encoder, mask token and a linear layer to pixels."""
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
+        self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def _mask(self, key: protocols.Key, stream: int, grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
+        unit = max(1, round(self.config.unit / self.encoder.patch))
+        return random_units(key, stream, grid, unit, self.config.mask_share)
+
+    def _predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n p"]:
+        grid = self.encoder.grid(*images.shape[-2:])
+        tokens = self.encoder.tokenize(images)
+        tokens = hidden(
+            tokens, enlarged(mask, grid, self.encoder.patch // self.encoder.token_patch), self.mask_token
+        )
+        features = self.encoder.encode(tokens, grid).patches
+        return linear(features, self.predict.weight, self.predict.bias)
+
+    def _target(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        patches = patchify(padded(images, self.encoder.patch), self.encoder.patch).float()
+        return normalised(patches) if self.config.normalise_target else patches
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        (crops,) = batch.views
+        images = crops.flatten(0, 1)
+        grid = self.encoder.grid(*images.shape[-2:])
+        drawn = [self._mask(batch.key, Stream.MASK + v, grid) for v in range(crops.shape[1])]
+        mask = torch.stack(drawn, dim=1).flatten(0, 1).to(images.device)
+        target = self._target(images)
+        loss = reconstruction.masked_l1(self._predict(images, mask), target, mask)
+        with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
+            blank = reconstruction.masked_l1(target.mean(0, keepdim=True).expand_as(target), target, mask)
+        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.predict, "head")
+        yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Images with all patches but `keep` blanked, and the same with the prediction filled in."""
+        patch, grid = self.encoder.patch, self.encoder.grid(*images.shape[-2:])
+        patches = patchify(padded(images, patch), patch)
+        mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device).scatter(1, keep, False)
+        predicted = self._predict(images, mask).float()
+        if self.config.normalise_target:
+            deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+            predicted = predicted * deviation + patches.mean(-1, keepdim=True)
+        at = mask[:, :, None]
+        blanked, filled = patches.masked_fill(at, 0.0), torch.where(at, predicted, patches)
+        return unpatchify(blanked, patch, grid), unpatchify(filled, patch, grid)

@@ -1,0 +1,39 @@
+"""Assignments that use all prototypes alike, by Sinkhorn and Knopp [Cuturi 2013, arXiv 1306.0895]."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
+
+
+@torch.no_grad()
+def sinkhorn(
+    logits: Float[Tensor, "n k"],
+    temperature: float,
+    iterations: int = 3,
+    total: Callable[[Tensor], Tensor] = _alone,
+    largest: Callable[[Tensor], Tensor] = _alone,
+) -> Float[Tensor, "n k"]:
+    """Rows that sum to 1 and whose columns sum to about n / k [Caron 2020, arXiv 2006.09882, section 3.1].
+
+    total, largest: sum and maximum over all processes, where each holds some of the rows (any number).
+    Computed in fp32 as diag(v) M diag(u): an iteration reads the matrix twice and never writes it.
+    """
+    scores = logits.float() / temperature
+    if not len(scores):  # other processes still wait for this one's sums
+        scores = scores.new_full((1, scores.shape[1]), float("-inf"))
+    top = scores.amax(1, keepdim=True)
+    highest = largest(top.max())
+    m = torch.exp(scores - top).nan_to_num_(0.0)  # each row's largest is 1, so that no row underflows
+    v = torch.exp(top[:, 0] - highest)  # and this is what it was taken out of
+    k = logits.shape[1]
+    for _ in range(iterations):
+        u = 1 / (k * total(v @ m))
+        u = u.nan_to_num_(posinf=0.0)  # a prototype that nobody is near to, in fp32
+        v = (1 / (m @ u)).nan_to_num_(posinf=0.0)
+    return (m * (u * v[:, None]))[: len(logits)]
