@@ -100,7 +100,7 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> Needs:
         raise ValueError(
             f"{name} needs a batch of {needs.batch} at least ({needs.why_batch}): choose another --batch-size"
         )
-    if model is not None and (needs.drops_tokens or needs.plain):
+    if model is not None and (needs.drops_tokens or needs.plain or needs.distils):
         chosen = _chosen("model", model, backbones.options(model), wishes.model_options)
         suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
     return needs
@@ -110,7 +110,8 @@ def suits(method: str, needs: Needs, encoder: Backbone) -> None:
     """Raise ValueError for a backbone that cannot do what a method needs of it."""
     lacking = (
         "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
-        else "embed each patch by itself" if needs.plain and not encoder.plain else ""
+        else "embed each patch by itself" if needs.plain and not encoder.plain
+        else "carry a distillation token" if needs.distils and not hasattr(encoder, "dist_token") else ""
     )  # fmt: skip
     if lacking:
         raise ValueError(
@@ -151,6 +152,8 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
         raise ValueError(f"recipe {name!r}: choose small or paper")
     recipe = getattr(file, name)(size, model)
     recipe = dataclasses.replace(recipe, config=_configured(method, recipe.config, wishes.options))
+    if hasattr(file, "adapted"):  # what of the recipe follows from the user's options
+        recipe = file.adapted(recipe, backbones.options(model))
     if init is not None:  # the weights were made for what they have
         recipe = dataclasses.replace(recipe, encoder={})
     batch, why = wishes.batch, ""
@@ -210,7 +213,7 @@ def _method(facts: Facts, model: str | None) -> tuple[str, str]:
 def _model(facts: Facts, method: str, needs: Needs, size: int) -> tuple[str, str]:
     hybrid = "vitc-15mf"
     patch = 4 if size <= 64 else 16
-    if needs.drops_tokens or needs.plain:
+    if needs.drops_tokens or needs.plain or needs.distils:
         width = "s" if facts.device == "cuda" else "n"
         return f"vit-{width}/{patch}", f"{method} needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":

@@ -76,6 +76,26 @@ class Colour:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """Operations of one kind of crop, drawn for each image with replacement [Cubuk 2019, arXiv 1909.13719].
+
+    The defaults are DeiT's (timm's `rand-m9-mstd0.5-inc1`, 15 operations). The one that needs RGB (colour) is
+    left out on other channel counts.
+    """
+
+    count: int = 2  # operations drawn, applied one after the other ...
+    p: float = 0.5  # ... each with this probability
+    magnitude: float = 9.0  # how strong, of 10 ...
+    deviation: float = 0.5  # ... and its normal deviation; cut to [0, 10]
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count={self.count} of RandAugment: must be at least 1; None switches it off")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"magnitude={self.magnitude} of RandAugment: must lie in [0, 10]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Crop:
     """One kind of random resized crop: `count` of them for every image."""
 
@@ -84,7 +104,9 @@ class Crop:
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_p: float = 0.5  # horizontal
+    augment: RandAugment | None = None  # before `colour`
     colour: Colour | None = None
+    erase_p: float = 0.0  # after normalising: a rectangle of noise [Zhong 2017, arXiv 1708.04896]
 
 
 class Batch(NamedTuple):
@@ -101,6 +123,7 @@ class Features(NamedTuple):
     pooled: Float[Tensor, "b d"]
     patches: Float[Tensor, "b n d"]
     grid: tuple[int, int]  # rows, columns of the patches; for a subset of kept tokens, of the whole image
+    prefix: Float[Tensor, "b p d"] | None = None  # class token and its like, where there are any
 
 
 class NoAttention(ValueError):
@@ -172,6 +195,13 @@ class Backbone(nn.Module):
         (maps,) = self.attention(images)
         maps = maps[..., self.prefix :]
         return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
+
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Its parameters, those of the embedding first, then block by block, those after the last block last.
+
+        One list where the network is not known to have layers.
+        """
+        return [list(self.parameters())]
 
     def drop_nothing(self) -> None:
         """Turn stochastic depth off, in training too."""
@@ -273,9 +303,27 @@ class Needs:
     kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"
     beside: tuple[str, ...] = ()  # tensors that must have been kept beside its encoder, one of them
     drops_tokens: bool = False  # must the backbone be able to leave tokens out ...
-    plain: bool = False  # ... or embed each patch by itself?
+    plain: bool = False  # ... or embed each patch by itself ...
+    distils: bool = False  # ... or carry a distillation token beside the class token (option `distilled`)?
     batch: int = 1  # images a step, at the least ...
     why_batch: str = ""  # ... and what compares them
+
+
+class Tokenizer(Protocol):
+    """Turns texts into rows of numbers: start, text, end, zeros."""
+
+    vocabulary: int  # numbers run from 0 to this, exclusive
+    context: int  # numbers a row
+    end: int  # the number that ends a text
+    merges: np.ndarray  # int64 [m, 2]: what rebuilds it (ops/bpe.py)
+
+    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
+        """A text that is too long is cut before its end."""
+        ...
+
+    def fits(self, text: str) -> bool:
+        """Does nothing of it have to be cut?"""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +335,7 @@ class Given:
     classes: tuple[str, ...] = ()  # what the labels mean
     preprocess: "Preprocess | None" = None  # how the views were normalised
     model: Trained | None = None  # what `Needs.model` names
+    tokenizer: Tokenizer | None = None  # what made `Batch.text`, for methods of text
 
 
 class Method(nn.Module):
@@ -335,3 +384,32 @@ class Preprocess:
         """(x - mean) / std on values in [0, 1]."""
         mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype) for v in (self.mean, self.std))
         return (images - mean[:, None, None]) / std[:, None, None]
+
+    def translate(self, images: Float[Tensor, "*b c h w"], other: "Preprocess") -> Float[Tensor, "*b c h w"]:
+        """Images normalised by this, normalised as `other` wants: its network sees the same raw values.
+
+        raw = low + (high - low)(mean + std y) for both. What lies beyond other's range is clipped where the
+        ranges differ. Raises ValueError where the numbers of channels do.
+        """
+        if self.channels != other.channels:
+            raise ValueError(
+                f"images have {self.channels} channels, the trained model was made for {other.channels}: "
+                "choose one that was made for such images"
+            )
+        raw = [
+            (low + (high - low) * mean, (high - low) * std)
+            for p in (self, other)
+            for low, high, mean, std in zip(p.low, p.high, p.mean, p.std, strict=True)
+        ]
+        pairs = list(zip(raw[: self.channels], raw[self.channels :], strict=True))
+
+        def each(values: Iterable[float]) -> Tensor:
+            return torch.tensor(list(values), device=images.device, dtype=images.dtype)[:, None, None]
+
+        factor = each(scale / to for (_, scale), (_, to) in pairs)
+        moved = images * factor + each((start - to) / scale for (start, _), (to, scale) in pairs)
+        if self.low == other.low and self.high == other.high:
+            return moved
+        ends = zip(other.mean, other.std, strict=True)
+        least, most = zip(*((-mean / std, (1 - mean) / std) for mean, std in ends), strict=True)
+        return moved.clamp(each(least), each(most))

@@ -129,7 +129,7 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
     whole = {"name": name, "image_size": image_size, "channels": channels, **arguments, **chosen}
     network: Any = encoder  # each family's constructor has options of its own
     built: Backbone = network(**_checked(name, encoder, whole))
-    kept = {k: v for k, v in chosen.items() if k != "drop_path" and v != known[k]}
+    kept = {k: v for k, v in chosen.items() if not k.startswith("drop_") and v != known[k]}
     built.built_from = {"name": name, "image_size": image_size, "channels": channels, **kept}
     return built
 

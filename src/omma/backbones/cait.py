@@ -300,7 +300,14 @@ class CaiT(Backbone):
         token = self.cls_token.repeat(x.shape[0], 1, 1)
         for block in self.blocks_token_only:
             token = block(token, x)
-        return Features(norm(token, self.norm)[:, 0], norm(x, self.norm), grid)
+        token = norm(token, self.norm)
+        return Features(token[:, 0], norm(x, self.norm), grid, token)
+
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        blocks = [list(block.parameters()) for block in (*self.blocks, *self.blocks_token_only)]
+        last = list(self.norm.parameters())
+        later = {id(p) for group in (*blocks, last) for p in group}
+        return [[p for p in self.parameters() if id(p) not in later], *blocks, last]
 
     @torch.no_grad()
     def attention(

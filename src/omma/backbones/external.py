@@ -219,12 +219,13 @@ class Encoder(Backbone):
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
         assert keep is None, f"{self.name} cannot drop tokens"
+        front = tokens[:, : self.prefix] if self.prefix else None
         patches = tokens[:, self.prefix :]
         if not self._pools:
-            return Features(patches.mean(1), patches, grid)
+            return Features(patches.mean(1), patches, grid, front)
         x = tokens if self._layout == "sequence" else tokens.unflatten(1, grid)
         x = x.permute(0, 3, 1, 2) if self._layout == "NCHW" else x
-        return Features(self._network[0].forward_head(x, pre_logits=True), patches, grid)
+        return Features(self._network[0].forward_head(x, pre_logits=True), patches, grid, front)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
         return self.encode(*self._tokens(images))

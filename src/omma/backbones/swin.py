@@ -217,6 +217,15 @@ class Swin(Backbone):
         x = norm(tokens, self.norm)
         return Features(x.mean(1), x, grid)
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """The merging before a stage belongs to the stage's first block."""
+        found = [list(self.patch_embed.parameters())]
+        for stage in cast(list[Stage], list(self.layers)):
+            blocks = [list(block.parameters()) for block in stage.blocks]
+            before = [] if stage.downsample is None else list(stage.downsample.parameters())
+            found += [before + blocks[0], *blocks[1:]]
+        return [*found, list(self.norm.parameters())]
+
     @torch.no_grad()
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)

@@ -35,7 +35,8 @@ class ViT(Transformer):
     mixer: "softmax" attention, "linear", "bigbird" or "fourier" (backbones/layers/mixers.py).
     norm_pre: a norm before the first block, and no bias in the patch embedding, as CLIP has it
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
-    hidden: width within the MLP. Raises ValueError for values that do not exist or do not go together.
+    hidden: width within the MLP. drop_uniform: stochastic depth at the same rate in all layers, as DINOv2
+    has it, rather than rising. Raises ValueError for values that do not exist or do not go together.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ViT(Transformer):
         norm_pre: bool = False,
         eps: float = 1e-6,
         drop_path: float = 0.0,
+        drop_uniform: bool = False,
     ) -> None:
         super().__init__()
         one_of("positions", positions, POSITIONS)
@@ -93,7 +95,8 @@ class ViT(Transformer):
             perceptron = SwiGLU(dim, hidden) if mlp == "swiglu" else Mlp(dim, hidden, mlp)  # pyright: ignore
             return Block(dim, attn, perceptron, rate, layer_scale, eps)
 
-        self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(rates(drop_path, depth))))
+        drops = rates(drop_path, depth, drop_uniform)
+        self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(drops)))
         self._norms(dim, pool, eps)
 
         self.blocks.apply(init_linear)

@@ -120,9 +120,9 @@ class Block(nn.Module):
         return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop)
 
 
-def rates(drop_path: float, layers: int) -> list[float]:
-    """Stochastic depth that rises linearly to `drop_path` at the last layer."""
-    return [drop_path * i / max(layers - 1, 1) for i in range(layers)]
+def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:
+    """Stochastic depth that rises linearly to `drop_path` at the last layer, or is that in all."""
+    return [drop_path if uniform else drop_path * i / max(layers - 1, 1) for i in range(layers)]
 
 
 def blocks(size: Size, drop_path: float = 0.0) -> nn.Sequential:

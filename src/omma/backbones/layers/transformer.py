@@ -119,9 +119,15 @@ class Transformer(Backbone):
             x = block(x, where)
         if isinstance(self.norm, nn.LayerNorm):
             x = norm(x, self.norm)
-        patches = x[:, self.prefix :]
+        front, patches = x[:, : self.prefix], x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "token" else patches.mean(1)
-        return Features(self.fc_norm(pooled), patches, grid)
+        return Features(self.fc_norm(pooled), patches, grid, front if self.prefix else None)
+
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        last = [*self.norm.parameters(), *self.fc_norm.parameters()]
+        blocks = [list(block.parameters()) for block in self.blocks]
+        later = {id(p) for group in (*blocks, last) for p in group}
+        return [[p for p in self.parameters() if id(p) not in later], *blocks, last]
 
     @torch.no_grad()
     def attention(

@@ -1,0 +1,328 @@
+"""DINOv2: iBOT made to scale, switch by switch [Oquab 2023, arXiv 2304.07193].
+
+Student and teacher as in DINO and iBOT, with heads of their own for images and for hidden patches. The
+teacher's assignments are balanced over the whole batch (Sinkhorn-Knopp) in place of centred, and images are
+pushed away from their nearest neighbour in the batch (KoLeo), so that features spread evenly.
+
+    L = H(t_cls, s_cls) + H(t_patch, s_patch on hidden) - w mean_i log min_j |x_i - x_j|
+
+Costs: iBOT's step, a few passes over the batch's assignments, and what its larger heads and batches take.
+Choose it for features that are used frozen, from 100,000 images on with a GPU; smaller data want its small
+recipe.
+
+--method.ladder N is row N of the paper's table 1, from iBOT (0) to DINOv2 (11), each one switch more than the
+row before. High resolution comes last and briefly: omma pretrain IMAGES --init RUN --image-size 518.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omma import dist, protocols
+from omma.data import plans
+from omma.errors import above_zero, range_within_one, within_one
+from omma.heads import PrototypeHead
+from omma.losses import distillation
+from omma.losses.koleo import koleo
+from omma.ops import ema, groups, statistics
+from omma.ops.masking import enlarged, hidden, view_masks
+from omma.ops.schedules import cosine, linear
+from omma.ops.sinkhorn import sinkhorn
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults, for ViT-L on LVD-142M."""
+
+    ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
+    prototypes: int = 131_072
+    untied: bool = True  # a head of their own for patches
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    student_temp: float = 0.1
+    teacher_temp_start: float = 0.04
+    teacher_temp: float = 0.07
+    teacher_temp_warmup: float = 0.3  # share of the run
+    sinkhorn: bool = True  # False: centring
+    sinkhorn_iterations: int = 3
+    centre_momentum: float = 0.9
+    koleo: float = 0.1  # weight; 0 switches it off
+    momentum: float = 0.994  # of the teacher, rising to 1 by a cosine
+    freeze_last_epochs: float = 1.0
+    patch_weight: float = 1.0
+    mask_probability: float = 0.5
+    mask_share: tuple[float, float] = (0.1, 0.5)
+    layer_decay: float = 0.9  # of the learning rate, for each layer further from the end
+    patch_embed_lr: float = 0.2
+    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
+    local_crops: int = 8
+    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
+        within_one(self, "centre_momentum", "momentum", "mask_probability", "layer_decay")
+        range_within_one(self, "mask_share", "global_scale", "local_scale")
+        if self.prototypes < 2:
+            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
+        if self.koleo < 0:
+            raise ValueError(f"method.koleo={self.koleo}: must be 0 (off) or a weight, .1 in the paper")
+        if self.ladder is not None and self.ladder not in range(len(LADDER)):
+            raise ValueError(f"method.ladder={self.ladder}: choose a row from 0 to {len(LADDER) - 1}")
+
+
+def needs(config: Config) -> Needs:
+    """Plain patches to hide; other images where a batch is compared with itself."""
+    compares = [name for name, on in (("KoLeo", config.koleo), ("Sinkhorn-Knopp", config.sinkhorn)) if on]
+    if config.ladder is not None:
+        compares = [s.name for s in LADDER[: config.ladder + 1] if s.name in ("KoLeo", "Sinkhorn-Knopp")]
+    why = f"{' and '.join(compares)} compare{'s' * (len(compares) == 1)} the images of a batch"
+    return Needs(plain=True, batch=2 if compares else 1, why_batch=why)
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """Two global crops with unlike blur and solarisation, and the locals."""
+    return plans.multi_crop(
+        image_size, crop_size=config.crop_size, local_size=config.local_size, local_crops=config.local_crops,
+        global_scale=config.global_scale, local_scale=config.local_scale, strength=config.colour,
+        blur=config.blur,
+    )  # fmt: skip
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """ViT-L/14 on ImageNet-22k or more: batch 3072, 625,000 steps.
+
+    `omma pretrain IMAGES --method dinov2 --recipe paper --model dinov2-l/14 --steps 625000`
+    """
+    batch = 3072
+    return Recipe(
+        config=Config(), batch=batch, lr=4e-3 * (batch / 1024) ** 0.5, warmup=0.16, weight_decay=0.04,
+        weight_decay_end=0.2, clip=3.0, drop_path=0.3, encoder={"layer_scale": 1e-5, "drop_uniform": True},
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: few prototypes, no LayerScale, a faster teacher."""
+    tiny = image_size < 64
+    config = Config(
+        prototypes=1024, head_hidden=512, head_bottleneck=128, teacher_temp=0.06, momentum=0.99,
+        freeze_last_epochs=0.0, crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
+        local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny, layer_decay=1.0,
+        patch_embed_lr=1.0, global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
+        drop_path=0.0,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- the ladder
+class Switch(NamedTuple):
+    """One row of table 1: what it changes, and what ImageNet's k-NN and linear probe then gave (ViT-L)."""
+
+    name: str
+    change: Callable[[Recipe], Recipe]
+    knn: float
+    linear: float
+
+
+def _method(**options: Any) -> Callable[[Recipe], Recipe]:
+    return lambda r: dataclasses.replace(r, config=dataclasses.replace(r.config, **options))
+
+
+def _encoder(**options: Any) -> Callable[[Recipe], Recipe]:
+    return lambda r: dataclasses.replace(r, encoder={**r.encoder, **options})
+
+
+def _to_ibot(r: Recipe) -> Recipe:
+    """Everything that the rows switch on, off: tied heads of few prototypes, centring, plain blocks."""
+    changes = _method(
+        prototypes=max(512, r.config.prototypes // 16), untied=False, sinkhorn=False, koleo=0.0,
+        momentum=0.992, layer_decay=1.0, patch_embed_lr=1.0, teacher_temp_warmup=r.config.teacher_temp_warmup / 2,
+    )  # fmt: skip
+    kept = {k: v for k, v in r.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
+    third = max(2, r.batch // 3)
+    return dataclasses.replace(
+        changes(r), encoder=kept, drop_path=0.0, batch=third, lr=r.lr / 2 / 3**0.5, warmup=r.warmup / 2,
+        weight_decay_end=0.4,
+    )  # fmt: skip
+
+
+def _reproduced(r: Recipe) -> Recipe:
+    """The authors' own settings of iBOT: a higher learning rate that falls towards the first layers."""
+    slower = _method(layer_decay=0.9, patch_embed_lr=0.2)(r)
+    return dataclasses.replace(slower, lr=r.lr * 2, weight_decay_end=0.2)
+
+
+def _tripled(r: Recipe) -> Recipe:
+    return dataclasses.replace(r, batch=r.batch * 3, lr=r.lr * 3**0.5)
+
+
+def _warmed(r: Recipe) -> Recipe:
+    slower = _method(teacher_temp_warmup=min(1.0, 2 * r.config.teacher_temp_warmup))(r)
+    return dataclasses.replace(slower, warmup=min(0.5, 2 * r.warmup))
+
+
+LADDER = (
+    Switch("iBOT", lambda r: r, 72.9, 82.3),
+    Switch("(reproduction)", _reproduced, 74.5, 83.2),
+    Switch(
+        "LayerScale, stochastic depth",
+        lambda r: dataclasses.replace(_encoder(layer_scale=1e-5, drop_uniform=True)(r), drop_path=0.3),
+        75.4,
+        82.0,
+    ),
+    Switch("128k prototypes", lambda r: _method(prototypes=r.config.prototypes * 16)(r), 76.6, 81.9),
+    Switch("KoLeo", _method(koleo=0.1), 78.9, 82.5),
+    Switch("SwiGLU", _encoder(mlp="swiglu"), 78.7, 83.1),
+    Switch("patch 14", _encoder(patch="7/8"), 78.9, 83.5),
+    Switch("teacher momentum .994", _method(momentum=0.994), 79.4, 83.6),
+    Switch("warm-up schedules", _warmed, 80.5, 83.8),
+    Switch("batch 3k", _tripled, 81.7, 84.7),
+    Switch("Sinkhorn-Knopp", _method(sinkhorn=True), 81.7, 84.7),
+    Switch("untied heads", _method(untied=True), 82.0, 84.5),
+)
+
+
+def adapted(recipe: Recipe, model: Mapping[str, Any]) -> Recipe:
+    """The recipe of the row that `ladder` names; any other recipe as it is.
+
+    `model`: the backbone's options as they are without it.
+    """
+    row = recipe.config.ladder
+    if row is None:
+        return recipe
+    made = _to_ibot(recipe)
+    for switch in LADDER[: row + 1]:
+        made = switch.change(made)
+    chosen = dict(made.encoder)
+    if "patch" in chosen:  # 14 for 16
+        chosen["patch"] = max(2, round(int(model["patch"]) * 7 / 8))
+    if "mlp" in chosen:  # as many parameters with three matrices as with two
+        chosen["hidden"] = max(8, round(int(model["hidden"]) * 2 / 3 / 8) * 8)
+    return dataclasses.replace(made, encoder=chosen)
+
+
+class Method(protocols.Method):
+    """Student and teacher, each an encoder and heads, and the centres where assignments are centred."""
+
+    centre: Tensor
+    patch_centre: Tensor
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.head = self._head(encoder)
+        self.patch_head = self._head(encoder) if config.untied else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
+        self.teacher = ema.teacher_of(encoder)
+        self.teacher_head = ema.teacher_of(self.head)
+        self.teacher_patch_head = None if self.patch_head is None else ema.teacher_of(self.patch_head)
+        if not config.sinkhorn:
+            self.register_buffer("centre", torch.zeros(config.prototypes))
+            self.register_buffer("patch_centre", torch.zeros(config.prototypes))
+
+    def _head(self, encoder: Backbone) -> PrototypeHead:
+        c = self.config
+        return PrototypeHead(encoder.dim, c.prototypes, c.head_hidden, c.head_bottleneck)
+
+    def kept(self) -> Backbone:
+        return self.teacher
+
+    def _targets(self, logits: Float[Tensor, "n k"], centre: str, temperature: float) -> Float[Tensor, "n k"]:
+        c = self.config
+        if c.sinkhorn:
+            return sinkhorn(logits, temperature, c.sinkhorn_iterations, dist.total, dist.largest)
+        return distillation.targets(logits, getattr(self, centre), temperature)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        first, second, *rest = batch.views
+        b = len(first)
+        globals_ = torch.cat([first[:, 0], second[:, 0]])
+        grid = self.encoder.grid(*globals_.shape[-2:])
+        least = max(1, round(4 / 256 * grid[0] * grid[1]))  # 4 of 16 x 16 in the published code
+        mask = view_masks(batch.key, 2, grid, c.mask_probability, c.mask_share, least).to(globals_.device)
+        at = mask.flatten().nonzero()[:, 0]
+
+        tokens = self.encoder.tokenize(globals_)
+        small = enlarged(mask, grid, self.encoder.patch // self.encoder.token_patch)
+        crops = [(hidden(tokens, small, self.mask_token), grid)]
+        for local in rest:
+            x = local.transpose(0, 1).flatten(0, 1)
+            crops.append((self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])))
+        seen = self.encoder.encode_many(crops)
+        student = self.head.bottleneck(torch.cat([f.pooled for f in seen])).unflatten(0, (-1, b))
+        patch_head = self.patch_head or self.head
+        student_patches = patch_head.bottleneck(seen[0].patches.flatten(0, 1)[at])
+
+        with torch.no_grad():
+            whole = self.teacher(globals_)
+            logits = self.teacher_head(whole.pooled).float()
+            patch_logits = (self.teacher_patch_head or self.teacher_head)(
+                whole.patches.flatten(0, 1)[at]
+            ).float()
+            progress = clock.progress / max(c.teacher_temp_warmup, 1e-9)
+            temperature = linear(c.teacher_temp_start, c.teacher_temp, progress)
+            teacher = self._targets(logits, "centre", temperature).unflatten(0, (2, b))
+            patch_teacher = self._targets(patch_logits, "patch_centre", temperature)
+
+        image_loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
+        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at].float()
+        patch_loss = distillation.masked_patches(
+            student_patches, patch_head.prototypes(), patch_teacher, counts, len(mask), c.student_temp
+        )
+        loss = image_loss + c.patch_weight * patch_loss
+        metrics = {
+            "image_loss": image_loss.detach(),
+            "patch_loss": patch_loss.detach(),
+            "teacher_entropy": statistics.entropy(teacher).mean(),
+            "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
+            "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
+        }
+        if c.koleo:  # each view apart: two views of an image are meant to be neighbours
+            apart = [
+                koleo(x, dist.gather(x.contiguous()), dist.rank() * b)
+                for x in seen[0].pooled.float().chunk(2)
+            ]
+            loss = loss + c.koleo * (apart[0] + apart[1])
+            metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
+        carry = None if c.sinkhorn else (logits.mean(0), patch_logits.sum(0), float(len(at)))
+        return StepOutput(loss, metrics, carry)
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
+        c = self.config
+        momentum = cosine(c.momentum, 1.0, clock.progress)
+        ema.update(self.teacher, self.encoder, momentum)
+        ema.update(self.teacher_head, self.head, momentum)
+        if self.teacher_patch_head is not None and self.patch_head is not None:
+            ema.update(self.teacher_patch_head, self.patch_head, momentum)
+        if c.sinkhorn:
+            return
+        images, patches, counts = zip(*carries, strict=True)
+        self.centre.lerp_(dist.mean(torch.stack(images).mean(0)), 1 - c.centre_momentum)
+        number = dist.total(torch.tensor(sum(counts), device=self.centre.device))
+        if number > 0:  # a batch may have no hidden patch
+            self.patch_centre.lerp_(dist.total(torch.stack(patches).sum(0)) / number, 1 - c.centre_momentum)
+
+    def groups(self) -> Iterable[ParamGroup]:
+        c = self.config
+        yield from groups.layerwise(self.encoder, "encoder", c.layer_decay, c.patch_embed_lr)
+        heads = {"head": self.head, "patch head": self.patch_head}
+        for label, head in heads.items():
+            if head is not None:
+                yield from groups.standard(head.mlp, label)
+                last = f"{label}'s prototypes"
+                yield from groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
+        yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
