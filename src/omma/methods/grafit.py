@@ -1,0 +1,178 @@
+"""Grafit: fine classes from coarse labels [Touvron 2020, arXiv 2011.12982].
+
+Two losses on one embedding: views of an image attract each other (a predictor and a moving average, as in
+BYOL), which keeps what tells images apart; and an image's neighbours in a memory of the whole data set should
+share its coarse label, which brings classes together without melting the finer ones inside them.
+
+    L = - mean_(i != j) cos(q(g(v_i)), g_ema(v_j))  -  log sum_(y_j = y_i, j != i) p_ij,
+    p_ij = exp(cos(g(x_i), g(x_j)) / s) / sum_(k != i) exp(cos(g(x_i), g(x_k)) / s)
+
+Costs: two views through the encoder and its average, and a product with the memory (4 bytes a number: `out`
+of them for each image of the data set, in memory and in every checkpoint).
+Choose it when labels are coarser than what you will ask for: species known by genus, products by category.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from omma import backbones, dist, protocols
+from omma.data import plans
+from omma.errors import above_zero, range_within_one, within_one
+from omma.heads import projector
+from omma.losses import contrastive
+from omma.ops import ema, groups
+from omma.ops.schedules import cosine
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults, for ImageNet."""
+
+    temperature: float = 0.05  # of the neighbours' softmax
+    hidden: int = 4096
+    out: int = 256
+    views: int = 2  # of each image
+    instance_weight: float = 1.0
+    neighbour_weight: float = 1.0
+    momentum: float = 0.996  # of the average, rising to 1 by a cosine
+    scale: tuple[float, float] = (0.08, 1.0)
+    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        above_zero(self, "temperature", "hidden", "out")
+        within_one(self, "momentum")
+        range_within_one(self, "scale")
+        if self.views < 2:
+            raise ValueError(f"method.views={self.views}: at least 2 are compared")
+        for name in ("instance_weight", "neighbour_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must be 0 (off) or above")
+
+
+def needs(config: Config) -> Needs:
+    """Coarse labels."""
+    return Needs(labels=True)
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """Crops of one kind."""
+    colour = plans.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1)
+    size = config.crop_size or image_size
+    return (Crop(count=config.views, size=size, scale=config.scale, colour=colour),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """ResNet-50 on ImageNet with coarse labels: batch 1024, 400 epochs; AdamW in place of SGD.
+
+    `omma pretrain IMAGES --method grafit --recipe paper --model timm:resnet50 --epochs 400`
+    """
+    return Recipe(config=Config(), batch=1024, lr=1e-3, warmup=5 / 400, weight_decay=0.05, clip=None)
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: lighter heads, milder views, a faster average."""
+    tiny, plain = image_size < 64, backbones.family(model).plain
+    share = 0.5 if plain and tiny else 0.75
+    config = Config(
+        temperature=0.1, hidden=512, out=128, momentum=0.99, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0,
+        blur=not tiny, crop_size=int(image_size * share) // 8 * 8 if image_size >= 32 else None,
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
+        clip=None, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+def neighbour_loss(
+    x: Float[Tensor, "b d"],
+    memory: Float[Tensor, "n d"],
+    same: Bool[Tensor, "b n"],
+    others: Bool[Tensor, "b n"],
+    temperature: float,
+) -> Float[Tensor, "b"]:
+    """-log of the share of `same` in the softmax over `others`' cosines [section 3.2]; 0 where it has none.
+
+    same: entries of the memory with the row's label; others: all that it may be compared with; both leave out
+    its own. Rows of the memory are unit vectors.
+    """
+    scores = F.normalize(x.float(), dim=-1) @ memory.T / temperature
+    low = torch.finfo(scores.dtype).min
+    near = scores.masked_fill(~(same & others), low).logsumexp(1)
+    loss = scores.masked_fill(~others, low).logsumexp(1) - near
+    return torch.where((same & others).any(1), loss, torch.zeros_like(loss))
+
+
+class Method(protocols.Method):
+    """Encoder, projector and predictor, the averages of the first two, and the memory."""
+
+    memory: Tensor
+    memory_labels: Tensor
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.head = projector([encoder.dim, config.hidden, config.out])
+        self.predictor = projector([config.out, config.hidden, config.out])
+        self.slow_encoder = ema.teacher_of(encoder)
+        self.slow_head = ema.teacher_of(self.head)
+        self.register_buffer("memory", torch.zeros(given.images, config.out))
+        # -1: without a label, or not seen yet
+        self.register_buffer("memory_labels", torch.full((given.images,), -1))
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        (crops,) = batch.views
+        assert batch.labels is not None, "labels are promised by `needs`"
+        b, labels = len(crops), batch.labels
+        images = crops.transpose(0, 1).flatten(0, 1)
+        g = self.head(self.encoder(images).pooled)
+        with torch.no_grad():
+            slow = F.normalize(self.slow_head(self.slow_encoder(images).pooled).float(), dim=-1)
+        q = F.normalize(self.predictor(g).float(), dim=-1).unflatten(0, (c.views, b))
+        slow = slow.unflatten(0, (c.views, b))
+        # sum over i != j of q_i k_j = (sum q)(sum k) - sum q_i k_i
+        pairs = (q.sum(0) * slow.sum(0)).sum(-1) - (q * slow).sum((0, 2))
+        instance = -pairs.mean() / (c.views * (c.views - 1))
+
+        index = torch.from_numpy(batch.key.index).to(labels.device)
+        first = g[:b]
+        others = (self.memory_labels >= 0)[None] & (
+            index[:, None] != torch.arange(len(self.memory), device=index.device)
+        )
+        same = labels[:, None] == self.memory_labels
+        known = labels >= 0
+        each = neighbour_loss(first, self.memory, same, others & known[:, None], c.temperature)
+        neighbours = each.mean()
+        loss = c.instance_weight * instance + c.neighbour_weight * neighbours
+        metrics = {
+            "instance_loss": instance.detach(),
+            "neighbour_loss": neighbours.detach(),
+            "uniformity": contrastive.uniformity(first.detach()),
+        }
+        return StepOutput(loss, metrics, (index, labels, F.normalize(first.detach().float(), dim=-1)))
+
+    @torch.no_grad()
+    def after_step(
+        self, clock: Clock, carries: Sequence[tuple[Int[Tensor, "b"], Int[Tensor, "b"], Float[Tensor, "b d"]]]
+    ) -> None:
+        momentum = cosine(self.config.momentum, 1.0, clock.progress)
+        ema.update(self.slow_encoder, self.encoder, momentum)
+        ema.update(self.slow_head, self.head, momentum)
+        for index, labels, g in carries:
+            rows = dist.gather(index)
+            self.memory[rows] = dist.gather(g)
+            self.memory_labels[rows] = dist.gather(labels)
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head, "head")
+        yield from groups.standard(self.predictor, "predictor")
