@@ -3,6 +3,12 @@
 A student sees small and large crops of an image, a teacher the large ones only. The student learns to give
 every view the teacher's soft assignment to K prototypes; the teacher is the student's moving average, centred
 so that no prototype wins everywhere and sharpened so that not all win alike.
+
+    L = sum over views u != v of -softmax((t(u) - C) / tau_t) log softmax(s(v) / tau_s)
+
+Costs: two global and several local crops through the student, the globals through the teacher: some three
+times SimCLR's step.
+Choose it for features that are used frozen (k-NN, retrieval), from 100,000 images on, with a GPU.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,0 +1,135 @@
+"""Every method on one data set with equal budgets: the league table.
+
+    python benchmarks/league.py DATA --out DIR [--budget 10m] [--model vit-n/4] [--methods simclr dino ...]
+    python benchmarks/league.py DATA --out DIR --table
+
+Each method is trained with its small-data recipe by `omma pretrain` and judged by `omma evaluate`, beside raw
+pixels and the same network untrained. What learns from another model is given one of the same table, trained
+before it with the same budget: BEiT the VQ-VAE (or --tokenizer dvae), EVA the --target's run, DeiT the
+supervised one. A run that is done is not done again, so the table may be made in several sittings. Run it on
+a machine that does nothing else. --table prints what is there.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+METHODS = (
+    "simclr", "moco", "lejepa", "dino", "ibot", "dinov2", "mae", "simmim", "vqvae", "dvae", "beit", "eva",
+    "supervised", "deit", "grafit",
+)  # fmt: skip
+SEES_LABELS = ("supervised", "deit", "grafit")
+
+
+def guides(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """Of methods that learn from a model: the option, and whose run it is."""
+    return {
+        "beit": ("tokenizer", args.tokenizer),
+        "eva": ("target", args.target),
+        "deit": ("teacher", "supervised"),
+    }
+
+
+def call(*words: str) -> float:
+    """Run a command of omma; returns the most memory that any child took so far, in bytes."""
+    done = subprocess.run([sys.executable, "-m", "omma", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"omma {' '.join(words)}: {(done.stderr or done.stdout).strip()[-400:]}")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def one(method: str, args: argparse.Namespace) -> None:
+    """Train and judge; writes DIR/METHOD.json. In a process of its own, so that its memory is its own."""
+    run, said = args.out / method, args.out / f"{method}.json"
+    words = ["pretrain", args.data, "--method", method, "--model", args.model, "--budget", args.budget]
+    words += ["--recipe", "small", "--out", str(run), "--seed", str(args.seed)]
+    if method in (known := guides(args)):
+        option, whose = known[method]
+        words += [f"--method.{option}", str(args.out / whose)]
+    peak = call(*words)
+    judged = args.out / f"{method}-judged.json"
+    call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    health = [line for line in lines if line["event"] == "health"][-1]
+    rates = [line["images_per_second"] for line in lines if line["event"] == "step"]
+    row = {
+        "method": method,
+        "results": json.loads(judged.read_text())["results"],
+        "verdict": health["verdict"],
+        "health": health["text"],
+        "rank": health["rank"],
+        "images_per_second": statistics.median(rates),
+        "peak_memory": peak,
+        "steps": lines[-1]["step"],
+        "model": args.model,
+        "budget": args.budget,
+        "seed": args.seed,
+    }
+    said.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def best(row: dict[str, Any], subject: str, protocol: str) -> float:
+    found = [
+        r["value"] for r in row["results"]
+        if r["subject"] == subject and r["protocol"] == protocol and r["metric"] == "top1"
+        and r.get("k", 20) == 20
+    ]  # fmt: skip
+    return 100 * max(found)
+
+
+def table(args: argparse.Namespace) -> str:
+    rows = [json.loads(path.read_text()) for m in METHODS if (path := args.out / f"{m}.json").exists()]
+    rows.sort(key=lambda row: -best(row, "trained", "knn"))
+    lines = [
+        "| method | k-NN | linear | health | effective rank | images/s | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = row["method"] + " (sees labels)" * (row["method"] in SEES_LABELS)
+        lines.append(
+            f"| {name} | {best(row, 'trained', 'knn'):.1f} | {best(row, 'trained', 'linear'):.1f} | "
+            f"{row['health'].partition(':')[0]} | {row['rank']:.0f} | {row['images_per_second']:,.0f} | "
+            f"{row['peak_memory'] / 2**30:.1f} GiB |"
+        )
+    for subject in ("untrained", "pixels"):
+        values = [best(rows[0], subject, protocol) for protocol in ("knn", "linear")]
+        lines.append(f"| {subject} | {values[0]:.1f} | {values[1]:.1f} | | | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", default="10m")
+    parser.add_argument("--model", default="vit-n/4")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--tokenizer", default="vqvae", choices=("vqvae", "dvae"))
+    parser.add_argument("--target", default="simclr", help="whose run EVA regresses")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.alone:
+        one(args.methods[0], args)
+        return
+    for method in [] if args.table else args.methods:
+        if (args.out / f"{method}.json").exists():
+            continue
+        words = [sys.executable, __file__, args.data, "--out", str(args.out), "--alone", "--methods", method]
+        words += ["--budget", args.budget, "--model", args.model, "--tokenizer", args.tokenizer]
+        words += ["--target", args.target, "--seed", str(args.seed)]
+        if subprocess.run(words).returncode == 0:
+            print(f"{method} done", flush=True)
+    print(table(args))
+
+
+if __name__ == "__main__":
+    main()
