@@ -78,7 +78,12 @@ def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
     recipe = replace(dino.small(SIZE, "vit-ti/4"), config=config)
     encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
     views = (first[:, None], second[:, None], torch.stack(local, dim=1))
-    step = loop(dino.Method(encoder, config, Given(image_size=SIZE)), recipe, Batch(views, key(len(first)), None), bf16)
+    step = loop(
+        dino.Method(encoder, config, Given(image_size=SIZE)),
+        recipe,
+        Batch(views, key(len(first)), None),
+        bf16,
+    )
     return Contender(name_of("omma", bf16), step, len(first), ours=True)
 
 

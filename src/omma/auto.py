@@ -68,20 +68,29 @@ def needs_of(method: str, config: Any) -> Needs:
     return file.needs(config) if hasattr(file, "needs") else Needs()
 
 
-def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> Needs:
-    """Raise ValueError for what the method that the user names needs and does not get, with the remedy.
-
-    Asks nothing of the images' pixels. Returns those needs.
-    """
+def wanted(wishes: Wishes) -> Needs:
+    """What the method that the user names wants, with its options; nothing where none is named."""
     if wishes.method is None:
         return Needs()
-    file = methods.get(wishes.method)
-    plan = getattr(file, wishes.recipe or "small", file.small)(
-        wishes.image_size or 64, wishes.model or "vit-s/8"
-    )
-    config = _configured(wishes.method, plan.config, wishes.options)
-    needs = needs_of(wishes.method, config)
-    name, model = wishes.method, wishes.model
+    return needs_of(wishes.method, _early(wishes.method, wishes))
+
+
+def _early(method: str, wishes: Wishes) -> Any:
+    """A method's configuration as far as it is known before the images are."""
+    file = methods.get(method)
+    recipe = getattr(file, wishes.recipe or "small", file.small)
+    plan = recipe(wishes.image_size or 64, wishes.model or "vit-s/8")
+    return _configured(method, plan.config, wishes.options)
+
+
+def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
+    """Raise ValueError for what the method that the user names needs and does not get, with the remedy.
+
+    Asks nothing of the images' pixels.
+    """
+    name, model, needs = wishes.method, wishes.model, wanted(wishes)
+    if name is None:
+        return
     if needs.labels and not labels:
         raise ValueError(
             f"{name} learns from labels, and these images have none: put them into one folder a class, or "
@@ -90,9 +99,9 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> Needs:
     if needs.text and not captions:
         raise ValueError(
             f"{name} learns from captions, and these images have none: give a manifest with the columns "
-            "`path` and `text` (docs/input.md); without captions choose --method simclr"
+            "`path` and `caption` (docs/input.md); without captions choose --method simclr"
         )
-    if needs.model is not None and getattr(config, needs.model) is None:
+    if needs.model is not None and getattr(_early(name, wishes), needs.model) is None:
         raise ValueError(
             f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
         )
@@ -103,7 +112,6 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> Needs:
     if model is not None and (needs.drops_tokens or needs.plain or needs.distils):
         chosen = _chosen("model", model, backbones.options(model), wishes.model_options)
         suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
-    return needs
 
 
 def suits(method: str, needs: Needs, encoder: Backbone) -> None:

@@ -1,12 +1,15 @@
 """Projection heads: what sits between an encoder and a loss, and is not exported."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma.dist import BatchNorm
+from omma.protocols import Backbone
 
 
 def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
@@ -24,6 +27,22 @@ def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
         elif last_norm:
             layers.append(BatchNorm(fan_out, affine=False))
     return nn.Sequential(*layers)
+
+
+def classifier(dim: int, classes: Sequence[str]) -> nn.Linear:
+    """A linear layer that starts near 0, so that all classes are as likely [Touvron 2020, arXiv 2012.12877].
+
+    Raises ValueError where there is nothing to tell apart.
+    """
+    if len(classes) < 2:
+        raise ValueError(
+            f"all images are of one class ({', '.join(classes)}): a classifier needs two at least; "
+            "without labels choose --method simclr"
+        )
+    head = nn.Linear(dim, len(classes))
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 class PrototypeHead(nn.Module):
@@ -58,3 +77,31 @@ class PrototypeHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         return F.linear(self.bottleneck(x), self.prototypes())
+
+
+class MaskedHead(nn.Module):
+    """A mask token in place of hidden patches, and a linear prediction from the encoder's features there.
+
+    Only hidden places reach the linear layer [Bao 2021, arXiv 2106.08254, section 2.3].
+    """
+
+    def __init__(self, encoder: Backbone, out: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
+        self.predict = nn.Linear(encoder.dim, out)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.predict.weight, std=0.02)
+        nn.init.zeros_(self.predict.bias)
+
+    def forward(
+        self, encoder: Backbone, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "m o"]:
+        """mask: which patches of the encoder's grid are hidden; m of them, image after image."""
+        tokens, grid = encoder.tokenize(images), encoder.grid(*images.shape[-2:])
+        finer = encoder.patch // encoder.token_patch
+        hidden = mask
+        if finer > 1:  # tokens that are merged within the network are hidden together
+            hidden = mask.unflatten(1, grid).repeat_interleave(finer, 1).repeat_interleave(finer, 2)
+            hidden = hidden.flatten(1)
+        tokens = torch.where(hidden[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        return self.predict(encoder.encode(tokens, grid).patches[mask])

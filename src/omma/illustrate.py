@@ -139,11 +139,19 @@ def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
 
 def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: int) -> html.Section:
     rows, columns = method.encoder.grid(*pixels.shape[-2:])
-    share = method.config.mask_share
+    share = getattr(method.config, "mask_share", 0.0)  # a tokenizer is shown all
     key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
     order = permutations(key, 0, rows * columns)[:, : max(1, int(rows * columns * (1 - share)))]
     keep = torch.from_numpy(np.sort(order, axis=1))
     masked, predicted = method.reconstruct(pixels, keep)
+    if not share:
+        return html.Section(
+            title="Reconstructions",
+            caption="The image, and what the decoder makes of its codes alone.",
+            pictures=[
+                pictures.reconstructions(shown(pixels, preprocess), None, shown(predicted, preprocess))
+            ],
+        )
     visible = shown(masked, preprocess)
     hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels: nothing was put there
     visible[hidden] = np.nan

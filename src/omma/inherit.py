@@ -69,8 +69,10 @@ def prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
     return dataclasses.replace(own, size=measured.size), "normalised as the weights expect it"
 
 
-def treated(groups: Sequence[ParamGroup], origin: Origin) -> str:
-    """What the user is told."""
+def treated(groups: Sequence[ParamGroup], origin: Origin, moves: bool = True) -> str:
+    """What the user is told; moves: does the encoder learn at all?"""
+    if not moves:
+        return f"goes on from {origin.source}: its encoder stays as it is"
     share = max(group.frozen_share for group in groups)
     frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
     rate = f"{origin.encoder_lr_scale:g} times the learning rate"

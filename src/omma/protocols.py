@@ -316,6 +316,7 @@ class Tokenizer(Protocol):
     context: int  # numbers a row
     end: int  # the number that ends a text
     merges: np.ndarray  # int64 [m, 2]: what rebuilds it (ops/bpe.py)
+    origin: str  # where those are from, in words
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
         """A text that is too long is cut before its end."""

@@ -32,6 +32,7 @@ CASES = {
     "cait": {"name": "cait-xxs24", "depth": 3, "patch": 8},
     "timm's": {"name": "timm:test_resnet"},
     "timm's, non-local": {"name": "timm:test_resnet", "non_local": (2,)},
+    "dalle": {"name": "dalle/8", "hidden": 8, "depth": 1},
     "vitc, small": {"name": "vitc-15mf"},
     "vitc, paper's": {"name": "vitc-1gf"},
 }

@@ -215,7 +215,7 @@ def test_manifest(tmp_path, kind):
     assert images.splits is not None
     assert images.splits.tolist() == ["train", "test", "train"]
     assert images.text is not None
-    assert images.text[1].as_py() == "a newt, resting"
+    assert images.text[1].as_py() == ["a newt, resting"]
     assert images.skipped == [("row 4", "no path")]
     assert all(images.read(i).shape == (10, 12, 3) for i in range(3))
 

@@ -1,4 +1,4 @@
-"""NT-Xent: closed forms, the equation written out, and numbers of lightly's."""
+"""NT-Xent, CLIP, SigLIP: closed forms, the equation written out, and numbers of lightly's."""
 
 import math
 
@@ -83,3 +83,69 @@ def test_alignment_and_uniformity():
     points = F.normalize(wave(6, 3), dim=-1)
     pairs = [(points[i] - points[j]).square().sum() for i in range(6) for j in range(i)]
     close(contrastive.uniformity(5 * points), torch.stack(pairs).mul(-2).exp().mean().log())
+
+
+# ---------------------------------------------------------------- images and texts
+@pytest.mark.parametrize(("b", "scale"), [(1, 3.0), (2, 1.0), (5, 14.0), (8, 100.0)])
+def test_clip_on_orthonormal_pairs(b, scale):
+    x = torch.eye(8)[:b]
+    close(contrastive.clip(x, 3 * x, scale), math.log1p((b - 1) * math.exp(-scale)))
+
+
+def test_clip_that_cannot_tell_is_log_b():
+    x = torch.ones(6, 3)
+    close(contrastive.clip(x, x, 20.0), math.log(6))
+
+
+def test_clip_is_the_same_both_ways():
+    a, b = wave(5, 6), wave(5, 6, phase=1.0)
+    close(contrastive.clip(a, b, 7.0), contrastive.clip(b, a, 7.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "first", "norm"),
+    [
+        ("clip", 0.230353723,
+         [-0.129614431, -0.133570333, 0.187009385, -0.068048603, 0.178949721, -0.151704395], 0.467164412),
+        ("siglip", 1.015088322,
+         [-0.210445918, -0.19434741, 0.214646946, -0.141802686, 0.256566456, -0.276749886], 1.013781786),
+    ],
+)  # fmt: skip
+def test_transformers_numbers(kind, loss, first, norm):
+    """transformers 5.23: image_text_contrastive_loss of its CLIP and the loss of SiglipModel, in fp64."""
+    one = wave(4, 6, phase=0.1).float().double().requires_grad_()
+    two = wave(4, 6, phase=1.0).requires_grad_()
+    found = contrastive.clip(one, two, 5.0) if kind == "clip" else contrastive.siglip(one, two, 5.0, -2.0)
+    found.backward()
+    close(found, loss)
+    close(one.grad[0], first)
+    close(two.grad.norm(), norm)
+
+
+def test_siglip_closed_forms():
+    x = wave(4, 6)
+    close(contrastive.siglip(x, -x, 0.0, 0.0), 4 * math.log(2))  # all logits are 0
+    pairs = torch.eye(5)
+    apart = contrastive.siglip(pairs, pairs, 7.0, -2.0)
+    close(apart, math.log1p(math.exp(-5.0)) + 4 * math.log1p(math.exp(-2.0)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_parts_of_a_batch_of_pairs_see_all_others(kind):
+    a, b = wave(6, 4), wave(6, 4, phase=1.0)
+
+    def loss(rows):
+        if kind == "clip":
+            return contrastive.clip(a[rows], b[rows], 5.0, (a, b), rows.start)
+        return contrastive.siglip(a[rows], b[rows], 5.0, -1.0, b, rows.start)
+
+    parts = [loss(rows) for rows in (slice(0, 2), slice(2, 6))]
+    whole = contrastive.clip(a, b, 5.0) if kind == "clip" else contrastive.siglip(a, b, 5.0, -1.0)
+    close((2 * parts[0] + 4 * parts[1]) / 6, whole)
+
+
+def test_the_scale_learns():
+    scale = torch.tensor(2.0, requires_grad=True)
+    contrastive.clip(torch.eye(4), torch.eye(4), scale.exp()).backward()
+    s = math.exp(2.0)  # d/dt log(1 + 3 exp(-e^t))
+    close(scale.grad, -3 * s * math.exp(-s) / (1 + 3 * math.exp(-s)))

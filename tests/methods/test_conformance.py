@@ -50,6 +50,7 @@ def build(name, model, channels=3):
     file = methods.get(name)
     recipe = file.small(SIZE, model)
     little = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "hidden": 32, "out": 16}
+    little |= {"codes": 16, "text_depth": 2, "text_dim": 32}
     known = {f.name for f in dataclasses.fields(recipe.config)}
     config = dataclasses.replace(recipe.config, **{k: v for k, v in little.items() if k in known})
     torch.manual_seed(0)
@@ -60,8 +61,9 @@ def build(name, model, channels=3):
         del block
     trained = guide(channels)
     given = Given(
-        image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained
-    )
+        image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained,
+        tokenizer=file.tokenizer(config, None, ()) if hasattr(file, "tokenizer") else None,
+    )  # fmt: skip
     return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, given)
 
 
@@ -75,7 +77,10 @@ def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):
             g = torch.Generator().manual_seed(1000 * number + int(i))
             images.append(torch.randn(crop.count, channels, crop.size, crop.size, generator=g))
         crops.append(torch.zeros_like(torch.stack(images)) if constant else torch.stack(images))
-    return Batch(tuple(crops), Key(0, np.zeros(b, np.int64), index), torch.from_numpy(index % 3))
+    text = None
+    if hasattr(file, "tokenizer"):
+        text = file.tokenizer(recipe.config, None, ())([f"image {i}" for i in index])
+    return Batch(tuple(crops), Key(0, np.zeros(b, np.int64), index), torch.from_numpy(index % 3), text)
 
 
 def run(method, optimizer, file, recipe, first, last, accumulate=1, b=BATCH, **options):

@@ -25,7 +25,8 @@ def part(batch, rank, world):
     n = len(batch.labels) // world
     rows = slice(rank * n, (rank + 1) * n)
     key = Key(batch.key.seed, batch.key.epoch[rows], batch.key.index[rows])
-    return Batch(tuple(v[rows] for v in batch.views), key, batch.labels[rows])
+    text = None if batch.text is None else batch.text[rows]
+    return Batch(tuple(v[rows] for v in batch.views), key, batch.labels[rows], text)
 
 
 def weights(name, model, share):

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
 from omma.cli.shared import out
+from omma.protocols import Needs
 
 
 def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
@@ -17,16 +19,20 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     Args:
         name: The method to explain.
     """
+    from omma import auto
     from omma import methods as known
 
     if name is None:
         table = Table(box=None, show_header=False)
         for each in known.names():
-            table.add_row(each, (inspect.getdoc(known.get(each)) or "").splitlines()[0])
+            table.add_row(each, Text((inspect.getdoc(known.get(each)) or "").splitlines()[0]))
         out.print(table)
+        out.print("\n`omma methods NAME` explains one.")
         return 0
     file = known.get(name)
     out.print(inspect.getdoc(file), markup=False)
+    if wanted := _wanted(auto.needs_of(name, file.paper(224, "vit-s/16").config)):
+        out.print(f"\nNeeds beside images: {'; '.join(wanted)}.", markup=False)
     out.print("\noptions (--method.KEY VALUE): the paper's, and what the small-data recipe sets")
     table = Table(box=None)
     for column in ("key", "paper", "small"):
@@ -40,6 +46,19 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
         table.add_row(f"({f})", f"{a:g}", "" if a == b else f"{b:g}")
     out.print(table)
     return 0
+
+
+def _wanted(needs: Needs) -> list[str]:
+    """What a method needs beside images, in words."""
+    said = {
+        "labels": needs.labels,
+        "captions": needs.text,
+        f"{needs.kind}, as --method.{(needs.model or '').replace('_', '-')} MODEL": needs.model,
+        "a backbone that can leave tokens out": needs.drops_tokens,
+        "a backbone that embeds each patch by itself": needs.plain,
+        f"a batch of {needs.batch} at least, for {needs.why_batch}": needs.batch > 1,
+    }
+    return [words for words, wanted in said.items() if wanted]
 
 
 def models(

@@ -13,6 +13,8 @@ def evaluate(
     labelled: Path_,
     protocol: tuple[str, ...] = ("knn", "linear"),
     json: Path | None = None,
+    prompts: Path | None = None,
+    merges: Path | None = None,
     floors: bool = True,
     allow_partial: bool = False,
     device: str = "auto",
@@ -23,8 +25,10 @@ def evaluate(
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
-        labelled: Images with class folders or a label column.
-        protocol: knn, linear, ridge.
+        labelled: Images with class folders or a label column; for retrieval, with captions.
+        protocol: knn, linear, ridge; with a text tower also zeroshot, retrieval.
+        prompts: For zeroshot, a file with a template a line, such as "a photo of a {}."
+        merges: File of the tokenizer's merges, for published CLIP weights that lie without it.
         json: File to write the results to.
         floors: Measure raw pixels and the untrained network too.
         allow_partial: Take weights that lack many of the network's parameters too.
@@ -39,8 +43,8 @@ def evaluate(
 
     with out.status("reading images and computing features"):
         result = verb(
-            model, labelled, protocols=protocol, json=json, floors=floors, allow_partial=allow_partial,
-            device=device, precision=precision, seed=seed,
+            model, labelled, protocols=protocol, prompts=prompts, merges=merges, json=json, floors=floors,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:

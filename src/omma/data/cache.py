@@ -18,7 +18,7 @@ from omma.data.stores import Archive, Files
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of what is written; a change makes what older versions wrote unread
+FORMAT = 2  # of what is written; a change makes what older versions wrote unread
 SETTLED = 2 * 10**9  # ns; a folder modified so shortly before it was listed may have changed unseen since
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from omma.data.cache import cache_folder, cache_key, recall, remember, write_whole
 from omma.data.decode import HEAD, as_channels, sniff
-from omma.data.labels import encode
+from omma.data.labels import Known, encode
 from omma.data.listing import (
     Listing,
     list_arrays,
@@ -44,7 +44,7 @@ class IndexedImages:
     """The `Images` promise over a store; see protocols.py for what each member means.
 
     skipped: (path, reason) of what the source holds beside usable images.
-    text: one string (or null) an image, where a manifest has a `text` column.
+    text: each image's captions, where a table has them (data/captions.py).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class IndexedImages:
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
         splits: np.ndarray | None = None,
-        text: pa.Array | None = None,
+        text: pa.LargeListArray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
         source: str = "",
     ) -> None:
@@ -102,7 +102,7 @@ class IndexedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when paths, labels or splits do, or the content as far as sizes and times tell.
+        """Changes when paths, labels, splits or captions do, or the content as far as sizes and times tell.
 
         Files are looked up one by one in collections of up to 20,000; of larger ones only the paths count.
         """
@@ -113,6 +113,9 @@ class IndexedImages:
         for column in (self._where, self.labels, self.splits):
             digest.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
         digest.update(f"{self.channels} {self.classes}".encode())
+        if self.text is not None:
+            digest.update(self.text.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update("\n".join(each or "" for each in self.text.flatten().to_pylist()).encode())
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -164,12 +167,15 @@ class ArrayImages(IndexedImages):
 
 
 # ---------------------------------------------------------------- open
-def open_images(source: str | Path, cache: Path | None = None) -> IndexedImages:
+def open_images(
+    source: str | Path, cache: Path | None = None, check: Callable[[Known], None] = lambda known: None
+) -> IndexedImages:
     """Index a folder, glob, .zip, .tar, manifest (.csv, .parquet, .jsonl), array (.npz, .npy, IDX) or image.
 
     Lists of folders and archives are remembered in `cache` (default: `cache_folder()`), and made anew when
     one of the folders or the archive was modified. A file overwritten in place leaves its folder's time as it
-    was: harmless, since nothing but its path is remembered.
+    was: harmless, since nothing but its path is remembered. `check` is told what is known of the
+    images before any is decoded, and may raise.
     Raises ValueError in one line where nothing usable is found.
     """
     given = str(source)
@@ -184,9 +190,12 @@ def open_images(source: str | Path, cache: Path | None = None) -> IndexedImages:
             n = len(listing.skipped)
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{given}: no images in it{others}; give a folder, archive or list of images")
+        check(listing.known)
         listing.channels = _count_channels(listing, given)
         if cached:
             remember(memory, source, listing)
+    else:
+        check(listing.known)
     return IndexedImages(
         listing.store,
         listing.paths,

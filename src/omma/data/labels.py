@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from omma.data import captions
 from omma.errors import line
 
 log = logging.getLogger(__name__)
 
+CAPTIONS, NUMBERED = ("text", "texts", "caption", "captions"), 100  # columns: text, caption0, caption1, ...
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "val", "valid", "validation", "dev", "eval"), "test"
 )
@@ -27,7 +29,7 @@ class Known:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     splits: np.ndarray | None = None
-    text: pa.Array | None = None
+    text: pa.LargeListArray | None = None  # each image's captions; null for one that is no valid UTF-8
 
 
 def encode(values: Iterable, names: Iterable | None = None) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -82,12 +84,14 @@ def from_folders(folders: list[str], counts: list[int]) -> Known:
 def read_csv(source: str | io.BytesIO, name: str) -> pa.Table:
     """A .csv as a table; ValueError if it is none."""
     # as text: "007" is a class name, and a caption of digits is still a caption
-    text = ("path", "label", "split", "class", "class_name", "name", "text")
+    kinds = dict.fromkeys(("path", "label", "split", "class", "class_name", "name"), pa.large_string())
+    # as bytes: one caption that is no valid UTF-8 must not end it all
+    kinds |= dict.fromkeys((f"{c}{k}" for c in CAPTIONS for k in ("", *range(NUMBERED))), pa.large_binary())
     try:
         return pacsv.read_csv(
             source,
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(text, pa.large_string())),
+            convert_options=pacsv.ConvertOptions(column_types=kinds),
         )
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{name}: not a readable table ({line(error)}); write it anew, in UTF-8") from None
@@ -108,7 +112,7 @@ def from_labels_csv(table: pa.Table, paths: pa.LargeStringArray) -> Known:
 
 
 def from_table(table: pa.Table) -> Known:
-    """Labels (`label`, or `class` or `name`), splits and texts from a table whose rows are the images.
+    """Labels (`label`, or `class` or `name`), splits and captions from a table whose rows are the images.
 
     Beside `label`, `class`, `class_name` or `name` give the classes' names. An image without a split trains.
     """
@@ -128,5 +132,4 @@ def from_table(table: pa.Table) -> Known:
             log.warning("split %r is none of train, val and test: the column `split` is ignored", odd)
         else:
             splits = np.array(sides, "U5")
-    text = strings(table, "text") if "text" in columns else None
-    return Known(labels=labels, classes=classes, splits=splits, text=text)
+    return Known(labels=labels, classes=classes, splits=splits, text=captions.from_table(table))

@@ -243,7 +243,7 @@ def _from_names(
 
 
 def list_manifest(file: str) -> Listing:
-    """A .csv, .parquet or .jsonl with a `path` column, and `label`, `split` and `text` where known."""
+    """A .csv, .parquet or .jsonl with a `path` column, and labels, splits and captions where known."""
     try:
         if file.lower().endswith(".parquet"):
             table = pq.read_table(file)

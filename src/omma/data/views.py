@@ -1,8 +1,8 @@
-"""Random crops with colour augmentation, cut image by image or whole batches at once, coloured in batches.
+"""Random crops with augmentation, cut image by image or whole batches at once, augmented in batches.
 
 Every random number comes from the image's Key, the crop's place in the plan and the view's number, so a view
 is the same wherever and with whomever it is made. Cutting (with mirroring) is what needs the image's full
-size and runs where images are decoded; colour runs on the device.
+size and runs where images are decoded; the rest runs on the device.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Num
 from torch import Tensor
 
 from omma.data.preprocess import scale
-from omma.ops import colour
+from omma.ops import colour, erasing, randaugment
 from omma.ops.random import Stream, uniform
 from omma.ops.resize import crop_resize, crop_resize_one, gaussian_blur
 from omma.protocols import Colour, Crop, Key, Preprocess
@@ -154,7 +154,10 @@ def draw_colour(key: Key, colour: Colour, count: int, crop_number: int) -> Draws
 def augment(
     crops: Sequence[Num[Tensor, "b v c s s"]], plan: Sequence[Crop], key: Key, preprocess: Preprocess
 ) -> tuple[Float[Tensor, "b v c s s"], ...]:
-    """Colour and normalise crops (raw values) as the plan says; what needs RGB is left out for others."""
+    """Augment and normalise crops (raw values) as the plan says; what needs RGB is left out for others.
+
+    In this order: RandAugment's operations, colour, normalising, erasing.
+    """
     return tuple(
         _augment(raw, crop, number, key, preprocess)
         for number, (raw, crop) in enumerate(zip(crops, plan, strict=True))
@@ -167,6 +170,10 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     mean, std = (out.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     shift, gain = -mean / std, 1 / std
     draws = draw_colour(key, crop.colour, crop.count, number) if crop.colour else None
+    operations = None
+    if crop.augment:
+        stream = Stream.AUGMENT + number
+        operations = randaugment.draw(key, stream, crop.augment, crop.count, flat.shape[1])
     # images of like blur together, so that a chunk's widest kernel fits the others too
     order = np.argsort(draws.sigma, kind="stable") if draws else np.arange(len(flat))
     size = (
@@ -179,6 +186,9 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
         else:
             at = torch.from_numpy(chosen).to(raw.device)
         images = scale(flat[at] if isinstance(at, slice) else flat.index_select(0, at), preprocess)
+        if operations:
+            some = randaugment.Draws(*(values[chosen] for values in operations))
+            images = randaugment.apply_(images, some, preprocess.mean)
         if draws and crop.colour:
             images = _colour(images, crop.colour, Draws(*(values[chosen] for values in draws)))
         images.mul_(gain)  # not `addcmul`, which isn't vectorised where two operands are broadcast
@@ -186,7 +196,11 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
             torch.add(images, shift, out=out[at])
         else:
             out.index_copy_(0, at, images.add_(shift))
-    return out.view(raw.shape)
+    out = out.view(raw.shape)
+    if crop.erase_p:
+        stream = Stream.ERASE + number
+        erasing.erase_(out, erasing.draw(key, stream, crop.erase_p, crop.count, crop.size), key, stream)
+    return out
 
 
 def _colour(images: Float[Tensor, "n c h w"], setting: Colour, draws: Draws) -> Float[Tensor, "n c h w"]:
@@ -240,6 +254,11 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
         parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
+        if a := crop.augment:
+            operations = randaugment.known(channels)
+            strength = f"strength {a.magnitude:g} of 10, p {a.p:g} each"
+            parts.append(f"{a.count} of RandAugment's {len(operations)} operations ({strength})")
+            left_out += [f"RandAugment's {name}" for name in randaugment.OPERATIONS if name not in operations]
         if c := crop.colour:
             needs_rgb = parts if channels == 3 else left_out
             if c.jitter_p:
@@ -253,6 +272,8 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
                 parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
             if c.solarise_p:
                 parts.append(f"solarise {c.solarise_p:g}")
+        if crop.erase_p:
+            parts.append(f"a rectangle erased {crop.erase_p:g}")
         text += ": " + (", ".join(parts) or "no other change")
         if left_out:
             text += f"; left out on {channels} channel{'s' * (channels != 1)}: " + ", ".join(left_out)

@@ -1,7 +1,7 @@
 """How sure a score is: bootstrap intervals over the test images, seeded and vectorised."""
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 ROUNDS = 10_000
 
@@ -46,4 +46,43 @@ def paired(
     shares = np.array([only_a, only_b, m - only_a - only_b]) / m
     draws = np.random.default_rng((seed, 0xB007)).multinomial(m, shares, size=rounds)
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / m, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def clustered(
+    hits: Int[np.ndarray, "n"],
+    queries: Int[np.ndarray, "n"],
+    seed: int = 0,
+    level: float = 0.95,
+    rounds: int = ROUNDS,
+) -> tuple[float, float]:
+    """Percentile interval of sum(hits) / sum(queries), where a row's queries are alike: captions of an image.
+
+    Rows are resampled, not queries. All right or all wrong: the exact bound of that many rows, as in
+    `bootstrap`.
+    """
+    if hits.sum() in (0, queries.sum()):
+        return bootstrap(hits > 0, seed, level, rounds)
+    return _ratio(hits, queries, seed, level, rounds)
+
+
+def paired_clustered(
+    a: Int[np.ndarray, "n"],
+    b: Int[np.ndarray, "n"],
+    queries: Int[np.ndarray, "n"],
+    seed: int = 0,
+    level: float = 0.95,
+    rounds: int = ROUNDS,
+) -> tuple[float, float]:
+    """As `paired`, of (sum(a) - sum(b)) / sum(queries)."""
+    return _ratio(a - b, queries, seed, level, rounds)
+
+
+def _ratio(
+    above: Int[np.ndarray, "n"], below: Int[np.ndarray, "n"], seed: int, level: float, rounds: int
+) -> tuple[float, float]:
+    # rows that are equal are drawn together: few numbers a round, however many rows there are
+    kinds, counts = np.unique(np.stack([above, below], 1), axis=0, return_counts=True)
+    draws = np.random.default_rng((seed, 0xB007)).multinomial(len(above), counts / len(above), size=rounds)
+    low, high = np.quantile(draws @ kinds[:, 0] / (draws @ kinds[:, 1]), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

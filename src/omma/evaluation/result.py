@@ -17,12 +17,13 @@ class Result:
     """One number of one protocol on one subject."""
 
     subject: Subject
-    protocol: str  # "knn" | "linear" | "ridge"
+    protocol: str  # "knn" | "linear" | "ridge" | "zeroshot" | "retrieval"
     metric: str = "top1"
     value: float  # share of test images answered rightly, 0 to 1
     interval95: tuple[float, float]  # bootstrap over the test images; the training's own chance is not in it
-    balanced_accuracy: float  # mean over the classes in the test part of the share answered rightly
-    majority: float  # what always answering the commonest train label would score
+    # None where nothing is classified:
+    balanced_accuracy: float | None = None  # mean over the test part's classes of the share answered rightly
+    majority: float | None = None  # what always answering the commonest train label would score
     k: int | None = None  # neighbours, k-NN only
     T: float | None = None  # temperature of the vote, k-NN only
     layer: str = "last"
@@ -31,9 +32,9 @@ class Result:
     precision: str = "fp32"  # of the forward pass
     split: str  # where the two parts come from
     seed: int
-    n_train: int
-    n_test: int
-    classes: int
+    n_train: int | None = None
+    n_test: int  # what was asked
+    classes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the probe chose on the train part
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Contrastive losses between two views of the same images."""
+"""Contrastive losses between two views of the same images, or images and their texts."""
 
 import torch
 import torch.nn.functional as F
@@ -66,3 +66,46 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
     distance = (2 - 2 * x @ x.T).clamp(min=0)
     row, column = torch.triu_indices(len(x), len(x), 1, device=x.device)
     return distance[row, column].mul(-t).exp().mean().log()
+
+
+def clip(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    scale: float | Float[Tensor, ""],
+    everyone: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None,
+    offset: int = 0,
+) -> Float[Tensor, ""]:
+    """Each image is told its text among all texts, each text its image, by softmax over scaled cosines.
+
+    [Radford 2021, arXiv 2103.00020, figure 3]. scale: exp(t). everyone: images and texts of all processes, of
+    which this process's begin at row `offset`; by default its own. Anything that is not normalised is. One
+    pair in all gives 0.
+    """
+    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    images, texts = (image, text) if everyone is None else (F.normalize(x.float(), dim=-1) for x in everyone)
+    own = torch.arange(len(image), device=image.device) + offset
+    forth = F.cross_entropy(scale * image @ texts.T, own)
+    return (forth + F.cross_entropy(scale * text @ images.T, own)) / 2
+
+
+def siglip(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    scale: float | Float[Tensor, ""],
+    bias: float | Float[Tensor, ""],
+    everyone: Float[Tensor, "n d"] | None = None,
+    offset: int = 0,
+) -> Float[Tensor, ""]:
+    """Each image and each text are told by a sigmoid whether they belong together, summed over texts.
+
+    -1/b sum_ij log sigmoid(z_ij (scale cos(x_i, y_j) + bias)), z_ij = 1 for a pair and -1 otherwise [Zhai
+    2023, arXiv 2303.15343, eq. 2]. everyone: texts of all processes, of which this process's begin at row
+    `offset`; by default its own. Anything that is not normalised is.
+    """
+    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    texts = text if everyone is None else F.normalize(everyone.float(), dim=-1)
+    logits = scale * image @ texts.T + bias
+    own = torch.arange(len(image), device=image.device)
+    sign = torch.full_like(logits, -1.0)
+    sign[own, own + offset] = 1.0
+    return -F.logsigmoid(sign * logits).sum(1).mean()

@@ -147,7 +147,8 @@ def _to_ibot(r: Recipe) -> Recipe:
     """Everything that the rows switch on, off: tied heads of few prototypes, centring, plain blocks."""
     changes = _method(
         prototypes=max(512, r.config.prototypes // 16), untied=False, sinkhorn=False, koleo=0.0,
-        momentum=0.992, layer_decay=1.0, patch_embed_lr=1.0, teacher_temp_warmup=r.config.teacher_temp_warmup / 2,
+        momentum=0.992, layer_decay=1.0, patch_embed_lr=1.0,
+        teacher_temp_warmup=r.config.teacher_temp_warmup / 2,
     )  # fmt: skip
     kept = {k: v for k, v in r.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
     third = max(2, r.batch // 3)
@@ -325,4 +326,5 @@ class Method(protocols.Method):
                 yield from groups.standard(head.mlp, label)
                 last = f"{label}'s prototypes"
                 yield from groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
-        yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
+        rate = c.layer_decay ** (len(self.encoder.by_depth()) - 1)  # it stands with the patch embedding
+        yield ParamGroup(label="mask token", params=[self.mask_token], lr_scale=rate, decay=False)

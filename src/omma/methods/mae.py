@@ -7,7 +7,8 @@ itself.
     L = mean over hidden patches of |decoder(encoder(x_visible)) - normalised(x)|^2
 
 Costs: one view, a quarter of its patches through the encoder: the cheapest step of the family on a large ViT.
-Choose it to fine-tune afterwards, with a large ViT and long runs; as they are, its features tell little apart.
+Choose it to fine-tune afterwards, with a large ViT and long runs; as they are, its features tell little
+apart.
 """
 
 from collections.abc import Iterable

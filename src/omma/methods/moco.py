@@ -136,11 +136,11 @@ class Method(protocols.Method):
                 k = F.normalize(self.key_head(self.key_encoder(second).pooled).float(), dim=-1)
             loss = contrastive.infonce_queue(q, k, self.queue, c.temperature)
             return StepOutput(loss, self._metrics(q, k), k)
-        both = torch.cat([first, second])
-        one, two = self.predictor(self.head(self.encoder(both).pooled)).chunk(2)
+        # view by view: batch norms take their statistics from one of them [algorithm 1]
+        one, two = (self.predictor(self.head(self.encoder(x).pooled)) for x in (first, second))
         with torch.no_grad():
-            keys = self.key_head(self.key_encoder(both).pooled).chunk(2)
-            all_one, all_two = (dist.gather(k.contiguous()) for k in keys)
+            keys = [self.key_head(self.key_encoder(x).pooled) for x in (first, second)]
+            all_one, all_two = (dist.gather(k) for k in keys)
         offset = dist.rank() * len(first)
         loss = contrastive.infonce(one, all_two, c.temperature, offset)
         loss = loss + contrastive.infonce(two, all_one, c.temperature, offset)

@@ -6,7 +6,8 @@ views of all other images by a softmax over cosine similarities (NT-Xent). The p
     l(i, j) = -log exp(cos(z_i, z_j) / t) / sum_(k != i) exp(cos(z_i, z_k) / t)
 
 Costs: two views through one encoder and next to nothing else; larger batches contrast with more images.
-Choose it for small images, small data or little time: of what was measured here it learns most in ten minutes.
+Choose it for small images, small data or little time: of what was measured here it learns most
+in ten minutes.
 """
 
 from collections.abc import Iterable

@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from omma.protocols import Backbone
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -13,7 +15,7 @@ def teacher_of(student: Network) -> Network:
     """A copy that no gradient trains and that drops nothing: stochastic depth is the student's alone."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():
-        if hasattr(module, "drop_nothing"):
+        if isinstance(module, Backbone):
             module.drop_nothing()
     return teacher.requires_grad_(False)
 

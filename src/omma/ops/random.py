@@ -21,6 +21,10 @@ class Stream(IntEnum):
     MASK = 0x0400  # which patches a method hides
     METHOD = 0x0500  # anything else that a method draws for an image
     EVALUATE = 0x0600
+    AUGMENT = 0x0700  # RandAugment's operations
+    ERASE = 0x0800  # what random erasing hides
+    MIX = 0x0900  # how a pair of images is mixed
+    TEXT = 0x0A00  # which of an image's captions is read
 
 
 # [Salmon 2011, section 3.3]: multipliers of the two S-boxes, Weyl increments of the key

@@ -32,8 +32,10 @@ def sinkhorn(
     m = torch.exp(scores - top).nan_to_num_(0.0)  # each row's largest is 1, so that no row underflows
     v = torch.exp(top[:, 0] - highest)  # and this is what it was taken out of
     k = logits.shape[1]
+    rows = scores.new_tensor([float(len(logits))])
     for _ in range(iterations):
-        u = 1 / (k * total(v @ m))
+        sums = total(torch.cat([v @ m, rows]))
+        u = sums[-1] / (k * sums[:-1])  # columns of n / k beside rows of 1, or u and v drift out of fp32
         u = u.nan_to_num_(posinf=0.0)  # a prototype that nobody is near to, in fp32
         v = (1 / (m @ u)).nan_to_num_(posinf=0.0)
     return (m * (u * v[:, None]))[: len(logits)]

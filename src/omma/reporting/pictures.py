@@ -115,8 +115,13 @@ def attention(images: np.ndarray, maps: np.ndarray, heads: int = 6) -> Grid:
     return Grid(("image", "mean", *(f"head {h + 1}" for h in chosen)), tuple(rows))
 
 
-def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndarray) -> Grid:
-    """What the model saw and what it made of it; each [n, h, w, c], NaN (hidden) in `masked` is grey."""
+def reconstructions(original: np.ndarray, masked: np.ndarray | None, predicted: np.ndarray) -> Grid:
+    """What the model saw and what it made of it; each [n, h, w, c], NaN (hidden) in `masked` is grey.
+
+    masked: None where the model saw the original.
+    """
+    heads = ("original", "seen", "predicted") if masked is not None else ("original", "predicted")
+    masked = original if masked is None else masked
     original, masked, predicted = _batch(original), _batch(masked), _batch(predicted)
     if not original.shape == masked.shape == predicted.shape:
         raise ValueError(
@@ -125,8 +130,9 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndar
     rows = []
     for triple in zip(original, masked, predicted):
         span = limits(triple[0])  # one for all three, so that brightness can be compared
-        rows.append(tuple(Cell(tile(image, span)) for image in triple))
-    return Grid(("original", "seen", "predicted"), tuple(rows))
+        shown = triple if len(heads) == 3 else (triple[0], triple[2])
+        rows.append(tuple(Cell(tile(image, span)) for image in shown))
+    return Grid(heads, tuple(rows))
 
 
 def pca(images: np.ndarray, patch_features: np.ndarray, grid: tuple[int, int]) -> Grid:

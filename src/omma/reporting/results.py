@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 SUBJECTS = {"pixels": "Raw pixels", "untrained": "Same network, untrained", "trained": "Trained"}
-PROTOCOLS = {"knn": "k-NN", "linear": "Linear", "ridge": "Ridge", "lbfgs": "Linear (L-BFGS)"}
+PROTOCOLS = {
+    "knn": "k-NN",
+    "linear": "Linear",
+    "ridge": "Ridge",
+    "lbfgs": "Linear (L-BFGS)",
+    "zeroshot": "Zero-shot",
+    "retrieval": "Retrieval",
+}
 SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity")
 
 

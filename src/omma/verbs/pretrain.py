@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from omma import auto, backbones, dist, inherit, methods, monitor, session
 from omma import device as machine
-from omma.data import index
+from omma.data import captions, index
 from omma.data import preprocess as preprocessing
+from omma.data.captions import Captions
 from omma.data.index import IndexedImages
+from omma.data.labels import Known
 from omma.protocols import Given, Method
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, retention
@@ -95,14 +98,26 @@ def pretrain(
         options=options or {},
         model_options=model_options or {},
     )
-    opened = images if isinstance(images, IndexedImages) else index.open_images(images)
-    labelled = opened.labels is not None
-    needs = auto.refuse(wishes, labels=labelled, captions=opened.text is not None)
-    guide = None
+
+    def check(known: Known | IndexedImages) -> None:
+        auto.refuse(wishes, labels=known.labels is not None, captions=known.text is not None)
+
+    if isinstance(images, IndexedImages):
+        check(images)
+        opened = images
+    else:
+        opened = index.open_images(images, check=check)
+    guide, needs = None, auto.wanted(wishes)
     if needs.model is not None:
         guide = inherit.guide(str(wishes.options[needs.model]), str(method), needs)
     everything = index.checked(opened)
     rows, notes = _training_rows(everything)
+    if needs.text:
+        rows, said = _captioned(everything, rows)
+        notes += said
+    if needs.labels:
+        rows, said = _labelled(everything, rows)
+        notes += said
     training, held = monitor.hold_out(rows, seed)
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")
@@ -128,7 +143,7 @@ def pretrain(
             device=place.type,
             cores=machine.cores(),
             budget=clock.budget,
-            labels=labelled,
+            labels=opened.labels is not None,
             captions=opened.text is not None,
         ),
         dataclasses.replace(wishes, init=origin),
@@ -163,14 +178,30 @@ def pretrain(
     if first is not None:  # before the method copies its encoder
         notes += inherit.fill(encoder, first, allow_partial)
         first = None  # training needs the memory
+    tokenizer, drawn = None, None
+    if some.text is not None and needs.text:
+        usable = captions.fit(some.text)[1]
+        tokenizer = file.tokenizer(choice.recipe.config, guide, captions.sample(usable))
+        drawn = Captions(usable, tokenizer)
+        notes += [
+            f"captions are read with {tokenizer.vocabulary:,} tokens ({tokenizer.origin})",
+            *drawn.cut(),
+        ]
     given = Given(
         image_size=choice.image_size,
         images=len(some),
         classes=some.classes,
         preprocess=preprocess,
         model=guide,
+        tokenizer=tokenizer,
     )
     built: Method = file.Method(encoder, choice.recipe.config, given).to(place)
+    moves = any(p.requires_grad for p in built.encoder.parameters())
+    if origin is None and not moves:
+        raise ValueError(
+            f"{choice.method} leaves its encoder as it is with these options, and it has not learned yet: "
+            "give weights to go on from (--init)"
+        )
     watch = monitor.Monitor(
         everything.subset(held),
         some,
@@ -185,14 +216,14 @@ def pretrain(
     labelled = None
     if origin is not None:
         labelled = continued.groups(built, origin.head_warmup, origin.encoder_lr_scale)
-        notes.append(inherit.treated(labelled, origin))
+        notes.append(inherit.treated(labelled, origin, moves))
         if watch.labels is None:
             notes.append(retention.UNTOLD)
     run = session.Run(
         described=everything.describe(),
         images=some,
         method=built,
-        captions=None,
+        captions=drawn,
         crops=file.views(choice.recipe.config, choice.image_size),
         preprocess=preprocess,
         optimizer=make_optimizer(built, choice.recipe, labelled),
@@ -229,6 +260,7 @@ def pretrain(
                 "accumulate": accumulate,
                 **({} if origin is None else {"init": dataclasses.asdict(origin)}),
                 **({} if guide is None else {"learns_from": guide.digest}),
+                **({} if tokenizer is None else {"tokenizer": _digest(tokenizer.merges)}),
             }
         )
         index.write_skipped(folder.path / "skipped.csv", everything.skipped)
@@ -247,6 +279,31 @@ def _training_rows(images: IndexedImages) -> tuple[np.ndarray, list[str]]:
         return np.arange(len(images)), []
     rows = np.flatnonzero(splits == "train")
     return rows, [f"only the train part is used: {len(rows):,} of {len(images):,} images"]
+
+
+def _labelled(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Those of the rows that have a label, and how many do not."""
+    assert images.labels is not None
+    known = rows[images.labels[rows] >= 0]
+    if not len(known):
+        raise ValueError(f"{images.source}: none of the images to train on has a label; see docs/input.md")
+    left = len(rows) - len(known)
+    return known, [f"{left:,} images without a label are left out"] if left else []
+
+
+def _captioned(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Those of the rows that have a usable caption, and what became of the others."""
+    text = images.subset(rows).text
+    assert text is not None
+    found, _ = captions.fit(text)
+    if not found.has.any():
+        why = "; ".join(found.notes()[1:]) or "they are missing"
+        raise ValueError(f"{images.source}: no image has a usable caption ({why}); see docs/input.md")
+    return rows[found.has], found.notes()
+
+
+def _digest(merges: np.ndarray) -> str:
+    return hashlib.sha256(merges.tobytes()).hexdigest()
 
 
 def _shorter_side(images: IndexedImages) -> int:

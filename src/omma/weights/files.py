@@ -1,6 +1,7 @@
 """Read the tensors of any published weights file; what it is, its first bytes say, never its name."""
 
 import json
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+_WITHIN = re.compile(r"(?<![^.])_(modules|parameters|buffers)\.")
 _MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -58,6 +60,8 @@ def read(path: str | Path, part: str | None = None) -> Read:
         data, metadata = _content(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror or error}); check the path") from error
+    if isinstance(data, Standin):  # a whole module, as its attributes are called within torch
+        data = {_WITHIN.sub("", name): x for name, x in _flat(data).items()}
     if not isinstance(data, dict):
         raise ValueError(f"{file} holds no table of tensors; save its state_dict()")
     top = {str(name): value for name, value in dict.items(data)}

@@ -16,7 +16,7 @@ from torch import Tensor
 from omma.errors import line, need
 from omma.weights.files import WEIGHTS, places
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
 
 
 class Timm(NamedTuple):
@@ -46,6 +46,9 @@ def fetch_hf(name: str) -> Path:
         commit = folder.name  # the branch may move while the other files are fetched
         with suppress(hub.errors.EntryNotFoundError):
             hub.hf_hub_download(repository, PREPROCESSOR, revision=commit)
+        if "text_config" in read_config(folder):  # it reads texts, which its tokenizer's merges go with
+            with suppress(hub.errors.EntryNotFoundError):
+                hub.hf_hub_download(repository, MERGES, revision=commit)
         found = _weights(hub, repository, commit)
     if found is None:
         raise ValueError(

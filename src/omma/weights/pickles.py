@@ -28,6 +28,8 @@ _SETTINGS = re.compile(
     r"|torch\.torch_version\.TorchVersion"
     r"|__torch__\.[\w.]+|torch\.jit\._pickle\.\w+"  # TorchScript's modules and lists
 )
+# OpenAI published DALL-E's tokenizer as whole modules, which are torch's and its own
+_WHOLE = re.compile(r"dall_e\.(encoder|decoder|utils)\.\w+|torch\.nn\.modules\.[\w.]+")
 _DICTIONARIES = ("CfgNode", "EasyDict", "AttributeDict", "ConfigDict", "Dict", "defaultdict")
 _PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}  # torch.save writes that Python's names
 _PLAIN = (
@@ -85,10 +87,13 @@ def without_code(file: Path) -> Any:
 
 def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
     names = _imports(opened)
+    known = _SETTINGS
+    if any(name.startswith("dall_e.encoder.") for name in names):
+        known = re.compile(f"{_SETTINGS.pattern}|{_WHOLE.pattern}")
     standins: list[Any] = [
         (_Dictionary if name.rsplit(".", 1)[-1] in _DICTIONARIES else Standin, name)
         for name in names
-        if _SETTINGS.fullmatch(name)
+        if known.fullmatch(name)
     ]
     opened.seek(0)
     with refusing(file, names), torch.serialization.safe_globals(standins), warnings.catch_warnings():

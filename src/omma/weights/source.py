@@ -1,5 +1,6 @@
 """MODEL as people name it: a run folder, a weights file, `timm:NAME`, `hf:NAME`, or a folder of theirs."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from omma.errors import line
 from omma.protocols import Backbone, Extras
 from omma.weights import files, hub, published, store
 from omma.weights.model import Model
+from omma.weights.published import clip, dalle
 from omma.weights.published.recognise import Recognised
 
 
@@ -39,7 +41,7 @@ def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     notes = [f"taken from its part {read.container!r}"] if read.container else []
     if path.name in files.WEIGHTS and _is_theirs(path.parent):
         return _of_folder(path.parent, read.tensors, name, allow_partial, notes)
-    return _published(read.tensors, name, allow_partial, notes, beside=read.others)
+    return _published(read.tensors, name, allow_partial, notes, path.parent, beside=read.others)
 
 
 def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[str]:
@@ -117,18 +119,32 @@ def _of_folder(
         except ValueError as error:
             notes = [*notes, f"not held against timm's own network: {error}"]
     return _published(
-        tensors, source, allow_partial, notes, config=config, preprocessor=preprocessor, timm_cfg=cfg
-    )
+        tensors, source, allow_partial, notes, folder,
+        config=config, preprocessor=preprocessor, timm_cfg=cfg,
+    )  # fmt: skip
 
 
 def _published(
-    tensors: Mapping[str, Tensor], source: str, allow_partial: bool, notes: Sequence[str] = (), **said: Any
+    tensors: Mapping[str, Tensor],
+    source: str,
+    allow_partial: bool,
+    notes: Sequence[str] = (),
+    folder: Path | None = None,
+    **said: Any,
 ) -> Model:
-    """said: what else of the network is known (`published.into_model`)."""
+    """folder: where the file lies. said: what else of the network is known (`published.into_model`)."""
     encoder, preprocess, report = published.into_model(
         tensors, source=source, allow_partial=allow_partial, **said
     )
-    return Model(encoder, preprocess, {"source": source, "loaded": [*report.lines(), *notes]})
+    beside = dalle.beside(tensors, encoder.dim)
+    if beside.tensors:
+        notes = [*notes, "its layer of codes is kept beside the encoder"]
+    else:
+        beside, used, told = clip.beside(tensors, encoder, source, said.get("config"))
+        beside = beside if folder is None else clip.with_merges(beside, folder)
+        report = dataclasses.replace(report, left=tuple(name for name in report.left if name not in used))
+        notes = [*told, *notes]
+    return Model(encoder, preprocess, {"source": source, "loaded": [*report.lines(), *notes]}, beside)
 
 
 def _timm(found: hub.Timm, source: str, allow_partial: bool) -> Model:

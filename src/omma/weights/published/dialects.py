@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from omma.weights.published.dalle import from_dalle
 from omma.weights.published.jax import from_jax
 from omma.weights.published.names import Names
 
@@ -182,6 +183,13 @@ DIALECTS = (
         prepare=from_jax,
         settings={"normalised": "0.5"},
     ),
+    Dialect(
+        name="DALL-E's names",
+        anchor="blocks.input.w",
+        shows=("blocks.group_1.block_1.res_path.conv_1.w",),
+        prepare=from_dalle,
+        settings={"normalised": "DALL-E's"},
+    ),
     Dialect(name="torchvision's names", anchor="conv1.weight", shows=RESNET_SHOWS),
     Dialect(
         name="torchvision's order",
@@ -191,5 +199,6 @@ DIALECTS = (
     ),
 )
 KNOWN = (
-    "ViT, DeiT, CaiT, Swin, BEiT, EVA, EVA-02, DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, SimMIM, CLIP, ResNet"
+    "ViT, DeiT, CaiT, Swin, BEiT, EVA, EVA-02, DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, SimMIM, CLIP, "
+    "ResNet, DALL-E's tokenizer"
 )

@@ -12,8 +12,9 @@ NORMALISED = {  # mean and deviation of red, green and blue in [0, 1]
     "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD),
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "DALL-E's": ((-0.125,) * 3, (1.25,) * 3),  # .8 x + .1 [Ramesh 2021, appendix A.3]
 }
-CROP_SHARE = {"CLIP's": 1.0}  # elsewhere 224 of 256 pixels
+CROP_SHARE = {"CLIP's": 1.0, "DALL-E's": 1.0}  # elsewhere 224 of 256 pixels
 
 
 def preprocess(

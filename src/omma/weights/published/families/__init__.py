@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from omma.weights.published.families.cait import cait
 from omma.weights.published.families.common import TOKENS, Built, Said
+from omma.weights.published.families.dalle import dalle
 from omma.weights.published.families.eva import eva
 from omma.weights.published.families.resnet import resnet
 from omma.weights.published.families.swin import swin
@@ -16,6 +17,8 @@ from omma.weights.published.names import Names
 
 def reader(t: Names) -> Callable[[Names, Said], Built]:
     """The family, by the parameters that only one of them has."""
+    if t.has(r"^blocks\.\d+\.\d+\.conv_4\.weight$"):
+        return dalle
     if "patch_embed.proj.weight" not in t:
         return resnet
     if t.has(r"^layers\.\d+\.blocks\."):

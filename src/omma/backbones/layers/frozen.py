@@ -1,0 +1,63 @@
+"""A trained network that is learned from: it is never trained, and shown what it was made for."""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omma.protocols import Preprocess, Trained
+
+
+class Frozen(nn.Module):
+    """The patch features of a trained encoder, W f + b of them where it has that layer beside it.
+
+    Always in evaluation mode and without gradients, whatever surrounds it. seen: how the images that it is
+    given were normalised; None: as it wants them. layer: name of the linear map among what was kept beside
+    the encoder ("codes", "projection"); without one, the features are given as they are. Raises ValueError
+    where channels or the layer's width do not fit.
+    """
+
+    def __init__(self, trained: Trained, seen: Preprocess | None, layer: str) -> None:
+        super().__init__()
+        self.encoder, self.preprocess, self.seen = trained.encoder, trained.preprocess, seen
+        self.dim, self.last = trained.encoder.dim, None
+        if seen is not None and seen.channels != trained.encoder.channels:
+            raise ValueError(
+                f"{trained.encoder.name} was made for {trained.encoder.channels} channels, these images have "
+                f"{seen.channels}: learn from a model that was made for such images"
+            )
+        beside = trained.extras.tensors
+        weight, bias = beside.get(f"{layer}.weight"), beside.get(f"{layer}.bias")
+        if weight is not None:
+            if weight.ndim != 2 or weight.shape[1] != self.dim:
+                raise ValueError(
+                    f"{layer}.weight beside {trained.encoder.name} is {tuple(weight.shape)}, its features "
+                    f"are {self.dim} wide: the files do not belong together, copy them anew"
+                )
+            self.dim = weight.shape[0]
+            self.last = nn.Linear(*reversed(weight.shape), bias=bias is not None)
+            self.last.load_state_dict({"weight": weight, **({} if bias is None else {"bias": bias})})
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """It stays in evaluation mode: nothing is dropped, and no statistics move."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
+        """Features at each place of `grid`: the images are resized so that this is the encoder's grid too."""
+        if self.seen is not None:
+            images = self.seen.translate(images, self.preprocess)
+        size = (grid[0] * self.encoder.patch, grid[1] * self.encoder.patch)
+        if tuple(images.shape[-2:]) != size:
+            images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+        patches = self.encoder(images).patches
+        if patches.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"{self.encoder.name} gives {patches.shape[1]} features for {size[0]}x{size[1]} px, "
+                f"{grid[0] * grid[1]} are needed: learn from a plain ViT, or a tokenizer trained with one"
+            )
+        return patches if self.last is None else self.last(patches)

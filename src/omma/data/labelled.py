@@ -1,0 +1,90 @@
+"""Learning from labels as DeiT does: views, mixing, targets [Touvron 2020, arXiv 2012.12877, table 9]."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omma.ops import mixing
+from omma.ops.random import Stream
+from omma.protocols import Batch, Crop, RandAugment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What a method that learns from labels has in its Config; the defaults are the paper's, for ImageNet."""
+
+    smoothing: float = 0.1  # of the labels
+    mixup: float = 0.8  # Beta's alpha; 0: off
+    cutmix: float = 1.0
+    mix_p: float = 1.0  # of a pair to be mixed ...
+    switch_p: float = 0.5  # ... and then by CutMix
+    operations: int = 2  # of RandAugment; 0: off
+    magnitude: float = 9.0  # of 10
+    erase_p: float = 0.25
+    repeats: int = 3  # views of each image in a batch [Hoffer 2019, arXiv 1901.09335]
+    scale: tuple[float, float] = (0.08, 1.0)
+    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+
+    def __post_init__(self) -> None:
+        for name in ("mix_p", "switch_p", "erase_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: a probability lies in [0, 1]")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"method.smoothing={self.smoothing}: must lie in [0, 1) (the paper's: .1)")
+        for name in ("mixup", "cutmix", "operations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must be at least 0, which is off")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"method.magnitude={self.magnitude}: must lie in [0, 10] (the paper's: 9)")
+        if self.repeats < 1:
+            raise ValueError(f"method.repeats={self.repeats}: each image is seen at least once")
+
+
+def plan(config: Labelled, image_size: int) -> tuple[Crop, ...]:
+    """One kind of crop, mirrored at random, with RandAugment and random erasing."""
+    augment = None
+    if config.operations:
+        augment = RandAugment(count=config.operations, magnitude=config.magnitude)
+    size = config.crop_size or image_size
+    return (
+        Crop(count=config.repeats, size=size, scale=config.scale, augment=augment, erase_p=config.erase_p),
+    )
+
+
+def smaller(image_size: int) -> int | None:
+    """Pixels of quicker views: three quarters, in whole patches of the usual size; None under 32 px."""
+    patch = 16 if image_size >= 64 else 8
+    return image_size * 3 // 4 // patch * patch if image_size >= 32 else None
+
+
+class Examples(NamedTuple):
+    """What is learned from, view by view: n = v b."""
+
+    images: Float[Tensor, "n c s s"]
+    targets: Float[Tensor, "n k"]  # zeros without a label
+    weights: Float[Tensor, "n"]  # 0 without a label, else 1
+
+
+def examples(batch: Batch, classes: int, config: Labelled) -> Examples:
+    """Views mixed in pairs (`ops.mixing`), with their targets. Images without a label are not mixed in."""
+    assert batch.labels is not None, "a method that needs labels is given them"
+    (views,) = batch.views
+    known = batch.labels >= 0
+    targets = mixing.smoothed(batch.labels, classes, config.smoothing)
+    found = []
+    for number in range(views.shape[1]):  # each with its own partner's view
+        mix = mixing.draw(
+            batch.key, Stream.MIX + number, *views.shape[-2:],
+            mixup=config.mixup, cutmix=config.cutmix, p=config.mix_p, switch=config.switch_p,
+        )  # fmt: skip
+        found.append(mixing.mixed(views[:, number], targets, mix, known))
+    images, soft = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Examples(images, soft, known.float().repeat(views.shape[1]))
+
+
+def share(right: Tensor, weights: Float[Tensor, "n"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Of the labelled examples, those for which `right` holds."""
+    return (right.float() * weights).sum() / count.clamp(min=1e-9)

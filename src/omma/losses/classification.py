@@ -1,0 +1,63 @@
+"""Cross-entropy with soft targets, and what a classifier learns from a teacher [Touvron 2020]."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "b k"],
+    targets: Float[Tensor, "b k"],
+    weights: Float[Tensor, "b"] | None = None,
+    count: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """- sum_b w_b sum_k t_bk log softmax(z_b)_k / count; by default w = 1, and `count` the weights' sum.
+
+    count: what is divided by where this batch is a part of a larger one. 0 where all weights are 0.
+    """
+    rows = -(targets.float() * logits.float().log_softmax(-1)).sum(-1)
+    return _mean(rows, weights, count)
+
+
+def hard_distillation(
+    logits: Float[Tensor, "b k"],
+    teacher: Float[Tensor, "b k"],
+    weights: Float[Tensor, "b"] | None = None,
+    count: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy with the teacher's decision, argmax z_t [Touvron 2020, eq. 3, second term]."""
+    rows = F.cross_entropy(logits.float(), teacher.argmax(-1), reduction="none")
+    return _mean(rows, weights, count)
+
+
+def soft_distillation(
+    logits: Float[Tensor, "b k"],
+    teacher: Float[Tensor, "b k"],
+    temperature: float,
+    weights: Float[Tensor, "b"] | None = None,
+    count: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """t^2 KL(softmax(z_t / t) || softmax(z / t)) [Hinton 2015, arXiv 1503.02531; Touvron 2020, eq. 2]."""
+    student, teacher = ((z.float() / temperature).log_softmax(-1) for z in (logits, teacher))
+    rows = (teacher.exp() * (teacher - student)).sum(-1) * temperature**2
+    return _mean(rows, weights, count)
+
+
+def together(first: Float[Tensor, "b k"], second: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Probabilities of two heads: the mean of their softmax [Touvron 2020, section 4].
+
+    (The published code takes the mean of the logits, which is the softmaxes' geometric mean.)
+    """
+    return (first.float().softmax(-1) + second.float().softmax(-1)) / 2
+
+
+def _mean(
+    rows: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None, count: Float[Tensor, ""] | None
+) -> Float[Tensor, ""]:
+    if weights is None:
+        return rows.mean() if count is None else rows.sum() / count
+    # not a product alone: what is left out may not be finite, and 0 x infinity is not 0
+    rows = torch.where(weights > 0, rows * weights, torch.zeros_like(rows))
+    total = weights.sum() if count is None else count
+    return rows.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)

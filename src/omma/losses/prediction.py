@@ -1,0 +1,22 @@
+"""Losses of what is predicted for masked patches in place of their pixels."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def codes(
+    logits: Float[Tensor, "m k"], target: Int[Tensor, "m"], count: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """-1/count sum_i log softmax(logits_i)[target_i] [Bao 2021, eq. 3]; uniform logits give log k.
+
+    count: what the sum is divided by: m, or the mean m of all processes. 0 where nothing is masked.
+    """
+    return F.cross_entropy(logits.float(), target, reduction="sum") / count.clamp(min=1e-6)
+
+
+def cosine(
+    predicted: Float[Tensor, "m d"], target: Float[Tensor, "m d"], count: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """-1/count sum_i cos(predicted_i, target_i) [Fang 2022, section 2.2], in [-1, 1]; count as in `codes`."""
+    return -F.cosine_similarity(predicted.float(), target.float(), dim=-1).sum() / count.clamp(min=1e-6)

@@ -1,0 +1,135 @@
+"""BEiT: predict a tokenizer's codes of hidden patches [Bao 2021, arXiv 2106.08254].
+
+Blocks of patches are hidden behind a mask token; at each hidden place the network predicts which of K codes a
+trained tokenizer gives to the whole image there. Codes are what a patch shows rather than its exact pixels.
+
+    c_i = argmax_k (W f_i + b)_k,   f = the tokenizer's features of the unmasked image
+    L = -1/|M| sum_{i in M} log softmax(V h_i)_{c_i},   h = the student's features of the masked image
+
+Costs: a forward pass of the tokenizer beside the student's on all patches.
+Choose it when you have a tokenizer (train one: `--method vqvae`) and will fine-tune; MAE learns the same kind
+of features without one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omma import dist, protocols
+from omma.backbones.layers.frozen import Frozen
+from omma.heads import MaskedHead
+from omma.losses import prediction
+from omma.ops import groups, statistics
+from omma.ops.masking import blockwise
+from omma.ops.random import Stream
+from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults."""
+
+    tokenizer: str | None = None  # a run of vqvae or dvae, or another model with codes
+    mask_share: float = 75 / 196  # of the patches, at the most
+    block_share: float = 16 / 196  # of the patches that a block covers at the least
+    scale: tuple[float, float] = (0.08, 1.0)
+    colour: float = 0.4  # strength of brightness, contrast and saturation jitter
+
+    def __post_init__(self) -> None:
+        for name in ("mask_share", "block_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must lie between 0 and 1")
+        if self.block_share > self.mask_share:
+            raise ValueError(
+                f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
+            )
+
+
+def needs(config: Config) -> Needs:
+    """A tokenizer, and a backbone that embeds each patch by itself."""
+    return Needs(
+        model="tokenizer",
+        kind="a tokenizer (train one: omma pretrain IMAGES --method vqvae)",
+        beside=("codes.weight",),
+        plain=True,
+    )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One crop, flipped and jittered; student and tokenizer see the same."""
+    c = config.colour
+    colour = Colour(brightness=c, contrast=c, saturation=c, jitter_p=1.0) if c else None
+    return (Crop(size=image_size, scale=config.scale, colour=colour),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """BEiT-B on ImageNet: batch 2048, 800 epochs; `beit-b/16` has the paper's relative positions.
+
+    `omma pretrain IMAGES --method beit --method.tokenizer RUN --recipe paper --model beit-b/16 --epochs 800`
+    """
+    scale = 1e-5 if "-l/" in model else 0.1  # [section 2.4 and the code's README]
+    return Recipe(
+        config=Config(), batch=2048, lr=1.5e-3, lr_end=1e-5, warmup=10 / 800, weight_decay=0.05,
+        betas=(0.9, 0.999), clip=3.0, drop_path=0.1, encoder={"pool": "mean", "layer_scale": scale},
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: milder crops, no jitter.
+
+    `omma pretrain cifar10_25k.zip --method beit --method.tokenizer RUN --model vit-n/4 --steps 600` with a
+    vqvae of as many steps: k-NN 37.8 %, the untrained network's 27.9 % (`omma evaluate`, k=20).
+    """
+    return Recipe(
+        config=Config(scale=(0.4, 1.0), colour=0.0), batch=128, lr=1.5e-3, lr_end=1e-5, warmup=0.05,
+        weight_decay=0.05, betas=(0.9, 0.98), clip=3.0, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+class Method(protocols.Method):
+    """Student, mask token and linear head, and the frozen tokenizer."""
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        assert given.model is not None, "refused before"
+        self.config = config
+        self.encoder = encoder
+        self.tokenizer = Frozen(given.model, given.preprocess, "codes")
+        self.head = MaskedHead(encoder, self.tokenizer.dim)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        (crops,) = batch.views
+        images = crops[:, 0]
+        grid = self.encoder.grid(*images.shape[-2:])
+        n = grid[0] * grid[1]
+        counts = np.full(len(images), round(c.mask_share * n))
+        least = max(1, round(c.block_share * n))
+        mask = blockwise(batch.key, Stream.MASK, grid, counts, least).to(images.device)
+
+        target = self.tokenizer(images, grid)[mask].argmax(-1)
+        logits = self.head(self.encoder, images, mask)
+        count = dist.mean(mask.sum().float())  # so that every masked patch of all processes counts alike
+        loss = prediction.codes(logits, target, count)
+        use = torch.bincount(target, minlength=self.tokenizer.dim).float()
+        return StepOutput(loss, self._metrics(logits.detach(), target, dist.mean(use), count, mask))
+
+    @staticmethod
+    def _metrics(
+        logits: Tensor, target: Tensor, use: Tensor, count: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        right = (logits.argmax(-1) == target).float().sum()
+        share = use / use.sum().clamp(min=1)
+        return {
+            "accuracy": right / count.clamp(min=1e-6),
+            "accuracy_of_commonest": share.max(),  # what always saying the same would get
+            "target_perplexity": statistics.entropy(share).exp(),
+            "masked": mask.float().mean(),
+        }
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head, "head")

@@ -1,0 +1,202 @@
+"""dVAE: a discrete variational autoencoder with Gumbel-softmax codes [Ramesh 2021, arXiv 2102.12092].
+
+Each encoded patch gives a distribution over K codes. In training, a softmax with Gumbel noise stands in for
+a draw from it, ever sharper as its temperature falls, and a small decoder paints the image from the mixtures.
+A divergence from uniform keeps all codes in use.
+
+    y = softmax((l + g) / tau),   g ~ Gumbel(0, 1),   tau: 1 -> 1/16
+    L = -log p(x | D(y E)) + beta KL(softmax(l) || uniform)
+
+Costs: one encoder pass, a small decoder's, and K noises and exponentials for each patch.
+Choose it when BEiT shall learn from the kind of tokenizer that its paper took; `vqvae` is cheaper, and needs
+no temperature.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma import dist, protocols
+from omma.backbones.layers import Size, init_linear
+from omma.backbones.layers.decoder import PixelDecoder
+from omma.losses import pixels, quantisation
+from omma.ops import groups, gumbel, statistics
+from omma.ops.patches import padded, patchify, unpatchify
+from omma.ops.random import Stream
+from omma.ops.schedules import cosine
+from omma.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+
+RECONSTRUCTIONS = ("laplace", "l1", "l2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults [appendix A.2], steps as shares of its 3,000,000; transformers for its ResNets."""
+
+    codes: int = 8192
+    temp_start: float = 1.0
+    temp: float = 1 / 16
+    temp_share: float = 0.05  # of the run, in which the temperature falls, by a cosine
+    kl: float = 6.6  # beta, against the log-likelihood of a whole patch's values: as in the paper
+    kl_share: float = 0.0017  # of the run, in which beta rises from 0, by a cosine
+    reconstruction: str = (
+        "laplace"  # log-likelihood in nats; "l1" and "l2" of normalised values want a smaller kl
+    )
+    decoder_depth: int = 4
+    decoder_dim: int = 512
+    decoder_heads: int = 8
+    scale: tuple[float, float] = (0.2, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.codes < 2:
+            raise ValueError(f"method.codes={self.codes}: at least 2 are needed")
+        for name in ("temp_start", "temp"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"method.{name}={getattr(self, name)}: must be above 0 (the paper's: 1 to 1/16)"
+                )
+        for name in ("temp_share", "kl_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must be a share of the run in [0, 1]")
+        if self.kl < 0:
+            raise ValueError(f"method.kl={self.kl}: must be 0 or more (the paper's: 6.6)")
+        if self.reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(
+                f"method.reconstruction={self.reconstruction!r}: choose "
+                f"{', '.join(map(repr, RECONSTRUCTIONS))}"
+            )
+        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
+            raise ValueError(
+                f"method.decoder_dim={self.decoder_dim}: must be a multiple of 4 and of "
+                f"decoder_heads={self.decoder_heads}"
+            )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One crop, flipped at random; no colour augmentation."""
+    return (Crop(size=image_size, scale=config.scale),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """250 million pictures of 256 px: batch 512, 3,000,000 steps, 8 px a code; no moving average of weights.
+
+    `omma pretrain IMAGES --method dvae --recipe paper --model vit-b/8 --steps 3000000`
+    """
+    return Recipe(
+        config=Config(), batch=512, lr=1e-4, lr_end=1.25e-6, warmup=0.0, weight_decay=1e-4,
+        betas=(0.9, 0.999), clip=None, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: 512 codes, a light decoder, a slower fall of temperature."""
+    tiny = image_size < 64
+    config = Config(
+        codes=512, temp_share=0.5, kl=1.0, kl_share=0.1, decoder_depth=1 if tiny else 2,
+        decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4, scale=(0.4, 1.0),
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05, weight_decay=1e-4, betas=(0.9, 0.99),
+        clip=3.0, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+class Method(protocols.Method):
+    """Encoder, a linear layer to the codes' logits, and the decoder, whose embedding holds the codes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.logits = nn.Linear(encoder.dim, config.codes)
+        init_linear(self.logits)
+        grid = encoder.grid(given.image_size, given.image_size)
+        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
+        self.values = encoder.channels * encoder.patch**2  # of a patch
+        out = 2 * self.values if config.reconstruction == "laplace" else self.values
+        self.decoder = PixelDecoder(config.codes, size, grid, out)
+        with torch.no_grad():  # a mixture of codes is one of embeddings, not a sum over K inputs
+            nn.init.normal_(self.decoder.embed.weight)
+        known = given.preprocess
+        for name in ("mean", "std"):  # how pixels were normalised: with the state, for it is needed to draw
+            default = (float(name == "std"),) * encoder.channels
+            value = default if known is None else getattr(known, name)
+            self.register_buffer(name, torch.tensor(value)[:, None, None])
+
+    def extras(self) -> Extras:
+        """The layer that gives each code's logit."""
+        beside = {f"codes.{name}": p.detach() for name, p in self.logits.named_parameters()}
+        return Extras(beside, {"codes": self.config.codes})
+
+    def _patches(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        return patchify(padded(images, self.encoder.patch), self.encoder.patch)
+
+    def _decode(self, y: Float[Tensor, "b n k"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
+        return self.decoder.decode(self.decoder.embed(y.to(self.decoder.embed.weight.dtype)), grid).float()
+
+    def _painted(self, out: Float[Tensor, "b n o"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+        """Normalised images from what the decoder gives."""
+        patch = self.encoder.patch
+        if self.config.reconstruction != "laplace":
+            return unpatchify(out, patch, grid)
+        x = pixels.unmap_pixels(out[..., : self.values].sigmoid())
+        return (unpatchify(x, patch, grid) - self.mean) / self.std
+
+    def _error(self, out: Float[Tensor, "b n o"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+        """Mean over all values: -log-likelihood in nats, absolute or squared error."""
+        if self.config.reconstruction == "l1":
+            return pixels.l1(out, self._patches(images))
+        if self.config.reconstruction == "l2":
+            return pixels.l2(out, self._patches(images))
+        x = pixels.map_pixels((images.float() * self.std + self.mean).clamp(0, 1))
+        mean, log_scale = out.split(self.values, dim=-1)
+        return pixels.logit_laplace(
+            mean, log_scale, self._patches(x).clamp(pixels.EPSILON, 1 - pixels.EPSILON)
+        )
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        (crops,) = batch.views
+        images = crops[:, 0]
+        features = self.encoder(images)
+        logits = self.logits(features.patches).float()
+        temperature = cosine(c.temp_start, c.temp, clock.progress / max(c.temp_share, 1e-9))
+        beta = cosine(0.0, c.kl, clock.progress / max(c.kl_share, 1e-9))
+        noise = gumbel.noise(batch.key, Stream.METHOD, (logits.shape[1], c.codes), logits.device)
+        out = self._decode(gumbel.relaxed(logits, noise, temperature), features.grid)
+        error, kl = self._error(out, images), quantisation.kl_to_uniform(logits)
+        # the paper divides both terms by the number of values of an image [appendix A.2]
+        loss = error + beta * kl / self.values
+
+        with torch.no_grad():
+            use = torch.bincount(logits.flatten(0, 1).argmax(1), minlength=c.codes).float()
+            use = dist.mean(use)
+            painted = self._patches(self._painted(out, features.grid))
+            metrics = {
+                "error_vs_mean_image": pixels.against_mean_image(painted, self._patches(images)),
+                "kl": kl.detach(),
+                "code_perplexity": statistics.entropy(use / use.sum()).exp(),
+                "codes_used": (use > 0).float().mean(),
+            }
+        return StepOutput(loss, metrics)
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.logits, "codes")
+        yield from groups.standard(self.decoder, "decoder")
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The images, and what the decoder makes of each patch's likeliest code; `keep` is not asked."""
+        features = self.encoder(images)
+        likeliest = self.logits(features.patches).argmax(-1)
+        y = nn.functional.one_hot(likeliest, self.config.codes).float()
+        return images, self._painted(self._decode(y, features.grid), features.grid)

@@ -1,0 +1,121 @@
+"""EVA: predict a trained image tower's features of hidden patches [Fang 2022, arXiv 2211.07636].
+
+Blocks of patches are hidden behind a mask token; at each hidden place the network predicts, up to length,
+the feature that a frozen tower gives to the whole image there. The paper's tower is CLIP's, so that the
+student takes over what language taught it.
+
+    t_i = P f_i,   f = the tower's last patch features of the unmasked image, P its projection
+    L = -1/|M| sum_{i in M} cos(V h_i, t_i),   h = the student's features of the masked image
+
+As in the code behind the paper's figures, targets have no further norm (`--method.normalise-target true`
+takes off each one's mean and divides by its deviation first).
+
+Costs: a forward pass of the tower and the student's on all patches; the tower is often the larger of the two.
+Choose it when a strong tower exists for images like yours, and you want a network of another size.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from omma import dist, protocols
+from omma.backbones.layers.frozen import Frozen
+from omma.heads import MaskedHead
+from omma.losses import prediction
+from omma.ops import groups
+from omma.ops.masking import blockwise
+from omma.ops.random import Stream
+from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The code's defaults."""
+
+    target: str | None = None  # CLIP weights, or any other model
+    mask_share: float = 105 / 256  # of the patches, at the most
+    block_share: float = 16 / 256  # of the patches that a block covers at the least
+    normalise_target: bool = False  # layer norm without scale and shift
+    scale: tuple[float, float] = (0.2, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("mask_share", "block_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must lie between 0 and 1")
+        if self.block_share > self.mask_share:
+            raise ValueError(
+                f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
+            )
+
+
+def needs(config: Config) -> Needs:
+    """A trained model, and a backbone that embeds each patch by itself."""
+    return Needs(
+        model="target",
+        kind="a trained image tower (CLIP weights, timm:NAME, hf:NAME, or a run of yours)",
+        plain=True,
+    )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One crop, flipped at random; student and tower see the same."""
+    return (Crop(size=image_size, scale=config.scale),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """1 billion parameters on 30 million images: batch 4096, 150 epochs, CLIP's ViT-L/14 as the target.
+
+    `omma pretrain IMAGES --method eva --method.target CLIP --recipe paper --model eva-g/14 --epochs 150`
+    """
+    return Recipe(
+        config=Config(), batch=4096, lr=1e-3, lr_end=1e-5, warmup=2 / 150, weight_decay=0.05,
+        betas=(0.9, 0.98), clip=3.0, drop_path=0.1,
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine."""
+    return Recipe(
+        config=Config(scale=(0.4, 1.0)), batch=128, lr=1.5e-3, lr_end=1e-5, warmup=0.05, weight_decay=0.05,
+        betas=(0.9, 0.98), clip=3.0, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+class Method(protocols.Method):
+    """Student, mask token and linear head, and the frozen tower."""
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        assert given.model is not None, "refused before"
+        self.config = config
+        self.encoder = encoder
+        self.target = Frozen(given.model, given.preprocess, "projection")
+        self.head = MaskedHead(encoder, self.target.dim)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        c = self.config
+        (crops,) = batch.views
+        images = crops[:, 0]
+        grid = self.encoder.grid(*images.shape[-2:])
+        n = grid[0] * grid[1]
+        counts = np.full(len(images), round(c.mask_share * n))
+        least = max(1, round(c.block_share * n))
+        mask = blockwise(batch.key, Stream.MASK, grid, counts, least).to(images.device)
+
+        target = self.target(images, grid)[mask].float()
+        if c.normalise_target:
+            target = F.layer_norm(target, target.shape[-1:])
+        count = dist.mean(mask.sum().float())  # so that every masked patch of all processes counts alike
+        loss = prediction.cosine(self.head(self.encoder, images, mask), target, count)
+        with torch.no_grad():  # what the best constant would get: the mean direction of all targets
+            same = dist.mean(F.normalize(target, dim=-1).sum(0)).norm() / count.clamp(min=1e-6)
+        return StepOutput(
+            loss, {"cosine": -loss.detach(), "cosine_of_constant": same, "masked": mask.float().mean()}
+        )
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.head, "head")

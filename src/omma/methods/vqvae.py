@@ -1,0 +1,256 @@
+"""VQ-VAE: images as grids of codes from a learned codebook [van den Oord 2017, arXiv 1711.00937].
+
+Each encoded patch is replaced by the nearest of K codes, and a small decoder must paint the image from these
+alone; gradients pass the replacement as if it were not there, and the encoder commits to what it was given.
+Codes are moving averages of the encodings that chose them [Razavi 2019, arXiv 1906.00446], and codes that
+nobody chooses are put where encodings are.
+
+    k = argmin_j |z - e_j|,   L = |x - D(z + sg[e_k - z])|^2 + beta |z - sg[e_k]|^2
+    N_j <- g N_j + (1 - g) n_j,   m_j <- g m_j + (1 - g) sum_{k(z) = j} z,   e_j = m_j / N_j
+
+Costs: one encoder pass and a small decoder's for each image; each patch is compared with K codes.
+Choose it when BEiT shall learn from a tokenizer of your own images (`--method beit --method.tokenizer RUN`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omma import dist, protocols
+from omma.backbones.layers import Size, init_linear
+from omma.backbones.layers.decoder import PixelDecoder
+from omma.losses import pixels, quantisation
+from omma.ops import groups, random, statistics
+from omma.ops.patches import padded, patchify, unpatchify
+from omma.ops.random import Stream
+from omma.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+
+LOSSES = {"l1": pixels.l1, "l2": pixels.l2}
+ROWS = 8192  # encodings that are compared with the codes at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Razavi's defaults [table 5]; transformers in place of its convolutions."""
+
+    codes: int = 512
+    code_dim: int = 64
+    normalised: bool = False  # codes and encodings of length 1, as ViT-VQGAN and BEiT v2 have them
+    commitment: float = 0.25
+    decay: float = 0.99  # of the codes' moving averages
+    revive: float = 0.1  # share of the mean use under which a code is put elsewhere; 0: never
+    reconstruction: str = "l2"  # or "l1"
+    decoder_depth: int = 4
+    decoder_dim: int = 512
+    decoder_heads: int = 8
+    scale: tuple[float, float] = (0.2, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.codes < 2:
+            raise ValueError(f"method.codes={self.codes}: at least 2 are needed")
+        if self.code_dim < 1:
+            raise ValueError(f"method.code_dim={self.code_dim}: must be at least 1")
+        for name in ("decay", "revive"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1)")
+        if self.commitment < 0:
+            raise ValueError(f"method.commitment={self.commitment}: must be 0 or more (the paper's: .25)")
+        if self.reconstruction not in LOSSES:
+            raise ValueError(
+                f"method.reconstruction={self.reconstruction!r}: choose {' or '.join(map(repr, LOSSES))}"
+            )
+        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
+            raise ValueError(
+                f"method.decoder_dim={self.decoder_dim}: must be a multiple of 4 and of "
+                f"decoder_heads={self.decoder_heads}"
+            )
+
+
+def views(config: Config, image_size: int) -> tuple[Crop, ...]:
+    """One crop, flipped at random; no colour augmentation."""
+    return (Crop(size=image_size, scale=config.scale),)
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """A tokenizer as BEiT v2 [Peng 2022, arXiv 2208.06366] trains its own: 8192 codes of length 1.
+
+    `omma pretrain IMAGES --method vqvae --recipe paper --model vit-b/16 --epochs 100`
+    """
+    config = Config(codes=8192, code_dim=32, normalised=True)
+    return Recipe(
+        config=config, batch=512, lr=2e-4, lr_end=1e-5, warmup=0.1, weight_decay=1e-4, betas=(0.9, 0.99),
+        clip=None, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """1,000 to 100,000 images on one machine: 512 codes of length 1, a light decoder.
+
+    `omma pretrain cifar10_25k.zip --method vqvae --model vit-n/4 --steps 600`: 346 of 512 codes in even use
+    (perplexity of a batch), .12 of the mean image's squared error.
+    """
+    tiny = image_size < 64
+    config = Config(
+        codes=512, code_dim=16, normalised=True, decoder_depth=1 if tiny else 2,
+        decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4, scale=(0.4, 1.0),
+    )  # fmt: skip
+    return Recipe(
+        config=config, batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05, weight_decay=1e-4, betas=(0.9, 0.99),
+        clip=3.0, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """What a micro-batch tells the codebook."""
+
+    counts: Float[Tensor, "k"]  # encodings that chose each code ...
+    sums: Float[Tensor, "k e"]  # ... and their sum
+    offers: Float[Tensor, "r e"]  # encodings that could become codes, drawn by lot ...
+    lots: Int[Tensor, "r"]  # ... the lowest first
+
+
+class Codebook(nn.Module):
+    """K codes as moving averages of the encodings that chose them [Razavi 2019, section 3.1].
+
+    Nobody has chosen any at the start, so that all are put where encodings are by the first update.
+    """
+
+    codes: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codes: int, dim: int, normalised: bool) -> None:
+        super().__init__()
+        self.normalised = normalised
+        self.register_buffer("codes", self.placed(torch.randn(codes, dim)))
+        self.register_buffer("counts", torch.zeros(codes))
+        self.register_buffer("sums", torch.zeros(codes, dim))
+
+    def placed(self, z: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
+        """Encodings where codes are: on the unit sphere, if `normalised`."""
+        return F.normalize(z.float(), dim=-1) if self.normalised else z.float()
+
+    @torch.no_grad()
+    def linear(
+        self, weight: Float[Tensor, "e d"], bias: Float[Tensor, "e"]
+    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """W and b for which argmax(W f + b) is the code nearest to z = weight f + bias.
+
+        argmin |z - e|^2 = argmax(e.z - |e|^2 / 2), and cosine is e.z / |z|, where |z| does not matter.
+        """
+        half = 0.0 if self.normalised else self.codes.square().sum(1) / 2
+        return self.codes @ weight.float(), self.codes @ bias.float() - half
+
+    @torch.no_grad()
+    def nearest(self, z: Float[Tensor, "m e"]) -> Int[Tensor, "m"]:
+        """The code of each encoding, in parts to save memory."""
+        half = 0.0 if self.normalised else self.codes.square().sum(1) / 2
+        return torch.cat([(part.float() @ self.codes.T - half).argmax(1) for part in z.split(ROWS)])
+
+    @torch.no_grad()
+    def seen(self, z: Float[Tensor, "m e"], index: Int[Tensor, "m"], lots: Int[Tensor, "m"]) -> Seen:
+        """Of this micro-batch."""
+        counts = torch.bincount(index, minlength=len(self.codes)).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, index, z)
+        order = lots.argsort(stable=True)[: len(self.codes)]
+        return Seen(counts, sums, z[order], lots[order])
+
+    @torch.no_grad()
+    def update(self, parts: Sequence[Seen], decay: float, revive: float) -> None:
+        """Follow the encodings of all micro-batches and processes; move codes that are not in use.
+
+        N is smoothed, (N + eps) / (sum N + K eps) sum N, as in the published code. Codes used less than
+        `revive` of the mean get the place and the sum of an offered encoding, and the mean use.
+        """
+        counts = dist.total(torch.stack([p.counts for p in parts]).sum(0))
+        sums = dist.total(torch.stack([p.sums for p in parts]).sum(0))
+        self.counts.lerp_(counts, 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
+        total, k, eps = self.counts.sum(), len(self.codes), 1e-5
+        smoothed = (self.counts + eps) / (total + k * eps) * total
+        chosen = self.counts > 0  # those that never were stay where they are
+        self.codes[chosen] = self.placed(self.sums / smoothed[:, None])[chosen]
+        if not revive:
+            return
+        offers = dist.gather(torch.cat([p.offers for p in parts]))
+        lots = dist.gather(torch.cat([p.lots for p in parts])[:, None])[:, 0]
+        offers = offers[lots.argsort(stable=True)]
+        dead = (self.counts < revive * total / k).nonzero()[: len(offers), 0]
+        self.codes[dead] = offers[: len(dead)]
+        self.counts[dead] = total / k
+        self.sums[dead] = offers[: len(dead)] * total / k
+
+
+class Method(protocols.Method):
+    """Encoder, a linear layer to the codes' width, the codebook and the decoder."""
+
+    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.project = nn.Linear(encoder.dim, config.code_dim)
+        init_linear(self.project)
+        self.codebook = Codebook(config.codes, config.code_dim, config.normalised)
+        grid = encoder.grid(given.image_size, given.image_size)
+        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
+        self.decoder = PixelDecoder(config.code_dim, size, grid, encoder.channels * encoder.patch**2)
+
+    def extras(self) -> Extras:
+        """Encoder's features to codes in one linear map."""
+        weight, bias = self.codebook.linear(self.project.weight, self.project.bias)
+        return Extras({"codes.weight": weight, "codes.bias": bias}, {"codes": self.config.codes})
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        """Encodings [b, n, e], the codes that they are given, these codes' numbers [b n], and the grid."""
+        features = self.encoder(images)
+        z = self.codebook.placed(self.project(features.patches))
+        index = self.codebook.nearest(z.detach().flatten(0, 1))
+        return z, self.codebook.codes[index].view_as(z), index, features.grid
+
+    def _decode(self, code: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.decoder.decode(self.decoder.embed(code.to(self.decoder.embed.weight.dtype)), grid)
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        (crops,) = batch.views
+        images = crops[:, 0]
+        target = patchify(padded(images, self.encoder.patch), self.encoder.patch)
+        z, code, index, grid = self._encode(images)
+        predicted = self._decode(z + (code - z).detach(), grid)  # straight through
+        error = LOSSES[self.config.reconstruction](predicted, target)
+        commitment = quantisation.commitment(z, code)
+        loss = error + self.config.commitment * commitment
+
+        with torch.no_grad():
+            words = random.bits(batch.key, Stream.METHOD, 2 * z.shape[1]).astype(np.int64)
+            lots = torch.from_numpy((words[:, ::2] << 30) + words[:, 1::2]).flatten().to(images.device)
+            seen = self.codebook.seen(z.detach().flatten(0, 1), index, lots)
+            use = dist.mean(seen.counts)
+            metrics = {
+                "error_vs_mean_image": pixels.against_mean_image(predicted, target),
+                "commitment": commitment.detach(),
+                "code_perplexity": statistics.entropy(use / use.sum()).exp(),
+                "codes_used": (use > 0).float().mean(),
+            }
+        return StepOutput(loss, metrics, seen)
+
+    def after_step(self, clock: Clock, carries: Sequence[Seen]) -> None:
+        self.codebook.update(carries, self.config.decay, self.config.revive)
+
+    def groups(self) -> Iterable[ParamGroup]:
+        yield from groups.standard(self.encoder, "encoder")
+        yield from groups.standard(self.project, "codes")
+        yield from groups.standard(self.decoder, "decoder")
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The images, and what the decoder makes of their codes; nothing is hidden, `keep` is not asked."""
+        _, code, _, grid = self._encode(images)
+        return images, unpatchify(self._decode(code, grid).float(), self.encoder.patch, grid)

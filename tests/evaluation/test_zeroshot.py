@@ -1,0 +1,98 @@
+"""Zero-shot classification and retrieval: by hand, against sorting, and with everything alike."""
+
+import numpy as np
+import pytest
+
+from omma.evaluation import interval, retrieval, zeroshot
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_prompts_and_classes():
+    found = zeroshot.prompts(["sea_lion", "cat"], ["a {}.", "the {}, drawn"])
+    assert found == ["a sea lion.", "the sea lion, drawn", "a cat.", "the cat, drawn"]
+    embedded = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], np.float32)
+    vectors = zeroshot.classifier(embedded, 2)
+    np.testing.assert_allclose(vectors, [[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]], rtol=1e-6)
+    assert zeroshot.predict(unit(np.array([[1.0, 1, 0.1], [0, 0.4, 1]])), vectors).tolist() == [0, 1]
+
+
+def test_prompts_that_cancel_out_give_no_nan():
+    embedded = np.array([[1, 0], [-1, 0]], np.float32)
+    assert np.isfinite(zeroshot.classifier(embedded, 1)).all()
+
+
+def test_templates(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("a photo of a {}.\n\n  a drawing of the {}. \n", encoding="utf-8")
+    assert zeroshot.read_templates(file) == ("a photo of a {}.", "a drawing of the {}.")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\n\n", "no template"),
+        (b"a {}\na cat\n", "line 2: 'a cat' needs one {}"),
+        (b"{} and {}", "line 1"),
+        (b"\xff{}", "cannot be read"),
+    ],
+)
+def test_templates_that_are_none(tmp_path, content, why):
+    (tmp_path / "t.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=why):
+        zeroshot.read_templates(tmp_path / "t.txt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        zeroshot.read_templates(tmp_path / "none.txt")
+
+
+# ---------------------------------------------------------------- retrieval
+def test_ranks_by_hand():
+    images = np.eye(3, dtype=np.float32)
+    captions = unit(np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.9, 1], [0.2, 1, 0.9]], np.float32))
+    owner = np.array([0, 1, 2, 2])
+    found = retrieval.ranks(images, captions, owner)
+    assert found.captions.tolist() == [0, 0, 0]  # of image 2's two captions the nearer one counts
+    assert found.images.tolist() == [0, 0, 0, 1]
+    figures = {r.metric: r for r in retrieval.recalls(found)}
+    assert figures["recall@1, image to caption"].value == 1.0
+    assert figures["recall@1, caption to image"].value == 0.75
+    assert figures["recall@1, caption to image"].hits.tolist() == [1, 1, 1]
+    assert figures["recall@1, caption to image"].queries.tolist() == [1, 1, 2]
+    assert figures["recall@1, image to caption"].chance == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
+    assert figures["recall@1, caption to image"].chance == pytest.approx(1 / 3)
+    assert figures["recall@5, image to caption"].chance == 1.0
+
+
+def test_ranks_are_those_of_sorting(monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    images, captions = unit(rng.normal(size=(20, 5))), unit(rng.normal(size=(50, 5)))
+    owner = np.concatenate([np.arange(20), rng.integers(0, 20, 30)])
+    found = retrieval.ranks(images, captions, owner)
+    near = images @ captions.T
+    for i in range(20):
+        order = owner[np.argsort(-near[i])]
+        assert found.captions[i] == np.flatnonzero(order == i)[0]
+    for j in range(50):
+        assert np.argsort(-near[:, j])[found.images[j]] == owner[j]
+
+
+def test_a_collapsed_model_finds_nothing():
+    same = np.ones((6, 1), np.float32)
+    found = retrieval.ranks(same, same, np.arange(6))
+    assert next(retrieval.recalls(found)).value == 0.0
+
+
+def test_intervals_of_captions_that_belong_together():
+    hits, queries = np.array([0, 5] * 50), np.full(100, 5)
+    low, high = interval.clustered(hits, queries)
+    apart = interval.bootstrap(np.repeat(hits > 0, 5))
+    assert low == pytest.approx(0.40, abs=0.02)  # as of 100 throws of a coin ...
+    assert high == pytest.approx(0.60, abs=0.02)
+    assert apart[1] - apart[0] < 0.5 * (high - low)  # ... and not of 500
+    assert interval.clustered(queries, queries)[1] == 1.0
+    assert interval.clustered(0 * hits, queries)[0] == 0.0
+    assert interval.paired_clustered(hits, hits, queries) == (0.0, 0.0)
+    assert interval.paired_clustered(queries, 0 * hits, queries) == (1.0, 1.0)

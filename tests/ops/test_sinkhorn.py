@@ -1,0 +1,143 @@
+"""Sinkhorn-Knopp: what it promises, the plain algorithm in fp64, extreme logits, a batch in parts."""
+
+import threading
+
+import pytest
+import torch
+from waves import wave
+
+from omma.ops.sinkhorn import sinkhorn
+
+
+def plain(logits, temperature, iterations):
+    """[Caron 2020, section 3.1], with the matrix itself written over, in fp64."""
+    q = (logits.double() / temperature).exp()
+    q /= q.sum()
+    n, k = q.shape
+    for _ in range(iterations):
+        q /= q.sum(0, keepdim=True) * k
+        q /= q.sum(1, keepdim=True) * n
+    return q * n
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 17), (40, 8), (1, 5)])
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_equals_the_plain_algorithm(shape, iterations):
+    logits = wave(*shape, phase=0.4)
+    for temperature in (0.05, 0.5):
+        found = sinkhorn(logits, temperature, iterations)
+        torch.testing.assert_close(
+            found.double(), plain(logits, temperature, iterations), rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(found.sum(1), torch.ones(shape[0]))
+
+
+def test_columns_are_used_alike_in_the_end():
+    found = sinkhorn(wave(12, 5), 0.3, iterations=200)
+    torch.testing.assert_close(found.sum(0), torch.full((5,), 12 / 5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.sum(1), torch.ones(12))
+
+
+def test_equal_logits_are_uniform():
+    torch.testing.assert_close(sinkhorn(torch.full((3, 7), 2.5), 0.04), torch.full((3, 7), 1 / 7))
+
+
+def test_a_permutation_stays_one():
+    logits = 30 * torch.eye(6)[torch.tensor([3, 0, 5, 1, 4, 2])]
+    torch.testing.assert_close(sinkhorn(logits, 0.05), logits / 30)
+
+
+@pytest.mark.parametrize("temperature", [0.025, 0.04])
+def test_cosines_at_the_coldest_temperatures_stay_distributions(temperature):
+    """Rows that are 80 apart: exp(logits / temperature) would be 0 in whole rows, in fp32."""
+    logits = wave(9, 4) - 1
+    logits[0] -= 2 - wave(9, 4)[0].max()
+    found = sinkhorn(logits, temperature)
+    torch.testing.assert_close(found.sum(1), torch.ones(9))
+    torch.testing.assert_close(found.double(), plain(logits, temperature, 3), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+def test_extreme_logits_stay_finite(scale):
+    """A row too far below the others is lost: its target is 0, never infinite."""
+    found = sinkhorn(scale * wave(9, 4), 0.05)
+    assert torch.isfinite(found).all()
+    assert (found >= 0).all()
+    reached = found.sum(1) > 0
+    assert reached.any()
+    torch.testing.assert_close(found.sum(1)[reached], torch.ones(int(reached.sum())))
+
+
+def test_rows_of_unlike_size_weigh_what_they_do_in_fp64():
+    logits = wave(6, 4)
+    logits[2] -= 1.5
+    torch.testing.assert_close(sinkhorn(logits, 0.05).double(), plain(logits, 0.05, 3), rtol=1e-4, atol=1e-6)
+
+
+def test_a_prototype_far_from_everyone_gets_nothing():
+    logits = wave(5, 4)
+    logits[:, 2] = -1e4
+    found = sinkhorn(logits, 0.05)
+    assert found[:, 2].abs().max() == 0
+    torch.testing.assert_close(found.sum(1), torch.ones(5))
+
+
+# facebookresearch/dinov2 b8931f7, DINOLoss(k).sinkhorn_knopp_teacher(wave(n, k, phase=.2), temperature)
+GOLDEN = [
+    (6, 4, 0.5, [0.406046629, 0.429412007, 0.116153121, 0.048388287],
+     [0.076556936, 0.032259472, 0.394862652, 0.496320963]),
+    (7, 5, 0.07, [9.2692e-05, 0.428197652, 0.566258609, 0.0, 0.005451043],
+     [0.0, 0.596513927, 0.403486103, 0.0, 2e-09]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "k", "temperature", "first", "fifth"), GOLDEN)
+def test_numbers_of_the_published_code(n, k, temperature, first, fifth):
+    found = sinkhorn(wave(n, k, phase=0.2), temperature)
+    torch.testing.assert_close(found[0], torch.tensor(first), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(found[4], torch.tensor(fifth), rtol=1e-5, atol=2e-6)
+
+
+def in_parts(parts, temperature):
+    """Each part in a thread of its own, which waits for the others' sums and maxima."""
+    barrier, lent = threading.Barrier(len(parts), timeout=20), {}
+    found = [None] * len(parts)
+
+    def run(rank):
+        def reduced(x, how):
+            lent[rank] = x
+            barrier.wait()
+            out = how(torch.stack([lent[i] for i in range(len(parts))]))
+            barrier.wait()
+            return out
+
+        found[rank] = sinkhorn(
+            parts[rank],
+            temperature,
+            total=lambda x: reduced(x, lambda stack: stack.sum(0)),
+            largest=lambda x: reduced(x, lambda stack: stack.amax(0)),
+        )
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 8, 9])
+def test_a_batch_in_two_parts_equals_the_whole(cut):
+    """One of them may have no rows at all, as with hidden patches."""
+    logits = wave(9, 5)
+    logits[:3] -= 2.0  # another part's maximum is larger
+    found = in_parts([logits[:cut], logits[cut:]], 0.05)
+    torch.testing.assert_close(found, sinkhorn(logits, 0.05), rtol=1e-5, atol=1e-7)
+
+
+def test_nobody_has_a_row():
+    assert sinkhorn(torch.zeros(0, 5), 0.05).shape == (0, 5)
+
+
+def test_no_gradient_passes():
+    assert not sinkhorn(wave(3, 4).requires_grad_(), 0.05).requires_grad

@@ -1,0 +1,62 @@
+"""What a method needs and is not given is refused before the first image is decoded."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omma.data.stores import Files
+from omma.verbs.pretrain import pretrain
+
+WITHOUT_LABELS = [
+    (("supervised",), {}, "learns from labels.*one folder a class"),
+    (("grafit",), {}, "learns from labels.*one folder a class"),
+    (("deit",), {"options": {"teacher": "x"}}, "learns from labels.*one folder a class"),
+    (("clip",), {}, "learns from captions.*columns `path` and `text`"),
+    (("beit",), {}, "learns from a tokenizer.*vqvae.*--method.tokenizer"),
+    (("eva",), {}, "learns from .*--method.target"),
+    (("mae",), {"model": "vitc-15mf"}, "leave tokens out.*plain ViT"),
+    (("mae",), {"model": "swin-t"}, "leave tokens out.*plain ViT"),
+    (("ibot", "dinov2", "simmim"), {"model": "vitc-15mf"}, "each patch by itself.*plain ViT"),
+    (("dinov2",), {"batch_size": 1}, "batch of 2 at least.*KoLeo.*--batch-size"),
+    (("dinov2",), {"batch_size": 1, "options": {"koleo": "0"}}, "Sinkhorn-Knopp compares.*--batch-size"),
+    (("simclr", "moco", "lejepa"), {"batch_size": 1}, "batch of 2 at least.*--batch-size"),
+    (("dino",), {"options": {"prototypes": "1"}}, "prototypes=1"),
+    (("dinov2",), {"options": {"ladder": "12"}}, "row from 0 to 11"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        pixels = np.full((32, 32, 3), 60 * i, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("names", "options", "said"), WITHOUT_LABELS)
+def test_before_the_first_image_is_read(folder, monkeypatch, names, options, said):
+    def read(*_, **__):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(Files, "load", read)
+    for name in names:
+        with pytest.raises(ValueError, match=said) as error:
+            pretrain(folder, method=name, steps=1, out=folder / "run", **options)
+        assert "\n" not in str(error.value)
+        assert not (folder / "run").exists()
+
+
+def test_a_batch_of_one_is_no_hindrance_where_nothing_compares(folder):
+    options = {"koleo": 0.0, "sinkhorn": False, "prototypes": 8, "head_hidden": 8, "head_bottleneck": 4}
+    result = pretrain(
+        folder, method="dinov2", model="vit-n/8", steps=1, batch_size=1, out=folder / "run", options=options
+    )
+    assert result.steps == 1
+
+
+def test_deit_without_a_teacher(folder):
+    for i, name in enumerate("aabb"):
+        (folder / "sorted" / name).mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").rename(folder / "sorted" / name / f"{i}.png")
+    with pytest.raises(ValueError, match=r"learns from a teacher.*--method\.teacher"):
+        pretrain(folder / "sorted", method="deit", steps=1, out=folder / "run")
