@@ -3,8 +3,9 @@
     python benchmarks/coarse.py TINY_IMAGENET.zip TREE.json --out DIR [--depth 4] [--steps 1500]
 
 TREE.json is WordNet's tree of the classes as nodes and links (nbdt's graph-wordnet.json). A class's coarse
-label is its ancestor `depth` steps below the root. Every method sees the coarse labels, or none, and is judged
-by k-NN on the fine ones (k=20, T=.07): neighbours among the training images, asked are the validation images.
+label is its ancestor `depth` steps below the root. Every method sees the coarse labels, or none, and is
+judged by k-NN on the fine ones (k=20, T=.07): neighbours are sought among the training images, for the
+validation images.
 """
 
 import argparse

@@ -99,7 +99,7 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
     if needs.text and not captions:
         raise ValueError(
             f"{name} learns from captions, and these images have none: give a manifest with the columns "
-            "`path` and `caption` (docs/input.md); without captions choose --method simclr"
+            "`path` and `text` (docs/input.md); without captions choose --method simclr"
         )
     if needs.model is not None and getattr(_early(name, wishes), needs.model) is None:
         raise ValueError(

@@ -156,6 +156,7 @@ def test_a_run_and_a_run_that_learns_from_it(tmp_path):
     # no images are held out from so few: k-NN would read labels that were learned
     assert all(event.knn is None for event in events if isinstance(event, Read))
     model = weights.load(tmp_path / "one")
+    assert model.provenance["labels"] == "learned"  # `omma evaluate` says so
     assert model.extras.facts["classes"] == ["b", "g", "r"]
     pictures = [images / "rgb"[i % 3] / f"{i}.png" for i in range(60)]
     features = torch.from_numpy(model.embed(pictures))

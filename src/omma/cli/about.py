@@ -3,14 +3,16 @@
 import dataclasses
 import inspect
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.table import Table
 from rich.text import Text
 
 from omma.cli.shared import out
-from omma.protocols import Needs
+
+if TYPE_CHECKING:  # it imports torch, which takes a second
+    from omma.protocols import Needs
 
 
 def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
@@ -48,7 +50,7 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     return 0
 
 
-def _wanted(needs: Needs) -> list[str]:
+def _wanted(needs: "Needs") -> list[str]:
     """What a method needs beside images, in words."""
     said = {
         "labels": needs.labels,

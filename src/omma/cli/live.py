@@ -16,6 +16,7 @@ class Listener:
 
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     last: float = 0.0
+    labels: str = "labels used for reading only"  # what to say of k-NN's
 
     def __enter__(self) -> "Listener":
         columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",
@@ -39,6 +40,8 @@ class Listener:
         ](event)
 
     def plan(self, plan: Any) -> None:
+        from omma import auto  # the run has imported it; other commands need not
+
         say = self.console.print
         say(f"images     {plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", markup=False)
         for note in plan.notes:
@@ -53,6 +56,8 @@ class Listener:
             say(f"views      {view}", markup=False)
         say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
             f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
+        learned = auto.needs_of(plan.choice.method, recipe.config).labels
+        self.labels = "on images held out" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
         say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
         say(f"out        {plan.out}", markup=False)
@@ -74,7 +79,7 @@ class Listener:
 
     def read(self, read: Any) -> None:
         told = read.retained is not None and read.retained.knn is not None  # by the verdict
-        knn = "" if read.knn is None or told else f"; k-NN {read.knn:.3f} (labels used for reading only)"
+        knn = "" if read.knn is None or told else f"; k-NN {read.knn:.3f} ({self.labels})"
         self.console.print(f"step {read.step:,}: {read.verdict}{knn}", markup=False)
 
     def note(self, note: Any) -> None:

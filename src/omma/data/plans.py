@@ -24,6 +24,12 @@ def pair(
     return Crop(size=size, scale=scale, colour=first), Crop(size=size, scale=scale, colour=second)
 
 
+def small_side(image_size: int) -> int:
+    """Pixels of a local crop: 96/224 of what the network will see, to 16 px (4 under 64 px)."""
+    step = 16 if image_size >= 64 else 4
+    return max(step, round(image_size * 96 / 224 / step + 0.25) * step)
+
+
 def multi_crop(
     image_size: int,
     *,
@@ -38,12 +44,11 @@ def multi_crop(
     """Two global crops and `local_crops` small ones [Caron 2021, section 3.1 and appendix E].
 
     crop_size: of the globals; None: `image_size`, which the network will see. local_size: None: 96/224 of
-    that, to 16 px (4 under 64 px).
+    `small_side` of that.
     """
     crops = pair(crop_size or image_size, global_scale, strength, blur)
     if not local_crops:
         return crops
-    step = 16 if image_size >= 64 else 4
-    local = local_size or max(step, round(image_size * 96 / 224 / step + 0.25) * step)
     colour = pair_colour(strength, 0.5 if blur else 0.0, 0.0)
-    return (*crops, Crop(count=local_crops, size=local, scale=local_scale, colour=colour))
+    size = local_size or small_side(image_size)
+    return (*crops, Crop(count=local_crops, size=size, scale=local_scale, colour=colour))

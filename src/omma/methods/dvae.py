@@ -92,7 +92,11 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: 512 codes, a light decoder, a slower fall of temperature."""
+    """1,000 to 100,000 images on one machine: 512 codes, a light decoder, a slower fall of temperature.
+
+    `omma pretrain cifar10_25k.zip --method dvae --model vit-n/4 --steps 600`: 121 of 512 codes in even use
+    (perplexity of a batch), .12 of the mean image's squared error.
+    """
     tiny = image_size < 64
     config = Config(
         codes=512, temp_share=0.5, kl=1.0, kl_share=0.1, decoder_depth=1 if tiny else 2,

@@ -42,7 +42,7 @@ class Config:
     global_scale: tuple[float, float] = (0.3, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.3)
     crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
-    local_size: int | None = None  # None: 7/16 of that, to 2 px
+    local_size: int | None = None  # None: 96/224 of what the network will see (98 suits patches of 14 px)
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -65,7 +65,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     colour = plans.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.2)
     crops = [Crop(count=config.global_crops, size=size, scale=config.global_scale, colour=colour)]
     if config.local_crops:
-        local = config.local_size or max(8, size * 7 // 16 // 2 * 2)
+        local = config.local_size or plans.small_side(image_size)
         crops.append(Crop(count=config.local_crops, size=local, scale=config.local_scale, colour=colour))
     return tuple(crops)
 

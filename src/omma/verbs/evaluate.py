@@ -110,6 +110,8 @@ def _notes(job: Job, skipped: int) -> Iterator[str]:
         which = {"train": "its train part alone", "all": "all of its images, the test part's included"}
         captioned = "tokenizer" in model.provenance
         read = "their captions were read then" if captioned else "labels were not used then"
+        if "labels" in model.provenance:
+            read = "their labels were learned then"
         yield (
             f"the encoder was pretrained on this source ({which.get(part, 'which part is not recorded')}); "
             f"{read}"

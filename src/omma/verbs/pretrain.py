@@ -258,6 +258,7 @@ def pretrain(
                 "seed": seed,
                 "precision": machine.precision_name(dtype),
                 "accumulate": accumulate,
+                **({"labels": "learned"} if needs.labels else {}),
                 **({} if origin is None else {"init": dataclasses.asdict(origin)}),
                 **({} if guide is None else {"learns_from": guide.digest}),
                 **({} if tokenizer is None else {"tokenizer": _digest(tokenizer.merges)}),
