@@ -105,3 +105,15 @@ def test_mae_refuses_a_backbone_that_cannot_drop_tokens():
         wishes = auto.Wishes(method="mae", model=model, model_options=options)
         with pytest.raises(ValueError, match="choose a plain ViT"):
             auto.refuse(wishes, labels=False, captions=False)
+
+
+def test_labels_and_captions_at_hand():
+    labelled = auto.choose(dataclasses.replace(CPU, labels=True), auto.Wishes())
+    assert labelled.method == "simclr"
+    assert any(what == "labels not used" for what, _ in labelled.reasons)
+    few = auto.choose(dataclasses.replace(GPU, images=2_000, captions=True), auto.Wishes())
+    many = auto.choose(dataclasses.replace(GPU, images=1_000_000, captions=True), auto.Wishes())
+    assert (few.method, many.method) == ("simclr", "clip")
+    assert not any(what == "captions not used" for what, _ in many.reasons)
+    named = auto.choose(dataclasses.replace(CPU, labels=True), auto.Wishes(method="supervised"))
+    assert not any(what == "labels not used" for what, _ in named.reasons)

@@ -143,6 +143,12 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     if method is None:
         method, why = _method(facts, wishes.model)
         reasons.append((f"method {method}", why))
+        for kind, there, names in (
+            ("labels", facts.labels, "supervised, deit and grafit"),
+            ("captions", facts.captions, "clip"),
+        ):
+            if there and method not in names:
+                reasons.append((f"{kind} not used", f"only methods that you name learn from them: {names}"))
     file = methods.get(method)
     model, options = wishes.model, dict[str, Any]()
     if init is not None:
@@ -213,6 +219,8 @@ def _continued(init: Origin, model: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def _method(facts: Facts, model: str | None) -> tuple[str, str]:
+    if facts.captions and facts.device == "cuda" and facts.images > SMALL_DATA:
+        return "clip", "there are captions, and enough of them to learn from (docs/clip.md)"
     if facts.device != "cuda" or facts.images <= SMALL_DATA:
         return "simclr", "learns most in little time from few images (docs/benchmarks.md)"
     return "dino", "the best features on larger data with a GPU"

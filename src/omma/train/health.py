@@ -101,7 +101,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
                 "bad",
                 f"collapsed: the teacher's targets are uniform (entropy {entropy:.2f} of {most:.2f} nats), "
                 "they teach nothing",
-                "Lower the teacher temperature (--method.teacher-temp 0.04)",
+                "Lower the teacher temperature (--method.teacher-temp 0.04) or --lr",
             )
         if kl > 0.75 * most:
             return Verdict(
