@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma.dist import BatchNorm
+from omma.ops.masking import hide
 from omma.protocols import Backbone
 
 
@@ -97,11 +98,5 @@ class MaskedHead(nn.Module):
         self, encoder: Backbone, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "m o"]:
         """mask: which patches of the encoder's grid are hidden; m of them, image after image."""
-        tokens, grid = encoder.tokenize(images), encoder.grid(*images.shape[-2:])
-        finer = encoder.patch // encoder.token_patch
-        hidden = mask
-        if finer > 1:  # tokens that are merged within the network are hidden together
-            hidden = mask.unflatten(1, grid).repeat_interleave(finer, 1).repeat_interleave(finer, 2)
-            hidden = hidden.flatten(1)
-        tokens = torch.where(hidden[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        tokens, grid = hide(encoder, images, mask, self.mask_token)
         return self.predict(encoder.encode(tokens, grid).patches[mask])

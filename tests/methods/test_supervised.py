@@ -10,7 +10,7 @@ from PIL import Image
 
 import omma
 from omma import backbones, weights
-from omma.data import labelled
+from omma.data import labelled, plans
 from omma.methods import deit, supervised
 from omma.protocols import Batch, Clock, Given, Key
 from omma.session import Plan, Read
@@ -102,7 +102,7 @@ def test_the_plan_is_the_papers():
 
 
 def test_quicker_views():
-    assert [labelled.smaller(size) for size in (16, 32, 64, 96, 224)] == [None, 24, 48, 64, 160]
+    assert [plans.smaller(size) for size in (16, 32, 64, 96, 224)] == [None, 24, 48, 64, 160]
 
 
 @pytest.mark.parametrize(

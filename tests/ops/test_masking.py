@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from omma import backbones
 from omma.ops import masking
 from omma.protocols import Key
 
@@ -184,14 +185,18 @@ def test_enlarged():
     assert masking.enlarged(mask, (2, 3), 1) is mask
 
 
-def test_hidden_tokens_leave_no_trace():
-    tokens = torch.randn(2, 3, 4, requires_grad=True)
-    token = torch.full((1, 1, 4), 7.0, requires_grad=True)
-    mask = torch.tensor([[True, False, False], [False, True, True]])
-    found = masking.hidden(tokens, mask, token)
-    assert (found[mask] == 7).all()
-    assert torch.equal(found[~mask], tokens[~mask])
+@pytest.mark.parametrize(("model", "finer"), [("vit-n/8", 1), ("swin", 8)])
+def test_hidden_patches_leave_no_trace(model, finer):
+    options = {"dim": 8, "depths": (1,) * 4, "heads": (1,) * 4} if model == "swin" else {}
+    encoder = backbones.build(name=model, image_size=64, **options)
+    grid = encoder.grid(64, 64)
+    mask = torch.rand(2, grid[0] * grid[1]) < 0.5
+    token = torch.full((1, 1, encoder.token_dim), 7.0, requires_grad=True)
+    images = torch.randn(2, 3, 64, 64)
+    found, told = masking.hide(encoder, images, mask, token)
+    assert told == grid
+    small = masking.enlarged(mask, grid, finer)
+    assert (found[small] == 7).all()
+    assert torch.equal(found[~small], encoder.tokenize(images)[~small])
     found.sum().backward()
-    assert tokens.grad[mask].abs().max() == 0
-    assert (tokens.grad[~mask] == 1).all()
-    assert (token.grad == 3).all()
+    assert (token.grad == small.sum()).all()

@@ -54,12 +54,6 @@ def plan(config: Labelled, image_size: int) -> tuple[Crop, ...]:
     )
 
 
-def smaller(image_size: int) -> int | None:
-    """Pixels of quicker views: three quarters, in whole patches of the usual size; None under 32 px."""
-    patch = 16 if image_size >= 64 else 8
-    return image_size * 3 // 4 // patch * patch if image_size >= 32 else None
-
-
 class Examples(NamedTuple):
     """What is learned from, view by view: n = v b."""
 

@@ -1,5 +1,8 @@
 """Plans of crops that several methods want."""
 
+from dataclasses import dataclass
+
+from omma.errors import range_within_one
 from omma.protocols import Colour, Crop
 
 
@@ -24,31 +27,41 @@ def pair(
     return Crop(size=size, scale=scale, colour=first), Crop(size=size, scale=scale, colour=second)
 
 
+def smaller(image_size: int, share: float = 0.75) -> int | None:
+    """Pixels of quicker views: a share of what the network will see, in whole patches; None under 32 px."""
+    patch = 16 if image_size >= 64 else 8
+    return int(image_size * share) // patch * patch if image_size >= 32 else None
+
+
 def small_side(image_size: int) -> int:
     """Pixels of a local crop: 96/224 of what the network will see, to 16 px (4 under 64 px)."""
     step = 16 if image_size >= 64 else 4
     return max(step, round(image_size * 96 / 224 / step + 0.25) * step)
 
 
-def multi_crop(
-    image_size: int,
-    *,
-    crop_size: int | None,
-    local_size: int | None,
-    local_crops: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    strength: float = 1.0,
-    blur: bool = True,
-) -> tuple[Crop, ...]:
-    """Two global crops and `local_crops` small ones [Caron 2021, section 3.1 and appendix E].
+@dataclass(frozen=True, kw_only=True)
+class MultiCrop:
+    """What a method of global and local crops has in its Config; the defaults are DINO's, for ImageNet."""
 
-    crop_size: of the globals; None: `image_size`, which the network will see. local_size: None: 96/224 of
-    `small_side` of that.
-    """
-    crops = pair(crop_size or image_size, global_scale, strength, blur)
-    if not local_crops:
+    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
+    local_crops: int = 8
+    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        range_within_one(self, "global_scale", "local_scale")
+        if self.local_crops < 0:
+            raise ValueError(f"method.local_crops={self.local_crops}: must be 0 (none) or a number of crops")
+
+
+def multi_crop(config: MultiCrop, image_size: int) -> tuple[Crop, ...]:
+    """Two global crops with unlike blur and solarisation, and the locals [Caron 2021, appendix E]."""
+    crops = pair(config.crop_size or image_size, config.global_scale, config.colour, config.blur)
+    if not config.local_crops:
         return crops
-    colour = pair_colour(strength, 0.5 if blur else 0.0, 0.0)
-    size = local_size or small_side(image_size)
-    return (*crops, Crop(count=local_crops, size=size, scale=local_scale, colour=colour))
+    colour = pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.0)
+    size = config.local_size or small_side(image_size)
+    return (*crops, Crop(count=config.local_crops, size=size, scale=config.local_scale, colour=colour))

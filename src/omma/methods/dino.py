@@ -27,7 +27,7 @@ from omma.protocols import Backbone, Batch, Clock, Crop, Given, ParamGroup, Reci
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(plans.MultiCrop):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 65_536
@@ -41,15 +41,9 @@ class Config:
     centring: bool = True  # off only to study collapse
     momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
     freeze_last_epochs: float = 1.0
-    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
-    local_crops: int = 8
-    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
-    global_scale: tuple[float, float] = (0.4, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    colour: float = 1.0  # strength of jitter; .5 suits small images
-    blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("student_temp", "teacher_temp_start", "teacher_temp"):
             if getattr(self, name) <= 0:
                 raise ValueError(
@@ -64,11 +58,7 @@ class Config:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(
-        image_size, crop_size=config.crop_size, local_size=config.local_size, local_crops=config.local_crops,
-        global_scale=config.global_scale, local_scale=config.local_scale, strength=config.colour,
-        blur=config.blur,
-    )  # fmt: skip
+    return plans.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -88,7 +78,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny = image_size < 64
     config = Config(
         prototypes=1024, head_hidden=512, head_bottleneck=128, teacher_temp=0.06, momentum=0.99,
-        freeze_last_epochs=0.0, crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
+        freeze_last_epochs=0.0, crop_size=plans.smaller(image_size),
         local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny,
         global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
     )  # fmt: skip

@@ -30,14 +30,14 @@ from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.losses.koleo import koleo
 from omma.ops import ema, groups, statistics
-from omma.ops.masking import enlarged, hidden, view_masks
+from omma.ops.masking import hide, view_masks
 from omma.ops.schedules import cosine, linear
 from omma.ops.sinkhorn import sinkhorn
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(plans.MultiCrop):
     """The paper's defaults, for ViT-L on LVD-142M."""
 
     ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
@@ -60,18 +60,14 @@ class Config:
     mask_share: tuple[float, float] = (0.1, 0.5)
     layer_decay: float = 0.9  # of the learning rate, for each layer further from the end
     patch_embed_lr: float = 0.2
-    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
-    local_crops: int = 8
-    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
-    colour: float = 1.0  # strength of jitter; .5 suits small images
-    blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
         within_one(self, "centre_momentum", "momentum", "mask_probability", "layer_decay")
-        range_within_one(self, "mask_share", "global_scale", "local_scale")
+        range_within_one(self, "mask_share")
         if self.prototypes < 2:
             raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
         if self.koleo < 0:
@@ -91,11 +87,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(
-        image_size, crop_size=config.crop_size, local_size=config.local_size, local_crops=config.local_crops,
-        global_scale=config.global_scale, local_scale=config.local_scale, strength=config.colour,
-        blur=config.blur,
-    )  # fmt: skip
+    return plans.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -115,7 +107,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny = image_size < 64
     config = Config(
         prototypes=1024, head_hidden=512, head_bottleneck=128, teacher_temp=0.06, momentum=0.99,
-        freeze_last_epochs=0.0, crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
+        freeze_last_epochs=0.0, crop_size=plans.smaller(image_size),
         local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny, layer_decay=1.0,
         patch_embed_lr=1.0, global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
     )  # fmt: skip
@@ -256,9 +248,7 @@ class Method(protocols.Method):
         mask = view_masks(batch.key, 2, grid, c.mask_probability, c.mask_share, least).to(globals_.device)
         at = mask.flatten().nonzero()[:, 0]
 
-        tokens = self.encoder.tokenize(globals_)
-        small = enlarged(mask, grid, self.encoder.patch // self.encoder.token_patch)
-        crops = [(hidden(tokens, small, self.mask_token), grid)]
+        crops = [hide(self.encoder, globals_, mask, self.mask_token)]
         for local in rest:
             x = local.transpose(0, 1).flatten(0, 1)
             crops.append((self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])))

@@ -83,7 +83,7 @@ def small(image_size: int, model: str) -> Recipe:
     share = 0.5 if plain and tiny else 0.75
     config = Config(
         temperature=0.1, hidden=512, out=128, momentum=0.99, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0,
-        blur=not tiny, crop_size=int(image_size * share) // 8 * 8 if image_size >= 32 else None,
+        blur=not tiny, crop_size=plans.smaller(image_size, share),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

@@ -23,13 +23,13 @@ from omma.errors import above_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups, statistics
-from omma.ops.masking import enlarged, hidden, view_masks
+from omma.ops.masking import hide, view_masks
 from omma.ops.schedules import cosine, linear
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Key, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(plans.MultiCrop):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 8192
@@ -45,18 +45,15 @@ class Config:
     patch_weight: float = 1.0  # of the patches' loss beside that of whole images
     mask_probability: float = 0.5  # that a global crop is masked at all
     mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches, then
-    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
     local_crops: int = 10
-    local_size: int | None = None  # None: 96/224 of what the network will see, to 16 px (4 under 64 px)
     global_scale: tuple[float, float] = (0.25, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
-    colour: float = 1.0  # strength of jitter; .5 suits small images
-    blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp")
         within_one(self, "centre_momentum", "momentum", "mask_probability")
-        range_within_one(self, "mask_share", "global_scale", "local_scale")
+        range_within_one(self, "mask_share")
         if self.prototypes < 2:
             raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
 
@@ -68,11 +65,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(
-        image_size, crop_size=config.crop_size, local_size=config.local_size, local_crops=config.local_crops,
-        global_scale=config.global_scale, local_scale=config.local_scale, strength=config.colour,
-        blur=config.blur,
-    )  # fmt: skip
+    return plans.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -91,7 +84,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny = image_size < 64
     config = Config(
         prototypes=1024, head_hidden=512, head_bottleneck=128, teacher_temp=0.06, momentum=0.99,
-        freeze_last_epochs=0.0, crop_size=image_size * 3 // 4 // 8 * 8 if image_size >= 32 else None,
+        freeze_last_epochs=0.0, crop_size=plans.smaller(image_size),
         local_crops=4 if tiny else 6, colour=0.5 if tiny else 1.0, blur=not tiny,
         global_scale=(0.25, 1.0), local_scale=(0.08 if tiny else 0.05, 0.25),
     )  # fmt: skip
@@ -135,9 +128,7 @@ class Method(protocols.Method):
         mask = self._masks(batch.key, grid).to(globals_.device)
         at = mask.flatten().nonzero()[:, 0]
 
-        tokens = self.encoder.tokenize(globals_)
-        small = enlarged(mask, grid, self.encoder.patch // self.encoder.token_patch)
-        crops = [(hidden(tokens, small, self.mask_token), grid)]
+        crops = [hide(self.encoder, globals_, mask, self.mask_token)]
         for local in rest:
             x = local.transpose(0, 1).flatten(0, 1)
             crops.append((self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])))

@@ -88,7 +88,7 @@ def small(image_size: int, model: str) -> Recipe:
     config = Config(
         weight=0.02, directions=256, hidden=512, out=16, global_crops=4, local_crops=0,
         global_scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=int(image_size * share) // 8 * 8 if image_size >= 32 else None,
+        crop_size=plans.smaller(image_size, share),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-6, warmup=0.05, weight_decay=0.05,

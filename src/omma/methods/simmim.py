@@ -23,7 +23,7 @@ from omma.errors import within_one
 from omma.losses import reconstruction
 from omma.ops import groups
 from omma.ops.linear import linear
-from omma.ops.masking import enlarged, hidden, random_units
+from omma.ops.masking import hide, random_units
 from omma.ops.patches import normalised, padded, patchify, unpatchify
 from omma.ops.random import Stream
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
@@ -91,11 +91,7 @@ class Method(protocols.Method):
         return random_units(key, stream, grid, unit, self.config.mask_share)
 
     def _predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n p"]:
-        grid = self.encoder.grid(*images.shape[-2:])
-        tokens = self.encoder.tokenize(images)
-        tokens = hidden(
-            tokens, enlarged(mask, grid, self.encoder.patch // self.encoder.token_patch), self.mask_token
-        )
+        tokens, grid = hide(self.encoder, images, mask, self.mask_token)
         features = self.encoder.encode(tokens, grid).patches
         return linear(features, self.predict.weight, self.predict.bias)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omma.ops import random
 from omma.ops.random import Stream
-from omma.protocols import Key
+from omma.protocols import Backbone, Key
 
 _IN_A_ROW = 10  # blocks that may find no place before an image is left as it is [Bao 2021, released code]
 _TRIES = 64  # blocks that are tried at all
@@ -126,8 +126,16 @@ def enlarged(mask: Bool[Tensor, "b n"], grid: tuple[int, int], times: int) -> Bo
     return square.repeat_interleave(times, 1).repeat_interleave(times, 2).flatten(1)
 
 
-def hidden(
-    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], token: Float[Tensor, "1 1 d"]
-) -> Float[Tensor, "b n d"]:
-    """The tokens with the masked ones replaced by the mask token."""
-    return torch.where(mask[:, :, None], token.to(tokens.dtype), tokens)
+def hide(
+    encoder: Backbone,
+    images: Float[Tensor, "b c h w"],
+    mask: Bool[Tensor, "b n"],
+    token: Float[Tensor, "1 1 d"],
+) -> tuple[Float[Tensor, "b m d"], tuple[int, int]]:
+    """An encoder's tokens of images with the masked patches' replaced by the mask token, and its grid.
+
+    mask: of the encoder's features; tokens that are merged within it (Swin's) are hidden together.
+    """
+    tokens, grid = encoder.tokenize(images), encoder.grid(*images.shape[-2:])
+    small = enlarged(mask, grid, encoder.patch // encoder.token_patch)
+    return torch.where(small[:, :, None], token.to(tokens.dtype), tokens), grid
