@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import copy
 import importlib
+import importlib.util
 import math
 import random
 import subprocess
@@ -37,11 +38,11 @@ from torch import Tensor, nn
 from omma.backbones.layers.block import Where
 from omma.backbones.vit import ViT
 from omma.heads import PrototypeHead
-from omma.losses import contrastive, distillation
+from omma.losses import classification, contrastive, distillation
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, ibot, lejepa, mae, moco, simmim
-from omma.ops import ema
-from omma.ops.masking import blockwise, hidden, random_units, view_masks
+from omma.ops import bpe, ema
+from omma.ops.masking import blockwise, hide, random_units, view_masks
 from omma.ops.sinkhorn import sinkhorn
 from omma.protocols import Batch, Clock, Given, Key
 
@@ -58,6 +59,9 @@ SOURCES = {
         "facebookresearch/moco-v3",
         "google-research/simclr",
         "rbalestr-lab/lejepa",
+        "facebookresearch/deit",
+        "openai/CLIP",
+        "mlfoundations/open_clip",
     )
 }
 BOUND = 1e-5  # on every difference
@@ -81,6 +85,17 @@ class References:
         command = ["git", "-C", str(self.path(source)), "rev-parse", "--short=7", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() or "commit unknown"
+
+    def file(self, source: str, path: str) -> Any:
+        """One file of the clone as a module, without its package."""
+        folder = self.path(source)
+        assert folder is not None
+        spec = importlib.util.spec_from_file_location("reference", folder / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
     def load(self, source: str, module: str) -> Any:
         """A module of the clone; nothing of it stays importable."""
@@ -176,6 +191,8 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "evaluation.unsupervised",
         "evaluation.unsupervised.unsup_cls",
         "absl",
+        "clip.model",
+        "clip.clip",
     )
     return {
         **{name: mock.MagicMock() for name in names},
@@ -185,6 +202,7 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
             "timm.models.vision_transformer", **{**vars(vision), "Block": _block}
         ),
         "dinov2.fsdp": fsdp,
+        "ftfy": _module("ftfy", fix_text=lambda text: text),
         "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
         "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),
         "xformers": _module("xformers", ops=xformers_ops),
@@ -373,7 +391,7 @@ def ibot_method(references: References, found: Found) -> None:
         ours.loss.backward()
         first, second, local = double(data.views)
         globals_ = torch.cat([first, second])
-        seen = twin.encoder.encode(hidden(twin.encoder.tokenize(globals_), mask, twin.mask_token), grid)
+        seen = twin.encoder.encode(*hide(twin.encoder, globals_, mask, twin.mask_token))
         whole = twin.teacher(globals_)
         theirs = loss_of(
             (twin.head(seen.pooled), twin.head(seen.patches)),
@@ -406,10 +424,9 @@ class DinoV2Backbone(nn.Module):
         assert is_training
         if isinstance(x, list):
             return [self(images, mask) for images, mask in zip(x, masks, strict=True)]
-        tokens = self.net.tokenize(x)
-        if masks is not None:
-            tokens = hidden(tokens, masks, self.mask_token[0])
-        seen = self.net.encode(tokens, self.net.grid(*x.shape[-2:]))
+        seen = (
+            self.net(x) if masks is None else self.net.encode(*hide(self.net, x, masks, self.mask_token[0]))
+        )
         return {"x_norm_clstoken": seen.pooled, "x_norm_patchtokens": seen.patches}
 
 
@@ -691,6 +708,66 @@ def lejepa_statistic(references: References, found: Found) -> None:
         found.note("gradient", x.grad, twin.grad)
 
 
+def deit_losses(references: References, found: Found) -> None:
+    official = references.file("facebookresearch/deit", "losses.py")
+    rows, classes = 6, 5
+    targets = wave(rows, classes, phase=2.0).softmax(-1)
+    weights, count = torch.ones(rows), torch.tensor(float(rows))
+    for kind, share in (("hard", 0.5), ("soft", 0.1)):
+        teacher = wave(rows, classes, phase=1.0, scale=3.0)
+        (own, own_twin), (told, told_twin) = (leaf(wave(rows, classes, phase=p)) for p in (0.3, 0.6))
+        base = classification.soft_cross_entropy(own, targets.float(), weights, count)
+        if kind == "hard":
+            learned = classification.hard_distillation(told, teacher.float(), weights, count)
+        else:
+            learned = classification.soft_distillation(told, teacher.float(), 3.0, weights, count) / classes
+        ours = (1 - share) * base + share * learned
+        theirs = official.DistillationLoss(
+            nn.CrossEntropyLoss(), lambda images, teacher=teacher: teacher, kind, share, 3.0
+        )(None, (own_twin, told_twin), targets)
+        ours.backward()
+        theirs.backward()
+        found.note("loss", ours, theirs)
+        found.note("gradient", own.grad, own_twin.grad)
+        found.note("gradient", told.grad, told_twin.grad)
+
+
+def clip_losses(references: References, found: Found) -> None:
+    official = references.file("mlfoundations/open_clip", "src/open_clip/loss.py")
+    for kind in ("clip", "siglip"):
+        (image, image_twin), (text, text_twin) = (leaf(wave(5, 8, phase=p)) for p in (0.0, 1.3))
+        scale, scale_twin = leaf(torch.tensor(9.0))
+        bias, bias_twin = leaf(torch.tensor(-4.0))
+        features = [F.normalize(x, dim=-1) for x in (image_twin, text_twin)]
+        if kind == "clip":
+            ours = contrastive.clip(image, text, scale)
+            theirs = official.ClipLoss()(*features, scale_twin)
+        else:
+            ours = contrastive.siglip(image, text, scale, bias)
+            theirs = official.SigLipLoss()(*features, scale_twin, bias_twin)
+        ours.backward()
+        theirs.backward()
+        found.note("loss", ours, theirs)
+        for one, other in ((image, image_twin), (text, text_twin), (scale, scale_twin)):
+            found.note("gradient", one.grad, other.grad)
+
+
+def clip_tokens(references: References, found: Found) -> None:
+    official = references.load("openai/CLIP", "clip.simple_tokenizer")
+    folder = references.path("openai/CLIP")
+    assert folder is not None
+    merges = folder / "clip" / "bpe_simple_vocab_16e6.txt.gz"
+    theirs, ours = official.SimpleTokenizer(str(merges)), bpe.Tokenizer(bpe.read_merges(merges))
+    draw = random.Random(0)
+    texts = [chr(i) for i in range(0x3000) if chr(i).isprintable()]
+    texts += ["".join(draw.choices(texts, k=draw.randrange(1, 24))) for _ in range(3000)]
+    folders = [Path(__file__).parent.parent / name for name in ("docs", "src/omma/methods")]
+    texts += [line for f in folders for path in f.iterdir() if path.is_file() for line in path.open()]
+    for text in texts:
+        one, other = ours.encode(text), theirs.encode(text)
+        found.note("loss", float(list(one) != list(other)), 0.0)
+
+
 class Row(NamedTuple):
     name: str  # for --rows
     what: str
@@ -753,6 +830,14 @@ ROWS = [
         "it adds the two directions' means, we take the mean of them; TensorFlow's functions by torch's",
     ),
     Row("lightly", "NT-Xent", "lightly", "NTXentLoss", lightlys_loss),
+    Row(
+        "deit", "DeiT's distillation, hard and soft", "facebookresearch/deit", "DistillationLoss", deit_losses
+    ),
+    Row("clip", "CLIP's loss, and SigLIP's", "mlfoundations/open_clip", "ClipLoss, SigLipLoss", clip_losses),
+    Row(
+        "tokens", "CLIP's tokenizer (share of texts that differ)", "openai/CLIP", "SimpleTokenizer.encode",
+        clip_tokens, "unicode oddities, random strings and these docs; without ftfy, which it calls first",
+    ),
     Row("lejepa", "LeJEPA's statistic", "rbalestr-lab/lejepa", "EppsPulley", lejepa_statistic),
 ]  # fmt: skip
 

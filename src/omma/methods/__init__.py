@@ -1,8 +1,9 @@
 """Pretraining methods, one file each; a method's name is its file's name.
 
 A file offers `Config` (frozen, defaults are the paper's), `views(config, image_size)`, the recipes
-`paper(image_size, model)` and `small(image_size, model)`, and `Method`; one of texts also
-`tokenizer(config, trained, captions)`. See CONTRIBUTING.md.
+`paper(image_size, model)` and `small(image_size, model)`, and `Method`; where they are of use also
+`needs(config)`, `adapted(recipe, model)` and, of texts, `tokenizer(config, trained, captions)`. See
+CONTRIBUTING.md.
 """
 
 import difflib
