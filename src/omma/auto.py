@@ -88,9 +88,11 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
 
     Asks nothing of the images' pixels.
     """
-    name, model, needs = wishes.method, wishes.model, wanted(wishes)
+    name, model = wishes.method, wishes.model
     if name is None:
         return
+    config = _early(name, wishes)
+    needs = needs_of(name, config)
     if needs.labels and not labels:
         raise ValueError(
             f"{name} learns from labels, and these images have none: put them into one folder a class, or "
@@ -101,7 +103,7 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
             f"{name} learns from captions, and these images have none: give a manifest with the columns "
             "`path` and `text` (docs/input.md); without captions choose --method simclr"
         )
-    if needs.model is not None and getattr(_early(name, wishes), needs.model) is None:
+    if needs.model is not None and getattr(config, needs.model) is None:
         raise ValueError(
             f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
         )
@@ -119,7 +121,7 @@ def suits(method: str, needs: Needs, encoder: Backbone) -> None:
     lacking = (
         "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
         else "embed each patch by itself" if needs.plain and not encoder.plain
-        else "carry a distillation token" if needs.distils and not hasattr(encoder, "dist_token") else ""
+        else "carry a distillation token" if needs.distils and not encoder.distils else ""
     )  # fmt: skip
     if lacking:
         raise ValueError(
@@ -143,12 +145,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     if method is None:
         method, why = _method(facts, wishes.model)
         reasons.append((f"method {method}", why))
-        for kind, there, names in (
-            ("labels", facts.labels, "supervised, deit and grafit"),
-            ("captions", facts.captions, "clip"),
-        ):
-            if there and method not in names:
-                reasons.append((f"{kind} not used", f"only methods that you name learn from them: {names}"))
+        reasons += _unused(facts, method)
     file = methods.get(method)
     model, options = wishes.model, dict[str, Any]()
     if init is not None:
@@ -224,6 +221,17 @@ def _method(facts: Facts, model: str | None) -> tuple[str, str]:
     if facts.device != "cuda" or facts.images <= SMALL_DATA:
         return "simclr", "learns most in little time from few images (docs/benchmarks.md)"
     return "dino", "the best features on larger data with a GPU"
+
+
+def _unused(facts: Facts, method: str) -> list[tuple[str, str]]:
+    """Labels and captions at hand that the chosen method does not learn from, and which methods would."""
+    by_name = {name: needs_of(name, methods.get(name).Config()) for name in methods.names()}
+    found = []
+    for kind, there, want in (("labels", facts.labels, "labels"), ("captions", facts.captions, "text")):
+        if there and not getattr(by_name[method], want):
+            names = ", ".join(name for name, needs in by_name.items() if getattr(needs, want))
+            found.append((f"{kind} not used", f"only methods that you name learn from them: {names}"))
+    return found
 
 
 def _model(facts: Facts, method: str, needs: Needs, size: int) -> tuple[str, str]:

@@ -138,6 +138,7 @@ class Backbone(nn.Module):
     channels: int  # input channels
     drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
     plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
+    distils: bool = False  # can it be built with a distillation token beside its class token?
     first_layers: tuple[str, ...] = ("patch_embed.proj.weight",)  # parameters that read the image's channels
     pool: str = "mean"  # what `pooled` is: "token" for a class token's feature
     prefix: int = 0  # tokens that stand before the patches in the last layer

@@ -114,7 +114,7 @@ class Paired:
         tower = self.tower.to(device).eval()
         rows = [np.zeros((0, tower.out), np.float32)]
         for first in range(0, len(texts), EMBEDDED):
-            tokens = trimmed(self.tokenizer(texts[first : first + EMBEDDED]), tower.end).to(device)
+            tokens = bpe.trimmed(self.tokenizer(texts[first : first + EMBEDDED]), tower.end).to(device)
             with torch.inference_mode():
                 rows.append(F.normalize(tower(tokens).float(), dim=-1).cpu().numpy())
         return np.concatenate(rows)
@@ -122,12 +122,6 @@ class Paired:
     def images(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n o"]:
         """Unit vectors of images, from their pooled features, in fp32."""
         return F.normalize(torch.from_numpy(features).float() @ self.projection.float().T, dim=-1).numpy()
-
-
-def trimmed(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b m"]:
-    """Without columns that follow every row's end, to a multiple of 8: they cost time and change nothing."""
-    longest = int((tokens == end).int().argmax(1).max()) + 1 if len(tokens) else 1
-    return tokens[:, : -(-longest // 8) * 8]
 
 
 def kept(

@@ -90,7 +90,7 @@ def test_what_follows_the_end_changes_nothing():
     other[0, 10:] = 7
     with torch.no_grad():
         assert torch.equal(tower(tokens)[0], tower(other)[0])
-        short = text.trimmed(tokens, 513)
+        short = bpe.trimmed(tokens, 513)
         assert short.shape == (2, 16)
         assert (tower(short) - tower(tokens)).abs().max() < 1e-6
 

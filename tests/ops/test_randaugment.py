@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omma.data import views
-from omma.ops import erasing, randaugment, random
+from omma.ops import erasing, randaugment
 from omma.ops.random import Stream
 from omma.ops.resize import crop_resize_one
 from omma.protocols import Crop, Key, Preprocess, RandAugment
@@ -175,14 +175,17 @@ def test_rectangles_are_distributed_like_timms(monkeypatch):
             assert abs(np.quantile(ours[:, column], q) - np.quantile(np.array(sides)[:, column], q)) <= 2
 
 
-def test_noise_is_that_of_the_counter_based_numbers():
-    k = Key((7 << 40) + 5, np.array([0, 3, 2**31]), np.array([1, 2**33 + 9, 4]))
-    mine = erasing.noise(k, 4001, torch.device("cpu"))
-    torch.testing.assert_close(mine, torch.from_numpy(random.normal(k, 0, 4001)), atol=1e-5, rtol=1e-5)
-    more = erasing.noise(k, 300_000, torch.device("cpu"))  # beyond what a stream holds
-    assert torch.equal(more[:, :4001], mine)
-    assert abs(more.std() - 1) < 0.01
-    assert more[0, 262_144:].unique().numel() > 30_000
+def test_noise_is_the_images_own():
+    x, rows = torch.full((12, 2, 3, 24, 24), 9.0), np.array([7, 2, 11])
+    boxes = erasing.draw(key(12), Stream.ERASE, 1.0, 2, 24)
+    whole = erasing.erase_(x.clone(), boxes, key(12), Stream.ERASE)
+    k = key(12)
+    some = Key(k.seed, k.epoch[rows], k.index[rows])
+    part = erasing.erase_(x[: len(rows)].clone(), boxes[rows], some, Stream.ERASE)
+    assert torch.equal(part, whole[rows])
+    assert not torch.equal(whole[:, 0], whole[:, 1])
+    images = whole.flatten(0, 1)
+    assert len(images[images != 9.0].unique()) > 0.99 * (images != 9.0).sum()  # nothing is drawn twice
 
 
 def test_erasing_fills_the_rectangles_and_nothing_else():

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from omma.errors import line
+from omma.ops.bpe import trimmed
 from omma.ops.random import Stream, uniform
 from omma.protocols import Key, Tokenizer
 
@@ -142,8 +143,7 @@ class Captions:
         """
         drawn = (uniform(key, Stream.TEXT, 1)[:, 0] * self.counts[read]).astype(np.int64)
         rows = self.tokenizer(self.values.take(pa.array(self.first[read] + drawn)).to_pylist())
-        longest = int((rows == self.tokenizer.end).int().argmax(1).max()) + 1
-        return rows[:, : -(-longest // 8) * 8]
+        return trimmed(rows, self.tokenizer.end)
 
     def cut(self) -> list[str]:
         """How many captions are cut, in a line if there are any."""

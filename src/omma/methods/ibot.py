@@ -6,7 +6,7 @@ crop, says there: the teacher is the tokenizer of masked image modelling, and le
 
     L = H(t_cls(u), s_cls(v)) over views u != v  +  mean over hidden i of H(t_patch(u)_i, s_patch(u hidden)_i)
 
-Costs: a tenth more than DINO: the head sees the hidden patches too (a seventh of all on average).
+Costs: DINO's step, and the head on the hidden patches too (a seventh of all on average).
 Choose it when patches matter (segmentation, correspondence), or as the base of DINOv2.
 """
 

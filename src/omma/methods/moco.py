@@ -6,7 +6,8 @@ embedding is frozen, which steadies the training of ViTs.
 
     L = 2 t [ctr(q1, k2) + ctr(q2, k1)],   ctr(q, k) = -log exp(q k+ / t) / sum_k exp(q k / t)
 
-Costs: two views through the encoder and, without gradients, through its average: about 1.3 of SimCLR's step.
+Costs: two views through the encoder and, without gradients, through its average: a third more
+multiply-adds than SimCLR.
 Choose it when SimCLR's batch is too small for your memory, or with --method.queue for the smallest batches.
 
 MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are the options: --method.queue

@@ -146,6 +146,12 @@ def checked(merges: Int[np.ndarray, "m 2"], source: str) -> Int[np.ndarray, "m 2
     return merges.astype(np.int64)
 
 
+def trimmed(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b m"]:
+    """Without columns that follow every row's end, to a multiple of 8: they cost time and change nothing."""
+    longest = int((tokens == end).int().argmax(1).max()) + 1 if len(tokens) else 1
+    return tokens[:, : -(-longest // 8) * 8]
+
+
 class Tokenizer:
     """Texts to numbers and back; `protocols.Tokenizer`.
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from omma.ops.random import derive, uniform
+from omma.ops.random import derive, filled, uniform
 from omma.protocols import Key
 
 AREA = (0.02, 1 / 3)
@@ -51,38 +51,6 @@ def erase_(
         inside = ((place >= top) & (place < top + height))[:, None, :, None]
         inside = inside & ((place >= left) & (place < left + width))[:, None, None, :]
         of_it = Key(derive(key.seed, stream, view), key.epoch[rows], key.index[rows])
-        filled = noise(of_it, images[0].numel(), views.device).view_as(images)
-        views[:, view].index_copy_(0, at, torch.where(inside, filled.to(images.dtype), images))
+        noise = filled(of_it, 0, images.shape[1:], views.device, Tensor.normal_)
+        views[:, view].index_copy_(0, at, torch.where(inside, noise.to(images.dtype), images))
     return views
-
-
-# [Salmon 2011, section 3.3], as in ops/random.py
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_LOW = 0xFFFFFFFF
-
-
-def noise(key: Key, n: int, device: torch.device) -> Float[Tensor, "b n"]:
-    """n standard normal numbers for each image: those of `random.normal` in stream 0, made on the device.
-
-    The words are uint32 in int64, whose products wrap to the right 64 bits. A stream's limit does not hold:
-    blocks have the counter's whole first word, so give a seed of their own.
-    """
-    blocks = -(-n // 4)
-    epoch, index = (np.asarray(v, np.int64)[:, None] for v in (key.epoch, key.index))
-    epoch, index = torch.from_numpy(epoch).to(device), torch.from_numpy(index).to(device)
-    zero = torch.zeros(len(key.index), blocks, dtype=torch.int64, device=device)
-    c0, c1 = torch.arange(blocks, device=device) + zero, (epoch & _LOW) + zero
-    c2, c3 = (index & _LOW) + zero, ((index >> 32) & _LOW) + zero
-    k0, k1 = key.seed & _LOW, (key.seed >> 32) & _LOW
-    for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c2 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, ((p0 >> 32) & _LOW) ^ c3 ^ k1
-        c1, c3 = p1 & _LOW, p0 & _LOW
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    u = [(c >> 8).float() * 2.0**-24 for c in (c0, c1, c2, c3)]
-    pairs = []
-    for one, two in ((u[0], u[1]), (u[2], u[3])):  # Box and Muller's; 1 - u is in (0, 1]
-        radius, angle = (-2 * (1 - one).log()).sqrt(), 2 * math.pi * two
-        pairs += [radius * angle.cos(), radius * angle.sin()]
-    return torch.stack(pairs, -1).flatten(1)[:, :n]

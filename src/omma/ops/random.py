@@ -4,10 +4,13 @@ A number is a pure function of (seed, epoch, index, stream, position): no state 
 in which images are visited, nor who else is in the batch, nor a restart changes it.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt32
+import torch
+from jaxtyping import Float, Float32, Int64, UInt32
+from torch import Tensor
 
 from omma.protocols import Key
 
@@ -85,6 +88,24 @@ def normal(key: Key, stream: int, n: int) -> Float32[np.ndarray, "b n"]:
 def permutations(key: Key, stream: int, n: int) -> Int64[np.ndarray, "b n"]:
     """One random permutation of 0..n-1 for each image."""
     return np.argsort(bits(key, stream, n), axis=1, kind="stable").astype(np.int64, copy=False)
+
+
+def filled(
+    key: Key, stream: int, shape: tuple[int, ...], device: torch.device | str, fill: Callable[..., object]
+) -> Float[Tensor, "b *shape"]:
+    """Very many numbers for each image: `fill(rows, generator=...)` writes them in place, image by image.
+
+    Philox gives each image a seed and torch's generator of the device the rest, so that an image's numbers
+    depend neither on who else is in the batch nor on what was drawn before; kinds of devices have unlike
+    ones.
+    """
+    words = bits(key, stream, 2).astype(np.uint64)
+    seeds = (words[:, 0] << np.uint64(31)) | (words[:, 1] >> np.uint64(1))  # 63 bits
+    out = torch.empty(len(seeds), *shape, device=device)
+    generator = torch.Generator(device)
+    for image, seed in zip(out, seeds.tolist(), strict=True):
+        fill(image, generator=generator.manual_seed(seed))
+    return out
 
 
 def derive(seed: int, *numbers: int) -> int:
