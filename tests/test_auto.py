@@ -40,14 +40,14 @@ def test_image_size(device, side, size):
 def test_wishes_win_and_need_no_reason():
     wishes = auto.Wishes(
         method="dino", model="vit-s/8", image_size=48, batch=20, lr=0.5, recipe="paper",
-        options={"momentum": "0.9", "local_crops": "2", "centring": "False", "global_scale": "0.3,0.9"},
+        options={"momentum": "0.9", "local_crops": "2", "blur": "False", "global_scale": "0.3,0.9"},
     )  # fmt: skip
     choice = auto.choose(CPU, wishes)
     assert not choice.reasons
     assert (choice.method, choice.model, choice.image_size) == ("dino", "vit-s/8", 48)
     assert (choice.recipe.batch, choice.recipe.lr) == (20, 0.5)
     config = choice.recipe.config
-    assert (config.momentum, config.local_crops, config.centring) == (0.9, 2, False)
+    assert (config.momentum, config.local_crops, config.blur) == (0.9, 2, False)
     assert config.global_scale == (0.3, 0.9)
 
 

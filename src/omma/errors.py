@@ -38,3 +38,10 @@ def range_within_one(config: object, *names: str) -> None:
         value = getattr(config, name)
         if len(value) != 2 or not 0 <= value[0] <= value[1] <= 1:
             raise ValueError(f"method.{name}={value}: must be two shares, such as 0.1,0.5, the lower first")
+
+
+def one_of(config: object, name: str, *choices: str) -> None:
+    """Refuse a method's option that is none of `choices`."""
+    if getattr(config, name) not in choices:
+        said = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise ValueError(f"method.{name}={getattr(config, name)!r}: choose {said}")

@@ -32,7 +32,7 @@ def test_after_three_steps_of_any_micro_batches(parts: int) -> None:
 
 
 def test_momentum_and_the_switch() -> None:
-    still, off, none = method(centre_momentum=1.0), method(centring=False), method(centre_momentum=0.0)
+    still, off, none = method(centre_momentum=1.0), method(centring="off"), method(centre_momentum=0.0)
     for net in (still, off, none):
         net.after_step(Clock(1, 3, 0.0), [logits(0).mean(0)])
     assert still.centre.abs().max() == 0

@@ -126,17 +126,27 @@ def in_parts(parts, temperature):
     return torch.cat(found)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.02])
 @pytest.mark.parametrize("cut", [0, 1, 4, 8, 9])
-def test_a_batch_in_two_parts_equals_the_whole(cut):
+def test_a_batch_in_two_parts_equals_the_whole(cut, temperature):
     """One of them may have no rows at all, as with hidden patches."""
     logits = wave(9, 5)
     logits[:3] -= 2.0  # another part's maximum is larger
-    found = in_parts([logits[:cut], logits[cut:]], 0.05)
-    torch.testing.assert_close(found, sinkhorn(logits, 0.05), rtol=1e-5, atol=1e-7)
+    found = in_parts([logits[:cut], logits[cut:]], temperature)
+    torch.testing.assert_close(found, sinkhorn(logits, temperature), rtol=1e-5, atol=1e-7)
 
 
-def test_nobody_has_a_row():
-    assert sinkhorn(torch.zeros(0, 5), 0.05).shape == (0, 5)
+@pytest.mark.parametrize("temperature", [0.02, 0.01, 0.003])
+def test_sharp_assignments_of_cosines_are_exact(temperature):
+    """Prototypes that no image is near to leave fp32's range: what their images get must not depend on it."""
+    logits = torch.linspace(-1, 1, 15).view(3, 5)[[0, 1, 2, 0, 1, 2, 2]] * wave(7, 5).sign()
+    found = sinkhorn(logits, temperature).double()
+    torch.testing.assert_close(found, plain(logits, temperature, 3), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.02])
+def test_nobody_has_a_row(temperature):
+    assert sinkhorn(torch.zeros(0, 5), temperature).shape == (0, 5)
 
 
 def test_no_gradient_passes():

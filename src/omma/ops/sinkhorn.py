@@ -22,9 +22,12 @@ def sinkhorn(
     """Rows that sum to 1 and whose columns sum to about n / k [Caron 2020, arXiv 2006.09882, section 3.1].
 
     total, largest: sum and maximum over all processes, where each holds some of the rows (any number).
-    Computed in fp32 as diag(v) M diag(u): an iteration reads the matrix twice and never writes it.
+    Computed in fp32 as diag(v) M diag(u): an iteration reads the matrix twice and never writes it. Under a
+    temperature of .03 cosines' exponentials leave fp32: there it is computed in logarithms, more slowly.
     """
     scores = logits.float() / temperature
+    if temperature < 0.03:
+        return _in_logarithms(scores, iterations, total, largest)
     if not len(scores):  # other processes still wait for this one's sums
         scores = scores.new_full((1, scores.shape[1]), float("-inf"))
     top = scores.amax(1, keepdim=True)
@@ -39,3 +42,17 @@ def sinkhorn(
         u = u.nan_to_num_(posinf=0.0)  # a prototype that nobody is near to, in fp32
         v = (1 / (m @ u)).nan_to_num_(posinf=0.0)
     return (m * (u * v[:, None]))[: len(logits)]
+
+
+def _in_logarithms(
+    scores: Float[Tensor, "n k"],
+    iterations: int,
+    total: Callable[[Tensor], Tensor],
+    largest: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "n k"]:
+    lowest = scores.new_full((1, scores.shape[1]), torch.finfo(scores.dtype).min)
+    for _ in range(iterations):
+        top = largest(torch.cat([scores, lowest]).amax(0))
+        scores = scores - top - total(torch.exp(scores - top).sum(0)).log()
+        scores = scores - scores.logsumexp(1, keepdim=True)
+    return scores.exp()

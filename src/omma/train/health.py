@@ -101,14 +101,14 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
                 "bad",
                 f"collapsed: the teacher's targets are uniform (entropy {entropy:.2f} of {most:.2f} nats), "
                 "they teach nothing",
-                "Lower the teacher temperature (--method.teacher-temp 0.04) or --lr",
+                "Lower --method.teacher-temp or --lr",
             )
         if kl > 0.75 * most:
             return Verdict(
                 "bad",
                 f"collapsed: nearly all images are given the same prototype (KL to uniform {kl:.2f} of "
                 f"{most:.2f} nats)",
-                "Keep centring on, raise the teacher temperature (--method.teacher-temp 0.06), or lower --lr",
+                "Keep centring on, raise --method.teacher-temp, or lower --lr",
             )
     if metrics.get("uniformity", -1.0) > -0.1:
         return Verdict(
@@ -137,8 +137,8 @@ def _remedy(metrics: Mapping[str, float]) -> str:
     """What usually helps, by the kind of method that the metrics show."""
     if "teacher_entropy" in metrics:
         if metrics["teacher_entropy"] > 0.9 * metrics["teacher_entropy_limit"]:
-            return "Lower the teacher temperature (--method.teacher-temp 0.04) or --lr"
-        return "Keep centring on (--method.centring True), raise --method.momentum, or lower --lr"
+            return "Lower --method.teacher-temp or --lr"
+        return "Keep centring on (--method.centring mean), raise --method.momentum, or lower --lr"
     if "uniformity" in metrics:
         return "Lower --lr, use a larger batch, or raise --method.temperature"
     return "Lower --lr"
