@@ -35,16 +35,18 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omma.backbones.eva import Eva
 from omma.backbones.layers.block import Where
 from omma.backbones.vit import ViT
 from omma.heads import PrototypeHead
 from omma.losses import classification, contrastive, distillation
 from omma.losses.koleo import koleo
-from omma.methods import dino, dinov2, ibot, lejepa, mae, moco, simmim
+from omma.methods import beit, dino, dinov2, ibot, lejepa, mae, moco, simmim
 from omma.ops import bpe, ema
 from omma.ops.masking import blockwise, hide, random_units, view_masks
 from omma.ops.sinkhorn import sinkhorn
-from omma.protocols import Batch, Clock, Given, Key
+from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.weights import Model
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = (f"<!-- benchmarks/parity_methods.py {word} -->" for word in ("begin", "end"))
@@ -56,6 +58,7 @@ SOURCES = {
         "facebookresearch/dinov2",
         "facebookresearch/mae",
         "microsoft/SimMIM",
+        "microsoft/unilm",
         "facebookresearch/moco-v3",
         "google-research/simclr",
         "rbalestr-lab/lejepa",
@@ -97,10 +100,11 @@ class References:
         spec.loader.exec_module(module)
         return module
 
-    def load(self, source: str, module: str) -> Any:
-        """A module of the clone; nothing of it stays importable."""
-        folder = self.path(source)
-        assert folder is not None
+    def load(self, source: str, module: str, inside: str = "") -> Any:
+        """A module of the clone, or of a folder of it; nothing of it stays importable."""
+        clone = self.path(source)
+        assert clone is not None
+        folder = clone / inside
         stand_ins = _stand_ins()
         before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
         sys.path.insert(0, str(folder))
@@ -222,6 +226,7 @@ def on_this_machine() -> Iterator[None]:
         mock.patch.object(torch.Tensor, "cuda", lambda x, *_, **__: x),
         mock.patch.object(nn.Module, "cuda", lambda m, *_, **__: m),
         mock.patch.object(np, "float", float, create=True),
+        mock.patch.object(np, "int", int, create=True),
         mock.patch.dict("os.environ", XFORMERS_DISABLED="1"),
     ]
     try:
@@ -624,6 +629,45 @@ def simmim_method(references: References, found: Found) -> None:
         descend(method, twin, conv)
 
 
+def beit_method(references: References, found: Found) -> None:
+    official = references.load("microsoft/unilm", "modeling_pretrain", inside="beit")
+    shape: dict[str, Any] = {"patch": PATCH, "image_size": IMAGE, "depth": 2, "heads": 2, "hidden": 64}
+    encoder = Eva("toy", dim=16, bias="shared", layer_scale=0.1, pool="mean", **shape)
+    as_they_are = Preprocess(
+        size=IMAGE, channels=3, low=(0.0,) * 3, high=(1.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    codes = Extras({"codes.weight": wave(7, 16), "codes.bias": wave(7)})
+    given = Given(image_size=IMAGE, model=Model(toy(), as_they_are, extras=codes))
+    method = beit.Method(encoder, beit.Config(block_share=4 / 16), given)
+    scatter(method)
+    theirs = official.VisionTransformerForMaskedImageModeling(
+        img_size=IMAGE, patch_size=PATCH, vocab_size=7, embed_dim=16, depth=2, num_heads=2,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), init_values=0.1, use_abs_pos_emb=False,
+        use_shared_rel_pos_bias=True,
+    ).double()  # fmt: skip
+    head = {"mask_token": method.head.mask_token, "lm_head.weight": method.head.predict.weight}
+    head["lm_head.bias"] = method.head.predict.bias
+    lacking = theirs.load_state_dict({**encoder.state_dict(), **head}, strict=False)
+    assert not lacking.unexpected_keys
+    assert lacking.missing_keys == ["rel_pos_bias.relative_position_index"]
+    for step in range(STEPS):
+        data = batch(step, (1, IMAGE))
+        with mock.patch.object(beit, "blockwise", side_effect=blockwise) as drawn:
+            ours = method(data, Clock(step, STEPS, 0.0))
+        ours.loss.backward()
+        mask = blockwise(*drawn.call_args.args)
+        grid = (IMAGE // PATCH,) * 2
+        labels = method.tokenizer(data.views[0][:, 0], grid)[mask].argmax(-1)
+        loss = F.cross_entropy(theirs(*double(data.views), mask), labels)
+        loss.backward()
+        found.note("loss", ours.loss, loss)
+        found.gradients(method.encoder, theirs)
+        found.note("gradient", method.head.mask_token.grad, theirs.mask_token.grad)
+        found.note("gradient", method.head.predict.weight.grad, theirs.lm_head.weight.grad)
+        found.note("gradient", method.head.predict.bias.grad, theirs.lm_head.bias.grad)
+        descend(method, theirs)
+
+
 def moco_method(references: References, found: Found) -> None:
     official = references.load("facebookresearch/moco-v3", "moco.builder")
     config = moco.Config(hidden=24, out=8, momentum=0.9, freeze_patch_embed=False)
@@ -822,6 +866,11 @@ ROWS = [
         "it adds 1e-5 to the number of masked pixels; the blocks are ours on both sides",
     ),
     Row(
+        "beit", "BEiT whole: weights, mask and codes given", "microsoft/unilm",
+        "beit/modeling_pretrain.VisionTransformerForMaskedImageModeling", beit_method,
+        "relative positions shared by all layers",
+    ),
+    Row(
         "moco", "MoCo v3, its whole step: loss, key encoder, batch norms", "facebookresearch/moco-v3",
         "MoCo_ViT", moco_method, "it moves the keys' average before a step, we after the one before",
     ),
@@ -866,6 +915,13 @@ def dinov2_masks(references: References) -> tuple[list[float], list[float]]:
     return described(ours_blockwise(np.floor(counts), 4)), described(theirs)
 
 
+def beit_masks(references: References) -> tuple[list[float], list[float]]:
+    official = references.load("microsoft/unilm", "masking_generator", inside="beit")
+    generator = official.MaskingGenerator((14, 14), num_masking_patches=75, min_num_patches=16)
+    theirs = np.stack([generator() for _ in range(DRAWS)]).astype(bool)
+    return described(ours_blockwise(np.full(DRAWS, 75), 16)), described(theirs)
+
+
 def ibot_masks(references: References) -> tuple[list[float], list[float]]:
     official = references.load("bytedance/ibot", "loader")
     # of an image folder it needs the images only, here two views each
@@ -902,6 +958,9 @@ class Masks(NamedTuple):
 
 
 MASKS = [
+    Masks(
+        "beit-masks", "BEiT's blocks, 75 of 14x14", "microsoft/unilm", "beit/MaskingGenerator", beit_masks
+    ),
     Masks(
         "dinov2-masks", "DINOv2's blocks, 10 to 50% of 14x14", "facebookresearch/dinov2",
         "MaskingGenerator", dinov2_masks,
