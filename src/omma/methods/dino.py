@@ -80,8 +80,9 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a head of few dimensions and sharp, balanced targets.
 
-    `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores. In few steps a
-    teacher must follow soon, and a centre that is a mean of the last ten batches lags behind it.
+    `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores. k-NN on 4,000
+    held-out train images after 1,000 steps 43.4 %, SimCLR's 49.6. In few steps a teacher must follow soon,
+    and a centre that is a mean of the last ten batches lags behind it.
     """
     plain = backbones.family(model).plain
     config = Config(

@@ -80,8 +80,9 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: lighter heads, mild views, a faster average.
 
-    `omma pretrain coarse.csv --method grafit --steps 700`, judged with `omma evaluate` on the fine labels
-    of held-out images. Strong colours and small crops undo what the neighbours' labels teach in few steps.
+    `omma pretrain coarse.csv --method grafit --steps 1000`, Tiny-ImageNet with 24 coarse labels: k-NN on the
+    fine classes of 800 held-out train images 9.0 % (two seeds), after supervised training 7.1. Strong colours
+    and small crops undo what the neighbours' labels teach in few steps.
     """
     plain = backbones.family(model).plain
     share = 0.5 if plain and image_size < 64 else 0.75
