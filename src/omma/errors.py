@@ -1,6 +1,7 @@
 """What users are told when something outside omma fails: one line."""
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -40,8 +41,8 @@ def range_within_one(config: object, *names: str) -> None:
             raise ValueError(f"method.{name}={value}: must be two shares, such as 0.1,0.5, the lower first")
 
 
-def one_of(config: object, name: str, *choices: str) -> None:
-    """Refuse a method's option that is none of `choices`."""
-    if getattr(config, name) not in choices:
-        said = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise ValueError(f"method.{name}={getattr(config, name)!r}: choose {said}")
+def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
+    """Refuse an option's value that does not exist."""
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, known))}")

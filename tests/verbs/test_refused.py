@@ -19,6 +19,12 @@ WITHOUT_LABELS = [
     (("ibot", "dinov2", "simmim"), {"model": "vitc-15mf"}, "each patch by itself.*plain ViT"),
     (("dinov2",), {"batch_size": 1}, "batch of 2 at least.*KoLeo.*--batch-size"),
     (("dinov2",), {"batch_size": 1, "options": {"koleo": "0"}}, "Sinkhorn-Knopp compares.*--batch-size"),
+    (("dino", "ibot"), {"batch_size": 1, "model": "vit-n/8"}, "Sinkhorn-Knopp compares.*--batch-size"),
+    (
+        ("dino", "ibot"),
+        {"model": "vit-n/8", "options": {"centring": "median"}},
+        "centring='median'.*choose",
+    ),
     (("simclr", "moco", "lejepa"), {"batch_size": 1}, "batch of 2 at least.*--batch-size"),
     (("dino",), {"options": {"prototypes": "1"}}, "prototypes=1"),
     (("dinov2",), {"options": {"ladder": "12"}}, "row from 0 to 11"),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from omma import dist, protocols
 from omma.data import labelled, plans
+from omma.errors import one_of
 from omma.heads import classifier
 from omma.losses import classification
 from omma.ops import groups
@@ -58,8 +59,7 @@ class Config(labelled.Labelled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distillation not in WEIGHTS:
-            raise ValueError(f"method.distillation={self.distillation!r}: choose hard or soft")
+        one_of("method.distillation", self.distillation, WEIGHTS)
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise ValueError(f"method.weight={self.weight}: must lie in [0, 1] (the paper's: .5 or .1)")
         if self.temperature <= 0:

@@ -49,7 +49,7 @@ class Config(plans.MultiCrop):
         super().__post_init__()
         above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
         within_one(self, "centre_momentum", "momentum")
-        one_of(self, "centring", "mean", "sinkhorn", "off")
+        one_of("method.centring", self.centring, ("mean", "sinkhorn", "off"))
         if self.prototypes < 2:
             raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
 

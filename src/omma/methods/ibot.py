@@ -55,7 +55,7 @@ class Config(plans.MultiCrop):
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
-        one_of(self, "centring", "mean", "sinkhorn")
+        one_of("method.centring", self.centring, ("mean", "sinkhorn"))
         within_one(self, "centre_momentum", "momentum", "mask_probability")
         range_within_one(self, "mask_share")
         if self.prototypes < 2:

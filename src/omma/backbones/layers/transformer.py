@@ -9,18 +9,13 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.block import Where
 from omma.backbones.layers.embed import PatchEmbed
+from omma.errors import one_of
 from omma.ops.norm import norm
 from omma.ops.patches import take
 from omma.ops.positions import resample
 from omma.protocols import Backbone, Features, NoAttention
 
 POOLS = ("token", "mean", "mean_fc_norm")
-
-
-def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
-    """Refuse an option's value that does not exist."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, known))}")
 
 
 def divided(name: str, dim: int, heads: int, rotary: bool = False) -> None:
