@@ -437,7 +437,8 @@ class DinoV2Backbone(nn.Module):
 
 def dinov2_method(references: References, found: Found, balanced: bool) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.train.ssl_meta_arch")
-    config = dinov2.Config(**HEAD, **TEMPERATURES, sinkhorn=balanced, untied=balanced, mask_probability=0.7)
+    centring = "sinkhorn" if balanced else "mean"
+    config = dinov2.Config(**HEAD, **TEMPERATURES, centring=centring, untied=balanced, mask_probability=0.7)
     method = made(dinov2, config)
     twin = copy.deepcopy(method).double()
     arch = official.SSLMetaArch.__new__(official.SSLMetaArch)

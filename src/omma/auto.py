@@ -1,4 +1,4 @@
-"""What `auto` means: from data, hardware and budget to a complete plan, with reasons."""
+"""What `auto` means: from data and device to a complete plan, with reasons."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,10 +20,7 @@ class Facts:
 
     images: int
     shorter_side: int  # median of a sample, pixels
-    channels: int
     device: str  # "cpu", "cuda", "mps"
-    cores: int
-    budget: float | None  # seconds; None: a number of steps or epochs is given
     labels: bool = False  # is any image labelled?
     captions: bool = False  # has any image a caption?
 
@@ -36,6 +33,7 @@ class Wishes:
     model: str | None = None
     image_size: int | None = None
     batch: int | None = None
+    accumulate: int = 1  # parts that a batch is computed in
     lr: float | None = None
     recipe: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # --method.KEY VALUE
@@ -72,15 +70,15 @@ def wanted(wishes: Wishes) -> Needs:
     """What the method that the user names wants, with its options; nothing where none is named."""
     if wishes.method is None:
         return Needs()
-    return needs_of(wishes.method, _early(wishes.method, wishes))
+    return needs_of(wishes.method, _early(wishes.method, wishes).config)
 
 
-def _early(method: str, wishes: Wishes) -> Any:
-    """A method's configuration as far as it is known before the images are."""
+def _early(method: str, wishes: Wishes) -> Recipe:
+    """A method's recipe as far as it is known before the images are."""
     file = methods.get(method)
     recipe = getattr(file, wishes.recipe or "small", file.small)
     plan = recipe(wishes.image_size or 64, wishes.model or "vit-s/8")
-    return _configured(method, plan.config, wishes.options)
+    return dataclasses.replace(plan, config=_configured(method, plan.config, wishes.options))
 
 
 def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
@@ -91,8 +89,8 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
     name, model = wishes.method, wishes.model
     if name is None:
         return
-    config = _early(name, wishes)
-    needs = needs_of(name, config)
+    plan = _early(name, wishes)
+    needs = needs_of(name, plan.config)
     if needs.labels and not labels:
         raise ValueError(
             f"{name} learns from labels, and these images have none: put them into one folder a class, or "
@@ -103,21 +101,37 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
             f"{name} learns from captions, and these images have none: give a manifest with the columns "
             "`path` and `text` (docs/input.md); without captions choose --method simclr"
         )
-    if needs.model is not None and getattr(config, needs.model) is None:
+    if needs.model is not None and getattr(plan.config, needs.model) is None:
         raise ValueError(
             f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
         )
-    if wishes.batch is not None and wishes.batch < needs.batch:
-        raise ValueError(
-            f"{name} needs a batch of {needs.batch} at least ({needs.why_batch}): choose another --batch-size"
-        )
-    if model is not None and (needs.drops_tokens or needs.plain or needs.distils):
-        chosen = _chosen("model", model, backbones.options(model), wishes.model_options)
+    if wishes.batch is not None:
+        _enough(name, needs, wishes.batch, wishes.accumulate)
+    if model is None:
+        return
+    known = backbones.options(model)
+    if needs.drops_tokens or needs.plain or needs.distils:
+        chosen = _chosen("model", model, known, wishes.model_options)
         suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
+    if hasattr(file := methods.get(name), "adapted"):
+        file.adapted(plan, known)
 
 
-def suits(method: str, needs: Needs, encoder: Backbone) -> None:
-    """Raise ValueError for a backbone that cannot do what a method needs of it."""
+def _enough(method: str, needs: Needs, batch: int, accumulate: int) -> None:
+    """Raise ValueError where a batch, or the part of it that is computed at once, has too few images."""
+    if batch // accumulate < needs.batch:
+        parts = f" in each of {accumulate} parts" if accumulate > 1 else ""
+        raise ValueError(
+            f"{method} needs a batch of {needs.batch} at least{parts} ({needs.why_batch}): choose another "
+            f"--batch-size{' or --accumulate' * (accumulate > 1)}"
+        )
+
+
+def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None = None) -> None:
+    """Raise ValueError for a backbone that cannot do what a method needs of it.
+
+    image_size: where it is known, an image that is a single patch is refused too: none of it can be hidden.
+    """
     lacking = (
         "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
         else "embed each patch by itself" if needs.plain and not encoder.plain
@@ -127,6 +141,11 @@ def suits(method: str, needs: Needs, encoder: Backbone) -> None:
         raise ValueError(
             f"{method} needs a backbone that can {lacking}, and {encoder.name} cannot: choose a plain ViT "
             "(--model vit-ti/4) or another method (--method simclr)"
+        )
+    if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):
+        raise ValueError(
+            f"{method} hides patches, and to {encoder.name} an image of {image_size} px is a single one: "
+            "choose smaller patches or a larger --image-size"
         )
 
 
@@ -143,7 +162,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
         reasons.append((f"image size {size}", why))
     method = wishes.method
     if method is None:
-        method, why = _method(facts, wishes.model)
+        method, why = _method(facts)
         reasons.append((f"method {method}", why))
         reasons += _unused(facts, method)
     file = methods.get(method)
@@ -171,6 +190,7 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     if batch is None:
         batch, why = _batch(facts, recipe)
         reasons.append((f"batch {batch}", why))
+    _enough(method, needs_of(method, recipe.config), batch, wishes.accumulate)
     # AdamW's rate follows the square root of the batch; what the user sets is taken as it is
     lr = wishes.lr if wishes.lr is not None else recipe.lr * (batch / recipe.batch) ** 0.5
     recipe = dataclasses.replace(recipe, batch=batch, lr=lr)
@@ -215,7 +235,7 @@ def _continued(init: Origin, model: str | None) -> tuple[str, dict[str, Any]]:
     return model, {k: v for k, v in options.items() if here[k] == there[k]}
 
 
-def _method(facts: Facts, model: str | None) -> tuple[str, str]:
+def _method(facts: Facts) -> tuple[str, str]:
     if facts.captions and facts.device == "cuda" and facts.images > SMALL_DATA:
         return "clip", "there are captions, and enough of them to learn from (docs/clip.md)"
     if facts.device != "cuda" or facts.images <= SMALL_DATA:

@@ -30,16 +30,18 @@ def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def classifier(dim: int, classes: Sequence[str]) -> nn.Linear:
-    """A linear layer that starts near 0, so that all classes are as likely [Touvron 2020, arXiv 2012.12877].
-
-    Raises ValueError where there is nothing to tell apart.
-    """
+def several(classes: Sequence[str]) -> None:
+    """Raise ValueError where there is nothing to tell apart."""
     if len(classes) < 2:
         raise ValueError(
-            f"all images are of one class ({', '.join(classes)}): a classifier needs two at least; "
-            "without labels choose --method simclr"
+            f"all images are of one class ({', '.join(classes)}), and labels teach from two on: choose a "
+            "method without labels (--method simclr)"
         )
+
+
+def classifier(dim: int, classes: Sequence[str]) -> nn.Linear:
+    """A linear layer that starts near 0, so that all classes are as likely [Touvron 2020, 2012.12877]."""
+    several(classes)
     head = nn.Linear(dim, len(classes))
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)

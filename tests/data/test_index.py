@@ -231,6 +231,13 @@ def test_labels_as_numbers_or_names():
     codes, classes = encode(["10", "9", None, "-1", "10"])
     assert codes is not None
     assert (codes.tolist(), classes) == ([1, 0, -1, -1, 1], ("9", "10"))
+    # as pandas writes whole numbers in a column with gaps
+    codes, classes = encode(["10.0", "2.0", "", "-1.0", "2"])
+    assert codes is not None
+    assert (codes.tolist(), classes) == ([1, 0, -1, -1, 0], ("2", "10"))
+    codes, classes = encode(["1.5", "2.0", "nan"])
+    assert codes is not None
+    assert (codes.tolist(), classes) == ([0, 1, -1], ("1.5", "2.0"))
     codes, classes = encode([3, 5, 3], names=["c", "e", "c"])
     assert codes is not None
     assert (codes.tolist(), classes) == ([0, 1, 0], ("c", "e"))

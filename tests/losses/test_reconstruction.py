@@ -45,13 +45,13 @@ def test_loss_of_the_published_code(norm, loss, size):
 def test_l1_perfect_known_and_unmasked():
     target = wave(2, 4, 6)
     mask = torch.tensor([[True, False, True, False], [False, True, False, False]])
-    close(reconstruction.masked_l1(target, target, mask), 0.0)
+    close(reconstruction.masked_l1(target, target, mask, 3), 0.0)
     wrong = target.clone()
     wrong[1, 1] -= 2.0
     wrong[0, 1] += 100.0  # visible: does not count
-    close(reconstruction.masked_l1(wrong, target, mask), 2.0 / 3)
-    close(reconstruction.masked_l1(wrong, target, torch.zeros(2, 4).bool()), 0.0)
-    close(reconstruction.masked_l1(wrong, target, torch.ones(2, 4).bool()), 102.0 / 8)
+    close(reconstruction.masked_l1(wrong, target, mask, 3), 2.0 / 3)
+    close(reconstruction.masked_l1(wrong, target, mask, torch.tensor(6.0)), 1.0 / 3)  # as many elsewhere
+    close(reconstruction.masked_l1(wrong, target, torch.ones(2, 4).bool(), 8), 102.0 / 8)
 
 
 def test_l1_of_the_published_simmim():
@@ -59,7 +59,7 @@ def test_l1_of_the_published_simmim():
     features = wave(2, 48, 2, 2, phase=1.1, scale=0.8, step=0.45).requires_grad_()
     predicted = features.flatten(2).transpose(1, 2)
     mask = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()
-    ours = reconstruction.masked_l1(predicted, patchify(wave(2, 3, 8, 8, phase=0.3), 4), mask)
+    ours = reconstruction.masked_l1(predicted, patchify(wave(2, 3, 8, 8, phase=0.3), 4), mask, mask.sum())
     ours.backward()
     close(ours, 0.727257626)
     close(features.grad.norm(), 0.072168772)

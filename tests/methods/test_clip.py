@@ -199,7 +199,7 @@ def test_needs():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"loss": "cosine"}, "method.loss='cosine': choose clip or siglip"),
+        ({"loss": "cosine"}, "method.loss='cosine': choose 'clip', 'siglip'"),
         ({"text_dim": 100}, "multiple of text_heads=8"),
         ({"context": 2}, "method.context=2"),
         ({"learned": -1}, "method.learned=-1"),

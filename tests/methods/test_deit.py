@@ -135,11 +135,20 @@ def test_classes_of_the_teacher_in_another_order():
     torch.testing.assert_close(method.teacher_head.weight.detach(), rows[[1, 2, 0]])
 
 
+def test_classes_of_one_name_in_the_same_order():
+    """Names may be shared (ImageNet has two cranes); rows are then the teacher's own."""
+    model = teacher(named=["a", "a", "b"])
+    method = build(given_=given(model=model, classes=("a", "a", "b")))
+    rows = model.extras.tensors["classifier.weight"]
+    torch.testing.assert_close(method.teacher_head.weight.detach(), rows)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (teacher(classes=5), r"runs/teacher tells 5 classes apart, and these images have 3: train one"),
         (teacher(named=["a", "b", "x"]), "knows a class 'x', which these images lack"),
+        (teacher(named=["a", "a", "b"]), "classes of the teacher runs/teacher share a name.*train one"),
     ],
 )
 def test_a_teacher_of_other_classes_is_refused(model, said):

@@ -34,7 +34,7 @@ def adapted(kind, row, image_size=224):
 
 
 SWITCHES = [
-    {"lr", "weight_decay_end", "config.layer_decay", "config.patch_embed_lr"},
+    {"lr", "weight_decay_end", "config.momentum", "config.patch_embed_lr"},
     {"drop_path", "encoder.layer_scale", "encoder.drop_uniform"},
     {"config.prototypes"},
     {"config.koleo"},
@@ -43,7 +43,7 @@ SWITCHES = [
     {"config.momentum"},
     {"warmup", "config.teacher_temp_warmup"},
     {"batch", "lr"},
-    {"config.sinkhorn"},
+    {"config.centring"},
     {"config.untied"},
 ]
 
@@ -62,28 +62,37 @@ def test_a_row_is_one_switch_more_than_the_row_before(kind, row):
     missing = object()
     names = before.keys() | after.keys()
     changed = {name for name in names if before.get(name, missing) != after.get(name, missing)}
-    assert changed == SWITCHES[row - 1]
+    # the small recipe's patch embedding learns as fast as all else
+    assert changed == SWITCHES[row - 1] - ({"config.patch_embed_lr"} if kind == "small" else set())
 
 
 def test_row_0_is_ibot():
     recipe = adapted("paper", 0)
     config = recipe.config
     assert not config.untied
-    assert not config.sinkhorn
+    assert config.centring == "mean"
+    assert config.momentum == pytest.approx(0.996)  # iBOT's
     assert config.koleo == 0
     assert config.layer_decay == config.patch_embed_lr == 1
     assert config.prototypes == 8192  # iBOT's
     assert recipe.batch == 1024
     assert dict(recipe.encoder) == {}
     assert recipe.drop_path == 0
+    assert adapted("paper", 1).config.momentum == pytest.approx(0.992)  # the published code's
 
 
-def test_the_last_row_is_the_papers_recipe():
-    """With patches of 14 for 16, and SwiGLU of as many parameters."""
-    found, whole = flat(adapted("paper", 11)), flat(dinov2.paper(224, "vit-l/16"))
+@pytest.mark.parametrize("kind", ["paper", "small"])
+def test_the_last_row_is_the_recipe(kind):
+    """With patches of 14 for 16, and SwiGLU of as many parameters; LayerScale where the recipe has none."""
+    found, whole = flat(adapted(kind, 11)), flat(getattr(dinov2, kind)(224, "vit-l/16"))
     assert found.pop("encoder.patch") == 14
     assert found.pop("encoder.mlp") == "swiglu"
     assert found.pop("encoder.hidden") == pytest.approx(4096 * 2 / 3, abs=4)
+    if kind == "small":
+        assert found.pop("encoder.layer_scale") == 1e-5
+        assert found.pop("encoder.drop_uniform") is True
+        assert found.pop("drop_path") == 0.3
+        assert whole.pop("drop_path") == 0
     assert found.keys() == whole.keys()
     for name, value in whole.items():
         assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
@@ -99,7 +108,15 @@ def test_every_row_builds(kind, row):
     config = dataclasses.replace(recipe.config, prototypes=8, head_hidden=8, head_bottleneck=4)
     method = dinov2.Method(encoder, config, Given(image_size=32))
     assert (method.patch_head is not None) == (row >= 11)
-    assert hasattr(method, "centre") == (row < 10)
+    assert config.centring == ("mean" if row < 10 else "sinkhorn")
+
+
+@pytest.mark.parametrize("name", ["swin-t", "cait-xxs24"])
+def test_rows_are_refused_where_the_backbone_has_nothing_to_switch(name):
+    recipe = dinov2.small(32, name)
+    recipe = dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, ladder=0))
+    with pytest.raises(ValueError, match=r"hidden.*choose a plain ViT"):
+        dinov2.adapted(recipe, backbones.options(name))
 
 
 def test_without_a_row_a_recipe_stays_as_it_is():
@@ -114,7 +131,7 @@ def test_rows_that_do_not_exist_are_refused(row):
 
 
 def test_what_compares_images_wants_two():
-    alone = dinov2.Config(koleo=0.0, sinkhorn=False)
+    alone = dinov2.Config(koleo=0.0, centring="mean")
     assert dinov2.needs(alone).batch == 1
     assert dinov2.needs(dinov2.Config()).batch == 2
     wanted = [dinov2.needs(dinov2.Config(ladder=row)).batch for row in ROWS]
@@ -159,7 +176,7 @@ def test_koleo_sees_each_view_apart():
 
 def test_centres_of_micro_batches_are_means_over_hidden_patches():
     """However they are spread over micro-batches; without a hidden patch the patches' centre stays."""
-    net = method(sinkhorn=False, centre_momentum=0.9)
+    net = method(centring="mean", centre_momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     images, patches = torch.randn(6, 7, generator=generator), torch.randn(9, 7, generator=generator)
     carries = [
@@ -175,10 +192,10 @@ def test_centres_of_micro_batches_are_means_over_hidden_patches():
     torch.testing.assert_close(net.centre, 0.19 * images.mean(0))
 
 
-@pytest.mark.parametrize("balanced", [True, False])
-def test_what_is_carried(balanced):
-    output = method(sinkhorn=balanced)(batch(), Clock(0, 10, 0.0))
-    assert (output.carry is None) == balanced
+@pytest.mark.parametrize("centring", ["mean", "sinkhorn"])
+def test_what_is_carried(centring):
+    output = method(centring=centring)(batch(), Clock(0, 10, 0.0))
+    assert (output.carry is None) == (centring == "sinkhorn")
 
 
 def test_rates_are_the_published_codes():

@@ -66,7 +66,7 @@ def method(images=10):
     torch.manual_seed(0)
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=8)
     config = grafit.Config(hidden=12, out=4, momentum=0.9)
-    return grafit.Method(encoder, config, Given(image_size=8, images=images)).train()
+    return grafit.Method(encoder, config, Given(image_size=8, images=images, classes=("a", "b"))).train()
 
 
 def batch(index, labels, first=0):

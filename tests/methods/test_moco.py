@@ -129,8 +129,9 @@ def test_with_a_queue_the_second_view_is_the_key():
     assert torch.equal(net.queue[:6], output.carry)
 
 
-def test_a_queue_needs_no_other_images():
+def test_other_images_are_needed():
+    """With a queue too: of a single image the heads' batch norms make zeros."""
     assert moco.needs(moco.Config()).batch == 2
-    assert moco.needs(moco.Config(queue=8)).batch == 1
+    assert moco.needs(moco.Config(queue=8)).batch == 2
     with pytest.raises(ValueError, match="queue=-1"):
         moco.Config(queue=-1)

@@ -200,7 +200,7 @@ def test_reconstruct_decodes_the_codes():
         ({"codes": 1}, "at least 2"),
         ({"decay": 1.0}, r"decay=1.0: must lie in \[0, 1\)"),
         ({"commitment": -1.0}, "0 or more"),
-        ({"reconstruction": "l3"}, "choose 'l1' or 'l2'"),
+        ({"reconstruction": "l3"}, "choose 'l1', 'l2'"),
         ({"decoder_dim": 30}, "multiple of 4"),
     ],
 )

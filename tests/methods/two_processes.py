@@ -1,5 +1,6 @@
 """One of two processes that train every method on half of each batch; run by test_conformance."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -40,6 +41,18 @@ def weights(name, model, share):
     return method.state_dict()
 
 
+def rejected(name, rank):
+    """Is a step rejected, and nothing moved, for which only the last process's images are broken?"""
+    file, recipe, method = conformance.build(name, conformance.MODELS[0])
+    before = copy.deepcopy(method.state_dict())
+    batch = part(conformance.batch_of(file, recipe, 0), rank, 2)
+    if rank == 1:
+        batch.views[0][0] = float("nan")
+    (step,) = train(method, make_optimizer(method, recipe), iter([batch]), recipe, Position(0, 1, 8, 100))
+    same = all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    return step.rejected is not None and same
+
+
 def main(rank, folder):
     alone = {}
     if rank == 0:
@@ -54,7 +67,9 @@ def main(rank, folder):
                 float((value.double() - alone[pair][key].double()).abs().max())
                 for key, value in together.items()
             )
+    broken = {name: rejected(name, rank) for name in ("dino mean", "simclr")}
     if rank == 0:
+        (folder / "rejected.json").write_text(json.dumps(broken))
         (folder / "differences.json").write_text(json.dumps(differences))
     torch.distributed.destroy_process_group()
 

@@ -116,11 +116,11 @@ def test_an_images_mask_is_its_own(draw):
 
 # ---------------------------------------------------------------- units and kept tokens
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99, 1.0])
-@pytest.mark.parametrize(("grid", "unit"), [((8, 8), 2), ((6, 6), 6), ((5, 7), 2), ((4, 4), 1)])
+@pytest.mark.parametrize(("grid", "unit"), [((8, 8), 2), ((6, 6), 4), ((5, 7), 2), ((4, 4), 1)])
 def test_units_are_whole_and_as_many_as_asked_for(grid, unit, share):
     masks = masking.random_units(key(20), STREAM, grid, unit, share).view(20, *grid)
     rows, columns = -(-grid[0] // unit), -(-grid[1] // unit)
-    expected = min(math.ceil(rows * columns * share), max(rows * columns - 1, 1))
+    expected = min(math.ceil(rows * columns * share), rows * columns - 1)
     for mask in masks:
         cells = [
             mask[r * unit : (r + 1) * unit, c * unit : (c + 1) * unit]
@@ -129,6 +129,11 @@ def test_units_are_whole_and_as_many_as_asked_for(grid, unit, share):
         ]
         assert all(cell.all() or not cell.any() for cell in cells)
         assert sum(bool(cell.any()) for cell in cells) == expected
+
+
+def test_a_single_unit_would_hide_everything():
+    with pytest.raises(ValueError, match="hide all of 6 x 6"):
+        masking.random_units(key(2), STREAM, (6, 6), 6, 0.6)
 
 
 def test_units_are_uniform():

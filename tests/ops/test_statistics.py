@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from omma import distilled
 from omma.ops import statistics
 
 
@@ -44,9 +45,15 @@ def test_entropy_and_kl_at_their_limits():
     uniform, same = torch.full((2, 5, k), 1 / k), torch.eye(k)[:1].expand(5, k)
     assert statistics.entropy(uniform).shape == (2, 5)
     assert float(statistics.entropy(uniform).mean()) == pytest.approx(math.log(k))
-    assert float(statistics.kl_to_uniform(uniform)) == pytest.approx(0.0, abs=1e-6)
+    assert float(statistics.kl_to_uniform(uniform[0, 0])) == pytest.approx(0.0, abs=1e-6)
     assert float(statistics.entropy(same).mean()) == 0
-    assert float(statistics.kl_to_uniform(same)) == pytest.approx(math.log(k))
-    assert float(statistics.kl_to_uniform(torch.eye(k))) == pytest.approx(
-        0.0, abs=1e-6
-    )  # each sharp, all used
+    assert float(statistics.kl_to_uniform(same[0])) == pytest.approx(math.log(k))
+
+
+def test_what_is_watched_of_a_teacher():
+    """Each assignment sharp and all prototypes in use; then one alone."""
+    all_used, one = distilled.watched(torch.eye(16)), distilled.watched(torch.eye(16)[:1].expand(2, 5, 16))
+    assert all_used["teacher_entropy"] == one["teacher_entropy"] == 0
+    assert float(all_used["teacher_kl_to_uniform"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(one["teacher_kl_to_uniform"]) == pytest.approx(math.log(16))
+    assert float(one["teacher_entropy_limit"]) == pytest.approx(math.log(16))

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from omma import backbones, weights
 from omma.backbones import layers
-from omma.protocols import Batch, Clock, Key, ParamGroup, Recipe, StepOutput
+from omma.backbones.layers.frozen import Frozen
+from omma.dist import BatchNorm
+from omma.protocols import Batch, Clock, Extras, Key, ParamGroup, Preprocess, Recipe, StepOutput
 from omma.train.loop import Position, make_optimizer, schedule, train
 from omma.train.precision import Cast
 
@@ -111,6 +114,31 @@ def test_recipes_refuse_nonsense():
         dataclasses.replace(RECIPE, lr=0.0)
     with pytest.raises(ValueError, match="warmup"):
         dataclasses.replace(RECIPE, warmup=1.0)
+
+
+def test_what_bf16_leaves_alone():
+    """Batch norms, single numbers, and what picks a frozen tokenizer's codes."""
+    seen = {}
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.norm = nn.Parameter(torch.tensor(2.6592)), BatchNorm(4)
+            self.linear = nn.Linear(4, 4)
+            self.frozen = Frozen(trained, None, "codes")
+
+        def forward(self, batch, clock):
+            seen.update({n: p.dtype for n, p in self.named_parameters()}, weight=self.frozen.weight.dtype)
+            seen["codes"] = self.frozen(batch.views[0].bfloat16(), (2, 2)).dtype
+            return StepOutput(self.scale * self.linear.weight.sum(), {})
+
+    encoder = backbones.build(name="vit/8", image_size=16, depth=1, dim=12, heads=2, hidden=24)
+    seen_as = Preprocess(size=16, channels=3, low=(0,) * 3, high=(1,) * 3, mean=(0,) * 3, std=(1,) * 3)
+    trained = weights.Model(encoder, seen_as, extras=Extras({"codes.weight": torch.randn(5, 12)}))
+    batch = Batch((torch.zeros(2, 3, 16, 16),), Key(0, None, None))
+    Cast(Parts(), torch.bfloat16)(batch, Clock(0, 1, 0.0)).loss.backward()
+    assert seen["linear.weight"] == seen["frozen.encoder.norm.weight"] == torch.bfloat16
+    assert seen["scale"] == seen["norm.weight"] == seen["weight"] == seen["codes"] == torch.float32
 
 
 @pytest.mark.parametrize("tokens", [17, 65])

@@ -368,7 +368,7 @@ def origin(**options):
     ],
 )
 def test_image_size(side, size, why):
-    facts = auto.Facts(images=5000, shorter_side=side, channels=3, device="cpu", cores=2, budget=600)
+    facts = auto.Facts(images=5000, shorter_side=side, device="cpu")
     choice = auto.choose(facts, auto.Wishes(init=origin()))
     assert (choice.model, choice.image_size) == ("vit-s/16", size)
     assert any(what == f"image size {size}" and why in words for what, words in choice.reasons)

@@ -26,6 +26,11 @@ WITHOUT_LABELS = [
         "centring='median'.*choose",
     ),
     (("simclr", "moco", "lejepa"), {"batch_size": 1}, "batch of 2 at least.*--batch-size"),
+    (("moco",), {"batch_size": 1, "options": {"queue": "8"}}, "batch norms compare"),
+    (("simclr",), {"batch_size": 8, "accumulate": 8}, "in each of 8 parts.*--batch-size or --accumulate"),
+    (("dinov2",), {"model": "swin-t", "options": {"ladder": "3"}}, "hidden.*no such options.*plain ViT"),
+    (("mae", "simclr", "vqvae"), {"options": {"scale": "0.5"}}, "scale=.0.5,.: must be two shares"),
+    (("mae", "dvae"), {"options": {"decoder_heads": "0"}}, "decoder_heads=0: must be above 0"),
     (("dino",), {"options": {"prototypes": "1"}}, "prototypes=1"),
     (("dinov2",), {"options": {"ladder": "12"}}, "row from 0 to 11"),
 ]
@@ -52,8 +57,14 @@ def test_before_the_first_image_is_read(folder, monkeypatch, names, options, sai
         assert not (folder / "run").exists()
 
 
+def test_a_batch_of_one_where_omma_chooses_the_method(folder):
+    with pytest.raises(ValueError, match=r"simclr needs a batch of 2 at least.*--batch-size"):
+        pretrain(folder, batch_size=1, steps=1, out=folder / "run")
+    assert not (folder / "run").exists()
+
+
 def test_a_batch_of_one_is_no_hindrance_where_nothing_compares(folder):
-    options = {"koleo": 0.0, "sinkhorn": False, "prototypes": 8, "head_hidden": 8, "head_bottleneck": 4}
+    options = {"koleo": 0.0, "centring": "mean", "prototypes": 8, "head_hidden": 8, "head_bottleneck": 4}
     result = pretrain(
         folder, method="dinov2", model="vit-n/8", steps=1, batch_size=1, out=folder / "run", options=options
     )

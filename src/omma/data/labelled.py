@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.errors import above_zero, range_within_one, within_one
 from omma.ops import mixing
 from omma.ops.random import Stream
 from omma.protocols import Batch, Crop, RandAugment
@@ -29,9 +30,10 @@ class Labelled:
     crop_size: int | None = None  # pixels of the views; None: those that the network will see
 
     def __post_init__(self) -> None:
-        for name in ("mix_p", "switch_p", "erase_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"method.{name}={getattr(self, name)}: a probability lies in [0, 1]")
+        within_one(self, "mix_p", "switch_p", "erase_p")
+        range_within_one(self, "scale")
+        if self.crop_size is not None:
+            above_zero(self, "crop_size")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"method.smoothing={self.smoothing}: must lie in [0, 1) (the paper's: .1)")
         for name in ("mixup", "cutmix", "operations"):
@@ -39,8 +41,7 @@ class Labelled:
                 raise ValueError(f"method.{name}={getattr(self, name)}: must be at least 0, which is off")
         if not 0 <= self.magnitude <= 10:
             raise ValueError(f"method.magnitude={self.magnitude}: must lie in [0, 10] (the paper's: 9)")
-        if self.repeats < 1:
-            raise ValueError(f"method.repeats={self.repeats}: each image is seen at least once")
+        above_zero(self, "repeats")
 
 
 def plan(config: Labelled, image_size: int) -> tuple[Crop, ...]:

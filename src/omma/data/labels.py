@@ -41,8 +41,9 @@ def encode(values: Iterable, names: Iterable | None = None) -> tuple[np.ndarray 
     rows = ["" if value is None else str(value) for value in values]
     distinct = set(rows) - {"", "nan"}
     try:
-        numbers = {text: int(text) for text in distinct}
-        order = sorted((text for text in distinct if numbers[text] >= 0), key=numbers.__getitem__)
+        numbers = {text: _whole(text) for text in distinct}
+        rows = [str(numbers.get(text, text)) for text in rows]
+        order = [str(number) for number in sorted(set(numbers.values())) if number >= 0]
     except ValueError:
         order = sorted(distinct)
     if not order:
@@ -52,6 +53,14 @@ def encode(values: Iterable, names: Iterable | None = None) -> tuple[np.ndarray 
     if names is not None:
         called |= {text: str(name) for text, name in zip(rows, names) if name}
     return np.array([code.get(text, -1) for text in rows], np.int64), tuple(called[text] for text in order)
+
+
+def _whole(text: str) -> int:
+    """A label's number; a column with gaps may hold "2.0" for 2. ValueError for anything else."""
+    whole, _, rest = text.partition(".")
+    if rest.strip("0"):
+        raise ValueError(f"{text} is no whole number")
+    return int(whole)
 
 
 def from_folders(folders: list[str], counts: list[int]) -> Known:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omma.errors import range_within_one
+from omma.errors import at_least_zero, range_within_one
 from omma.protocols import Colour, Crop
 
 
@@ -54,8 +54,7 @@ class MultiCrop:
 
     def __post_init__(self) -> None:
         range_within_one(self, "global_scale", "local_scale")
-        if self.local_crops < 0:
-            raise ValueError(f"method.local_crops={self.local_crops}: must be 0 (none) or a number of crops")
+        at_least_zero(self, "local_crops")
 
 
 def small_multi_crop(image_size: int, plain: bool) -> dict[str, Any]:

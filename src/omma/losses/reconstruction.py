@@ -13,8 +13,14 @@ def masked_mse(
 
 
 def masked_l1(
-    predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], mask: Bool[Tensor, "b n"]
+    predicted: Float[Tensor, "b n p"],
+    target: Float[Tensor, "b n p"],
+    mask: Bool[Tensor, "b n"],
+    count: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
-    """Mean absolute error over the values of masked patches only [Xie 2021, eq. 2]; 0 if none is masked."""
+    """Absolute error over the values of masked patches only [Xie 2021, eq. 2], as a share of `count` patches.
+
+    count: how many are masked, as a mean over processes, so that each of them all counts alike.
+    """
     error = (predicted.float() - target.float()).abs().mean(-1)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+    return (error * mask).sum() / count

@@ -14,17 +14,16 @@ of features without one.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from omma import dist, protocols
 from omma.backbones.layers.frozen import Frozen
+from omma.errors import between, range_within_one
 from omma.heads import MaskedHead
 from omma.losses import prediction
 from omma.ops import groups, statistics
-from omma.ops.masking import blockwise
-from omma.ops.random import Stream
+from omma.ops.masking import blocks
 from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
@@ -39,9 +38,8 @@ class Config:
     colour: float = 0.4  # strength of brightness, contrast and saturation jitter
 
     def __post_init__(self) -> None:
-        for name in ("mask_share", "block_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must lie between 0 and 1")
+        between(self, "mask_share", "block_share")
+        range_within_one(self, "scale")
         if self.block_share > self.mask_share:
             raise ValueError(
                 f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
@@ -66,14 +64,16 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """BEiT-B on ImageNet: batch 2048, 800 epochs; `beit-b/16` has the paper's relative positions.
+    """BEiT-B on ImageNet: batch 2048, 800 epochs; `beit-b/16` has the paper's relative positions,
+    which all layers share in pretraining.
 
     `omma pretrain IMAGES --method beit --method.tokenizer RUN --recipe paper --model beit-b/16 --epochs 800`
     """
     scale = 1e-5 if "-l/" in model else 0.1  # [section 2.4 and the code's README]
     return Recipe(
         config=Config(), batch=2048, lr=1.5e-3, lr_end=1e-5, warmup=10 / 800, weight_decay=0.05,
-        betas=(0.9, 0.999), clip=3.0, drop_path=0.1, encoder={"pool": "mean", "layer_scale": scale},
+        betas=(0.9, 0.999), clip=3.0, drop_path=0.1,
+        encoder={"pool": "mean", "layer_scale": scale, "bias": "shared"},
     )  # fmt: skip
 
 
@@ -105,10 +105,7 @@ class Method(protocols.Method):
         (crops,) = batch.views
         images = crops[:, 0]
         grid = self.encoder.grid(*images.shape[-2:])
-        n = grid[0] * grid[1]
-        counts = np.full(len(images), round(c.mask_share * n))
-        least = max(1, round(c.block_share * n))
-        mask = blockwise(batch.key, Stream.MASK, grid, counts, least).to(images.device)
+        mask = blocks(batch.key, grid, c.mask_share, c.block_share).to(images.device)
 
         target = self.tokenizer(images, grid)[mask].argmax(-1)
         logits = self.head(self.encoder, images, mask)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from omma import backbones, dist, protocols, text
+from omma.errors import above_zero, one_of, range_within_one, within_one
 from omma.losses import contrastive
 from omma.ops import bpe, groups
 from omma.protocols import (
@@ -63,11 +64,8 @@ class Config:
     flip: float = 0.0  # probability; "left" and writing are mirrored by it
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"method.loss={self.loss!r}: choose {' or '.join(LOSSES)}")
-        for name in ("out", "text_depth", "text_dim", "text_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must be at least 1")
+        one_of("method.loss", self.loss, LOSSES)
+        above_zero(self, "out", "text_depth", "text_dim", "text_heads")
         if self.text_dim % self.text_heads:
             raise ValueError(
                 f"method.text_dim={self.text_dim}: must be a multiple of text_heads={self.text_heads}"
@@ -76,10 +74,8 @@ class Config:
             raise ValueError(f"method.learned={self.learned}: must be at least 0, which leaves bytes alone")
         if self.context < 3:
             raise ValueError(f"method.context={self.context}: must be at least 3 (the paper's: 77)")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"method.scale={self.scale}: must be two shares of the area, such as 0.6,1")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"method.flip={self.flip}: must lie in [0, 1]")
+        range_within_one(self, "scale")
+        within_one(self, "flip")
 
 
 def needs(config: Config) -> Needs:

@@ -220,10 +220,15 @@ def _classifier_of(model: Trained, classes: tuple[str, ...], name: str) -> nn.Li
         )
     rows = torch.arange(len(classes))
     known = model.extras.facts.get("classes")
-    if known is not None:
-        if set(known) != set(classes):
-            other = sorted(set(known) - set(classes))[0]
-            raise ValueError(f"the teacher {name} knows a class {other!r}, which these images lack: {remedy}")
+    if known is not None and tuple(known) != classes:
+        if other := sorted(set(known) - set(classes)):
+            raise ValueError(
+                f"the teacher {name} knows a class {other[0]!r}, which these images lack: {remedy}"
+            )
+        if len(set(known)) < len(known):
+            raise ValueError(
+                f"classes of the teacher {name} share a name, and come in another order: {remedy}"
+            )
         rows = torch.tensor([list(known).index(each) for each in classes])
     head = nn.Linear(weight.shape[1], len(classes), bias=bias is not None)
     with torch.no_grad():

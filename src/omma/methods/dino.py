@@ -17,47 +17,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omma import backbones, dist, protocols
+from omma import backbones, dist, distilled, protocols
 from omma.data import plans
-from omma.errors import above_zero, one_of, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
-from omma.ops import ema, groups, statistics
-from omma.ops.schedules import cosine, linear
-from omma.ops.sinkhorn import sinkhorn
+from omma.ops import ema, groups
+from omma.ops.schedules import cosine
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(plans.MultiCrop):
+class Config(distilled.Distilled):
     """The paper's defaults, for ImageNet and multi-crop."""
 
-    prototypes: int = 65_536
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    student_temp: float = 0.1
-    teacher_temp_start: float = 0.04
-    teacher_temp: float = 0.07
-    teacher_temp_warmup: float = 0.3  # share of the run (30 of 100 epochs)
-    centring: str = "mean"  # or "sinkhorn" (Sinkhorn-Knopp, table 7), or "off", only to study collapse
-    centre_momentum: float = 0.9
-    sinkhorn_iterations: int = 3
-    momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
-    freeze_last_epochs: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
-        within_one(self, "centre_momentum", "momentum")
-        one_of("method.centring", self.centring, ("mean", "sinkhorn", "off"))
-        if self.prototypes < 2:
-            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
+    centrings = ("mean", "sinkhorn", "off")  # Sinkhorn-Knopp: table 7; off: only to study collapse
 
 
 def needs(config: Config) -> Needs:
     """Other images where a batch is compared with itself."""
-    why = "Sinkhorn-Knopp compares the images of a batch"
-    return Needs(batch=2, why_batch=why) if config.centring == "sinkhorn" else Needs()
+    return distilled.needs(config)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -72,8 +50,7 @@ def paper(image_size: int, model: str) -> Recipe:
     """
     return Recipe(
         config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=0.1, weight_decay=0.04,
-        weight_decay_end=0.4,
-        clip=3.0, drop_path=0.1,
+        weight_decay_end=0.4, clip=3.0, drop_path=0.1,
     )  # fmt: skip
 
 
@@ -81,19 +58,10 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a head of few dimensions and sharp, balanced targets.
 
     `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores. k-NN on 4,000
-    held-out train images after 1,000 steps 43.4 %, SimCLR's 49.6. In few steps a teacher must follow soon,
-    and a centre that is a mean of the last ten batches lags behind it.
+    held-out train images after 1,000 steps 43.4 %, SimCLR's 49.6.
     """
-    plain = backbones.family(model).plain
-    config = Config(
-        prototypes=2048, head_hidden=512, head_bottleneck=32, centring="sinkhorn", teacher_temp_start=0.02,
-        teacher_temp=0.02, momentum=0.7, freeze_last_epochs=0.0,
-        **plans.small_multi_crop(image_size, plain),
-    )  # fmt: skip
-    return Recipe(
-        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
-        drop_path=0.0, encoder={"pool": "mean"},
-    )  # fmt: skip
+    config = Config(**distilled.small(image_size, backbones.family(model).plain))
+    return distilled.small_recipe(config)
 
 
 class Method(protocols.Method):
@@ -128,22 +96,9 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             logits = self.teacher_head(self.teacher(globals_).pooled).float()
-            temperature = linear(
-                c.teacher_temp_start, c.teacher_temp, clock.progress / max(c.teacher_temp_warmup, 1e-9)
-            )
-            if c.centring == "sinkhorn":
-                teacher = sinkhorn(logits, temperature, c.sinkhorn_iterations, dist.total, dist.largest)
-            else:
-                teacher = distillation.targets(logits, self.centre, temperature)
-            teacher = teacher.unflatten(0, (2, b))
-
-        metrics = {
-            "teacher_entropy": statistics.entropy(teacher).mean(),
-            "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
-            "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
-        }
+            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
         loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
-        return StepOutput(loss, metrics, logits.mean(0))
+        return StepOutput(loss, distilled.watched(teacher), logits.mean(0))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:

@@ -11,7 +11,8 @@ Choose it for features that are used frozen, from 100,000 images on with a GPU; 
 recipe.
 
 --method.ladder N is row N of the paper's table 1, from iBOT (0) to DINOv2 (11), each one switch more than the
-row before. High resolution comes last and briefly: omma pretrain IMAGES --init RUN --image-size 518.
+row before. High resolution comes last and briefly: omma pretrain IMAGES --method dinov2 --init RUN
+--image-size 518.
 """
 
 import dataclasses
@@ -20,69 +21,57 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma import dist, protocols
+from omma import dist, distilled, protocols
 from omma.data import plans
-from omma.errors import above_zero, range_within_one, within_one
+from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.losses.koleo import koleo
-from omma.ops import ema, groups, statistics
+from omma.ops import ema, groups
 from omma.ops.masking import hide, view_masks
-from omma.ops.schedules import cosine, linear
-from omma.ops.sinkhorn import sinkhorn
+from omma.ops.schedules import cosine
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(plans.MultiCrop):
-    """The paper's defaults, for ViT-L on LVD-142M."""
+class Config(distilled.Distilled):
+    """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
     ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
     prototypes: int = 131_072
     untied: bool = True  # a head of their own for patches
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    student_temp: float = 0.1
-    teacher_temp_start: float = 0.04
-    teacher_temp: float = 0.07
-    teacher_temp_warmup: float = 0.3  # share of the run
-    sinkhorn: bool = True  # False: centring
-    sinkhorn_iterations: int = 3
-    centre_momentum: float = 0.9
+    head_bottleneck: int = 256  # the published run's head for images: 384
+    teacher_temp_warmup: float = 30 / 500
+    centring: str = "sinkhorn"  # or "mean"
     koleo: float = 0.1  # weight; 0 switches it off
-    momentum: float = 0.994  # of the teacher, rising to 1 by a cosine
-    freeze_last_epochs: float = 1.0
+    momentum: float = 0.994
     patch_weight: float = 1.0
     mask_probability: float = 0.5
     mask_share: tuple[float, float] = (0.1, 0.5)
-    layer_decay: float = 0.9  # of the learning rate, for each layer further from the end
+    layer_decay: float = 1.0  # of the learning rate, for each layer further from the end
     patch_embed_lr: float = 0.2
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
-        within_one(self, "centre_momentum", "momentum", "mask_probability", "layer_decay")
+        above_zero(self, "layer_decay", "patch_embed_lr")
+        within_one(self, "mask_probability", "layer_decay")
         range_within_one(self, "mask_share")
-        if self.prototypes < 2:
-            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
-        if self.koleo < 0:
-            raise ValueError(f"method.koleo={self.koleo}: must be 0 (off) or a weight, .1 in the paper")
+        at_least_zero(self, "koleo", "patch_weight")
         if self.ladder is not None and self.ladder not in range(len(LADDER)):
             raise ValueError(f"method.ladder={self.ladder}: choose a row from 0 to {len(LADDER) - 1}")
 
 
 def needs(config: Config) -> Needs:
     """Plain patches to hide; other images where a batch is compared with itself."""
-    compares = [name for name, on in (("KoLeo", config.koleo), ("Sinkhorn-Knopp", config.sinkhorn)) if on]
     if config.ladder is not None:
-        compares = [s.name for s in LADDER[: config.ladder + 1] if s.name in ("KoLeo", "Sinkhorn-Knopp")]
-    why = f"{' and '.join(compares)} compare{'s' * (len(compares) == 1)} the images of a batch"
-    return Needs(plain=True, batch=2 if compares else 1, why_batch=why)
+        on = {switch.name for switch in LADDER[: config.ladder + 1]}
+        centring = config.centring if "Sinkhorn-Knopp" in on else "mean"
+        config = dataclasses.replace(config, koleo=config.koleo * ("KoLeo" in on), centring=centring)
+    return distilled.needs(config, plain=True, koleo=config.koleo > 0)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -91,14 +80,19 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ViT-L/14 on ImageNet-22k or more: batch 3072, 625,000 steps.
+    """ViT-L/14 on ImageNet-22k: batch 3072, 625,000 steps.
 
     `omma pretrain IMAGES --method dinov2 --recipe paper --model dinov2-l/14 --steps 625000`
+    Its SwiGLU of as many parameters is --method.ladder 11 (on vit-l/16, from which that makes patches of 14).
+    The published code's short run, ViT-L/16 on ImageNet in 125,000 steps: --lr 0.0057 --batch-size 2048
+    --method.layer-decay 0.9 --method.momentum 0.992 --method.centring mean --method.untied False
+    --method.prototypes 65536 --method.teacher-temp-warmup 0.3 --model.drop-path 0.3.
     """
-    batch = 3072
+    batch, fits = 3072, image_size == 224 and model.endswith("/14")
     return Recipe(
-        config=Config(), batch=batch, lr=4e-3 * (batch / 1024) ** 0.5, warmup=0.16, weight_decay=0.04,
-        weight_decay_end=0.2, clip=3.0, drop_path=0.3, encoder={"layer_scale": 1e-5, "drop_uniform": True},
+        config=Config(local_size=98 if fits else None), batch=batch, lr=2e-4 * (batch / 1024) ** 0.5,
+        warmup=80 / 500, weight_decay=0.04, weight_decay_end=0.2, clip=3.0, drop_path=0.4,
+        encoder={"layer_scale": 1e-5, "drop_uniform": True},
     )  # fmt: skip
 
 
@@ -109,97 +103,113 @@ def small(image_size: int, model: str) -> Recipe:
     held-out train images after 1,000 steps 43.6 %, SimCLR's 49.6. Young features of single patches are mostly
     noise: few are hidden, and their loss weighs little.
     """
-    config = Config(
-        prototypes=2048, head_hidden=512, head_bottleneck=32, teacher_temp_start=0.02, teacher_temp=0.02,
-        momentum=0.7, freeze_last_epochs=0.0, patch_weight=0.2, mask_probability=0.3, layer_decay=1.0,
-        patch_embed_lr=1.0, **plans.small_multi_crop(image_size, plain=True),
-    )  # fmt: skip
-    return Recipe(
-        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
-        drop_path=0.0, encoder={"pool": "mean"},
-    )  # fmt: skip
+    shared = distilled.small(image_size, plain=True)
+    config = Config(patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, **shared)
+    return distilled.small_recipe(config)
 
 
 # ---------------------------------------------------------------- the ladder
 class Switch(NamedTuple):
-    """One row of table 1: what it changes, and what ImageNet's k-NN and linear probe then gave (ViT-L)."""
+    """One row of table 1: what it changes, and what ImageNet's k-NN and linear probe then gave (ViT-L).
+
+    `change` is given the recipe of the row before and the one that the ladder leads to.
+    """
 
     name: str
-    change: Callable[[Recipe], Recipe]
+    change: Callable[[Recipe, Recipe], Recipe]
     knn: float
     linear: float
 
 
-def _method(**options: Any) -> Callable[[Recipe], Recipe]:
-    return lambda r: dataclasses.replace(r, config=dataclasses.replace(r.config, **options))
+def _configured(recipe: Recipe, **options: Any) -> Recipe:
+    return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, **options))
 
 
-def _encoder(**options: Any) -> Callable[[Recipe], Recipe]:
-    return lambda r: dataclasses.replace(r, encoder={**r.encoder, **options})
+def _method(*names: str) -> Callable[[Recipe, Recipe], Recipe]:
+    """The method's options of these names as the ladder's end has them."""
+    return lambda r, end: _configured(r, **{name: getattr(end.config, name) for name in names})
 
 
-def _to_ibot(r: Recipe) -> Recipe:
-    """Everything that the rows switch on, off: tied heads of few prototypes, centring, plain blocks."""
-    changes = _method(
-        prototypes=max(512, r.config.prototypes // 16), untied=False, sinkhorn=False, koleo=0.0,
-        momentum=0.992, layer_decay=1.0, patch_embed_lr=1.0,
-        teacher_temp_warmup=r.config.teacher_temp_warmup / 2,
+def _encoder(**options: Any) -> Callable[[Recipe, Recipe], Recipe]:
+    return lambda r, end: dataclasses.replace(r, encoder={**r.encoder, **options})
+
+
+def _slower(momentum: float, times: float) -> float:
+    """A teacher's momentum for what the student gives it `times` as quickly."""
+    return max(0.0, 1 - (1 - momentum) * times)
+
+
+def _ibot(end: Recipe) -> Recipe:
+    """Everything that the rows switch on, off: tied heads of few prototypes, centring, plain blocks.
+
+    The teacher's momentum stands to the end's as iBOT's .996 to .994.
+    """
+    c = end.config
+    start = _configured(
+        end, prototypes=max(2, c.prototypes // 16), untied=False, centring="mean", koleo=0.0, layer_decay=1.0,
+        patch_embed_lr=1.0, momentum=_slower(c.momentum, 2 / 3),
+        teacher_temp_warmup=c.teacher_temp_warmup / 2,
     )  # fmt: skip
-    kept = {k: v for k, v in r.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
-    third = max(2, r.batch // 3)
+    kept = {k: v for k, v in end.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
     return dataclasses.replace(
-        changes(r), encoder=kept, drop_path=0.0, batch=third, lr=r.lr / 2 / 3**0.5, warmup=r.warmup / 2,
-        weight_decay_end=0.4,
+        start, encoder=kept, drop_path=0.0, batch=max(2, end.batch // 3), lr=end.lr / 2 / 3**0.5,
+        warmup=end.warmup / 2, weight_decay_end=0.4,
     )  # fmt: skip
 
 
-def _reproduced(r: Recipe) -> Recipe:
-    """The authors' own settings of iBOT: a higher learning rate that falls towards the first layers."""
-    slower = _method(layer_decay=0.9, patch_embed_lr=0.2)(r)
-    return dataclasses.replace(slower, lr=r.lr * 2, weight_decay_end=0.2)
+def _reproduced(r: Recipe, end: Recipe) -> Recipe:
+    """The settings of the authors' code: a higher rate, a faster teacher (.992), a slow patch embedding."""
+    r = _method("layer_decay", "patch_embed_lr")(r, end)
+    r = _configured(r, momentum=_slower(end.config.momentum, 4 / 3))
+    return dataclasses.replace(r, lr=r.lr * 2, weight_decay_end=end.weight_decay_end)
 
 
-def _tripled(r: Recipe) -> Recipe:
-    return dataclasses.replace(r, batch=r.batch * 3, lr=r.lr * 3**0.5)
+def _deep(r: Recipe, end: Recipe) -> Recipe:
+    scaled = _encoder(layer_scale=1e-5, drop_uniform=True)(r, end)
+    return dataclasses.replace(scaled, drop_path=end.drop_path or 0.3)
 
 
-def _warmed(r: Recipe) -> Recipe:
-    slower = _method(teacher_temp_warmup=min(1.0, 2 * r.config.teacher_temp_warmup))(r)
-    return dataclasses.replace(slower, warmup=min(0.5, 2 * r.warmup))
+def _warmed(r: Recipe, end: Recipe) -> Recipe:
+    return dataclasses.replace(_method("teacher_temp_warmup")(r, end), warmup=end.warmup)
+
+
+def _tripled(r: Recipe, end: Recipe) -> Recipe:
+    return dataclasses.replace(r, batch=end.batch, lr=end.lr)
 
 
 LADDER = (
-    Switch("iBOT", lambda r: r, 72.9, 82.3),
+    Switch("iBOT", lambda r, end: _ibot(end), 72.9, 82.3),
     Switch("(reproduction)", _reproduced, 74.5, 83.2),
-    Switch(
-        "LayerScale, stochastic depth",
-        lambda r: dataclasses.replace(_encoder(layer_scale=1e-5, drop_uniform=True)(r), drop_path=0.3),
-        75.4,
-        82.0,
-    ),
-    Switch("128k prototypes", lambda r: _method(prototypes=r.config.prototypes * 16)(r), 76.6, 81.9),
-    Switch("KoLeo", _method(koleo=0.1), 78.9, 82.5),
+    Switch("LayerScale, stochastic depth", _deep, 75.4, 82.0),
+    Switch("128k prototypes", _method("prototypes"), 76.6, 81.9),
+    Switch("KoLeo", _method("koleo"), 78.9, 82.5),
     Switch("SwiGLU", _encoder(mlp="swiglu"), 78.7, 83.1),
     Switch("patch 14", _encoder(patch="7/8"), 78.9, 83.5),
-    Switch("teacher momentum .994", _method(momentum=0.994), 79.4, 83.6),
+    Switch("teacher momentum .994", _method("momentum"), 79.4, 83.6),
     Switch("warm-up schedules", _warmed, 80.5, 83.8),
     Switch("batch 3k", _tripled, 81.7, 84.7),
-    Switch("Sinkhorn-Knopp", _method(sinkhorn=True), 81.7, 84.7),
-    Switch("untied heads", _method(untied=True), 82.0, 84.5),
+    Switch("Sinkhorn-Knopp", _method("centring"), 81.7, 84.7),
+    Switch("untied heads", _method("untied"), 82.0, 84.5),
 )
 
 
 def adapted(recipe: Recipe, model: Mapping[str, Any]) -> Recipe:
     """The recipe of the row that `ladder` names; any other recipe as it is.
 
-    `model`: the backbone's options as they are without it.
+    `model`: the backbone's options as they are without it. Raises ValueError where it lacks those that rows
+    switch.
     """
     row = recipe.config.ladder
     if row is None:
         return recipe
-    made = _to_ibot(recipe)
+    if lacking := [name for name in ("patch", "mlp", "hidden", "layer_scale") if name not in model]:
+        raise ValueError(
+            f"method.ladder switches the backbone's {', '.join(lacking)}, and this one has no such options: "
+            "choose a plain ViT (--model vit-s/16)"
+        )
+    made = recipe
     for switch in LADDER[: row + 1]:
-        made = switch.change(made)
+        made = switch.change(made, recipe)
     chosen = dict(made.encoder)
     if "patch" in chosen:  # 14 for 16
         chosen["patch"] = max(2, round(int(model["patch"]) * 7 / 8))
@@ -224,9 +234,8 @@ class Method(protocols.Method):
         self.teacher = ema.teacher_of(encoder)
         self.teacher_head = ema.teacher_of(self.head)
         self.teacher_patch_head = None if self.patch_head is None else ema.teacher_of(self.patch_head)
-        if not config.sinkhorn:
-            self.register_buffer("centre", torch.zeros(config.prototypes))
-            self.register_buffer("patch_centre", torch.zeros(config.prototypes))
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.register_buffer("patch_centre", torch.zeros(config.prototypes))
 
     def _head(self, encoder: Backbone) -> PrototypeHead:
         c = self.config
@@ -234,12 +243,6 @@ class Method(protocols.Method):
 
     def kept(self) -> Backbone:
         return self.teacher
-
-    def _targets(self, logits: Float[Tensor, "n k"], centre: str, temperature: float) -> Float[Tensor, "n k"]:
-        c = self.config
-        if c.sinkhorn:
-            return sinkhorn(logits, temperature, c.sinkhorn_iterations, dist.total, dist.largest)
-        return distillation.targets(logits, getattr(self, centre), temperature)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
@@ -266,10 +269,8 @@ class Method(protocols.Method):
             patch_logits = (self.teacher_patch_head or self.teacher_head)(
                 whole.patches.flatten(0, 1)[at]
             ).float()
-            progress = clock.progress / max(c.teacher_temp_warmup, 1e-9)
-            temperature = linear(c.teacher_temp_start, c.teacher_temp, progress)
-            teacher = self._targets(logits, "centre", temperature).unflatten(0, (2, b))
-            patch_teacher = self._targets(patch_logits, "patch_centre", temperature)
+            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
+            patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
 
         image_loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at].float()
@@ -280,9 +281,7 @@ class Method(protocols.Method):
         metrics = {
             "image_loss": image_loss.detach(),
             "patch_loss": patch_loss.detach(),
-            "teacher_entropy": statistics.entropy(teacher).mean(),
-            "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
-            "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
+            **distilled.watched(teacher),
         }
         if c.koleo:  # each view apart: two views of an image are meant to be neighbours
             apart = [
@@ -291,7 +290,7 @@ class Method(protocols.Method):
             ]
             loss = loss + c.koleo * (apart[0] + apart[1])
             metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
-        carry = None if c.sinkhorn else (logits.mean(0), patch_logits.sum(0), float(len(at)))
+        carry = None if c.centring == "sinkhorn" else (logits.mean(0), patch_logits.sum(0), float(len(at)))
         return StepOutput(loss, metrics, carry)
 
     @torch.no_grad()
@@ -302,7 +301,7 @@ class Method(protocols.Method):
         ema.update(self.teacher_head, self.head, momentum)
         if self.teacher_patch_head is not None and self.patch_head is not None:
             ema.update(self.teacher_patch_head, self.patch_head, momentum)
-        if c.sinkhorn:
+        if c.centring == "sinkhorn":
             return
         images, patches, counts = zip(*carries, strict=True)
         self.centre.lerp_(dist.mean(torch.stack(images).mean(0)), 1 - c.centre_momentum)

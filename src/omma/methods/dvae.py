@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from omma import dist, protocols
 from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
+from omma.errors import above_zero, decoder, one_of, range_within_one, within_one
 from omma.losses import pixels, quantisation
 from omma.ops import groups, gumbel, statistics
 from omma.ops.patches import padded, patchify, unpatchify
@@ -53,26 +54,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.codes < 2:
             raise ValueError(f"method.codes={self.codes}: at least 2 are needed")
-        for name in ("temp_start", "temp"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"method.{name}={getattr(self, name)}: must be above 0 (the paper's: 1 to 1/16)"
-                )
-        for name in ("temp_share", "kl_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must be a share of the run in [0, 1]")
+        above_zero(self, "temp_start", "temp")
+        within_one(self, "temp_share", "kl_share")
         if self.kl < 0:
             raise ValueError(f"method.kl={self.kl}: must be 0 or more (the paper's: 6.6)")
-        if self.reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(
-                f"method.reconstruction={self.reconstruction!r}: choose "
-                f"{', '.join(map(repr, RECONSTRUCTIONS))}"
-            )
-        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
-            raise ValueError(
-                f"method.decoder_dim={self.decoder_dim}: must be a multiple of 4 and of "
-                f"decoder_heads={self.decoder_heads}"
-            )
+        one_of("method.reconstruction", self.reconstruction, RECONSTRUCTIONS)
+        decoder(self)
+        range_within_one(self, "scale")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

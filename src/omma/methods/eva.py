@@ -17,17 +17,16 @@ Choose it when a strong tower exists for images like yours, and you want a netwo
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from omma import dist, protocols
 from omma.backbones.layers.frozen import Frozen
+from omma.errors import between, range_within_one
 from omma.heads import MaskedHead
 from omma.losses import prediction
 from omma.ops import groups
-from omma.ops.masking import blockwise
-from omma.ops.random import Stream
+from omma.ops.masking import blocks
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
 
@@ -42,9 +41,8 @@ class Config:
     scale: tuple[float, float] = (0.2, 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("mask_share", "block_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must lie between 0 and 1")
+        between(self, "mask_share", "block_share")
+        range_within_one(self, "scale")
         if self.block_share > self.mask_share:
             raise ValueError(
                 f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
@@ -100,10 +98,7 @@ class Method(protocols.Method):
         (crops,) = batch.views
         images = crops[:, 0]
         grid = self.encoder.grid(*images.shape[-2:])
-        n = grid[0] * grid[1]
-        counts = np.full(len(images), round(c.mask_share * n))
-        least = max(1, round(c.block_share * n))
-        mask = blockwise(batch.key, Stream.MASK, grid, counts, least).to(images.device)
+        mask = blocks(batch.key, grid, c.mask_share, c.block_share).to(images.device)
 
         target = self.target(images, grid)[mask].float()
         if c.normalise_target:

@@ -7,8 +7,9 @@ share its coarse label, which brings classes together without melting the finer 
     L = - mean_(i != j) cos(q(g(v_i)), g_ema(v_j))  -  log sum_(y_j = y_i, j != i) p_ij,
     p_ij = exp(cos(g(x_i), g(x_j)) / s) / sum_(k != i) exp(cos(g(x_i), g(x_k)) / s)
 
-Costs: two views through the encoder and its average, and a product with the memory (4 bytes a number: `out`
-of them for each image of the data set, in memory and in every checkpoint).
+Costs: two views through the encoder and its average, and a product with the memory: `out` numbers for each
+image of the data set, 4 bytes each, in memory and in every checkpoint, and several matrices of batch times
+data set for each view (5 GB each for 1,024 of ImageNet's images).
 Choose it when labels are coarser than what you will ask for: species known by genus, products by category.
 """
 
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from omma import backbones, dist, protocols
 from omma.data import plans
-from omma.errors import above_zero, range_within_one, within_one
-from omma.heads import projector
+from omma.errors import above_zero, at_least_zero, range_within_one, within_one
+from omma.heads import projector, several
 from omma.losses import contrastive
 from omma.ops import ema, groups
 from omma.ops.schedules import cosine
@@ -52,9 +53,7 @@ class Config:
         range_within_one(self, "scale")
         if self.views < 2:
             raise ValueError(f"method.views={self.views}: at least 2 are compared")
-        for name in ("instance_weight", "neighbour_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must be 0 (off) or above")
+        at_least_zero(self, "instance_weight", "neighbour_weight")
 
 
 def needs(config: Config) -> Needs:
@@ -123,6 +122,7 @@ class Method(protocols.Method):
 
     def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
         super().__init__()
+        several(given.classes)
         self.config = config
         self.encoder = encoder
         self.head = projector([encoder.dim, config.hidden, config.out])

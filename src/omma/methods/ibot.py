@@ -6,7 +6,8 @@ crop, says there: the teacher is the tokenizer of masked image modelling, and le
 
     L = H(t_cls(u), s_cls(v)) over views u != v  +  mean over hidden i of H(t_patch(u)_i, s_patch(u hidden)_i)
 
-Costs: DINO's step, and the head on the hidden patches too (a seventh of all on average).
+Costs: DINO's step, and the head on the hidden patches too (a seventh of all on average), the teacher's on all
+patches where they are centred by a mean.
 Choose it when patches matter (segmentation, correspondence), or as the base of DINOv2.
 """
 
@@ -17,34 +18,23 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from omma import dist, protocols
+from omma import dist, distilled, protocols
 from omma.data import plans
-from omma.errors import above_zero, one_of, range_within_one, within_one
+from omma.errors import at_least_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
-from omma.ops import ema, groups, statistics
+from omma.ops import ema, groups
 from omma.ops.masking import hide, view_masks
-from omma.ops.schedules import cosine, linear
-from omma.ops.sinkhorn import sinkhorn
+from omma.ops.schedules import cosine
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Key, Needs, ParamGroup, Recipe, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(plans.MultiCrop):
+class Config(distilled.Distilled):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 8192
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    student_temp: float = 0.1
-    teacher_temp_start: float = 0.04
-    teacher_temp: float = 0.07
-    teacher_temp_warmup: float = 0.3  # share of the run (30 of 100 epochs)
-    centring: str = "mean"  # or "sinkhorn" (Sinkhorn-Knopp)
-    centre_momentum: float = 0.9
-    sinkhorn_iterations: int = 3
-    momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
-    freeze_last_epochs: float = 1.0
+    teacher_temp_warmup: float = 30 / 800  # share of the run
     patch_weight: float = 1.0  # of the patches' loss beside that of whole images
     mask_probability: float = 0.5  # that a global crop is masked at all
     mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches, then
@@ -54,19 +44,14 @@ class Config(plans.MultiCrop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp", "sinkhorn_iterations")
-        one_of("method.centring", self.centring, ("mean", "sinkhorn"))
-        within_one(self, "centre_momentum", "momentum", "mask_probability")
+        within_one(self, "mask_probability")
         range_within_one(self, "mask_share")
-        if self.prototypes < 2:
-            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
+        at_least_zero(self, "patch_weight")
 
 
 def needs(config: Config) -> Needs:
     """Plain patches to hide; other images where a batch is compared with itself."""
-    if config.centring == "sinkhorn":
-        return Needs(plain=True, batch=2, why_batch="Sinkhorn-Knopp compares the images of a batch")
-    return Needs(plain=True)
+    return distilled.needs(config, plain=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -75,7 +60,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ViT-S/16 and ViT-B/16 on ImageNet: batch 1024, 400 to 800 epochs.
+    """ViT-S/16 on ImageNet: batch 1024, 800 epochs.
 
     `omma pretrain IMAGES --method ibot --recipe paper --model vit-s/16 --epochs 800`
     """
@@ -92,15 +77,8 @@ def small(image_size: int, model: str) -> Recipe:
     held-out train images after 1,000 steps 41.2 %, SimCLR's 49.6. Young features of single patches are mostly
     noise.
     """
-    config = Config(
-        prototypes=2048, head_hidden=512, head_bottleneck=32, centring="sinkhorn", teacher_temp_start=0.02,
-        teacher_temp=0.02, momentum=0.7, freeze_last_epochs=0.0, patch_weight=0.2, mask_probability=0.3,
-        **plans.small_multi_crop(image_size, plain=True),
-    )  # fmt: skip
-    return Recipe(
-        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
-        drop_path=0.0, encoder={"pool": "mean"},
-    )  # fmt: skip
+    shared = distilled.small(image_size, plain=True)
+    return distilled.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
 
 
 class Method(protocols.Method):
@@ -147,23 +125,16 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             whole = self.teacher(globals_)
-            prototypes = self.teacher_head.prototypes()
-            logits = (self.teacher_head.bottleneck(whole.pooled) @ prototypes.T).float()
-            patches = self.teacher_head.bottleneck(whole.patches.flatten(0, 1))
-            patch_logits = (patches[at] @ prototypes.T).float()
-            # the mean over all patches' logits, hidden or not, without computing them
-            patch_mean = (patches.float().mean(0) @ prototypes.float().T).float()
-            progress = clock.progress / max(c.teacher_temp_warmup, 1e-9)
-            temperature = linear(c.teacher_temp_start, c.teacher_temp, progress)
-            if c.centring == "sinkhorn":
-                teacher, patch_teacher = (
-                    sinkhorn(x, temperature, c.sinkhorn_iterations, dist.total, dist.largest)
-                    for x in (logits, patch_logits)
-                )
+            logits = self.teacher_head(whole.pooled).float()
+            patches, carry = whole.patches.flatten(0, 1), None
+            if c.centring == "mean":  # of all patches, hidden or not
+                bottleneck, prototypes = self.teacher_head.bottleneck(patches), self.teacher_head.prototypes()
+                patch_logits = (bottleneck[at] @ prototypes.T).float()
+                carry = torch.stack([logits.mean(0), bottleneck.float().mean(0) @ prototypes.float().T])
             else:
-                teacher = distillation.targets(logits, self.centre, temperature)
-                patch_teacher = distillation.targets(patch_logits, self.patch_centre, temperature)
-            teacher = teacher.unflatten(0, (2, b))
+                patch_logits = self.teacher_head(patches[at]).float()
+            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
+            patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
 
         prototypes = self.head.prototypes()
         image_loss = distillation.dino(student, prototypes, teacher, c.student_temp)
@@ -171,25 +142,20 @@ class Method(protocols.Method):
         patch_loss = distillation.masked_patches(
             student_patches, prototypes, patch_teacher, counts, len(mask), c.student_temp
         )
-        metrics = {
-            "image_loss": image_loss.detach(),
-            "patch_loss": patch_loss.detach(),
-            "teacher_entropy": statistics.entropy(teacher).mean(),
-            "teacher_kl_to_uniform": statistics.kl_to_uniform(teacher),
-            "teacher_entropy_limit": teacher.new_tensor(float(c.prototypes)).log(),
-        }
+        metrics = {"image_loss": image_loss.detach(), "patch_loss": patch_loss.detach()}
         loss = image_loss + c.patch_weight * patch_loss
-        return StepOutput(loss, metrics, torch.stack([logits.mean(0), patch_mean]))
+        return StepOutput(loss, metrics | distilled.watched(teacher), carry)
 
     @torch.no_grad()
-    def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:
+    def after_step(self, clock: Clock, carries: Sequence[Tensor | None]) -> None:
         c = self.config
         momentum = cosine(c.momentum, 1.0, clock.progress)
         ema.update(self.teacher, self.encoder, momentum)
         ema.update(self.teacher_head, self.head, momentum)
-        if c.centring != "mean":
+        told = [carry for carry in carries if carry is not None]
+        if not told:
             return
-        images, patches = dist.mean(torch.stack(list(carries)).mean(0))
+        images, patches = dist.mean(torch.stack(told).mean(0))
         self.centre.lerp_(images, 1 - c.centre_momentum)
         self.patch_centre.lerp_(patches, 1 - c.centre_momentum)
 

@@ -4,7 +4,8 @@ All views of an image should lie at the mean of its global views. What keeps the
 along random directions, a batch's embeddings must look like draws from a standard normal distribution
 (Epps and Pulley's test on characteristic functions, "SIGReg"). No teacher, no centre, no stop-gradient.
 
-    L = (1 - w) mean_v |z_v - mean_globals z|^2 + w mean_a n int |phi_a(t) - g(t)|^2 g(t) dt,   g = e^(-t^2/2)
+    L = (1 - w) mean_v |z_v - mean_globals z|^2 / d + w mean_a n int |phi_a(t) - g(t)|^2 g(t) dt
+    g(t) = exp(-t^2 / 2)
 
 Costs: all views through one encoder with gradients; the test is linear in batch and width.
 Choose it for small batches and small data, where methods with a teacher want tuning: it has one weight.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from omma import backbones, dist, protocols
 from omma.data import plans
-from omma.errors import above_zero, range_within_one, within_one
+from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import projector
 from omma.ops import groups
 from omma.ops.random import derive
@@ -50,6 +51,11 @@ class Config:
         above_zero(self, "directions", "hidden", "out", "global_crops")
         within_one(self, "weight")
         range_within_one(self, "global_scale", "local_scale")
+        at_least_zero(self, "local_crops")
+        if self.global_crops + self.local_crops < 2:
+            raise ValueError(
+                f"method.global_crops={self.global_crops} without local crops: at least 2 views are compared"
+            )
         if self.knots < 2:
             raise ValueError(f"method.knots={self.knots}: at least 2 are needed, 17 in the paper")
 
@@ -75,9 +81,10 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method lejepa --recipe paper --model vit-l/14 --epochs 100`
     """
+    fits = image_size == 224 and model.endswith("/14")
     return Recipe(
-        config=Config(), batch=512, lr=5e-4, lr_end=5e-7, warmup=0.1, weight_decay=0.05, clip=None,
-        drop_path=0.1,
+        config=Config(local_size=98 if fits else None), batch=512, lr=5e-4, lr_end=5e-7, warmup=0.1,
+        weight_decay=0.05, clip=None, drop_path=0.1,
     )  # fmt: skip
 
 

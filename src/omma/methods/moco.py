@@ -10,10 +10,10 @@ Costs: two views through the encoder and, without gradients, through its average
 multiply-adds than SimCLR.
 Choose it when SimCLR's batch is too small for your memory, or with --method.queue for the smallest batches.
 
-MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are the options: --method.queue
-65536 --method.predictor False --method.momentum 0.999 --method.momentum-end 0.999 (and temperature .07 for
-v1). Their shuffled batch norm keeps a query from recognising its own process's statistics; here all batch
-norms take theirs from all processes' batch, which does the same [Chen 2020, arXiv 2002.05709, section 2.2].
+MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are near: --method.queue 65536
+--method.predictor False --method.momentum 0.999 --method.momentum-end 0.999 --method.layers 2 --method.out
+128 --method.freeze-patch-embed False (v1: layers 1, temperature .07). What stays v3's: views, and batch norms
+in the head, of all processes' batch (v1 and v2 have none there, and shuffle the encoder's).
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from omma import backbones, dist, protocols
 from omma.data import plans
-from omma.errors import above_zero, range_within_one, within_one
+from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import ema, groups
@@ -56,17 +56,17 @@ class Config:
         above_zero(self, "temperature", "hidden", "out", "layers")
         within_one(self, "momentum", "momentum_end")
         range_within_one(self, "scale")
-        if self.queue < 0:
-            raise ValueError(
-                f"method.queue={self.queue}: must be 0 (none) or a number of keys, such as 65536"
-            )
+        at_least_zero(self, "queue")
 
 
 def needs(config: Config) -> Needs:
-    """Other images to tell apart from."""
-    if config.queue:
-        return Needs()
-    return Needs(batch=2, why_batch="each image is told from the others of its batch")
+    """Other images to tell apart from, or, with a queue of them, to take the batch norms' statistics of."""
+    why = (
+        "its batch norms compare images"
+        if config.queue
+        else "each image is told from the others of its batch"
+    )
+    return Needs(batch=2, why_batch=why)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

@@ -17,6 +17,7 @@ import torch
 
 from omma import backbones, dist, protocols
 from omma.data import plans
+from omma.errors import above_zero, range_within_one
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import groups
@@ -36,10 +37,8 @@ class Config:
     blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(
-                f"method.temperature={self.temperature}: must be above 0 (the paper's: .1 to .5)"
-            )
+        above_zero(self, "temperature", "hidden", "out")
+        range_within_one(self, "scale")
 
 
 def needs(config: Config) -> Needs:

@@ -31,11 +31,13 @@ def random_units(
     """Masks of whole units of `unit` x `unit` tokens, ceil(share * units) of them [Xie 2021, section 3.2].
 
     Units at the right and bottom are cut off where the grid is no multiple. At least one unit is left
-    visible.
+    visible. Raises ValueError where the grid is a single unit.
     """
     rows, columns = (-(-side // unit) for side in grid)
     units = rows * columns
-    count = min(math.ceil(units * share), max(units - 1, 1))
+    if units < 2:
+        raise ValueError(f"units of {unit} x {unit} patches hide all of {grid[0]} x {grid[1]}")
+    count = min(math.ceil(units * share), units - 1)
     mask = np.zeros((len(key.index), units), bool)
     np.put_along_axis(mask, random.permutations(key, stream, units)[:, :count], True, axis=1)
     mask = mask.reshape(-1, rows, columns).repeat(unit, 1).repeat(unit, 2)[:, : grid[0], : grid[1]]
@@ -86,6 +88,13 @@ def blockwise(
         left = np.where(good, left - n, left)
         failed = np.where(good, 0, failed + 1)
     return torch.from_numpy(mask.reshape(b, -1))
+
+
+def blocks(key: Key, grid: tuple[int, int], share: float, least: float) -> Bool[Tensor, "b n"]:
+    """Block-wise masks of up to `share` of each image's patches, no block under `least` of them."""
+    n = grid[0] * grid[1]
+    counts = np.full(len(key.index), round(share * n))
+    return blockwise(key, Stream.MASK, grid, counts, max(1, round(least * n)))
 
 
 def some_masked(

@@ -53,10 +53,21 @@ def take(tokens: Float[Tensor, "b n d"], index: Int[Tensor, "b m"]) -> Float[Ten
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
-def normalised(patches: Float[Tensor, "b n p"], eps: float = 1e-6) -> Float[Tensor, "b n p"]:
-    """Each patch with its own mean taken off and divided by its deviation [He 2021, "normalised pixels"].
+def _statistics(patches: Float[Tensor, "b n p"]) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
+    """Mean and deviation of each patch.
 
     The variance is the unbiased one, as in the code behind the paper's figures.
     """
-    mean = patches.mean(-1, keepdim=True)
-    return (patches - mean) / torch.sqrt(patches.var(-1, keepdim=True) + eps)
+    return patches.mean(-1, keepdim=True), torch.sqrt(patches.var(-1, keepdim=True) + 1e-6)
+
+
+def normalised(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
+    """Each patch with its own mean taken off and divided by its deviation [He 2021, "normalised pixels"]."""
+    mean, deviation = _statistics(patches)
+    return (patches - mean) / deviation
+
+
+def restored(predicted: Float[Tensor, "b n p"], patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
+    """Predictions of `normalised` patches, put back to the true ones' mean and deviation."""
+    mean, deviation = _statistics(patches)
+    return predicted * deviation + mean

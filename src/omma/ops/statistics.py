@@ -27,8 +27,8 @@ def effective_rank(features: Float[Tensor, "n d"]) -> float:
     wide = features.detach().double()
     if not bool(torch.isfinite(wide).all()):
         return math.nan
-    scale = wide.abs().max()
-    if wide.numel() == 0 or scale == 0:
+    scale = wide.abs().max() if wide.numel() else 0.0
+    if scale == 0:
         return 1.0
     wide = wide / scale  # keeps the squares below from over- and underflowing
     gram = wide.T @ wide if wide.shape[0] > wide.shape[1] else wide @ wide.T
@@ -49,7 +49,6 @@ def entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
     return torch.special.entr(probabilities).sum(-1)
 
 
-def kl_to_uniform(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
-    """KL from the mean row to uniform, in nats: 0 if all k are used alike, log k if only one is."""
-    mean = probabilities.flatten(0, -2).mean(0)
-    return math.log(mean.numel()) - entropy(mean)
+def kl_to_uniform(probabilities: Float[Tensor, "k"]) -> Float[Tensor, ""]:
+    """KL to the uniform distribution, in nats: 0 if all k are as likely, log k if only one is."""
+    return math.log(probabilities.numel()) - entropy(probabilities)

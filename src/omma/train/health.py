@@ -108,7 +108,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
                 "bad",
                 f"collapsed: nearly all images are given the same prototype (KL to uniform {kl:.2f} of "
                 f"{most:.2f} nats)",
-                "Keep centring on, raise --method.teacher-temp, or lower --lr",
+                "Raise --method.teacher-temp, or lower --lr",
             )
     if metrics.get("uniformity", -1.0) > -0.1:
         return Verdict(
@@ -138,7 +138,7 @@ def _remedy(metrics: Mapping[str, float]) -> str:
     if "teacher_entropy" in metrics:
         if metrics["teacher_entropy"] > 0.9 * metrics["teacher_entropy_limit"]:
             return "Lower --method.teacher-temp or --lr"
-        return "Keep centring on (--method.centring mean), raise --method.momentum, or lower --lr"
+        return "Never switch centring off; raise --method.momentum, or lower --lr"
     if "uniformity" in metrics:
         return "Lower --lr, use a larger batch, or raise --method.temperature"
     return "Lower --lr"

@@ -85,9 +85,9 @@ def _freeze(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
     """Mean over processes, in one collective."""
-    if not dist.active():
-        return
     with_grad = [p for p in parameters if p.grad is not None]
+    if not dist.active() or not with_grad:
+        return
     flat = torch.cat([p.grad.flatten() for p in with_grad])  # pyright: ignore[reportOptionalMemberAccess]
     flat = dist.mean(flat)
     for p, part in zip(with_grad, flat.split([p.numel() for p in with_grad]), strict=True):
@@ -124,16 +124,17 @@ def train(
         _freeze(optimizer, clock)
         before = [b.clone() for b in statistics]
         optimizer.zero_grad()
-        taken, outputs = [], []
+        taken, outputs, losses = [], [], []
         for _ in range(accumulate):
             batch = next(source)
             output = call(batch, clock)
-            if torch.isfinite(output.loss):
+            losses.append(dist.mean(output.loss.detach()))
+            if torch.isfinite(losses[-1]):  # of all processes: none may wait for another's gradients in vain
                 (output.loss / accumulate).backward()
             taken.append(batch)
             outputs.append(output)
         _average_gradients(trained)
-        loss = dist.mean(torch.stack([o.loss.detach() for o in outputs]).mean())
+        loss = torch.stack(losses).mean()
         grads = [p.grad for p in trained if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         if recipe.clip is not None and norm > recipe.clip:

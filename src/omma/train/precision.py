@@ -36,7 +36,8 @@ class Cast:
     """Calls a method with its weights in `dtype`; gradients reach the fp32 parameters through the cast.
 
     One cast a step, and activations in one precision throughout, which is faster than autocast's changes back
-    and forth. Batch norms keep their fp32 scale, shift and statistics; losses are fp32.
+    and forth. Batch norms keep their fp32 scale, shift and statistics, single numbers (a logits' scale, whose
+    steps bf16 would swallow) their precision; losses are fp32.
     """
 
     def __init__(self, method: Method, dtype: torch.dtype) -> None:
@@ -44,7 +45,7 @@ class Cast:
         norms = {
             id(p) for m in method.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)
         }
-        self.names = [n for n, p in method.named_parameters() if id(p) not in norms]
+        self.names = [n for n, p in method.named_parameters() if p.ndim and id(p) not in norms]
 
     def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.dtype == torch.float32:

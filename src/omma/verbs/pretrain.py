@@ -93,6 +93,7 @@ def pretrain(
         model=None if model == "auto" else model,
         image_size=image_size,
         batch=batch_size,
+        accumulate=accumulate,
         lr=lr,
         recipe=None if recipe == "auto" else recipe,
         options=options or {},
@@ -139,10 +140,7 @@ def pretrain(
         auto.Facts(
             images=len(some),
             shorter_side=_shorter_side(some),
-            channels=some.channels,
             device=place.type,
-            cores=machine.cores(),
-            budget=clock.budget,
             labels=opened.labels is not None,
             captions=opened.text is not None,
         ),
@@ -174,7 +172,7 @@ def pretrain(
         **choice.encoder_options(),
     )
     needs = auto.needs_of(choice.method, choice.recipe.config)
-    auto.suits(choice.method, needs, encoder)
+    auto.suits(choice.method, needs, encoder, choice.image_size)
     if first is not None:  # before the method copies its encoder
         notes += inherit.fill(encoder, first, allow_partial)
         first = None  # training needs the memory

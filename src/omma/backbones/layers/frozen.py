@@ -15,14 +15,18 @@ class Frozen(nn.Module):
 
     Always in evaluation mode and without gradients, whatever surrounds it. seen: how the images that it is
     given were normalised; None: as it wants them. layer: name of the linear map among what was kept beside
-    the encoder ("codes", "projection"); without one, the features are given as they are. Raises ValueError
-    where channels or the layer's width do not fit.
+    the encoder ("codes", "projection"); without one, the features are given as they are. It is a
+    buffer, and so stays fp32 where training casts weights: nearly equal codes would come out equal. Raises
+    ValueError where channels or the layer's width do not fit.
     """
+
+    weight: Tensor | None
+    bias: Tensor | None
 
     def __init__(self, trained: Trained, seen: Preprocess | None, layer: str) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.seen = trained.encoder, trained.preprocess, seen
-        self.dim, self.last = trained.encoder.dim, None
+        self.dim = trained.encoder.dim
         if seen is not None and seen.channels != trained.encoder.channels:
             raise ValueError(
                 f"{trained.encoder.name} was made for {trained.encoder.channels} channels, these images have "
@@ -37,8 +41,8 @@ class Frozen(nn.Module):
                     f"are {self.dim} wide: the files do not belong together, copy them anew"
                 )
             self.dim = weight.shape[0]
-            self.last = nn.Linear(*reversed(weight.shape), bias=bias is not None)
-            self.last.load_state_dict({"weight": weight, **({} if bias is None else {"bias": bias})})
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
         self.requires_grad_(False)
         self.eval()
 
@@ -60,4 +64,4 @@ class Frozen(nn.Module):
                 f"{self.encoder.name} gives {patches.shape[1]} features for {size[0]}x{size[1]} px, "
                 f"{grid[0] * grid[1]} are needed: learn from a plain ViT, or a tokenizer trained with one"
             )
-        return patches if self.last is None else self.last(patches)
+        return patches if self.weight is None else F.linear(patches.float(), self.weight, self.bias)

@@ -1,0 +1,102 @@
+"""SimMIM: the whole loss written out, units in the features' patches, pictures, and what is refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from waves import wave
+
+from omma import auto, backbones, methods
+from omma.methods import simmim
+from omma.ops.masking import random_units
+from omma.ops.patches import normalised, patchify
+from omma.ops.random import Stream
+from omma.protocols import Batch, Clock, Given, Key
+
+SIZE, PATCH = 24, 4
+
+
+def method(**options):
+    torch.manual_seed(0)
+    encoder = backbones.build(name="vit/4", image_size=SIZE, depth=2, dim=16, heads=2, hidden=32)
+    return simmim.Method(encoder, simmim.Config(**{"unit": 8} | options), Given(image_size=SIZE))
+
+
+def batch(b=5):
+    views = (wave(b, 1, 3, SIZE, SIZE, step=0.31).float(),)
+    return Batch(views, Key(0, np.zeros(b, np.int64), np.arange(b)))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("unit", [8, 16])  # 3 x 3 whole ones; 2 x 2 of which three are cut
+def test_forward_is_the_equation(norm, unit):
+    """Hidden embeddings replaced, one linear layer, |x - y|_1 over the hidden values [Xie 2021, eq. 2]."""
+    net, data = method(normalise_target=norm, unit=unit), batch()
+    twin = copy.deepcopy(net)
+    images, side = data.views[0][:, 0], SIZE // PATCH
+    mask = random_units(data.key, Stream.MASK, (side, side), unit // PATCH, 0.6)
+    assert 0 < mask.sum() < mask.numel()
+    tokens = twin.encoder.tokenize(images)
+    tokens = torch.where(mask[:, :, None], twin.mask_token, tokens)
+    predicted = twin.predict(twin.encoder.encode(tokens, (side, side)).patches)
+    target = patchify(images, PATCH)
+    target = normalised(target) if norm else target
+    expected = (predicted - target)[mask].abs().mean()
+    output = net(data, Clock(0, 1, 0.0))
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    expected.backward()
+    for (name, p), (_, q) in zip(net.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_constant_picture_has_error_one():
+    """It is told against the best constant: each pixel's mean over the batch."""
+    net, data = method(), batch()
+    mean = patchify(data.views[0][:, 0], PATCH).mean(0, keepdim=True).expand(5, -1, -1)
+    net._predict = lambda images, mask: mean
+    assert float(net(data, Clock(0, 1, 0.0)).metrics["error_vs_mean_image"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_perfect_prediction_paints_the_image(norm):
+    net, images = method(normalise_target=norm), batch().views[0][:, 0]
+    patches = patchify(images, PATCH)
+    net._predict = lambda images, mask: normalised(patches) if norm else patches
+    keep = torch.arange(4).expand(5, 4)
+    blanked, filled = net.reconstruct(images, keep)
+    torch.testing.assert_close(filled, images, rtol=1e-4, atol=1e-5)
+    assert torch.equal(blanked[..., :PATCH, : 4 * PATCH], images[..., :PATCH, : 4 * PATCH])
+    assert not blanked[..., PATCH:, :].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mask_share": 0.0}, "mask_share=0.0: must lie between 0 and 1"),
+        ({"mask_share": 1.0}, "mask_share=1.0"),
+        ({"unit": 0}, "unit=0: must be above 0"),
+        ({"scale": (0.5,)}, r"scale=\(0.5,\): must be two shares"),
+        ({"scale": (0.0, 0.0)}, "scale"),
+        ({"unit": 24}, "unit=24 hides images of 24 px whole.*choose a smaller --method.unit"),
+    ],
+)
+def test_what_would_teach_nothing_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        method(**options)
+
+
+def test_the_paper_has_twice_the_rate_for_swin():
+    """microsoft/SimMIM, configs: 2e-4 of Swin-B's 100 epochs, 1e-4 of ViT-B's 800, for 512 images."""
+    assert simmim.paper(192, "swin-b").lr == pytest.approx(8e-4)
+    assert simmim.paper(224, "vit-b/16").lr == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize("name", ["simmim", "mae", "beit", "eva", "ibot", "dinov2"])
+def test_an_image_that_is_one_patch_is_refused(name):
+    encoder = backbones.outline(name="vit-n/16", image_size=16)
+    needs = auto.needs_of(name, methods.get(name).Config())
+    with pytest.raises(ValueError, match=r"an image of 16 px is a single one.*smaller patches"):
+        auto.suits(name, needs, encoder, 16)
+    auto.suits(name, needs, encoder, 32)
