@@ -93,9 +93,10 @@ def test_whatever_is_chosen_can_be_built(method, facts):
     options = choice.encoder_options()
     with torch.device("meta"):
         encoder = backbones.build(name=choice.model, image_size=choice.image_size, **options)
+    auto.suits(method, auto.needs_of(method, choice.recipe.config), encoder, choice.image_size)
     for crop in methods.get(method).views(choice.recipe.config, choice.image_size):
         rows, columns = encoder.grid(crop.size, crop.size)
-        assert rows * columns >= 1
+        assert rows * columns >= 4  # local crops too
         if encoder.drops_tokens:
             assert crop.size % encoder.patch == 0
 
@@ -117,3 +118,13 @@ def test_labels_and_captions_at_hand():
     assert not any(what == "captions not used" for what, _ in many.reasons)
     named = auto.choose(dataclasses.replace(CPU, labels=True), auto.Wishes(method="supervised"))
     assert not any(what == "labels not used" for what, _ in named.reasons)
+
+
+def test_options_are_typed_as_their_fields_are():
+    """Not as what the recipe has put there: a crop's size may be left open again."""
+    wishes = auto.Wishes(method="simclr", model="vit-n/4", options={"crop_size": "none"})
+    assert auto.choose(CPU, wishes).recipe.config.crop_size is None
+    wishes = auto.Wishes(method="simclr", model="vit-n/4", options={"crop_size": "24"})
+    assert auto.choose(CPU, wishes).recipe.config.crop_size == 24
+    with pytest.raises(ValueError, match=r"--method.crop_size 'big': expected a number or none"):
+        auto.choose(CPU, auto.Wishes(method="simclr", options={"crop_size": "big"}))

@@ -113,12 +113,12 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_options_of_method_and_model_are_taken_out_of_the_words():
     words, options = cli._dotted(
-        ["pretrain", "x", "--method.teacher-temp", "0.05", "--seed", "1", "--method.centring=False",
+        ["pretrain", "x", "--method.teacher-temp", "0.05", "--seed", "1", "--method.centring=off",
          "--model.layer-scale", "1e-5"]
     )  # fmt: skip
     assert words == ["pretrain", "x", "--seed", "1"]
     assert options == {
-        "method": {"teacher_temp": "0.05", "centring": "False"},
+        "method": {"teacher_temp": "0.05", "centring": "off"},
         "model": {"layer_scale": "1e-5"},
     }
 

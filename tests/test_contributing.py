@@ -1,5 +1,6 @@
 """The method that CONTRIBUTING.md walks through is real: it trains, from the page as it stands."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def test_the_example_method_trains(tmp_path, monkeypatch):
     assert "vicreg" in methods.names()
     file = methods.get("vicreg")
     try:
+        assert re.search(r"`omma pretrain \w+ --method vicreg .*--recipe paper", inspect.getdoc(file.paper))
         recipe = file.small(16, "vit-n/4")
         torch.manual_seed(0)
         encoder = backbones.build(name="vitc-15mf", image_size=16)

@@ -276,8 +276,10 @@ def _batch(facts: Facts, recipe: Recipe) -> tuple[int, str]:
 def _configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; refuses unknown ones."""
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    words = {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
-    return dataclasses.replace(config, **_chosen("method", method, known | words, options))
+    # typed as the field is, not as what the recipe has put there
+    known |= {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
+    known |= {f.name: None for f in dataclasses.fields(config) if f.type in (int | None, float | None)}
+    return dataclasses.replace(config, **_chosen("method", method, known, options))
 
 
 def _chosen(flag: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,8 +304,8 @@ def _typed(name: str, value: Any, like: Any) -> Any:
             return None if text.lower() == "none" else _number(text)
         return type(like)(text)
     except (KeyError, ValueError):
-        kind = "a number" if like is None else type(like).__name__
-        raise ValueError(f"{name} {value!r}: expected {kind}, such as {like}") from None
+        kind = "a number or none" if like is None else f"{type(like).__name__}, such as {like}"
+        raise ValueError(f"{name} {value!r}: expected {kind}") from None
 
 
 def _number(text: str) -> int | float:

@@ -1,12 +1,10 @@
 """From images to an array of features: in order, decoded while the network works, computed once."""
 
-import contextlib
 import copy
 import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +17,7 @@ import safetensors.numpy
 import torch
 from jaxtyping import Float, Int
 
+from omma import files
 from omma.data.decode import as_channels
 from omma.data.preprocess import load_batch
 from omma.device import cores
@@ -253,20 +252,16 @@ def _collect(
 
 
 def _store(file: Path, features: FeatureSet) -> None:
-    """Write atomically; a cache that cannot be written costs time later and nothing now."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    """A cache that cannot be written costs time later and nothing now."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(
-            {"vectors": np.ascontiguousarray(features.vectors), "indices": features.indices},
-            partial,
-            metadata={"provenance": json.dumps(features.provenance), "bad": json.dumps(features.bad)},
-        )
-        os.replace(partial, file)
+        with files.whole(file) as partial:
+            safetensors.numpy.save_file(
+                {"vectors": np.ascontiguousarray(features.vectors), "indices": features.indices},
+                partial,
+                metadata={"provenance": json.dumps(features.provenance), "bad": json.dumps(features.bad)},
+            )
     except OSError as error:
         log.warning("features not cached in %s: %s", file.parent, error)
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _stored(file: Path, provenance: dict[str, Any]) -> FeatureSet | None:

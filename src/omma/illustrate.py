@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, monitor, weights
+from omma.data.preprocess import load_batch
 from omma.evaluation import knn
-from omma.ops.random import permutations
+from omma.ops.masking import random_keep
+from omma.ops.random import Stream
 from omma.protocols import Given, Images, Key, NoAttention, Preprocess
 from omma.reporting import charts, html, pictures
 from omma.reporting.results import Result
@@ -34,12 +36,13 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     """Write report.html of a finished run; `images`: the gallery that pictures are taken from."""
     model = weights.load(folder.path)
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:GALLERY])
-    pixels, good, _ = monitor.load_batch(images, rows, model.preprocess)
+    pixels, good, _ = load_batch(images, rows, model.preprocess)
     pixels = pixels[torch.from_numpy(good)]
     labels = _names(images, rows[good])
-    sections = []
+    config, sections = folder.config(), []
+    told = config.get("labels") == "learned"
     if len(pixels) > 1:
-        sections.append(_neighbours(model, pixels, labels, seed))
+        sections.append(_neighbours(model, pixels, labels, told, seed))
     chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
     if (attention := _attention(model, chosen)) is not None:
         sections.append(attention)
@@ -49,7 +52,6 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     lines = folder.metrics()
     health = [line for line in lines if line["event"] == "health"]
     verdict: dict[str, Any] = health[-1] if health else {"text": "no health reading", "verdict": "warn"}
-    config = folder.config()
     facts = [
         ("Method", config["method"]),
         ("Model", f"{config['model']} at {config['image_size']} px"),
@@ -71,7 +73,7 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
         facts=facts,
         results=_results(folder),
         sections=sections,
-        curves=_curves(lines),
+        curves=_curves(lines, told),
         config=[(key, str(value)) for key, value in flatten(config).items()],
         notes=notes,
     )
@@ -97,7 +99,10 @@ def _names(images: Images, rows: np.ndarray) -> list[str] | None:
     return [images.classes[label] if label >= 0 else "" for label in images.labels[rows]]
 
 
-def _neighbours(model: weights.Model, pixels: Tensor, labels: list[str] | None, seed: int) -> html.Section:
+def _neighbours(
+    model: weights.Model, pixels: Tensor, labels: list[str] | None, told: bool, seed: int
+) -> html.Section:
+    """told: has training seen the labels?"""
     features = torch.nn.functional.normalize(monitor.vectors(model.encoder, pixels), dim=1)
     queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels))[:QUERIES])
     similarity = features[queries] @ features.T
@@ -106,7 +111,8 @@ def _neighbours(model: weights.Model, pixels: Tensor, labels: list[str] | None, 
     images = shown(pixels, model.preprocess)
     caption = "For each image on the left, those whose features are nearest by cosine, nearest first."
     if labels is not None:
-        caption += " Outlined green: the same label; dashed red: another. Labels were not used in training."
+        caption += " Outlined green: the same label; dashed red: another. "
+        caption += f"Labels were {'' if told else 'not '}used in training."
     return html.Section(
         title="Nearest neighbours",
         caption=caption,
@@ -141,8 +147,7 @@ def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: 
     rows, columns = method.encoder.grid(*pixels.shape[-2:])
     share = getattr(method.config, "mask_share", 0.0)  # a tokenizer is shown all
     key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
-    order = permutations(key, 0, rows * columns)[:, : max(1, int(rows * columns * (1 - share)))]
-    keep = torch.from_numpy(np.sort(order, axis=1))
+    keep = random_keep(key, Stream.MASK, rows * columns, share)
     masked, predicted = method.reconstruct(pixels, keep)
     if not share:
         return html.Section(
@@ -176,8 +181,8 @@ def _results(folder: RunFolder) -> list[Result]:
     ]
 
 
-def _curves(lines: list[dict[str, Any]]) -> list[Any]:
-    """Loss first, then health, then what the method reports."""
+def _curves(lines: list[dict[str, Any]], told: bool) -> list[Any]:
+    """Loss first, then health, then what the method reports. told: has training seen the labels?"""
 
     def series(event: str, name: str, label: str | None = None) -> charts.Series:
         points = [(line["step"], line[name]) for line in lines if line["event"] == event and name in line]
@@ -186,20 +191,21 @@ def _curves(lines: list[dict[str, Any]]) -> list[Any]:
     curves = [charts.line_chart("Loss", [series("step", "loss")], smooth=True)]
     curves.append(
         charts.line_chart(
-            "Effective rank of held-out features",
+            "Effective rank of the watched images' features",
             [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")],
         )
     )
     curves.append(
         charts.line_chart(
-            "Spread of held-out features",
+            "Spread of the watched images' features",
             [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")],
         )
     )
     if any("online_knn_top1" in line for line in lines):
         curves.append(
             charts.line_chart(
-                "Online k-NN (labels for reading only)", [series("health", "online_knn_top1", "top-1")]
+                f"Online k-NN{'' if told else ' (labels for reading only)'}",
+                [series("health", "online_knn_top1", "top-1")],
             )
         )
     if any("neighbours_kept" in line for line in lines):

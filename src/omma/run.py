@@ -1,7 +1,6 @@
 """The run folder: what is where in it, and how it is kept whole."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from omma import files
+
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ class RunFolder:
             return
         if self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+        with files.whole(self.path / "config.json") as file:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,7 +93,8 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop metrics of steps that are going to be done again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        with files.whole(self.path / "metrics.jsonl") as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""

@@ -315,14 +315,14 @@ def _due(position: Position, times: int) -> bool:
 def _reject(run: Run, step: Step, in_a_row: int) -> None:
     """Keep the batch that broke the numbers; end the run when it happens again and again."""
     assert step.rejected is not None
-    path = run.folder.path / f"rejected-step-{step.clock.step}.safetensors"
+    who = f"-process-{dist.rank()}" if dist.rank() else ""  # each its own: one of them broke it
+    path = run.folder.path / f"rejected-step-{step.clock.step}{who}.safetensors"
     tensors = {
         f"part{i}.views{j}": view.contiguous().cpu()
         for i, batch in enumerate(step.rejected)
         for j, view in enumerate(batch.views)
     }
-    if run.primary:
-        save_file(tensors, str(path))
+    save_file(tensors, str(path))
     run.listen(
         Note(f"step {step.clock.step}: loss or gradient is not finite; skipped, batch kept in {path.name}")
     )

@@ -79,6 +79,15 @@ def test_images_in_model_out(tmp_path, method, model):
     assert ("Reconstructions" in report) == (method == "mae")
 
 
+@pytest.mark.parametrize(("method", "told"), [("supervised", True), ("simclr", False)])
+def test_the_report_says_whether_labels_were_learned_from(tmp_path, method, told):
+    pretrain(pictures(labels=True), method=method, out=tmp_path / "run", steps=2, **SMALL)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert ("Labels were used in training" in report) == told
+    assert ("Labels were not used in training" in report) == (not told)
+    assert ("labels for reading only" in report) == (not told)
+
+
 def test_the_same_twice_is_the_same(tmp_path):
     for name in ("a", "b"):
         pretrain(pictures(), out=tmp_path / name, steps=3, **SMALL)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from omma import files
 from omma.data.labels import Known
 from omma.data.listing import Listing
 from omma.data.stores import Archive, Files
@@ -38,11 +38,8 @@ def cache_key(source: str) -> str:
 def write_whole(file: Path, data: Any) -> None:
     """All or nothing, so that two processes may write; a cache that cannot be written is done without."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
+        with files.whole(file) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         log.info("cache %s not written: %s", file, error)
 

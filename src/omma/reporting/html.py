@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
+from omma import files
 from omma.reporting.charts import interval_chart
 from omma.reporting.pictures import Cell, Grid
 from omma.reporting.results import Result
@@ -63,18 +63,8 @@ def write_report(
         sections=sections, curves=curves, config=config, notes=notes,
     )  # fmt: skip
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(0)  # mkstemp makes files that only their owner reads; a report is an ordinary file
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.whole(target) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
     return target
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: whole state, written atomically, the last two kept."""
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from omma import files
 
 KEPT = 2
 
@@ -35,9 +36,9 @@ def save(
     notes: dict[str, Any],
 ) -> Path:
     """Write `step-N.pt` under another name, flush it to the disk, then rename; older ones but two go."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
-    partial = path.with_suffix(".partial")
+    for left in folder.glob(".*.partial"):  # of a run that was killed as it saved
+        left.unlink(missing_ok=True)
     state = {
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -46,11 +47,8 @@ def save(
         "elapsed": elapsed,
         "notes": notes,
     }
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with files.whole(path, lasting=True) as partial:
+        torch.save(state, partial)
     for old in _all(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

@@ -1,10 +1,8 @@
 """`omma embed`: one vector an image, as a Parquet table that says where it came from."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omma import device as devices
-from omma import weights
+from omma import files, weights
 from omma.data import index
 from omma.data.preprocess import as_dict
 from omma.features import Part, stream
@@ -59,7 +57,7 @@ def embed(
     opened = images if isinstance(images, Images) else index.open_images(images)
     provenance = {
         "schema": 1,
-        "omma": _version(),
+        "omma": files.omma_version(),
         "model": {
             "digest": loaded.digest,
             "spec": loaded.encoder.spec(),
@@ -77,9 +75,7 @@ def embed(
     schema = _schema(loaded.encoder.dim, opened.labels is not None, provenance)
     bad: list[tuple[str, str]] = list(getattr(opened, "skipped", ()))
     rows = done = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with files.whole(out) as partial:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             waiting: list[Part] = []
             for part in stream(
@@ -98,9 +94,6 @@ def embed(
         if rows == 0:
             first = f"; the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
             raise ValueError(f"none of {len(opened)} images could be read{first}")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     left_out = tuple((str(p), str(r)) for p, r in bad)
     return Embedded(out, rows, loaded.encoder.dim, left_out, tuple(loaded.provenance.get("loaded", ())))
 
@@ -133,10 +126,3 @@ def _table(parts: list[Part], images: Images, schema: pa.Schema) -> pa.Table:
 def _text(path: str) -> str:
     """A path as valid UTF-8; bytes that are none become replacement characters."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _version() -> str:
-    try:
-        return version("omma")
-    except PackageNotFoundError:
-        return "unknown"

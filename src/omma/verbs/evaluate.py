@@ -1,13 +1,12 @@
 """`omma evaluate`: what the features of a model are worth on labelled images, beside two floors."""
 
 import json as json_
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from omma import device as devices
-from omma import weights
+from omma import files, weights
 from omma.data import index
 from omma.data.cache import cache_folder
 from omma.evaluation.evaluation import Evaluation
@@ -132,7 +131,5 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    unfinished.write_text(json_.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    with files.whole(file) as partial:
+        partial.write_text(json_.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

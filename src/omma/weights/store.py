@@ -5,9 +5,7 @@
 """
 
 import json
-import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from omma import backbones
+from omma import backbones, files
 from omma.data.preprocess import as_dict, from_dict
 from omma.errors import line
 from omma.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
@@ -40,7 +38,6 @@ def save(
     the encoder is.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = _kept(encoder.state_dict())
     description = {
         "schema": SCHEMA,
@@ -48,7 +45,7 @@ def save(
         "preprocess": as_dict(preprocess),
         "provenance": dict(provenance or {}),
         **({"extras": dict(extras.facts)} if extras.facts else {}),
-        "omma": _version(),
+        "omma": files.omma_version(),
     }
     if extras.tensors:
         beside = _kept(extras.tensors)
@@ -73,7 +70,7 @@ def load(model: str | Path) -> Model:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{description}: cannot rebuild the network ({line(error)}); "
-            f"it was written by omma {said.get('omma', '?')}, this is {_version()}"
+            f"it was written by omma {said.get('omma', '?')}, this is {files.omma_version()}"
         ) from error
     state = _state(weights)
     wanted = encoder.state_dict()
@@ -148,17 +145,5 @@ def _state(file: Path) -> dict[str, Tensor]:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """All or nothing, also when the machine goes down."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(partial, file)
-
-
-def _version() -> str:
-    try:
-        return version("omma")
-    except PackageNotFoundError:
-        return "unknown"
+    with files.whole(file, lasting=True) as partial:
+        partial.write_bytes(data)
