@@ -103,6 +103,7 @@ def test_the_plan_is_the_papers():
 
 def test_quicker_views():
     assert [plans.smaller(size) for size in (16, 32, 64, 96, 224)] == [None, 24, 48, 64, 160]
+    assert [plans.smaller(size, plain=True) for size in (16, 32, 64)] == [None, 16, 48]
 
 
 @pytest.mark.parametrize(

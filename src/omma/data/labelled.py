@@ -1,12 +1,13 @@
 """Learning from labels as DeiT does: views, mixing, targets [Touvron 2020, arXiv 2012.12877, table 9]."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.data import plans
 from omma.errors import above_zero, range_within_one, within_one
 from omma.ops import mixing
 from omma.ops.random import Stream
@@ -42,6 +43,14 @@ class Labelled:
         if not 0 <= self.magnitude <= 10:
             raise ValueError(f"method.magnitude={self.magnitude}: must lie in [0, 10] (the paper's: 9)")
         above_zero(self, "repeats")
+
+
+def small(image_size: int) -> dict[str, Any]:
+    """Options for 1,000 to 100,000 images on one machine: weaker augmentation, one view of each image."""
+    return {
+        "mixup": 0.2, "cutmix": 1.0, "mix_p": 0.5, "operations": 1, "magnitude": 5.0, "erase_p": 0.0,
+        "repeats": 1, "scale": (0.4, 1.0), "crop_size": plans.smaller(image_size),
+    }  # fmt: skip
 
 
 def plan(config: Labelled, image_size: int) -> tuple[Crop, ...]:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import dist, protocols
-from omma.data import labelled, plans
+from omma.data import labelled
 from omma.errors import one_of
 from omma.heads import classifier
 from omma.losses import classification
@@ -100,13 +100,9 @@ def paper(image_size: int, model: str) -> Recipe:
 
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: weaker augmentation, one view an image, as for supervised."""
-    config = Config(
-        mixup=0.2, cutmix=1.0, mix_p=0.5, operations=1, magnitude=5.0, erase_p=0.0, repeats=1,
-        scale=(0.4, 1.0), crop_size=plans.smaller(image_size),
-    )  # fmt: skip
     return Recipe(
-        config=config, batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05, weight_decay=0.05, clip=3.0,
-        encoder={"distilled": True},
+        config=Config(**labelled.small(image_size)), batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05,
+        weight_decay=0.05, clip=3.0, encoder={"distilled": True},
     )  # fmt: skip
 
 

@@ -84,10 +84,9 @@ def small(image_size: int, model: str) -> Recipe:
     and small crops undo what the neighbours' labels teach in few steps.
     """
     plain = backbones.family(model).plain
-    share = 0.5 if plain and image_size < 64 else 0.75
     config = Config(
         hidden=512, out=128, momentum=0.9, scale=(0.4, 1.0), colour=0.1, blur=False,
-        crop_size=plans.smaller(image_size, share),
+        crop_size=plans.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

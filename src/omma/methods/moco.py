@@ -88,11 +88,10 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: lighter heads, milder views, a patch embedding that learns."""
     tiny, plain = image_size < 64, backbones.family(model).plain
-    share = 0.5 if plain and tiny else 0.75
     config = Config(
         temperature=0.2, hidden=512, out=128, layers=2, momentum=0.99, freeze_patch_embed=False,
         scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=plans.smaller(image_size, share),
+        crop_size=plans.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

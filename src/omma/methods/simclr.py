@@ -71,10 +71,9 @@ def small(image_size: int, model: str) -> Recipe:
     into more tokens than a hybrid does, and gains by smaller ones.
     """
     tiny, plain = image_size < 64, backbones.family(model).plain
-    share = 0.5 if plain and tiny else 0.75
     config = Config(
         temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
-        crop_size=plans.smaller(image_size, share),
+        crop_size=plans.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

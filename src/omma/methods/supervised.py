@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from omma import backbones, dist, protocols
-from omma.data import labelled, plans
+from omma.data import labelled
 from omma.heads import classifier
 from omma.losses import classification
 from omma.ops import groups
@@ -65,13 +65,10 @@ def small(image_size: int, model: str) -> Recipe:
 
     Views smaller than what the network will see are quicker, and no worse after as many steps.
     """
-    config = Config(
-        mixup=0.2, cutmix=1.0, mix_p=0.5, operations=1, magnitude=5.0, erase_p=0.0, repeats=1,
-        scale=(0.4, 1.0), crop_size=plans.smaller(image_size),
-    )  # fmt: skip
     return Recipe(
-        config=config, batch=128, lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=1e-5,
-        warmup=0.05, weight_decay=0.05, clip=3.0, encoder={"pool": "mean"},
+        config=Config(**labelled.small(image_size)), batch=128,
+        lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=1e-5, warmup=0.05, weight_decay=0.05,
+        clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
 

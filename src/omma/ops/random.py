@@ -23,7 +23,6 @@ class Stream(IntEnum):
     COLOUR = 0x0300
     MASK = 0x0400  # which patches a method hides
     METHOD = 0x0500  # anything else that a method draws for an image
-    EVALUATE = 0x0600
     AUGMENT = 0x0700  # RandAugment's operations
     ERASE = 0x0800  # what random erasing hides
     MIX = 0x0900  # how a pair of images is mixed
@@ -73,16 +72,6 @@ def bits(key: Key, stream: int, n: int) -> UInt32[np.ndarray, "b n"]:
 def uniform(key: Key, stream: int, n: int) -> Float32[np.ndarray, "b n"]:
     """n numbers for each image, uniform in [0, 1): multiples of 2^-24, so that float32 holds them exactly."""
     return (bits(key, stream, n) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-
-
-def normal(key: Key, stream: int, n: int) -> Float32[np.ndarray, "b n"]:
-    """n standard normal numbers for each image, by Box and Muller's transform (1958)."""
-    half = -(-n // 2)
-    u = uniform(key, stream, 2 * half).astype(np.float64)
-    radius = np.sqrt(-2.0 * np.log(1.0 - u[:, 0::2]))  # 1 - u is in (0, 1]: the logarithm stays finite
-    angle = 2.0 * np.pi * u[:, 1::2]
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(len(u), 2 * half)[:, :n].astype(np.float32)
 
 
 def permutations(key: Key, stream: int, n: int) -> Int64[np.ndarray, "b n"]:

@@ -10,7 +10,6 @@ PROTOCOLS = {
     "knn": "k-NN",
     "linear": "Linear",
     "ridge": "Ridge",
-    "lbfgs": "Linear (L-BFGS)",
     "zeroshot": "Zero-shot",
     "retrieval": "Retrieval",
 }
