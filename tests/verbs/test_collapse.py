@@ -55,7 +55,7 @@ def test_without_centring_dino_collapses(images, tmp_path):
     last = verdicts(images, tmp_path / "without", "dino", centring="off", **quick)[-1]
     assert last.level == "bad"
     assert "same prototype" in last.text or "all features within" in last.text
-    assert "centring on" in last.remedy
+    assert "centring off" in last.remedy
 
 
 def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):

@@ -108,7 +108,7 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
                 "bad",
                 f"collapsed: nearly all images are given the same prototype (KL to uniform {kl:.2f} of "
                 f"{most:.2f} nats)",
-                "Raise --method.teacher-temp, or lower --lr",
+                "Never switch centring off; raise --method.teacher-temp, or lower --lr",
             )
     if metrics.get("uniformity", -1.0) > -0.1:
         return Verdict(
