@@ -12,12 +12,10 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
-from league import best
+from league import best, call
 
 
 def coarse_names(tree: Path, depth: int) -> dict[str, str]:
@@ -70,7 +68,6 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     fine, coarse = prepare(args)
-    omma = [sys.executable, "-m", "omma"]
     print("| method | k-NN on fine classes, each seed | median | on coarse ones, median |\n|---|---|---|---|")
     for method in args.methods:
         found: dict[Path, list[float]] = {fine: [], coarse: []}
@@ -79,11 +76,10 @@ def main() -> None:
             if not (run / "model.safetensors").exists():
                 words = ["--method", method, "--model", args.model, "--steps", args.steps, "--seed", seed]
                 words += ["--recipe", "small", "--out", str(run)]
-                subprocess.run([*omma, "pretrain", str(coarse), *words], check=True, capture_output=True)
+                call("pretrain", str(coarse), *words)
             for labels, values in found.items():
                 judged = args.out / f"{run.name}-{labels.stem}.json"
-                words = ["evaluate", str(run), str(labels), "--protocol", "knn", "--json", str(judged)]
-                subprocess.run([*omma, *words], check=True, capture_output=True)
+                call("evaluate", str(run), str(labels), "--protocol", "knn", "--json", str(judged))
                 values.append(best(json.loads(judged.read_text()), "trained", "knn"))
         each = ", ".join(f"{v:.1f}" for v in found[fine])
         middle = {labels: statistics.median(values) for labels, values in found.items()}

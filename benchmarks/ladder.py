@@ -1,19 +1,17 @@
 """DINOv2's ladder: its twelve rows on one data set in equal steps, beside the paper's table 1.
 
-    python benchmarks/ladder.py DATA --out DIR [--steps 1500] [--batch-size 128] [--model vit-n/8]
+    python benchmarks/ladder.py DATA --out DIR [--steps 1500] [--model vit-n/8] [--image-size 48 ...]
     python benchmarks/ladder.py DATA --out DIR --table
 
-Rows that are done are not done again. Equal steps are not equal images where a row changes the batch: without
---batch-size row 9 triples it, as the paper does.
+Other options are those of `omma pretrain`. Rows that are done are not done again. Equal steps are not equal
+images where a row changes the batch: without --batch-size row 9 triples it, as the paper does.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from league import best
+from league import best, call
 
 from omma.methods.dinov2 import LADDER
 
@@ -23,33 +21,20 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", default="1500")
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--model", default="vit-n/8")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(LADDER)))
     parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for row in [] if args.table else args.rows:
         run, judged = args.out / f"row{row}", args.out / f"row{row}.json"
         if judged.exists():
             continue
-        words = [
-            "--method",
-            "dinov2",
-            "--method.ladder",
-            str(row),
-            "--model",
-            args.model,
-            "--steps",
-            args.steps,
-        ]
-        words += ["--recipe", "small", "--out", str(run), "--seed", args.seed]
-        words += [] if args.batch_size is None else ["--batch-size", str(args.batch_size)]
-        omma = [sys.executable, "-m", "omma"]
-        subprocess.run([*omma, "pretrain", args.data, *words], check=True, capture_output=True)
-        judge = ["evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged)]
-        subprocess.run([*omma, *judge], check=True, capture_output=True)
+        words = ["--method", "dinov2", "--method.ladder", str(row), "--model", args.model]
+        words += ["--steps", args.steps, "--recipe", "small", "--out", str(run), "--seed", args.seed]
+        call("pretrain", args.data, *words, *others)
+        call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
         print(f"row {row} done", flush=True)
     print("| row | switch | k-NN | linear | health | paper: k-NN | linear |\n|---|---|---|---|---|---|---|")
     for row, switch in enumerate(LADDER):

@@ -85,6 +85,8 @@ def best(row: dict[str, Any], subject: str, protocol: str) -> float:
 
 def table(args: argparse.Namespace) -> str:
     rows = [json.loads(path.read_text()) for m in METHODS if (path := args.out / f"{m}.json").exists()]
+    if not rows:
+        return "no method is done"
     rows.sort(key=lambda row: -best(row, "trained", "knn"))
     lines = [
         "| method | k-NN | linear | health | effective rank | images/s | peak memory |",
