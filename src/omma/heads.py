@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma.dist import BatchNorm
-from omma.ops.masking import hide
+from omma.ops.masking import hide, places
 from omma.protocols import Backbone
 
 
@@ -101,4 +101,5 @@ class MaskedHead(nn.Module):
     ) -> Float[Tensor, "m o"]:
         """mask: which patches of the encoder's grid are hidden; m of them, image after image."""
         tokens, grid = hide(encoder, images, mask, self.mask_token)
-        return self.predict(encoder.encode(tokens, grid).patches[mask])
+        features = encoder.encode(tokens, grid).patches.flatten(0, 1)
+        return self.predict(features[places(mask)])[: int(mask.sum())]

@@ -97,3 +97,17 @@ def test_numbers_of_ibot_over_three_steps():
         close(student.grad.norm(), norm)
         close(student.grad[0, 0, :3], corner)
         close(centre, centre_after)
+
+
+def test_rows_beyond_the_teachers_do_not_count():
+    """They are there so that heads see few different shapes."""
+    student, teacher = wave(5, 4, step=0.7).requires_grad_(), wave(5, 3, step=1.3).softmax(-1)
+    prototypes, counts = wave(3, 4, phase=2), torch.tensor([2.0, 2.0, 1.0])
+    loss = distillation.masked_patches(student, prototypes, teacher[:3], counts, 2, 0.1)
+    alone = distillation.masked_patches(student[:3], prototypes, teacher[:3], counts, 2, 0.1)
+    torch.testing.assert_close(loss, alone)
+    loss.backward()
+    assert student.grad[:3].any(1).all()
+    assert not student.grad[3:].any()
+    empty = distillation.masked_patches(student[:0], prototypes, teacher[:0], counts[:0], 2, 0.1)
+    assert empty == 0

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def dino(
 
 
 def masked_patches(
-    student: Float[Tensor, "m d"],
+    student: Float[Tensor, "n d"],
     prototypes: Float[Tensor, "k d"],
     teacher: Float[Tensor, "m k"],
     counts: Float[Tensor, "m"],
@@ -52,10 +53,13 @@ def masked_patches(
     """Mean over `images` of each one's mean of H(t, s) over its masked patches [Zhou 2021, eq. 2 and 3].
 
     The m rows are the masked patches only; `counts`: how many of them the image of each row has. An image
-    (a view of one counts as one) without a masked patch adds 0 and counts, as in the published code.
+    (a view of one counts as one) without a masked patch adds 0 and counts, as in the published code. Further
+    rows of the student do not count.
     """
-    rows = torch.arange(len(student), device=student.device)
-    return cross_entropy(student, prototypes, teacher, rows, 1 / (counts * images), temperature)
+    m, n = len(teacher), len(student)
+    rows = torch.arange(n, device=student.device).clamp(max=max(0, m - 1))
+    weights = F.pad(1 / (counts * images), (0, n - m))
+    return cross_entropy(student, prototypes, teacher, rows, weights, temperature)
 
 
 def cross_entropy(

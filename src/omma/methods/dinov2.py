@@ -30,7 +30,7 @@ from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.losses.koleo import koleo
 from omma.ops import ema, groups
-from omma.ops.masking import hide, view_masks
+from omma.ops.masking import hide, places, view_masks
 from omma.ops.schedules import cosine
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 
@@ -251,8 +251,9 @@ class Method(protocols.Method):
         globals_ = torch.cat([first[:, 0], second[:, 0]])
         grid = self.encoder.grid(*globals_.shape[-2:])
         least = max(1, round(4 / 256 * grid[0] * grid[1]))  # 4 of 16 x 16 in the published code
-        mask = view_masks(batch.key, 2, grid, c.mask_probability, c.mask_share, least).to(globals_.device)
-        at = mask.flatten().nonzero()[:, 0]
+        mask = view_masks(batch.key, 2, grid, c.mask_probability, c.mask_share, least)
+        at, hidden = places(mask).to(globals_.device), int(mask.sum())
+        mask = mask.to(globals_.device)
 
         crops = [hide(self.encoder, globals_, mask, self.mask_token)]
         for local in rest:
@@ -266,14 +267,13 @@ class Method(protocols.Method):
         with torch.no_grad():
             whole = self.teacher(globals_)
             logits = self.teacher_head(whole.pooled).float()
-            patch_logits = (self.teacher_patch_head or self.teacher_head)(
-                whole.patches.flatten(0, 1)[at]
-            ).float()
+            patch_logits = (self.teacher_patch_head or self.teacher_head)(whole.patches.flatten(0, 1)[at])
+            patch_logits = patch_logits[:hidden].float()
             teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
             patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
 
         image_loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
-        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at].float()
+        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
         patch_loss = distillation.masked_patches(
             student_patches, patch_head.prototypes(), patch_teacher, counts, len(mask), c.student_temp
         )
@@ -290,7 +290,7 @@ class Method(protocols.Method):
             ]
             loss = loss + c.koleo * (apart[0] + apart[1])
             metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
-        carry = None if c.centring == "sinkhorn" else (logits.mean(0), patch_logits.sum(0), float(len(at)))
+        carry = None if c.centring == "sinkhorn" else (logits.mean(0), patch_logits.sum(0), float(hidden))
         return StepOutput(loss, metrics, carry)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from omma.errors import at_least_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups
-from omma.ops.masking import hide, view_masks
+from omma.ops.masking import hide, places, view_masks
 from omma.ops.schedules import cosine
 from omma.protocols import Backbone, Batch, Clock, Crop, Given, Key, Needs, ParamGroup, Recipe, StepOutput
 
@@ -112,8 +112,9 @@ class Method(protocols.Method):
         b = len(first)
         globals_ = torch.cat([first[:, 0], second[:, 0]])
         grid = self.encoder.grid(*globals_.shape[-2:])
-        mask = self._masks(batch.key, grid).to(globals_.device)
-        at = mask.flatten().nonzero()[:, 0]
+        mask = self._masks(batch.key, grid)
+        at, hidden = places(mask).to(globals_.device), int(mask.sum())
+        mask = mask.to(globals_.device)
 
         crops = [hide(self.encoder, globals_, mask, self.mask_token)]
         for local in rest:
@@ -129,16 +130,16 @@ class Method(protocols.Method):
             patches, carry = whole.patches.flatten(0, 1), None
             if c.centring == "mean":  # of all patches, hidden or not
                 bottleneck, prototypes = self.teacher_head.bottleneck(patches), self.teacher_head.prototypes()
-                patch_logits = (bottleneck[at] @ prototypes.T).float()
+                patch_logits = (bottleneck[at] @ prototypes.T)[:hidden].float()
                 carry = torch.stack([logits.mean(0), bottleneck.float().mean(0) @ prototypes.float().T])
             else:
-                patch_logits = self.teacher_head(patches[at]).float()
+                patch_logits = self.teacher_head(patches[at])[:hidden].float()
             teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
             patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
 
         prototypes = self.head.prototypes()
         image_loss = distillation.dino(student, prototypes, teacher, c.student_temp)
-        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at].float()
+        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
         patch_loss = distillation.masked_patches(
             student_patches, prototypes, patch_teacher, counts, len(mask), c.student_temp
         )

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
@@ -125,6 +126,15 @@ def view_masks(
         wanted = some_masked(key, Stream.MASK + 2 * view, probability, share) * (grid[0] * grid[1])
         masks.append(blockwise(key, Stream.MASK + 2 * view + 1, grid, wanted, least))
     return torch.cat(masks)
+
+
+def places(mask: Bool[Tensor, "b n"], multiple: int = 64) -> Int[Tensor, "m"]:
+    """Where a mask is true, counted through all images, and then zeros, up to a multiple.
+
+    Heads that see these places alone get few different shapes: kernels are made for each anew.
+    """
+    at = mask.flatten().nonzero()[:, 0]
+    return F.pad(at, (0, -len(at) % multiple))
 
 
 def enlarged(mask: Bool[Tensor, "b n"], grid: tuple[int, int], times: int) -> Bool[Tensor, "b m"]:
