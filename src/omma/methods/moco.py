@@ -86,7 +86,11 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: lighter heads, milder views, a patch embedding that learns."""
+    """1,000 to 100,000 images on one machine: lighter heads, milder views, a patch embedding that learns.
+
+    `omma pretrain cifar10_25k.zip --method moco --model vit-n/4 --budget 10m` on two cores: k-NN 52.3 %,
+    the untrained network's 27.9 (docs/benchmarks.md).
+    """
     tiny, plain = image_size < 64, backbones.family(model).plain
     config = Config(
         temperature=0.2, hidden=512, out=128, layers=2, momentum=0.99, freeze_patch_embed=False,
