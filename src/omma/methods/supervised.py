@@ -64,8 +64,8 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: weaker augmentation, one view an image, mean pooling.
 
     `omma pretrain cifar10_25k.zip --method supervised --model vit-n/4 --budget 10m` on two cores: k-NN
-    69.0 %, the untrained network's 27.9 (docs/benchmarks.md). Smaller views are quicker, and no worse after as many
-    steps.
+    69.0 %, the untrained network's 27.9 (docs/benchmarks.md). Smaller views are quicker, and no worse after
+    as many steps.
     """
     return Recipe(
         config=Config(**labelled.small(image_size)), batch=128,
