@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import dist
+from omma.checks import above_zero, one_of, within_one
 from omma.data import plans
-from omma.errors import above_zero, one_of, within_one
 from omma.losses import distillation
 from omma.ops import statistics
 from omma.ops.schedules import linear

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, SplitSwiGLU, SwiGLU, Where, init_linear, rates, relative
 from omma.backbones.layers.transformer import Transformer, divided
-from omma.errors import one_of
+from omma.checks import one_of
 from omma.ops import attention, depth
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.checks import above_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import above_zero, range_within_one, within_one
 from omma.ops import mixing
 from omma.ops.random import Stream
 from omma.protocols import Batch, Crop, RandAugment

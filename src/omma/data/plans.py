@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omma.errors import at_least_zero, range_within_one
+from omma.checks import at_least_zero, range_within_one
 from omma.protocols import Colour, Crop
 
 

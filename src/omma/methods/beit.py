@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omma import dist, protocols
 from omma.backbones.layers.frozen import Frozen
-from omma.errors import between, range_within_one
+from omma.checks import between, range_within_one
 from omma.heads import MaskedHead
 from omma.losses import prediction
 from omma.ops import groups, statistics

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from omma import backbones, dist, protocols, text
-from omma.errors import above_zero, one_of, range_within_one, within_one
+from omma.checks import above_zero, one_of, range_within_one, within_one
 from omma.losses import contrastive
 from omma.ops import bpe, groups
 from omma.protocols import (

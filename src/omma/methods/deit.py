@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import dist, protocols
+from omma.checks import one_of
 from omma.data import labelled
-from omma.errors import one_of
 from omma.heads import classifier
 from omma.losses import classification
 from omma.ops import groups

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from omma import dist, distilled, protocols
+from omma.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.losses.koleo import koleo

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from omma import dist, protocols
 from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
-from omma.errors import above_zero, decoder, one_of, range_within_one, within_one
+from omma.checks import above_zero, decoder, one_of, range_within_one, within_one
 from omma.losses import pixels, quantisation
 from omma.ops import groups, gumbel, statistics
 from omma.ops.patches import padded, patchify, unpatchify

@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, dist, protocols
+from omma.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import projector, several
 from omma.losses import contrastive
 from omma.ops import ema, groups

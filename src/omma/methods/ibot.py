@@ -19,8 +19,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from omma import dist, distilled, protocols
+from omma.checks import at_least_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import at_least_zero, range_within_one, within_one
 from omma.heads import PrototypeHead
 from omma.losses import distillation
 from omma.ops import ema, groups

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, dist, protocols
+from omma.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import projector
 from omma.ops import groups
 from omma.ops.random import derive

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from omma import protocols
 from omma.backbones.layers import Size
 from omma.backbones.layers.decoder import PixelDecoder
-from omma.errors import between, decoder, range_within_one
+from omma.checks import between, decoder, range_within_one
 from omma.losses import reconstruction
 from omma.ops import groups
 from omma.ops.masking import random_keep

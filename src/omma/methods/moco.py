@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import backbones, dist, protocols
+from omma.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.data import plans
-from omma.errors import above_zero, at_least_zero, range_within_one, within_one
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import ema, groups

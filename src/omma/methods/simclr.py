@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from omma import backbones, dist, protocols
+from omma.checks import above_zero, range_within_one
 from omma.data import plans
-from omma.errors import above_zero, range_within_one
 from omma.heads import projector
 from omma.losses import contrastive
 from omma.ops import groups

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from omma import dist, protocols
-from omma.errors import above_zero, between, range_within_one
+from omma.checks import above_zero, between, range_within_one
 from omma.losses import reconstruction
 from omma.ops import groups
 from omma.ops.linear import linear

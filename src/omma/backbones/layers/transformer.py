@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.block import Where
 from omma.backbones.layers.embed import PatchEmbed
-from omma.errors import one_of
+from omma.checks import one_of
 from omma.ops.norm import norm
 from omma.ops.patches import take
 from omma.ops.positions import resample
