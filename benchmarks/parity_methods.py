@@ -944,8 +944,8 @@ def ibot_masks(references: References) -> tuple[list[float], list[float]]:
 def simmim_masks(references: References) -> tuple[list[float], list[float]]:
     official = references.load("microsoft/SimMIM", "data.data_simmim")
     generator = official.MaskGenerator(192, 32, 4, 0.6)
-    theirs = np.stack([generator() for _ in range(DRAWS // 3)]).astype(bool)
-    key = Key(0, np.zeros(DRAWS // 3), np.arange(DRAWS // 3))
+    theirs = np.stack([generator() for _ in range(DRAWS)]).astype(bool)
+    key = Key(0, np.zeros(DRAWS // 3), np.arange(DRAWS))
     ours = random_units(key, 0x400, (48, 48), 8, 0.6).view(-1, 48, 48).numpy()
     return described(ours), described(theirs)
 
@@ -1047,7 +1047,7 @@ def main() -> None:
         more = drawn(references, [row for row in masks if references.path(row.source) is not None])
     if args.write:
         about = (
-            f"Largest absolute differences; ours in fp32, theirs in fp64, torch "
+            f"Largest absolute differences; ours in fp32, theirs in fp64 unless said, torch "
             f"{version('torch').partition('+')[0]}. Methods: {STEPS} steps of gradient descent, each side "
             f"with its own weights and states, on images of random numbers; all parameters random."
         )
