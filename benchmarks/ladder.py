@@ -1,10 +1,10 @@
 """DINOv2's ladder: its twelve rows on one data set in equal steps, beside the paper's table 1.
 
-    python benchmarks/ladder.py DATA --out DIR [--steps 1500] [--model vit-n/8] [--image-size 48 ...]
+    python benchmarks/ladder.py DATA --out DIR [--steps 1500] [--model vit-n/8] [--batch 192] [...]
     python benchmarks/ladder.py DATA --out DIR --table
 
-Other options are those of `omma pretrain`. Rows that are done are not done again. Equal steps are not equal
-images where a row changes the batch: without --batch-size row 9 triples it, as the paper does.
+Other options are those of `omma pretrain`, as they are at the ladder's end. Rows that are done are not done
+again. Equal steps are not equal images: rows before 9 have a third of the batch, as in the paper.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from league import best, call
 
 from omma.methods.dinov2 import LADDER
 
+TRIPLED = [switch.name for switch in LADDER].index("batch 3k")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", default="1500")
     parser.add_argument("--model", default="vit-n/8")
+    parser.add_argument("--batch", type=int, default=192, help="from row 9 on")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(LADDER)))
     parser.add_argument("--table", action="store_true")
@@ -31,8 +34,10 @@ def main() -> None:
         run, judged = args.out / f"row{row}", args.out / f"row{row}.json"
         if judged.exists():
             continue
+        batch = args.batch if row >= TRIPLED else args.batch // 3
         words = ["--method", "dinov2", "--method.ladder", str(row), "--model", args.model]
-        words += ["--steps", args.steps, "--recipe", "small", "--out", str(run), "--seed", args.seed]
+        words += ["--steps", args.steps, "--batch-size", str(batch), "--recipe", "small"]
+        words += ["--out", str(run), "--seed", args.seed]
         call("pretrain", args.data, *words, *others)
         call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
         print(f"row {row} done", flush=True)
