@@ -945,7 +945,7 @@ def simmim_masks(references: References) -> tuple[list[float], list[float]]:
     official = references.load("microsoft/SimMIM", "data.data_simmim")
     generator = official.MaskGenerator(192, 32, 4, 0.6)
     theirs = np.stack([generator() for _ in range(DRAWS)]).astype(bool)
-    key = Key(0, np.zeros(DRAWS // 3), np.arange(DRAWS))
+    key = Key(0, np.zeros(DRAWS), np.arange(DRAWS))
     ours = random_units(key, 0x400, (48, 48), 8, 0.6).view(-1, 48, 48).numpy()
     return described(ours), described(theirs)
 
