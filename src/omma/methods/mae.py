@@ -83,7 +83,7 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a light decoder, mean pooling.
 
     `omma pretrain cifar10_25k.zip --method mae --model vit-n/4 --budget 10m` on two cores: k-NN 47.6 %,
-    the untrained network's 27.9 (docs/benchmarks.md).
+    the untrained network's 28.0 (docs/benchmarks.md).
     """
     tiny = image_size < 64
     config = Config(
