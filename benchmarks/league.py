@@ -8,6 +8,14 @@ pixels and the same network untrained. What learns from another model is given o
 before it with the same budget: BEiT the VQ-VAE (or --tokenizer dvae), EVA the --target's run, DeiT the
 supervised one. A run that is done is not done again, so the table may be made in several sittings. Run it on
 a machine that does nothing else. --table prints what is there.
+
+Where other work cannot be kept away, count first and train by steps:
+
+    python benchmarks/league.py DATA --out DIR --count          # alone: how many steps the budget holds
+    OMP_NUM_THREADS=1 python benchmarks/league.py DATA --out DIR --counted --methods ...   # beside whatever
+
+What is trained by steps does not depend on what else the machine does. Speeds in the table are then those
+that were counted.
 """
 
 import argparse
@@ -19,11 +27,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omma.train.budget import seconds
+
 METHODS = (
     "simclr", "moco", "lejepa", "dino", "ibot", "dinov2", "mae", "simmim", "vqvae", "dvae", "beit", "eva",
     "supervised", "deit", "grafit",
 )  # fmt: skip
 SEES_LABELS = ("supervised", "deit", "grafit")
+COUNTED = 20.0  # seconds of a run that is counted
+SPENT = 0.94  # share of a ten-minute budget that goes into steps; the rest is start, readings, report
 
 
 def guides(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
@@ -44,27 +56,55 @@ def call(*words: str) -> float:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
+def training(method: str, args: argparse.Namespace, run: Path, whose: Path, *end: str) -> list[str]:
+    """The command that trains a method to its end; whose: the folder with the runs that it may learn from."""
+    words = ["pretrain", args.data, "--method", method, "--model", args.model, *end]
+    words += ["--recipe", "small", "--out", str(run), "--seed", str(args.seed)]
+    if method in (known := guides(args)):
+        option, guide = known[method]
+        words += [f"--method.{option}", str(whose / guide)]
+    return words
+
+
+def rate(run: Path) -> float:
+    """Images a second of a run: the median of its logged steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["images_per_second"] for line in lines if line["event"] == "step")
+
+
+def count(args: argparse.Namespace) -> None:
+    """Write DIR/counts.json: how many steps of each method the budget holds, and its speed."""
+    said = args.out / "counts.json"
+    counts = json.loads(said.read_text()) if said.exists() else {}
+    for method in args.methods:
+        if method in counts:
+            continue
+        run = args.out / "counted" / method
+        call(*training(method, args, run, run.parent, "--budget", f"{COUNTED}s"))
+        batch = json.loads((run / "config.json").read_text())["settings"]["batch"]
+        steps = round(SPENT * seconds(args.budget) * rate(run) / batch)
+        counts[method] = {"steps": steps, "images_per_second": rate(run)}
+        said.write_text(json.dumps(counts, indent=1) + "\n")
+        print(method, counts[method], flush=True)
+
+
 def one(method: str, args: argparse.Namespace) -> None:
     """Train and judge; writes DIR/METHOD.json. In a process of its own, so that its memory is its own."""
     run, said = args.out / method, args.out / f"{method}.json"
-    words = ["pretrain", args.data, "--method", method, "--model", args.model, "--budget", args.budget]
-    words += ["--recipe", "small", "--out", str(run), "--seed", str(args.seed)]
-    if method in (known := guides(args)):
-        option, whose = known[method]
-        words += [f"--method.{option}", str(args.out / whose)]
-    peak = call(*words)
+    counted = json.loads((args.out / "counts.json").read_text())[method] if args.counted else None
+    end = ("--steps", str(counted["steps"])) if counted else ("--budget", args.budget)
+    peak = call(*training(method, args, run, args.out, *end))
     judged = args.out / f"{method}-judged.json"
     call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     health = [line for line in lines if line["event"] == "health"][-1]
-    rates = [line["images_per_second"] for line in lines if line["event"] == "step"]
     row = {
         "method": method,
         "results": json.loads(judged.read_text())["results"],
         "verdict": health["verdict"],
         "health": health["text"],
         "rank": health["rank"],
-        "images_per_second": statistics.median(rates),
+        "images_per_second": counted["images_per_second"] if counted else rate(run),
         "peak_memory": peak,
         "steps": lines[-1]["step"],
         "model": args.model,
@@ -116,18 +156,23 @@ def main() -> None:
     parser.add_argument("--target", default="simclr", help="whose run EVA regresses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--count", action="store_true", help="only count the steps that the budget holds")
+    parser.add_argument("--counted", action="store_true", help="train as many steps as were counted")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.alone:
         one(args.methods[0], args)
         return
+    if args.count:
+        count(args)
+        return
     for method in [] if args.table else args.methods:
         if (args.out / f"{method}.json").exists():
             continue
         words = [sys.executable, __file__, args.data, "--out", str(args.out), "--alone", "--methods", method]
         words += ["--budget", args.budget, "--model", args.model, "--tokenizer", args.tokenizer]
-        words += ["--target", args.target, "--seed", str(args.seed)]
+        words += ["--target", args.target, "--seed", str(args.seed), *["--counted"] * args.counted]
         if subprocess.run(words).returncode == 0:
             print(f"{method} done", flush=True)
     print(table(args))

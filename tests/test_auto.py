@@ -105,7 +105,7 @@ def test_mae_refuses_a_backbone_that_cannot_drop_tokens():
     for model, options in (("vitc-15mf", {}), ("swin-t", {}), ("vit-n/4", {"mixer": "fourier"})):
         wishes = auto.Wishes(method="mae", model=model, model_options=options)
         with pytest.raises(ValueError, match="choose a plain ViT"):
-            auto.refuse(wishes, labels=False, captions=False)
+            auto.refuse(wishes, classes=None, captions=False)
 
 
 def test_labels_and_captions_at_hand():

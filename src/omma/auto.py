@@ -1,11 +1,13 @@
 """What `auto` means: from data and device to a complete plan, with reasons."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omma import backbones, methods
+from omma.heads import several
 from omma.protocols import Backbone, Needs, Recipe
 from omma.train.continued import Origin
 
@@ -81,21 +83,24 @@ def _early(method: str, wishes: Wishes) -> Recipe:
     return dataclasses.replace(plan, config=_configured(method, plan.config, wishes.options))
 
 
-def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
+def refuse(wishes: Wishes, *, classes: Sequence[str] | None, captions: bool) -> None:
     """Raise ValueError for what the method that the user names needs and does not get, with the remedy.
 
-    Asks nothing of the images' pixels.
+    classes: what the images' labels mean; None where they have none. captions: has any image one? Asks
+    nothing of the images' pixels.
     """
     name, model = wishes.method, wishes.model
     if name is None:
         return
     plan = _early(name, wishes)
     needs = needs_of(name, plan.config)
-    if needs.labels and not labels:
+    if needs.labels and classes is None:
         raise ValueError(
             f"{name} learns from labels, and these images have none: put them into one folder a class, or "
             "give a manifest with a `label` column (docs/input.md); without labels choose --method simclr"
         )
+    if needs.labels and classes is not None:
+        several(classes)
     if needs.text and not captions:
         raise ValueError(
             f"{name} learns from captions, and these images have none: give a manifest with the columns "
@@ -105,6 +110,10 @@ def refuse(wishes: Wishes, *, labels: bool, captions: bool) -> None:
         raise ValueError(
             f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
         )
+    for key in needs.files:
+        path = getattr(plan.config, key)
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"--method.{key.replace('_', '-')} {path}: no such file; give its path")
     if wishes.batch is not None:
         _enough(name, needs, wishes.batch, wishes.accumulate)
     if model is None:

@@ -57,6 +57,19 @@ def test_before_the_first_image_is_read(folder, monkeypatch, names, options, sai
         assert not (folder / "run").exists()
 
 
+def test_labels_of_one_class_and_a_missing_file_of_merges(folder, monkeypatch):
+    table = folder / "table.csv"
+    rows = "".join(f"{i}.png,a,a cat\n" for i in range(4))
+    table.write_text(f"path,label,text\n{rows}")
+    monkeypatch.setattr(Files, "load", lambda *_, **__: pytest.fail("an image was read"))
+    for name in ("supervised", "grafit"):
+        with pytest.raises(ValueError, match=r"of one class \(a\).*simclr"):
+            pretrain(table, method=name, steps=1, out=folder / "run")
+    with pytest.raises(ValueError, match=r"--method.merges nowhere.txt: no such file"):
+        pretrain(table, method="clip", steps=1, out=folder / "run", options={"merges": "nowhere.txt"})
+    assert not (folder / "run").exists()
+
+
 def test_a_batch_of_one_where_omma_chooses_the_method(folder):
     with pytest.raises(ValueError, match=r"simclr needs a batch of 2 at least.*--batch-size"):
         pretrain(folder, batch_size=1, steps=1, out=folder / "run")

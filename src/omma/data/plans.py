@@ -65,7 +65,7 @@ def small_multi_crop(image_size: int, plain: bool) -> dict[str, Any]:
     tiny = image_size < 64
     return {
         "crop_size": smaller(image_size, plain),
-        "local_crops": 0 if tiny else 4,
+        "local_crops": 0 if image_size < 96 else 4,
         "global_scale": (0.3, 1.0),
         "local_scale": (0.05, 0.3),
         "colour": 0.5 if tiny else 1.0,

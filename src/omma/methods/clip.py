@@ -85,6 +85,7 @@ def needs(config: Config) -> Needs:
         model=None if config.text_init is None else "text_init",
         kind="a model with a text tower (a run of --method clip, or CLIP's published weights)",
         beside=(text.TABLE,),
+        files=("merges",),
         batch=2,
         why_batch="each image's caption is told from those of the others",
     )

@@ -101,7 +101,8 @@ def pretrain(
     )
 
     def check(known: Known | IndexedImages) -> None:
-        auto.refuse(wishes, labels=known.labels is not None, captions=known.text is not None)
+        classes = None if known.labels is None else known.classes
+        auto.refuse(wishes, classes=classes, captions=known.text is not None)
 
     if isinstance(images, IndexedImages):
         check(images)
