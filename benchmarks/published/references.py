@@ -1,0 +1,206 @@
+"""Published code, imported from clones in a folder, made to run on a CPU."""
+
+import contextlib
+import importlib
+import importlib.util
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import timm.layers
+import timm.models.vision_transformer
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SOURCES = {
+    name: f"https://github.com/{name}"
+    for name in (
+        "facebookresearch/dino",
+        "bytedance/ibot",
+        "facebookresearch/dinov2",
+        "facebookresearch/mae",
+        "microsoft/SimMIM",
+        "microsoft/unilm",
+        "facebookresearch/moco-v3",
+        "google-research/simclr",
+        "rbalestr-lab/lejepa",
+        "facebookresearch/deit",
+        "openai/CLIP",
+        "mlfoundations/open_clip",
+    )
+}
+
+
+class References:
+    """Clones in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, source: str) -> Path | None:
+        owner, name = source.split("/")
+        tried = [self.folder / f"{owner}+{name}", self.folder / name]
+        return next((path for path in tried if path.is_dir()), None)
+
+    def commit(self, source: str) -> str:
+        command = ["git", "-C", str(self.path(source)), "rev-parse", "--short=7", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or "commit unknown"
+
+    def file(self, source: str, path: str) -> Any:
+        """One file of the clone as a module, without its package."""
+        folder = self.path(source)
+        assert folder is not None
+        spec = importlib.util.spec_from_file_location("reference", folder / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def load(self, source: str, module: str, inside: str = "") -> Any:
+        """A module of the clone, or of a folder of it; nothing of it stays importable."""
+        clone = self.path(source)
+        assert clone is not None
+        folder = clone / inside
+        stand_ins = _stand_ins()
+        before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
+        sys.path.insert(0, str(folder))
+        sys.modules.update(stand_ins)
+        try:
+            return importlib.import_module(module)
+        finally:  # their `utils`, `models` and the like must not meet those of other clones
+            sys.path.remove(str(folder))
+            for name, found in list(sys.modules.items()):
+                if name in stand_ins or any(str(folder) in place for place in _places(found)):
+                    del sys.modules[name]
+            sys.modules.update(before)
+
+
+def _places(module: Any) -> list[str]:
+    """Where a module lies: its file, or a namespace's folders."""
+    file = getattr(module, "__file__", None)
+    return [file] if isinstance(file, str) else [str(place) for place in getattr(module, "__path__", ())]
+
+
+def _module(name: str, **members: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__dict__.update(members)
+    return module
+
+
+def _block(*args: Any, qk_scale: None = None, **options: Any) -> nn.Module:
+    """timm's block, which once took an argument more."""
+    return timm.models.vision_transformer.Block(*args, **options)
+
+
+class _Sequences:
+    """xformers' packing of sequences, which nothing looks across here: heads see each row by itself."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    @classmethod
+    def from_tensor_list(cls, tensors: list[Tensor]) -> tuple["_Sequences", Tensor]:
+        return cls([t.shape[1] for t in tensors]), torch.cat(tensors, dim=1)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        return list(x.split(self.lengths, dim=1))
+
+
+def _tensorflow() -> types.ModuleType:
+    """What SimCLR's loss asks of TensorFlow."""
+
+    def l2_normalize(x: Tensor, axis: int) -> Tensor:
+        return x * x.square().sum(axis, keepdim=True).clamp(min=1e-12).rsqrt()
+
+    def matmul(a: Tensor, b: Tensor, transpose_b: bool) -> Tensor:
+        return a @ (b.T if transpose_b else b)
+
+    def softmax_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+        return -(labels * logits.log_softmax(-1)).sum(-1)
+
+    return _module(
+        "tensorflow.compat.v2",
+        math=types.SimpleNamespace(l2_normalize=l2_normalize),
+        nn=types.SimpleNamespace(softmax_cross_entropy_with_logits=softmax_cross_entropy),
+        split=lambda x, parts, axis: x.chunk(parts, axis),
+        shape=lambda x: x.shape,
+        range=torch.arange,
+        one_hot=lambda index, depth: F.one_hot(index, depth).double(),
+        matmul=matmul,
+        concat=torch.cat,
+        reduce_mean=torch.mean,
+    )
+
+
+def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
+    """Modules that the clones import and these comparisons do not need, or that have moved since."""
+    fsdp = _module(
+        "dinov2.fsdp",
+        get_fsdp_wrapper=None,
+        ShardedGradScaler=None,
+        get_fsdp_modules=lambda m: [types.SimpleNamespace(params=list(getattr(m, "net", m).parameters()))],
+        reshard_fsdp_model=lambda m: None,
+    )
+    fmha = types.SimpleNamespace(BlockDiagonalMask=_Sequences)
+    xformers_ops = _module("xformers.ops", fmha=fmha)
+    compat = _module("tensorflow.compat", v2=_tensorflow())
+    vision = timm.models.vision_transformer
+    names = (
+        "tensorboardX",
+        "evaluation",
+        "evaluation.unsupervised",
+        "evaluation.unsupervised.unsup_cls",
+        "absl",
+        "clip.model",
+        "clip.clip",
+    )
+    return {
+        **{name: mock.MagicMock() for name in names},
+        "timm.models.layers": _module("timm.models.layers", **vars(timm.layers)),
+        "timm.models.registry": _module("timm.models.registry", register_model=lambda f: f),
+        "timm.models.vision_transformer": _module(
+            "timm.models.vision_transformer", **{**vars(vision), "Block": _block}
+        ),
+        "dinov2.fsdp": fsdp,
+        "ftfy": _module("ftfy", fix_text=lambda text: text),
+        "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
+        "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),
+        "xformers": _module("xformers", ops=xformers_ops),
+        "xformers.ops": xformers_ops,
+        "tensorflow": _module("tensorflow", compat=compat),
+        "tensorflow.compat": compat,
+        "tensorflow.compat.v2": compat.v2,
+    }
+
+
+@contextlib.contextmanager
+def on_this_machine() -> Iterator[None]:
+    """Let code that was written for GPUs, processes and an older NumPy run on a CPU."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    patches = [
+        mock.patch.object(torch.Tensor, "cuda", lambda x, *_, **__: x),
+        mock.patch.object(nn.Module, "cuda", lambda m, *_, **__: m),
+        mock.patch.object(np, "float", float, create=True),
+        mock.patch.object(np, "int", int, create=True),
+        mock.patch.dict("os.environ", XFORMERS_DISABLED="1"),
+    ]
+    try:
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # of what is deprecated in their code
+            yield
+    finally:
+        torch.distributed.destroy_process_group()
