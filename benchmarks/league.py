@@ -120,7 +120,7 @@ def best(row: dict[str, Any], subject: str, protocol: str) -> float:
         if r["subject"] == subject and r["protocol"] == protocol and r["metric"] == "top1"
         and r.get("k", 20) == 20
     ]  # fmt: skip
-    return 100 * max(found)
+    return 100 * max(found, default=float("nan"))
 
 
 def table(args: argparse.Namespace) -> str:
@@ -140,7 +140,8 @@ def table(args: argparse.Namespace) -> str:
             f"{row['peak_memory'] / 2**30:.1f} GiB |"
         )
     for subject in ("untrained", "pixels"):
-        values = [best(rows[0], subject, protocol) for protocol in ("knn", "linear")]
+        judged = next(row for row in rows if any(r["subject"] == subject for r in row["results"]))
+        values = [best(judged, subject, protocol) for protocol in ("knn", "linear")]
         lines.append(f"| {subject} | {values[0]:.1f} | {values[1]:.1f} | | | | |")
     return "\n".join(lines)
 
