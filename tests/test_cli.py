@@ -136,9 +136,10 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
         capsys, "pretrain", "data.npz", "--out", "run", "--steps", "2", "--model", "vit-n/4",
         "--method", "dino",
         "--method.local-crops", "1", "--method.prototypes", "32", "--batch-size", "8", "--device", "cpu",
-        "--model.layer-scale", "0.1",
+        "--model.layer-scale", "0.1", "--profile",
     )  # fmt: skip
     assert code == 0, error
+    assert all(part in text for part in ("student forward", "teacher forward", "of this machine's limit"))
     assert "vit-n/4 at 16 px, layer_scale 0.1, " in text
     assert "done: 2 steps" in text
     code, _, error = call(capsys, "pretrain", "data.npz", "--model", "vit-n/4", "--model.colour", "1")

@@ -1,7 +1,9 @@
 """One sitting of a run: taken up where it stands, tried, planned, trained, watched and saved."""
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from omma import auto, dist, illustrate, monitor, weights
+from omma import auto, dist, files, illustrate, monitor, weights
 from omma import device as machine
 from omma.data import index, loader, views
 from omma.data.index import IndexedImages
@@ -22,6 +24,7 @@ from omma.run import RunFolder
 from omma.train import checkpoint, continued, health, retention
 from omma.train.budget import Timekeeper, trial
 from omma.train.loop import Position, Step, moved, train
+from omma.train.profile import OFF, Part, Profile, Profiler, Stopwatch
 from omma.train.signals import stop_on_signals
 
 READINGS = 20  # of health, over a run, if they can be had ...
@@ -80,7 +83,7 @@ class Note:
     text: str
 
 
-Event = Plan | Progress | Read | Note
+Event = Plan | Progress | Read | Note | Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,7 @@ class Run:
     notes: list[str]
     skipped: list[tuple[str, str]]
     primary: bool
+    watch: Stopwatch = OFF
 
 
 def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: float) -> Result:
@@ -183,9 +187,12 @@ def _batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, labels and captions, on the device."""
     labels = run.images.labels
     for crops, key, read in stream:
+        run.watch.to(Part.VIEWS)
         known = None if labels is None else torch.from_numpy(labels[read])
         said = None if run.captions is None else run.captions(key, read)
         yield moved(Batch(views.augment(crops, run.crops, key, run.preprocess), key, known, said), run.device)
+        if stream.in_memory:  # nothing is waited for: the next crops are cut when they are asked for
+            run.watch.to(Part.VIEWS)
 
 
 def _plan(run: Run, step_time: float) -> Plan:
@@ -242,10 +249,10 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
 
     if not run.monitor.readings:
         look()
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, contextlib.closing(run.watch):
         loop = train(
             run.method, run.optimizer, batches, run.choice.recipe, position,
-            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed,
+            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, watch=run.watch,
         )  # fmt: skip
         for step in loop:
             now = time.monotonic()
@@ -282,7 +289,11 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             if stop:
                 run.listen(Note(f"stopped after step {position.step}; the same command resumes"))
                 break
+            _tell_profile(run)
             pace = time.monotonic()
+    _tell_profile(run)
+    if isinstance(run.watch, Profiler) and not run.watch.told:
+        run.listen(Note("no profile: it takes two steps at least"))
     if not stop:
         verdict = verdict or look()
         _save(run)
@@ -304,6 +315,15 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
         verdict=verdict,
         stopped_by=stop.signal,
     )
+
+
+def _tell_profile(run: Run) -> None:
+    """Once it is known: to the listener and the run folder."""
+    found = run.watch.taken(run.position.batch)
+    if found is not None:
+        with files.whole(run.folder.path / "profile.json") as file:
+            file.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
+        run.listen(found)
 
 
 def _due(position: Position, times: int) -> bool:

@@ -18,7 +18,8 @@ import omma
 from omma.data.index import ArrayImages
 from omma.monitor import Monitor
 from omma.run import RunFolder
-from omma.session import Diverged, Plan, Progress, Read
+from omma.session import Diverged, Note, Plan, Progress, Read
+from omma.train.profile import Profile
 from omma.verbs.pretrain import pretrain
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -116,6 +117,28 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypat
     assert RunFolder(tmp_path / "run").config()["precision"] == "bf16"
     with pytest.raises(ValueError, match="precision: 'bf16' there, 'fp32' now"):
         pretrain(pictures(), out=tmp_path / "run", steps=2, precision="fp32", **SMALL)
+
+
+def test_a_profile_tells_the_parts_of_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("omma.device.best_product", lambda device, dtype: 1e12)
+    events = []
+    pretrain(pictures(), out=tmp_path / "run", steps=6, profile=True, listen=events.append, **SMALL)
+    (found,) = (event for event in events if isinstance(event, Profile))
+    assert len(found.steps) == 3
+    assert found.seconds == pytest.approx(sum(found.steps) / 3)
+    assert found.flops > 0
+    told = json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert sum(part["share"] for part in told["parts"].values()) == pytest.approx(1)
+    assert told["parts"]["wait for data"]["ms"] == pytest.approx(0, abs=1)  # images are in memory
+    assert told["limit_flops_per_second"] == 1e12
+    assert told["images_per_second"] == pytest.approx(found.images_per_second)
+
+    pretrain(pictures(), out=tmp_path / "plain", steps=6, **SMALL)
+    assert equal(state(tmp_path / "run"), state(tmp_path / "plain"))
+    assert not (tmp_path / "plain" / "profile.json").exists()
+
+    pretrain(pictures(), out=tmp_path / "one", steps=1, profile=True, listen=events.append, **SMALL)
+    assert any(isinstance(event, Note) and "two steps" in event.text for event in events)
 
 
 def test_slow_readings_are_made_less_often(tmp_path, monkeypatch):

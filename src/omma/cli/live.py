@@ -35,9 +35,8 @@ class Listener:
         self.bar.stop()
 
     def __call__(self, event: Any) -> None:
-        {"Plan": self.plan, "Progress": self.progress, "Read": self.read, "Note": self.note}[
-            type(event).__name__
-        ](event)
+        kinds = {"Plan": self.plan, "Progress": self.progress, "Read": self.read, "Note": self.note}
+        (kinds | {"Profile": self.profile})[type(event).__name__](event)
 
     def plan(self, plan: Any) -> None:
         from omma import auto  # the run has imported it; other commands need not
@@ -84,6 +83,31 @@ class Listener:
 
     def note(self, note: Any) -> None:
         self.console.print(note.text, markup=False)
+
+    def profile(self, found: Any) -> None:
+        for line in profile_lines(found):
+            self.console.print(line, markup=False)
+
+
+def profile_lines(found: Any) -> list[str]:
+    """The table of a `train.profile.Profile`; parts that took no time are left out."""
+    shortest, longest = (1000 * end for end in (min(found.steps), max(found.steps)))
+    spread = f"mean of {len(found.steps)} steps, {shortest:,.1f} to {longest:,.1f} ms"
+    lines = [f"{'':22}{'ms':>9}{'share':>8}   {spread}"]
+    for part, seconds in [*found.parts.items(), ("a step", found.seconds)]:
+        if seconds:
+            lines.append(f"{part:22}{1000 * seconds:9,.1f}{seconds / found.seconds:8.1%}")
+    flops, rate, limit = (x / 1e9 for x in (found.flops, found.flops_per_second, found.limit))
+    lines += [
+        f"{found.images_per_second:,.0f} images/s, readings and saving apart; {flops:,.2f} GFLOP a step, "
+        f"{rate:,.1f} GFLOP/s",
+        f"{found.share:.1%} of this machine's limit, {limit:,.0f} GFLOP/s (its best matrix product in "
+        f"{found.precision}, measured now)",
+        f"{found.peak_memory / 2**30:.2f} GiB at most so far, on {found.device}",
+    ]
+    if found.device.startswith("mps"):
+        lines.append("each part was waited for: other steps are faster")
+    return [f"{'' if i else 'profile':11}{line}" for i, line in enumerate(lines)]
 
 
 def end(result: Any) -> None:

@@ -29,6 +29,7 @@ def pretrain(
     seed: int = 0,
     workers: int | Auto = "auto",
     checkpoint_every: float = 300.0,
+    profile: bool = False,
     options: Dotted = None,
     model_options: Dotted = None,
 ) -> int:
@@ -60,6 +61,7 @@ def pretrain(
         seed: Of everything random.
         workers: Processes that decode images.
         checkpoint_every: Seconds between checkpoints.
+        profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
     from omma.device import keep_memory
     from omma.verbs.pretrain import pretrain as verb
@@ -74,8 +76,8 @@ def pretrain(
             images, method=method, model=model, init=init, allow_partial=allow_partial,
             head_warmup=head_warmup, encoder_lr_scale=encoder_lr_scale, out=out, budget=budget, epochs=epochs,
             steps=steps, accumulate=accumulate, recipe=recipe, device=device, precision=precision, seed=seed,
-            checkpoint_every=checkpoint_every, options=options, model_options=model_options, listen=listener,
-            **given,
+            checkpoint_every=checkpoint_every, profile=profile, options=options, model_options=model_options,
+            listen=listener, **given,
         )  # fmt: skip
     end(result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by

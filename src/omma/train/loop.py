@@ -13,6 +13,7 @@ from omma.ops.random import derive
 from omma.ops.schedules import cosine, warmup_cosine
 from omma.protocols import Batch, Clock, Method, ParamGroup, Recipe
 from omma.train.precision import Cast
+from omma.train.profile import OFF, Part, Stopwatch
 
 
 @dataclass
@@ -104,12 +105,13 @@ def train(
     dtype: torch.dtype = torch.float32,
     accumulate: int = 1,
     seed: int = 0,
+    watch: Stopwatch = OFF,
 ) -> Iterator[Step]:
     """Steps until `position.total`; `accumulate` batches make one step.
 
     Everything random inside a step (stochastic depth) is drawn from (seed, step, rank), so a resumed run
     repeats an uninterrupted one. A step whose loss or gradient is not finite changes nothing and comes back
-    with `rejected`.
+    with `rejected`. `watch` is told what each step is about to do.
     """
     call = Cast(method, dtype)
     source = iter(batches)
@@ -118,6 +120,7 @@ def train(
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     method.train()
     while position.step < position.total:
+        watch.begin(position.total - position.step)
         clock = position.clock()
         torch.manual_seed(derive(seed, position.step, dist.rank()))
         lr = schedule(optimizer, recipe, clock)
@@ -126,13 +129,17 @@ def train(
         optimizer.zero_grad()
         taken, outputs, losses = [], [], []
         for _ in range(accumulate):
+            watch.to(Part.WAIT)
             batch = next(source)
+            watch.to(Part.LOSS)
             output = call(batch, clock)
             losses.append(dist.mean(output.loss.detach()))
             if torch.isfinite(losses[-1]):  # of all processes: none may wait for another's gradients in vain
+                watch.to(Part.BACKWARD)
                 (output.loss / accumulate).backward()
             taken.append(batch)
             outputs.append(output)
+        watch.to(Part.OPTIMIZER)
         _average_gradients(trained)
         loss = torch.stack(losses).mean()
         grads = [p.grad for p in trained if p.grad is not None]
@@ -146,11 +153,13 @@ def train(
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             optimizer.step()
+            watch.to(Part.AFTER)
             method.after_step(clock, [o.carry for o in outputs])
         else:
             for now, then in zip(statistics, before, strict=True):
                 now.copy_(then)
         position.step += 1
+        watch.to(Part.REST)
         yield Step(clock, float(loss), metrics, lr, float(norm), None if finite else taken)
         method.train()  # whoever looked in between may have switched to eval
 

@@ -23,6 +23,7 @@ from omma.run import RunFolder
 from omma.train import checkpoint, continued, retention
 from omma.train.budget import Timekeeper, seconds
 from omma.train.loop import Position, make_optimizer
+from omma.train.profile import OFF, Profiler
 
 DEFAULT_BUDGET = "30m"
 
@@ -50,6 +51,7 @@ def pretrain(
     seed: int = 0,
     workers: int | None = None,
     checkpoint_every: float = 300.0,
+    profile: bool = False,
     options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
     listen: Callable[[session.Event], None] = lambda event: None,
@@ -68,6 +70,7 @@ def pretrain(
         steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in.
     workers: processes that decode; None chooses. checkpoint_every: seconds.
+    profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
     options: the method's own, by the names of its Config. model_options: the backbone's own
         (`backbones.options(name)`). listen: is told what happens (`Event`).
 
@@ -241,6 +244,7 @@ def pretrain(
         notes=notes,
         skipped=list(everything.skipped),
         primary=dist.rank() == 0,
+        watch=Profiler(built, place, dtype) if profile and dist.rank() == 0 else OFF,
     )
     ends_at = {"epochs": epochs, "steps": steps, "budget": clock.budget}
     if run.primary:
