@@ -17,6 +17,7 @@ from omma import auto, dist, illustrate, monitor, weights
 from omma import device as machine
 from omma.data import index, loader, views
 from omma.data.index import IndexedImages
+from omma.data.pixels import Cache
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, health, retention
@@ -105,6 +106,7 @@ class Run:
     described: str  # the source, in a line
 
     images: IndexedImages  # to train on
+    cache: Cache | None  # what these are read from, where it is not the source itself
     method: Method
     crops: tuple[Crop, ...]
     captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
@@ -136,6 +138,9 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
         verdict = health.Verdict(done[-1]["verdict"], done[-1]["text"]) if done else None
         run.listen(Note(f"{folder.path} is finished; choose another --out to train again"))
         return Result(out=folder.path, steps=position.step, seconds=clock.elapsed, verdict=verdict)
+    if run.cache is not None:
+        run.cache.write(lambda text: run.listen(Note(text)))
+        run.notes.append(f"images are read from a cache of {run.cache.describe()}")
     with _stream(run) as stream:
         batches = _batches(run, stream)
         step_time, seen = trial(

@@ -100,6 +100,12 @@ class IndexedImages:
         part.skipped = list(self.skipped)
         return part
 
+    def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
+        """The same collection, its pixels read from another store."""
+        other = self.subset(np.arange(len(self)))
+        other._store, other._where = store, where
+        return other
+
     @cached_property
     def fingerprint(self) -> str:
         """Changes when paths, labels, splits or captions do, or the content as far as sizes and times tell.
