@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from omma import auto, dist, illustrate, monitor, weights
 from omma import device as machine
-from omma.data import index, loader, views
+from omma.data import index, loader, views, waiting
 from omma.data.index import IndexedImages
 from omma.data.pixels import Cache
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
@@ -107,6 +107,7 @@ class Run:
 
     images: IndexedImages  # to train on
     cache: Cache | None  # what these are read from, where it is not the source itself
+    shorter_side: int  # of the source's images, median, pixels
     method: Method
     crops: tuple[Crop, ...]
     captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
@@ -214,6 +215,18 @@ def _plan(run: Run, step_time: float) -> Plan:
     )
 
 
+def _feeding(run: Run, stream: loader.Stream) -> waiting.Feeding:
+    return waiting.Feeding(
+        in_memory=stream.in_memory,
+        decodes=run.cache is None and run.images.encoded,
+        workers=stream.workers,
+        cores=max(1, machine.cores() // dist.world()),
+        busy=torch.get_num_threads() if run.device.type == "cpu" else 1,
+        side=run.shorter_side,
+        enough=views.at_least(run.crops),
+    )
+
+
 def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint_every: float) -> Result:
     """The loop with what surrounds it: readings, metrics, checkpoints, the end."""
     position, clock = run.position, run.clock
@@ -221,7 +234,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     verdict: health.Verdict | None = None
     rejected = 0
     saved_at = pace = started = time.monotonic()
-    waited, first = stream.waited, position.step
+    waited, first, advised = stream.waited, position.step, False
     skipped = dict(run.skipped)
     frozen = continued.share_frozen(run.optimizer.param_groups)
     writer = _writer(run.folder.path) if run.primary else None
@@ -264,12 +277,16 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
             pace = now
+            share = (stream.waited - waited) / max(now - started, 1e-9)
             run.listen(
                 Progress(
                     step=position.step, total=position.total, loss=step.loss, images_per_second=rate,
-                    seconds_left=left, waiting=(stream.waited - waited) / max(now - started, 1e-9),
+                    seconds_left=left, waiting=share,
                 )
             )  # fmt: skip
+            if not advised and (said := waiting.remedy(share, position.step - first, _feeding(run, stream))):
+                advised = True
+                run.listen(Note(said))
             if _due(position, LOGGED):
                 line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
                 line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}

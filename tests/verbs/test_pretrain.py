@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import omma
+from omma.data import waiting
 from omma.data.index import ArrayImages
 from omma.monitor import Monitor
 from omma.run import RunFolder
@@ -342,6 +343,16 @@ def test_images_that_fit_into_memory_are_not_cached(tmp_path):
     pretrain(pictures(), out=tmp_path / "run", steps=1, cache=True, listen=events.append, **SMALL)
     assert any("no cache is needed" in text for text in notes(events)[1])
     assert "cache" not in RunFolder(tmp_path / "run").config()
+
+
+def test_a_run_that_waits_is_told_once_what_helps(tmp_path, monkeypatch):
+    data, events = ragged(tmp_path / "images"), []
+    monkeypatch.setattr(waiting, "STEPS", 2)
+    monkeypatch.setattr(waiting, "SHARE", 0.01)
+    pretrain(data, out=tmp_path / "run", steps=14, workers=0, listen=events.append, **SMALL)
+    said = [text for text in notes(events)[0] if "waiting for data" in text]
+    assert len(said) == 1
+    assert "--cache" in said[0]
 
 
 # ---------------------------------------------------------------- the project's own data

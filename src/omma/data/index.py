@@ -100,6 +100,11 @@ class IndexedImages:
         part.skipped = list(self.skipped)
         return part
 
+    @property
+    def encoded(self) -> bool:
+        """Are there files to decode, rather than arrays?"""
+        return not isinstance(self._store, Arrays)
+
     def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
         """The same collection, its pixels read from another store."""
         other = self.subset(np.arange(len(self)))

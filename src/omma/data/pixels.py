@@ -158,8 +158,8 @@ class Cache:
             free = shutil.disk_usage(self.store.folder).free
             if (needed := size * images) * 1.05 > free:
                 raise ValueError(
-                    f"cache of about {told}: {needed / 1e9:.1f} GB to write and {free / 1e9:.1f} GB are free; "
-                    "make room, set OMMA_CACHE to a folder on another disk, or do without --cache"
+                    f"cache of about {told}: {needed / 1e9:.1f} GB to write and {free / 1e9:.1f} GB are free"
+                    "; make room, set OMMA_CACHE to a folder on another disk, or do without --cache"
                 )
             done = "" if images == self.store.count else f", {1 - images / self.store.count:.0%} of it there"
             tell(f"cache of about {told}{done}: writing it takes about {seconds * images / cores():,.0f} s")

@@ -142,7 +142,7 @@ def pretrain(
     choice = auto.choose(
         auto.Facts(
             images=len(some),
-            shorter_side=_shorter_side(some),
+            shorter_side=(side := _shorter_side(some)),
             device=place.type,
             labels=opened.labels is not None,
             captions=opened.text is not None,
@@ -229,6 +229,7 @@ def pretrain(
         described=everything.describe(),
         images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
         cache=kept,
+        shorter_side=side,
         method=built,
         captions=drawn,
         crops=crops,
