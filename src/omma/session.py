@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from omma import auto, dist, files, illustrate, monitor, weights
 from omma import device as machine
-from omma.data import index, loader, views
+from omma.data import index, loader, views, waiting
 from omma.data.index import IndexedImages
+from omma.data.pixels import Cache
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, health, retention
@@ -108,6 +109,8 @@ class Run:
     described: str  # the source, in a line
 
     images: IndexedImages  # to train on
+    cache: Cache | None  # what these are read from, where it is not the source itself
+    shorter_side: int  # of the source's images, median, pixels
     method: Method
     crops: tuple[Crop, ...]
     captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
@@ -140,6 +143,9 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
         verdict = health.Verdict(done[-1]["verdict"], done[-1]["text"]) if done else None
         run.listen(Note(f"{folder.path} is finished; choose another --out to train again"))
         return Result(out=folder.path, steps=position.step, seconds=clock.elapsed, verdict=verdict)
+    if run.cache is not None:
+        run.cache.write(lambda text: run.listen(Note(text)))
+        run.notes.append(f"images are read from a cache of {run.cache.describe()}")
     with _stream(run) as stream:
         batches = _batches(run, stream)
         step_time, seen = trial(
@@ -216,6 +222,18 @@ def _plan(run: Run, step_time: float) -> Plan:
     )
 
 
+def _feeding(run: Run, stream: loader.Stream) -> waiting.Feeding:
+    return waiting.Feeding(
+        in_memory=stream.in_memory,
+        decodes=run.cache is None and run.images.encoded,
+        workers=stream.workers,
+        cores=max(1, machine.cores() // dist.world()),
+        busy=torch.get_num_threads() if run.device.type == "cpu" else 1,
+        side=run.shorter_side,
+        enough=views.at_least(run.crops),
+    )
+
+
 def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint_every: float) -> Result:
     """The loop with what surrounds it: readings, metrics, checkpoints, the end."""
     position, clock = run.position, run.clock
@@ -223,7 +241,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     verdict: health.Verdict | None = None
     rejected = 0
     saved_at = pace = started = time.monotonic()
-    waited, first = stream.waited, position.step
+    waited, first, advised = stream.waited, position.step, False
     skipped = dict(run.skipped)
     frozen = continued.share_frozen(run.optimizer.param_groups)
     writer = _writer(run.folder.path) if run.primary else None
@@ -266,12 +284,16 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
             pace = now
+            share = (stream.waited - waited) / max(now - started, 1e-9)
             run.listen(
                 Progress(
                     step=position.step, total=position.total, loss=step.loss, images_per_second=rate,
-                    seconds_left=left, waiting=(stream.waited - waited) / max(now - started, 1e-9),
+                    seconds_left=left, waiting=share,
                 )
             )  # fmt: skip
+            if not advised and (said := waiting.remedy(share, position.step - first, _feeding(run, stream))):
+                advised = True
+                run.listen(Note(said))
             if _due(position, LOGGED):
                 line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
                 line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import omma
+from omma.data import waiting
 from omma.data.index import ArrayImages
 from omma.monitor import Monitor
 from omma.run import RunFolder
@@ -315,6 +316,66 @@ def test_a_signal_saves_and_exits(tmp_path, data, number):
     assert "the same command resumes" in text
     assert list(run.checkpoints.glob("step-*.pt"))
     assert not run.finished
+
+
+# ---------------------------------------------------------------- a cache of decoded images
+def ragged(folder, side=16, n=24):
+    """Pictures of unlike sizes, `side` pixels or a little more along the shorter side."""
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 256, (side + i % 3, side + i % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def notes(events):
+    said = [event.text for event in events if isinstance(event, Note)]
+    return said, [note for event in events if isinstance(event, Plan) for note in event.notes]
+
+
+def test_a_cache_of_images_as_they_are_changes_nothing(tmp_path):
+    data, events, again = ragged(tmp_path / "images"), [], []
+    pretrain(data, out=tmp_path / "plain", steps=4, workers=0, **SMALL)
+    pretrain(data, out=tmp_path / "cached", steps=4, workers=0, cache=True, listen=events.append, **SMALL)
+    assert equal(state(tmp_path / "plain"), state(tmp_path / "cached"))
+    said, planned = notes(events)
+    assert any("cache of about" in text and "24 images" in text for text in said)
+    assert any("read from a cache of" in text for text in planned)
+    pretrain(data, out=tmp_path / "again", steps=4, workers=0, cache=True, listen=again.append, **SMALL)
+    assert not any("cache" in text for text in notes(again)[0])  # it was there
+
+
+def test_a_run_from_a_cache_resumes_bit_for_bit(tmp_path):
+    data, same = ragged(tmp_path / "images", side=90), {"steps": 6, "workers": 0, "cache": True, **SMALL}
+
+    def stop(event):
+        if isinstance(event, Progress) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert pretrain(data, out=tmp_path / "two", listen=stop, **same).stopped_by == signal.SIGTERM
+    assert RunFolder(tmp_path / "two").config()["cache"] < 90
+    pretrain(data, out=tmp_path / "two", **same)
+    pretrain(data, out=tmp_path / "one", **same)
+    assert equal(state(tmp_path / "one"), state(tmp_path / "two"))
+    with pytest.raises(ValueError, match=r"cache: \d+ there, None now"):
+        pretrain(data, out=tmp_path / "two", **{**same, "cache": False})
+
+
+def test_images_that_fit_into_memory_are_not_cached(tmp_path):
+    events = []
+    pretrain(pictures(), out=tmp_path / "run", steps=1, cache=True, listen=events.append, **SMALL)
+    assert any("no cache is needed" in text for text in notes(events)[1])
+    assert "cache" not in RunFolder(tmp_path / "run").config()
+
+
+def test_a_run_that_waits_is_told_once_what_helps(tmp_path, monkeypatch):
+    data, events = ragged(tmp_path / "images"), []
+    monkeypatch.setattr(waiting, "STEPS", 2)
+    monkeypatch.setattr(waiting, "SHARE", 0.01)
+    pretrain(data, out=tmp_path / "run", steps=14, workers=0, listen=events.append, **SMALL)
+    said = [text for text in notes(events)[0] if "waiting for data" in text]
+    assert len(said) == 1
+    assert "--cache" in said[0]
 
 
 # ---------------------------------------------------------------- the project's own data

@@ -28,6 +28,7 @@ def pretrain(
     precision: str = "auto",
     seed: int = 0,
     workers: int | Auto = "auto",
+    cache: bool = False,
     checkpoint_every: float = 300.0,
     profile: bool = False,
     options: Dotted = None,
@@ -60,6 +61,7 @@ def pretrain(
         precision: fp32 or bf16.
         seed: Of everything random.
         workers: Processes that decode images.
+        cache: Keep images decoded and resized on disk; their size is told before they are written.
         checkpoint_every: Seconds between checkpoints.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
@@ -76,8 +78,8 @@ def pretrain(
             images, method=method, model=model, init=init, allow_partial=allow_partial,
             head_warmup=head_warmup, encoder_lr_scale=encoder_lr_scale, out=out, budget=budget, epochs=epochs,
             steps=steps, accumulate=accumulate, recipe=recipe, device=device, precision=precision, seed=seed,
-            checkpoint_every=checkpoint_every, profile=profile, options=options, model_options=model_options,
-            listen=listener, **given,
+            cache=cache, checkpoint_every=checkpoint_every, profile=profile, options=options,
+            model_options=model_options, listen=listener, **given,
         )  # fmt: skip
     end(result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by

@@ -100,6 +100,17 @@ class IndexedImages:
         part.skipped = list(self.skipped)
         return part
 
+    @property
+    def encoded(self) -> bool:
+        """Are there files to decode, rather than arrays?"""
+        return not isinstance(self._store, Arrays)
+
+    def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
+        """The same collection, its pixels read from another store."""
+        other = self.subset(np.arange(len(self)))
+        other._store, other._where = store, where
+        return other
+
     @cached_property
     def fingerprint(self) -> str:
         """Changes when paths, labels, splits or captions do, or the content as far as sizes and times tell.

@@ -86,17 +86,24 @@ def crop_resize(
 def crop_resize_one(
     image: np.ndarray, box: tuple[int, int, int, int], size: int, filter: Filter = "bilinear"
 ) -> Num[Tensor, "1 c size size"]:
-    """Cut one box (top, left, height, width) of an [h, w, c] array of any size and resize it, antialiased.
+    """Cut one box (top, left, height, width) of an [h, w, c] array and resize it; see `resize_one`."""
+    top, left, height, width = box
+    return resize_one(image[top : top + height, left : left + width], size, size, filter)
+
+
+def resize_one(
+    image: np.ndarray, height: int, width: int, filter: Filter = "bilinear"
+) -> Num[Tensor, "1 c height width"]:
+    """Resize an [h, w, c] array of any size, antialiased.
 
     uint8 stays uint8 (with three channels PyTorch has a fast vectorised kernel that works on interleaved
     pixels; the result is interleaved in memory too). Anything else is resized in float32.
     """
-    top, left, height, width = box
-    cut = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)[None]
-    if cut.dtype == torch.uint8 and cut.shape[1] == 3:
-        return F.interpolate(cut, size=(size, size), mode=filter, antialias=True)
-    out = F.interpolate(cut.float(), size=(size, size), mode=filter, antialias=True)
-    return out.round_().clamp_(0, 255).to(torch.uint8) if cut.dtype == torch.uint8 else out
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    if pixels.dtype == torch.uint8 and pixels.shape[1] == 3:
+        return F.interpolate(pixels, size=(height, width), mode=filter, antialias=True)
+    out = F.interpolate(pixels.float(), size=(height, width), mode=filter, antialias=True)
+    return out.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else out
 
 
 # ---------------------------------------------------------------- blur

@@ -13,11 +13,12 @@ import torch
 
 from omma import auto, backbones, dist, inherit, methods, monitor, session
 from omma import device as machine
-from omma.data import captions, index
+from omma.data import captions, index, loader, views
 from omma.data import preprocess as preprocessing
 from omma.data.captions import Captions
 from omma.data.index import IndexedImages
 from omma.data.labels import Known
+from omma.data.pixels import Cache
 from omma.protocols import Given, Method
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, retention
@@ -50,6 +51,7 @@ def pretrain(
     precision: str = "auto",
     seed: int = 0,
     workers: int | None = None,
+    cache: bool = False,
     checkpoint_every: float = 300.0,
     profile: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -69,7 +71,8 @@ def pretrain(
     budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
         steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in.
-    workers: processes that decode; None chooses. checkpoint_every: seconds.
+    workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
+    checkpoint_every: seconds.
     profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
     options: the method's own, by the names of its Config. model_options: the backbone's own
         (`backbones.options(name)`). listen: is told what happens (`Event`).
@@ -143,7 +146,7 @@ def pretrain(
     choice = auto.choose(
         auto.Facts(
             images=len(some),
-            shorter_side=_shorter_side(some),
+            shorter_side=(side := _shorter_side(some)),
             device=place.type,
             labels=opened.labels is not None,
             captions=opened.text is not None,
@@ -221,12 +224,19 @@ def pretrain(
         notes.append(inherit.treated(labelled, origin, moves))
         if watch.labels is None:
             notes.append(retention.UNTOLD)
+    crops, kept = file.views(choice.recipe.config, choice.image_size), None
+    if cache and loader.fits_in_memory(some):
+        notes.append("no cache is needed: the images fit into memory, decoded")
+    elif cache:
+        kept = Cache(everything.subset(rows), views.at_least(crops))
     run = session.Run(
         described=everything.describe(),
-        images=some,
+        images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
+        cache=kept,
+        shorter_side=side,
         method=built,
         captions=drawn,
-        crops=file.views(choice.recipe.config, choice.image_size),
+        crops=crops,
         preprocess=preprocess,
         optimizer=make_optimizer(built, choice.recipe, labelled),
         position=Position(0, 1, choice.recipe.batch, len(some)),
@@ -261,6 +271,7 @@ def pretrain(
                 "seed": seed,
                 "precision": machine.precision_name(dtype),
                 "accumulate": accumulate,
+                **({} if kept is None else {"cache": kept.side}),
                 **({"labels": "learned"} if needs.labels else {}),
                 **({} if origin is None else {"init": dataclasses.asdict(origin)}),
                 **({} if guide is None else {"learns_from": guide.digest}),
