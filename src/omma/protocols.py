@@ -139,6 +139,9 @@ class Backbone(nn.Module):
     drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
     plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
     distils: bool = False  # can it be built with a distillation token beside its class token?
+    recompute: bool = (
+        False  # are activations within blocks computed anew in the backward pass (ops/recompute)?
+    )
     first_layers: tuple[str, ...] = ("patch_embed.proj.weight",)  # parameters that read the image's channels
     pool: str = "mean"  # what `pooled` is: "token" for a class token's feature
     prefix: int = 0  # tokens that stand before the patches in the last layer
@@ -203,6 +206,13 @@ class Backbone(nn.Module):
         One list where the network is not known to have layers.
         """
         return [list(self.parameters())]
+
+    def repeated(self) -> list[nn.Module]:
+        """Its blocks, called through their `forward` alone, which together hold nearly all its parameters.
+
+        They are what can be computed anew (`recompute`); [] where there are none.
+        """
+        return []
 
     def drop_nothing(self) -> None:
         """Turn stochastic depth off, in training too."""

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.checkpoint import checkpoint
 
 import omma
 from omma.data import waiting
 from omma.data.index import ArrayImages
 from omma.monitor import Monitor
+from omma.ops import recompute
 from omma.run import RunFolder
 from omma.session import Diverged, Note, Plan, Progress, Read
 from omma.train.profile import Profile
@@ -96,6 +98,17 @@ def test_the_same_twice_is_the_same(tmp_path):
     pretrain(pictures(), out=tmp_path / "c", steps=3, seed=1, **SMALL)
     assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
     assert not equal(state(tmp_path / "a"), state(tmp_path / "c"))
+
+
+def test_recomputing_changes_no_weight(tmp_path, monkeypatch):
+    forgot = []
+    monkeypatch.setattr(recompute, "checkpoint", lambda *a, **k: forgot.append(1) or checkpoint(*a, **k))
+    for name, recomputed in (("a", False), ("b", True)):
+        pretrain(pictures(), out=tmp_path / name, steps=3, recompute=recomputed, **SMALL)
+        assert bool(forgot) == recomputed
+    assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
+    with pytest.raises(ValueError, match="--recompute works block by block, and dalle/8 has none"):
+        pretrain(pictures(), out=tmp_path / "c", steps=1, recompute=True, **{**SMALL, "model": "dalle/8"})
 
 
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers, divided
-from omma.ops import attention, depth
+from omma.ops import attention, depth, recompute
 from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import take
@@ -296,10 +296,12 @@ class CaiT(Backbone):
     def encode(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
-        x = self.blocks(self._embed(tokens, grid, keep))
+        x = self._embed(tokens, grid, keep)
+        for block in self.blocks:
+            x = recompute.run(block, x, forget=self.recompute)
         token = self.cls_token.repeat(x.shape[0], 1, 1)
         for block in self.blocks_token_only:
-            token = block(token, x)
+            token = recompute.run(block, token, x, forget=self.recompute)
         token = norm(token, self.norm)
         return Features(token[:, 0], norm(x, self.norm), grid, token)
 
@@ -308,6 +310,9 @@ class CaiT(Backbone):
         last = list(self.norm.parameters())
         later = {id(p) for group in (*blocks, last) for p in group}
         return [[p for p in self.parameters() if id(p) not in later], *blocks, last]
+
+    def repeated(self) -> list[nn.Module]:
+        return [*self.blocks, *self.blocks_token_only]
 
     @torch.no_grad()
     def attention(

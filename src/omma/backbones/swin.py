@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
 from omma.backbones.layers.transformer import chosen_layers
-from omma.ops import depth, windows
+from omma.ops import depth, recompute, windows
 from omma.ops.linear import Linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import padded
@@ -213,7 +213,7 @@ class Swin(Backbone):
     ) -> Features:
         assert keep is None, f"{self.name} cannot drop tokens"
         for step, here in self._steps(grid):
-            tokens = step(tokens, here)
+            tokens = recompute.run(step, tokens, here, forget=self.recompute)
         x = norm(tokens, self.norm)
         return Features(x.mean(1), x, grid)
 
@@ -225,6 +225,9 @@ class Swin(Backbone):
             before = [] if stage.downsample is None else list(stage.downsample.parameters())
             found += [before + blocks[0], *blocks[1:]]
         return [*found, list(self.norm.parameters())]
+
+    def repeated(self) -> list[nn.Module]:
+        return [block for stage in cast(list[Stage], list(self.layers)) for block in stage.blocks]
 
     @torch.no_grad()
     def attention(

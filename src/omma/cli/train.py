@@ -6,6 +6,8 @@ from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
 from omma.cli.shared import Auto, Dotted, Path_
 
+SIZES = ("image_size", "batch_size", "lr", "workers")  # numbers that may be "auto"
+
 
 def pretrain(
     images: Path_,
@@ -22,6 +24,7 @@ def pretrain(
     image_size: int | Auto = "auto",
     batch_size: int | Auto = "auto",
     accumulate: int = 1,
+    recompute: bool = False,
     lr: float | Auto = "auto",
     recipe: str = "auto",
     device: str = "auto",
@@ -55,6 +58,7 @@ def pretrain(
         image_size: Pixels along a side that the network sees.
         batch_size: Images a step.
         accumulate: Parts that a step is computed in, to save memory.
+        recompute: Compute activations anew in the backward pass, to save memory; a third more work.
         lr: Peak learning rate.
         recipe: small or paper.
         device: cpu, cuda or mps.
@@ -65,22 +69,13 @@ def pretrain(
         checkpoint_every: Seconds between checkpoints.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
+    given = {k: None if v == "auto" and k in SIZES else v for k, v in locals().items()}
     from omma.device import keep_memory
     from omma.verbs.pretrain import pretrain as verb
 
     keep_memory()
-
-    given = {k: None if v == "auto" else v for k, v in locals().items() if k in
-             ("image_size", "batch_size", "lr", "workers")}  # fmt: skip
-    listener = Listener()
-    with listener:
-        result = verb(
-            images, method=method, model=model, init=init, allow_partial=allow_partial,
-            head_warmup=head_warmup, encoder_lr_scale=encoder_lr_scale, out=out, budget=budget, epochs=epochs,
-            steps=steps, accumulate=accumulate, recipe=recipe, device=device, precision=precision, seed=seed,
-            cache=cache, checkpoint_every=checkpoint_every, profile=profile, options=options,
-            model_options=model_options, listen=listener, **given,
-        )  # fmt: skip
+    with Listener() as listener:
+        result = verb(**given, listen=listener)
     end(result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 

@@ -45,6 +45,7 @@ def pretrain(
     image_size: int | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
+    recompute: bool = False,
     lr: float | None = None,
     recipe: str = "auto",
     device: str = "auto",
@@ -70,7 +71,8 @@ def pretrain(
         resumes the run that is there.
     budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
         steps. None of them means 30 minutes.
-    batch_size: images a step, over all processes; accumulate: parts that it is computed in.
+    batch_size: images a step, over all processes; accumulate: parts that it is computed in; recompute: keep
+        no activations within blocks, but compute them anew in the backward pass.
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
     checkpoint_every: seconds.
     profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
@@ -180,6 +182,9 @@ def pretrain(
     )
     needs = auto.needs_of(choice.method, choice.recipe.config)
     auto.suits(choice.method, needs, encoder, choice.image_size)
+    if recompute and not encoder.repeated():
+        raise ValueError(f"--recompute works block by block, and {choice.model} has none: leave it out")
+    encoder.recompute = recompute
     if first is not None:  # before the method copies its encoder
         notes += inherit.fill(encoder, first, allow_partial)
         first = None  # training needs the memory

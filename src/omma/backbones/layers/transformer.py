@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from omma.backbones.layers.block import Where
 from omma.backbones.layers.embed import PatchEmbed
 from omma.checks import one_of
+from omma.ops import recompute
 from omma.ops.norm import norm
 from omma.ops.patches import take
 from omma.ops.positions import resample
@@ -111,7 +112,7 @@ class Transformer(Backbone):
         assert keep is None or self.drops_tokens, f"{self.name} cannot drop tokens"
         x, where = self._embed(tokens, grid, keep), self.where(grid, keep)
         for block in self.blocks:
-            x = block(x, where)
+            x = recompute.run(block, x, where, forget=self.recompute)
         if isinstance(self.norm, nn.LayerNorm):
             x = norm(x, self.norm)
         front, patches = x[:, : self.prefix], x[:, self.prefix :]
@@ -123,6 +124,9 @@ class Transformer(Backbone):
         blocks = [list(block.parameters()) for block in self.blocks]
         later = {id(p) for group in (*blocks, last) for p in group}
         return [[p for p in self.parameters() if id(p) not in later], *blocks, last]
+
+    def repeated(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     @torch.no_grad()
     def attention(
