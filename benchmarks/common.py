@@ -8,7 +8,9 @@ peer round by round.
 import gc
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,8 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from omma.device import keep_memory
+from omma.device import best_product, keep_memory, synchronise
+from omma.ops.cost import Flops
 
+CPU = torch.device("cpu")
 PACKAGES = ("omma", "torch", "lightly", "timm", "transformers")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that decide what bf16 is worth
 
@@ -31,14 +35,23 @@ class Contender(NamedTuple):
     run: Callable[[], Any]
     images: int
     ours: bool = False
+    bf16: bool = False  # the precision of most of its products
 
 
-def take_turns(contenders: Sequence[Contender], rounds: int, warm_ups: int = 2) -> dict[str, list[float]]:
+def called(who: str, bf16: bool, how: str = "") -> str:
+    """A contender's name."""
+    return f"{who} {'bf16' if bf16 else 'fp32'}{how and ', ' + how}"
+
+
+def take_turns(
+    contenders: Sequence[Contender], rounds: int, warm_ups: int = 2, device: torch.device = CPU
+) -> dict[str, list[float]]:
     """Seconds of each turn, by contender; memory is kept as omma's command line does, to everyone's gain."""
     keep_memory()
     for contender in contenders:
         for _ in range(warm_ups):
             contender.run()
+    synchronise(device)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
     gc.disable()  # a collection would fall on whoever's turn it is
@@ -47,6 +60,7 @@ def take_turns(contenders: Sequence[Contender], rounds: int, warm_ups: int = 2) 
             for contender in contenders:
                 start = time.perf_counter()
                 contender.run()
+                synchronise(device)
                 seconds[contender.name].append(time.perf_counter() - start)
             gc.collect()
     finally:
@@ -60,6 +74,7 @@ def summary(contenders: Sequence[Contender], seconds: dict[str, list[float]]) ->
         c.name: {
             "best": c.images / min(seconds[c.name]),
             "median": c.images / statistics.median(seconds[c.name]),
+            "worst": c.images / max(seconds[c.name]),
             "seconds": seconds[c.name],
         }
         for c in contenders
@@ -85,6 +100,24 @@ def summary(contenders: Sequence[Contender], seconds: dict[str, list[float]]) ->
     }
 
 
+def add_work(result: dict[str, Any], contenders: Sequence[Contender], device: torch.device = CPU) -> None:
+    """To a `summary`: operations of each one's own turn, and their share of the machine's best product.
+
+    A turn more of each, and a second for each precision, after all that is timed.
+    """
+    limits = {
+        bf16: best_product(device, torch.bfloat16 if bf16 else torch.float32)
+        for bf16 in {contender.bf16 for contender in contenders}
+    }
+    for contender in contenders:
+        with Flops() as counted:
+            contender.run()
+        speed = result["images_per_second"][contender.name]
+        rate = counted.total * speed["median"] / contender.images
+        speed |= {"flops": counted.total, "flops_per_second": rate, "share": rate / limits[contender.bf16]}
+    result["limit_flops_per_second"] = {"bf16" if bf16 else "fp32": limit for bf16, limit in limits.items()}
+
+
 def machine() -> dict[str, Any]:
     """The hardware and the versions that a figure belongs to."""
     name, flags = platform.processor() or platform.machine(), set()
@@ -108,21 +141,38 @@ def machine() -> dict[str, Any]:
         "flags": [flag for flag in FLAGS if flag in flags],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": versions,
+        "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+def headline() -> str:
+    """Hardware, versions and command, in three lines."""
+    here = machine()
+    hardware = [here["processor"], f"{here['threads']} threads", " ".join(here["flags"]), here["gpu"]]
+    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
+    return "\n".join((", ".join(filter(None, hardware)), versions, here["command"]))
+
+
 def show(title: str, result: dict[str, Any], rounds: int) -> None:
     """A small table for people."""
-    here, head = machine(), result["headline"]
-    print(f"{title}, {rounds} rounds in turn")
-    print(f"{here['processor']}, {here['threads']} threads, {' '.join(here['flags'])}")
-    print(", ".join(f"{name} {number}" for name, number in here["versions"].items()))
-    print(f"{'images/s':38}{'best':>9}{'median':>9}")
-    for name, speed in result["images_per_second"].items():
-        print(f"{name:38}{speed['best']:9.1f}{speed['median']:9.1f}")
+    head, speeds = result["headline"], result["images_per_second"]
+    worked = all("flops" in speed for speed in speeds.values())
+    print(f"{title}, {rounds} rounds in turn\n{headline()}")
+    print(
+        f"{'images/s':38}{'best':>9}{'median':>9}{'worst':>9}"
+        + worked * f"{'GFLOP':>9}{'GFLOP/s':>9}{'share':>7}"
+    )
+    for name, speed in speeds.items():
+        line = f"{name:38}{speed['best']:9.1f}{speed['median']:9.1f}{speed['worst']:9.1f}"
+        if worked:
+            line += f"{speed['flops'] / 1e9:9.2f}{speed['flops_per_second'] / 1e9:9.1f}{speed['share']:7.1%}"
+        print(line)
+    for name, limit in result.get("limit_flops_per_second", {}).items():
+        print(f"this machine's best matrix product in {name}: {limit / 1e9:,.0f} GFLOP/s")
     print(
         f"{head['ours']} / {head['peer']}: {head['ratio_median']:.2f} by round "
         f"({min(head['rounds']):.2f} to {max(head['rounds']):.2f}), best to best {head['ratio_best']:.2f}\n"

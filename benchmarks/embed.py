@@ -1,39 +1,57 @@
-"""Embedding 224 px images in memory: omma's bf16 inference against timm's, in turn.
+"""Embedding 224 px images in memory: omma's bf16 inference against timm's and transformers', in turn.
 
     python benchmarks/embed.py [--model vit-s/16] [--batch 16] [--rounds 9] [--json FILE]
 
-The same random weights in all (omma's state loads strictly into timm's VisionTransformer), the same images,
-no decoding or resizing. omma runs as `omma.features` does: a copy of the encoder, whole, in bf16, under
-inference mode, pooled features back in fp32. timm: its fp32 model and `model.bfloat16()`, under inference
-mode. Beside the speed stands what bf16 costs: each image's cosine of omma's bf16 and timm's fp32 features.
+The same random weights in all (omma's state loads strictly into timm's VisionTransformer, and is exported for
+transformers' AutoModel), the same images, no decoding or resizing. omma runs as `omma.features` does: a copy
+of the encoder, whole, in bf16, under inference mode, pooled features back in fp32. timm and transformers:
+their fp32 models and `model.bfloat16()`, under inference mode. Beside the speed stand each one's operations
+and what share they are of this machine's best matrix product in that precision, and what bf16 costs: each
+image's cosine of omma's bf16 and timm's fp32 features.
 """
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
-from common import Contender
+from common import Contender, called
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.exporting import timm_twin
+from omma.exporting import hf, timm_twin
+from omma.protocols import Backbone, Preprocess
 
 SIZE = 224
 
 
-def runner(network: nn.Module, images: Tensor, dtype: torch.dtype, ours: bool) -> Callable[[], Tensor]:
-    """Features of the images, in fp32."""
+def runner(
+    network: nn.Module, images: Tensor, dtype: torch.dtype, pooled: Callable[[Any], Tensor]
+) -> Callable[[], Tensor]:
+    """Features of the images, in fp32; `pooled` finds them in what the network gives."""
     network = copy.deepcopy(network).to(dtype=dtype).eval()
 
     def run() -> Tensor:
         with torch.inference_mode():
-            features = network(images.to(dtype=dtype))
-        return (features.pooled if ours else features).float()
+            return pooled(network(images.to(dtype=dtype))).float()
 
     return run
+
+
+def transformers_twin(encoder: Backbone, size: int) -> nn.Module:
+    """The same network as transformers reads it."""
+    from transformers import AutoModel
+
+    plain = Preprocess(
+        size=size, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        hf.write(encoder, plain, Path(folder))
+        return AutoModel.from_pretrained(folder)
 
 
 def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
@@ -47,15 +65,21 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
     images = torch.randn(batch, 3, size, size)
     reference = timm_twin(encoder)
     reference.load_state_dict(encoder.state_dict())
+    subjects: dict[str, tuple[nn.Module, Callable[[Any], Tensor]]] = {
+        "omma": (encoder, lambda features: features.pooled),
+        "timm": (reference, lambda features: features),
+        "transformers": (transformers_twin(encoder, size), lambda out: out.last_hidden_state[:, 0]),
+    }
     return [
         Contender(
-            f"{'omma' if ours else 'timm'} {'bf16' if dtype == torch.bfloat16 else 'fp32'}",
-            runner(encoder if ours else reference, images, dtype, ours),
+            called(who, bf16),
+            runner(network, images, torch.bfloat16 if bf16 else torch.float32, pooled),
             batch,
-            ours,
+            ours=who == "omma",
+            bf16=bf16,
         )
-        for ours in (True, False)
-        for dtype in (torch.bfloat16, torch.float32)
+        for who, (network, pooled) in subjects.items()
+        for bf16 in (True, False)
     ]
 
 
@@ -75,6 +99,7 @@ def main() -> None:
     subjects = contenders(args.model, args.batch)
     seconds = common.take_turns(subjects, args.rounds)
     result = common.summary(subjects, seconds)
+    common.add_work(result, subjects)
     common.show(f"embedding, {args.model} at {SIZE} px, batch {args.batch}", result, args.rounds)
     speed = {name: s["median"] for name, s in result["images_per_second"].items()}
     for name in ("timm fp32", "omma fp32"):

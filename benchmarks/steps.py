@@ -1,282 +1,215 @@
-"""A whole training step on images in memory: omma against lightly and transformers, in turn.
+"""A whole training step on images in memory: omma against lightly, transformers and timm, in turn.
 
     python benchmarks/steps.py dino [--batch 32 64] [--rounds 9] [--json FILE]
-    python benchmarks/steps.py mae  [--batch 64]
+    python benchmarks/steps.py all                                   # every method, a table each
+    python benchmarks/steps.py dino --model vit-ti/16 --image-size 224 --batch 16
+    python benchmarks/steps.py mae --model vit-s/16 --image-size 224 --batch 32
+    python benchmarks/steps.py dinov2 --memory --prototypes 131072   # peak memory, a fresh process each
+    python benchmarks/steps.py dino --parts                          # where omma's step spends its time
 
-dino: ViT-Ti/4 at 32 px, 2x32 + 6x16 crops, K=4096, head 192-2048-2048-256: student on all crops, teacher on
-the large ones, loss, backward, AdamW, moving average, centre. mae: ViT-Ti/4 at 32 px, 75 % masked, decoder of
-2 layers 128 wide. The same random images for all, AdamW for all, no data loading.
+dino, ibot, dinov2: 2 large and 6 small crops (2x32 + 6x16 px, 2x224 + 6x96), heads 2048-2048-256 and K
+prototypes (4,096 under 64 px, else 65,536, iBOT's 8,192): student on all crops, teacher on the large ones,
+loss, backward, AdamW, moving average, centres; iBOT and DINOv2 with masks, LayerScale and stochastic depth
+.1, one head for images and patches (--untied: two). mae: 75 % masked, decoder 2x128 under 64 px, else 8x512.
+simclr: two views, head 512-128. moco: two views, one such head, 4,096 keys. supervised: 1,000 classes,
+smoothed. The same random images for all, AdamW for all, no data loading.
 
 omma runs its own training loop as a run does (clipping, schedules, metrics and check for finite numbers
-included), in fp32 and in bf16. lightly is composed as its examples do, in fp32 and under bf16 autocast; for
-DINO both with one call a crop (its DINO example) and with one call a crop size (its DINOv2 example).
-transformers' ViTMAEForPreTraining runs with its default attention and with the one written out (eager).
+included), in fp32 and in bf16. Others are composed as their documentation does (peers/), in fp32 and under
+bf16 autocast; lightly's DINO both with one call a crop (its DINO example) and with one call a crop size (its
+DINOv2 example), its SimCLR with a call a view (its example) and with one; transformers' ViTMAEForPreTraining
+with its default attention and with the one written out. lightly's MoCo head has no batch norm where omma's
+has one, and its SimCLR head ends with one where omma's has none.
+
+GFLOP: products of matrices and convolutions of each subject's own step; share: of this machine's best product
+in that precision, measured in the same process. --memory: what the process took at most in three steps, and
+how much more that is than after a tiny step of the same kind (Python and its libraries); on a GPU, what was
+allocated on it.
 """
 
 import argparse
-import contextlib
-import copy
-import itertools
-import warnings
+import functools
+import gc
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import common
-import numpy as np
+import ours
 import torch
 from common import Contender
-from torch import Tensor, nn
+from peers import lightly_, timm_, transformers_
+from setting import METHODS, Decoder, Setting
 
-from omma import backbones
-from omma.methods import dino, mae
-from omma.protocols import Batch, Given, Key, Method, Recipe
-from omma.train.loop import Position, make_optimizer, train
+from omma import device as machine
+from omma.cli.live import profile_lines
+from omma.train.profile import STEPS, WARM_UPS, Profile, Profiler
 
-SIZE, LOCAL, PATCH = 32, 16, 4
-DIM, DEPTH, HEADS = 192, 12, 3  # ViT-Ti
-PROTOTYPES, HIDDEN, BOTTLENECK = 4096, 2048, 256
-DECODER_DEPTH, DECODER_DIM, DECODER_HEADS = 2, 128, 4
-STEPS = 1_000_000  # of a run that never ends
+STEPS_OF_MEMORY = 3
 
 
-def precision(bf16: bool) -> contextlib.AbstractContextManager:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-def name_of(who: str, bf16: bool, how: str = "") -> str:
-    return f"{who} {'bf16' if bf16 else 'fp32'}{how and ', ' + how}"
-
-
-# ---------------------------------------------------------------- omma
-def loop(method: Method, recipe: Recipe, batch: Batch, bf16: bool) -> Callable[[], object]:
-    """One step of omma's training loop a call."""
-    steps = train(
-        method,
-        make_optimizer(method, recipe),
-        itertools.repeat(batch),
-        recipe,
-        Position(0, STEPS, len(batch.key.index), 50_000),
-        dtype=torch.bfloat16 if bf16 else torch.float32,
-    )
-    return lambda: next(steps)
-
-
-def key(count: int) -> Key:
-    return Key(0, np.zeros(count, np.int64), np.arange(count))
-
-
-def omma_dino(crops: list[Tensor], bf16: bool) -> Contender:
-    first, second, *local = crops
-    config = dino.Config(
-        prototypes=PROTOTYPES,
-        head_hidden=HIDDEN,
-        head_bottleneck=BOTTLENECK,
-        local_crops=len(local),
-        freeze_last_epochs=0.0,
-    )
-    recipe = replace(dino.small(SIZE, "vit-ti/4"), config=config)
-    encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3)
-    views = (first[:, None], second[:, None], torch.stack(local, dim=1))
-    step = loop(
-        dino.Method(encoder, config, Given(image_size=SIZE)),
-        recipe,
-        Batch(views, key(len(first)), None),
-        bf16,
-    )
-    return Contender(name_of("omma", bf16), step, len(first), ours=True)
-
-
-def omma_mae(images: Tensor, bf16: bool) -> Contender:
-    recipe = mae.small(SIZE, "vit-ti/4")
-    config = replace(
-        recipe.config,
-        decoder_depth=DECODER_DEPTH,
-        decoder_dim=DECODER_DIM,
-        decoder_heads=DECODER_HEADS,
-    )
-    encoder = backbones.build(name=f"vit-ti/{PATCH}", image_size=SIZE, channels=3, positions="sincos")
-    batch = Batch((images[:, None],), key(len(images)), None)
-    step = loop(mae.Method(encoder, config, Given(image_size=SIZE)), recipe, batch, bf16)
-    return Contender(name_of("omma", bf16), step, len(images), ours=True)
-
-
-# ---------------------------------------------------------------- lightly
-def timm_vit(**options: object) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(
-        img_size=SIZE,
-        patch_size=PATCH,
-        embed_dim=DIM,
-        depth=DEPTH,
-        num_heads=HEADS,
-        num_classes=0,
-        **options,
-    )
-
-
-def lightly_dino(crops: list[Tensor], bf16: bool, per_size: bool) -> Contender:
-    """As in lightly's examples/pytorch/dino.py; `per_size`: crops of a size in one call, as in dinov2.py."""
-    from lightly.loss import DINOLoss
-    from lightly.models.modules import DINOProjectionHead
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-
-    backbone = timm_vit(dynamic_img_size=True)
-    head = DINOProjectionHead(DIM, HIDDEN, BOTTLENECK, PROTOTYPES, freeze_last_layer=-1)
-    teacher_backbone, teacher_head = (
-        copy.deepcopy(backbone),
-        DINOProjectionHead(DIM, HIDDEN, BOTTLENECK, PROTOTYPES),
-    )
-    deactivate_requires_grad(teacher_backbone)
-    deactivate_requires_grad(teacher_head)
-    criterion = DINOLoss(output_dim=PROTOTYPES, warmup_teacher_temp_epochs=5)
-    trained = [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def student(x: Tensor) -> Tensor:
-        return head(backbone(x).flatten(start_dim=1))
-
-    def teacher(x: Tensor) -> Tensor:
-        return teacher_head(teacher_backbone(x).flatten(start_dim=1))
-
-    def step() -> None:
-        update_momentum(backbone, teacher_backbone, m=0.99)
-        update_momentum(head, teacher_head, m=0.99)
-        with precision(bf16):
-            if per_size:
-                teacher_out = teacher(torch.cat(crops[:2])).chunk(2)
-                student_out = [
-                    *student(torch.cat(crops[:2])).chunk(2),
-                    *student(torch.cat(crops[2:])).chunk(len(crops) - 2),
-                ]
-            else:
-                teacher_out = [teacher(crop) for crop in crops[:2]]
-                student_out = [student(crop) for crop in crops]
-            loss = criterion(list(teacher_out), student_out, epoch=0)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    how = "a call a size" if per_size else "a call a crop"
-    return Contender(name_of("lightly", bf16, how), step, len(crops[0]))
-
-
-class LightlyMAE(nn.Module):
-    """As in lightly's examples/pytorch/mae.py."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-
-        vit = timm_vit()
-        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-        self.sequence_length = self.backbone.sequence_length
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its successor is the same network in other files
-            self.decoder = MAEDecoderTIMM(
-                num_patches=vit.patch_embed.num_patches,
-                patch_size=PATCH,
-                embed_dim=DIM,
-                decoder_embed_dim=DECODER_DIM,
-                decoder_depth=DECODER_DEPTH,
-                decoder_num_heads=DECODER_HEADS,
-            )
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        from lightly.models import utils
-
-        keep, mask = utils.random_token_mask((len(images), self.sequence_length), mask_ratio=0.75)
-        encoded = self.decoder.embed(self.backbone.encode(images=images, idx_keep=keep))
-        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.sequence_length))
-        tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
-        decoded = utils.get_at_index(self.decoder.decode(tokens), mask)
-        target = utils.get_at_index(utils.patchify(images, PATCH), mask - 1)  # there is no class patch
-        return self.decoder.predict(decoded), target
-
-
-def lightly_mae(images: Tensor, bf16: bool) -> Contender:
-    model, criterion = LightlyMAE(), nn.MSELoss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4)
-
-    def step() -> None:
-        with precision(bf16):
-            loss = criterion(*model(images))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Contender(name_of("lightly", bf16), step, len(images))
-
-
-# ---------------------------------------------------------------- transformers
-def transformers_mae(images: Tensor, bf16: bool, attention: str) -> Contender:
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    config = ViTMAEConfig(
-        hidden_size=DIM,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * DIM,
-        image_size=SIZE,
-        patch_size=PATCH,
-        mask_ratio=0.75,
-        norm_pix_loss=True,
-        decoder_hidden_size=DECODER_DIM,
-        decoder_num_hidden_layers=DECODER_DEPTH,
-        decoder_num_attention_heads=DECODER_HEADS,
-        decoder_intermediate_size=4 * DECODER_DIM,
-        attn_implementation=attention,
-    )
-    model = ViTMAEForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4)
-
-    def step() -> None:
-        with precision(bf16):
-            loss = model(pixel_values=images).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Contender(name_of("transformers", bf16, attention), step, len(images))
-
-
-# ---------------------------------------------------------------- the two races
-def dino_contenders(batch: int) -> list[Contender]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [SIZE] * 2 + [LOCAL] * 6
-    crops = [torch.randn(batch, 3, size, size, generator=generator) for size in sizes]
+def subjects(s: Setting) -> list[Callable[[], Contender]]:
+    """What takes part, each built when it is called."""
+    peers: dict[str, list[Callable[..., Contender]]] = {
+        "dino": [functools.partial(lightly_.dino, per_size=per_size) for per_size in (False, True)],
+        "ibot": [lightly_.ibot],
+        "dinov2": [lightly_.dinov2],
+        "mae": [lightly_.mae]
+        + [functools.partial(transformers_.mae, attention=how) for how in ("sdpa", "eager")],
+        "simclr": [functools.partial(lightly_.simclr, joined=joined) for joined in (False, True)],
+        "moco": [lightly_.moco],
+        "supervised": [timm_.supervised],
+    }
     return [
-        *(omma_dino(crops, bf16) for bf16 in (True, False)),
-        *(lightly_dino(crops, bf16, per_size) for per_size in (False, True) for bf16 in (True, False)),
+        functools.partial(build, s, bf16=bf16)
+        for build in (ours.contender, *peers[s.method])
+        for bf16 in (True, False)
     ]
 
 
-def mae_contenders(batch: int) -> list[Contender]:
-    images = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+def race(s: Setting, rounds: int) -> dict[str, Any]:
+    """Speeds, in turn, and what share of the machine they are."""
+    contenders = [build() for build in subjects(s)]
+    seconds = common.take_turns(contenders, rounds, device=s.device)
+    result = common.summary(contenders, seconds)
+    common.add_work(result, contenders, s.device)
+    common.show(s.describe(), result, rounds)
+    return result
+
+
+# ---------------------------------------------------------------- memory
+def memory_of(s: Setting, number: int) -> dict[str, Any]:
+    """Bytes that this process took at most: before a subject is built, with its libraries, and after."""
+    machine.keep_memory()
+    tiny = replace(s, model="vit-n/4", image_size=32, batch=2, local_crops=0, prototypes=8, queue=8)
+    subjects(tiny)[number]().run()
+    gc.collect()
+    before = machine.peak_memory(s.device)
+    contender = subjects(s)[number]()
+    for _ in range(STEPS_OF_MEMORY):
+        contender.run()
+    machine.synchronise(s.device)
+    return {"name": contender.name, "ours": contender.ours, "before": before,
+            "peak": machine.peak_memory(s.device)}  # fmt: skip
+
+
+def memory(s: Setting) -> dict[str, Any]:
+    """Every subject in a process of its own; the best of each side are compared."""
+    print(f"{s.describe()}: peak memory\n{common.headline()}")
+    print(f"{'MiB':38}{'at most':>9}{'more':>9}   than after a tiny step")
+    found = []
+    for number in range(len(subjects(s))):
+        command = [sys.executable, __file__, *alone(s), "--subject", str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"subject {number} of {s.method}: {done.stderr.strip()[-2000:]}")
+        one = json.loads(done.stdout.splitlines()[-1])
+        one["more"] = one["peak"] - one["before"]
+        found.append(one)
+        print(f"{one['name']:38}{one['peak'] / 2**20:9,.0f}{one['more'] / 2**20:9,.0f}")
+    ratios = {
+        kind: min(one[kind] for one in found if one["ours"])
+        / min(one[kind] for one in found if not one["ours"])
+        for kind in ("peak", "more")
+    }
+    print(
+        f"omma / best peer: {ratios['peak']:.2f} of whole processes, {ratios['more']:.2f} of what is more\n"
+    )
+    return {"memory": found, "ratios": ratios}
+
+
+# ---------------------------------------------------------------- parts
+def parts(s: Setting, bf16: bool, steps: int = STEPS) -> Profile:
+    """What the parts of omma's step take."""
+    made: list[Profiler] = []
+
+    def watch(method: Any) -> Profiler:
+        made.append(Profiler(method, s.device, torch.bfloat16 if bf16 else torch.float32))
+        return made[0]
+
+    machine.keep_memory()
+    loop = ours.steps(s, bf16, watch)
+    for _ in range(WARM_UPS + steps):
+        next(loop)
+    made[0].close()
+    found = made[0].taken(s.batch)
+    assert found is not None
+    return found
+
+
+def show_parts(s: Setting) -> dict[str, Any]:
+    print(f"{s.describe()}: parts of omma's step\n{common.headline()}")
+    found = {common.called("omma", bf16): parts(s, bf16) for bf16 in (True, False)}
+    for name, profile in found.items():
+        print("\n".join([name, *profile_lines(profile)]) + "\n")
+    return {name: profile.record() for name, profile in found.items()}
+
+
+# ---------------------------------------------------------------- the command
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("method", nargs="+", choices=(*METHODS, "all"))
+    parser.add_argument("--model", default="vit-ti/4", help="vit-SIZE/PATCH")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="images a step, a table each")
+    parser.add_argument("--prototypes", type=int)
+    parser.add_argument("--untied", action="store_true", help="DINOv2 with two heads")
+    parser.add_argument("--local-crops", type=int, default=6)
+    parser.add_argument("--decoder", type=int, nargs=3, metavar=("DEPTH", "DIM", "HEADS"), help="MAE's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", action="store_true", help="peak memory in place of speed")
+    parser.add_argument("--parts", action="store_true", help="parts of omma's step in place of a race")
+    parser.add_argument("--subject", type=int, help="(for --memory: the one that this process is for)")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """One for each table."""
+    wanted = METHODS if "all" in args.method else args.method
     return [
-        *(omma_mae(images, bf16) for bf16 in (True, False)),
-        *(lightly_mae(images, bf16) for bf16 in (True, False)),
-        *(transformers_mae(images, bf16, how) for how in ("sdpa", "eager") for bf16 in (True, False)),
+        Setting(
+            method=method,
+            model=args.model,
+            image_size=args.image_size,
+            batch=batch,
+            local_crops=args.local_crops,
+            prototypes=args.prototypes,
+            untied=args.untied,
+            decoder=None if args.decoder is None else Decoder(*args.decoder),
+            device=torch.device(args.device),
+        )
+        for method in wanted
+        for batch in args.batch
     ]
 
 
-RACES = {"dino": dino_contenders, "mae": mae_contenders}
+def alone(s: Setting) -> list[str]:
+    """The words that make another process build this one setting."""
+    words = [s.method, "--model", s.model, "--image-size", str(s.image_size), "--batch", str(s.batch)]
+    words += ["--local-crops", str(s.local_crops), "--device", str(s.device)]
+    words += ["--untied"] * s.untied
+    words += [] if s.prototypes is None else ["--prototypes", str(s.prototypes)]
+    return words + ([] if s.decoder is None else ["--decoder", *map(str, s.decoder)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("method", choices=RACES)
-    parser.add_argument("--batch", type=int, nargs="+", help="images a step [32 64 for dino, 64 for mae]")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    results = []
-    for batch in args.batch or ([32, 64] if args.method == "dino" else [64]):
-        contenders = RACES[args.method](batch)
-        result = common.summary(contenders, common.take_turns(contenders, args.rounds))
-        common.show(f"{args.method} step, ViT-Ti/4 at 32 px, batch {batch}", result, args.rounds)
-        results.append({"method": args.method, "batch": batch, **result})
+    args = arguments().parse_args()
+    if args.subject is not None:
+        (s,) = settings(args)
+        print(json.dumps(memory_of(s, args.subject)))
+        return
+    measure = (
+        memory if args.memory else show_parts if args.parts else functools.partial(race, rounds=args.rounds)
+    )
+    results = [
+        {"method": s.method, "setting": s.describe(), "batch": s.batch, **measure(s)} for s in settings(args)
+    ]
     common.save(args.json, "steps", __doc__, results)
 
 

@@ -1,10 +1,18 @@
 """The benchmarks' contenders run: one step each on a tiny batch, no timing."""
 
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from omma.ops.cost import Flops
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -14,40 +22,148 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
 
 
-def test_embedding_agrees_with_timm() -> None:
-    pytest.importorskip("timm", reason="timm (dev group) is not installed")
+def test_embedding_agrees_with_peers() -> None:
+    for name in ("timm", "transformers"):
+        pytest.importorskip(name, reason=f"{name} (dev group) is not installed")
     import embed
 
     subjects = embed.contenders("vit-ti/16", batch=2, size=32)
     assert embed.cosines(subjects).min() > 0.999
-    ours, theirs = (next(s for s in subjects if s.name == f"{who} fp32").run() for who in ("omma", "timm"))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    runs = {subject.name: subject.run for subject in subjects}
+    for peer in ("timm", "transformers"):
+        torch.testing.assert_close(runs["omma fp32"](), runs[f"{peer} fp32"](), rtol=1e-4, atol=1e-4)
+    with Flops() as ours:
+        runs["omma bf16"]()
+    with Flops() as theirs:
+        runs["timm fp32"]()
+    assert ours.total == theirs.total > 0
 
 
-@pytest.mark.parametrize("method", ["dino", "mae"])
-def test_omma_takes_the_steps_that_are_timed(method: str) -> None:
+METHODS = ("dino", "ibot", "dinov2", "mae", "simclr", "moco", "supervised")
+
+
+def tiny(method: str, **options: Any) -> Any:
+    """A race that takes no time: four layers, two images, seven prototypes."""
+    from setting import Decoder, Setting
+
+    options = {"model": "vit-n/4", "image_size": 32, "batch": 2, "local_crops": 2, **options}
+    sizes = {"prototypes": 7, "hidden": 16, "bottleneck": 8, "projector": 16, "out": 8, "queue": 8}
+    return Setting(method=method, **{**sizes, "decoder": Decoder(1, 16, 2), "classes": 5, **options})
+
+
+def peers() -> None:
+    for name in ("lightly", "timm", "transformers"):
+        pytest.importorskip(name, reason=f"{name} (bench group) is not installed")
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_omma_takes_the_steps_that_are_timed(method: str, bf16: bool) -> None:
+    import ours
+
+    step = ours.contender(tiny(method), bf16).run()
+    assert step.rejected is None
+    assert step.loss > 0
+
+
+class Seen:
+    """What a step shows its networks, and what its optimizer moves, of whatever library."""
+
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self.images: Counter[int] = Counter()
+        self.trained = 0
+        contender = build()
+        hooks = [
+            register_module_forward_pre_hook(self._enter),
+            register_optimizer_step_pre_hook(self._step),
+        ]
+        try:
+            contender.run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if type(module).__name__ in ("PatchEmbed", "ViTMAEPatchEmbeddings"):
+            self.images[inputs[0].shape[-1]] += len(inputs[0])
+
+    def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        assert isinstance(optimizer, torch.optim.AdamW)
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.trained = sum(p.numel() for p in moved)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_subjects_are_given_the_same(method: str) -> None:
+    """Images by size that go through networks, parameters that AdamW moves; all subjects take their step."""
+    peers()
     import steps
 
-    for bf16 in (True, False):
-        if method == "dino":
-            subject = steps.omma_dino([torch.randn(2, 3, s, s) for s in (32, 32, 16)], bf16)
-        else:
-            subject = steps.omma_mae(torch.randn(2, 3, 32, 32), bf16)
-        step = subject.run()
-        assert step.rejected is None
-        assert step.loss > 0
+    found = [Seen(build) for build in steps.subjects(tiny(method))]
+    assert len(found) >= 4
+    ours, width = found[0], 192
+    views = {"mae": {32: 2}, "supervised": {32: 2}, "simclr": {32: 4}, "moco": {32: 4}}
+    distilled = {32: 2 * (2 + 2), 16: 2 * 2}  # two large crops, student and teacher; two small ones
+    assert {tuple(sorted(one.images.items())) for one in found} == {
+        tuple(sorted(views.get(method, distilled).items()))
+    }
+    # a weight norm's lengths, norms in and at the end of heads, biases, positions: no matrix of the network
+    assert all(abs(one.trained - ours.trained) < 8 * width for one in found)
+    assert ours.trained > 4 * 8 * width * width
 
 
-@pytest.mark.parametrize("method", ["dino", "mae"])
-def test_peers_take_the_steps_that_are_timed(method: str) -> None:
-    pytest.importorskip("lightly", reason="lightly (bench group) is not installed")
-    pytest.importorskip("transformers", reason="transformers (bench group) is not installed")
+def test_prototypes_and_crops_of_the_races() -> None:
+    from setting import Setting
+
+    small, large = (
+        Setting(method="dino", model=f"vit-ti/{patch}", image_size=size)
+        for patch, size in ((4, 32), (16, 224))
+    )
+    assert small.sizes() == [32] * 2 + [16] * 6
+    assert large.sizes() == [224] * 2 + [96] * 6
+    assert (small.prototypes_, large.prototypes_) == (4096, 65_536)
+    assert tuple(Setting(method="mae", model="vit-s/16", image_size=224).decoder_) == (8, 512, 16)
+    assert small.shape.depth == 12
+
+
+def test_memory_is_taken_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """The words that it is started with stand for the same race; a subject tells what it took."""
+    peers()
+    import steps
+    from setting import Decoder, Setting
+
+    race = Setting(
+        method="dinov2", model="vit-n/4", batch=2, local_crops=1, prototypes=1024, untied=True,
+        decoder=Decoder(1, 16, 2),
+    )  # fmt: skip
+    args = steps.arguments().parse_args([*steps.alone(race), "--subject", "0"])
+    assert steps.settings(args) == [race]
+    assert len(steps.subjects(race)) == 4
+    found = steps.memory_of(race, 3)
+    assert found["name"] == "lightly fp32"
+    assert not found["ours"]
+    assert found["peak"] >= found["before"] > 0
+
+
+def test_parts_are_those_of_the_step() -> None:
     import steps
 
-    subjects = [subject for subject in steps.RACES[method](2) if not subject.ours]
-    assert subjects
-    for subject in subjects:
-        subject.run()
+    found = steps.parts(tiny("dino"), bf16=False, steps=2)
+    assert len(found.steps) == 2
+    assert all(seconds > 0 for part, seconds in found.parts.items() if "data" not in part and part != "views")
+
+
+def test_work_is_a_share_of_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import common
+
+    a, b = torch.ones(4, 8), torch.ones(8, 16)
+    monkeypatch.setattr(common, "best_product", lambda device, dtype: {torch.float32: 4096.0}[dtype])
+    subjects = [common.Contender(name, lambda: a @ b, 2, ours=name == "us") for name in ("us", "them")]
+    result = common.summary(subjects, {"us": [1.0, 2.0, 2.0], "them": [4.0, 4.0, 4.0]})
+    common.add_work(result, subjects)
+    us = result["images_per_second"]["us"]
+    assert us["flops"] == 2 * 4 * 8 * 16
+    assert us["share"] == pytest.approx(us["flops"] / 2 / 4096)
 
 
 def test_cost_grows_with_area_as_is_said() -> None:

@@ -38,11 +38,20 @@ def test_a_vit_is_counted_as_by_hand(dtype):
     assert counted.total == vit_by_hand()
 
 
-def test_what_is_not_trained_is_counted_forward_only():
-    layer, x = linear.Linear(8, 16), torch.randn(4, 8)
-    with Flops() as counted, torch.no_grad():
-        layer(x)
-    assert counted.total == 2 * 4 * 8 * 16
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_it_is_the_forward_pass(dtype, without):
+    """In inference mode operators arrive whole, `matmul` say, and are taken apart to be counted."""
+    encoder = backbones.build(
+        name="vit/4", image_size=SIDE, depth=DEPTH, dim=DIM, heads=2, hidden=HIDDEN
+    ).to(dtype)  # fmt: skip
+    linear._works()
+    with without(), Flops() as counted:
+        encoder(torch.randn(B, 3, SIDE, SIDE).to(dtype))
+        torch.ones(3, 5) @ torch.ones(5, 7)
+    embed = 2 * B * (SIDE // PATCH) ** 2 * 3 * PATCH**2 * DIM
+    forward = (vit_by_hand() - 2 * embed) // 3 + embed
+    assert counted.total == forward + 2 * 3 * 5 * 7
 
 
 def test_one_dnn_linear_layers_are_counted():

@@ -1,6 +1,6 @@
 """Multiply-adds of a network, counted without computing them, and operations of whatever runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,6 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm)  # their last two arguments are the matrices
 ALIKE = (aten.gelu, aten.silu, aten._softmax, aten._safe_softmax)  # the result has the argument's shape
-# what torch's own counter leaves out: oneDNN's linear layers, and those and attention on Apple's GPUs
-LINEAR = ("mkldnn::_linear_pointwise", "aten::linear")
-LINEAR_BACKWARD = "aten::linear_backward"
-ATTENTION = "aten::_scaled_dot_product_attention_math_for_mps"
 
 
 def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
@@ -71,23 +67,51 @@ class Flops(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.total += _operations(func, args, kwargs or {}, out)
+        kwargs = kwargs or {}
+        if _formula(func) is None and func is not torch.ops.prim.device.default:
+            with self:  # what consists of other operators, which inference mode leaves to us to take apart
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self.total += _operations(func, args, kwargs, out)
         return out
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """What gives an operator's operations from its arguments and `out_val`; None where they are none."""
+    return OURS.get(func.name()) or flop_registry.get(func.overloadpacket)
 
 
 def _operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
     """Of one call."""
-    name, kind = func.name().partition(".")[0], getattr(func, "overloadpacket", None)
-    if name in LINEAR:
-        return 2 * args[0].numel() * args[1].shape[0]
-    if name == LINEAR_BACKWARD:  # of input and weight, as they are wanted
-        return 2 * args[1].numel() * args[2].shape[1] * sum(args[3][:2])
-    if name == ATTENTION:
-        return sdpa_flop_count(*(x.shape for x in args[:3]))
-    if kind not in flop_registry:
+    formula = _formula(func)
+    if formula is None:
         return 0
-    count = flop_registry[kind](*args, **kwargs, out_val=out)
+    count = formula(*args, **kwargs, out_val=out)
+    name = func.name()
     if "attention" in name and name.endswith("_backward"):
         return count * 4 // 5  # torch's five products are four and the scores once more
     return count
+
+
+def _linear(x: Tensor, weight: Tensor, *_: Any, out_val: Any) -> int:
+    return 2 * x.numel() * weight.shape[0]
+
+
+def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, wanted: Sequence[bool], *, out_val: Any) -> int:
+    """Of input and weight, as they are wanted."""
+    return 2 * grad.numel() * weight.shape[1] * sum(wanted[:2])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, out_val: Any, **__: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+# what torch's own counter leaves out: oneDNN's linear layers, and those and attention on Apple's GPUs
+OURS: dict[str, Callable[..., int]] = {
+    "mkldnn::_linear_pointwise": _linear,
+    "aten::linear": _linear,
+    "aten::linear_backward": _linear_backward,
+    "aten::_scaled_dot_product_attention_math_for_mps": _attention,
+}
