@@ -1,6 +1,7 @@
 """What all subjects of a race have in common: sizes, crops, heads, batch, learning rate."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class Setting:
     temperature: float = 0.5  # SimCLR's and MoCo's
     classes: int = 1000
     lr: float = 1e-4
+    references: Path | None = None  # a folder with clones of the papers' code
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

@@ -19,7 +19,8 @@ included), in fp32 and in bf16. Others are composed as their documentation does 
 bf16 autocast; lightly's DINO both with one call a crop (its DINO example) and with one call a crop size (its
 DINOv2 example), its SimCLR with a call a view (its example) and with one; transformers' ViTMAEForPreTraining
 with its default attention and with the one written out. lightly's MoCo head has no batch norm where omma's
-has one, and its SimCLR head ends with one where omma's has none.
+has one, and its SimCLR head ends with one where omma's has none. --references DIR adds the papers' own code
+for dino and mae, from clones of facebookresearch/dino and facebookresearch/mae in DIR.
 
 GFLOP: products of matrices and convolutions of each subject's own step; share: of this machine's best product
 in that precision, measured in the same process. --memory: what the process took at most in three steps, and
@@ -42,7 +43,7 @@ import common
 import ours
 import torch
 from common import Contender
-from peers import lightly_, timm_, transformers_
+from peers import lightly_, official_, timm_, transformers_
 from setting import METHODS, Decoder, Setting
 
 from omma import device as machine
@@ -64,6 +65,9 @@ def subjects(s: Setting) -> list[Callable[[], Contender]]:
         "moco": [lightly_.moco],
         "supervised": [timm_.supervised],
     }
+    if s.references is not None:
+        published = {"dino": official_.dino, "mae": official_.mae}
+        peers[s.method] += [published[s.method]] if s.method in published else []
     return [
         functools.partial(build, s, bf16=bf16)
         for build in (ours.contender, *peers[s.method])
@@ -161,6 +165,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--local-crops", type=int, default=6)
     parser.add_argument("--decoder", type=int, nargs=3, metavar=("DEPTH", "DIM", "HEADS"), help="MAE's")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--references", type=Path, metavar="DIR", help="clones of the papers' own code")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory", action="store_true", help="peak memory in place of speed")
     parser.add_argument("--parts", action="store_true", help="parts of omma's step in place of a race")
@@ -181,6 +186,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
             local_crops=args.local_crops,
             prototypes=args.prototypes,
             untied=args.untied,
+            references=args.references,
             decoder=None if args.decoder is None else Decoder(*args.decoder),
             device=torch.device(args.device),
         )
@@ -194,6 +200,7 @@ def alone(s: Setting) -> list[str]:
     words = [s.method, "--model", s.model, "--image-size", str(s.image_size), "--batch", str(s.batch)]
     words += ["--local-crops", str(s.local_crops), "--device", str(s.device)]
     words += ["--untied"] * s.untied
+    words += [] if s.references is None else ["--references", str(s.references)]
     words += [] if s.prototypes is None else ["--prototypes", str(s.prototypes)]
     return words + ([] if s.decoder is None else ["--decoder", *map(str, s.decoder)])
 

@@ -1,5 +1,6 @@
 """The benchmarks' contenders run: one step each on a tiny batch, no timing."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -95,11 +96,16 @@ class Seen:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_subjects_are_given_the_same(method: str) -> None:
-    """Images by size that go through networks, parameters that AdamW moves; all subjects take their step."""
+    """Images by size that go through networks, parameters that AdamW moves; all subjects take their step.
+
+    With the papers' own code too where OMMA_REFERENCES names a folder that has it.
+    """
     peers()
     import steps
 
-    found = [Seen(build) for build in steps.subjects(tiny(method))]
+    references = os.environ.get("OMMA_REFERENCES")
+    race = tiny(method, references=None if references is None else Path(references))
+    found = [Seen(build) for build in steps.subjects(race)]
     assert len(found) >= 4
     ours, width = found[0], 192
     views = {"mae": {32: 2}, "supervised": {32: 2}, "simclr": {32: 4}, "moco": {32: 4}}
@@ -134,6 +140,7 @@ def test_memory_is_taken_in_a_process_of_its_own(capsys: pytest.CaptureFixture[s
 
     race = Setting(
         method="dinov2", model="vit-n/4", batch=2, local_crops=1, prototypes=1024, untied=True,
+        references=Path("clones"),
         decoder=Decoder(1, 16, 2),
     )  # fmt: skip
     args = steps.arguments().parse_args([*steps.alone(race), "--subject", "0"])
