@@ -28,3 +28,11 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         fill_the_disk()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    path, left = tmp_path / "b.txt", tmp_path / ".b.txt.123.partial"
+    for file in (path, left, tmp_path / ".c.txt.123.partial"):
+        file.write_text("x")
+    files.remove_leftovers(path)
+    assert {file.name for file in tmp_path.iterdir()} == {"b.txt", ".c.txt.123.partial"}

@@ -26,6 +26,12 @@ def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` left; nobody may be writing it now."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 def omma_version() -> str:
     """Of this omma, for files to say what wrote them."""
     try:

@@ -403,7 +403,8 @@ def test_zip_members_that_explode_or_are_damaged(tmp_path):
         ("x.gz", gzip.compress(b"no", mtime=0), "not an IDX file"),
         ("x.bin", b"what is this", "neither an image nor"),
         ("*.nothing", None, "no images in it"),
-        ("s3://bucket/x", None, "manifest"),
+        ("s3://bucket/x.csv", None, "manifest"),
+        ("memory://bucket/x", None, "manifest"),
     ],
 )
 def test_errors_in_one_line(tmp_path, name, data, message):

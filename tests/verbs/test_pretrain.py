@@ -1,15 +1,19 @@
 """`omma pretrain`, whole: from files to a model; killed, resumed, refused, with hostile files."""
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -389,6 +393,32 @@ def test_a_run_that_waits_is_told_once_what_helps(tmp_path, monkeypatch):
     said = [text for text in notes(events)[0] if "waiting for data" in text]
     assert len(said) == 1
     assert "--cache" in said[0]
+
+
+# ---------------------------------------------------------------- shards
+def test_shards_at_an_address_pretrain_and_embed(tmp_path):
+    system, events = fsspec.filesystem("memory"), []
+    for k in range(3):
+        with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as tar:
+            for i in range(8):
+                Image.fromarray(pictures(1, seed=8 * k + i, size=16 + i % 3).read(0)).save(
+                    image := io.BytesIO(), "PNG"
+                )
+                for name, data in ((f"{k}{i}.png", image.getvalue()), (f"{k}{i}.cls", str(i % 2).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        system.pipe(f"/shards/{k}.tar", file.getvalue())
+    source = "memory://shards/{0..2}.tar"
+    pretrain(
+        source, method="supervised", out=tmp_path / "run", steps=2, workers=0, listen=events.append, **SMALL
+    )
+    assert any("3 shards" in text and "fetching each" in text for text in notes(events)[0])
+    omma.embed(tmp_path / "run", source, out=tmp_path / "table.parquet")
+    table = pq.read_table(tmp_path / "table.parquet")
+    assert table["path"].to_pylist()[:2] == ["0.tar/00.png", "0.tar/01.png"]
+    assert table["label"].to_pylist()[:2] == ["0", "1"]
+    system.rm("/shards", recursive=True)
 
 
 # ---------------------------------------------------------------- the project's own data

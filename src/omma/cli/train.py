@@ -44,7 +44,7 @@ def pretrain(
     them.
 
     Args:
-        images: Folder, glob, .zip, .tar, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz.
+        images: Folder, glob, .zip, .tar, shards, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz.
         method: Pretraining method; `omma methods` lists them.
         model: Backbone; `omma models` lists them.
         init: Weights to go on from: a run folder, a weights file, timm:NAME or hf:NAME.

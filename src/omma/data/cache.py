@@ -14,7 +14,7 @@ import pyarrow.ipc as ipc
 from omma import files
 from omma.data.labels import Known
 from omma.data.listing import Listing
-from omma.data.stores import Archive, Files
+from omma.data.stores import Archive, Files, Store
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ def cache_folder() -> Path:
 
 def cache_key(source: str) -> str:
     """A file name's worth of where the source lies."""
-    return hashlib.blake2b(os.fsencode(os.path.abspath(source)), digest_size=16).hexdigest()
+    place = source if "://" in source else os.path.abspath(source)
+    return hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()
 
 
 def write_whole(file: Path, data: Any) -> None:
@@ -44,8 +45,8 @@ def write_whole(file: Path, data: Any) -> None:
         log.info("cache %s not written: %s", file, error)
 
 
-def remember(file: Path, source: str, listing: Listing) -> None:
-    """Write a listing as an Arrow file."""
+def remember(file: Path, source: str, listing: Listing, stamp: str | None = None) -> None:
+    """Write a listing as an Arrow file; `stamp` says when it holds, where it isn't for the source to say."""
     columns: dict[str, Any] = {"path": listing.paths}
     if listing.where is not None:
         columns |= {f"where{k}": column for k, column in enumerate(listing.where.T)}
@@ -54,7 +55,7 @@ def remember(file: Path, source: str, listing: Listing) -> None:
             columns[name] = column
     meta = {
         "format": FORMAT,
-        "stamp": _stamp(source, listing.times, listing.started),
+        "stamp": _stamp(source, listing.times, listing.started) if stamp is None else stamp,
         "times": listing.times,
         "started": listing.started,
         "channels": listing.channels,
@@ -68,15 +69,16 @@ def remember(file: Path, source: str, listing: Listing) -> None:
     write_whole(file, sink.getvalue())
 
 
-def recall(file: Path, source: str) -> Listing | None:
-    """The listing that was written, if it still holds."""
+def recall(file: Path, source: str, store: Store | None = None) -> Listing | None:
+    """The listing that was written, if it still holds; by the stamp of `store` where one is given."""
     try:
         with pa.OSFile(str(file)) as stream:
             table = ipc.open_file(stream).read_all()
         meta = json.loads((table.schema.metadata or {})[b"omma"])
         if meta["format"] != FORMAT or not meta["stamp"]:
             return None
-        if meta["stamp"] != _stamp(source, meta["times"], meta["started"]):
+        now = _stamp(source, meta["times"], meta["started"]) if store is None else store.stamp([])
+        if meta["stamp"] != now:
             return None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None  # absent, damaged or another version's
@@ -89,7 +91,7 @@ def recall(file: Path, source: str) -> Listing | None:
         text=columns.get("text"),
     )
     return Listing(
-        store=Files(source) if meta["times"] else Archive(source),
+        store=store or (Files(source) if meta["times"] else Archive(source)),
         paths=columns["path"],
         where=np.stack(where, axis=1) if where else None,
         known=known,

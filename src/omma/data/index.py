@@ -30,7 +30,9 @@ from omma.data.listing import (
     list_tar,
     list_zip,
 )
+from omma.data.shards import Shards, find, list_shards
 from omma.data.stores import Arrays, Store, as_images
+from omma.ops.random import local_order
 from omma.protocols import BadImage, Images
 
 log = logging.getLogger(__name__)
@@ -104,6 +106,19 @@ class IndexedImages:
     def encoded(self) -> bool:
         """Are there files to decode, rather than arrays?"""
         return not isinstance(self._store, Arrays)
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """Where images lie in shards, each one's number (int64 [n]): those of one are best read together."""
+        if not isinstance(self._store, Shards):
+            return None
+        assert self._where is not None
+        return self._where[:, 0]
+
+    def fetch(self, block: int) -> None:
+        """Have a shard on this machine, if it isn't. Raises ValueError."""
+        if isinstance(self._store, Shards):
+            self._store.fetch(block)
 
     def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
         """The same collection, its pixels read from another store."""
@@ -179,22 +194,27 @@ class ArrayImages(IndexedImages):
 
 # ---------------------------------------------------------------- open
 def open_images(
-    source: str | Path, cache: Path | None = None, check: Callable[[Known], None] = lambda known: None
+    source: str | Path,
+    cache: Path | None = None,
+    check: Callable[[Known], None] = lambda known: None,
+    tell: Callable[[str], None] = log.info,
 ) -> IndexedImages:
-    """Index a folder, glob, .zip, .tar, manifest (.csv, .parquet, .jsonl), array (.npz, .npy, IDX) or image.
+    """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays (.npz, .npy, IDX)
 
     Lists of folders and archives are remembered in `cache` (default: `cache_folder()`), and made anew when
     one of the folders or the archive was modified. A file overwritten in place leaves its folder's time as it
     was: harmless, since nothing but its path is remembered. `check` is told what is known of the
-    images before any is decoded, and may raise.
+    images before any is decoded, and may raise. `tell` is given a line where listing takes its time.
     Raises ValueError in one line where nothing usable is found.
     """
     given = str(source)
     # absolute, so that images can still be read after a change of the working directory
     source = given if "://" in given else os.path.abspath(os.path.expanduser(given))
-    list_source, cached = _lister(source, given)
     memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
-    listing = recall(memory, source) if cached else None
+    shards = find(source, given)
+    store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
+    list_source, cached = _lister(source, given) if store is None else (_shard_lister(store, tell), True)
+    listing = recall(memory, source, store) if cached else None
     if listing is None:
         listing = list_source(source)
         if not len(listing.paths):
@@ -204,7 +224,7 @@ def open_images(
         check(listing.known)
         listing.channels = _count_channels(listing, given)
         if cached:
-            remember(memory, source, listing)
+            remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.known)
     return IndexedImages(
@@ -219,6 +239,10 @@ def open_images(
         skipped=listing.skipped,
         source=given,
     )
+
+
+def _shard_lister(store: Shards, tell: Callable[[str], None]) -> Callable[[str], Listing]:
+    return lambda source: list_shards(store, tell)
 
 
 def _lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
@@ -333,7 +357,11 @@ def checked(
     bad = _known_bad(file)
     if bad is None:
         n = len(images)
-        sample = None if n <= CHECK_ALL else np.sort(np.random.default_rng(0).permutation(n)[:CHECK_SAMPLE])
+        sample = None
+        if n > CHECK_ALL:
+            by = images.blocks  # whole shards rather than an image of each
+            order = np.random.default_rng(0).permutation(n) if by is None else local_order(0, 0, by, 1)
+            sample = np.sort(order[:CHECK_SAMPLE])
         bad, done = verify(images, sample, limit_seconds)
         if done and len(bad) == (n if sample is None else len(sample)):
             raise ValueError(_none_left(images.source, n, [(images.path(i), reason) for i, reason in bad]))

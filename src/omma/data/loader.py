@@ -1,7 +1,8 @@
 """An endless, resumable stream of crops: the same batches whatever the workers, processes and restarts.
 
 Position p of the stream is image order_e[p mod n] of epoch e = p // n, and step s holds positions s batch to
-(s + 1) batch - 1. Nothing else is state, so a run resumes by naming its step.
+(s + 1) batch - 1. Nothing else is state, so a run resumes by naming its step. Images in shards (a collection
+that has `blocks`, data/index.py) are visited a few shards at a time, which are fetched ahead.
 """
 
 import atexit
@@ -9,8 +10,9 @@ import os
 import signal
 import time
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from omma.data import views
-from omma.ops.random import epoch_order
+from omma.ops.random import epoch_order, local_order
 from omma.protocols import BadImage, Crop, Images, Key
 
 MAX_SIDE = 96  # pixels: larger images cost more to cut by dense matrices than to decode again
 MAX_BYTES = 2 << 30  # and at most a quarter of the machine's memory
+WINDOW = 4  # shards whose images are shuffled together
 _PART = 32  # images a worker hands over at a time: bounded memory, and several workers share a batch
 
 
@@ -39,7 +42,15 @@ class Loaded(NamedTuple):
 
 
 # ---------------------------------------------------------------- which images
-def keys(n: int, batch: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[Key]:
+def keys(
+    n: int,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    blocks: Int64[np.ndarray, "n"] | None = None,
+) -> Iterator[Key]:
     """The stream without pictures: for each step, epoch and index of this process's share of the batch."""
     if n < 1:
         raise ValueError("there is no image to learn from")
@@ -47,17 +58,54 @@ def keys(n: int, batch: int, seed: int, start_step: int = 0, rank: int = 0, worl
         raise ValueError(f"batch={batch}: must be a multiple of the {world} processes")
     share = batch // world
     orders: dict[int, np.ndarray] = {}
+
+    def order(epoch: int) -> np.ndarray:
+        if blocks is None:
+            return epoch_order(seed, epoch, n)
+        return local_order(seed, epoch, blocks, WINDOW)
+
     step = start_step
     while True:
         first = step * batch + rank * share
         epoch, place = np.divmod(np.arange(first, first + share, dtype=np.int64), n)
         wanted = np.unique(epoch).tolist()
-        orders = {e: orders[e] if e in orders else epoch_order(seed, e, n) for e in wanted}
+        orders = {e: orders[e] if e in orders else order(e) for e in wanted}
         index = np.empty(share, dtype=np.int64)
         for e in wanted:
             index[epoch == e] = orders[e][place[epoch == e]]
         yield Key(seed, epoch, index)
         step += 1
+
+
+def fetched(
+    order: Iterator[Key], blocks: Int64[np.ndarray, "n"], fetch: Callable[[int], None]
+) -> Iterator[Key]:
+    """The same keys, each once its images' shards are here; those of two windows are fetched ahead."""
+    most = min(2 * WINDOW, len(np.unique(blocks)))
+    ahead: deque[tuple[Key, list[int]]] = deque()
+    uses: Counter[int] = Counter()  # keys ahead that need a shard
+    coming: dict[int, Future[None]] = {}
+    pool = ThreadPoolExecutor(WINDOW)
+    try:
+        while True:
+            while len(uses) < most:
+                key = next(order)
+                needed = np.unique(blocks[key.index]).tolist()
+                ahead.append((key, needed))
+                uses.update(needed)
+                for block in needed:
+                    if block not in coming:
+                        coming[block] = pool.submit(fetch, block)
+            key, needed = ahead.popleft()
+            for block in needed:
+                coming[block].result()
+            yield key
+            uses.subtract(needed)
+            for block in needed:
+                if not uses[block]:
+                    del uses[block], coming[block]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Reader:
@@ -290,7 +338,8 @@ def stream(
     plan, device, met = tuple(plan), torch.device(device), _Met()
     if not plan:
         raise ValueError("the plan holds no crop")
-    order = keys(len(images), batch, seed, start_step, rank, world)
+    blocks = getattr(images, "blocks", None)
+    order = keys(len(images), batch, seed, start_step, rank, world, blocks)
     decoded = None
     if fits_in_memory(images) if in_memory is None else in_memory:
         decoded = _decode_all(images)
@@ -299,6 +348,8 @@ def stream(
     if decoded is not None:
         met.note(decoded.bad)
         return Stream(_from_memory(decoded, plan, order, device), met, True, 0)
+    if blocks is not None:
+        order = fetched(order, blocks, images.fetch)  # type: ignore[attr-defined]  # what has blocks fetches them
     workers = auto_workers(False, processes=world) if workers is None else workers
     steps = _from_workers(images, plan, order, device, met, workers, batch // world, start_method)
     return Stream(steps, met, False, workers)

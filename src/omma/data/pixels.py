@@ -177,6 +177,7 @@ class Cache:
                 file = self.store.file(number)
                 try:
                     with FileLock(file.with_name(f".{file.name}.lock"), blocking=wait):
+                        files.remove_leftovers(file)
                         if not file.exists():
                             self._write(number)
                 except Timeout:

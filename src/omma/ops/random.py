@@ -34,6 +34,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 _BLOCKS = 1 << 16  # blocks of four words that one stream holds for one image
+_SHUFFLE = 0x5A  # apart from the numbers that order the images themselves
 
 
 def philox(counter: UInt32[np.ndarray, "4 *n"], key: tuple[int, int]) -> UInt32[np.ndarray, "4 *n"]:
@@ -111,3 +112,15 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
     """
     words = np.random.Philox(key=derive(seed, epoch)).random_raw(n)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def local_order(seed: int, epoch: int, blocks: Int64[np.ndarray, "n"], window: int) -> Int64[np.ndarray, "n"]:
+    """`epoch_order` for images in blocks (each one's number): those of `window` blocks come together.
+
+    Blocks in random order, then images in random order within windows of so many consecutive blocks.
+    """
+    order = epoch_order(seed, epoch, len(blocks))
+    numbers, which = np.unique(blocks, return_inverse=True)
+    place = np.empty(len(numbers), np.int64)
+    place[epoch_order(derive(seed, _SHUFFLE), epoch, len(numbers))] = np.arange(len(numbers))
+    return order[np.argsort((place // window)[which[order]], kind="stable")]

@@ -116,7 +116,7 @@ def pretrain(
         check(images)
         opened = images
     else:
-        opened = index.open_images(images, check=check)
+        opened = index.open_images(images, check=check, tell=lambda text: listen(session.Note(text)))
     guide, needs = None, auto.wanted(wishes)
     if needs.model is not None:
         guide = inherit.guide(str(wishes.options[needs.model]), str(method), needs)
