@@ -204,6 +204,13 @@ class Backbone(nn.Module):
         """
         return [list(self.parameters())]
 
+    def repeated(self) -> list[nn.Module]:
+        """Its blocks, called through their `forward` alone, which together hold nearly all its parameters.
+
+        They are what can be spread over processes (`--shard`); [] where there are none.
+        """
+        return []
+
     def drop_nothing(self) -> None:
         """Turn stochastic depth off, in training too."""
         for module in self.modules():

@@ -226,6 +226,9 @@ class Swin(Backbone):
             found += [before + blocks[0], *blocks[1:]]
         return [*found, list(self.norm.parameters())]
 
+    def repeated(self) -> list[nn.Module]:
+        return [block for stage in cast(list[Stage], list(self.layers)) for block in stage.blocks]
+
     @torch.no_grad()
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from omma import launched
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
 from omma.cli.shared import Auto, Dotted, Path_
@@ -26,6 +27,7 @@ def pretrain(
     recipe: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    shard: str = "auto",
     seed: int = 0,
     workers: int | Auto = "auto",
     checkpoint_every: float = 300.0,
@@ -57,27 +59,31 @@ def pretrain(
         recipe: small or paper.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
+        shard: none or fsdp: a copy of the network on each process, or its blocks spread over all.
         seed: Of everything random.
         workers: Processes that decode images.
         checkpoint_every: Seconds between checkpoints.
     """
-    from omma.device import keep_memory
+    from omma.device import keep_memory, share_cores
     from omma.verbs.pretrain import pretrain as verb
 
     keep_memory()
+    share_cores()
 
     given = {k: None if v == "auto" else v for k, v in locals().items() if k in
              ("image_size", "batch_size", "lr", "workers")}  # fmt: skip
-    listener = Listener()
+    first = launched.here().rank == 0  # of several processes one speaks
+    listener = Listener(Console(highlight=False, soft_wrap=True, quiet=not first))
     with listener:
         result = verb(
             images, method=method, model=model, init=init, allow_partial=allow_partial,
             head_warmup=head_warmup, encoder_lr_scale=encoder_lr_scale, out=out, budget=budget, epochs=epochs,
-            steps=steps, accumulate=accumulate, recipe=recipe, device=device, precision=precision, seed=seed,
-            checkpoint_every=checkpoint_every, options=options, model_options=model_options, listen=listener,
-            **given,
+            steps=steps, accumulate=accumulate, recipe=recipe, device=device, precision=precision,
+            shard=shard, seed=seed, checkpoint_every=checkpoint_every, options=options,
+            model_options=model_options, listen=listener, **given,
         )  # fmt: skip
-    end(result)
+    if first:
+        end(result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

@@ -124,6 +124,9 @@ class Transformer(Backbone):
         later = {id(p) for group in (*blocks, last) for p in group}
         return [[p for p in self.parameters() if id(p) not in later], *blocks, last]
 
+    def repeated(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     @torch.no_grad()
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
