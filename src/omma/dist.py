@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ LOST = (
 )
 
 T = TypeVar("T")
+_groups = itertools.count()  # joined by this process, and by the others alike
 
 
 # ---------------------------------------------------------------- the group
@@ -41,6 +43,8 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(here.local_rank)
     store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
     store.set_timeout(PATIENCE)
+    # a later group must not find what an earlier one has left there
+    store = dist.PrefixStore(f"omma/{next(_groups)}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
     )
@@ -67,11 +71,11 @@ def _whole(error: Exception) -> str:
 
 def _said(store: dist.Store, text: str, echo: bool = False) -> bool:
     """Has a process said this already, or, of an echo, anything? If not, this one is going to."""
-    key = "omma/said/" + hashlib.sha256(text.encode()).hexdigest()
+    key = "said/" + hashlib.sha256(text.encode()).hexdigest()
     try:
-        if echo and store.add("omma/said", 0) > 0:
+        if echo and store.add("said", 0) > 0:
             return True
-        store.add("omma/said", 1)
+        store.add("said", 1)
         return store.add(key, 1) > 1
     except RuntimeError:  # the store was another process', which is gone
         return False

@@ -81,7 +81,8 @@ class Cast:
             self.deliver(p, copy.grad)
             copy.grad = None
 
-        copies = _copies(own, self.dtype)
+        with torch.no_grad():
+            copies = _copies(own, self.dtype)
         for p, copy in zip(own, copies, strict=True):
             copy.requires_grad_().register_post_accumulate_grad_hook(partial(hand_on, p))
         return copies
