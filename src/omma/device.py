@@ -22,7 +22,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return _own_gpu()
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        alone = launched.here().world == 1
+        return torch.device("mps" if torch.backends.mps.is_available() and alone else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
