@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ LOST = (
 )
 
 T = TypeVar("T")
+_lanes: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 _groups = itertools.count()  # joined by this process, and by the others alike
 
 
@@ -84,6 +85,20 @@ def _said(store: dist.Store, text: str, echo: bool = False) -> bool:
 def active() -> bool:
     """Is there a process group of more than one?"""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def lane() -> dist.ProcessGroup:
+    """The same processes with connections of their own.
+
+    For messages that one process may send before and another after something else, such as the statistics of
+    a batch norm in the backward pass. All must ask for it at the same time, the first time.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    if world not in _lanes:
+        _lanes.clear()
+        _lanes[world] = cast(dist.ProcessGroup, dist.new_group(timeout=PATIENCE))
+    return _lanes[world]
 
 
 def rank() -> int:

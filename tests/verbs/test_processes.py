@@ -173,7 +173,7 @@ def test_errors_are_told_once(tmp_path, images):
     """One that every process meets, and one that is met before they have found each other."""
     for wrong, said in (
         (words(tmp_path / "nothing", tmp_path / "run", 1), "nothing: not found"),
-        ([*words(images, tmp_path / "run", 1), "--no-such-option"], "nrecognized"),
+        ([*words(images, tmp_path / "run", 1), "--no-such-option"], "Unrecognized options: --no-such-option"),
     ):
         done = torchrun(2, *wrong)
         assert done.returncode

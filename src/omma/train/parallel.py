@@ -39,7 +39,8 @@ class Gradients:
 
     Gradients lie in buckets, last layers first. A bucket is sent as soon as the last part of the batch has
     filled it, and buckets always in this order, which all processes have in common whatever the order is in
-    which gradients arrive. What no process has a gradient for keeps None, as it would on one alone.
+    which gradients arrive. When they are sent differs, so they have connections of their own. What no process
+    has a gradient for keeps None, as it would on one alone.
 
     A step: `begin`; backward passes, `last` before the last of them; `finish`; `settle`.
     """
@@ -48,6 +49,7 @@ class Gradients:
         wanted = {id(p) for p in trained if not spread(p)} if dist.active() else set()
         self._params = [p for p in reversed(list(method.parameters())) if id(p) in wanted]
         self._size = size
+        self._lane = dist.lane() if dist.active() else None
         self._buckets: list[_Bucket] = []
         self._places: dict[int, tuple[_Bucket, int]] = {}
         self._hooks: list[Any] = []
@@ -80,9 +82,11 @@ class Gradients:
 
     def add(self, p: nn.Parameter, gradient: Tensor) -> None:
         """The gradient of a lower-precision copy of `p`, whose own autograd does not see."""
-        bucket, i = self._places[id(p)]
-        bucket.views[i].add_(gradient)
-        self._arrive(p)
+        place = self._places.get(id(p))
+        if place is not None:  # of a parameter that the optimizer moves
+            bucket, i = place
+            bucket.views[i].add_(gradient)
+            self._arrive(p)
 
     def last(self) -> None:
         """The backward pass that comes now is the step's last."""
@@ -97,7 +101,7 @@ class Gradients:
 
     def _send(self) -> None:
         bucket = self._buckets[self._sent]
-        bucket.work = torch.distributed.all_reduce(bucket.flat, async_op=True)
+        bucket.work = torch.distributed.all_reduce(bucket.flat, group=self._lane, async_op=True)
         self._sent += 1
 
     def finish(self) -> list[float]:
