@@ -52,6 +52,13 @@ def run(out: Path, listen=lambda event: None, **options):
         illustrate.write_report = report
 
 
+def resumed(out: Path, **options) -> list[int]:
+    """The step that a run goes on from, and the one that it ends after."""
+    plans: list[Plan] = []
+    result = run(out, lambda event: plans.append(event) if isinstance(event, Plan) else None, **options)
+    return [plans[0].resumed_at, result.steps]
+
+
 def asked_to_stop_at(step: int, rank: int):
     """A listener that sends one of the processes a SIGTERM."""
 
@@ -98,8 +105,8 @@ def main(world: int, folder: Path) -> None:
     if world == 2:
         told = two(folder)
     else:  # goes on with what two have stopped
-        told["four"] = run(folder / "stopped-four", **SHARDED["dino"]).steps
-        told["four whole"] = run(folder / "stopped-whole-four", **SHARDED["dino"]).steps
+        told["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
+        told["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
     with dist.joined():
         assert not sharding.sharded(torch.nn.Linear(1, 1))
         told["sums"] = dist.sums([1.0, here.rank])

@@ -136,6 +136,8 @@ class _Metadata(pickle.Unpickler):
             "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
         )),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("pathlib", "PosixPath"),  # where it was written
+        ("pathlib._local", "PosixPath"),  # the same from Python 3.13 on
         ("torch", "Size"),
         ("torch.serialization", "_get_layout"),
         *(("torch", name) for name in (
