@@ -47,4 +47,5 @@ def test_another_process_clock_counts(monkeypatch):
             position.step += 1
             keeper.correct(position, elapsed=spent)
         ends.append(position.step)
-    assert ends[0] == ends[1] == 120
+    assert ends[0] == ends[1]
+    assert ends[0] in (120, 121)  # 48 seconds, summed in steps of .4

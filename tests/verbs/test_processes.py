@@ -91,7 +91,7 @@ def test_spread_blocks_give_what_whole_ones_give(folder, two, name):
 
 @pytest.mark.slow
 def test_in_bf16_too(folder, two, one):
-    """After the first step, whose gradients are the same but for rounding, bf16's AdamW goes ways of its own."""
+    """After one step, whose gradients are the same but for rounding, bf16's AdamW goes its own ways."""
     first, alone = (RunFolder(run / "bf16").metrics()[1] for run in (folder, one))
     assert first["event"] == alone["event"] == "step"
     assert first["loss"] == pytest.approx(alone["loss"], rel=1e-3)
