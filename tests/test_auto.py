@@ -128,3 +128,27 @@ def test_options_are_typed_as_their_fields_are():
     assert auto.choose(CPU, wishes).recipe.config.crop_size == 24
     with pytest.raises(ValueError, match=r"--method.crop_size 'big': expected a number or none"):
         auto.choose(CPU, auto.Wishes(method="simclr", options={"crop_size": "big"}))
+
+
+@pytest.mark.parametrize(
+    ("wish", "processes", "memory", "blocks", "spread", "said"),
+    [
+        ("auto", 8, 80, True, False, ""),
+        ("auto", 8, 36, True, False, ""),
+        ("auto", 8, 32, True, True, "28 GiB of a GPU's 32: its blocks are spread over 8"),
+        ("auto", 8, 32, False, False, "expect to run out of memory"),
+        ("auto", 1, 32, True, False, ""),
+        ("auto", 8, None, True, False, ""),  # a CPU
+        ("fsdp", 8, 80, True, True, ""),
+        ("none", 8, 32, True, False, ""),
+    ],
+)
+def test_what_does_not_fit_is_spread(wish, processes, memory, blocks, spread, said):
+    state = auto.state_bytes(1_250_000_000, 1_250_000_000, lowered=True)
+    assert state == 24 * 1_250_000_000
+    found, notes = auto.spread(
+        wish, processes=processes, state=state, memory=memory and memory << 30, blocks=blocks
+    )
+    assert found == spread
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)

@@ -210,6 +210,33 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     )  # fmt: skip
 
 
+def state_bytes(trained: int, others: int, *, lowered: bool) -> int:
+    """What a whole copy of a network takes beside its activations, in bytes, from numbers of parameters.
+
+    trained: weights, gradients and AdamW's two moments in fp32. others: a teacher's, weights alone. lowered:
+    all of them in bf16, too.
+    """
+    return 16 * trained + 4 * others + 2 * (trained + others) * lowered
+
+
+def spread(
+    wish: str, *, processes: int, state: int, memory: int | None, blocks: bool
+) -> tuple[bool, list[str]]:
+    """Are a network's blocks spread over the processes (`--shard`), and what is to be said of it?
+
+    wish: "fsdp", "none" or "auto": where a whole copy would leave less than a fifth of a GPU for activations.
+    state: bytes of that copy. memory: of the smallest GPU, in bytes; None on a CPU. blocks: are there any?
+    """
+    if wish != "auto":
+        return wish == "fsdp", []
+    if processes == 1 or memory is None or state <= 0.8 * memory:
+        return False, []
+    why = f"a copy of network and optimizer takes {state / 2**30:.0f} GiB of a GPU's {memory / 2**30:.0f}"
+    if not blocks:
+        return False, [f"{why}, and it has no blocks to spread: expect to run out of memory"]
+    return True, [f"{why}: its blocks are spread over {processes} processes"]
+
+
 def _image_size(facts: Facts) -> tuple[int, str]:
     side = facts.shorter_side
     if side <= SMALL_IMAGES:

@@ -9,15 +9,21 @@ import time
 import torch
 import torch.nn.functional as F
 
+from omma import launched
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto": CUDA, else MPS, else CPU. Raises ValueError for one that is not there."""
+    """ "auto": CUDA, else MPS, else CPU. Raises ValueError for one that is not there.
+
+    Of several processes on this machine each has the GPU of its own number.
+    """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return _own_gpu()
+        alone = launched.here().world == 1
+        return torch.device("mps" if torch.backends.mps.is_available() and alone else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -25,7 +31,25 @@ def pick_device(name: str = "auto") -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False):
         raise ValueError(f"device {name!r} is not available on this machine: use --device auto")
+    if name == "cuda":
+        return _own_gpu()
+    if launched.here().world > 1 and device.type != "cpu":
+        raise ValueError(
+            f"device {name!r} is one for several processes: use --device auto, which gives each its own"
+        )
     return device
+
+
+def _own_gpu() -> torch.device:
+    """The only one that this process sees or uses, or, of several processes, that of its number."""
+    here, count = launched.here(), torch.cuda.device_count()
+    if here.world == 1:
+        return torch.device("cuda")
+    if here.local_rank >= count:
+        raise ValueError(
+            f"{count} GPUs for {here.local_world} processes on this machine: start --nproc-per-node {count}"
+        )
+    return torch.device("cuda", here.local_rank)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -91,6 +115,17 @@ def keep_memory() -> None:
     mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 64 << 20)
+
+
+def share_cores() -> None:
+    """Divide this machine's cores among the processes that torchrun started on it, which takes one for each.
+
+    OMP_NUM_THREADS above 1 is somebody's wish and left as it is; 1 is what torchrun sets. A program's choice,
+    as `keep_memory` is.
+    """
+    here = launched.here()
+    if here.local_world > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, cores() // here.local_world))
 
 
 def memory(device: torch.device) -> int:

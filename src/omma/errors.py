@@ -4,6 +4,10 @@ import importlib
 from typing import Any
 
 
+class Told(ValueError):
+    """What another process that trains with this one has told the user already."""
+
+
 def line(error: BaseException) -> str:
     """What it says, in one line of at most 200 characters; its kind where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omma.data.preprocess import load_batch
 from omma.evaluation import interval, knn
-from omma.protocols import Backbone, Images, Preprocess
+from omma.protocols import Images, Preprocess
 from omma.train import health, retention
 
 HELD_OUT = 512  # images kept from training to read health on
@@ -82,7 +82,7 @@ class Monitor:
 
     def read(
         self,
-        encoder: Backbone,
+        encoder: torch.nn.Module,
         step: int,
         progress: float,
         recent: Sequence[Mapping[str, float]],
@@ -101,7 +101,7 @@ class Monitor:
             verdict = retention.judge(verdict, retained)
         return Seen(reading, verdict, None if correct is None else float(correct.mean()), retained)
 
-    def _correct(self, encoder: Backbone, features: Tensor) -> np.ndarray | None:
+    def _correct(self, encoder: torch.nn.Module, features: Tensor) -> np.ndarray | None:
         """Which labelled images of the sample k-NN gets right; None without labels."""
         if self.labels is None:
             return None
@@ -141,8 +141,8 @@ class Monitor:
         self.start = None if start is None else retention.Start(**start)
 
 
-@torch.inference_mode()
-def vectors(encoder: Backbone, pixels: Tensor, batch: int = 128) -> Tensor:
+@torch.no_grad()  # blocks that are spread over processes keep nothing that was made in inference mode
+def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = 128) -> Tensor:
     """Pooled features [n, d] in fp32 of normalised images [n, c, s, s], the encoder left as it was."""
     training = encoder.training
     encoder.eval()

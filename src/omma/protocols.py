@@ -210,7 +210,8 @@ class Backbone(nn.Module):
     def repeated(self) -> list[nn.Module]:
         """Its blocks, called through their `forward` alone, which together hold nearly all its parameters.
 
-        They are what can be computed anew (`recompute`); [] where there are none.
+        They are what can be spread over processes (`--shard`) and computed anew (`recompute`); [] where there
+        are none.
         """
         return []
 

@@ -58,19 +58,21 @@ class RunFolder:
                     "choose another --out, or repeat the command as it was to resume"
                 )
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        # hidden: what a run that was killed at its very start has left
+        if self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
         with files.whole(self.path / "config.json") as file:
             file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Nobody else may train here meanwhile; the lock of a process that died is free.
 
-        Raises ValueError if somebody does.
+        Raises ValueError if somebody still does after `patience` seconds. Processes that read images live a
+        few seconds longer than one that was killed, and with them its lock.
         """
         try:
-            with FileLock(self.path / ".lock", blocking=False):
+            with FileLock(self.path / ".lock", timeout=patience):
                 yield
         except Timeout:
             raise ValueError(

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,87 +16,24 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from omma import auto, dist, files, illustrate, monitor, weights
+from omma import auto, dist, files, illustrate, launched, monitor, weights
 from omma import device as machine
 from omma.data import index, loader, views, waiting
 from omma.data.index import IndexedImages
 from omma.data.pixels import Cache
+from omma.events import Event, Note, Plan, Progress, Read, Result
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
-from omma.train import checkpoint, continued, health, retention
+from omma.train import checkpoint, continued, health, sharding
 from omma.train.budget import Timekeeper, trial
 from omma.train.loop import Position, Step, moved, train
-from omma.train.profile import OFF, Part, Profile, Profiler, Stopwatch
+from omma.train.profile import OFF, Part, Profiler, Stopwatch
 from omma.train.signals import stop_on_signals
 
 READINGS = 20  # of health, over a run, if they can be had ...
 READING_SHARE = 0.05  # ... in this share of its time
 LOGGED = 200  # lines of metrics, over a run
 REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is going to be done, told before it starts."""
-
-    images: str
-    used: int
-    skipped: int
-    choice: auto.Choice
-    parameters: int
-    views: tuple[str, ...]
-    device: str
-    precision: str
-    images_per_second: float
-    steps: int
-    seconds: float
-    peak_memory: int
-    out: Path
-    resumed_at: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One step done."""
-
-    step: int
-    total: int
-    loss: float
-    images_per_second: float
-    seconds_left: float
-    waiting: float  # share of the time spent waiting for data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """Health was read."""
-
-    step: int
-    verdict: health.Verdict
-    knn: float | None  # online k-NN top-1, where labels exist
-    retained: retention.Retention | None = None  # against the start, in a run that continues from weights
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line worth reading."""
-
-    text: str
-
-
-Event = Plan | Progress | Read | Note | Profile
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of the run."""
-
-    out: Path
-    steps: int
-    seconds: float
-    verdict: health.Verdict | None
-    stopped_by: int | None = None  # the signal, if it was stopped before its end
 
 
 class Diverged(ValueError):
@@ -138,23 +76,25 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
     """Take the run up where it stands and train to its end, or until asked to stop."""
     _resume(run)
     position, clock, folder = run.position, run.clock, run.folder
-    if folder.finished:
+    if dist.told(folder.finished):
         done = [line for line in folder.metrics() if line.get("event") == "health"]
         verdict = health.Verdict(done[-1]["verdict"], done[-1]["text"]) if done else None
         run.listen(Note(f"{folder.path} is finished; choose another --out to train again"))
         return Result(out=folder.path, steps=position.step, seconds=clock.elapsed, verdict=verdict)
     if run.cache is not None:
-        run.cache.write(lambda text: run.listen(Note(text)))
+        with dist.together():
+            run.cache.write(lambda text: run.listen(Note(text)))
         run.notes.append(f"images are read from a cache of {run.cache.describe()}")
     with _stream(run) as stream:
         batches = _batches(run, stream)
         step_time, seen = trial(
-            run.method, batches, run.choice.recipe, position, dtype=run.dtype, accumulate=run.accumulate
-        )
+            run.method, run.optimizer, batches, run.choice.recipe, position,
+            dtype=run.dtype, accumulate=run.accumulate,
+        )  # fmt: skip
         if position.step == 0:
             left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
             by_epochs = math.ceil((epochs or 0) * position.images / position.batch)
-            position.total = max(1, steps or by_epochs or int(left / step_time))
+            position.total = dist.told(max(1, steps or by_epochs or int(left / step_time)))
         run.listen(_plan(run, step_time))
         return _train(run, stream, itertools.chain(seen, batches), checkpoint_every)
 
@@ -162,11 +102,13 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
 def _resume(run: Run) -> None:
     """Take up the newest checkpoint, if there is one."""
     saved, damaged = checkpoint.newest(run.folder.checkpoints)
+    dist.alike("checkpoints", str(saved and saved.step))
     run.notes += damaged
     if saved is None:
+        if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
+            run.folder.rewind(-1)
         return
-    run.method.load_state_dict(saved.method)
-    run.optimizer.load_state_dict(saved.optimizer)
+    checkpoint.put(saved, run.method, run.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
     run.monitor.restore(saved.notes)
@@ -176,13 +118,16 @@ def _resume(run: Run) -> None:
 
 def _stream(run: Run) -> loader.Stream:
     """Crops from where the run stands, for ever."""
+    workers, here = run.workers, launched.here()
+    if workers is None and here.local_world > 1:  # of this machine's cores, whatever other machines have
+        workers = loader.auto_workers(False, processes=here.local_world)
     return loader.stream(
         run.images,
         run.crops,
         run.choice.recipe.batch // run.accumulate,
         run.seed,
         start_step=run.position.step * run.accumulate,
-        workers=run.workers,
+        workers=workers,
         rank=dist.rank(),
         world=dist.world(),
         device=run.device,
@@ -227,7 +172,7 @@ def _feeding(run: Run, stream: loader.Stream) -> waiting.Feeding:
         in_memory=stream.in_memory,
         decodes=run.cache is None and run.images.encoded,
         workers=stream.workers,
-        cores=max(1, machine.cores() // dist.world()),
+        cores=max(1, machine.cores() // launched.here().local_world),
         busy=torch.get_num_threads() if run.device.type == "cpu" else 1,
         side=run.shorter_side,
         enough=views.at_least(run.crops),
@@ -241,7 +186,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     verdict: health.Verdict | None = None
     rejected = 0
     saved_at = pace = started = time.monotonic()
-    waited, first, advised = stream.waited, position.step, False
+    waited, first, advised, feeding = stream.waited, position.step, False, _feeding(run, stream)
     skipped = dict(run.skipped)
     frozen = continued.share_frozen(run.optimizer.param_groups)
     writer = _writer(run.folder.path) if run.primary else None
@@ -252,7 +197,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
         nonlocal looked_at, cost
         began = time.monotonic()
         reading, verdict, knn, kept = run.monitor.read(
-            run.method.kept(), position.step, position.clock().progress, recent
+            _seen(run), position.step, position.clock().progress, recent
         )
         recent.clear()
         line = {"event": "health", "step": position.step, **dataclasses.asdict(reading)}
@@ -265,12 +210,20 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
         cost = looked_at - began
         return verdict
 
+    def say() -> tuple[float, ...]:
+        """What every process is asked to do, and what process 0's clock says; its word is all's."""
+        now = time.monotonic()
+        overdue, cheap = now - saved_at > checkpoint_every, now - looked_at > cost / READING_SHARE
+        times = (clock.elapsed, float(overdue), float(cheap)) if run.primary else (0.0, 0.0, 0.0)
+        return float(bool(stop)), *times
+
+    stopping: float = 0  # how many processes were asked to stop
     if not run.monitor.readings:
         look()
     with stop_on_signals() as stop, contextlib.closing(run.watch):
         loop = train(
             run.method, run.optimizer, batches, run.choice.recipe, position,
-            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, watch=run.watch,
+            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, say=say, watch=run.watch,
         )  # fmt: skip
         for step in loop:
             now = time.monotonic()
@@ -280,7 +233,9 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             else:
                 rejected += 1
                 _reject(run, step, rejected)
-            clock.correct(position, steady=position.clock().progress > frozen)
+            # one process says it now, when the step is done; several have heard it within the step
+            stopping, elapsed, overdue, cheap = step.heard if dist.active() else say()
+            clock.correct(position, steady=position.clock().progress > frozen, elapsed=elapsed)
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
             pace = now
@@ -291,24 +246,24 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
                     seconds_left=left, waiting=share,
                 )
             )  # fmt: skip
-            if not advised and (said := waiting.remedy(share, position.step - first, _feeding(run, stream))):
+            if not advised and (said := waiting.remedy(share, position.step - first, feeding)):
                 advised = True
                 run.listen(Note(said))
             if _due(position, LOGGED):
                 line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
                 line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}
                 _log(run, writer, line | {"elapsed": clock.elapsed})
-            cheap = now - looked_at > cost / READING_SHARE
-            if position.step >= position.total or (_due(position, READINGS) and cheap):
+            looked = position.step >= position.total or (_due(position, READINGS) and bool(cheap))
+            if looked:
                 verdict = look()
-            if fresh := stream.new_bad():  # met while training: listed like those found before
+            if fresh := _bad(stream, looked or bool(stopping)):  # listed like those found before
                 skipped |= {run.images.path(i): reason for i, reason in fresh}
                 if run.primary:
                     index.write_skipped(run.folder.path / "skipped.csv", skipped.items())
-            if stop or now - saved_at > checkpoint_every:
+            if stopping or overdue:
                 _save(run)
                 saved_at = time.monotonic()
-            if stop:
+            if stopping:
                 run.listen(Note(f"stopped after step {position.step}; the same command resumes"))
                 break
             _tell_profile(run)
@@ -316,17 +271,21 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     _tell_profile(run)
     if isinstance(run.watch, Profiler) and not run.watch.told:
         run.listen(Note("no profile: it takes two steps at least"))
-    if not stop:
+    if not stopping:
         verdict = verdict or look()
         _save(run)
+        kept = run.method.kept()
+        if sharding.sharded(kept):
+            kept = sharding.gathered(kept)
         if run.primary:
+            assert kept is not None
             provenance = {
                 **run.folder.config(),
                 "part": run.part,
                 "steps": position.step,
                 "seconds": clock.elapsed,
             }
-            weights.save(run.folder.path, run.method.kept(), run.preprocess, provenance, run.method.extras())
+            weights.save(run.folder.path, kept, run.preprocess, provenance, run.method.extras())
             illustrate.write_report(run.folder, run.monitor.sample, run.seed)
     if writer is not None:
         writer.close()
@@ -335,7 +294,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
         steps=position.step,
         seconds=clock.elapsed,
         verdict=verdict,
-        stopped_by=stop.signal,
+        stopped_by=(stop.signal or signal.SIGTERM) if stopping else None,  # it may have met another process
     )
 
 
@@ -346,6 +305,13 @@ def _tell_profile(run: Run) -> None:
         with files.whole(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
         run.listen(found)
+
+
+def _bad(stream: loader.Stream, together: bool) -> list[tuple[int, str]]:
+    """Images met since the last time that cannot be read; those of several processes now and then."""
+    if dist.active() and not together:
+        return []
+    return [each for theirs in dist.gathered(stream.new_bad()) for each in theirs]
 
 
 def _due(position: Position, times: int) -> bool:
@@ -370,7 +336,7 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
     )
     if in_a_row < REJECTED:
         return
-    saved = sorted(run.folder.checkpoints.glob("step-*.pt"))
+    saved = checkpoint.found(run.folder.checkpoints)
     where = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
     raise Diverged(
         f"the loss was not finite in {in_a_row} steps in a row, at step {step.clock.step} (learning rate "
@@ -378,8 +344,14 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
     )
 
 
+def _seen(run: Run) -> torch.nn.Module:
+    """What health is read on: the encoder, or one that computes as its spread blocks do."""
+    kept = run.method.kept()
+    return sharding.Seen(kept, run.dtype) if sharding.sharded(kept) and run.dtype != torch.float32 else kept
+
+
 def _save(run: Run) -> None:
-    if not run.primary:
+    if not run.primary and not sharding.sharded(run.method):
         return
     checkpoint.save(
         run.folder.checkpoints, run.method, run.optimizer,

@@ -11,9 +11,9 @@ from PIL import Image
 import omma
 from omma import backbones, weights
 from omma.data import labelled, plans
+from omma.events import Plan, Read
 from omma.methods import deit, supervised
 from omma.protocols import Batch, Clock, Given, Key
-from omma.session import Plan, Read
 from omma.verbs.pretrain import pretrain
 
 CLOCK = Clock(1, 10, 0.1)

@@ -32,3 +32,20 @@ def test_a_run_ends_in_time_even_if_the_first_guess_was_wrong(monkeypatch, guess
         keeper.correct(position)
         assert position.total >= position.step
     assert 95 <= keeper.elapsed <= 100
+
+
+def test_another_process_clock_counts(monkeypatch):
+    """Processes whose own clocks differ end after the same step."""
+    own = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: own[0])
+    ends = []
+    for speed in (1.0, 3.0):  # of this process' own clock
+        keeper, position, spent = budget.Timekeeper(50.0), Position(0, 1000, 10, 100), 0.0
+        while position.step < position.total:
+            own[0] += speed
+            spent += 0.4
+            position.step += 1
+            keeper.correct(position, elapsed=spent)
+        ends.append(position.step)
+    assert ends[0] == ends[1]
+    assert ends[0] in (120, 121)  # 48 seconds, summed in steps of .4

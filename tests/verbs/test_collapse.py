@@ -4,7 +4,7 @@ import pytest
 
 from omma import auto, methods
 from omma.data.digits import digit_images
-from omma.session import Read
+from omma.events import Read
 from omma.verbs.pretrain import pretrain
 
 SIZE, BATCH = 16, 32

@@ -11,10 +11,10 @@ import torch
 import omma
 from omma import auto, backbones, methods, weights
 from omma.data.index import ArrayImages
+from omma.events import Plan, Progress, Read
 from omma.monitor import Monitor
 from omma.protocols import Clock, Features, Given, ParamGroup, Preprocess
 from omma.run import RunFolder
-from omma.session import Plan, Progress, Read
 from omma.train import checkpoint, continued, health, retention
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, make_optimizer, schedule

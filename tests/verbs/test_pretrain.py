@@ -22,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 import omma
 from omma.data import waiting
 from omma.data.index import ArrayImages
+from omma.events import Note, Plan, Progress, Read
 from omma.monitor import Monitor
 from omma.ops import recompute
 from omma.run import RunFolder
-from omma.session import Diverged, Note, Plan, Progress, Read
+from omma.session import Diverged
 from omma.train.profile import Profile
 from omma.verbs.pretrain import pretrain
 

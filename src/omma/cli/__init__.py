@@ -8,10 +8,12 @@ import warnings
 
 import tyro
 
+from omma import launched
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
+from omma.errors import Told
 
 COMMANDS = {
     "pretrain": pretrain,
@@ -50,17 +52,28 @@ def main(arguments: list[str] | None = None) -> None:
     words = [w for w in words if w != "--debug"]
     # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    speaks = True
     try:
+        here = launched.here()
+        first = speaks = here.rank == 0  # until processes have met, what fails on one fails on all
+        if here.world > 1 and words[:1] != ["pretrain"]:
+            raise ValueError(
+                "only `omma pretrain` runs on several processes: start other commands by themselves"
+            )
         words, options = _dotted(words)
         for flag, given in options.items():
             if given and words[:1] != ["pretrain"]:
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")
         command = functools.partial(pretrain, options=options["method"], model_options=options["model"])
         commands = {**COMMANDS, "pretrain": command}
-        code = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="omma", description=__doc__)
+        speaks = True
+        code = tyro.extras.subcommand_cli_from_dict(
+            commands, args=words, prog="omma", description=__doc__, console_outputs=first
+        )
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"omma: {' '.join(str(error).split())}", file=sys.stderr)
+        if speaks and not isinstance(error, Told):
+            print(f"omma: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     sys.exit(code)

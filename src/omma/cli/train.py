@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from omma import launched
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
 from omma.cli.shared import Auto, Dotted, Path_
@@ -29,6 +30,7 @@ def pretrain(
     recipe: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    shard: str = "auto",
     seed: int = 0,
     workers: int | Auto = "auto",
     cache: bool = False,
@@ -63,6 +65,7 @@ def pretrain(
         recipe: small or paper.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
+        shard: none or fsdp: a copy of the network on each process, or its blocks spread over all.
         seed: Of everything random.
         workers: Processes that decode images.
         cache: Keep images decoded and resized on disk; their size is told before they are written.
@@ -70,13 +73,16 @@ def pretrain(
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
     given = {k: None if v == "auto" and k in SIZES else v for k, v in locals().items()}
-    from omma.device import keep_memory
+    from omma.device import keep_memory, share_cores
     from omma.verbs.pretrain import pretrain as verb
 
     keep_memory()
-    with Listener() as listener:
+    share_cores()
+    first = launched.here().rank == 0  # of several processes one speaks
+    with Listener(Console(highlight=False, soft_wrap=True, quiet=not first)) as listener:
         result = verb(**given, listen=listener)
-    end(result)
+    if first:
+        end(result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

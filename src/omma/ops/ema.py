@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from omma.ops.parts import local
 from omma.protocols import Backbone
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -28,7 +29,7 @@ def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}: must lie in [0, 1]")
-    slow: list[torch.Tensor] = list(teacher.parameters())
-    fast: list[torch.Tensor] = list(student.parameters())
+    slow = [local(p) for p in teacher.parameters()]  # spread over processes alike, where they are
+    fast = [local(p) for p in student.parameters()]
     assert len(slow) == len(fast), "teacher and student differ in shape"
     torch._foreach_lerp_(slow, fast, 1 - momentum)

@@ -1,5 +1,6 @@
 """Ending at a time: steps are timed on a copy, and their number is corrected as the speed becomes known."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -11,7 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from omma import dist
 from omma.protocols import Batch, Method, Recipe
+from omma.train import sharding
 from omma.train.loop import Position, make_optimizer, train
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -27,6 +30,7 @@ def seconds(text: str | float) -> float:
 
 def trial(
     method: Method,
+    optimizer: torch.optim.Optimizer,
     batches: Iterator[Batch],
     recipe: Recipe,
     position: Position,
@@ -34,7 +38,11 @@ def trial(
     dtype: torch.dtype,
     accumulate: int,
 ) -> tuple[float, list[Batch]]:
-    """Seconds a step, from a few steps of a copy that is thrown away, and the batches that were used."""
+    """Seconds a step, from a few steps of a copy that is thrown away, and the batches that were used.
+
+    Networks that are spread over processes are not copied but put back as they were. How many steps there
+    are, and what is found, is process 0's to say.
+    """
     used: list[Batch] = []
 
     def recorded() -> Iterator[Batch]:
@@ -42,19 +50,24 @@ def trial(
             used.append(batch)
             yield batch
 
-    method = copy.deepcopy(method)
-    optimizer = make_optimizer(method, recipe)
+    around = contextlib.nullcontext()
+    if sharding.sharded(method):
+        around = sharding.unchanged(method, optimizer)
+    else:
+        method = copy.deepcopy(method)
+        optimizer = make_optimizer(method, recipe)
     position = dataclasses.replace(position, step=0, total=1000)
-    steps = train(method, optimizer, recorded(), recipe, position, dtype=dtype, accumulate=accumulate)
     times: list[float] = []
-    before = time.monotonic()
-    for _ in itertools.islice(steps, 8):
-        now = time.monotonic()
-        times.append(now - before)
-        before = now
-        if len(times) >= 2 and sum(times) > 4:
-            break
-    return statistics.median(times[1:]), used
+    with around:
+        steps = train(method, optimizer, recorded(), recipe, position, dtype=dtype, accumulate=accumulate)
+        before = time.monotonic()
+        for _ in itertools.islice(steps, 8):
+            now = time.monotonic()
+            times.append(now - before)
+            before = now
+            if dist.told(len(times) >= 2 and sum(times) > 4):
+                break
+    return dist.told(statistics.median(times[1:])), used
 
 
 @dataclass
@@ -65,16 +78,18 @@ class Timekeeper:
     before: float = 0.0  # seconds of earlier sittings
     reserve: float = 2.0  # seconds for what follows training
     started: float = field(default_factory=lambda: time.monotonic())  # of this sitting
-    _mark: tuple[float, int] | None = None  # time and step from which speed is measured
+    _mark: tuple[float, int] | None = None  # seconds spent and step from which speed is measured
 
     @property
     def elapsed(self) -> float:
         """Seconds spent in all sittings."""
         return self.before + time.monotonic() - self.started
 
-    def correct(self, position: Position, steady: bool = True) -> None:
+    def correct(self, position: Position, steady: bool = True, elapsed: float | None = None) -> None:
         """Set `position.total` so that the run ends in time; call after each step.
 
+        elapsed: seconds spent in all sittings by the clock that counts, where that is not this process' own.
+        Of several processes one's clock counts for all, so that their runs are equally long.
         `steady`: is this step's speed that of the rest of the run? Others, as those with a frozen encoder,
         are not measured.
 
@@ -83,14 +98,14 @@ class Timekeeper:
         """
         if self.budget is None:
             return
-        left = self.budget - self.reserve - self.elapsed
+        now = self.elapsed if elapsed is None else elapsed
+        left = self.budget - self.reserve - now
         if left <= 0:
             position.total = position.step
             return
         if not steady:
             self._mark = None
             return
-        now = time.monotonic()
         if self._mark is None:
             self._mark = now, position.step
             return

@@ -1,17 +1,17 @@
 """The training loop: a generator that yields after every optimizer step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from omma import dist
 from omma.ops.random import derive
 from omma.ops.schedules import cosine, warmup_cosine
-from omma.protocols import Batch, Clock, Method, ParamGroup, Recipe
+from omma.protocols import Batch, Clock, Method, ParamGroup, Recipe, StepOutput
+from omma.train import parallel, sharding
 from omma.train.precision import Cast
 from omma.train.profile import OFF, Part, Stopwatch
 
@@ -39,6 +39,7 @@ class Step:
     metrics: dict[str, float]
     lr: float
     gradient_norm: float
+    heard: tuple[float, ...] = ()  # sums over processes of what each said
     rejected: list[Batch] | None = None  # the batches, if loss or gradient was not finite and nothing moved
 
 
@@ -57,6 +58,7 @@ def make_optimizer(
         }
         for group in (method.groups() if labelled is None else labelled)
     ]
+    groups = sharding.split(groups)
     fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=0.0, fused=fused)
 
@@ -84,15 +86,21 @@ def _freeze(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
             p.requires_grad_(not frozen)
 
 
-def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over processes, in one collective."""
-    with_grad = [p for p in parameters if p.grad is not None]
-    if not dist.active() or not with_grad:
-        return
-    flat = torch.cat([p.grad.flatten() for p in with_grad])  # pyright: ignore[reportOptionalMemberAccess]
-    flat = dist.mean(flat)
-    for p, part in zip(with_grad, flat.split([p.numel() for p in with_grad]), strict=True):
-        p.grad = part.view_as(p)
+def _exchanged(
+    gradients: parallel.Gradients, outputs: Sequence[StepOutput], said: Sequence[float]
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """The metrics' means and the sums of what was said, over all processes; gradients are the means, too.
+
+    One message beside the gradients, however many metrics there are.
+    """
+    found = gradients.finish()
+    means = {
+        n: float(torch.stack([o.metrics[n] for o in outputs]).float().mean()) for n in outputs[0].metrics
+    }
+    sums = dist.sums([*means.values(), *said, *found])
+    gradients.settle(sums[len(means) + len(said) :])
+    metrics = {name: total / dist.world() for name, total in zip(means, sums)}
+    return metrics, tuple(sums[len(means) : len(means) + len(said)])
 
 
 def train(
@@ -105,6 +113,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     accumulate: int = 1,
     seed: int = 0,
+    say: Callable[[], Sequence[float]] = tuple,
     watch: Stopwatch = OFF,
 ) -> Iterator[Step]:
     """Steps until `position.total`; `accumulate` batches make one step.
@@ -112,10 +121,14 @@ def train(
     Everything random inside a step (stochastic depth) is drawn from (seed, step, rank), so a resumed run
     repeats an uninterrupted one. A step whose loss or gradient is not finite changes nothing and comes back
     with `rejected`. `watch` is told what each step is about to do.
+
+    say: numbers of this process, asked for in each step; `Step.heard` has their sums over all processes,
+    which travel with the metrics and cost no message of their own.
     """
-    call = Cast(method, dtype)
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = parallel.Gradients(method, trained)
+    call = Cast(method, dtype, gradients.add if dist.active() else None)
     # all that a forward pass changes
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     method.train()
@@ -127,29 +140,28 @@ def train(
         _freeze(optimizer, clock)
         before = [b.clone() for b in statistics]
         optimizer.zero_grad()
+        gradients.begin()
         taken, outputs, losses = [], [], []
-        for _ in range(accumulate):
+        for part in range(accumulate):
             watch.to(Part.WAIT)
             batch = next(source)
             watch.to(Part.LOSS)
             output = call(batch, clock)
             losses.append(dist.mean(output.loss.detach()))
+            if part == accumulate - 1:
+                gradients.last()
             if torch.isfinite(losses[-1]):  # of all processes: none may wait for another's gradients in vain
                 watch.to(Part.BACKWARD)
                 (output.loss / accumulate).backward()
             taken.append(batch)
             outputs.append(output)
         watch.to(Part.OPTIMIZER)
-        _average_gradients(trained)
+        metrics, heard = _exchanged(gradients, outputs, say())
         loss = torch.stack(losses).mean()
         grads = [p.grad for p in trained if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = parallel.norm(grads)
         if recipe.clip is not None and norm > recipe.clip:
-            nn.utils.clip_grads_with_norm_(trained, recipe.clip, norm)
-        metrics = {
-            name: float(dist.mean(torch.stack([o.metrics[name] for o in outputs]).float().mean()))
-            for name in outputs[0].metrics
-        }
+            parallel.clip(trained, recipe.clip, norm)
         finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
         if finite:
             optimizer.step()
@@ -160,7 +172,7 @@ def train(
                 now.copy_(then)
         position.step += 1
         watch.to(Part.REST)
-        yield Step(clock, float(loss), metrics, lr, float(norm), None if finite else taken)
+        yield Step(clock, float(loss), metrics, lr, float(norm), heard, None if finite else taken)
         method.train()  # whoever looked in between may have switched to eval
 
 

@@ -1,13 +1,15 @@
 """Training in a lower precision: weights cast once a step, full-precision copies kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from omma.ops.parts import spread
 from omma.protocols import Batch, Clock, Method, StepOutput
 
 
@@ -37,15 +39,26 @@ class Cast:
 
     One cast a step, and activations in one precision throughout, which is faster than autocast's changes back
     and forth. Batch norms keep their fp32 scale, shift and statistics, single numbers (a logits' scale, whose
-    steps bf16 would swallow) their precision; losses are fp32.
+    steps bf16 would swallow) their precision; losses are fp32. Blocks that are spread over processes have
+    theirs cast as they are brought together (train/sharding.py).
+
+    deliver: is given each parameter with the gradient of its cast copy as soon as the backward pass has it;
+    the one node would give them all at its end, too late to send them meanwhile.
     """
 
-    def __init__(self, method: Method, dtype: torch.dtype) -> None:
-        self.method, self.dtype = method, dtype
+    def __init__(
+        self,
+        method: Method,
+        dtype: torch.dtype,
+        deliver: Callable[[nn.Parameter, Tensor], None] | None = None,
+    ) -> None:
+        self.method, self.dtype, self.deliver = method, dtype, deliver
         norms = {
             id(p) for m in method.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)
         }
-        self.names = [n for n, p in method.named_parameters() if p.ndim and id(p) not in norms]
+        self.names = [
+            n for n, p in method.named_parameters() if p.ndim and id(p) not in norms and not spread(p)
+        ]
 
     def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.dtype == torch.float32:
@@ -54,6 +67,22 @@ class Cast:
         trained = [n for n in self.names if parameters[n].requires_grad]
         frozen = [n for n in self.names if not parameters[n].requires_grad]
         weights = dict(zip(frozen, _copies([parameters[n] for n in frozen], self.dtype), strict=True))
-        lowered = _Lowered.apply(self.dtype, *(parameters[n] for n in trained))
+        own = [parameters[n] for n in trained]
+        lowered = _Lowered.apply(self.dtype, *own) if self.deliver is None else self._leaves(own)
         weights |= zip(trained, lowered, strict=True)  # pyright: ignore[reportArgumentType]
         return functional_call(self.method, weights, (batch, clock))
+
+    def _leaves(self, own: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Copies that have gradients of their own, handed on and let go of when they are there."""
+
+        def hand_on(p: nn.Parameter, copy: Tensor) -> None:
+            assert self.deliver is not None
+            assert copy.grad is not None
+            self.deliver(p, copy.grad)
+            copy.grad = None
+
+        with torch.no_grad():
+            copies = _copies(own, self.dtype)
+        for p, copy in zip(own, copies, strict=True):
+            copy.requires_grad_().register_post_accumulate_grad_hook(partial(hand_on, p))
+        return copies

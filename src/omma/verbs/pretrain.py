@@ -11,24 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, inherit, methods, monitor, session
+from omma import auto, backbones, dist, inherit, launched, methods, monitor, session
 from omma import device as machine
+from omma.checks import one_of
 from omma.data import captions, index, loader, views
 from omma.data import preprocess as preprocessing
 from omma.data.captions import Captions
 from omma.data.index import IndexedImages
 from omma.data.labels import Known
 from omma.data.pixels import Cache
+from omma.events import Event, Note, Result
 from omma.protocols import Given, Method
 from omma.run import RunFolder
-from omma.train import checkpoint, continued, retention
+from omma.train import checkpoint, continued, parallel, retention, sharding
 from omma.train.budget import Timekeeper, seconds
 from omma.train.loop import Position, make_optimizer
 from omma.train.profile import OFF, Profiler
 
 DEFAULT_BUDGET = "30m"
+SHARDS = ("auto", "none", "fsdp")
+RELEASE = 60.0  # seconds until the lock of a run that torchrun starts anew must be free
 
 
+@dist.joined()
 def pretrain(
     images: str | Path | IndexedImages,
     *,
@@ -50,6 +55,7 @@ def pretrain(
     recipe: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    shard: str = "auto",
     seed: int = 0,
     workers: int | None = None,
     cache: bool = False,
@@ -57,8 +63,8 @@ def pretrain(
     profile: bool = False,
     options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
-    listen: Callable[[session.Event], None] = lambda event: None,
-) -> session.Result:
+    listen: Callable[[Event], None] = lambda event: None,
+) -> Result:
     """Pretrain an encoder on images without labels.
 
     images: a folder, glob, archive, manifest or array file (docs/input.md), or an opened collection.
@@ -73,6 +79,8 @@ def pretrain(
         steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in; recompute: keep
         no activations within blocks, but compute them anew in the backward pass.
+    shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
+        "none" gives each a copy (docs/scale.md).
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
     checkpoint_every: seconds.
     profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
@@ -95,6 +103,12 @@ def pretrain(
             raise ValueError(f"{name}={value}: must be above 0")
     clock.budget = seconds(budget or DEFAULT_BUDGET) if ends in ([], ["budget"]) else None
     place = machine.pick_device(device)
+    one_of("shard", shard, SHARDS)
+    if shard == "fsdp" and not dist.active():
+        raise ValueError(
+            "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
+            "--nproc-per-node N -m omma pretrain ..., docs/scale.md), or leave --shard out"
+        )
 
     wishes = auto.Wishes(
         method=None if method == "auto" else method,
@@ -116,11 +130,15 @@ def pretrain(
         check(images)
         opened = images
     else:
-        opened = index.open_images(images, check=check, tell=lambda text: listen(session.Note(text)))
+        with dist.in_turn():
+            opened = index.open_images(images, check=check, tell=lambda text: listen(Note(text)))
     guide, needs = None, auto.wanted(wishes)
     if needs.model is not None:
         guide = inherit.guide(str(wishes.options[needs.model]), str(method), needs)
-    everything = index.checked(opened)
+    with dist.in_turn():
+        everything = index.checked(opened)
+    if dist.active():
+        dist.alike("the images", everything.fingerprint)
     rows, notes = _training_rows(everything)
     if needs.text:
         rows, said = _captioned(everything, rows)
@@ -141,6 +159,7 @@ def pretrain(
             out = Path("runs") / "-".join((*words, Path(init).name.rpartition(":")[2]))
         before = RunFolder(Path(out))
         told = before.config().get("init") if checkpoint.newest(before.checkpoints)[0] is not None else None
+        told = dist.told(told)
         origin, first = inherit.find(str(Path(init)), told, allow_partial, chosen)
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
@@ -166,7 +185,7 @@ def pretrain(
 
     if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
         precision = folder.config().get("precision", precision)
-    dtype = machine.pick_precision(precision, place)
+    dtype = dist.told(machine.pick_precision(precision, place))
 
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
@@ -205,7 +224,15 @@ def pretrain(
         model=guide,
         tokenizer=tokenizer,
     )
-    built: Method = file.Method(encoder, choice.recipe.config, given).to(place)
+    built: Method = file.Method(encoder, choice.recipe.config, given)
+    spread, said = _spread(shard, built, place, dtype)
+    notes += said
+    if spread:
+        sharding.shard(built, place, dtype)
+    built = built.to(place)
+    parallel.same(built)
+    if dist.active():
+        notes.append(f"{dist.world()} processes, {choice.recipe.batch // dist.world()} images of a step each")
     moves = any(p.requires_grad for p in built.encoder.parameters())
     if origin is None and not moves:
         raise ValueError(
@@ -262,30 +289,47 @@ def pretrain(
         watch=Profiler(built, place, dtype) if profile and dist.rank() == 0 else OFF,
     )
     ends_at = {"epochs": epochs, "steps": steps, "budget": clock.budget}
-    if run.primary:
-        folder.claim(
-            {
-                "images": everything.source,
-                "fingerprint": everything.fingerprint,
-                "method": choice.method,
-                "model": choice.model,
-                "image_size": choice.image_size,
-                "recipe": choice.recipe_name,
-                "settings": dataclasses.asdict(choice.recipe),
-                "end": {name: end for name, end in ends_at.items() if end is not None},
-                "seed": seed,
-                "precision": machine.precision_name(dtype),
-                "accumulate": accumulate,
-                **({} if kept is None else {"cache": kept.side}),
-                **({"labels": "learned"} if needs.labels else {}),
-                **({} if origin is None else {"init": dataclasses.asdict(origin)}),
-                **({} if guide is None else {"learns_from": guide.digest}),
-                **({} if tokenizer is None else {"tokenizer": _digest(tokenizer.merges)}),
-            }
-        )
-        index.write_skipped(folder.path / "skipped.csv", everything.skipped)
-    with folder.locked() if run.primary else contextlib.nullcontext():
+    settings = {
+        "images": everything.source,
+        "fingerprint": everything.fingerprint,
+        "method": choice.method,
+        "model": choice.model,
+        "image_size": choice.image_size,
+        "recipe": choice.recipe_name,
+        "settings": dataclasses.asdict(choice.recipe),
+        "end": {name: end for name, end in ends_at.items() if end is not None},
+        "seed": seed,
+        "precision": machine.precision_name(dtype),
+        "accumulate": accumulate,
+        **({} if kept is None else {"cache": kept.side}),
+        **({"labels": "learned"} if needs.labels else {}),
+        **({} if origin is None else {"init": dataclasses.asdict(origin)}),
+        **({} if guide is None else {"learns_from": guide.digest}),
+        **({} if tokenizer is None else {"tokenizer": _digest(tokenizer.merges)}),
+    }
+    with contextlib.ExitStack() as held:
+        with dist.together():
+            if run.primary:
+                folder.claim(settings)
+                index.write_skipped(folder.path / "skipped.csv", everything.skipped)
+                held.enter_context(folder.locked(RELEASE if launched.here().restarts else 0.0))
         return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
+
+
+def _spread(wish: str, method: Method, place: torch.device, dtype: torch.dtype) -> tuple[bool, list[str]]:
+    """Is the network spread over processes, and what is to be said of it?"""
+    trained = sum(p.numel() for group in method.groups() for p in group.params)
+    others = sum(p.numel() for p in method.parameters()) - trained
+    memory = torch.cuda.get_device_properties(place).total_memory if place.type == "cuda" else None
+    return dist.told(
+        auto.spread(
+            wish,
+            processes=dist.world(),
+            state=auto.state_bytes(trained, others, lowered=dtype != torch.float32),
+            memory=memory,
+            blocks=bool(method.encoder.repeated()),
+        )
+    )
 
 
 def _stem(images: IndexedImages) -> str:

@@ -1,0 +1,120 @@
+"""One of several processes that torchrun starts, with several runs; started by verbs/test_processes.py."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+
+from omma import dist, illustrate, launched  # noqa: E402
+from omma.data.index import ArrayImages  # noqa: E402
+from omma.events import Plan, Progress  # noqa: E402
+from omma.train import sharding  # noqa: E402
+from omma.verbs.pretrain import pretrain  # noqa: E402
+
+BASE = {
+    "model": "vit-n/4",
+    "batch_size": 8,
+    "image_size": 16,
+    "device": "cpu",
+    "precision": "fp32",
+    "steps": 4,
+}
+DINO = {"method": "dino", "options": {"prototypes": 32, "head_hidden": 32, "head_bottleneck": 16}}
+# freeze_last_epochs: what is trained changes within the run; 3 steps are an epoch of the 24 images
+RUNS = {
+    "simclr": {"method": "simclr"},
+    "dino": {**DINO, "options": {**DINO["options"], "freeze_last_epochs": 1}},
+    "accumulated": {"method": "mae", "accumulate": 2},
+}
+SHARDED = {name: {**RUNS[name], "shard": "fsdp"} for name in ("dino", "accumulated")}
+
+
+def pictures() -> ArrayImages:
+    """24 images, bright on the left or on the right."""
+    pixels = np.random.default_rng(0).integers(0, 120, (24, 16, 16, 3), dtype=np.uint8)
+    pixels[::2, :, :8] += 120
+    pixels[1::2, :, 8:] += 120
+    return ArrayImages(pixels)
+
+
+def run(out: Path, listen=lambda event: None, **options):
+    """One run, without the report, which takes longer than all else."""
+    report, illustrate.write_report = illustrate.write_report, lambda *args: out / "report.html"
+    try:
+        return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
+    finally:
+        illustrate.write_report = report
+
+
+def resumed(out: Path, **options) -> list[int]:
+    """The step that a run goes on from, and the one that it ends after."""
+    plans: list[Plan] = []
+    result = run(out, lambda event: plans.append(event) if isinstance(event, Plan) else None, **options)
+    return [plans[0].resumed_at, result.steps]
+
+
+def asked_to_stop_at(step: int, rank: int):
+    """A listener that sends one of the processes a SIGTERM."""
+
+    def listen(event) -> None:
+        if isinstance(event, Progress) and event.step == step and launched.here().rank == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listen
+
+
+def refused(out: Path, **options) -> dict[str, str]:
+    try:
+        run(out, **options)
+    except ValueError as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    return {}
+
+
+def two(folder: Path) -> dict:
+    """What two processes do."""
+    told: dict = {}
+    for name, options in RUNS.items():
+        run(folder / name, **options)
+    for name, options in SHARDED.items():
+        run(folder / f"{name}-sharded", **options)
+    told["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
+    run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16"})
+    plans: list[Plan] = []
+    length = {"budget": "20s", "steps": None}
+    budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
+    told["budget"] = budgeted.steps
+    told["planned"] = [plan.steps for plan in plans]
+    # SIGTERM to the second process alone: all stop after the same step, and save
+    for name, options in (("stopped", SHARDED["dino"]), ("stopped-whole", RUNS["dino"])):
+        result = run(folder / name, asked_to_stop_at(1, 1), **options)
+        told[name] = [result.steps, result.stopped_by]
+    return told
+
+
+def main(world: int, folder: Path) -> None:
+    here = launched.here()
+    assert (here.world, here.local_world) == (world, world)
+    told = {}
+    if world == 2:
+        told = two(folder)
+    else:  # goes on with what two have stopped
+        told["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
+        told["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
+    with dist.joined():
+        assert not sharding.sharded(torch.nn.Linear(1, 1))
+        told["sums"] = dist.sums([1.0, here.rank])
+        told["told"] = dist.told(here.rank + 5)
+    # the configuration differs, which process 0 alone sees
+    told["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
+    (folder / f"told-{world}-{here.rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,243 @@
+"""Training by many processes, as torchrun starts them: equal to one, spread, stopped, killed, resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import many_processes as worker
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from omma import dist
+from omma.run import RunFolder
+from omma.train import checkpoint
+
+CLOSE = 1e-4  # what AdamW makes of rounding in weights that it moves by up to 1e-3 a step
+
+
+def torchrun(processes: int, *words: str, **options) -> subprocess.CompletedProcess[str]:
+    """torchrun on a port of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+def many(processes: int, folder: Path) -> list[dict]:
+    """What each of the processes tells."""
+    done = torchrun(processes, worker.__file__, str(processes), str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"told-{processes}-{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("many")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    return many(2, folder)
+
+
+@pytest.fixture(scope="module")
+def one(folder, two):
+    """The same runs on one process."""
+    for name, options in worker.RUNS.items():
+        worker.run(folder / "one" / name, **options)
+    worker.run(folder / "one" / "bf16", **{**worker.RUNS["dino"], "precision": "bf16"})
+    return folder / "one"
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in RunFolder(run).metrics() if line["event"] == "step"]
+
+
+def furthest(a: Path, b: Path) -> float:
+    """The largest difference of two runs' weights.
+
+    Not of the last shift: a batch norm follows it in SimCLR, so its gradient is rounding alone, of which
+    AdamW makes whole steps.
+    """
+    one, two = (load_file(run / "model.safetensors") for run in (a, b))
+    assert one.keys() == two.keys()
+    return max(float((one[name] - two[name]).abs().max()) for name in one.keys() - {"norm.bias"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", worker.RUNS)
+def test_two_processes_equal_one_with_the_joined_batch(folder, one, name):
+    assert losses(folder / name) == pytest.approx(losses(one / name), rel=1e-5)
+    assert furthest(folder / name, one / name) < CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", worker.SHARDED)
+def test_spread_blocks_give_what_whole_ones_give(folder, two, name):
+    spread = folder / f"{name}-sharded"
+    assert losses(spread) == pytest.approx(losses(folder / name), rel=1e-5)
+    assert furthest(spread, folder / name) < CLOSE / 10
+    assert all(path.is_dir() for path in checkpoint.found(spread / "checkpoints"))
+
+
+@pytest.mark.slow
+def test_in_bf16_too(folder, two, one):
+    """After one step, whose gradients are the same but for rounding, bf16's AdamW goes its own ways."""
+    first, alone = (RunFolder(run / "bf16").metrics()[1] for run in (folder, one))
+    assert first["event"] == alone["event"] == "step"
+    assert first["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+    assert first["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-3)
+    assert losses(folder / "bf16-sharded") == pytest.approx(losses(folder / "bf16"), rel=1e-5)
+    assert furthest(folder / "bf16-sharded", folder / "bf16") < CLOSE / 10
+
+
+@pytest.mark.slow
+def test_a_budget_ends_at_the_same_step_on_all(two):
+    assert two[0]["budget"] == two[1]["budget"] > 0
+    assert two[0]["planned"] == two[1]["planned"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_after_the_same_step(folder, two):
+    for name in ("stopped", "stopped-whole"):
+        assert two[0][name] == two[1][name]
+        steps, number = two[0][name]
+        assert number == signal.SIGTERM
+        assert steps in (1, 2)
+        assert checkpoint.newest(folder / name / "checkpoints")[0].step == steps
+    assert checkpoint.newest(folder / "stopped" / "checkpoints")[0].parts is not None
+
+
+@pytest.mark.slow
+def test_what_two_have_stopped_goes_on_with_four_and_with_one(folder, two, one):
+    """From parts to parts, from a whole to parts, and from parts to a whole; the batches stay the same."""
+    for name in ("stopped", "stopped-whole"):
+        shutil.copytree(folder / name, folder / f"{name}-four")
+        shutil.copytree(folder / name, folder / f"{name}-one")
+    stopped = two[0]["stopped"][0]
+    for told in many(4, folder):
+        assert told["four"] == told["four whole"] == [stopped, 4]
+    assert worker.resumed(folder / "stopped-one", **worker.RUNS["dino"]) == [stopped, 4]
+    for name in ("stopped-four", "stopped-whole-four", "stopped-one"):
+        assert losses(folder / name) == pytest.approx(losses(one / "dino"), rel=1e-5), name
+        assert furthest(folder / name, one / "dino") < CLOSE, name
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_of_parts_is_passed_over(folder, two):
+    copied = shutil.copytree(folder / "dino-sharded" / "checkpoints", folder / "damaged")
+    (last,) = checkpoint.found(copied)
+    shutil.copytree(last, last.with_name("step-000000002"))
+    data = max(last.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-100])
+    saved, damaged = checkpoint.newest(copied)
+    assert saved is not None
+    assert saved.parts == last.with_name("step-000000002")
+    assert len(damaged) == 1
+    (saved.parts / ".metadata").write_bytes(
+        b"cos\nsystem\n(S'true'\ntR."
+    )  # a pickle that would run a command
+    assert checkpoint.newest(copied)[0] is None
+
+
+@pytest.mark.slow
+def test_what_processes_agree_on(two):
+    for told in two:
+        assert told["sums"] == [2.0, 1.0]
+        assert told["told"] == 5
+        assert "another configuration" in told["refused"]["text"]
+    assert sorted(told["refused"]["kind"] for told in two) == ["Told", "ValueError"]
+
+
+# ---------------------------------------------------------------- the command line
+@pytest.fixture
+def images(tmp_path):
+    pictures = worker.pictures()
+    np.savez(tmp_path / "images.npz", images=np.stack([pictures.read(i) for i in range(len(pictures))]))
+    return tmp_path / "images.npz"
+
+
+def words(images, out, steps):
+    return [
+        "-m", "omma", "pretrain", str(images), "--out", str(out), "--steps", str(steps), "--model", "vit-n/4",
+        "--batch-size", "8", "--image-size", "16", "--device", "cpu", "--precision", "fp32",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_errors_are_told_once(tmp_path, images):
+    """One that every process meets, and one that is met before they have found each other."""
+    for wrong, said in (
+        (words(tmp_path / "nothing", tmp_path / "run", 1), "nothing: not found"),
+        ([*words(images, tmp_path / "run", 1), "--no-such-option"], "Unrecognized options: --no-such-option"),
+    ):
+        done = torchrun(2, *wrong)
+        assert done.returncode
+        assert (done.stdout + done.stderr).count(said) == 1, done.stdout + done.stderr
+        assert "exitcode  : 2" in done.stderr  # of the first process that failed
+
+
+@pytest.mark.slow
+def test_a_killed_worker_resumes_by_itself_and_one_process_speaks(tmp_path):
+    """Also past its own readers of images, which hold its lock for some seconds after it."""
+    (tmp_path / "images").mkdir()
+    for i in range(24):  # of unlike sizes, so that they are not all kept in memory
+        Image.effect_noise((18 + i % 2, 20), 60).convert("RGB").save(tmp_path / "images" / f"{i}.png")
+    out = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [
+        "--max-restarts=2",
+        *words(tmp_path / "images", out.path, 20),
+        "--checkpoint-every",
+        "0.1",
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while process.poll() is None and not checkpoint.found(out.checkpoints):
+        time.sleep(0.02)
+    first = min(int(pid) for pid in _children(process.pid))
+    os.kill(first, signal.SIGKILL)
+    text, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, text + errors
+    assert text.count("done: 20 steps") == 1, text
+    assert text.count("images: 24 images") == 2, text  # before and after
+    assert text.count("resumed at step") == 1
+    steps = [line["step"] for line in out.metrics() if line["event"] == "step"]
+    assert steps == list(range(1, 21))
+    assert out.finished
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_one_process_has_nobody_to_ask():
+    assert dist.told(3) == 3
+    assert dist.gathered(3) == [3]
+    assert dist.sums([1.5]) == [1.5]
+    dist.alike("nothing", "x")
+    with pytest.raises(ValueError, match="mine"), dist.together():
+        raise ValueError("mine")
+    with dist.in_turn(), dist.joined():
+        assert not torch.distributed.is_initialized()
+
+
+def test_metrics_of_a_run_without_a_checkpoint_are_begun_anew(tmp_path):
+    worker.run(tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "model.safetensors").unlink()
+    worker.run(tmp_path, steps=2)
+    assert [line["step"] for line in RunFolder(tmp_path).metrics() if line["event"] == "step"] == [1, 2]
