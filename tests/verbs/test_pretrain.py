@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 import omma
-from omma.data import waiting
+from omma.data import index, waiting
 from omma.data.index import ArrayImages
 from omma.events import Note, Plan, Progress, Read
 from omma.monitor import Monitor
@@ -95,6 +95,20 @@ def test_the_report_says_whether_labels_were_learned_from(tmp_path, method, told
     assert ("Labels were used in training" in report) == told
     assert ("Labels were not used in training" in report) == (not told)
     assert ("labels for reading only" in report) == (not told)
+
+
+def test_a_bad_image_that_checking_has_missed_does_not_end_a_run(tmp_path, monkeypatch):
+    """As in collections that are checked by sample."""
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "images" / f"{i:02}.png")
+    whole = (tmp_path / "images" / "00.png").read_bytes()
+    (tmp_path / "images" / "00.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(index, "verify", lambda *_: ([], True))
+    assert (
+        pretrain(tmp_path / "images", out=tmp_path / "run", steps=2, **{**SMALL, "batch_size": 4}).steps == 2
+    )
+    assert "00.png" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
 def test_the_same_twice_is_the_same(tmp_path):

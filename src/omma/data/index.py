@@ -30,7 +30,8 @@ from omma.data.listing import (
     list_tar,
     list_zip,
 )
-from omma.data.shards import Shards, find, list_shards
+from omma.data.samples import list_shards
+from omma.data.shards import Shards, find
 from omma.data.stores import Arrays, Store, as_images
 from omma.ops.random import local_order
 from omma.protocols import BadImage, Images
@@ -199,7 +200,7 @@ def open_images(
     check: Callable[[Known], None] = lambda known: None,
     tell: Callable[[str], None] = log.info,
 ) -> IndexedImages:
-    """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays (.npz, .npy, IDX)
+    """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays or one image.
 
     Lists of folders and archives are remembered in `cache` (default: `cache_folder()`), and made anew when
     one of the folders or the archive was modified. A file overwritten in place leaves its folder's time as it

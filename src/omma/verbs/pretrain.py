@@ -21,7 +21,7 @@ from omma.data.index import IndexedImages
 from omma.data.labels import Known
 from omma.data.pixels import Cache
 from omma.events import Event, Note, Result
-from omma.protocols import Given, Method
+from omma.protocols import BadImage, Given, Method
 from omma.run import RunFolder
 from omma.train import checkpoint, continued, parallel, retention, sharding
 from omma.train.budget import Timekeeper, seconds
@@ -371,6 +371,11 @@ def _digest(merges: np.ndarray) -> str:
 
 
 def _shorter_side(images: IndexedImages) -> int:
-    """Median over a sample, in pixels."""
-    some = range(0, len(images), max(1, len(images) // 16))
-    return int(statistics.median(min(images.read(i).shape[:2]) for i in some))
+    """Median over a sample, in pixels; of large collections some may turn out to be bad only now."""
+    sides = []
+    for i in range(0, len(images), max(1, len(images) // 16)):
+        with contextlib.suppress(BadImage):
+            sides.append(min(images.read(i).shape[:2]))
+    if not sides:
+        raise ValueError(f"{images.source}: none of a sample of its images can be read; check the files")
+    return int(statistics.median(sides))
