@@ -32,7 +32,11 @@ RUNS = {
     "dino": {**DINO, "options": {**DINO["options"], "freeze_last_epochs": 1}},
     "accumulated": {"method": "mae", "accumulate": 2},
 }
-SHARDED = {name: {**RUNS[name], "shard": "fsdp"} for name in ("dino", "accumulated")}
+# with and without activations computed anew
+SHARDED = {
+    "dino": {**RUNS["dino"], "shard": "fsdp"},
+    "accumulated": {**RUNS["accumulated"], "shard": "fsdp", "recompute": True},
+}
 
 
 def pictures() -> ArrayImages:
@@ -85,7 +89,7 @@ def two(folder: Path) -> dict:
     for name, options in SHARDED.items():
         run(folder / f"{name}-sharded", **options)
     told["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
-    run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16"})
+    run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16", "recompute": True})
     plans: list[Plan] = []
     length = {"budget": "20s", "steps": None}
     budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
