@@ -89,6 +89,18 @@ def test_accumulation_hands_every_carry_over():
     assert toy.after == 12
 
 
+def test_the_next_batch_is_asked_for_within_a_step_and_none_at_the_end():
+    """Of a batch in two parts the first is there early, the second when its turn comes."""
+    for accumulate, early in ((1, [2, 3, 3]), (2, [3, 5, 6])):
+        asked = []
+        source = (asked.append(1) or batch for batch in batches())
+        toy = Toy()
+        steps = train(
+            toy, make_optimizer(toy, RECIPE), source, RECIPE, Position(0, 3, 4, 8), accumulate=accumulate
+        )
+        assert [len(asked) for _ in steps] == early
+
+
 def test_a_rejected_step_is_reported_and_training_goes_on():
     toy = Toy()
     stream = [*batches(2), *batches(1, float("inf")), *batches(2)]

@@ -1,9 +1,11 @@
 """The training loop: a generator that yields after every optimizer step."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -86,21 +88,24 @@ def _freeze(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
             p.requires_grad_(not frozen)
 
 
-def _exchanged(
-    gradients: parallel.Gradients, outputs: Sequence[StepOutput], said: Sequence[float]
-) -> tuple[dict[str, float], tuple[float, ...]]:
-    """The metrics' means and the sums of what was said, over all processes; gradients are the means, too.
+def _settled(gradients: parallel.Gradients, said: Sequence[float]) -> tuple[float, ...]:
+    """Gradients are their means over processes now; returns the sums of what was said.
 
-    One message beside the gradients, however many metrics there are.
+    One message beside the gradients, of numbers on the host.
     """
     found = gradients.finish()
-    means = {
-        n: float(torch.stack([o.metrics[n] for o in outputs]).float().mean()) for n in outputs[0].metrics
-    }
-    sums = dist.sums([*means.values(), *said, *found])
-    gradients.settle(sums[len(means) + len(said) :])
-    metrics = {name: total / dist.world() for name, total in zip(means, sums)}
-    return metrics, tuple(sums[len(means) : len(means) + len(said)])
+    sums = dist.sums([*said, *found])
+    gradients.settle(sums[len(said) :])
+    return tuple(sums[: len(said)])
+
+
+def _figures(outputs: Sequence[StepOutput]) -> Float[Tensor, "m"]:
+    """Loss and metrics, means over parts and processes, still on the device."""
+    device = outputs[0].loss.device
+    parts = [
+        torch.stack([x.detach().float().to(device) for x in (o.loss, *o.metrics.values())]) for o in outputs
+    ]
+    return dist.mean(torch.stack(parts).mean(0))
 
 
 def train(
@@ -122,8 +127,9 @@ def train(
     repeats an uninterrupted one. A step whose loss or gradient is not finite changes nothing and comes back
     with `rejected`. `watch` is told what each step is about to do.
 
-    say: numbers of this process, asked for in each step; `Step.heard` has their sums over all processes,
-    which travel with the metrics and cost no message of their own.
+    say: numbers of this process, asked for in each step; `Step.heard` has their sums over all processes.
+
+    The host waits for a GPU once a step, when it reads loss, norm and metrics.
     """
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -131,6 +137,7 @@ def train(
     call = Cast(method, dtype, gradients.add if dist.active() else None)
     # all that a forward pass changes
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
+    ahead: Batch | None = None
     method.train()
     while position.step < position.total:
         watch.begin(position.total - position.step)
@@ -141,28 +148,33 @@ def train(
         before = [b.clone() for b in statistics]
         optimizer.zero_grad()
         gradients.begin()
-        taken, outputs, losses = [], [], []
+        taken, outputs = [], []
         for part in range(accumulate):
-            watch.to(Part.WAIT)
-            batch = next(source)
+            if ahead is None:
+                watch.to(Part.WAIT)
+                ahead = next(source)
+            batch, ahead = ahead, None
             watch.to(Part.LOSS)
             output = call(batch, clock)
-            losses.append(dist.mean(output.loss.detach()))
             if part == accumulate - 1:
                 gradients.last()
-            if torch.isfinite(losses[-1]):  # of all processes: none may wait for another's gradients in vain
-                watch.to(Part.BACKWARD)
-                (output.loss / accumulate).backward()
+            watch.to(Part.BACKWARD)
+            (output.loss / accumulate).backward()
             taken.append(batch)
             outputs.append(output)
         watch.to(Part.OPTIMIZER)
-        metrics, heard = _exchanged(gradients, outputs, say())
-        loss = torch.stack(losses).mean()
-        grads = [p.grad for p in trained if p.grad is not None]
-        norm = parallel.norm(grads)
-        if recipe.clip is not None and norm > recipe.clip:
+        heard = _settled(gradients, say())
+        norm = parallel.norm([p.grad for p in trained if p.grad is not None])
+        if recipe.clip is not None:
             parallel.clip(trained, recipe.clip, norm)
-        finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
+        figures = _figures(outputs)
+        if position.step + 1 < position.total:  # a GPU has the next views to make while its figures are read
+            watch.to(Part.WAIT)
+            ahead = next(source)
+            watch.to(Part.OPTIMIZER)
+        loss, *values, length = torch.cat([figures, norm.float().to(figures.device)[None]]).tolist()
+        metrics = dict(zip(outputs[0].metrics, values, strict=True))
+        finite = math.isfinite(loss) and math.isfinite(length)
         if finite:
             optimizer.step()
             watch.to(Part.AFTER)
@@ -172,7 +184,7 @@ def train(
                 now.copy_(then)
         position.step += 1
         watch.to(Part.REST)
-        yield Step(clock, float(loss), metrics, lr, float(norm), heard, None if finite else taken)
+        yield Step(clock, loss, metrics, lr, length, heard, None if finite else taken)
         method.train()  # whoever looked in between may have switched to eval
 
 
