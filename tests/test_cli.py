@@ -1,6 +1,7 @@
 """The command line: every command by name, errors in one line, options handed on."""
 
 import functools
+import inspect
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from omma import backbones, cli
 from omma.data import digits
+from omma.verbs import pretrain
 
 
 def call(capsys, *words):
@@ -29,6 +31,11 @@ def test_methods_and_doctor(capsys):
     code, text, _ = call(capsys, "doctor")
     assert code == 0
     assert "precision" in text
+
+
+def test_pretrain_has_the_options_of_its_python_function():
+    own, verb = (inspect.signature(f).parameters.keys() for f in (cli.pretrain, pretrain.pretrain))
+    assert own == verb - {"listen"}
 
 
 def test_models_are_listed_with_their_cost(capsys, monkeypatch):

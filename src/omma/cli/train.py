@@ -1,5 +1,7 @@
 """Commands that train: `omma pretrain`, and `omma demo`, which judges too."""
 
+from typing import Any
+
 from rich.console import Console
 
 from omma import launched
@@ -72,7 +74,7 @@ def pretrain(
         checkpoint_every: Seconds between checkpoints.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
-    given = {k: None if v == "auto" and k in SIZES else v for k, v in locals().items()}
+    given: dict[str, Any] = {k: None if v == "auto" and k in SIZES else v for k, v in locals().items()}
     from omma.device import keep_memory, share_cores
     from omma.verbs.pretrain import pretrain as verb
 

@@ -16,7 +16,9 @@ def run(block: nn.Module, x: Tensor, *context: Any, forget: bool) -> Tensor:
     """
     if not (forget and torch.is_grad_enabled()):
         return block(x, *context)
-    lent = {name: p for name, p in block.named_parameters() if not isinstance(p, nn.Parameter)}
+    lent: dict[str, Tensor] = {
+        name: p for name, p in block.named_parameters() if not isinstance(p, nn.Parameter)
+    }
 
     def again(x: Tensor) -> Tensor:
         return functional_call(block, lent, (x, *context)) if lent else block(x, *context)
