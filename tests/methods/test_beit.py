@@ -127,7 +127,7 @@ def test_merged_tokens_are_hidden_together():
 
 def test_without_a_tokenizer_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a tokenizer.*--method vqvae.*--method\.tokenizer MODEL"):
-        auto.refuse(auto.Wishes(method="beit"), labels=False, captions=False)
+        auto.refuse(auto.Wishes(method="beit"), classes=None, captions=False)
 
 
 def test_a_model_without_codes_is_refused(tmp_path):

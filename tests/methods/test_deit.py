@@ -175,9 +175,9 @@ def test_a_backbone_without_the_tokens_is_refused(options):
 def test_other_backbones_are_refused_before_anything_is_decoded():
     wishes = auto.Wishes(method="deit", model="vitc-15mf", options={"teacher": "run"})
     with pytest.raises(ValueError, match=r"carry a distillation token, and vitc-15mf cannot"):
-        auto.refuse(wishes, labels=True, captions=False)
+        auto.refuse(wishes, classes=("a", "b"), captions=False)
     with pytest.raises(ValueError, match=r"learns from a teacher that classifies.*--method.teacher MODEL"):
-        auto.refuse(auto.Wishes(method="deit"), labels=True, captions=False)
+        auto.refuse(auto.Wishes(method="deit"), classes=("a", "b"), captions=False)
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,13 @@ def test_the_tower_never_changes():
 
 def test_without_a_target_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a trained image tower.*--method\.target MODEL"):
-        auto.refuse(auto.Wishes(method="eva"), labels=False, captions=False)
+        auto.refuse(auto.Wishes(method="eva"), classes=None, captions=False)
 
 
 def test_a_backbone_that_looks_at_neighbours_is_refused():
     wishes = auto.Wishes(method="eva", model="vitc-15mf", options={"target": "tower"})
     with pytest.raises(ValueError, match="embed each patch by itself"):
-        auto.refuse(wishes, labels=False, captions=False)
+        auto.refuse(wishes, classes=None, captions=False)
 
 
 def test_values_that_make_no_sense_are_refused():
