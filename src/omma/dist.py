@@ -44,8 +44,10 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(here.local_rank)
     store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
     store.set_timeout(PATIENCE)
-    # a later group must not find what an earlier one has left there
-    store = dist.PrefixStore(f"omma/{next(_groups)}", store)
+    # A later group must not find what an earlier one has left there, nor one that was started anew addresses
+    # of the dead. Agents of several machines count restarts each for itself, so there it says nothing.
+    attempt = here.restarts if here.local_world == here.world else 0
+    store = dist.PrefixStore(f"omma/{attempt}/{next(_groups)}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
     )
