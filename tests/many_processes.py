@@ -91,7 +91,7 @@ def two(folder: Path) -> dict:
     told["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
     run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16", "recompute": True})
     plans: list[Plan] = []
-    length = {"budget": "20s", "steps": None}
+    length = {"budget": "8s", "steps": None}
     budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
     told["budget"] = budgeted.steps
     told["planned"] = [plan.steps for plan in plans]
