@@ -129,7 +129,7 @@ def train(
 
     say: numbers of this process, asked for in each step; `Step.heard` has their sums over all processes.
 
-    The host waits for a GPU once a step, when it reads loss, norm and metrics.
+    The loop itself waits for a GPU once a step, when it reads loss, norm and metrics; a method may do so too.
     """
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
