@@ -1,12 +1,11 @@
 """Collectives: two processes give what one gives on the joined batch; on one, they are the identity."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from two import run
 from waves import wave
 
 from omma import dist
@@ -94,23 +93,7 @@ def main(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes computed."""
-    folder = tmp_path_factory.mktemp("two")
-    path = [str(Path(__file__).parent), *sys.path]
-    start = f"import sys; sys.path[:] = {path!r}; import test_dist, pathlib; "
-    run = "test_dist.main(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", start + run, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [p.communicate(timeout=120)[1] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return run(__file__, tmp_path_factory.mktemp("two"))
 
 
 def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:

@@ -14,25 +14,9 @@ from setting import Setting
 from torch import Tensor, nn
 
 from peers import stepper
+from peers.timm_ import vit
 
 MOMENTUM = 0.992
-
-
-def vit(s: Setting, **options: Any) -> nn.Module:
-    """timm's network of the race's shape."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    size = s.shape
-    return VisionTransformer(
-        img_size=s.image_size,
-        patch_size=s.patch,
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=size.ratio,
-        num_classes=0,
-        **options,
-    )
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -1,12 +1,11 @@
 """Gradients of two processes: their mean, whatever arrives where and when; norm and clipping; buckets."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from two import run
 
 from omma import dist
 from omma.ops.parts import local, spread, whole
@@ -77,23 +76,8 @@ def main(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("two")
-    run = "test_parallel.main(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    path = [str(Path(__file__).parent), *sys.path]
-    start = f"import sys; sys.path[:] = {path!r}; import test_parallel, pathlib; "
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", start + run, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [p.communicate(timeout=240)[1] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    """What each of two processes computed."""
+    return run(__file__, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("step", [0, 1])
