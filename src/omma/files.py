@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and where those lie that can be made anew."""
 
 import contextlib
 import os
@@ -38,3 +38,11 @@ def omma_version() -> str:
         return version("omma")
     except PackageNotFoundError:
         return "unknown"
+
+
+def cache_folder() -> Path:
+    """OMMA_CACHE, or omma/ in XDG_CACHE_HOME, or ~/.cache/omma."""
+    if own := os.environ.get("OMMA_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "omma"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -14,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers, divided
 from omma.ops import attention, depth, recompute
+from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import take
@@ -219,7 +219,7 @@ class Block(nn.Module):
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
     def _perceptron(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = F.gelu(norm_linear(x, self.norm2, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        x = gelu(norm_linear(x, self.norm2, self.mlp.fc1.weight, self.mlp.fc1.bias))
         return _scaled(x, self.mlp.fc2, self.gamma_2)
 
     def forward(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:

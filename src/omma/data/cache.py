@@ -22,14 +22,6 @@ FORMAT = 2  # of what is written; a change makes what older versions wrote unrea
 SETTLED = 2 * 10**9  # ns; a folder modified so shortly before it was listed may have changed unseen since
 
 
-def cache_folder() -> Path:
-    """OMMA_CACHE, or omma/ in XDG_CACHE_HOME, or ~/.cache/omma."""
-    if own := os.environ.get("OMMA_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "omma"
-
-
 def cache_key(source: str) -> str:
     """A file name's worth of where the source lies."""
     place = source if "://" in source else os.path.abspath(source)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from omma.data.cache import cache_folder, cache_key, recall, remember, write_whole
+from omma.data.cache import cache_key, recall, remember, write_whole
 from omma.data.decode import HEAD, as_channels, sniff
 from omma.data.labels import Known, encode
 from omma.data.listing import (
@@ -33,6 +33,7 @@ from omma.data.listing import (
 from omma.data.samples import list_shards
 from omma.data.shards import Shards, find
 from omma.data.stores import Arrays, Store, as_images
+from omma.files import cache_folder
 from omma.ops.random import local_order
 from omma.protocols import BadImage, Images
 

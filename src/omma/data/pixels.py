@@ -20,10 +20,10 @@ from filelock import FileLock, Timeout
 from jaxtyping import Num
 
 from omma import files
-from omma.data.cache import cache_folder
 from omma.data.index import IndexedImages
 from omma.device import cores
 from omma.errors import line
+from omma.files import cache_folder
 from omma.ops.resize import resize_one
 from omma.protocols import BadImage
 

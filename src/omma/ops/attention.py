@@ -8,7 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from omma.ops import native
+
 WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
+IN_CACHE = 400  # tokens up to which our kernel keeps a head's weights in a core's cache
 
 
 class Rope(NamedTuple):
@@ -70,14 +73,19 @@ def attend(
 ) -> Float[Tensor, "b n d"]:
     """Multi-head softmax(q k^T / sqrt(e) + bias) v of one sequence with itself.
 
-    The fused kernel, except for training in bf16 on a CPU: there its backward pass takes several times as
-    long as the formula written out, up to some hundreds of tokens.
+    The fused kernel, except in bf16 on a CPU: there its backward pass takes several times as long as the
+    formula written out, up to some hundreds of tokens; omma's own (ops/native.py) is faster than both.
     """
+    n, width = qkv.shape[1:]
+    if rope is None and bias is None and width % (96 * heads) == 0 and n <= IN_CACHE and native.fits(qkv):
+        if torch.is_grad_enabled():
+            return native.Attend.apply(qkv, heads)  # pyright: ignore[reportReturnType]
+        return torch.ops.omma.attend(qkv.contiguous(), heads, False)[0]
     written_out = (
         qkv.device.type == "cpu"
         and qkv.dtype == torch.bfloat16
         and torch.is_grad_enabled()
-        and qkv.shape[1] <= WRITTEN_OUT
+        and n <= WRITTEN_OUT
     )
     if written_out:
         return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]

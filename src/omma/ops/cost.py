@@ -108,9 +108,26 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, out_val: Any, **__: Any
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
-# what torch's own counter leaves out: oneDNN's linear layers, and those and attention on Apple's GPUs
+def _weight_gradient(grad: Tensor, x: Tensor, *_: Any, out_val: Any) -> int:
+    return 2 * grad.numel() * x.shape[-1]
+
+
+def _attend(qkv: Tensor, *_: Any, out_val: Any) -> int:
+    b, n, width = qkv.shape
+    return 2 * 2 * b * n * n * (width // 3)
+
+
+def _attend_backward(grad: Tensor, qkv: Tensor, *_: Any, out_val: Any) -> int:
+    return 2 * _attend(qkv, out_val=None)
+
+
+# what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/native.py), and linear layers
+# and attention on Apple's GPUs
 OURS: dict[str, Callable[..., int]] = {
     "mkldnn::_linear_pointwise": _linear,
+    "omma::weight_gradient": _weight_gradient,
+    "omma::attend": _attend,
+    "omma::attend_backward": _attend_backward,
     "aten::linear": _linear,
     "aten::linear_backward": _linear_backward,
     "aten::_scaled_dot_product_attention_math_for_mps": _attention,

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops import native
+from omma.ops.gelu import gelu
+
+NARROW = 2**22  # numbers in all threads' sums of weights up to which our kernel is the faster
+
 
 def linear(
     x: Float[Tensor, "*b d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"] | None = None
@@ -29,7 +34,7 @@ def linear_gelu(
 ) -> Float[Tensor, "*b o"]:
     """gelu(x W^T + b). In one kernel the sum is not rounded to bf16 before the GELU [Hendrycks 2016]."""
     if torch.is_grad_enabled() or not _theirs(x, weight):
-        return F.gelu(linear(x, weight, bias))
+        return gelu(linear(x, weight, bias))
     return _product(x, weight, bias, "gelu")
 
 
@@ -76,8 +81,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        return (
-            (flat @ weight).view_as(x) if ctx.needs_input_grad[0] else None,
-            flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None,
-            flat.sum(0) if ctx.needs_input_grad[2] else None,
-        )
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        dx = (flat @ weight).view_as(x) if of_x else None
+        if of_weight and weight.numel() * torch.get_num_threads() <= NARROW and native.fits(flat, x):
+            flat, rows = flat.contiguous(), x.flatten(0, -2).contiguous()
+            return dx, *torch.ops.omma.weight_gradient(flat, rows, of_bias)
+        dw = flat.t() @ x.flatten(0, -2) if of_weight else None
+        return dx, dw, flat.sum(0) if of_bias else None

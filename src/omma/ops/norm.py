@@ -1,7 +1,8 @@
 """Layer norm [Ba 2016, arXiv 1607.06450] where torch's kernel for bf16 on a CPU is too coarse to train with.
 
 That kernel sums the gradients of scale and shift over all tokens in bf16, which is 3 % off after 1,000 tokens
-and 10 to 60 % after 16,000. Here it is used without them, and what applies them sums in fp32.
+and 10 to 60 % after 16,000. Here it is used without them, and what applies them sums in fp32; or omma's own
+kernel, which does, is used in its place.
 """
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops import native
 from omma.ops.linear import linear
 
 
@@ -18,6 +20,8 @@ def _apart(x: Tensor) -> bool:
 
 def norm(x: Float[Tensor, "*b d"], layer: nn.LayerNorm) -> Float[Tensor, "*b d"]:
     """layer(x)."""
+    if native.fits(x, layer.weight, layer.bias) and x.shape[-1:] == layer.normalized_shape:
+        return native.Norm.apply(x, layer.weight, layer.bias, layer.eps)  # pyright: ignore[reportReturnType]
     if not _apart(x):
         return layer(x)
     return torch.addcmul(layer.bias, F.layer_norm(x, layer.normalized_shape, eps=layer.eps), layer.weight)
@@ -33,8 +37,8 @@ def norm_linear(
 
     Few tokens have them applied instead: folding passes over the weights, not over the tokens.
     """
-    if not _apart(x):
-        return linear(layer(x), weight, bias)
+    if not _apart(x) or native.fits(x, weight):
+        return linear(norm(x, layer), weight, bias)
     if x.numel() // x.shape[-1] < 4 * weight.shape[0]:
         return linear(norm(x, layer), weight, bias)
     x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)

@@ -5,6 +5,7 @@ import platform
 import torch
 
 from omma import device as machine
+from omma.ops import native
 
 
 def doctor() -> list[tuple[str, str]]:
@@ -18,6 +19,8 @@ def doctor() -> list[tuple[str, str]]:
         ("memory", f"{machine.memory(place) / 2**30:.1f} GiB free"),
         ("precision", machine.explain_precision(place)[1]),
     ]
+    if place.type == "cpu":
+        facts.append(("kernels", native.found()[1]))
     return facts
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from omma import device as devices
 from omma import files, weights
 from omma.data import index
-from omma.data.cache import cache_folder
 from omma.evaluation.evaluation import Evaluation
+from omma.files import cache_folder
 from omma.judging import Found, Job, Progress, by_captions, by_labels, words
 from omma.protocols import Images
 from omma.run import EVALUATION, RunFolder

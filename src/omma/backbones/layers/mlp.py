@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear_gelu
-from omma.ops.norm import norm_linear
+from omma.ops.norm import norm, norm_linear
 
 
 def _quick(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quickgelu": _quick}  # CLIP's is quick
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "quickgelu": _quick}  # CLIP's is quick
 
 
 class Mlp(nn.Module):
@@ -30,7 +31,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n d"]:
         if self.activation == "gelu" and not torch.is_grad_enabled():
-            return self.fc2(linear_gelu(before(x), self.fc1.weight, self.fc1.bias))
+            return self.fc2(linear_gelu(norm(x, before), self.fc1.weight, self.fc1.bias))
         x = norm_linear(x, before, self.fc1.weight, self.fc1.bias)
         return self.fc2(ACTIVATIONS[self.activation](x))
 

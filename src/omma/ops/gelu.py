@@ -1,0 +1,12 @@
+"""GELU [Hendrycks 2016, arXiv 1606.08415]."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from omma.ops import native
+
+
+def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """x times the normal law's share below x; by omma's kernel where it is there."""
+    return native.Gelu.apply(x) if native.fits(x) else F.gelu(x)  # pyright: ignore[reportReturnType]

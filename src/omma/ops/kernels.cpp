@@ -1,0 +1,549 @@
+// Kernels in bf16 for x86 processors with AVX-512 and AMX: what a transformer's training step does between and
+// behind its large products. Sums, exponentials and statistics are fp32; what is stored is rounded once.
+// Called through ctypes with plain pointers (native.py), compiled on the machine that uses them.
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+using bf16 = std::uint16_t;
+using Vec = __m512;
+
+namespace {
+
+constexpr long ROWS = 16;           // of an AMX tile, and lanes of a vector of fp32
+constexpr long DEPTH = 32;          // bf16 numbers in a row of a tile
+constexpr long TILE = ROWS * DEPTH; // numbers in a tile, 1 KiB
+
+long tiles(long n, long size) { return (n + size - 1) / size; }
+long padded(long n, long size) { return tiles(n, size) * size; }
+
+// Memory that a thread keeps from call to call.
+class Scratch {
+    struct Free {
+        void operator()(char *p) const { ::operator delete[](p, std::align_val_t(64)); }
+    };
+    std::unique_ptr<char, Free> memory;
+    std::size_t size = 0, used = 0;
+
+  public:
+    void begin(std::size_t bytes) {
+        used = 0;
+        if (bytes <= size) return;
+        memory.reset();
+        memory.reset(static_cast<char *>(::operator new[](bytes, std::align_val_t(64))));
+        size = bytes;
+    }
+    template <class T> T *take(long count) {
+        T *p = reinterpret_cast<T *>(memory.get() + used);
+        used += padded(count * sizeof(T), 64);
+        return p;
+    }
+};
+
+// ---------------------------------------------------------------- vectors
+__mmask16 first(long n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+
+__m512i raw(const bf16 *p, __mmask16 m) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)); }
+Vec load(const bf16 *p, __mmask16 m) { return _mm512_castsi512_ps(_mm512_slli_epi32(raw(p, m), 16)); }
+void store(bf16 *p, __mmask16 m, Vec v) {
+    _mm256_mask_storeu_epi16(p, m, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+Vec all(float x) { return _mm512_set1_ps(x); }
+
+// To a relative 3e-6.
+Vec exp(Vec x) {
+    x = _mm512_max_ps(all(-200.f), x); // a NaN stays one
+    Vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, all(1.44269504f)), 0);
+    Vec r = _mm512_fnmadd_ps(n, all(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, all(-2.12194440e-4f), r);
+    Vec p = all(1.f / 120);
+    for (float c : {1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = _mm512_fmadd_ps(p, r, all(c));
+    return _mm512_scalef_ps(p, n);
+}
+
+// A function of |x| by cubics on 32 pieces of [0, 6], to an absolute 2e-6; constant beyond.
+class Pieces {
+    static constexpr float PER_UNIT = 32.f / 6;
+    Vec low[4], high[4];
+
+  public:
+    template <class Function> explicit Pieces(Function f) {
+        float table[4][32];
+        for (int piece = 0; piece < 32; piece++) {
+            double y[4]; // at 0, 1/3, 2/3 and 1 of the piece
+            for (int i = 0; i < 4; i++) y[i] = f((piece + i / 3.) / PER_UNIT);
+            table[0][piece] = y[0];
+            table[1][piece] = (-11 * y[0] + 18 * y[1] - 9 * y[2] + 2 * y[3]) / 2;
+            table[2][piece] = 9 * (2 * y[0] - 5 * y[1] + 4 * y[2] - y[3]) / 2;
+            table[3][piece] = 9 * (-y[0] + 3 * y[1] - 3 * y[2] + y[3]) / 2;
+        }
+        for (int c = 0; c < 4; c++) low[c] = _mm512_loadu_ps(table[c]), high[c] = _mm512_loadu_ps(table[c] + 16);
+    }
+    Vec operator()(Vec size) const {
+        Vec u = _mm512_mul_ps(size, all(PER_UNIT));
+        u = _mm512_min_ps(u, all(31.9999f));
+        Vec floor = _mm512_roundscale_ps(u, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        __m512i piece = _mm512_cvtps_epi32(floor);
+        Vec r = _mm512_sub_ps(u, floor), y = _mm512_permutex2var_ps(low[3], piece, high[3]);
+        for (int c = 2; c >= 0; c--) y = _mm512_fmadd_ps(y, r, _mm512_permutex2var_ps(low[c], piece, high[c]));
+        return y;
+    }
+};
+
+double below(double x) { return std::erfc(x / std::sqrt(2.)) / 2; } // the normal law's share below -x
+double slope_below(double x) { return below(x) - x * std::exp(-x * x / 2) * 0.3989422804014327; } // GELU's at -x
+
+// ---------------------------------------------------------------- tiles
+// Rows of 16 numbers of 4 bytes become columns.
+void transpose(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+// 16 columns of 32 rows as a tile that is multiplied from the right: pairs of rows side by side.
+// `turned`: as one that is multiplied from the left, the columns as its rows. Adds the columns' sums to `sum`.
+void pack(const bf16 *from, long ld, long rows, __mmask16 columns, bf16 *to, bool turned, float *sum = nullptr) {
+    __m512i r[16];
+    Vec s = _mm512_setzero_ps();
+    for (long i = 0; i < 16; i++) {
+        __m512i low = 2 * i < rows ? raw(from + 2 * i * ld, columns) : _mm512_setzero_si512();
+        __m512i high = 2 * i + 1 < rows ? raw(from + (2 * i + 1) * ld, columns) : _mm512_setzero_si512();
+        high = _mm512_slli_epi32(high, 16);
+        if (sum) {
+            s = _mm512_add_ps(s, _mm512_castsi512_ps(high));
+            s = _mm512_add_ps(s, _mm512_castsi512_ps(_mm512_slli_epi32(low, 16)));
+        }
+        r[i] = _mm512_or_si512(low, high);
+    }
+    if (sum) _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), s));
+    if (turned) transpose(r);
+    for (long i = 0; i < 16; i++) _mm512_store_si512(to + i * DEPTH, r[i]);
+}
+
+// 32 columns of 16 rows as a tile that is multiplied from the right as their transpose.
+void pack_turned(const bf16 *from, long ld, bf16 *to) {
+    __m512i r[16];
+    for (long i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * ld);
+    transpose(r);
+    for (long i = 0; i < 16; i++) _mm512_store_si512(to + i * DEPTH, r[i]);
+}
+
+struct alignas(64) Shapes {
+    std::uint8_t palette = 1, start = 0, reserved[14] = {};
+    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The unit is set up for a thread's tiles while one lives.
+struct Unit {
+    Unit() {
+        static const Shapes shapes;
+        _tile_loadconfig(&shapes);
+    }
+    ~Unit() { _tile_release(); }
+};
+
+// Where the tiles of an operand lie: from one to the next along its rows (or columns), and along the sum; its
+// rows apart. All in numbers.
+struct Operand {
+    const bf16 *at;
+    long across, along, row;
+};
+
+// Up to 2 x 2 tiles of C (+)= A B.
+template <int M, int N>
+void block(const Operand &a, const Operand &b, long depth, float *c, long ld, bool add) {
+    const long stride = ld * 4;
+    if (add) {
+        _tile_loadd(0, c, stride);
+        if constexpr (N > 1) _tile_loadd(1, c + 16, stride);
+        if constexpr (M > 1) _tile_loadd(2, c + 16 * ld, stride);
+        if constexpr (M > 1 && N > 1) _tile_loadd(3, c + 16 * ld + 16, stride);
+    } else {
+        _tile_zero(0);
+        if constexpr (N > 1) _tile_zero(1);
+        if constexpr (M > 1) _tile_zero(2);
+        if constexpr (M > 1 && N > 1) _tile_zero(3);
+    }
+    for (long k = 0; k < depth; k++) {
+        _tile_loadd(4, a.at + k * a.along, a.row * 2);
+        _tile_loadd(6, b.at + k * b.along, b.row * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (N > 1) {
+            _tile_loadd(7, b.at + b.across + k * b.along, b.row * 2);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (M > 1) {
+            _tile_loadd(5, a.at + a.across + k * a.along, a.row * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            if constexpr (N > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, stride);
+    if constexpr (N > 1) _tile_stored(1, c + 16, stride);
+    if constexpr (M > 1) _tile_stored(2, c + 16 * ld, stride);
+    if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * ld + 16, stride);
+}
+
+void block(long m, long n, Operand a, Operand b, long depth, float *c, long ld, bool add) {
+    if (m > 1)
+        n > 1 ? block<2, 2>(a, b, depth, c, ld, add) : block<2, 1>(a, b, depth, c, ld, add);
+    else
+        n > 1 ? block<1, 2>(a, b, depth, c, ld, add) : block<1, 1>(a, b, depth, c, ld, add);
+}
+
+// C = A B of m x n tiles.
+void product(long m, long n, const Operand &a, const Operand &b, long depth, float *c, long ld) {
+    for (long i = 0; i < m; i += 2)
+        for (long j = 0; j < n; j += 2)
+            block(m - i, n - j, {a.at + i * a.across, a.across, a.along, a.row},
+                  {b.at + j * b.across, b.across, b.along, b.row}, depth, c + (i * ld + j) * ROWS, ld, false);
+}
+
+} // namespace
+
+extern "C" {
+
+// Asks Linux for the use of tiles; 0 where it is granted.
+long allowed() { return syscall(SYS_arch_prctl, 0x1023, 18); }
+
+// y = x * (the normal law's share below x), n numbers.
+void gelu(long n, const bf16 *x, bf16 *y, int threads) {
+    const Pieces pieces(below);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < n; i += 16) {
+        __mmask16 m = first(n - i);
+        Vec v = load(x + i, m), size = _mm512_abs_ps(v);
+        Vec part = _mm512_mul_ps(_mm512_min_ps(size, all(6.f)), pieces(size));
+        store(y + i, m, _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), v), part));
+    }
+}
+
+// dx = dy times its slope.
+void gelu_backward(long n, const bf16 *dy, const bf16 *x, bf16 *dx, int threads) {
+    const Pieces pieces(slope_below);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < n; i += 16) {
+        __mmask16 m = first(n - i);
+        Vec v = load(x + i, m), slope = pieces(_mm512_abs_ps(v));
+        __mmask16 positive = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GE_OQ);
+        slope = _mm512_mask_sub_ps(slope, positive, all(1.f), slope);
+        store(dx + i, m, _mm512_mul_ps(load(dy + i, m), slope));
+    }
+}
+
+// y = (x - mean) / deviation * scale + shift for each of n rows of d numbers; keeps both statistics.
+void norm(long n, long d, float eps, const bf16 *x, const bf16 *scale, const bf16 *shift, bf16 *y, float *mean,
+          float *inverse, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < n; r++) {
+        const bf16 *row = x + r * d;
+        Vec s = _mm512_setzero_ps(), q = s;
+        for (long i = 0; i < d; i += 16) s = _mm512_add_ps(s, load(row + i, first(d - i)));
+        float mu = _mm512_reduce_add_ps(s) / d;
+        for (long i = 0; i < d; i += 16) {
+            Vec c = _mm512_maskz_sub_ps(first(d - i), load(row + i, first(d - i)), all(mu));
+            q = _mm512_fmadd_ps(c, c, q);
+        }
+        float rho = 1 / __builtin_sqrtf(_mm512_reduce_add_ps(q) / d + eps);
+        for (long i = 0; i < d; i += 16) {
+            __mmask16 m = first(d - i);
+            Vec c = _mm512_mul_ps(_mm512_sub_ps(load(row + i, m), all(mu)), all(rho));
+            store(y + r * d + i, m, _mm512_fmadd_ps(c, load(scale + i, m), load(shift + i, m)));
+        }
+        mean[r] = mu;
+        inverse[r] = rho;
+    }
+}
+
+// Derivatives of `norm`; those of scale and shift are sums over all rows.
+void norm_backward(long n, long d, const bf16 *dy, const bf16 *x, const bf16 *scale, const float *mean,
+                   const float *inverse, bf16 *dx, bf16 *dscale, bf16 *dshift, int threads) {
+    const long wide = padded(d, 16);
+    static thread_local Scratch scratch;
+    scratch.begin(2 * wide * threads * sizeof(float));
+    float *sums = scratch.take<float>(2 * wide * threads);
+    std::memset(sums, 0, 2 * wide * threads * sizeof(float));
+#pragma omp parallel num_threads(threads)
+    {
+        float *ds = sums + 2 * wide * omp_get_thread_num(), *dt = ds + wide;
+#pragma omp for schedule(static)
+        for (long r = 0; r < n; r++) {
+            const bf16 *row = x + r * d, *grad = dy + r * d;
+            Vec mu = all(mean[r]), rho = all(inverse[r]), one = _mm512_setzero_ps(), two = one;
+            for (long i = 0; i < d; i += 16) {
+                __mmask16 m = first(d - i);
+                Vec g = load(grad + i, m), c = _mm512_mul_ps(_mm512_sub_ps(load(row + i, m), mu), rho);
+                _mm512_storeu_ps(dt + i, _mm512_add_ps(_mm512_loadu_ps(dt + i), g));
+                _mm512_storeu_ps(ds + i, _mm512_fmadd_ps(g, c, _mm512_loadu_ps(ds + i)));
+                g = _mm512_mul_ps(g, load(scale + i, m));
+                one = _mm512_add_ps(one, g);
+                two = _mm512_fmadd_ps(g, c, two);
+            }
+            Vec a = all(_mm512_reduce_add_ps(one) / d), b = all(_mm512_reduce_add_ps(two) / d);
+            for (long i = 0; i < d; i += 16) {
+                __mmask16 m = first(d - i);
+                Vec c = _mm512_mul_ps(_mm512_sub_ps(load(row + i, m), mu), rho);
+                Vec g = _mm512_mul_ps(load(grad + i, m), load(scale + i, m));
+                g = _mm512_sub_ps(_mm512_sub_ps(g, a), _mm512_mul_ps(c, b));
+                store(dx + r * d + i, m, _mm512_mul_ps(g, rho));
+            }
+        }
+    }
+    for (long i = 0; i < d; i += 16) {
+        Vec ds = _mm512_setzero_ps(), dt = ds;
+        for (int t = 0; t < threads; t++) {
+            ds = _mm512_add_ps(ds, _mm512_loadu_ps(sums + 2 * wide * t + i));
+            dt = _mm512_add_ps(dt, _mm512_loadu_ps(sums + 2 * wide * t + wide + i));
+        }
+        store(dscale + i, first(d - i), ds);
+        store(dshift + i, first(d - i), dt);
+    }
+}
+
+// dw [o, i] = g^T x and db [o] = the sums of g, of g [n, o] and x [n, i]; db may be null. Each thread has rows of its
+// own, so that one rearranges numbers while another multiplies: hardware threads of a core share its matrix unit.
+void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, bf16 *dw, bf16 *db, int threads) {
+    constexpr long STEPS = 8; // tiles along the sum at a time: what is packed stays in the cache
+    const bool swap = o > i;  // the narrower is turned
+    const bf16 *left = swap ? x : g, *right = swap ? g : x;
+    const long m = swap ? i : o, w = swap ? o : i, mt = tiles(m, 16), wt = tiles(w, 16), ld = wt * 16;
+    const long each = mt * 16 * ld, wide = padded(o, 16), chunks = tiles(n, STEPS * DEPTH);
+    threads = static_cast<int>(std::clamp<long>(chunks, 1, threads));
+    static thread_local Scratch shared;
+    shared.begin(threads * (each + wide) * 4 + 64);
+    float *all_c = shared.take<float>(threads * each), *all_sums = shared.take<float>(threads * wide);
+#pragma omp parallel num_threads(threads)
+    {
+        Unit unit;
+        const int me = omp_get_thread_num();
+        float *c = all_c + me * each, *sums = all_sums + me * wide;
+        std::memset(sums, 0, wide * 4);
+        static thread_local Scratch own;
+        own.begin((mt + wt) * STEPS * TILE * 2);
+        bf16 *a = own.take<bf16>(mt * STEPS * TILE), *b = own.take<bf16>(wt * STEPS * TILE);
+        float *of_left = db && !swap ? sums : nullptr, *of_right = db && swap ? sums : nullptr;
+        const long rows = tiles(tiles(n, DEPTH), threads) * DEPTH, end = std::min(n, (me + 1) * rows);
+        for (long start = me * rows; start < end; start += STEPS * DEPTH) {
+            const long steps = std::min(STEPS, tiles(end - start, DEPTH));
+            for (long k = 0; k < steps; k++) {
+                const long row = start + k * DEPTH;
+                for (long t = 0; t < mt; t++)
+                    pack(left + row * m + t * 16, m, n - row, first(m - t * 16), a + (t * STEPS + k) * TILE, true,
+                         of_left ? of_left + t * 16 : nullptr);
+                for (long t = 0; t < wt; t++)
+                    pack(right + row * w + t * 16, w, n - row, first(w - t * 16), b + (t * STEPS + k) * TILE, false,
+                         of_right ? of_right + t * 16 : nullptr);
+            }
+            for (long v = 0; v < wt; v += 2)
+                for (long u = 0; u < mt; u += 2)
+                    block(mt - u, wt - v, {a + u * STEPS * TILE, STEPS * TILE, TILE, DEPTH},
+                          {b + v * STEPS * TILE, STEPS * TILE, TILE, DEPTH}, steps, c + (u * ld + v) * 16, ld,
+                          start > me * rows);
+        }
+        if (me * rows >= n) std::memset(c, 0, each * 4);
+#pragma omp barrier
+#pragma omp for schedule(static) collapse(2)
+        for (long u = 0; u < mt; u++)
+            for (long v = 0; v < wt; v++) {
+                __m512i r[16];
+                for (long k = 0; k < 16; k++) {
+                    const float *at = all_c + (u * 16 + k) * ld + v * 16;
+                    Vec s = _mm512_loadu_ps(at);
+                    for (int t = 1; t < threads; t++) s = _mm512_add_ps(s, _mm512_loadu_ps(at + t * each));
+                    r[k] = _mm512_castps_si512(s);
+                }
+                if (swap) transpose(r);
+                const long top = swap ? v : u, beside = swap ? u : v;
+                for (long k = 0; k < 16 && top * 16 + k < o; k++)
+                    store(dw + (top * 16 + k) * i + beside * 16, first(i - beside * 16), _mm512_castsi512_ps(r[k]));
+            }
+    }
+    if (!db) return;
+    for (long k = 0; k < o; k += 16) {
+        Vec s = _mm512_setzero_ps();
+        for (int t = 0; t < threads; t++) s = _mm512_add_ps(s, _mm512_loadu_ps(all_sums + t * wide + k));
+        store(db + k, first(o - k), s);
+    }
+}
+}
+
+namespace {
+
+// One head of one sample, padded to whole tiles with zeros.
+void gather(const bf16 *from, long ld, long n, long e, bf16 *to, long rows) {
+    for (long r = 0; r < n; r++) std::memcpy(to + r * e, from + r * ld, e * 2);
+    std::memset(to + n * e, 0, (rows - n) * e * 2);
+}
+
+void scatter(const float *from, long n, long e, bf16 *to, long ld) {
+    for (long r = 0; r < n; r++)
+        for (long i = 0; i < e; i += 16) store(to + r * ld + i, 0xffff, _mm512_loadu_ps(from + r * e + i));
+}
+
+// x [rows, columns] for a product from the right: pairs of rows; or its transpose.
+Operand right(const bf16 *x, long rows, long columns, bf16 *to) {
+    const long depth = tiles(rows, DEPTH);
+    for (long j = 0; j < tiles(columns, 16); j++)
+        for (long k = 0; k < depth; k++)
+            pack(x + k * DEPTH * columns + j * 16, columns, DEPTH, 0xffff, to + (j * depth + k) * TILE, false);
+    return {to, depth * TILE, TILE, DEPTH};
+}
+
+Operand right_turned(const bf16 *x, long rows, long columns, bf16 *to) {
+    const long depth = columns / DEPTH;
+    for (long j = 0; j < tiles(rows, 16); j++)
+        for (long k = 0; k < depth; k++)
+            pack_turned(x + j * 16 * columns + k * DEPTH, columns, to + (j * depth + k) * TILE);
+    return {to, depth * TILE, TILE, DEPTH};
+}
+
+// The transpose of x [rows, columns] for a product from the left.
+Operand left_turned(const bf16 *x, long rows, long columns, bf16 *to) {
+    const long depth = tiles(rows, DEPTH);
+    for (long j = 0; j < tiles(columns, 16); j++)
+        for (long k = 0; k < depth; k++)
+            pack(x + k * DEPTH * columns + j * 16, columns, DEPTH, 0xffff, to + (j * depth + k) * TILE, true);
+    return {to, depth * TILE, TILE, DEPTH};
+}
+
+Operand left(const bf16 *x, long columns) { return {x, 16 * columns, DEPTH, columns}; }
+
+} // namespace
+
+extern "C" {
+
+// Attention of sequences with themselves: qkv [b, n, 3, heads, e] to out [b, n, heads, e]; e a multiple of 32.
+// log_sum [b, heads, n]: of each query, the logarithm of what its exponentials sum to; null: not wanted.
+void attend(long b, long n, long heads, long e, const bf16 *qkv, bf16 *out, float *log_sum, int threads) {
+    const long wide = padded(n, 32), nt = tiles(n, 16), d = heads * e;
+    const float scale = 1 / __builtin_sqrtf(e);
+#pragma omp parallel num_threads(threads)
+    {
+        Unit unit;
+        static thread_local Scratch scratch;
+        scratch.begin(3 * wide * e * 2 + 2 * wide * e * 2 + wide * wide * 2 + wide * std::max(wide, e) * 4);
+        bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
+        bf16 *kt = scratch.take<bf16>(wide * e), *vv = scratch.take<bf16>(wide * e);
+        bf16 *p = scratch.take<bf16>(wide * wide);
+        float *s = scratch.take<float>(wide * std::max(wide, e));
+#pragma omp for schedule(static) collapse(2)
+        for (long x = 0; x < b; x++)
+            for (long h = 0; h < heads; h++) {
+                const bf16 *from = qkv + x * n * 3 * d + h * e;
+                gather(from, 3 * d, n, e, q, wide);
+                gather(from + d, 3 * d, n, e, k, wide);
+                gather(from + 2 * d, 3 * d, n, e, v, wide);
+                product(nt, nt, left(q, e), right_turned(k, wide, e, kt), e / DEPTH, s, wide);
+                for (long r = 0; r < n; r++) {
+                    float *row = s + r * wide;
+                    Vec top = all(-3e38f), sum = _mm512_setzero_ps();
+                    for (long i = 0; i < n; i += 16)
+                        top = _mm512_max_ps(top, _mm512_mask_loadu_ps(all(-3e38f), first(n - i), row + i));
+                    const float most = _mm512_reduce_max_ps(top) * scale;
+                    for (long i = 0; i < n; i += 16) {
+                        Vec y = exp(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), all(scale), all(most)));
+                        y = _mm512_maskz_mov_ps(first(n - i), y);
+                        sum = _mm512_add_ps(sum, y);
+                        _mm512_storeu_ps(row + i, y);
+                    }
+                    const float total = _mm512_reduce_add_ps(sum);
+                    for (long i = 0; i < wide; i += 16) {
+                        Vec y = i < n ? _mm512_mul_ps(_mm512_loadu_ps(row + i), all(1 / total)) : _mm512_setzero_ps();
+                        store(p + r * wide + i, 0xffff, y);
+                    }
+                    if (log_sum) log_sum[(x * heads + h) * n + r] = most + __builtin_logf(total);
+                }
+                std::memset(p + n * wide, 0, (nt * 16 - n) * wide * 2);
+                product(nt, e / 16, left(p, wide), right(v, wide, e, vv), wide / DEPTH, s, e);
+                scatter(s, n, e, out + x * n * d + h * e, d);
+            }
+    }
+}
+
+// The derivative by qkv, from that by out; the weights are made anew.
+void attend_backward(long b, long n, long heads, long e, const bf16 *dout, const bf16 *qkv, const float *log_sum,
+                     bf16 *dqkv, int threads) {
+    const long wide = padded(n, 32), nt = tiles(n, 16), et = e / 16, d = heads * e;
+    const float scale = 1 / __builtin_sqrtf(e);
+#pragma omp parallel num_threads(threads)
+    {
+        Unit unit;
+        static thread_local Scratch scratch;
+        const long big = wide * std::max(wide, e);
+        scratch.begin(5 * wide * e * 2 + 3 * wide * wide * 2 + 2 * big * 4);
+        bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
+        bf16 *g = scratch.take<bf16>(wide * e), *packed = scratch.take<bf16>(wide * e);
+        bf16 *p = scratch.take<bf16>(wide * wide), *ds = scratch.take<bf16>(wide * wide);
+        bf16 *turned = scratch.take<bf16>(wide * wide);
+        float *s = scratch.take<float>(big), *dp = scratch.take<float>(big);
+#pragma omp for schedule(static) collapse(2)
+        for (long x = 0; x < b; x++)
+            for (long h = 0; h < heads; h++) {
+                const bf16 *from = qkv + x * n * 3 * d + h * e;
+                bf16 *to = dqkv + x * n * 3 * d + h * e;
+                gather(from, 3 * d, n, e, q, wide);
+                gather(from + d, 3 * d, n, e, k, wide);
+                gather(from + 2 * d, 3 * d, n, e, v, wide);
+                gather(dout + x * n * d + h * e, d, n, e, g, wide);
+                product(nt, nt, left(q, e), right_turned(k, wide, e, packed), e / DEPTH, s, wide);
+                product(nt, nt, left(g, e), right_turned(v, wide, e, packed), e / DEPTH, dp, wide);
+                for (long r = 0; r < n; r++) {
+                    float *row = s + r * wide, *drow = dp + r * wide;
+                    Vec less = all(log_sum[(x * heads + h) * n + r]), sum = _mm512_setzero_ps();
+                    for (long i = 0; i < n; i += 16) {
+                        Vec y = exp(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), all(scale), less));
+                        y = _mm512_maskz_mov_ps(first(n - i), y);
+                        sum = _mm512_fmadd_ps(y, _mm512_loadu_ps(drow + i), sum);
+                        _mm512_storeu_ps(row + i, y);
+                    }
+                    Vec mean = all(_mm512_reduce_add_ps(sum));
+                    for (long i = 0; i < wide; i += 16) {
+                        Vec y = i < n ? _mm512_loadu_ps(row + i) : _mm512_setzero_ps(), z = _mm512_setzero_ps();
+                        if (i < n) {
+                            z = _mm512_mul_ps(y, _mm512_sub_ps(_mm512_loadu_ps(drow + i), mean));
+                            z = _mm512_mul_ps(z, all(scale));
+                        }
+                        store(p + r * wide + i, 0xffff, y);
+                        store(ds + r * wide + i, 0xffff, z);
+                    }
+                }
+                std::memset(p + n * wide, 0, (wide - n) * wide * 2);
+                std::memset(ds + n * wide, 0, (wide - n) * wide * 2);
+                product(nt, et, left(ds, wide), right(k, wide, e, packed), wide / DEPTH, s, e);
+                scatter(s, n, e, to, 3 * d);
+                product(nt, et, left_turned(ds, wide, wide, turned), right(q, wide, e, packed), wide / DEPTH, s, e);
+                scatter(s, n, e, to + d, 3 * d);
+                product(nt, et, left_turned(p, wide, wide, turned), right(g, wide, e, packed), wide / DEPTH, s, e);
+                scatter(s, n, e, to + 2 * d, 3 * d);
+            }
+    }
+}
+}

@@ -1,0 +1,216 @@
+"""Kernels of our own in bf16 for x86 processors with AMX (kernels.cpp, docs/adr/0009).
+
+They are compiled on the machine that uses them, when they are first wanted, and kept in the cache. Where
+there is no such processor or no compiler, or OMMA_KERNELS=off, torch's are used; `omma doctor` says which and
+why. Each takes contiguous tensors and is a torch operator, so that profilers and counters see it.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omma import files
+
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+_registry = torch.library.Library("omma", "DEF")
+_registry.define("gelu(Tensor x) -> Tensor")
+_registry.define("gelu_backward(Tensor grad, Tensor x) -> Tensor")
+_registry.define("norm(Tensor x, Tensor scale, Tensor shift, float eps) -> (Tensor, Tensor, Tensor)")
+_registry.define(
+    "norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor inverse)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
+_registry.define("attend(Tensor qkv, int heads, bool train) -> (Tensor, Tensor?)")
+_registry.define("attend_backward(Tensor grad, Tensor qkv, Tensor log_sum, int heads) -> Tensor")
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Are these for the kernels, and are the kernels there?"""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in tensors)
+        and not torch.compiler.is_compiling()
+        and found()[0] is not None
+    )
+
+
+@functools.cache
+def found() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels, or why there are none."""
+    if os.environ.get("OMMA_KERNELS", "on") == "off":
+        return None, "torch's: OMMA_KERNELS=off"
+    words = _abilities()
+    if lacking := [flag for flag in NEEDED if flag not in words]:
+        return None, f"torch's: omma's own need an x86 processor with {lacking[-1]} under Linux"
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        return None, "torch's: omma's own, which are faster, need a compiler (apt install g++)"
+    recipe = "\n".join([SOURCE.read_text(), compiler, *FLAGS, *words])
+    built = files.cache_folder() / f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
+    try:
+        if not built.exists():
+            with files.whole(built) as partial:
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(partial)]
+                subprocess.run(command, check=True, capture_output=True, text=True)
+        library = ctypes.CDLL(str(built))
+    except subprocess.CalledProcessError as error:
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip())
+        return None, f"torch's: {compiler} could not compile omma's own: {reason}"
+    except OSError as error:
+        return None, f"torch's: omma's own cannot be built or loaded: {error}"
+    if library.allowed():
+        return None, "torch's: the system does not let this process use the processor's matrix unit"
+    return library, "omma's own, compiled for this processor"
+
+
+def _abilities() -> list[str]:
+    """What Linux says of the processor; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split() for line in lines if line.startswith("flags")), [])
+
+
+def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+    """By address, 64-bit integer or float; last, the number of threads."""
+    library = found()[0]
+    assert library is not None
+    given: list[Any] = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            assert x.is_contiguous(), f"{name}: strides {x.stride()} of shape {tuple(x.shape)}"
+            given.append(ctypes.c_void_p(x.data_ptr()))
+        elif isinstance(x, float):
+            given.append(ctypes.c_float(x))
+        else:
+            given.append(ctypes.c_void_p() if x is None else ctypes.c_long(x))
+    getattr(library, name)(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+def _operator(function: Any) -> Any:
+    """Registers the function under its name as the operator's form on a CPU."""
+    _registry.impl(function.__name__.lstrip("_"), function, "CPU")
+    return getattr(torch.ops.omma, function.__name__.lstrip("_"))
+
+
+@_operator
+def _gelu(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _call("gelu", x.numel(), x, out)
+    return out
+
+
+@_operator
+def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _call("gelu_backward", x.numel(), grad, x, out)
+    return out
+
+
+@_operator
+def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    d = x.shape[-1]
+    n = x.numel() // d
+    out, mean = torch.empty_like(x), x.new_empty(n, dtype=torch.float32)
+    inverse = torch.empty_like(mean)
+    _call("norm", n, d, eps, x, scale, shift, out, mean, inverse)
+    return out, mean, inverse
+
+
+@_operator
+def _norm_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dscale, dshift = torch.empty_like(x), torch.empty_like(scale), torch.empty_like(scale)
+    _call("norm_backward", mean.numel(), x.shape[-1], grad, x, scale, mean, inverse, dx, dscale, dshift)
+    return dx, dscale, dshift
+
+
+@_operator
+def _weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    n, o = grad.shape
+    out = grad.new_empty(o, x.shape[1])
+    sums = grad.new_empty(o) if bias else None
+    _call("weight_gradient", n, o, x.shape[1], grad, x, out, sums)
+    return out, sums
+
+
+@_operator
+def _attend(qkv: Tensor, heads: int, train: bool) -> tuple[Tensor, Tensor | None]:
+    b, n, width = qkv.shape
+    out = qkv.new_empty(b, n, width // 3)
+    log_sum = qkv.new_empty(b, heads, n, dtype=torch.float32) if train else None
+    _call("attend", b, n, heads, width // (3 * heads), qkv, out, log_sum)
+    return out, log_sum
+
+
+@_operator
+def _attend_backward(grad: Tensor, qkv: Tensor, log_sum: Tensor, heads: int) -> Tensor:
+    b, n, width = qkv.shape
+    out = torch.empty_like(qkv)
+    _call("attend_backward", b, n, heads, width // (3 * heads), grad, qkv, log_sum, out)
+    return out
+
+
+class Gelu(torch.autograd.Function):
+    """x -> gelu(x), of any shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        return torch.ops.omma.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return torch.ops.omma.gelu_backward(grad.contiguous(), x)
+
+
+class Norm(torch.autograd.Function):
+    """x, scale, shift, eps -> layer norm over the last dimension; all sums in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        out, mean, inverse = torch.ops.omma.norm(x, scale, shift, eps)
+        ctx.save_for_backward(x, scale, mean, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, scale, mean, inverse = ctx.saved_tensors
+        return *torch.ops.omma.norm_backward(grad.contiguous(), x, scale, mean, inverse), None
+
+
+class Attend(torch.autograd.Function):
+    """qkv [b, n, 3d], heads -> attention [b, n, d] of each sequence with itself.
+
+    The backward pass makes the weights anew from what each query's exponentials sum to, as FlashAttention
+    does [Dao 2022, arXiv 2205.14135]; here a head's weights fit into a core's cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+        qkv = qkv.contiguous()
+        out, log_sum = torch.ops.omma.attend(qkv, heads, True)
+        ctx.save_for_backward(qkv, log_sum)
+        ctx.heads = heads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        qkv, log_sum = ctx.saved_tensors
+        return torch.ops.omma.attend_backward(grad.contiguous(), qkv, log_sum, ctx.heads), None
