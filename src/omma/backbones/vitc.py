@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from omma.backbones.layers import Size, blocks, init_linear
 from omma.backbones.layers.transformer import Transformer
 from omma.dist import BatchNorm
+from omma.ops.convolution import Conv2d
 
 SHAPES = {  # channels of the stem's convolutions, and the transformer
     "vitc-1gf": ((24, 48, 96, 192), Size(11, 192, 3, ratio=3)),  # [table 2]
@@ -49,9 +50,9 @@ class ViTC(Transformer):
         layers: list[nn.Module] = []
         width = channels
         for out in convolutions:
-            layers += [nn.Conv2d(width, out, 3, 2, 1, bias=False), BatchNorm(out), nn.ReLU(inplace=True)]
+            layers += [Conv2d(width, out, 3, 2, 1, bias=False), BatchNorm(out), nn.ReLU(inplace=True)]
             width = out
-        layers.append(nn.Conv2d(width, self.dim, 1))
+        layers.append(Conv2d(width, self.dim, 1))
         self.stem = nn.Sequential(*layers)
         rows, columns = self.home
         self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, self.dim))
