@@ -50,7 +50,9 @@ class Scratch {
 };
 
 // ---------------------------------------------------------------- vectors
-__mmask16 first(long n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+constexpr float LOG2_E = 1.44269504f;
+
+__mmask16 first(long n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
 
 __m512i raw(const bf16 *p, __mmask16 m) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)); }
 Vec load(const bf16 *p, __mmask16 m) { return _mm512_castsi512_ps(_mm512_slli_epi32(raw(p, m), 16)); }
@@ -59,14 +61,10 @@ void store(bf16 *p, __mmask16 m, Vec v) {
 }
 Vec all(float x) { return _mm512_set1_ps(x); }
 
-// To a relative 3e-6.
-Vec exp(Vec x) {
-    x = _mm512_max_ps(all(-200.f), x); // a NaN stays one
-    Vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, all(1.44269504f)), 0);
-    Vec r = _mm512_fnmadd_ps(n, all(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, all(-2.12194440e-4f), r);
-    Vec p = all(1.f / 120);
-    for (float c : {1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = _mm512_fmadd_ps(p, r, all(c));
+// 2^x to a relative 3e-6; 0 far below.
+Vec power_of_two(Vec x) {
+    Vec n = _mm512_roundscale_ps(x, 0), r = _mm512_sub_ps(x, n), p = all(1.33335581e-3f);
+    for (float c : {9.61812911e-3f, 5.55041087e-2f, .240226507f, .693147181f, 1.f}) p = _mm512_fmadd_ps(p, r, all(c));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -441,19 +439,18 @@ Operand left(const bf16 *x, long columns) { return {x, 16 * columns, DEPTH, colu
 extern "C" {
 
 // Attention of sequences with themselves: qkv [b, n, 3, heads, e] to out [b, n, heads, e]; e a multiple of 32.
-// log_sum [b, heads, n]: of each query, the logarithm of what its exponentials sum to; null: not wanted.
+// log_sum [b, heads, n]: of each query, the logarithm to base 2 of what its exponentials sum to; null: not wanted.
 void attend(long b, long n, long heads, long e, const bf16 *qkv, bf16 *out, float *log_sum, int threads) {
     const long wide = padded(n, 32), nt = tiles(n, 16), d = heads * e;
-    const float scale = 1 / __builtin_sqrtf(e);
+    const Vec scale = all(LOG2_E / __builtin_sqrtf(e));
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
         static thread_local Scratch scratch;
-        scratch.begin(3 * wide * e * 2 + 2 * wide * e * 2 + wide * wide * 2 + wide * std::max(wide, e) * 4);
+        scratch.begin(4 * wide * e * 2 + wide * wide * 2 + wide * std::max(wide, e) * 4 + wide * 4);
         bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
-        bf16 *kt = scratch.take<bf16>(wide * e), *vv = scratch.take<bf16>(wide * e);
-        bf16 *p = scratch.take<bf16>(wide * wide);
-        float *s = scratch.take<float>(wide * std::max(wide, e));
+        bf16 *packed = scratch.take<bf16>(wide * e), *p = scratch.take<bf16>(wide * wide);
+        float *s = scratch.take<float>(wide * std::max(wide, e)), *total = scratch.take<float>(wide);
 #pragma omp for schedule(static) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++) {
@@ -461,88 +458,90 @@ void attend(long b, long n, long heads, long e, const bf16 *qkv, bf16 *out, floa
                 gather(from, 3 * d, n, e, q, wide);
                 gather(from + d, 3 * d, n, e, k, wide);
                 gather(from + 2 * d, 3 * d, n, e, v, wide);
-                product(nt, nt, left(q, e), right_turned(k, wide, e, kt), e / DEPTH, s, wide);
-                for (long r = 0; r < n; r++) {
-                    float *row = s + r * wide;
+                product(nt, nt, left(q, e), right_turned(k, wide, e, packed), e / DEPTH, s, wide);
+                for (long r = 0; r < n; r++) { // weights, not yet divided by their sum
+                    const float *row = s + r * wide;
                     Vec top = all(-3e38f), sum = _mm512_setzero_ps();
                     for (long i = 0; i < n; i += 16)
                         top = _mm512_max_ps(top, _mm512_mask_loadu_ps(all(-3e38f), first(n - i), row + i));
-                    const float most = _mm512_reduce_max_ps(top) * scale;
-                    for (long i = 0; i < n; i += 16) {
-                        Vec y = exp(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), all(scale), all(most)));
+                    const Vec most = _mm512_mul_ps(all(_mm512_reduce_max_ps(top)), scale);
+                    for (long i = 0; i < wide; i += 16) {
+                        Vec y = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), scale, most));
                         y = _mm512_maskz_mov_ps(first(n - i), y);
                         sum = _mm512_add_ps(sum, y);
-                        _mm512_storeu_ps(row + i, y);
-                    }
-                    const float total = _mm512_reduce_add_ps(sum);
-                    for (long i = 0; i < wide; i += 16) {
-                        Vec y = i < n ? _mm512_mul_ps(_mm512_loadu_ps(row + i), all(1 / total)) : _mm512_setzero_ps();
                         store(p + r * wide + i, 0xffff, y);
                     }
-                    if (log_sum) log_sum[(x * heads + h) * n + r] = most + __builtin_logf(total);
+                    total[r] = _mm512_reduce_add_ps(sum);
+                    if (log_sum)
+                        log_sum[(x * heads + h) * n + r] = _mm512_cvtss_f32(most) + __builtin_log2f(total[r]);
                 }
                 std::memset(p + n * wide, 0, (nt * 16 - n) * wide * 2);
-                product(nt, e / 16, left(p, wide), right(v, wide, e, vv), wide / DEPTH, s, e);
-                scatter(s, n, e, out + x * n * d + h * e, d);
+                product(nt, e / 16, left(p, wide), right(v, wide, e, packed), wide / DEPTH, s, e);
+                for (long r = 0; r < n; r++)
+                    for (long i = 0; i < e; i += 16) {
+                        Vec y = _mm512_mul_ps(_mm512_loadu_ps(s + r * e + i), all(1 / total[r]));
+                        store(out + (x * n + r) * d + h * e + i, 0xffff, y);
+                    }
             }
     }
 }
 
-// The derivative by qkv, from that by out; the weights are made anew.
-void attend_backward(long b, long n, long heads, long e, const bf16 *dout, const bf16 *qkv, const float *log_sum,
-                     bf16 *dqkv, int threads) {
+// The derivative by qkv, from that by out; weights are made anew, and stand turned: a row for each key.
+void attend_backward(long b, long n, long heads, long e, const bf16 *dout, const bf16 *qkv, const bf16 *out,
+                     const float *log_sum, bf16 *dqkv, int threads) {
     const long wide = padded(n, 32), nt = tiles(n, 16), et = e / 16, d = heads * e;
-    const float scale = 1 / __builtin_sqrtf(e);
+    const float root = 1 / __builtin_sqrtf(e);
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
         static thread_local Scratch scratch;
         const long big = wide * std::max(wide, e);
-        scratch.begin(5 * wide * e * 2 + 3 * wide * wide * 2 + 2 * big * 4);
+        scratch.begin(5 * wide * e * 2 + 3 * wide * wide * 2 + 2 * big * 4 + 2 * wide * 4);
         bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
         bf16 *g = scratch.take<bf16>(wide * e), *packed = scratch.take<bf16>(wide * e);
         bf16 *p = scratch.take<bf16>(wide * wide), *ds = scratch.take<bf16>(wide * wide);
         bf16 *turned = scratch.take<bf16>(wide * wide);
         float *s = scratch.take<float>(big), *dp = scratch.take<float>(big);
+        float *less = scratch.take<float>(wide), *mean = scratch.take<float>(wide);
 #pragma omp for schedule(static) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++) {
-                const bf16 *from = qkv + x * n * 3 * d + h * e;
+                const bf16 *from = qkv + x * n * 3 * d + h * e, *grad = dout + x * n * d + h * e;
+                const bf16 *result = out + x * n * d + h * e;
                 bf16 *to = dqkv + x * n * 3 * d + h * e;
                 gather(from, 3 * d, n, e, q, wide);
                 gather(from + d, 3 * d, n, e, k, wide);
                 gather(from + 2 * d, 3 * d, n, e, v, wide);
-                gather(dout + x * n * d + h * e, d, n, e, g, wide);
-                product(nt, nt, left(q, e), right_turned(k, wide, e, packed), e / DEPTH, s, wide);
-                product(nt, nt, left(g, e), right_turned(v, wide, e, packed), e / DEPTH, dp, wide);
-                for (long r = 0; r < n; r++) {
-                    float *row = s + r * wide, *drow = dp + r * wide;
-                    Vec less = all(log_sum[(x * heads + h) * n + r]), sum = _mm512_setzero_ps();
-                    for (long i = 0; i < n; i += 16) {
-                        Vec y = exp(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), all(scale), less));
-                        y = _mm512_maskz_mov_ps(first(n - i), y);
-                        sum = _mm512_fmadd_ps(y, _mm512_loadu_ps(drow + i), sum);
-                        _mm512_storeu_ps(row + i, y);
-                    }
-                    Vec mean = all(_mm512_reduce_add_ps(sum));
+                gather(grad, d, n, e, g, wide);
+                std::memset(less, 0, wide * 4);
+                std::memset(mean, 0, wide * 4);
+                std::memcpy(less, log_sum + (x * heads + h) * n, n * 4);
+                for (long r = 0; r < n; r++) { // of each query, the mean slope of its weights
+                    Vec sum = _mm512_setzero_ps();
+                    for (long i = 0; i < e; i += 16)
+                        sum = _mm512_fmadd_ps(load(g + r * e + i, 0xffff), load(result + r * d + i, 0xffff), sum);
+                    mean[r] = _mm512_reduce_add_ps(sum);
+                }
+                product(nt, nt, left(k, e), right_turned(q, wide, e, packed), e / DEPTH, s, wide);
+                product(nt, nt, left(v, e), right_turned(g, wide, e, packed), e / DEPTH, dp, wide);
+                for (long r = 0; r < n; r++)
                     for (long i = 0; i < wide; i += 16) {
-                        Vec y = i < n ? _mm512_loadu_ps(row + i) : _mm512_setzero_ps(), z = _mm512_setzero_ps();
-                        if (i < n) {
-                            z = _mm512_mul_ps(y, _mm512_sub_ps(_mm512_loadu_ps(drow + i), mean));
-                            z = _mm512_mul_ps(z, all(scale));
-                        }
+                        Vec y = _mm512_loadu_ps(s + r * wide + i), z = _mm512_loadu_ps(dp + r * wide + i);
+                        y = _mm512_fmsub_ps(y, all(root * LOG2_E), _mm512_loadu_ps(less + i));
+                        y = _mm512_maskz_mov_ps(first(n - i), power_of_two(y));
+                        z = _mm512_mul_ps(_mm512_sub_ps(z, _mm512_loadu_ps(mean + i)), _mm512_mul_ps(y, all(root)));
+                        z = _mm512_maskz_mov_ps(first(n - i), z);
                         store(p + r * wide + i, 0xffff, y);
                         store(ds + r * wide + i, 0xffff, z);
                     }
-                }
                 std::memset(p + n * wide, 0, (wide - n) * wide * 2);
                 std::memset(ds + n * wide, 0, (wide - n) * wide * 2);
-                product(nt, et, left(ds, wide), right(k, wide, e, packed), wide / DEPTH, s, e);
-                scatter(s, n, e, to, 3 * d);
-                product(nt, et, left_turned(ds, wide, wide, turned), right(q, wide, e, packed), wide / DEPTH, s, e);
-                scatter(s, n, e, to + d, 3 * d);
-                product(nt, et, left_turned(p, wide, wide, turned), right(g, wide, e, packed), wide / DEPTH, s, e);
+                product(nt, et, left(p, wide), right(g, wide, e, packed), wide / DEPTH, s, e);
                 scatter(s, n, e, to + 2 * d, 3 * d);
+                product(nt, et, left(ds, wide), right(q, wide, e, packed), wide / DEPTH, s, e);
+                scatter(s, n, e, to + d, 3 * d);
+                product(nt, et, left_turned(ds, wide, wide, turned), right(k, wide, e, packed), wide / DEPTH, s, e);
+                scatter(s, n, e, to, 3 * d);
             }
     }
 }

@@ -33,7 +33,7 @@ _registry.define(
 )
 _registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
 _registry.define("attend(Tensor qkv, int heads, bool train) -> (Tensor, Tensor?)")
-_registry.define("attend_backward(Tensor grad, Tensor qkv, Tensor log_sum, int heads) -> Tensor")
+_registry.define("attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int heads) -> Tensor")
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -157,10 +157,10 @@ def _attend(qkv: Tensor, heads: int, train: bool) -> tuple[Tensor, Tensor | None
 
 
 @_operator
-def _attend_backward(grad: Tensor, qkv: Tensor, log_sum: Tensor, heads: int) -> Tensor:
+def _attend_backward(grad: Tensor, qkv: Tensor, result: Tensor, log_sum: Tensor, heads: int) -> Tensor:
     b, n, width = qkv.shape
     out = torch.empty_like(qkv)
-    _call("attend_backward", b, n, heads, width // (3 * heads), grad, qkv, log_sum, out)
+    _call("attend_backward", b, n, heads, width // (3 * heads), grad, qkv, result, log_sum, out)
     return out
 
 
@@ -206,11 +206,11 @@ class Attend(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
         qkv = qkv.contiguous()
         out, log_sum = torch.ops.omma.attend(qkv, heads, True)
-        ctx.save_for_backward(qkv, log_sum)
+        ctx.save_for_backward(qkv, out, log_sum)
         ctx.heads = heads
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        qkv, log_sum = ctx.saved_tensors
-        return torch.ops.omma.attend_backward(grad.contiguous(), qkv, log_sum, ctx.heads), None
+        qkv, out, log_sum = ctx.saved_tensors
+        return torch.ops.omma.attend_backward(grad.contiguous(), qkv, out, log_sum, ctx.heads), None
