@@ -33,7 +33,9 @@ _registry.define(
 )
 _registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
 _registry.define("attend(Tensor qkv, int heads, bool train) -> (Tensor, Tensor?)")
-_registry.define("attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int heads) -> Tensor")
+_registry.define(
+    "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int heads) -> Tensor"
+)
 
 
 def fits(*tensors: Tensor) -> bool:
