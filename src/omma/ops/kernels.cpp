@@ -326,69 +326,62 @@ void norm_backward(long n, long d, const bf16 *dy, const bf16 *x, const bf16 *sc
     }
 }
 
-// dw [o, i] = g^T x and db [o] = the sums of g, of g [n, o] and x [n, i]; db may be null. Each thread has rows of its
-// own, so that one rearranges numbers while another multiplies: hardware threads of a core share its matrix unit.
+// dw [o, i] = g^T x and db [o] = the sums of g, of g [n, o] and x [n, i]; db may be null. Threads do not wait for
+// each other, so that one rearranges numbers while another multiplies: hardware threads share a matrix unit.
 void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, bf16 *dw, bf16 *db, int threads) {
-    constexpr long STEPS = 8; // tiles along the sum at a time: what is packed stays in the cache
-    const bool swap = o > i;  // the narrower is turned
+    constexpr long STEPS = 16; // tiles along the sum at a time: two columns of them fit the first cache
+    const bool swap = o > i;   // the narrower is turned, by every thread; each has its share of the wider
     const bf16 *left = swap ? x : g, *right = swap ? g : x;
-    const long m = swap ? i : o, w = swap ? o : i, mt = tiles(m, 16), wt = tiles(w, 16), ld = wt * 16;
-    const long each = mt * 16 * ld, wide = padded(o, 16), chunks = tiles(n, STEPS * DEPTH);
-    threads = static_cast<int>(std::clamp<long>(chunks, 1, threads));
-    static thread_local Scratch shared;
-    shared.begin(threads * (each + wide) * 4 + 64);
-    float *all_c = shared.take<float>(threads * each), *all_sums = shared.take<float>(threads * wide);
+    const long m = swap ? i : o, w = swap ? o : i, mt = tiles(m, 16), pairs = tiles(w, 32);
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
-        const int me = omp_get_thread_num();
-        float *c = all_c + me * each, *sums = all_sums + me * wide;
-        std::memset(sums, 0, wide * 4);
-        static thread_local Scratch own;
-        own.begin((mt + wt) * STEPS * TILE * 2);
-        bf16 *a = own.take<bf16>(mt * STEPS * TILE), *b = own.take<bf16>(wt * STEPS * TILE);
-        float *of_left = db && !swap ? sums : nullptr, *of_right = db && swap ? sums : nullptr;
-        const long rows = tiles(tiles(n, DEPTH), threads) * DEPTH, end = std::min(n, (me + 1) * rows);
-        for (long start = me * rows; start < end; start += STEPS * DEPTH) {
-            const long steps = std::min(STEPS, tiles(end - start, DEPTH));
+        const int me = omp_get_thread_num(), all_of_us = omp_get_num_threads();
+        const long from = pairs * me / all_of_us, to = pairs * (me + 1) / all_of_us, ld = (to - from) * 32;
+        static thread_local Scratch scratch;
+        scratch.begin((mt + 2) * STEPS * TILE * 2 + mt * 16 * ld * 4 + (mt * 16 + ld) * 4 + 256);
+        bf16 *a = scratch.take<bf16>(mt * STEPS * TILE), *b = scratch.take<bf16>(2 * STEPS * TILE);
+        float *c = scratch.take<float>(mt * 16 * ld), *sums = scratch.take<float>(mt * 16 + ld);
+        std::memset(sums, 0, (mt * 16 + ld) * 4);
+        if (n == 0) std::memset(c, 0, mt * 16 * ld * 4);
+        const bool of_left = db && !swap && to == pairs, of_right = db && swap;
+        for (long start = 0; start < n && from < to; start += STEPS * DEPTH) {
+            const long steps = std::min(STEPS, tiles(n - start, DEPTH));
             for (long k = 0; k < steps; k++) {
                 const long row = start + k * DEPTH;
                 for (long t = 0; t < mt; t++)
                     pack(left + row * m + t * 16, m, n - row, first(m - t * 16), a + (t * STEPS + k) * TILE, true,
-                         of_left ? of_left + t * 16 : nullptr);
-                for (long t = 0; t < wt; t++)
-                    pack(right + row * w + t * 16, w, n - row, first(w - t * 16), b + (t * STEPS + k) * TILE, false,
-                         of_right ? of_right + t * 16 : nullptr);
+                         of_left ? sums + t * 16 : nullptr);
             }
-            for (long v = 0; v < wt; v += 2)
-                for (long u = 0; u < mt; u += 2)
-                    block(mt - u, wt - v, {a + u * STEPS * TILE, STEPS * TILE, TILE, DEPTH},
-                          {b + v * STEPS * TILE, STEPS * TILE, TILE, DEPTH}, steps, c + (u * ld + v) * 16, ld,
-                          start > me * rows);
-        }
-        if (me * rows >= n) std::memset(c, 0, each * 4);
-#pragma omp barrier
-#pragma omp for schedule(static) collapse(2)
-        for (long u = 0; u < mt; u++)
-            for (long v = 0; v < wt; v++) {
-                __m512i r[16];
-                for (long k = 0; k < 16; k++) {
-                    const float *at = all_c + (u * 16 + k) * ld + v * 16;
-                    Vec s = _mm512_loadu_ps(at);
-                    for (int t = 1; t < threads; t++) s = _mm512_add_ps(s, _mm512_loadu_ps(at + t * each));
-                    r[k] = _mm512_castps_si512(s);
+            for (long v = from; v < to; v++) {
+                const long nt = std::min(2L, tiles(w - v * 32, 16));
+                for (long k = 0; k < steps; k++) {
+                    const long row = start + k * DEPTH;
+                    for (long t = 0; t < nt; t++) {
+                        const long column = v * 32 + t * 16;
+                        pack(right + row * w + column, w, n - row, first(w - column), b + (t * STEPS + k) * TILE, false,
+                             of_right ? sums + column - from * 32 : nullptr);
+                    }
                 }
+                for (long u = 0; u < mt; u += 2)
+                    block(mt - u, nt, {a + u * STEPS * TILE, STEPS * TILE, TILE, DEPTH},
+                          {b, STEPS * TILE, TILE, DEPTH}, steps, c + u * 16 * ld + (v - from) * 32, ld, start > 0);
+            }
+        }
+        for (long u = 0; u < mt; u++)
+            for (long v = from * 2; v < std::min(to * 2, tiles(w, 16)); v++) {
+                __m512i r[16];
+                for (long k = 0; k < 16; k++) r[k] = _mm512_loadu_si512(c + (u * 16 + k) * ld + (v - from * 2) * 16);
                 if (swap) transpose(r);
                 const long top = swap ? v : u, beside = swap ? u : v;
                 for (long k = 0; k < 16 && top * 16 + k < o; k++)
                     store(dw + (top * 16 + k) * i + beside * 16, first(i - beside * 16), _mm512_castsi512_ps(r[k]));
             }
-    }
-    if (!db) return;
-    for (long k = 0; k < o; k += 16) {
-        Vec s = _mm512_setzero_ps();
-        for (int t = 0; t < threads; t++) s = _mm512_add_ps(s, _mm512_loadu_ps(all_sums + t * wide + k));
-        store(db + k, first(o - k), s);
+        if (of_left)
+            for (long k = 0; k < o; k += 16) store(db + k, first(o - k), _mm512_loadu_ps(sums + k));
+        if (of_right)
+            for (long k = from * 32; k < std::min(o, to * 32); k += 16)
+                store(db + k, first(o - k), _mm512_loadu_ps(sums + k - from * 32));
     }
 }
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omma.ops import native
 from omma.ops.gelu import gelu
 
-NARROW = 2**22  # numbers in all threads' sums of weights up to which our kernel is the faster
+LONG, SMALL = 400, 2**20  # rows from which, and weights up to which, our kernel sums gradients faster
 
 
 def linear(
@@ -83,7 +83,7 @@ class _Linear(torch.autograd.Function):
         flat = grad.flatten(0, -2)
         of_x, of_weight, of_bias = ctx.needs_input_grad
         dx = (flat @ weight).view_as(x) if of_x else None
-        if of_weight and weight.numel() * torch.get_num_threads() <= NARROW and native.fits(flat, x):
+        if of_weight and len(flat) >= LONG and weight.numel() <= SMALL and native.fits(flat, x):
             flat, rows = flat.contiguous(), x.flatten(0, -2).contiguous()
             return dx, *torch.ops.omma.weight_gradient(flat, rows, of_bias)
         dw = flat.t() @ x.flatten(0, -2) if of_weight else None
