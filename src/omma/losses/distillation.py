@@ -68,13 +68,14 @@ def views(student: Float[Tensor, "v b d"], teacher: Float[Tensor, "g b k"]) -> T
     if number < 2:
         raise ValueError("DINO's loss compares different views of an image: it needs at least 2")
     b = student.shape[1]
-    total = teacher.sum(0)
     # what each of the teacher's views is compared with is the others' sum; all further views share the whole
-    sums = torch.cat([total - teacher, total[None]]).flatten(0, 1)
+    sums = teacher.new_empty(globals_ + 1, *teacher.shape[1:])
+    torch.sum(teacher, 0, out=sums[-1])
+    torch.sub(sums[-1], teacher, out=sums[:-1])
     which = torch.arange(number, device=student.device).clamp(max=globals_)
     rows = (which[:, None] * b + torch.arange(b, device=student.device)).flatten()
     weights = sums.new_full((number * b,), 1 / (b * globals_ * (number - 1)))
-    return Term(student.flatten(0, 1), sums, rows, weights)
+    return Term(student.flatten(0, 1), sums.flatten(0, 1), rows, weights)
 
 
 def hidden(
@@ -161,22 +162,17 @@ class _CrossEntropy(torch.autograd.Function):
                 part = slice(start, start + size)
                 x = term.features[part]
                 target = term.targets[term.rows[part]].to(exact).mul_(term.weights[part, None])
-                mass = target.sum(-1, keepdim=True)
-                logits = (x @ prototypes.T).to(exact).mul_(sharp)
-                top = logits.amax(-1, keepdim=True)
-                each[number] -= torch.linalg.vecdot(target, logits).sum()
-                exponentials = logits.sub_(top).exp_()
-                sums = exponentials.sum(-1, keepdim=True)
-                each[number] += (mass * (top + sums.log())).sum()
+                loss, gradient = _compared(x, prototypes, sharp, target)
+                del target
+                each[number] += loss
                 if d_whole is None and d_prototypes is None:
                     continue
-                gradient = exponentials.mul_(mass / sums).sub_(target).mul_(sharp * term.scale)
-                del target
-                gradient = gradient.to(x.dtype)
+                gradient = gradient.mul_(sharp * term.scale).to(x.dtype)
                 if d_whole is not None:
                     d_whole[part] = gradient @ prototypes
                 if d_prototypes is not None:
                     _add_product(d_prototypes, gradient.T, x)
+                del gradient  # or it would be there beside the next chunk's
         if d_prototypes is not None:
             if unit:
                 _turn(d_prototypes, prototypes, inverse)
@@ -191,6 +187,23 @@ class _CrossEntropy(torch.autograd.Function):
             None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors
         )
         return (None, d_prototypes, None, None, None, *d_features)
+
+
+def _compared(
+    x: Float[Tensor, "n d"],
+    prototypes: Float[Tensor, "k d"],
+    sharp: Float[Tensor, "*k"],
+    target: Float[Tensor, "n k"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these, in one pass of exponentials."""
+    mass = target.sum(-1, keepdim=True)
+    logits = (x @ prototypes.T).to(target.dtype).mul_(sharp)
+    told = torch.einsum("nk,nk->n", target, logits).sum()  # without a product of their size
+    top = logits.amax(-1, keepdim=True)
+    exponentials = logits.sub_(top).exp_()
+    sums = exponentials.sum(-1, keepdim=True)
+    loss = (mass * (top + sums.log())).sum() - told
+    return loss, exponentials.mul_(mass / sums).sub_(target)
 
 
 def _add_product(total: Float[Tensor, "k d"], a: Float[Tensor, "k n"], b: Float[Tensor, "n d"]) -> None:

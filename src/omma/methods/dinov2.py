@@ -266,14 +266,17 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             whole = self.teacher(globals_)
-            logits = self.teacher_head(whole.pooled)
-            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
+            told = self.teacher_head.bottleneck(whole.pooled)
+            teacher = distilled.targets(c, self.teacher_head.cosines(told), self.centre, clock)
             teacher_patch_head = self.teacher_patch_head or self.teacher_head
-            told = teacher_patch_head.bottleneck(whole.patches.flatten(0, 1)[at])[:hidden]
-            patch_teacher = distilled.patch_targets(c, teacher_patch_head, told, self.patch_centre, clock)
+            told_patches = teacher_patch_head.bottleneck(whole.patches.flatten(0, 1)[at])[:hidden]
+            patch_teacher = distilled.patch_targets(
+                c, teacher_patch_head, told_patches, self.patch_centre, clock
+            )
 
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        images = distillation.views(student, teacher)
+        images, watched = distillation.views(student, teacher.unflatten(0, (2, b))), distilled.watched(teacher)
+        del teacher  # its sums are all that is compared
         patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)
         if self.patch_head is None:  # one gradient of the prototypes that both have in common
             compared = [(self.head, [images, patches])]
@@ -285,7 +288,7 @@ class Method(protocols.Method):
         ]
         loss = torch.stack([total for total, _ in found]).sum()
         image_loss, patch_loss = torch.cat([each for _, each in found])
-        metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **distilled.watched(teacher)}
+        metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **watched}
         if c.koleo:  # each view apart: two views of an image are meant to be neighbours
             apart = [
                 koleo(x, dist.gather(x.contiguous()), dist.rank() * b)
@@ -295,8 +298,8 @@ class Method(protocols.Method):
             metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
         if c.centring == "sinkhorn":
             return StepOutput(loss, metrics, None)
-        sums = hidden * teacher_patch_head.mean(told)
-        return StepOutput(loss, metrics, (logits.mean(0), sums, float(hidden)))
+        sums = hidden * teacher_patch_head.mean(told_patches)
+        return StepOutput(loss, metrics, (self.teacher_head.mean(told), sums, float(hidden)))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
