@@ -10,8 +10,9 @@ from torch import Tensor
 from omma import dist
 from omma.checks import above_zero, one_of, within_one
 from omma.data import plans
+from omma.heads import PrototypeHead
 from omma.losses import distillation
-from omma.ops import statistics
+from omma.ops import directions, statistics
 from omma.ops.schedules import linear
 from omma.ops.sinkhorn import sinkhorn
 from omma.protocols import Clock, Needs, Recipe
@@ -75,15 +76,37 @@ def small_recipe(config: Distilled) -> Recipe:
     )  # fmt: skip
 
 
+def _temperature(config: Distilled, clock: Clock) -> float:
+    """The teacher's."""
+    progress = clock.progress / max(config.teacher_temp_warmup, 1e-9)
+    return linear(config.teacher_temp_start, config.teacher_temp, progress)
+
+
+@torch.no_grad()
 def targets(
     config: Distilled, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
 ) -> Float[Tensor, "n k"]:
     """The teacher's assignments, sharpened, and balanced over all processes' batch or centred."""
-    progress = clock.progress / max(config.teacher_temp_warmup, 1e-9)
-    temperature = linear(config.teacher_temp_start, config.teacher_temp, progress)
+    temperature = _temperature(config, clock)
     if config.centring == "sinkhorn":
         return sinkhorn(logits, temperature, config.sinkhorn_iterations, dist.total, dist.largest)
     return distillation.targets(logits, centre, temperature)
+
+
+@torch.no_grad()
+def patch_targets(
+    config: Distilled,
+    head: PrototypeHead,
+    bottleneck: Float[Tensor, "m e"],
+    centre: Float[Tensor, "k"],
+    clock: Clock,
+) -> Float[Tensor, "m k"] | distillation.Targets:
+    """`targets` of head.cosines(bottleneck). Centred ones do not exist at once, balanced ones must."""
+    if config.centring == "sinkhorn":
+        return targets(config, head.cosines(bottleneck), centre, clock)
+    weight = head.last.weight
+    inverse = 1 / directions.lengths(weight)
+    return distillation.Targets(bottleneck, weight, inverse, centre, _temperature(config, clock))
 
 
 @torch.no_grad()

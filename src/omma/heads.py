@@ -9,8 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma.dist import BatchNorm
+from omma.ops import directions
 from omma.ops.masking import hide, places
 from omma.protocols import Backbone
+
+_ROWS = 1 << 13  # of a matrix that are cast at a time
 
 
 def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
@@ -74,12 +77,22 @@ class PrototypeHead(nn.Module):
         """Unit vectors that are compared with the prototypes."""
         return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
 
-    def prototypes(self) -> Float[Tensor, "k e"]:
-        """Unit vectors."""
-        return F.normalize(self.last.weight, dim=-1)
+    def cosines(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
+        """Of unit vectors and the prototypes, in fp32 or better."""
+        lengths = directions.lengths(self.last.weight)
+        return F.linear(bottleneck, self.last.weight).to(lengths.dtype).mul_(1 / lengths)
+
+    @torch.no_grad()
+    def mean(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "k"]:
+        """Of `cosines`, which are linear, in fp32 or better; 0 for none."""
+        weight = self.last.weight
+        lengths = directions.lengths(weight)
+        one = bottleneck.to(lengths.dtype).sum(0) / max(1, len(bottleneck))
+        sums = torch.cat([some.to(one.dtype) @ one for some in weight.split(_ROWS)])
+        return sums.div_(lengths)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        return F.linear(self.bottleneck(x), self.prototypes())
+        return self.cosines(self.bottleneck(x))
 
 
 class MaskedHead(nn.Module):

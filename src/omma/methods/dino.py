@@ -95,9 +95,10 @@ class Method(protocols.Method):
         student = self.head.bottleneck(pooled).unflatten(0, (-1, b))
 
         with torch.no_grad():
-            logits = self.teacher_head(self.teacher(globals_).pooled).float()
+            logits = self.teacher_head(self.teacher(globals_).pooled)
             teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-        loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
+        terms = [distillation.views(student, teacher)]
+        loss, _ = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
         return StepOutput(loss, distilled.watched(teacher), logits.mean(0))
 
     @torch.no_grad()

@@ -266,23 +266,29 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             whole = self.teacher(globals_)
-            logits = self.teacher_head(whole.pooled).float()
-            patch_logits = (self.teacher_patch_head or self.teacher_head)(whole.patches.flatten(0, 1)[at])
-            patch_logits = patch_logits[:hidden].float()
-            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-            patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
+            told = self.teacher_head.bottleneck(whole.pooled)
+            teacher = distilled.targets(c, self.teacher_head.cosines(told), self.centre, clock)
+            teacher_patch_head = self.teacher_patch_head or self.teacher_head
+            told_patches = teacher_patch_head.bottleneck(whole.patches.flatten(0, 1)[at])[:hidden]
+            patch_teacher = distilled.patch_targets(
+                c, teacher_patch_head, told_patches, self.patch_centre, clock
+            )
 
-        image_loss = distillation.dino(student, self.head.prototypes(), teacher, c.student_temp)
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        patch_loss = distillation.masked_patches(
-            student_patches, patch_head.prototypes(), patch_teacher, counts, len(mask), c.student_temp
-        )
-        loss = image_loss + c.patch_weight * patch_loss
-        metrics = {
-            "image_loss": image_loss.detach(),
-            "patch_loss": patch_loss.detach(),
-            **distilled.watched(teacher),
-        }
+        images, watched = distillation.views(student, teacher.unflatten(0, (2, b))), distilled.watched(teacher)
+        del teacher  # its sums are all that is compared
+        patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)
+        if self.patch_head is None:  # one gradient of the prototypes that both have in common
+            compared = [(self.head, [images, patches])]
+        else:
+            compared = [(self.head, [images]), (self.patch_head, [patches])]
+        found = [
+            distillation.together(terms, head.last.weight, c.student_temp, unit=True)
+            for head, terms in compared
+        ]
+        loss = torch.stack([total for total, _ in found]).sum()
+        image_loss, patch_loss = torch.cat([each for _, each in found])
+        metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **watched}
         if c.koleo:  # each view apart: two views of an image are meant to be neighbours
             apart = [
                 koleo(x, dist.gather(x.contiguous()), dist.rank() * b)
@@ -290,8 +296,10 @@ class Method(protocols.Method):
             ]
             loss = loss + c.koleo * (apart[0] + apart[1])
             metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
-        carry = None if c.centring == "sinkhorn" else (logits.mean(0), patch_logits.sum(0), float(hidden))
-        return StepOutput(loss, metrics, carry)
+        if c.centring == "sinkhorn":
+            return StepOutput(loss, metrics, None)
+        sums = hidden * teacher_patch_head.mean(told_patches)
+        return StepOutput(loss, metrics, (self.teacher_head.mean(told), sums, float(hidden)))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:

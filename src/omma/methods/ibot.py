@@ -125,25 +125,26 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             whole = self.teacher(globals_)
-            logits = self.teacher_head(whole.pooled).float()
+            logits = self.teacher_head(whole.pooled)
             patches, carry = whole.patches.flatten(0, 1), None
             if c.centring == "mean":  # of all patches, hidden or not
-                bottleneck, prototypes = self.teacher_head.bottleneck(patches), self.teacher_head.prototypes()
-                patch_logits = (bottleneck[at] @ prototypes.T)[:hidden].float()
-                carry = torch.stack([logits.mean(0), bottleneck.float().mean(0) @ prototypes.float().T])
+                bottleneck = self.teacher_head.bottleneck(patches)
+                carry = torch.stack([logits.mean(0), self.teacher_head.mean(bottleneck)])
+                bottleneck = bottleneck[at]
             else:
-                patch_logits = self.teacher_head(patches[at])[:hidden].float()
+                bottleneck = self.teacher_head.bottleneck(patches[at])
             teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-            patch_teacher = distilled.targets(c, patch_logits, self.patch_centre, clock)
+            patch_teacher = distilled.patch_targets(
+                c, self.teacher_head, bottleneck[:hidden], self.patch_centre, clock
+            )
 
-        prototypes = self.head.prototypes()
-        image_loss = distillation.dino(student, prototypes, teacher, c.student_temp)
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        patch_loss = distillation.masked_patches(
-            student_patches, prototypes, patch_teacher, counts, len(mask), c.student_temp
-        )
-        metrics = {"image_loss": image_loss.detach(), "patch_loss": patch_loss.detach()}
-        loss = image_loss + c.patch_weight * patch_loss
+        terms = [
+            distillation.views(student, teacher),
+            distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight),
+        ]
+        loss, each = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
+        metrics = dict(zip(("image_loss", "patch_loss"), each, strict=True))
         return StepOutput(loss, metrics | distilled.watched(teacher), carry)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def sinkhorn(
         scores = scores.new_full((1, scores.shape[1]), float("-inf"))
     top = scores.amax(1, keepdim=True)
     highest = largest(top.max())
-    m = torch.exp(scores - top).nan_to_num_(0.0)  # each row's largest is 1, so that no row underflows
+    m = scores.sub_(top).exp_().nan_to_num_(0.0)  # each row's largest is 1, so that no row underflows
     v = torch.exp(top[:, 0] - highest)  # and this is what it was taken out of
     k = logits.shape[1]
     rows = scores.new_tensor([float(len(logits))])
@@ -41,7 +41,7 @@ def sinkhorn(
         u = sums[-1] / (k * sums[:-1])  # columns of n / k beside rows of 1, or u and v drift out of fp32
         u = u.nan_to_num_(posinf=0.0)  # a prototype that nobody is near to, in fp32
         v = (1 / (m @ u)).nan_to_num_(posinf=0.0)
-    return (m * (u * v[:, None]))[: len(logits)]
+    return m.mul_(u).mul_(v[:, None])[: len(logits)]
 
 
 def _in_logarithms(
