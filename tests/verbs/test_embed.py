@@ -193,7 +193,7 @@ def test_ray_writes_the_same_table(run, tmp_path, monkeypatch):
     labels, one, other = np.arange(21) % 3 - 1, tmp_path / "one.parquet", tmp_path / "ray.parquet"
     images = ArrayImages(pictures(21), labels=labels, classes=("cat", "dog"))
     embed(run, images, one, **options)
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(include_dashboard=False)
     try:
         seen = []
         done = embed(run, images, other, engine="ray", progress=lambda *a: seen.append(a), **options)
