@@ -1,19 +1,23 @@
-"""Embedding 224 px images in memory: omma's bf16 inference against timm's and transformers', in turn.
+"""Embedding 224 px images in memory: omma's bf16 inference against other libraries' and runtimes', in turn.
 
     python benchmarks/embed.py [--model vit-s/16] [--batch 16] [--rounds 9] [--json FILE]
 
 The same random weights in all (omma's state loads strictly into timm's VisionTransformer, and is exported for
-transformers' AutoModel), the same images, no decoding or resizing. omma runs as `omma.features` does: a copy
-of the encoder, whole, in bf16, under inference mode, pooled features back in fp32. timm and transformers:
-their fp32 models and `model.bfloat16()`, under inference mode. Beside the speed stand each one's operations
-and what share they are of this machine's best matrix product in that precision, and what bf16 costs: each
-image's cosine of omma's bf16 and timm's fp32 features.
+transformers' AutoModel and as ONNX), the same images, no decoding or resizing. omma runs as `omma.features`
+does: a copy of the encoder, whole, in bf16, under inference mode, pooled features back in fp32. timm and
+transformers: their fp32 models and `model.bfloat16()`, under inference mode. onnxruntime: the ONNX file, in
+fp32, for its kernels for x86 have no bf16. OpenVINO: the same file, in fp32 and with its hint for bf16. Both
+know batch and image size beforehand, give the pooled features alone, and have as many threads as torch; they
+are left out where they are not installed. Beside the speed stand torch's operations and what share they are
+of this machine's best matrix product in that precision, and how near each comes to timm's fp32: the cosine of
+each image's features.
 """
 
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from common import Contender, called
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.exporting import hf, timm_twin
+from omma.exporting import hf, timm_twin, traced
 from omma.protocols import Backbone, Preprocess
 
 SIZE = 224
@@ -42,16 +46,69 @@ def runner(
     return run
 
 
+def preprocess(size: int) -> Preprocess:
+    return Preprocess(
+        size=size, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+
+
 def transformers_twin(encoder: Backbone, size: int) -> nn.Module:
     """The same network as transformers reads it."""
     from transformers import AutoModel
 
-    plain = Preprocess(
-        size=size, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        hf.write(encoder, plain, Path(folder))
+        hf.write(encoder, preprocess(size), Path(folder))
         return AutoModel.from_pretrained(folder)
+
+
+def by_onnxruntime(file: Path, images: Tensor) -> Callable[[], Tensor]:
+    """Features by onnxruntime, in fp32."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3
+    # its threads wait for work in a busy loop: not in the others' turns
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, side in zip(("batch", "height", "width"), (images.shape[0], *images.shape[2:])):
+        settings.add_free_dimension_override_by_name(name, side)
+    session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(session.run(["pooled"], {"images": images.numpy()})[0])
+
+
+def by_openvino(file: Path, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
+    """Features by OpenVINO, in fp32 or as its hint for bf16 has it."""
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(file)
+    graph = openvino.Model([graph.output("pooled")], graph.get_parameters())
+    graph.reshape({"images": list(images.shape)})
+    chosen = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(graph, "CPU", chosen).create_infer_request()
+    return lambda: torch.from_numpy(request.infer({"images": images.numpy()})["pooled"].copy())
+
+
+def runtimes(encoder: Backbone, images: Tensor) -> Iterator[Contender]:
+    """What runs the network as ONNX, where it is installed."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        print(f"onnxruntime and OpenVINO are left out: {', '.join(missing)} not installed (omma[onnx])")
+        return
+    batch = len(images)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "encoder.onnx"
+        traced.write_onnx(encoder.eval(), preprocess(images.shape[-1]), file)
+        yield Contender(called("onnxruntime", False), by_onnxruntime(file, images), batch, torch=False)
+        if find_spec("openvino") is None:
+            print("OpenVINO is left out: not installed (pip install openvino)")
+            return
+        for bf16 in (True, False):
+            run = by_openvino(file, images, bf16)
+            yield Contender(called("OpenVINO", bf16), run, batch, bf16=bf16, torch=False)
 
 
 def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
@@ -70,7 +127,7 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
         "timm": (reference, lambda features: features),
         "transformers": (transformers_twin(encoder, size), lambda out: out.last_hidden_state[:, 0]),
     }
-    return [
+    by_torch = [
         Contender(
             called(who, bf16),
             runner(network, images, torch.bfloat16 if bf16 else torch.float32, pooled),
@@ -81,12 +138,14 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
         for who, (network, pooled) in subjects.items()
         for bf16 in (True, False)
     ]
+    return [*by_torch, *runtimes(encoder, images)]
 
 
-def cosines(subjects: list[Contender]) -> Tensor:
-    """Of each image's features: omma's in bf16 with timm's in fp32."""
-    runs = {subject.name: subject.run for subject in subjects}
-    return nn.functional.cosine_similarity(runs["omma bf16"](), runs["timm fp32"](), dim=-1)
+def cosines(subjects: list[Contender]) -> dict[str, Tensor]:
+    """Of each image's features, everyone's with timm's in fp32."""
+    found = {subject.name: subject.run() for subject in subjects}
+    reference = found["timm fp32"]
+    return {name: nn.functional.cosine_similarity(x, reference, dim=-1) for name, x in found.items()}
 
 
 def main() -> None:
@@ -102,16 +161,17 @@ def main() -> None:
     common.add_work(result, subjects)
     common.show(f"embedding, {args.model} at {SIZE} px, batch {args.batch}", result, args.rounds)
     speed = {name: s["median"] for name, s in result["images_per_second"].items()}
-    for name in ("timm fp32", "omma fp32"):
+    for name in filter(lambda name: name != "omma bf16", speed):
         ratios = [theirs / ours for ours, theirs in zip(seconds["omma bf16"], seconds[name], strict=True)]
         print(
             f"omma bf16 / {name}: {speed['omma bf16'] / speed[name]:.2f} of medians, "
             f"{min(ratios):.2f} to {max(ratios):.2f} by round"
         )
         result[f"omma bf16 / {name}"] = ratios
-    cosine = cosines(subjects)
-    result["cosine"] = {"min": cosine.min().item(), "mean": cosine.mean().item()}
-    print(f"cosine of omma bf16 to timm fp32: min {cosine.min():.5f}, mean {cosine.mean():.5f}")
+    result["cosine"] = {}
+    for name, cosine in cosines(subjects).items():
+        result["cosine"][name] = {"min": cosine.min().item(), "mean": cosine.mean().item()}
+        print(f"cosine of {name} to timm fp32: min {cosine.min():.5f}, mean {cosine.mean():.5f}")
     common.save(args.json, "embed", __doc__, [{"model": args.model, "batch": args.batch, **result}])
 
 

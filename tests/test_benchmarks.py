@@ -29,10 +29,12 @@ def test_embedding_agrees_with_peers() -> None:
     import embed
 
     subjects = embed.contenders("vit-ti/16", batch=2, size=32)
-    assert embed.cosines(subjects).min() > 0.999
+    assert {name for name, cosine in embed.cosines(subjects).items() if cosine.min() < 0.999} == set()
     runs = {subject.name: subject.run for subject in subjects}
     for peer in ("timm", "transformers"):
         torch.testing.assert_close(runs["omma fp32"](), runs[f"{peer} fp32"](), rtol=1e-4, atol=1e-4)
+    for runtime in {"onnxruntime fp32", "OpenVINO fp32"} & runs.keys():
+        torch.testing.assert_close(runs[runtime](), runs["timm fp32"](), rtol=1e-3, atol=1e-3)
     with Flops() as ours:
         runs["omma bf16"]()
     with Flops() as theirs:

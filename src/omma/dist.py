@@ -17,7 +17,7 @@ from omma.errors import Told
 
 PATIENCE = timedelta(hours=1)  # how long one waits for another, which may be looking through the images
 LOST = (
-    "the connection to another process was lost: the same command resumes from the last checkpoint, and "
+    "the connection to another process was lost: the same command resumes from what was saved last, and "
     "`torchrun --max-restarts N` does so by itself"
 )
 

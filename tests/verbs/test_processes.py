@@ -11,12 +11,14 @@ from pathlib import Path
 
 import many_processes as worker
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from omma import dist
+from omma import backbones, dist, weights
+from omma.protocols import Preprocess
 from omma.run import RunFolder
 from omma.train import checkpoint
 
@@ -218,6 +220,30 @@ def test_a_killed_worker_resumes_by_itself_and_one_process_speaks(tmp_path):
     steps = [line["step"] for line in out.metrics() if line["event"] == "step"]
     assert steps == list(range(1, 21))
     assert out.finished
+
+
+@pytest.mark.slow
+def test_two_processes_embed_what_one_does(tmp_path):
+    """Each a share; the table is the same, bit for bit, and one speaks."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1030, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(1030) % 3)
+    torch.manual_seed(0)
+    plain = Preprocess(
+        size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    weights.save(tmp_path / "run", backbones.build(name="vit-n/4", image_size=16), plain, {})
+    command = ["embed", "run", "images.npz", "--device", "cpu", "--precision", "fp32", "--out"]
+    done = torchrun(2, "-m", "omma", *command, "two.parquet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1,030 vectors of 192 dimensions") == 1
+    alone = subprocess.run([sys.executable, "-m", "omma", *command, "one.parquet"], cwd=tmp_path, check=False)
+    assert alone.returncode == 0
+    one, two = (pq.read_table(tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert two.equals(one, check_metadata=True)
+    assert pq.ParquetFile(tmp_path / "two.parquet").num_row_groups == 2  # a part of each
+    refused = torchrun(2, "-m", "omma", *command, "ray.parquet", "--engine", "ray", cwd=tmp_path)
+    assert refused.returncode
+    assert (refused.stdout + refused.stderr).count("leave torchrun out") == 1
 
 
 def _children(pid: int) -> list[str]:

@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         here = launched.here()
         first = speaks = here.rank == 0  # until processes have met, what fails on one fails on all
-        if here.world > 1 and words[:1] != ["pretrain"]:
+        if here.world > 1 and words[:1] not in (["pretrain"], ["embed"]):
             raise ValueError(
-                "only `omma pretrain` runs on several processes: start other commands by themselves"
+                "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
             )
         words, options = _dotted(words)
         for flag, given in options.items():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from omma import launched
 from omma.cli.shared import Path_
 from omma.cli.shared import out as echo
 
@@ -13,8 +14,12 @@ def embed(
     allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    engine: str = "local",
 ) -> int:
     """Write a table of feature vectors: path, label where there is one, vector.
+
+    The same command again goes on where one was stopped. `torchrun -m omma embed ...` shares the images among
+    its processes.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
@@ -23,13 +28,21 @@ def embed(
         allow_partial: Take weights that lack many of the network's parameters too.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
+        engine: local, or ray for the machines of a Ray cluster.
     """
-    from omma.device import keep_memory
+    from omma.device import keep_memory, share_cores
     from omma.verbs.embed import embed as verb
 
     keep_memory()
+    share_cores()
 
-    result = verb(model, images, out, allow_partial=allow_partial, device=device, precision=precision)
+    result = verb(
+        model, images, out, allow_partial=allow_partial, device=device, precision=precision, engine=engine
+    )
+    if launched.here().rank:  # of several processes one speaks
+        return 0
+    if result.resumed:
+        echo.print(f"went on after {result.resumed:,} images that were embedded before")
     for line in result.notes:
         echo.print(line, markup=False)
     echo.print(f"{result.rows:,} vectors of {result.dim} dimensions in {out}")

@@ -1,24 +1,26 @@
 """`omma embed`: one vector an image, as a Parquet table that says where it came from."""
 
-import json
+import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 
-from omma import device as devices
-from omma import files, weights
+from omma import dist, files, launched, weights
+from omma.checks import one_of
 from omma.data import index
 from omma.data.preprocess import as_dict
-from omma.features import Part, stream
+from omma.embedding import by_ray
+from omma.embedding.local import local
+from omma.embedding.parts import Joined, Parts, key_of, part_size, schema
+from omma.features import batch_size
 from omma.protocols import Images
 from omma.weights import Model
 
-ROWS = 8192  # of a row group: what is held in memory
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Embedded:
     dim: int
     bad: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (path, reason) of images left out
     notes: tuple[str, ...] = ()  # what became of a published file's tensors
+    resumed: int = 0  # images that a run which was stopped had embedded already
 
 
+@dist.joined()
 def embed(
     model: str | Path | Model,
     images: str | Path | Images,
@@ -41,88 +45,84 @@ def embed(
     precision: str = "auto",
     batch: int | None = None,
     allow_partial: bool = False,
+    engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
     """Write the pooled features of all readable images, in order, to the Parquet file `out`.
 
     Columns: `path` (string), `label` (the class's name, null where unknown; only if anything is labelled),
     `vector` (float32, of fixed length). The schema's metadata holds model, data, preprocessing and precision
-    as JSON under "omma". Written a row group at a time, to its name only when complete. model, allow_partial:
-    as for evaluate. Raises ValueError where nothing can be read.
+    as JSON under "omma". Written in parts beside `out`, to its name only when complete; the same call again
+    goes on after the parts that are there. model, allow_partial: as for evaluate.
+    engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
+    "ray", a Ray cluster's. progress: images done and in all, of this process' share.
+    Raises ValueError where nothing can be read.
     """
-    out = Path(out)
-    where = devices.pick_device(device)
-    dtype = devices.pick_precision(precision, where)
-    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-    opened = images if isinstance(images, Images) else index.open_images(images)
-    provenance = {
+    one_of("engine", engine, ENGINES)
+    if engine == "ray" and launched.here().world > 1:
+        raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
+    with ExitStack() as held:
+        pool = (
+            local(device, precision)
+            if engine == "local"
+            else held.enter_context(by_ray.pool(device, precision))
+        )
+        with dist.in_turn():
+            loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
+            opened = images if isinstance(images, Images) else index.open_images(images)
+        batch = batch or batch_size(loaded.preprocess, pool.device)
+        parts = _parts(loaded, opened, Path(out), pool.precision, batch, pool.processes)
+        with dist.together():
+            if dist.rank() == 0:
+                held.enter_context(parts.claimed())
+        missing = dist.told(parts.missing() if dist.rank() == 0 else [])
+        here, done = pool.share(missing), 0
+        with dist.together():
+            for more in pool.fill(parts, here, loaded.encoder, loaded.preprocess, batch):
+                done += more
+                if progress:
+                    progress(done, parts.images_in(here))
+        joined = Joined(0, ())
+        with dist.together():
+            if dist.rank() == 0:
+                joined = parts.join()
+        joined = dist.told(joined)
+    return Embedded(
+        path=Path(out),
+        rows=joined.rows,
+        dim=loaded.encoder.dim,
+        bad=joined.bad,
+        notes=tuple(loaded.provenance.get("loaded", ())),
+        resumed=len(opened) - parts.images_in(missing),
+    )
+
+
+def _parts(
+    model: Model, images: Images, out: Path, precision: torch.dtype, batch: int, processes: int
+) -> Parts:
+    """The table that is to be written, the same on all processes; ValueError if they see other images."""
+    fingerprint = getattr(images, "fingerprint", None)
+    provenance: dict[str, Any] = {
         "schema": 1,
         "omma": files.omma_version(),
         "model": {
-            "digest": loaded.digest,
-            "spec": loaded.encoder.spec(),
-            "preprocess": as_dict(loaded.preprocess),
-            "provenance": loaded.provenance,
+            "digest": model.digest,
+            "spec": model.encoder.spec(),
+            "preprocess": as_dict(model.preprocess),
+            "provenance": model.provenance,
         },
         "data": {
-            "source": str(getattr(opened, "source", "images")),
-            "fingerprint": getattr(opened, "fingerprint", None),
-            "images": len(opened),
+            "source": str(getattr(images, "source", "images")),
+            "fingerprint": fingerprint,
+            "images": len(images),
         },
         "pooling": "pooled",
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(precision).removeprefix("torch."),
     }
-    schema = _schema(loaded.encoder.dim, opened.labels is not None, provenance)
-    bad: list[tuple[str, str]] = list(getattr(opened, "skipped", ()))
-    rows = done = 0
-    with files.whole(out) as partial:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            waiting: list[Part] = []
-            for part in stream(
-                loaded.encoder, opened, loaded.preprocess, device=where, precision=dtype, batch=batch
-            ):
-                waiting.append(part)
-                bad.extend(part.bad)
-                rows += len(part.indices)
-                done += len(part.indices) + len(part.bad)
-                if sum(len(p.indices) for p in waiting) >= ROWS:
-                    writer.write_table(_table(waiting, opened, schema))
-                    waiting = []
-                if progress:
-                    progress(done, len(opened))
-            writer.write_table(_table(waiting, opened, schema))
-        if rows == 0:
-            first = f"; the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
-            raise ValueError(f"none of {len(opened)} images could be read{first}")
-    left_out = tuple((str(p), str(r)) for p, r in bad)
-    return Embedded(out, rows, loaded.encoder.dim, left_out, tuple(loaded.provenance.get("loaded", ())))
-
-
-def _schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Schema:
-    fields = [pa.field("path", pa.string(), nullable=False)]
-    if labelled:
-        fields.append(pa.field("label", pa.string()))
-    fields.append(pa.field("vector", pa.list_(pa.float32(), dim), nullable=False))
-    return pa.schema(fields, metadata={"omma": json.dumps(provenance)})
-
-
-def _table(parts: list[Part], images: Images, schema: pa.Schema) -> pa.Table:
-    """The rows of some batches."""
-    indices = np.concatenate([p.indices for p in parts]) if parts else np.zeros(0, np.int64)
-    vectors = [p.vectors.reshape(-1) for p in parts]
-    dim = schema.field("vector").type.list_size
-    columns: dict[str, pa.Array] = {
-        "path": pa.array([_text(images.path(int(i))) for i in indices], pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(
-            pa.array(np.concatenate(vectors) if vectors else np.zeros(0, np.float32)), dim
-        ),
-    }
-    if images.labels is not None:
-        names = [images.classes[k] if k >= 0 else None for k in images.labels[indices]]
-        columns["label"] = pa.array(names, pa.string())
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _text(path: str) -> str:
-    """A path as valid UTF-8; bytes that are none become replacement characters."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    size = part_size(len(images), batch, processes)
+    key = key_of(provenance, size, batch)
+    dist.alike("model and images", key)
+    if fingerprint is None:  # nobody can tell whether parts that are there are of these images
+        key = dist.told(uuid.uuid4().hex)
+    columns = schema(model.encoder.dim, images.labels is not None, provenance)
+    return Parts(out, images, columns, size, key)
