@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from omma import auto, dist, files, illustrate, launched, monitor, weights
 from omma import device as machine
@@ -24,7 +25,7 @@ from omma.data.pixels import Cache
 from omma.events import Event, Note, Plan, Progress, Read, Result
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
-from omma.train import checkpoint, continued, health, sharding
+from omma.train import checkpoint, continued, health, memory, sharding
 from omma.train.budget import Timekeeper, trial
 from omma.train.loop import Position, Step, moved, train
 from omma.train.profile import OFF, Part, Profiler, Stopwatch
@@ -63,6 +64,7 @@ class Run:
     dtype: torch.dtype
     seed: int
     accumulate: int
+    sized: Callable[[int], auto.Choice] | None  # the choice for a smaller batch; None: sizes are the user's
     workers: int | None
     listen: Callable[[Event], None]
     part: str  # "train" | "all": which images of the source are trained on
@@ -85,18 +87,18 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
         with dist.together():
             run.cache.write(lambda text: run.listen(Note(text)))
         run.notes.append(f"images are read from a cache of {run.cache.describe()}")
-    with _stream(run) as stream:
-        batches = _batches(run, stream)
-        step_time, seen = trial(
-            run.method, run.optimizer, batches, run.choice.recipe, position,
-            dtype=run.dtype, accumulate=run.accumulate,
-        )  # fmt: skip
+    with contextlib.ExitStack() as held, _explained(run):
+        stream, batches, step_time = _tried(run, held)
         if position.step == 0:
             left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
             by_epochs = math.ceil((epochs or 0) * position.images / position.batch)
             position.total = dist.told(max(1, steps or by_epochs or int(left / step_time)))
+        if dist.active():
+            run.notes.append(
+                f"{dist.world()} processes, {position.batch // dist.world()} images of a step each"
+            )
         run.listen(_plan(run, step_time))
-        return _train(run, stream, itertools.chain(seen, batches), checkpoint_every)
+        return _train(run, stream, batches, checkpoint_every)
 
 
 def _resume(run: Run) -> None:
@@ -114,6 +116,115 @@ def _resume(run: Run) -> None:
     run.monitor.restore(saved.notes)
     if run.primary:
         run.folder.rewind(saved.step)
+
+
+def _tried(run: Run, held: contextlib.ExitStack) -> tuple[loader.Stream, Iterator[Batch], float]:
+    """The stream, held open, its batches from the first on, and seconds a step.
+
+    A run that has just begun, of sizes that are not the user's, takes less at a time until it fits into
+    memory. Of several processes each tries that alone, so that none waits for one that has run out.
+    """
+    before = run.position.batch, run.accumulate
+    free = run.sized is not None and run.position.step == 0 and not sharding.sharded(run.method)
+    while True:
+        stream = held.enter_context(_stream(run))
+        batches = _batches(run, stream)
+        if free:
+            with dist.alone():
+                fits, batches = _fits(run, batches)
+            if not all(dist.gathered(fits)):
+                held.close()
+                _cut(run)
+                continue
+        step_time, batches = _trial(run, batches)
+        if (run.position.batch, run.accumulate) != before:
+            _settle(run, *before)
+        return stream, batches, step_time
+
+
+def _trial(run: Run, batches: Iterator[Batch], most: int = 8) -> tuple[float, Iterator[Batch]]:
+    """Seconds a step, and all batches again."""
+    step_time, used = trial(
+        run.method, run.optimizer, batches, run.choice.recipe, run.position,
+        dtype=run.dtype, accumulate=run.accumulate, most=most,
+    )  # fmt: skip
+    return step_time, itertools.chain((moved(batch, run.device) for batch in used), batches)
+
+
+def _fits(run: Run, batches: Iterator[Batch]) -> tuple[bool, Iterator[Batch]]:
+    """Is there memory for two steps? The batches again, if there is."""
+    try:
+        return True, _trial(run, batches, most=2)[1]
+    except RuntimeError as error:
+        if not memory.ran_out(error):
+            raise
+        return False, batches
+
+
+def _compared(run: Run) -> str:
+    """What compares the images of a batch, so that its parts would learn something else; "" if nothing."""
+    needs = auto.needs_of(run.choice.method, run.choice.recipe.config)
+    if needs.batch > 1:
+        return needs.why_batch
+    modules = run.method.train().modules()  # statistics of frozen parts stay fixed
+    moving = any(isinstance(m, _BatchNorm) and m.training for m in modules)
+    return "its batch norms compare images" if moving else ""
+
+
+def _cut(run: Run) -> None:
+    """Half as much at a time: the batch in parts or, where it is compared with itself, a smaller one.
+
+    Raises ValueError where there is nothing left to cut.
+    """
+    assert run.sized is not None
+    if run.device.type != "cpu":
+        torch.accelerator.empty_cache()
+    share, compared = run.position.batch // dist.world(), _compared(run)
+    at_a_time, least = share // run.accumulate, 2 if compared else 1
+    if at_a_time < 2 * least:
+        raise ValueError(
+            f"out of memory on {run.device}, even with {at_a_time} images at a time: choose a smaller "
+            "--model or --image-size, or try --recompute"
+        )
+    if compared:
+        run.choice = run.sized(share // 2 * dist.world())
+        run.position.batch = run.choice.recipe.batch
+    else:
+        run.accumulate = memory.parts(share, run.accumulate)
+
+
+def _settle(run: Run, batch: int, accumulate: int) -> None:
+    """Say how a step was made to fit, and keep it for when the run is resumed."""
+    recipe, parts = run.choice.recipe, run.accumulate
+    if parts != accumulate:
+        said = f"computed in {parts} parts"
+    else:
+        said = f"{recipe.batch} instead, learning rate {recipe.lr:.2g} ({_compared(run)})"
+    run.notes.append(f"a batch of {batch} does not fit into memory: {said}")
+    with dist.together():
+        if run.primary:
+            run.folder.revise(
+                {
+                    "settings": dataclasses.asdict(recipe),
+                    "accumulate": parts,
+                    "fitted": {"batch": recipe.batch, "accumulate": parts},
+                }
+            )
+
+
+@contextlib.contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """What memory is lacking for, and what helps, in a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not memory.ran_out(error):
+            raise
+        parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
+        raise ValueError(
+            f"out of memory on {run.device} with a batch of {run.position.batch}{parts}: give a smaller "
+            "--batch-size or a larger --accumulate, or try --recompute"
+        ) from error
 
 
 def _stream(run: Run) -> loader.Stream:

@@ -49,7 +49,7 @@ def pretrain(
     steps: int | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     recompute: bool = False,
     lr: float | None = None,
     recipe: str = "auto",
@@ -77,8 +77,9 @@ def pretrain(
         resumes the run that is there.
     budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
         steps. None of them means 30 minutes.
-    batch_size: images a step, over all processes; accumulate: parts that it is computed in; recompute: keep
-        no activations within blocks, but compute them anew in the backward pass.
+    batch_size: images a step, over all processes; accumulate: parts that it is computed in; where neither is
+        given, as many as memory is enough for (docs/auto.md). recompute: keep no activations within blocks,
+        but compute them anew in the backward pass.
     shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
         "none" gives each a copy (docs/scale.md).
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
@@ -115,7 +116,7 @@ def pretrain(
         model=None if model == "auto" else model,
         image_size=image_size,
         batch=batch_size,
-        accumulate=accumulate,
+        accumulate=accumulate or 1,
         lr=lr,
         recipe=None if recipe == "auto" else recipe,
         options=options or {},
@@ -164,24 +165,33 @@ def pretrain(
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
         raise ValueError(f"{name} is about weights to go on from, and none are given: give --init too")
-    choice = auto.choose(
-        auto.Facts(
-            images=len(some),
-            shorter_side=(side := _shorter_side(some)),
-            device=place.type,
-            labels=opened.labels is not None,
-            captions=opened.text is not None,
-        ),
-        dataclasses.replace(wishes, init=origin),
+    facts = auto.Facts(
+        images=len(some),
+        shorter_side=(side := _shorter_side(some)),
+        device=place.type,
+        labels=opened.labels is not None,
+        captions=opened.text is not None,
     )
+    wishes = dataclasses.replace(wishes, init=origin)
+    choice = auto.choose(facts, wishes)
+    if out is None:
+        out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
+    folder = RunFolder(Path(out))
+
+    def sized(batch: int) -> auto.Choice:
+        return auto.choose(facts, dataclasses.replace(wishes, batch=batch))
+
+    free = batch_size is None and accumulate is None
+    accumulate = accumulate or 1
+    fitted = dist.told(folder.config().get("fitted")) if free else None
+    if fitted is not None:  # to memory, when the run began
+        choice, accumulate = sized(fitted["batch"]), fitted["accumulate"]
+        notes.append(f"batch {fitted['batch']} in {accumulate} parts, as memory allowed when the run began")
     if choice.recipe.batch % (accumulate * dist.world()):
         raise ValueError(
             f"batch size {choice.recipe.batch} cannot be divided into {accumulate} parts on {dist.world()} "
             "processes: change --batch-size or --accumulate"
         )
-    if out is None:
-        out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
-    folder = RunFolder(Path(out))
 
     if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
         precision = folder.config().get("precision", precision)
@@ -231,8 +241,6 @@ def pretrain(
         sharding.shard(built, place, dtype)
     built = built.to(place)
     parallel.same(built)
-    if dist.active():
-        notes.append(f"{dist.world()} processes, {choice.recipe.batch // dist.world()} images of a step each")
     moves = any(p.requires_grad for p in built.encoder.parameters())
     if origin is None and not moves:
         raise ValueError(
@@ -280,6 +288,7 @@ def pretrain(
         dtype=dtype,
         seed=seed,
         accumulate=accumulate,
+        sized=sized if free and fitted is None else None,
         workers=workers,
         listen=listen,
         part="all" if len(rows) == len(everything) else "train",
@@ -301,6 +310,7 @@ def pretrain(
         "seed": seed,
         "precision": machine.precision_name(dtype),
         "accumulate": accumulate,
+        **({} if fitted is None else {"fitted": fitted}),
         **({} if kept is None else {"cache": kept.side}),
         **({"labels": "learned"} if needs.labels else {}),
         **({} if origin is None else {"init": dataclasses.asdict(origin)}),
