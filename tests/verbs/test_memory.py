@@ -112,12 +112,11 @@ def test_a_resumed_run_keeps_what_was_found(tmp_path, lacking, monkeypatch, meth
         if isinstance(event, Progress) and event.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context():
-        lacking(method, 6)
-        train(tmp_path / "whole", method=method)
-        train(tmp_path / "resumed", stop, method=method)
+    lacking(method, 6)
+    train(tmp_path / "whole", method=method, steps=3)
+    train(tmp_path / "resumed", stop, method=method, steps=3)
     monkeypatch.undo()
-    assert "as memory allowed when the run began" in train(tmp_path / "resumed", method=method)
+    assert "as memory allowed when the run began" in train(tmp_path / "resumed", method=method, steps=3)
     assert same(state(tmp_path / "whole"), state(tmp_path / "resumed"))
 
 
@@ -161,7 +160,6 @@ def main(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     limit(methods.get("mae").Method, 6 if rank == 0 else 3)
     notes = train(folder / "cut", method="mae")
-    train(folder / "set", method="mae", batch_size=12, accumulate=2)
     with dist.alone():
         alone = dist.active(), dist.world(), dist.rank()
     torch.save({"notes": notes, "alone": alone, "active": dist.active()}, folder / f"{rank}.pt")
@@ -169,10 +167,13 @@ def main(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_if_one_process_runs_out_all_cut(tmp_path):
     for found in two_processes(__file__, tmp_path):
         assert "a batch of 12 does not fit into memory: computed in 2 parts" in found["notes"]
         assert "2 processes, 6 images of a step each" in found["notes"]
         assert found["alone"] == (False, 1, 0)
         assert found["active"]
-    assert same(state(tmp_path / "cut"), state(tmp_path / "set"))
+    train(tmp_path / "one", method="mae", batch_size=12)
+    for name, value in state(tmp_path / "one")[0].items():
+        torch.testing.assert_close(state(tmp_path / "cut")[0][name], value, rtol=1e-4, atol=1e-5)

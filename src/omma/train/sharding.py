@@ -75,6 +75,7 @@ def unchanged(method: Method, optimizer: torch.optim.Optimizer) -> Iterator[None
     A copy on the device to try things on would take room, and blocks that are spread cannot be copied.
     """
     trained = [(p, p.requires_grad) for p in method.parameters()]
+    groups = [dict(group) for group in optimizer.param_groups]
     kept = [(t, local(t.detach()).to("cpu", copy=True)) for t in (*method.parameters(), *method.buffers())]
     state = {
         p: {k: (v, local(v).to("cpu", copy=True)) for k, v in s.items()} for p, s in optimizer.state.items()
@@ -92,6 +93,8 @@ def unchanged(method: Method, optimizer: torch.optim.Optimizer) -> Iterator[None
                 optimizer.state[p] = {k: tensor for k, (tensor, _) in entries.items()}
         for p, moves in trained:
             p.requires_grad_(moves)
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.update(before)
         optimizer.zero_grad()
 
 
