@@ -28,6 +28,7 @@ def pretrain(
     batch_size: int | Auto = "auto",
     accumulate: int | Auto = "auto",
     recompute: bool = False,
+    compile: str = "auto",
     lr: float | Auto = "auto",
     recipe: str = "auto",
     device: str = "auto",
@@ -63,6 +64,7 @@ def pretrain(
         batch_size: Images a step.
         accumulate: Parts that a step is computed in, to save memory; auto: as few as fit.
         recompute: Compute activations anew in the backward pass, to save memory; a third more work.
+        compile: on or off: a transformer's blocks by torch.compile; auto: on GPUs, in long runs, if faster.
         lr: Peak learning rate.
         recipe: small or paper.
         device: cpu, cuda or mps.

@@ -78,6 +78,7 @@ def attend(
         and qkv.dtype == torch.bfloat16
         and torch.is_grad_enabled()
         and qkv.shape[1] <= WRITTEN_OUT
+        and not torch.compiler.is_compiling()
     )
     if written_out:
         return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]

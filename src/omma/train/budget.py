@@ -35,15 +35,15 @@ def trial(
     *,
     dtype: torch.dtype,
     accumulate: int,
+    used: list[Batch],
     most: int = 8,
-) -> tuple[float, list[Batch]]:
-    """Seconds a step, from 2 to `most` steps of which nothing remains, and the batches that were used.
+) -> float:
+    """Seconds a step, from 2 to `most` steps of which nothing remains; used: is given their batches.
 
     They are the last steps of a long run: nothing is frozen any more, and from the second on AdamW's moments
     take their memory. The batches wait in main memory. How many steps there are, and what is found, is
     process 0's to say. Raises whatever a step raises, with everything as it was before, too.
     """
-    used: list[Batch] = []
 
     def recorded() -> Iterator[Batch]:
         for batch in batches:
@@ -61,7 +61,7 @@ def trial(
             before = now
             if dist.told(len(times) >= 2 and sum(times) > 4):
                 break
-    return dist.told(statistics.median(times[1:])), used
+    return dist.told(statistics.median(times[1:]))
 
 
 @dataclass

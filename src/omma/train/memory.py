@@ -2,6 +2,8 @@
 
 import torch
 
+LACKING = "out of memory"
+
 # Words of errors that are plain RuntimeErrors: of the allocators for CPUs and for Apple's GPUs
 _WORDS = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory")
 

@@ -40,10 +40,8 @@ def shard(method: Method, place: torch.device, dtype: torch.dtype) -> None:
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    for module in method.modules():
-        if isinstance(module, Backbone):
-            for block in module.repeated():
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+    for block in method.repeated():
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # The method itself holds none of the parts: it is where they are brought together in turn, the next
     # block's while one computes.
     rest = {p for p in method.parameters() if not spread(p)}

@@ -30,6 +30,7 @@ from omma.train.profile import OFF, Profiler
 
 DEFAULT_BUDGET = "30m"
 SHARDS = ("auto", "none", "fsdp")
+COMPILED = ("auto", "on", "off")
 RELEASE = 60.0  # seconds until the lock of a run that torchrun starts anew must be free
 
 
@@ -51,6 +52,7 @@ def pretrain(
     batch_size: int | None = None,
     accumulate: int | None = None,
     recompute: bool = False,
+    compile: str = "auto",
     lr: float | None = None,
     recipe: str = "auto",
     device: str = "auto",
@@ -79,7 +81,7 @@ def pretrain(
         steps. None of them means 30 minutes.
     batch_size: images a step, over all processes; accumulate: parts that it is computed in; where neither is
         given, as many as memory is enough for (docs/auto.md). recompute: keep no activations within blocks,
-        but compute them anew in the backward pass.
+        but compute them anew in the backward pass. compile: the blocks, by torch.compile (docs/scale.md).
     shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
         "none" gives each a copy (docs/scale.md).
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
@@ -105,6 +107,7 @@ def pretrain(
     clock.budget = seconds(budget or DEFAULT_BUDGET) if ends in ([], ["budget"]) else None
     place = machine.pick_device(device)
     one_of("shard", shard, SHARDS)
+    one_of("compile", compile, COMPILED)
     if shard == "fsdp" and not dist.active():
         raise ValueError(
             "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
@@ -237,6 +240,14 @@ def pretrain(
     built: Method = file.Method(encoder, choice.recipe.config, given)
     spread, said = _spread(shard, built, place, dtype)
     notes += said
+    compile = auto.compiling(
+        compile,
+        device=place.type,
+        blocks=bool(encoder.repeated()),
+        profiled=profile,
+        spread=spread,
+        before=compile == "auto" and bool(folder.config().get("compile")),  # a measurement, too
+    )
     if spread:
         sharding.shard(built, place, dtype)
     built = built.to(place)
@@ -289,6 +300,7 @@ def pretrain(
         seed=seed,
         accumulate=accumulate,
         sized=sized if free and fitted is None else None,
+        compile=compile,
         workers=workers,
         listen=listen,
         part="all" if len(rows) == len(everything) else "train",
@@ -310,6 +322,7 @@ def pretrain(
         "seed": seed,
         "precision": machine.precision_name(dtype),
         "accumulate": accumulate,
+        **({"compile": True} if compile == "on" else {}),
         **({} if fitted is None else {"fitted": fitted}),
         **({} if kept is None else {"cache": kept.side}),
         **({"labels": "learned"} if needs.labels else {}),
