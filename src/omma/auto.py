@@ -237,6 +237,25 @@ def spread(
     return True, [f"{why}: its blocks are spread over {processes} processes"]
 
 
+def compiling(wish: str, *, device: str, blocks: bool, profiled: bool, spread: bool, before: bool) -> str:
+    """Are a network's blocks compiled (`--compile`): "on", "off", or "auto", which a trial has to tell?
+
+    blocks: are there any? profiled, spread: are they looked into, or spread over processes? before: were they
+    compiled when the run began? Raises ValueError for a wish that cannot be had.
+    """
+    if wish == "on":
+        if not blocks:
+            raise ValueError("--compile works block by block, and this model has none: leave it out")
+        if profiled or spread:
+            other = (
+                "--profile looks into blocks" if profiled else "--shard fsdp spreads blocks over processes"
+            )
+            raise ValueError(f"{other}, and --compile on closes them: give one of both")
+    if wish != "auto" or before:
+        return "on" if before else wish
+    return "auto" if device == "cuda" and blocks and not (profiled or spread) else "off"
+
+
 def _image_size(facts: Facts) -> tuple[int, str]:
     side = facts.shorter_side
     if side <= SMALL_IMAGES:

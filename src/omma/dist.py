@@ -24,6 +24,7 @@ LOST = (
 T = TypeVar("T")
 _lanes: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 _groups = itertools.count()  # joined by this process, and by the others alike
+_alone = False
 
 
 # ---------------------------------------------------------------- the group
@@ -85,8 +86,23 @@ def _said(store: dist.Store, text: str, echo: bool = False) -> bool:
 
 
 def active() -> bool:
-    """Is there a process group of more than one?"""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Is there a process group of more than one? Not `alone`."""
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """This process computes as if there were no other: it may fail without leaving them waiting.
+
+    The same for all threads, of which the backward pass has some. Networks that are spread over processes
+    exchange their parts all the same.
+    """
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def lane() -> dist.ProcessGroup:

@@ -361,6 +361,10 @@ class Method(nn.Module):
         """The one that is evaluated and exported: the teacher's, where the paper keeps the teacher's."""
         return self.encoder
 
+    def repeated(self) -> list[nn.Module]:
+        """The repeated blocks of all its backbones, a teacher's too."""
+        return [block for m in self.modules() if isinstance(m, Backbone) for block in m.repeated()]
+
     def extras(self) -> Extras:
         """What is kept beside it."""
         return NO_EXTRAS

@@ -61,6 +61,13 @@ class RunFolder:
         # hidden: what a run that was killed at its very start has left
         if self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
+        self._write(config)
+
+    def revise(self, config: Mapping[str, Any]) -> None:
+        """Put what a trial has decided in the place of what was claimed."""
+        self._write({**self.config(), **config})
+
+    def _write(self, config: Mapping[str, Any]) -> None:
         with files.whole(self.path / "config.json") as file:
             file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

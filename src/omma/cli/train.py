@@ -9,7 +9,7 @@ from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
 from omma.cli.shared import Auto, Dotted, Path_
 
-SIZES = ("image_size", "batch_size", "lr", "workers")  # numbers that may be "auto"
+SIZES = ("image_size", "batch_size", "accumulate", "lr", "workers")  # numbers that may be "auto"
 
 
 def pretrain(
@@ -26,8 +26,9 @@ def pretrain(
     steps: int | None = None,
     image_size: int | Auto = "auto",
     batch_size: int | Auto = "auto",
-    accumulate: int = 1,
+    accumulate: int | Auto = "auto",
     recompute: bool = False,
+    compile: str = "auto",
     lr: float | Auto = "auto",
     recipe: str = "auto",
     device: str = "auto",
@@ -61,8 +62,9 @@ def pretrain(
         steps: Optimizer steps.
         image_size: Pixels along a side that the network sees.
         batch_size: Images a step.
-        accumulate: Parts that a step is computed in, to save memory.
+        accumulate: Parts that a step is computed in, to save memory; auto: as few as fit.
         recompute: Compute activations anew in the backward pass, to save memory; a third more work.
+        compile: on or off: a transformer's blocks by torch.compile; auto: on GPUs, in long runs, if faster.
         lr: Peak learning rate.
         recipe: small or paper.
         device: cpu, cuda or mps.

@@ -86,6 +86,7 @@ def attend(
         and qkv.dtype == torch.bfloat16
         and torch.is_grad_enabled()
         and n <= WRITTEN_OUT
+        and not torch.compiler.is_compiling()
     )
     if written_out:
         return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]

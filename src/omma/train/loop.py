@@ -192,7 +192,7 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on another device."""
 
     def to(x: Tensor) -> Tensor:
-        return x.to(device, non_blocking=True)
+        return x.to(device, non_blocking=device.type != "cpu")  # there nothing waits for what is to come
 
     labels, text = (None if x is None else to(x) for x in (batch.labels, batch.text))
     return Batch(tuple(map(to, batch.views)), batch.key, labels, text)

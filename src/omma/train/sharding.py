@@ -40,10 +40,8 @@ def shard(method: Method, place: torch.device, dtype: torch.dtype) -> None:
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    for module in method.modules():
-        if isinstance(module, Backbone):
-            for block in module.repeated():
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+    for block in method.repeated():
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # The method itself holds none of the parts: it is where they are brought together in turn, the next
     # block's while one computes.
     rest = {p for p in method.parameters() if not spread(p)}
@@ -70,24 +68,32 @@ def split(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def unchanged(method: Method, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Whatever happens to their tensors meanwhile is undone; a copy waits in main memory.
+    """Whatever happens to their tensors meanwhile is undone, after an error too; a copy waits in main memory.
 
-    For networks that cannot be copied on the device, whether for want of room or because they are spread.
+    A copy on the device to try things on would take room, and blocks that are spread cannot be copied.
     """
+    trained = [(p, p.requires_grad) for p in method.parameters()]
+    groups = [dict(group) for group in optimizer.param_groups]
     kept = [(t, local(t.detach()).to("cpu", copy=True)) for t in (*method.parameters(), *method.buffers())]
     state = {
         p: {k: (v, local(v).to("cpu", copy=True)) for k, v in s.items()} for p, s in optimizer.state.items()
     }
-    yield
-    with torch.no_grad():
-        for tensor, copy in kept:
-            local(tensor).copy_(copy)
-        optimizer.state.clear()
-        for p, entries in state.items():
-            for tensor, copy in entries.values():
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, copy in kept:
                 local(tensor).copy_(copy)
-            optimizer.state[p] = {k: tensor for k, (tensor, _) in entries.items()}
-    optimizer.zero_grad()
+            optimizer.state.clear()
+            for p, entries in state.items():
+                for tensor, copy in entries.values():
+                    local(tensor).copy_(copy)
+                optimizer.state[p] = {k: tensor for k, (tensor, _) in entries.items()}
+        for p, moves in trained:
+            p.requires_grad_(moves)
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.update(before)
+        optimizer.zero_grad()
 
 
 class Seen(nn.Module):

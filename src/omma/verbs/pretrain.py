@@ -30,6 +30,7 @@ from omma.train.profile import OFF, Profiler
 
 DEFAULT_BUDGET = "30m"
 SHARDS = ("auto", "none", "fsdp")
+COMPILED = ("auto", "on", "off")
 RELEASE = 60.0  # seconds until the lock of a run that torchrun starts anew must be free
 
 
@@ -49,8 +50,9 @@ def pretrain(
     steps: int | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     recompute: bool = False,
+    compile: str = "auto",
     lr: float | None = None,
     recipe: str = "auto",
     device: str = "auto",
@@ -77,8 +79,9 @@ def pretrain(
         resumes the run that is there.
     budget, epochs, steps: one of them ends the run: a time ("10m"), passes over the images, or optimizer
         steps. None of them means 30 minutes.
-    batch_size: images a step, over all processes; accumulate: parts that it is computed in; recompute: keep
-        no activations within blocks, but compute them anew in the backward pass.
+    batch_size: images a step, over all processes; accumulate: parts that it is computed in; where neither is
+        given, as many as memory is enough for (docs/auto.md). recompute: keep no activations within blocks,
+        but compute them anew in the backward pass. compile: the blocks, by torch.compile (docs/scale.md).
     shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
         "none" gives each a copy (docs/scale.md).
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
@@ -104,6 +107,7 @@ def pretrain(
     clock.budget = seconds(budget or DEFAULT_BUDGET) if ends in ([], ["budget"]) else None
     place = machine.pick_device(device)
     one_of("shard", shard, SHARDS)
+    one_of("compile", compile, COMPILED)
     if shard == "fsdp" and not dist.active():
         raise ValueError(
             "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
@@ -115,7 +119,7 @@ def pretrain(
         model=None if model == "auto" else model,
         image_size=image_size,
         batch=batch_size,
-        accumulate=accumulate,
+        accumulate=accumulate or 1,
         lr=lr,
         recipe=None if recipe == "auto" else recipe,
         options=options or {},
@@ -164,24 +168,33 @@ def pretrain(
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
         raise ValueError(f"{name} is about weights to go on from, and none are given: give --init too")
-    choice = auto.choose(
-        auto.Facts(
-            images=len(some),
-            shorter_side=(side := _shorter_side(some)),
-            device=place.type,
-            labels=opened.labels is not None,
-            captions=opened.text is not None,
-        ),
-        dataclasses.replace(wishes, init=origin),
+    facts = auto.Facts(
+        images=len(some),
+        shorter_side=(side := _shorter_side(some)),
+        device=place.type,
+        labels=opened.labels is not None,
+        captions=opened.text is not None,
     )
+    wishes = dataclasses.replace(wishes, init=origin)
+    choice = auto.choose(facts, wishes)
+    if out is None:
+        out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
+    folder = RunFolder(Path(out))
+
+    def sized(batch: int) -> auto.Choice:
+        return auto.choose(facts, dataclasses.replace(wishes, batch=batch))
+
+    free = batch_size is None and accumulate is None
+    accumulate = accumulate or 1
+    fitted = dist.told(folder.config().get("fitted")) if free else None
+    if fitted is not None:  # to memory, when the run began
+        choice, accumulate = sized(fitted["batch"]), fitted["accumulate"]
+        notes.append(f"batch {fitted['batch']} in {accumulate} parts, as memory allowed when the run began")
     if choice.recipe.batch % (accumulate * dist.world()):
         raise ValueError(
             f"batch size {choice.recipe.batch} cannot be divided into {accumulate} parts on {dist.world()} "
             "processes: change --batch-size or --accumulate"
         )
-    if out is None:
-        out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
-    folder = RunFolder(Path(out))
 
     if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
         precision = folder.config().get("precision", precision)
@@ -227,12 +240,18 @@ def pretrain(
     built: Method = file.Method(encoder, choice.recipe.config, given)
     spread, said = _spread(shard, built, place, dtype)
     notes += said
+    compile = auto.compiling(
+        compile,
+        device=place.type,
+        blocks=bool(encoder.repeated()),
+        profiled=profile,
+        spread=spread,
+        before=compile == "auto" and bool(folder.config().get("compile")),  # a measurement, too
+    )
     if spread:
         sharding.shard(built, place, dtype)
     built = built.to(place)
     parallel.same(built)
-    if dist.active():
-        notes.append(f"{dist.world()} processes, {choice.recipe.batch // dist.world()} images of a step each")
     moves = any(p.requires_grad for p in built.encoder.parameters())
     if origin is None and not moves:
         raise ValueError(
@@ -280,6 +299,8 @@ def pretrain(
         dtype=dtype,
         seed=seed,
         accumulate=accumulate,
+        sized=sized if free and fitted is None else None,
+        compile=compile,
         workers=workers,
         listen=listen,
         part="all" if len(rows) == len(everything) else "train",
@@ -301,6 +322,8 @@ def pretrain(
         "seed": seed,
         "precision": machine.precision_name(dtype),
         "accumulate": accumulate,
+        **({"compile": True} if compile == "on" else {}),
+        **({} if fitted is None else {"fitted": fitted}),
         **({} if kept is None else {"cache": kept.side}),
         **({"labels": "learned"} if needs.labels else {}),
         **({} if origin is None else {"init": dataclasses.asdict(origin)}),

@@ -1,0 +1,130 @@
+"""Compiled blocks: losses and gradients of those that are not, few graphs, names as they were."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from omma import backbones
+from omma.methods import dino, simclr
+from omma.protocols import Batch, Clock, Given, Key
+from omma.train import compiled
+from omma.train.precision import Cast
+
+MODELS = {
+    "vit-n/8": {"depth": 2},
+    "beit-ti/8": {"depth": 2, "bias": "shared"},
+    "eva02-ti/14": {"depth": 2},
+    "swin-t": {"dim": 24, "depths": (2, 2), "heads": (1, 2), "window": 4},
+    "cait-xxs24": {"depth": 2, "patch": 8},
+}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Blocks become graphs, which torch's own kernels run: no code is generated. Tells how many there are."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(compiled, "BACKEND", counter)
+    torch.compiler.reset()
+    compiled._quick.cache_clear()
+    yield counter
+    torch.compiler.reset()
+    compiled._quick.cache_clear()
+
+
+def method(name, drop_path=0.3, **options):
+    torch.manual_seed(0)
+    encoder = backbones.build(name=name, image_size=32, channels=3, drop_path=drop_path, **MODELS[name])
+    return simclr.Method(encoder, simclr.Config(hidden=16, out=8), Given(image_size=32)).train()
+
+
+def batch(*sizes, b=8):
+    g = torch.Generator().manual_seed(1)
+    views = tuple(torch.randn(b, 2, 3, size, size, generator=g) for size in sizes)
+    return Batch(views, Key(0, np.zeros(b, np.int64), np.arange(b)))
+
+
+def learned(network, dtype=torch.float32, views=(32,)):
+    """Loss and all gradients, with stochastic depth drawn anew."""
+    network.zero_grad()
+    torch.manual_seed(2)
+    output = Cast(network, dtype)(batch(*views), Clock(0, 2, 0.0))
+    output.loss.backward()
+    grads = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    return output.loss.detach(), grads
+
+
+def flat(grads):
+    return torch.cat([g.flatten() for g in grads.values()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("forget", [False, True])
+def test_every_family_computes_the_same(traced, name, forget):
+    plain = method(name)
+    plain.encoder.recompute = forget
+    loss, grads = learned(plain)
+    compiled.start(plain)
+    other, others = learned(plain)
+    assert traced.frame_count > 0
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(others, grads, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bf16_gradients_are_as_close_to_those_in_fp32(traced):
+    plain = method("vit-n/8")
+    exact, lowered = learned(plain)[1], learned(plain, torch.bfloat16)[1]
+    compiled.start(plain)
+    others = learned(plain, torch.bfloat16)[1]
+    assert traced.frame_count > 0
+
+    def furthest(grads):
+        return 1 - torch.cosine_similarity(flat(grads), flat(exact), dim=0)
+
+    assert furthest(others) < 1.5 * furthest(lowered) < 0.01
+
+
+def test_generated_code_computes_the_same():
+    """Inductor's, which needs a C++ compiler; with activations computed anew by the same code."""
+    plain = method("vit-n/8", drop_path=0.0)
+    plain.encoder.recompute = True
+    loss, grads = learned(plain)
+    compiled.start(plain)
+    other, others = learned(plain)
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(others, grads, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("drop_path", "graphs"), [(0.0, 2 + 1), (0.3, 2 * 2 + 1)])
+def test_alike_blocks_share_a_graph_for_each_size(traced, drop_path, graphs):
+    """Student: a graph for each of two sizes and each rate; teacher: one, for it sees one size."""
+    student = method("vit-n/8", drop_path).encoder
+    config = dino.Config(prototypes=16, head_hidden=16, head_bottleneck=8, global_crops=2, local_crops=2)
+    both = dino.Method(student, config, Given(image_size=32)).train()
+    compiled.start(both)
+    for _ in range(2):
+        learned(both, views=(32, 16))
+    assert traced.frame_count == graphs
+    assert compiled.seconds(both, sizes=2) == 2 * compiled.SECONDS * (3 if drop_path else 2)
+
+
+def test_nothing_else_changes(traced):
+    plain = method("vit-n/8")
+    names, images = list(plain.state_dict()), batch(32).views[0][:, 0]
+    plain.eval()
+    with torch.no_grad():
+        features = plain.encoder(images).pooled
+    compiled.start(plain)
+    assert list(plain.state_dict()) == names
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in method("vit-n/8").named_modules()]
+    with torch.no_grad():
+        assert torch.equal(plain.encoder(images).pooled, features)
+    assert traced.frame_count == 0  # in evaluation
+    other = copy.deepcopy(plain).train()
+    torch.nn.init.zeros_(plain.encoder.blocks[0].attn.qkv.weight)
+    loss, _ = learned(other)
+    compiled.stop(other)
+    assert not any("forward" in vars(m) for m in other.modules())
+    torch.testing.assert_close(learned(other)[0], loss, rtol=1e-5, atol=0)  # it had its own weights
