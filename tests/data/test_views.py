@@ -158,9 +158,35 @@ def by_hand(raw, crop, number, k, pre):
     return torch.stack(out).view(raw.shape)
 
 
-@pytest.mark.parametrize("chunk", [1, 3000, 10**9])
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "colour", [COLOUR, replace(COLOUR, blur_p=0), Colour(grey_p=0.5), Colour(solarise_p=1)]
+)
+def test_compiled_colour_equals_tensors(colour, dtype, two_threads):
+    pre, k = preprocess(), key(12)
+    plan = [replace(crop, colour=colour) for crop in PLAN]
+    crops = [raw.to(dtype) for raw in views.cut(photographs(12), plan, k)]
+    if dtype == torch.float32:  # values that no image should have
+        crops[0][0, 0, 0, 0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, 300])
+    for number, (raw, got) in enumerate(zip(crops, views.augment(crops, plan, k, pre))):
+        draws = views.draw_colour(k, colour, plan[number].count, number)
+        expected = views._by_tensors(raw.flatten(0, 1), plan[number], number, k, draws, pre)
+        torch.testing.assert_close(got.flatten(0, 1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9, None])
 def test_augment_equals_torchvision(chunk, monkeypatch):
-    monkeypatch.setattr(views, "_CHUNK", chunk)
+    if chunk:  # of the form with tensors
+        monkeypatch.setattr(views, "_CHUNK", chunk)
+        monkeypatch.setattr(views, "_compiles", lambda *_: False)
     pre, k = preprocess(), key(12)
     crops = views.cut(photographs(12), PLAN, k)
     kept = [c.clone() for c in crops]

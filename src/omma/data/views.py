@@ -7,6 +7,7 @@ size and runs where images are decoded; the rest runs on the device.
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from omma.data.preprocess import scale
 from omma.ops import colour, erasing, randaugment
 from omma.ops.random import Stream, uniform
-from omma.ops.resize import crop_resize, crop_resize_one, gaussian_blur
+from omma.ops.resize import blur_radius, crop_resize, crop_resize_one, gaussian_blur, gaussian_taps
 from omma.protocols import Colour, Crop, Key, Preprocess
 
 # Papers' crops are bicubic (DINO, MAE, BYOL); it costs a tenth more than bilinear.
@@ -165,11 +166,58 @@ def augment(
 
 
 def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preprocess) -> Tensor:
+    draws = draw_colour(key, crop.colour, crop.count, number) if crop.colour else None
     flat = raw.flatten(0, 1)
-    out = torch.empty(flat.shape, dtype=torch.float32, device=raw.device)
+    if draws and _compiles(flat, crop):
+        out = _compiled(flat, draws, preprocess)
+    else:
+        out = _by_tensors(flat, crop, number, key, draws, preprocess)
+    out = out.view(raw.shape)
+    if crop.erase_p:
+        stream = Stream.ERASE + number
+        erasing.erase_(out, erasing.draw(key, stream, crop.erase_p, crop.count, crop.size), key, stream)
+    return out
+
+
+def _compiles(images: Tensor, crop: Crop) -> bool:
+    return images.device.type == "cpu" and images.shape[1] == 3 and crop.augment is None
+
+
+def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
+    """`_by_tensors` for RGB images on the CPU, without RandAugment, in as many threads as PyTorch has."""
+    from omma.ops import compiled  # Numba takes half a second to import
+
+    blurred, count = draws.sigma > 0, torch.get_num_threads()
+    taps = gaussian_taps(np.where(blurred, draws.sigma, 1)).astype(np.float32)
+    radius = np.array([blur_radius(sigma) for sigma in draws.sigma.tolist()]) * blurred
+    factors = np.stack([draws.brightness, draws.contrast, draws.saturation, draws.hue], axis=1)
+    low, high, mean, std = (
+        np.array(v, np.float32) for v in (preprocess.low, preprocess.high, preprocess.mean, preprocess.std)
+    )
+    out = np.empty(raw.shape, np.float32)
+    arrays = (
+        np.ascontiguousarray(raw.numpy()), draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out
+    )  # fmt: skip
+
+    share = math.ceil(len(out) / count)
+
+    def colour(first: int) -> None:
+        compiled.colour(low, high, mean, std, *(array[first : first + share] for array in arrays))
+
+    if count == 1:
+        colour(0)
+    else:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(colour, range(0, len(out), share)))
+    return torch.from_numpy(out)
+
+
+def _by_tensors(
+    flat: Tensor, crop: Crop, number: int, key: Key, draws: Draws | None, preprocess: Preprocess
+) -> Tensor:
+    out = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
     mean, std = (out.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     shift, gain = -mean / std, 1 / std
-    draws = draw_colour(key, crop.colour, crop.count, number) if crop.colour else None
     operations = None
     if crop.augment:
         stream = Stream.AUGMENT + number
@@ -177,14 +225,16 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     # images of like blur together, so that a chunk's widest kernel fits the others too
     order = np.argsort(draws.sigma, kind="stable") if draws else np.arange(len(flat))
     size = (
-        max(1, _CHUNK * torch.get_num_threads() // flat[0].numel()) if raw.device.type == "cpu" else len(flat)
+        max(1, _CHUNK * torch.get_num_threads() // flat[0].numel())
+        if flat.device.type == "cpu"
+        else len(flat)
     )
     for start in range(0, len(flat), size):
         chosen = order[start : start + size]
         if len(chosen) == 1:  # a slice, where a list of indices would copy
             at = slice(int(chosen[0]), int(chosen[0]) + 1)
         else:
-            at = torch.from_numpy(chosen).to(raw.device)
+            at = torch.from_numpy(chosen).to(flat.device)
         images = scale(flat[at] if isinstance(at, slice) else flat.index_select(0, at), preprocess)
         if operations:
             some = randaugment.Draws(*(values[chosen] for values in operations))
@@ -196,10 +246,6 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
             torch.add(images, shift, out=out[at])
         else:
             out.index_copy_(0, at, images.add_(shift))
-    out = out.view(raw.shape)
-    if crop.erase_p:
-        stream = Stream.ERASE + number
-        erasing.erase_(out, erasing.draw(key, stream, crop.erase_p, crop.count, crop.size), key, stream)
     return out
 
 

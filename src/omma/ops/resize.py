@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Float64, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -112,6 +112,14 @@ def blur_radius(sigma: float) -> int:
     return max(1, math.ceil(3 * sigma))
 
 
+def gaussian_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"]:
+    """Weights of each sigma's kernel from the centre outwards, 0 beyond its own radius; the kernels sum to 1."""
+    radii = np.array([[blur_radius(float(s))] for s in sigma])
+    k = np.arange(radii.max() + 1)
+    taps = np.where(k <= radii, np.exp(-0.5 * (k / sigma[:, None].astype(np.float64)) ** 2), 0)
+    return taps / (taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdims=True))
+
+
 def _reflected(n: int, radius: int, device: torch.device) -> Int[Tensor, "n_padded"]:
     """Positions -radius .. n + radius - 1, mirrored at both ends (edges once), as often as needed."""
     period = max(2 * (n - 1), 1)
@@ -129,11 +137,8 @@ def gaussian_blur(
     cost less: batch images of similar sigma.
     """
     b, c, h, w = images.shape
-    radius = max(blur_radius(float(s)) for s in sigma)
-    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma[:, None].astype(np.float64)) ** 2)
-    taps[np.arange(radius + 1) > np.array([[blur_radius(float(s))] for s in sigma])] = 0
-    taps /= taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdims=True)
-
+    taps = gaussian_taps(sigma)
+    radius = taps.shape[1] - 1
     if radius < min(h, w):
         padded = F.pad(images, (radius,) * 4, mode="reflect")
     else:
