@@ -185,7 +185,7 @@ def _compiles(images: Tensor, crop: Crop) -> bool:
 
 def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
     """`_by_tensors` for RGB images on the CPU, without RandAugment, in as many threads as PyTorch has."""
-    from omma.ops import compiled  # Numba takes half a second to import
+    from omma.ops import loops  # Numba takes half a second to import
 
     blurred, count = draws.sigma > 0, torch.get_num_threads()
     taps = gaussian_taps(np.where(blurred, draws.sigma, 1)).astype(np.float32)
@@ -195,14 +195,12 @@ def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
         np.array(v, np.float32) for v in (preprocess.low, preprocess.high, preprocess.mean, preprocess.std)
     )
     out = np.empty(raw.shape, np.float32)
-    arrays = (
-        np.ascontiguousarray(raw.numpy()), draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out
-    )  # fmt: skip
-
+    pixels = np.ascontiguousarray(raw.numpy())
+    arrays = (pixels, draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out)
     share = math.ceil(len(out) / count)
 
     def colour(first: int) -> None:
-        compiled.colour(low, high, mean, std, *(array[first : first + share] for array in arrays))
+        loops.colour(low, high, mean, std, *(array[first : first + share] for array in arrays))
 
     if count == 1:
         colour(0)

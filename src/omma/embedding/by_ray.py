@@ -39,8 +39,8 @@ class Pool:
         """Have these parts written, in any order; yields after each how many images it was of."""
         if not numbers:
             return
-        import ray
-        from ray import data
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray import data  # pyright: ignore[reportMissingImports]
 
         data.DataContext.get_current().enable_progress_bars = False
         shared = ray.put(parts), ray.put(encoder)  # once for all, and not in a message to each
@@ -62,7 +62,7 @@ class _Actor:
     """Has the network ready, and writes a part a call."""
 
     def __init__(self, parts: Any, encoder: Any, preprocess: Preprocess, pool: Pool, batch: int) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self.parts: Parts = ray.get(parts)
         network = ready(ray.get(encoder), pool.device, pool.precision)
