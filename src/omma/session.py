@@ -26,7 +26,7 @@ from omma.events import Event, Note, Plan, Progress, Read, Result
 from omma.protocols import Batch, Crop, Key, Method, Preprocess
 from omma.run import RunFolder
 from omma.train import checkpoint, compiled, continued, health, memory, sharding
-from omma.train.budget import Timekeeper, trial
+from omma.train.budget import MOST, Timekeeper, trial
 from omma.train.loop import Position, Step, moved, train
 from omma.train.profile import OFF, Part, Profiler, Stopwatch
 from omma.train.signals import stop_on_signals
@@ -138,16 +138,17 @@ def _tried(run: Run, held: contextlib.ExitStack) -> tuple[loader.Stream, Iterato
     free = run.sized is not None and run.position.step == 0 and not sharding.sharded(run.method)
     while True:
         stream = held.enter_context(_stream(run))
-        batches = _batches(run, stream)
+        batches, step_time = _batches(run, stream), None
         if free or run.compile == "on":
-            why, batches = _attempted(run, batches)
+            why, step_time, batches = _attempted(run, batches)
             if free and why == memory.LACKING:
                 held.close()
                 _cut(run)
                 continue
             if why:
                 raise _lacking(run) if why == memory.LACKING else _closed(run, why)
-        step_time, batches = _timed(run, batches)
+        if step_time is None or dist.active():  # alone is not as fast as together
+            step_time, batches = _timed(run, batches)
         if (run.position.batch, run.accumulate) != before:
             _settle(run, *before)
         return stream, batches, step_time
@@ -159,25 +160,26 @@ def _timed(run: Run, batches: Iterator[Batch]) -> tuple[float, Iterator[Batch]]:
     return _trial(run, batches, used), _again(run, batches, used)
 
 
-def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, Iterator[Batch]]:
-    """Why two steps cannot be made, "" if they can, and all batches again.
+def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator[Batch]]:
+    """Why steps cannot be made, "" if they can; seconds a step, and all batches again.
 
     For want of memory (`memory.LACKING`), or in the words of what compiles, on whichever process; each tries
-    alone, so that none waits for one that has failed.
+    alone, so that none waits for one that has failed, and two steps are enough.
     """
     used: list[Batch] = []
     why: str | None = ""
+    step_time, most = math.inf, 2 if dist.active() else MOST
     try:
         with dist.alone():
-            _trial(run, batches, used, most=2)
+            step_time = _trial(run, batches, used, most)
     except RuntimeError as error:
         why = memory.LACKING if memory.ran_out(error) else compiled.failed(error)
         if why is None:
             raise
-    return next(filter(None, dist.gathered(why)), ""), _again(run, batches, used)
+    return next(filter(None, dist.gathered(why)), ""), step_time, _again(run, batches, used)
 
 
-def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = 8) -> float:
+def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST) -> float:
     return trial(
         run.method, run.optimizer, batches, run.choice.recipe, run.position,
         dtype=run.dtype, accumulate=run.accumulate, used=used, most=most,
@@ -191,9 +193,10 @@ def _again(run: Run, batches: Iterator[Batch], used: list[Batch]) -> Iterator[Ba
 def _faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float, Iterator[Batch]]:
     """Compile the blocks, and keep them so where a step then takes less time; as `_timed`."""
     compiled.start(run.method)
-    why, batches = _attempted(run, batches)
+    why, quick, batches = _attempted(run, batches)
     if not why:
-        quick, batches = _timed(run, batches)
+        if dist.active():
+            quick, batches = _timed(run, batches)
         if quick < step_time:
             run.notes.append(f"blocks are compiled: {step_time / quick:.2f} times as fast")
             _revise(run, {"compile": True})

@@ -15,6 +15,7 @@ from omma.train import sharding
 from omma.train.loop import Position, moved, train
 
 LONG = 1_000_000_000  # steps, of a run that a trial is the end of
+MOST = 8  # steps of a trial
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -36,7 +37,7 @@ def trial(
     dtype: torch.dtype,
     accumulate: int,
     used: list[Batch],
-    most: int = 8,
+    most: int = MOST,
 ) -> float:
     """Seconds a step, from 2 to `most` steps of which nothing remains; used: is given their batches.
 
