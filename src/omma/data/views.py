@@ -195,9 +195,8 @@ def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
         np.array(v, np.float32) for v in (preprocess.low, preprocess.high, preprocess.mean, preprocess.std)
     )
     out = np.empty(raw.shape, np.float32)
-    arrays = (
-        np.ascontiguousarray(raw.numpy()), draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out
-    )  # fmt: skip
+    images = np.ascontiguousarray(raw.numpy())
+    arrays = (images, draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out)
 
     share = math.ceil(len(out) / count)
 
