@@ -24,7 +24,10 @@ from omma.device import best_product, keep_memory, synchronise
 from omma.ops.cost import Flops
 
 CPU = torch.device("cpu")
-PACKAGES = ("omma", "torch", "lightly", "timm", "transformers", "onnxruntime", "openvino")
+PACKAGES = (
+    "omma", "torch", "torchvision", "lightly", "timm", "transformers",
+    "pillow", "numba", "onnxruntime", "openvino",
+)  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that decide what bf16 is worth
 
 
@@ -45,9 +48,16 @@ def called(who: str, bf16: bool, how: str = "") -> str:
 
 
 def take_turns(
-    contenders: Sequence[Contender], rounds: int, warm_ups: int = 2, device: torch.device = CPU
+    contenders: Sequence[Contender],
+    rounds: int,
+    warm_ups: int = 2,
+    device: torch.device = CPU,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each turn, by contender; memory is kept as omma's command line does, to everyone's gain."""
+    """Seconds of each turn by `clock`, by contender.
+
+    Memory is kept as omma's command line does, to everyone's gain.
+    """
     keep_memory()
     for contender in contenders:
         for _ in range(warm_ups):
@@ -59,10 +69,10 @@ def take_turns(
     try:
         for _ in range(rounds):
             for contender in contenders:
-                start = time.perf_counter()
+                start = clock()
                 contender.run()
                 synchronise(device)
-                seconds[contender.name].append(time.perf_counter() - start)
+                seconds[contender.name].append(clock() - start)
             gc.collect()
     finally:
         gc.enable()

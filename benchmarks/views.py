@@ -1,81 +1,158 @@
-"""DINO's 2x224 + 6x96 crops from 500x375 JPEGs on one core: omma against lightly's DINOTransform, in turn.
+"""DINO's crops, 2x224 and 8 or 6 of 96 px, from 500x375 JPEG files on one core: omma, torchvision, lightly.
 
     python benchmarks/views.py [--rounds 9] [--images 24] [--json FILE]
 
-Both start from the same JPEG bytes and end with normalised float crops: omma decodes, cuts and colours a
-batch, lightly's PIL pipeline one image after the other, as its data-loading worker would. Colour is the DINO
-paper's: jitter .4, .4, .2, .1 at .8, grey .2, blur 1 / .1 / .5, solarise .2 on the second crop. Photographs
-are scikit-learn's sample images, cut at random and saved at quality 90.
+Everyone starts from files in the page cache and ends with normalised float crops. omma reads, cuts and
+colours a batch, from the JPEGs and from its cache of decoded pixels (`--cache`), which holds them at the
+size that the plan needs; the peers' pipelines decode with Pillow and take one image after the other, as a
+data-loading worker does: torchvision's transforms composed as DINO's repository does, with Pillow's blur and
+solarisation, and lightly's DINOTransform. Colour is the paper's: jitter .4, .4, .2, .1 at .8, grey .2, blur
+1 / .1 / .5, solarise .2 on the second crop. Photographs are scikit-learn's sample images, cut at random and
+saved at quality 90. Time is that of the process on its core, so that other processes there take nobody's
+turn.
 """
 
 import argparse
-import io
-import json
-import platform
+import random
 import statistics
+import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import common
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
+from common import Contender
+from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 
 from omma.data import views
-from omma.protocols import Colour, Crop, Key, Preprocess
+from omma.data.index import IndexedImages, open_images
+from omma.data.pixels import Cache
+from omma.data.plans import MultiCrop, multi_crop
+from omma.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from omma.protocols import Crop, Key, Preprocess
 
-COLOUR = Colour(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, grey_p=0.2)
-PLAN = (
-    Crop(size=224, scale=(0.4, 1.0), colour=replace(COLOUR, blur_p=1.0)),
-    Crop(size=224, scale=(0.4, 1.0), colour=replace(COLOUR, blur_p=0.1, solarise_p=0.2)),
-    Crop(size=96, scale=(0.05, 0.4), count=6, colour=replace(COLOUR, blur_p=0.5)),
-)
 PREPROCESS = Preprocess(
-    size=224,
-    channels=3,
-    low=(0.0,) * 3,
-    high=(255.0,) * 3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    size=224, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
+OURS, PEERS = ("omma, JPEG", "omma, cache"), ("torchvision", "lightly")
 
 
-def jpegs(count: int) -> list[bytes]:
-    """Parts of two photographs, 70-100 % of their width, as 500x375 JPEGs."""
+def write_jpegs(folder: Path, count: int) -> list[Path]:
+    """Parts of two photographs, 70-88 % of their width, as 500x375 JPEGs."""
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    out = []
+    folder.mkdir()
     for i in range(count):
         photo = photos[i % len(photos)]
         w = int(photo.width * rng.uniform(0.7, 0.88))
         h = w * 3 // 4
         left, top = int(rng.integers(photo.width - w + 1)), int(rng.integers(photo.height - h + 1))
-        buffer = io.BytesIO()
-        photo.crop((left, top, left + w, top + h)).resize((500, 375)).save(buffer, "JPEG", quality=90)
-        out.append(buffer.getvalue())
-    return out
+        part = photo.crop((left, top, left + w, top + h)).resize((500, 375))
+        part.save(folder / f"{i:03}.jpg", quality=90)
+    return sorted(folder.iterdir())
 
 
-def ours(files: list[bytes], epoch: int) -> dict[str, float]:
-    """Seconds of each stage for one batch."""
-    key = Key(0, np.full(len(files), epoch), np.arange(len(files)))
-    start = time.perf_counter()
-    images = [simplejpeg.decode_jpeg(file) for file in files]
-    decoded = time.perf_counter()
-    crops = views.cut(images, PLAN, key)
-    cut = time.perf_counter()
-    views.augment(crops, PLAN, key, PREPROCESS)
-    end = time.perf_counter()
-    return {"decode": decoded - start, "cut": cut - decoded, "colour": end - cut, "total": end - start}
+def ours(images: IndexedImages, plan: tuple[Crop, ...]) -> Callable[[], dict[str, float]]:
+    """A run makes the next epoch's views of all images; seconds of its stages."""
+    epochs, least = iter(range(10**9)), views.at_least(plan)
+
+    def run() -> dict[str, float]:
+        key = Key(0, np.full(len(images), next(epochs)), np.arange(len(images)))
+        times = [time.process_time()]
+        read = [images.read(i, least) for i in range(len(images))]
+        times.append(time.process_time())
+        crops = views.cut(read, plan, key)
+        times.append(time.process_time())
+        views.augment(crops, plan, key, PREPROCESS)
+        times.append(time.process_time())
+        return dict(zip(("read", "cut", "colour"), np.diff(times).tolist(), strict=True))
+
+    return run
 
 
-def theirs(files: list[bytes], transform) -> float:
-    start = time.perf_counter()
-    for file in files:
-        transform(Image.open(io.BytesIO(file)).convert("RGB"))
-    return time.perf_counter() - start
+def torchvision_transform(local_crops: int) -> Callable[[Image.Image], list[torch.Tensor]]:
+    """`DataAugmentationDINO` of facebookresearch/dino, main_dino.py and utils.py."""
+    from torchvision import transforms as t
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+    def view(size: int, scale: tuple[float, float], *last: Callable) -> t.Compose:
+        return t.Compose(
+            [
+                t.RandomResizedCrop(size, scale, interpolation=t.InterpolationMode.BICUBIC),
+                t.RandomHorizontalFlip(),
+                t.RandomApply([t.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+                t.RandomGrayscale(0.2),
+                *last,
+                t.ToTensor(),
+                t.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    first = view(224, (0.4, 1.0), blur)
+    second = view(
+        224, (0.4, 1.0), t.RandomApply([blur], 0.1), t.RandomApply([t.Lambda(ImageOps.solarize)], 0.2)
+    )
+    local = view(96, (0.05, 0.4), t.RandomApply([blur], 0.5))
+    return lambda image: [first(image), second(image), *(local(image) for _ in range(local_crops))]
+
+
+def lightly_transform(local_crops: int) -> Callable[[Image.Image], list[torch.Tensor]]:
+    """Its defaults are the same crops and strengths."""
+    from lightly.transforms import DINOTransform
+
+    return DINOTransform(n_local_views=local_crops)
+
+
+def theirs(paths: list[Path], transform: Callable[[Image.Image], Any]) -> Callable[[], None]:
+    def run() -> None:
+        for path in paths:
+            with Image.open(path) as image:
+                transform(image.convert("RGB"))
+
+    return run
+
+
+def race(paths: list[Path], folder: Path, local_crops: int, rounds: int) -> dict[str, Any]:
+    """Speeds of all, ratios by round of each of ours to each peer, milliseconds of our stages."""
+    plan = multi_crop(MultiCrop(local_crops=local_crops), 224)
+    assert [(c.size, c.count, c.scale) for c in plan[1:]] == [
+        (224, 1, (0.4, 1.0)),
+        (96, local_crops, (0.05, 0.4)),
+    ]
+    source = open_images(paths[0].parent)
+    cache = Cache(source, views.at_least(plan), folder)
+    cache.write()
+    runs = {
+        "omma, JPEG": ours(source, plan),
+        "omma, cache": ours(cache.images, plan),
+        "torchvision": theirs(paths, torchvision_transform(local_crops)),
+        "lightly": theirs(paths, lightly_transform(local_crops)),
+    }
+    contenders = [Contender(name, run, len(paths), ours=name in OURS) for name, run in runs.items()]
+    seconds = common.take_turns(contenders, rounds, clock=time.process_time)
+    stages = {name: [runs[name]() for _ in range(rounds)] for name in OURS}
+    return {
+        "local_crops": local_crops,
+        **common.summary(contenders, seconds),
+        "ratios": {
+            f"{us} / {peer}": [b / a for a, b in zip(seconds[us], seconds[peer], strict=True)]
+            for us in OURS
+            for peer in PEERS
+        },
+        "ms_per_image": {
+            name: {
+                stage: 1000 * statistics.median(r[stage] for r in rs) / len(paths)
+                for stage in ("read", "cut", "colour")
+            }
+            for name, rs in stages.items()
+        },
+    }
 
 
 def main() -> None:
@@ -85,41 +162,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    import lightly
-    from lightly.transforms import DINOTransform
-
-    transform = DINOTransform()  # its defaults are the same crops and strengths
-    files = jpegs(args.images)
-    for _ in range(2):  # warm up
-        ours(files, 0)
-        theirs(files, transform)
-    rounds = []
-    for r in range(args.rounds):
-        rounds.append({**ours(files, r + 1), "lightly": theirs(files, transform)})
-    ms = {
-        stage: 1000 * statistics.median(r[stage] for r in rounds) / len(files)
-        for stage in ("decode", "cut", "colour", "total", "lightly")
-    }
-    ratios = [r["lightly"] / r["total"] for r in rounds]
-    print(f"DINO 2x224 + 6x96, 500x375 JPEGs, one core, {len(rounds)} rounds of {len(files)} images, in turn")
-    print(f"{'':28}{'ms/image':>10}{'images/s':>10}")
-    print(f"{f'lightly {lightly.__version__}':28}{ms['lightly']:10.2f}{1000 / ms['lightly']:10.1f}")
-    print(f"{'omma':28}{ms['total']:10.2f}{1000 / ms['total']:10.1f}")
-    for stage in ("decode", "cut", "colour"):
-        print(f"{'  ' + stage:28}{ms[stage]:10.2f}")
-    print(f"ratio by round: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-    if args.json:
-        record = {
-            "schema": 1,
-            "benchmark": "views",
-            "protocol": __doc__,
-            "machine": platform.processor() or platform.machine(),
-            "versions": {"torch": torch.__version__, "lightly": lightly.__version__},
-            "images_per_second": {"omma": 1000 / ms["total"], "lightly": 1000 / ms["lightly"]},
-            "ms_per_image": ms,
-            "ratio": {"median": statistics.median(ratios), "rounds": ratios},
-        }
-        args.json.write_text(json.dumps(record, indent=1))
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        paths = write_jpegs(Path(name) / "images", args.images)
+        for local_crops in (8, 6):
+            result = race(paths, Path(name) / "cache", local_crops, args.rounds)
+            title = f"views, 2x224 + {local_crops}x96, {args.images} images, seconds of the process"
+            common.show(title, result, args.rounds)
+            for pair, ratios in result["ratios"].items():
+                print(f"{pair}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            for who, stages in result["ms_per_image"].items():
+                told = ", ".join(f"{stage} {ms:.2f}" for stage, ms in stages.items())
+                print(f"{who}, ms an image: {told}")
+            print()
+            results.append(result)
+    common.save(args.json, "views", __doc__, results)
 
 
 if __name__ == "__main__":

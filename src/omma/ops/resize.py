@@ -113,7 +113,7 @@ def blur_radius(sigma: float) -> int:
 
 
 def gaussian_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"]:
-    """Weights of each sigma's kernel from the centre outwards, 0 beyond its radius; a kernel sums to 1."""
+    """Weights from the centre outwards, 0 beyond each sigma's radius; both sides of a kernel sum to 1."""
     radii = np.array([[blur_radius(float(s))] for s in sigma])
     k = np.arange(radii.max() + 1)
     taps = np.where(k <= radii, np.exp(-0.5 * (k / sigma[:, None].astype(np.float64)) ** 2), 0)
