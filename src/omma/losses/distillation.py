@@ -183,9 +183,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        d_prototypes, *d_features = (
-            None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors
-        )
+        d_prototypes, *d_features = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
         return (None, d_prototypes, None, None, None, *d_features)
 
 
@@ -195,7 +193,7 @@ def _compared(
     sharp: Float[Tensor, "*k"],
     target: Float[Tensor, "n k"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
-    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these, in one pass of exponentials."""
+    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these, by one pass of exp."""
     mass = target.sum(-1, keepdim=True)
     logits = (x @ prototypes.T).to(target.dtype).mul_(sharp)
     told = torch.einsum("nk,nk->n", target, logits).sum()  # without a product of their size

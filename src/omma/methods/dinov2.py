@@ -275,7 +275,10 @@ class Method(protocols.Method):
             )
 
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        images, watched = distillation.views(student, teacher.unflatten(0, (2, b))), distilled.watched(teacher)
+        images, watched = (
+            distillation.views(student, teacher.unflatten(0, (2, b))),
+            distilled.watched(teacher),
+        )
         del teacher  # its sums are all that is compared
         patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)
         if self.patch_head is None:  # one gradient of the prototypes that both have in common
