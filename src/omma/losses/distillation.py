@@ -193,7 +193,7 @@ def _compared(
     sharp: Float[Tensor, "*k"],
     target: Float[Tensor, "n k"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
-    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these; one pass of exponentials."""
+    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these, by one pass of exp."""
     mass = target.sum(-1, keepdim=True)
     logits = (x @ prototypes.T).to(target.dtype).mul_(sharp)
     told = torch.einsum("nk,nk->n", target, logits).sum()  # without a product of their size
