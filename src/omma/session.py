@@ -99,8 +99,7 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
             return dist.told(max(1, steps or by_epochs or int(left / step_time)))
 
         if position.step == 0:
-            needed = compiled.seconds(run.method, len({crop.size for crop in run.crops}))
-            if run.compile == "auto" and length() * step_time > compiled.PAYS * needed:
+            if run.compile == "auto" and length() * step_time > _compiling_pays(run):
                 step_time, batches = _faster(run, batches, step_time)
             position.total = length()
         if dist.active():
@@ -207,6 +206,11 @@ def _faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float
     return step_time, batches
 
 
+def _compiling_pays(run: Run) -> float:
+    """Seconds that a run must take at least for it."""
+    return compiled.PAYS * compiled.seconds(run.method, len({crop.size for crop in run.crops}))
+
+
 def _compared(run: Run) -> str:
     """What compares the images of a batch, so that its parts would learn something else; "" if nothing."""
     needs = auto.needs_of(run.choice.method, run.choice.recipe.config)
@@ -267,20 +271,22 @@ def _lacking(run: Run) -> ValueError:
 
 def _closed(run: Run, why: str) -> ValueError:
     return ValueError(
-        f"--compile on: the blocks of {run.choice.model} cannot be compiled here ({why}); leave --compile "
-        "out, or install a C++ compiler (g++) if that is what is missing"
+        f"the blocks of {run.choice.model} cannot be compiled here ({why}): give --compile off, or install "
+        "a C++ compiler (g++) if that is what is missing"
     )
 
 
 @contextlib.contextmanager
 def _explained(run: Run) -> Iterator[None]:
-    """Memory that is lacking, and what helps, in a line."""
+    """What memory is lacking for, or why something cannot be compiled, in a line with what helps."""
     try:
         yield
     except RuntimeError as error:
-        if not memory.ran_out(error):
-            raise
-        raise _lacking(run) from error
+        if memory.ran_out(error):
+            raise _lacking(run) from error
+        if why := compiled.failed(error):
+            raise _closed(run, why) from error
+        raise
 
 
 def _stream(run: Run) -> loader.Stream:

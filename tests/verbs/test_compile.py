@@ -77,9 +77,7 @@ def test_a_run_is_the_same_and_says_what_it_was(tmp_path, backend):
 
 def test_what_cannot_be_compiled_is_said_in_a_line(tmp_path, backend):
     backend(broken)
-    with pytest.raises(
-        ValueError, match=r"--compile on: the blocks of vit-n/8 cannot .*no compiler was found"
-    ):
+    with pytest.raises(ValueError, match=r"blocks of vit-n/8 cannot .*no compiler was found.* --compile off"):
         train(tmp_path / "run", compile="on")
     train(tmp_path / "auto")  # off on a CPU
 
@@ -87,9 +85,7 @@ def test_what_cannot_be_compiled_is_said_in_a_line(tmp_path, backend):
 def test_auto_never_fails(tmp_path, backend, undecided):
     backend(broken)
     assert "blocks are not compiled: " in train(tmp_path / "run", compile="auto")
-    backend("aot_eager")
-    train(tmp_path / "plain", compile="off")
-    assert same(tmp_path / "run", tmp_path / "plain")
+    assert "compile" not in RunFolder(tmp_path / "run").config()
 
 
 @pytest.mark.parametrize("quicker", [True, False])
