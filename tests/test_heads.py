@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from waves import wave
 
+from omma import heads
 from omma.dist import BatchNorm
 from omma.heads import PrototypeHead, projector
 
@@ -82,3 +83,13 @@ def test_bf16_and_zeros_are_finite() -> None:
     assert x.grad is not None
     assert x.grad.isfinite().all()
     assert head.bfloat16()(x.bfloat16()).isfinite().all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_mean_of_cosines_without_the_cosines(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_ROWS", 4)
+    head = PrototypeHead(6, 9, hidden=8, bottleneck=5)
+    bottleneck = wave(n, 5, phase=0.3).float()
+    want = head.cosines(bottleneck).sum(0) / max(1, n)
+    torch.testing.assert_close(head.mean(bottleneck), want, atol=1e-6, rtol=1e-5)
+    assert head.bfloat16().mean(bottleneck.bfloat16()).dtype == torch.float32
