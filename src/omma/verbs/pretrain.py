@@ -185,14 +185,14 @@ def pretrain(
         return auto.choose(facts, dataclasses.replace(wishes, batch=batch))
 
     free = batch_size is None and accumulate is None
-    accumulate = accumulate or 1
+    parts = accumulate or 1
     fitted = dist.told(folder.config().get("fitted")) if free else None
     if fitted is not None:  # to memory, when the run began
-        choice, accumulate = sized(fitted["batch"]), fitted["accumulate"]
-        notes.append(f"batch {fitted['batch']} in {accumulate} parts, as memory allowed when the run began")
-    if choice.recipe.batch % (accumulate * dist.world()):
+        choice, parts = sized(fitted["batch"]), fitted["accumulate"]
+        notes.append(f"batch {fitted['batch']} in {parts} parts, as memory allowed when the run began")
+    if choice.recipe.batch % (parts * dist.world()):
         raise ValueError(
-            f"batch size {choice.recipe.batch} cannot be divided into {accumulate} parts on {dist.world()} "
+            f"batch size {choice.recipe.batch} cannot be divided into {parts} parts on {dist.world()} "
             "processes: change --batch-size or --accumulate"
         )
 
@@ -298,7 +298,7 @@ def pretrain(
         device=place,
         dtype=dtype,
         seed=seed,
-        accumulate=accumulate,
+        accumulate=parts,
         sized=sized if free and fitted is None else None,
         compile=compile,
         workers=workers,
@@ -321,7 +321,7 @@ def pretrain(
         "end": {name: end for name, end in ends_at.items() if end is not None},
         "seed": seed,
         "precision": machine.precision_name(dtype),
-        "accumulate": accumulate,
+        "accumulate": parts,
         **({"compile": True} if compile == "on" else {}),
         **({} if fitted is None else {"fitted": fitted}),
         **({} if kept is None else {"cache": kept.side}),
