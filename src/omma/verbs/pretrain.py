@@ -185,7 +185,7 @@ def pretrain(
         return auto.choose(facts, dataclasses.replace(wishes, batch=batch))
 
     free = batch_size is None and accumulate is None
-    parts: int = accumulate or 1
+    parts = accumulate or 1
     fitted = dist.told(folder.config().get("fitted")) if free else None
     if fitted is not None:  # to memory, when the run began
         choice, parts = sized(fitted["batch"]), fitted["accumulate"]
