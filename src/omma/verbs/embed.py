@@ -125,4 +125,4 @@ def _parts(
     if fingerprint is None:  # nobody can tell whether parts that are there are of these images
         key = dist.told(uuid.uuid4().hex)
     columns = schema(model.encoder.dim, images.labels is not None, provenance)
-    return Parts(out, images, columns, size, key)
+    return Parts(out.absolute(), images, columns, size, key)  # other processes may stand elsewhere
