@@ -39,9 +39,7 @@ class Pool:
         """Have these parts written, in any order; yields after each how many images it was of."""
         if not numbers:
             return
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray import data  # pyright: ignore[reportMissingImports]
-
+        ray, data = need("ray", "ray"), need("ray.data", "ray")
         data.DataContext.get_current().enable_progress_bars = False
         shared = ray.put(parts), ray.put(encoder)  # once for all, and not in a message to each
         todo = data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers))
@@ -62,8 +60,7 @@ class _Actor:
     """Has the network ready, and writes a part a call."""
 
     def __init__(self, parts: Any, encoder: Any, preprocess: Preprocess, pool: Pool, batch: int) -> None:
-        import ray  # pyright: ignore[reportMissingImports]
-
+        ray = need("ray", "ray")
         self.parts: Parts = ray.get(parts)
         network = ready(ray.get(encoder), pool.device, pool.precision)
         self.embed = functools.partial(
