@@ -54,10 +54,7 @@ def take_turns(
     device: torch.device = CPU,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each turn by `clock`, by contender.
-
-    Memory is kept as omma's command line does, to everyone's gain.
-    """
+    """Seconds of each turn by `clock`, by contender; memory is kept, as omma's command does, for all."""
     keep_memory()
     for contender in contenders:
         for _ in range(warm_ups):

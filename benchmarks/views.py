@@ -5,11 +5,11 @@
 Everyone starts from files in the page cache and ends with normalised float crops. omma reads, cuts and
 colours a batch, from the JPEGs and from its cache of decoded pixels (`--cache`), which holds them at the
 size that the plan needs; the peers' pipelines decode with Pillow and take one image after the other, as a
-data-loading worker does: torchvision's transforms composed as DINO's repository does, with Pillow's blur and
-solarisation, and lightly's DINOTransform. Colour is the paper's: jitter .4, .4, .2, .1 at .8, grey .2, blur
-1 / .1 / .5, solarise .2 on the second crop. Photographs are scikit-learn's sample images, cut at random and
-saved at quality 90. Time is that of the process on its core, so that other processes there take nobody's
-turn.
+data-loading worker does: torchvision's transforms composed as DINO's repository does, with Pillow's blur
+and solarisation, and lightly's DINOTransform. Colour is the paper's: jitter .4, .4, .2, .1 at .8, grey .2,
+blur 1 / .1 / .5, solarise .2 on the second crop. Photographs are scikit-learn's sample images, cut at
+random and saved at quality 90. Time is that of the process on its core, so that other processes there take
+nobody's turn.
 """
 
 import argparse
