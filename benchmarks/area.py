@@ -1,16 +1,21 @@
 """How cost grows with an image's area: Swin linearly, ViT quadratically.
 
-    python benchmarks/area.py [--sizes 224 320 448 640 896] [--rounds 5] [--json FILE]
+    python benchmarks/area.py [--sizes 224 320 448 640 896] [--rounds 5] [--train] [--json FILE]
+    python benchmarks/area.py --memory --sizes 224 448 896 1344 2048
 
 swin-t and vit-s/16, which cost alike at 224 px, and vit-s/16 with other token mixers: linear attention, and
-BigBird's local, global and random one. One image at a time, in fp32, forward alone; every network in turn,
-the best of its rounds. Multiply-adds are counted, not timed. An exponent is fitted to each (cost ~ area^e,
-least squares of logarithms): 1 is linear. That of the whole ViT lies between 1 and 2 at these sizes, for what
-is done to each token is linear; the last line counts what is done to pairs of tokens: all that exceeds 12 d^2
-a token in each layer.
+BigBird's local, global and random one. One image at a time, in fp32, forward alone or (--train) with the
+backward pass; every network in turn, the best of its rounds. --memory: what a process of its own took at
+most, more than before its first image. Multiply-adds are counted, not timed. An exponent is fitted to each
+(cost ~ area^e, least squares of logarithms): 1 is linear. That of the whole ViT lies between 1 and 2 at
+these sizes, for what is done to each token is linear; the last line counts what is done to pairs of tokens:
+all that exceeds 12 d^2 a token in each layer.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ import torch
 from common import Contender
 
 from omma import backbones
+from omma.device import peak_memory
 from omma.ops.cost import multiply_adds
 
 SUBJECTS: dict[str, dict[str, Any]] = {
@@ -46,16 +52,43 @@ def pairs(size: int) -> int:
     return 12 * (two - one - 12 * tokens * dim**2)
 
 
-def contender(subject: str, size: int) -> Contender:
+def contender(subject: str, size: int, train: bool) -> Contender:
     torch.manual_seed(0)
-    network = backbones.build(image_size=HOME, **SUBJECTS[subject]).eval()
+    network = backbones.build(image_size=HOME, **SUBJECTS[subject]).train(train)
     image = torch.randn(1, 3, size, size)
 
     def run() -> None:
-        with torch.inference_mode():
-            network(image)
+        with torch.inference_mode(not train):
+            pooled = network(image).pooled
+        if train:
+            pooled.sum().backward()
 
     return Contender(subject, run, 1)
+
+
+def memory_of(subject: str, size: int, train: bool) -> int:
+    """Bytes that this process takes at most for an image of this size, above what it took before."""
+    one = contender(subject, size, train)
+    before = peak_memory(common.CPU)
+    one.run()
+    return peak_memory(common.CPU) - before
+
+
+def memory(sizes: list[int], train: bool) -> list[dict[str, Any]]:
+    """Every subject and size in a process of its own; a table in MiB."""
+    results = []
+    print(f"{'MiB':24}" + "".join(f"{size:>9} px" for size in sizes))
+    for subject in SUBJECTS:
+        taken = []
+        for size in sizes:
+            command = [sys.executable, __file__, "--sizes", str(size), "--subject", subject]
+            done = subprocess.run(command + ["--train"] * train, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{subject} at {size} px: {done.stderr.strip()[-2000:]}")
+            taken.append(json.loads(done.stdout))
+        print(f"{subject:24}" + "".join(f"{bytes_ / 2**20:12,.0f}" for bytes_ in taken), flush=True)
+        results.append({"model": subject, "sizes": sizes, "train": train, "bytes": taken})
+    return results
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
@@ -63,11 +96,11 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
     return float(np.polyfit(2 * np.log(sizes), np.log(costs), 1)[0])
 
 
-def measure(sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(sizes: list[int], rounds: int, train: bool) -> list[dict[str, Any]]:
     """For each subject: multiply-adds and seconds by size, and their exponents."""
     seconds: dict[str, list[list[float]]] = {subject: [] for subject in SUBJECTS}
     for size in sizes:
-        turns = common.take_turns([contender(subject, size) for subject in SUBJECTS], rounds)
+        turns = common.take_turns([contender(subject, size, train) for subject in SUBJECTS], rounds)
         for subject, each in turns.items():
             seconds[subject].append(each)
     results = []
@@ -108,12 +141,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 320, 448, 640, 896], help="px")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", action="store_true", help="with the backward pass")
+    parser.add_argument("--memory", action="store_true", help="peak memory in place of time")
+    parser.add_argument("--subject", choices=SUBJECTS, help="(for --memory: what this process is for)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if len(set(args.sizes)) < 2:
-        parser.error("--sizes: two or more, to fit an exponent to")
-    results = measure(args.sizes, args.rounds)
-    show(results)
+    if args.subject:
+        print(memory_of(args.subject, args.sizes[0], args.train))
+        return
+    if args.memory:
+        results = memory(args.sizes, args.train)
+    else:
+        if len(set(args.sizes)) < 2:
+            parser.error("--sizes: two or more, to fit an exponent to")
+        results = measure(args.sizes, args.rounds, args.train)
+        show(results)
     common.save(args.json, "area", __doc__, results)
 
 

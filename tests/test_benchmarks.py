@@ -175,6 +175,17 @@ def test_work_is_a_share_of_what_the_machine_can_do(monkeypatch: pytest.MonkeyPa
     assert us["share"] == pytest.approx(us["flops"] / 2 / 4096)
 
 
+def test_memory_of_an_image_is_that_of_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import area
+
+    monkeypatch.setattr(area, "SUBJECTS", {"vit-s/16 linear": area.SUBJECTS["vit-s/16 linear"]})
+    (found,) = area.memory([512], train=True)
+    assert found["bytes"][0] > 2**20  # 1,024 tokens, and what is kept of them
+    assert "512 px" in capsys.readouterr().out
+
+
 def test_cost_grows_with_area_as_is_said() -> None:
     import area
 
@@ -187,7 +198,7 @@ def test_cost_grows_with_area_as_is_said() -> None:
     assert found["vit-s/16 bigbird"] == pytest.approx(1, abs=0.03)
     assert found["vit-s/16"] > 1.2
     assert area.exponent(sizes, [area.pairs(size) for size in sizes]) == pytest.approx(2, abs=0.01)
-    area.contender("swin-t", 64).run()
+    area.contender("swin-t", 64, train=False).run()
 
 
 def test_turns_and_headline() -> None:
