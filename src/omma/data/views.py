@@ -89,24 +89,16 @@ def cut(
     eight_bit = all(image.dtype == np.uint8 for image in images)
     crops = []
     for number, crop in enumerate(plan):
-        boxes = draw_boxes(key, crop, number, heights, widths)
+        boxes = draw_boxes(key, crop, number, heights, widths).tolist()
         flips = draw_flips(key, crop, number)
         shape = (len(images), crop.count, channels, crop.size, crop.size)
         out = np.empty(shape, dtype=np.uint8 if eight_bit else np.float32)
         for i, image in enumerate(images):
-            out[i] = _cut(image, boxes[i], flips[i], crop.size)
+            for view in range(crop.count):
+                piece = crop_resize_one(image, boxes[i][view], crop.size, _FILTER)[0].numpy()
+                out[i, view] = piece[:, :, ::-1] if flips[i, view] else piece
         crops.append(torch.from_numpy(out))
     return tuple(crops)
-
-
-def _cut(image: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
-    """One image's views, [v, c, size, size]."""
-    if image.dtype == np.uint8:
-        from omma.ops import loops
-
-        return loops.cut(np.ascontiguousarray(image), boxes, flips, size)
-    pieces = [crop_resize_one(image, box, size, _FILTER)[0].numpy() for box in boxes.tolist()]
-    return np.stack([piece[:, :, ::-1] if flip else piece for piece, flip in zip(pieces, flips, strict=True)])
 
 
 def cut_batch(

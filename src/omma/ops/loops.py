@@ -5,10 +5,8 @@ A first call compiles for some seconds; the code is kept on disk (Numba's `cache
 functions release the GIL, so that threads may share a batch.
 """
 
-import math
-
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Num, UInt8
+from jaxtyping import Bool, Float32, Int64, Num
 from numba import float32, njit
 
 from omma.ops.colour import LUMA
@@ -26,7 +24,6 @@ def _clip(x, low, high):
     return x if x < high else high
 
 
-# ---------------------------------------------------------------- colour
 @_compiled
 def _jitter(image, factors):
     """`colour`'s brightness_, contrast_, saturation_, hue_ on float32 [3, n], in place: two passes."""
@@ -145,101 +142,3 @@ def colour(
             else:
                 for j in range(h * w):
                     scaled[j] = gain * scaled[j] + shift
-
-
-# ---------------------------------------------------------------- cutting
-_BLOCK = 16  # rows or columns that are turned over at a time: a cache line of float32
-
-
-@_compiled
-def _taps(length, size, flip):
-    """Rows of `resize.resampling` (bicubic) without their zeros: where each begins, weights [size, 4n]."""
-    scale = length / size
-    stretch = max(scale, 1.0)
-    reach = 2 * stretch
-    first = np.empty(size, np.int64)
-    weights = np.zeros((size, 4 * math.ceil(reach / 2)), np.float32)
-    for i in range(size):
-        centre = ((size - 1 - i if flip else i) + 0.5) * scale - 0.5
-        start, stop = max(0, math.floor(centre - reach) + 1), min(length, math.ceil(centre + reach))
-        first[i], total = start, 0.0
-        for k in range(stop - start):
-            x = abs(start + k - centre) / stretch
-            weight = (1.5 * x - 2.5) * x * x + 1 if x < 1 else -0.5 * (2 - x) ** 2 * (x - 1)
-            weights[i, k] = weight
-            total += weight
-        for k in range(stop - start):
-            weights[i, k] /= total
-    return first, weights
-
-
-@_compiled
-def _weighted(rows, first, step, last, start, stop, weights, out):
-    """out = sum_k weights[k] rows[first + k step, start:stop]; beyond `last` weights are 0."""
-    for k in range(0, len(weights), 4):
-        at = first + k * step
-        a, b = rows[min(at, last), start:stop], rows[min(at + step, last), start:stop]
-        c, d = rows[min(at + 2 * step, last), start:stop], rows[min(at + 3 * step, last), start:stop]
-        p, q, r, s = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        if k == 0:
-            for i in range(len(out)):
-                out[i] = p * float32(a[i]) + q * float32(b[i]) + r * float32(c[i]) + s * float32(d[i])
-        else:
-            for i in range(len(out)):
-                out[i] += p * float32(a[i]) + q * float32(b[i]) + r * float32(c[i]) + s * float32(d[i])
-
-
-@_compiled
-def _turn(block, out):
-    """out = block transposed."""
-    if len(block) == _BLOCK:  # a constant, which unrolls the inner loop
-        for i in range(len(out)):
-            for j in range(_BLOCK):
-                out[i, j] = block[j, i]
-    else:
-        for i in range(len(out)):
-            for j in range(len(block)):
-                out[i, j] = block[j, i]
-
-
-@_compiled
-def cut(
-    image: UInt8[np.ndarray, "h w c"],
-    boxes: Int64[np.ndarray, "v 4"],
-    flips: Bool[np.ndarray, "v"],
-    size: int,
-) -> UInt8[np.ndarray, "v c size size"]:
-    """Cut boxes (top, left, height, width), resize them (bicubic, antialiased), then mirror where `flips`.
-
-    `resize.crop_resize`, rounded and clipped to 0..255: two passes of 32-bit sums, first over rows, then over
-    columns, with the image turned over in between, so that both run along memory. Arrays are C-contiguous.
-    """
-    height, width, channels = image.shape
-    pixels = image.reshape(height, width * channels)
-    widest = boxes[:, 3].max()
-    block = np.empty((_BLOCK, max(widest * channels, size)), np.float32)
-    turned = np.empty((widest * channels, size), np.float32)
-    rounded = np.empty((_BLOCK, size), np.uint8)
-    out = np.empty((len(boxes), channels, size, size), np.uint8)
-    for v in range(len(boxes)):
-        top, left, h, w = boxes[v]
-        first, weights = _taps(h, size, False)
-        start, stop = left * channels, (left + w) * channels
-        for y in range(0, size, _BLOCK):
-            n = min(_BLOCK, size - y)
-            for j in range(n):
-                at, row = top + first[y + j], block[j, : stop - start]
-                _weighted(pixels, at, 1, top + h - 1, start, stop, weights[y + j], row)
-            _turn(block[:n, : stop - start], turned[: stop - start, y : y + n])
-        first, weights = _taps(w, size, flips[v])
-        for c in range(channels):
-            for x in range(0, size, _BLOCK):
-                n = min(_BLOCK, size - x)
-                for j in range(n):
-                    at, last, row = first[x + j] * channels + c, (w - 1) * channels + c, block[j, :size]
-                    _weighted(turned, at, channels, last, 0, size, weights[x + j], row)
-                    whole = rounded[j]
-                    for i in range(size):
-                        whole[i] = np.uint8(np.int32(_clip(row[i] + float32(0.5), _ZERO, float32(255))))
-                _turn(rounded[:n], out[v, c, :, x : x + n])
-    return out
