@@ -4,7 +4,9 @@ import ctypes
 import functools
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +153,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that this process has used at most: of the GPU, or of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # getrusage's is at least that of the process which started this one
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
