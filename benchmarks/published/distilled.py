@@ -228,7 +228,9 @@ def dinov2_patches(references: References, found: Found) -> None:
         features, their_features = leaf(wave(4, 8, phase=step))
         prototypes, their_prototypes = leaf(wave(24, 8, phase=step + 0.3))
         teacher = wave(4, 24, phase=step + 0.6, scale=3.0).softmax(-1)
-        ours = distillation.masked_patches(features, prototypes, teacher, counts, len(mask), 0.1)
+        ours = distillation.together(
+            [distillation.hidden(features, teacher, counts, len(mask))], prototypes, 0.1
+        )[0]
         theirs = official.forward_masked(their_features @ their_prototypes.T, teacher.double(), mask)
         ours.backward()
         theirs.backward()

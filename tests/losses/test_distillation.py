@@ -16,7 +16,9 @@ def close(a, b, atol=2e-6):
 
 def dino(student, teacher, temperature):
     """The loss of given logits: the prototypes are the axes."""
-    return distillation.dino(student, torch.eye(student.shape[-1]).to(student), teacher, temperature)
+    return distillation.together(
+        [distillation.views(student, teacher)], torch.eye(student.shape[-1]).to(student), temperature
+    )[0]
 
 
 def written_out(student, teacher, temperature):

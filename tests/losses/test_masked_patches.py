@@ -21,9 +21,9 @@ def counts_of(mask):
 def loss_of(student, teacher, mask, temperature=0.1):
     """Of logits [b, n, k]: the prototypes are the axes."""
     axes = torch.eye(student.shape[-1]).to(student)
-    return distillation.masked_patches(
-        student[mask], axes, teacher[mask], counts_of(mask), len(mask), temperature
-    )
+    return distillation.together(
+        [distillation.hidden(student[mask], teacher[mask], counts_of(mask), len(mask))], axes, temperature
+    )[0]
 
 
 def test_uniform_is_log_k_times_the_share_of_images_with_a_mask():
@@ -62,7 +62,9 @@ def test_numbers_of_dinov2():
     """facebookresearch/dinov2 b8931f7, iBOTPatchLoss(7).forward_masked(f @ w.T, t, MASK) in fp64."""
     features, prototypes = wave(4, 5, phase=0.1).requires_grad_(), wave(7, 5, phase=0.8).requires_grad_()
     teacher = wave(4, 7, phase=1.3, scale=2.0).softmax(-1)
-    loss = distillation.masked_patches(features, prototypes, teacher, counts_of(MASK), 3, 0.1)
+    loss = distillation.together(
+        [distillation.hidden(features, teacher, counts_of(MASK), 3)], prototypes, 0.1
+    )[0]
     loss.backward()
     close(loss, 11.300106217)
     close(features.grad[0], [0.21911778, 0.981611971, 0.074026084, -0.456940135, 0.418832154])
@@ -103,11 +105,15 @@ def test_rows_beyond_the_teachers_do_not_count():
     """They are there so that heads see few different shapes."""
     student, teacher = wave(5, 4, step=0.7).requires_grad_(), wave(5, 3, step=1.3).softmax(-1)
     prototypes, counts = wave(3, 4, phase=2), torch.tensor([2.0, 2.0, 1.0])
-    loss = distillation.masked_patches(student, prototypes, teacher[:3], counts, 2, 0.1)
-    alone = distillation.masked_patches(student[:3], prototypes, teacher[:3], counts, 2, 0.1)
+    loss = distillation.together([distillation.hidden(student, teacher[:3], counts, 2)], prototypes, 0.1)[0]
+    alone = distillation.together(
+        [distillation.hidden(student[:3], teacher[:3], counts, 2)], prototypes, 0.1
+    )[0]
     torch.testing.assert_close(loss, alone)
     loss.backward()
     assert student.grad[:3].any(1).all()
     assert not student.grad[3:].any()
-    empty = distillation.masked_patches(student[:0], prototypes, teacher[:0], counts[:0], 2, 0.1)
+    empty = distillation.together(
+        [distillation.hidden(student[:0], teacher[:0], counts[:0], 2)], prototypes, 0.1
+    )[0]
     assert empty == 0

@@ -70,7 +70,7 @@ def test_forward_is_the_equations():
         logits, patch_logits = twin.teacher_head(whole.pooled), twin.teacher_head(whole.patches)
         teacher = distillation.targets(logits, net.centre, 0.04).view(2, 3, 7)
         patch_teacher = distillation.targets(patch_logits, net.patch_centre, 0.04)
-    image_loss = distillation.dino(student, torch.eye(7), teacher, 0.1)
+    image_loss = distillation.together([distillation.views(student, teacher)], torch.eye(7), 0.1)[0]
     each = -(patch_teacher * (twin.head(seen.patches) / 0.1).log_softmax(-1)).sum(-1)
     patch_loss = ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
     expected = image_loss + 0.7 * patch_loss

@@ -97,28 +97,6 @@ def hidden(
     return Term(student, teacher, rows, weights, scale)
 
 
-def dino(
-    student: Float[Tensor, "v b d"],
-    prototypes: Float[Tensor, "k d"],
-    teacher: Float[Tensor, "g b k"],
-    temperature: float,
-) -> Float[Tensor, ""]:
-    """`views` alone, s_j = softmax(student_j prototypes^T / temperature)."""
-    return together([views(student, teacher)], prototypes, temperature)[0]
-
-
-def masked_patches(
-    student: Float[Tensor, "n d"],
-    prototypes: Float[Tensor, "k d"],
-    teacher: Float[Tensor, "m k"],
-    counts: Float[Tensor, "m"],
-    images: int,
-    temperature: float,
-) -> Float[Tensor, ""]:
-    """`hidden` alone, s = softmax(student prototypes^T / temperature)."""
-    return together([hidden(student, teacher, counts, images)], prototypes, temperature)[0]
-
-
 def together(
     terms: Sequence[Term],
     prototypes: Float[Tensor, "k d"],
