@@ -26,6 +26,9 @@ constexpr long TILE = ROWS * DEPTH; // numbers in a tile, 1 KiB
 long tiles(long n, long size) { return (n + size - 1) / size; }
 long padded(long n, long size) { return tiles(n, size) * size; }
 
+// How much a thread takes at a time of what need not be divided evenly: other users of a core slow one thread down.
+long portion(long n) { return std::max(1L, n / 32); }
+
 // Memory that a thread keeps from call to call.
 class Scratch {
     struct Free {
@@ -146,9 +149,9 @@ void pack(const bf16 *from, long ld, long rows, __mmask16 columns, bf16 *to, boo
 }
 
 // 32 columns of 16 rows as a tile that is multiplied from the right as their transpose.
-void pack_turned(const bf16 *from, long ld, bf16 *to) {
+void pack_turned(const bf16 *from, long ld, long rows, bf16 *to) {
     __m512i r[16];
-    for (long i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * ld);
+    for (long i = 0; i < 16; i++) r[i] = i < rows ? _mm512_loadu_si512(from + i * ld) : _mm512_setzero_si512();
     transpose(r);
     for (long i = 0; i < 16; i++) _mm512_store_si512(to + i * DEPTH, r[i]);
 }
@@ -235,7 +238,7 @@ long allowed() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 // y = x * (the normal law's share below x), n numbers.
 void gelu(long n, const bf16 *x, bf16 *y, int threads) {
     const Pieces pieces(below);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, portion(n / 16))
     for (long i = 0; i < n; i += 16) {
         __mmask16 m = first(n - i);
         Vec v = load(x + i, m), size = _mm512_abs_ps(v);
@@ -247,7 +250,7 @@ void gelu(long n, const bf16 *x, bf16 *y, int threads) {
 // dx = dy times its slope.
 void gelu_backward(long n, const bf16 *dy, const bf16 *x, bf16 *dx, int threads) {
     const Pieces pieces(slope_below);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, portion(n / 16))
     for (long i = 0; i < n; i += 16) {
         __mmask16 m = first(n - i);
         Vec v = load(x + i, m), slope = pieces(_mm512_abs_ps(v));
@@ -260,7 +263,7 @@ void gelu_backward(long n, const bf16 *dy, const bf16 *x, bf16 *dx, int threads)
 // y = (x - mean) / deviation * scale + shift for each of n rows of d numbers; keeps both statistics.
 void norm(long n, long d, float eps, const bf16 *x, const bf16 *scale, const bf16 *shift, bf16 *y, float *mean,
           float *inverse, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, portion(n))
     for (long r = 0; r < n; r++) {
         const bf16 *row = x + r * d;
         Vec s = _mm512_setzero_ps(), q = s;
@@ -388,10 +391,12 @@ void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, bf16 
 
 namespace {
 
-// One head of one sample, padded to whole tiles with zeros.
-void gather(const bf16 *from, long ld, long n, long e, bf16 *to, long rows) {
-    for (long r = 0; r < n; r++) std::memcpy(to + r * e, from + r * ld, e * 2);
-    std::memset(to + n * e, 0, (rows - n) * e * 2);
+// Up to 32 rows of a head, padded to whole tiles with zeros.
+Operand gather(const bf16 *from, long ld, long n, long e, bf16 *to) {
+    const long rows = std::min(n, 2 * ROWS);
+    for (long r = 0; r < rows; r++) std::memcpy(to + r * e, from + r * ld, e * 2);
+    std::memset(to + rows * e, 0, (2 * ROWS - rows) * e * 2);
+    return {to, ROWS * e, DEPTH, e};
 }
 
 void scatter(const float *from, long n, long e, bf16 *to, long ld) {
@@ -399,20 +404,20 @@ void scatter(const float *from, long n, long e, bf16 *to, long ld) {
         for (long i = 0; i < e; i += 16) store(to + r * ld + i, 0xffff, _mm512_loadu_ps(from + r * e + i));
 }
 
-// x [rows, columns] for a product from the right: pairs of rows; or its transpose.
-Operand right(const bf16 *x, long rows, long columns, bf16 *to) {
+// x [rows, columns], its rows `ld` apart, for a product from the right: pairs of rows; or its transpose.
+Operand right(const bf16 *x, long ld, long rows, long columns, bf16 *to) {
     const long depth = tiles(rows, DEPTH);
-    for (long j = 0; j < tiles(columns, 16); j++)
+    for (long j = 0; j < columns / 16; j++)
         for (long k = 0; k < depth; k++)
-            pack(x + k * DEPTH * columns + j * 16, columns, DEPTH, 0xffff, to + (j * depth + k) * TILE, false);
+            pack(x + k * DEPTH * ld + j * 16, ld, rows - k * DEPTH, 0xffff, to + (j * depth + k) * TILE, false);
     return {to, depth * TILE, TILE, DEPTH};
 }
 
-Operand right_turned(const bf16 *x, long rows, long columns, bf16 *to) {
+Operand right_turned(const bf16 *x, long ld, long rows, long columns, bf16 *to) {
     const long depth = columns / DEPTH;
     for (long j = 0; j < tiles(rows, 16); j++)
         for (long k = 0; k < depth; k++)
-            pack_turned(x + j * 16 * columns + k * DEPTH, columns, to + (j * depth + k) * TILE);
+            pack_turned(x + j * 16 * ld + k * DEPTH, ld, rows - j * 16, to + (j * depth + k) * TILE);
     return {to, depth * TILE, TILE, DEPTH};
 }
 
@@ -421,11 +426,9 @@ Operand left_turned(const bf16 *x, long rows, long columns, bf16 *to) {
     const long depth = tiles(rows, DEPTH);
     for (long j = 0; j < tiles(columns, 16); j++)
         for (long k = 0; k < depth; k++)
-            pack(x + k * DEPTH * columns + j * 16, columns, DEPTH, 0xffff, to + (j * depth + k) * TILE, true);
+            pack(x + k * DEPTH * columns + j * 16, columns, rows - k * DEPTH, 0xffff, to + (j * depth + k) * TILE, true);
     return {to, depth * TILE, TILE, DEPTH};
 }
-
-Operand left(const bf16 *x, long columns) { return {x, 16 * columns, DEPTH, columns}; }
 
 } // namespace
 
@@ -433,108 +436,118 @@ extern "C" {
 
 // Attention of sequences with themselves: qkv [b, n, 3, heads, e] to out [b, n, heads, e]; e a multiple of 32.
 // log_sum [b, heads, n]: of each query, the logarithm to base 2 of what its exponentials sum to; null: not wanted.
+// 32 queries at a time, whose scores stay in the first cache.
 void attend(long b, long n, long heads, long e, const bf16 *qkv, bf16 *out, float *log_sum, int threads) {
-    const long wide = padded(n, 32), nt = tiles(n, 16), d = heads * e;
+    const long wide = padded(n, 32), nt = tiles(n, 16), d = heads * e, most_rows = 2 * ROWS;
     const Vec scale = all(LOG2_E / __builtin_sqrtf(e));
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
         static thread_local Scratch scratch;
-        scratch.begin(4 * wide * e * 2 + wide * wide * 2 + wide * std::max(wide, e) * 4 + wide * 4);
-        bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
-        bf16 *packed = scratch.take<bf16>(wide * e), *p = scratch.take<bf16>(wide * wide);
-        float *s = scratch.take<float>(wide * std::max(wide, e)), *total = scratch.take<float>(wide);
-#pragma omp for schedule(static) collapse(2)
+        scratch.begin((2 * wide * e + most_rows * (e + wide)) * 2 + most_rows * (wide + e) * 4);
+        bf16 *keys = scratch.take<bf16>(wide * e), *values = scratch.take<bf16>(wide * e);
+        bf16 *q = scratch.take<bf16>(most_rows * e), *p = scratch.take<bf16>(most_rows * wide);
+        float *s = scratch.take<float>(most_rows * wide), *o = scratch.take<float>(most_rows * e);
+#pragma omp for schedule(dynamic, portion(b * heads)) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++) {
                 const bf16 *from = qkv + x * n * 3 * d + h * e;
-                gather(from, 3 * d, n, e, q, wide);
-                gather(from + d, 3 * d, n, e, k, wide);
-                gather(from + 2 * d, 3 * d, n, e, v, wide);
-                product(nt, nt, left(q, e), right_turned(k, wide, e, packed), e / DEPTH, s, wide);
-                for (long r = 0; r < n; r++) { // weights, not yet divided by their sum
-                    const float *row = s + r * wide;
-                    Vec top = all(-3e38f), sum = _mm512_setzero_ps();
-                    for (long i = 0; i < n; i += 16)
-                        top = _mm512_max_ps(top, _mm512_mask_loadu_ps(all(-3e38f), first(n - i), row + i));
-                    const Vec most = _mm512_mul_ps(all(_mm512_reduce_max_ps(top)), scale);
-                    for (long i = 0; i < wide; i += 16) {
-                        Vec y = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), scale, most));
-                        y = _mm512_maskz_mov_ps(first(n - i), y);
-                        sum = _mm512_add_ps(sum, y);
-                        store(p + r * wide + i, 0xffff, y);
+                const Operand k = right_turned(from + d, 3 * d, n, e, keys), v = right(from + 2 * d, 3 * d, n, e, values);
+                for (long start = 0; start < n; start += most_rows) {
+                    const long rows = std::min(n - start, most_rows), rt = tiles(rows, 16);
+                    product(rt, nt, gather(from + start * 3 * d, 3 * d, rows, e, q), k, e / DEPTH, s, wide);
+                    float total[most_rows];
+                    for (long r = 0; r < rows; r++) { // weights, not yet divided by their sum
+                        const float *row = s + r * wide;
+                        Vec top = all(-3e38f), sum = _mm512_setzero_ps();
+                        for (long i = 0; i < n; i += 16)
+                            top = _mm512_max_ps(top, _mm512_mask_loadu_ps(all(-3e38f), first(n - i), row + i));
+                        const Vec most = _mm512_mul_ps(all(_mm512_reduce_max_ps(top)), scale);
+                        for (long i = 0; i < wide; i += 16) {
+                            Vec y = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + i), scale, most));
+                            y = _mm512_maskz_mov_ps(first(n - i), y);
+                            sum = _mm512_add_ps(sum, y);
+                            store(p + r * wide + i, 0xffff, y);
+                        }
+                        total[r] = _mm512_reduce_add_ps(sum);
+                        if (log_sum)
+                            log_sum[(x * heads + h) * n + start + r] =
+                                _mm512_cvtss_f32(most) + __builtin_log2f(total[r]);
                     }
-                    total[r] = _mm512_reduce_add_ps(sum);
-                    if (log_sum)
-                        log_sum[(x * heads + h) * n + r] = _mm512_cvtss_f32(most) + __builtin_log2f(total[r]);
+                    std::memset(p + rows * wide, 0, (rt * 16 - rows) * wide * 2);
+                    product(rt, e / 16, {p, ROWS * wide, DEPTH, wide}, v, wide / DEPTH, o, e);
+                    for (long r = 0; r < rows; r++)
+                        for (long i = 0; i < e; i += 16) {
+                            Vec y = _mm512_mul_ps(_mm512_loadu_ps(o + r * e + i), all(1 / total[r]));
+                            store(out + (x * n + start + r) * d + h * e + i, 0xffff, y);
+                        }
                 }
-                std::memset(p + n * wide, 0, (nt * 16 - n) * wide * 2);
-                product(nt, e / 16, left(p, wide), right(v, wide, e, packed), wide / DEPTH, s, e);
-                for (long r = 0; r < n; r++)
-                    for (long i = 0; i < e; i += 16) {
-                        Vec y = _mm512_mul_ps(_mm512_loadu_ps(s + r * e + i), all(1 / total[r]));
-                        store(out + (x * n + r) * d + h * e + i, 0xffff, y);
-                    }
             }
     }
 }
 
-// The derivative by qkv, from that by out; weights are made anew, and stand turned: a row for each key.
+// The derivative by qkv, from that by out; weights are made anew and stand turned: a row for each key, 32 keys at
+// a time.
 void attend_backward(long b, long n, long heads, long e, const bf16 *dout, const bf16 *qkv, const bf16 *out,
                      const float *log_sum, bf16 *dqkv, int threads) {
-    const long wide = padded(n, 32), nt = tiles(n, 16), et = e / 16, d = heads * e;
+    const long wide = padded(n, 32), nt = tiles(n, 16), et = e / 16, d = heads * e, most_rows = 2 * ROWS;
     const float root = 1 / __builtin_sqrtf(e);
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
         static thread_local Scratch scratch;
-        const long big = wide * std::max(wide, e);
-        scratch.begin(5 * wide * e * 2 + 3 * wide * wide * 2 + 2 * big * 4 + 2 * wide * 4);
-        bf16 *q = scratch.take<bf16>(wide * e), *k = scratch.take<bf16>(wide * e), *v = scratch.take<bf16>(wide * e);
-        bf16 *g = scratch.take<bf16>(wide * e), *packed = scratch.take<bf16>(wide * e);
-        bf16 *p = scratch.take<bf16>(wide * wide), *ds = scratch.take<bf16>(wide * wide);
+        scratch.begin((5 * wide * e + 2 * most_rows * e + most_rows * wide + 2 * wide * wide) * 2 +
+                      (2 * most_rows * wide + wide * e + 2 * wide) * 4);
+        bf16 *packed[5];
+        for (bf16 *&each : packed) each = scratch.take<bf16>(wide * e);
+        bf16 *k = scratch.take<bf16>(most_rows * e), *v = scratch.take<bf16>(most_rows * e);
+        bf16 *p = scratch.take<bf16>(most_rows * wide), *ds = scratch.take<bf16>(wide * wide);
         bf16 *turned = scratch.take<bf16>(wide * wide);
-        float *s = scratch.take<float>(big), *dp = scratch.take<float>(big);
-        float *less = scratch.take<float>(wide), *mean = scratch.take<float>(wide);
-#pragma omp for schedule(static) collapse(2)
+        float *s = scratch.take<float>(most_rows * wide), *dp = scratch.take<float>(most_rows * wide);
+        float *sum = scratch.take<float>(wide * e), *less = scratch.take<float>(wide), *mean = scratch.take<float>(wide);
+#pragma omp for schedule(dynamic, portion(b * heads)) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++) {
                 const bf16 *from = qkv + x * n * 3 * d + h * e, *grad = dout + x * n * d + h * e;
                 const bf16 *result = out + x * n * d + h * e;
                 bf16 *to = dqkv + x * n * 3 * d + h * e;
-                gather(from, 3 * d, n, e, q, wide);
-                gather(from + d, 3 * d, n, e, k, wide);
-                gather(from + 2 * d, 3 * d, n, e, v, wide);
-                gather(grad, d, n, e, g, wide);
+                const Operand qs = right(from, 3 * d, n, e, packed[0]), ks = right(from + d, 3 * d, n, e, packed[1]);
+                const Operand gs = right(grad, d, n, e, packed[2]), gt = right_turned(grad, d, n, e, packed[3]);
+                const Operand qt = right_turned(from, 3 * d, n, e, packed[4]);
                 std::memset(less, 0, wide * 4);
                 std::memset(mean, 0, wide * 4);
                 std::memcpy(less, log_sum + (x * heads + h) * n, n * 4);
                 for (long r = 0; r < n; r++) { // of each query, the mean slope of its weights
-                    Vec sum = _mm512_setzero_ps();
+                    Vec slope = _mm512_setzero_ps();
                     for (long i = 0; i < e; i += 16)
-                        sum = _mm512_fmadd_ps(load(g + r * e + i, 0xffff), load(result + r * d + i, 0xffff), sum);
-                    mean[r] = _mm512_reduce_add_ps(sum);
+                        slope = _mm512_fmadd_ps(load(grad + r * d + i, 0xffff), load(result + r * d + i, 0xffff), slope);
+                    mean[r] = _mm512_reduce_add_ps(slope);
                 }
-                product(nt, nt, left(k, e), right_turned(q, wide, e, packed), e / DEPTH, s, wide);
-                product(nt, nt, left(v, e), right_turned(g, wide, e, packed), e / DEPTH, dp, wide);
-                for (long r = 0; r < n; r++)
-                    for (long i = 0; i < wide; i += 16) {
-                        Vec y = _mm512_loadu_ps(s + r * wide + i), z = _mm512_loadu_ps(dp + r * wide + i);
-                        y = _mm512_fmsub_ps(y, all(root * LOG2_E), _mm512_loadu_ps(less + i));
-                        y = _mm512_maskz_mov_ps(first(n - i), power_of_two(y));
-                        z = _mm512_mul_ps(_mm512_sub_ps(z, _mm512_loadu_ps(mean + i)), _mm512_mul_ps(y, all(root)));
-                        z = _mm512_maskz_mov_ps(first(n - i), z);
-                        store(p + r * wide + i, 0xffff, y);
-                        store(ds + r * wide + i, 0xffff, z);
-                    }
-                std::memset(p + n * wide, 0, (wide - n) * wide * 2);
-                std::memset(ds + n * wide, 0, (wide - n) * wide * 2);
-                product(nt, et, left(p, wide), right(g, wide, e, packed), wide / DEPTH, s, e);
-                scatter(s, n, e, to + 2 * d, 3 * d);
-                product(nt, et, left(ds, wide), right(q, wide, e, packed), wide / DEPTH, s, e);
-                scatter(s, n, e, to + d, 3 * d);
-                product(nt, et, left_turned(ds, wide, wide, turned), right(k, wide, e, packed), wide / DEPTH, s, e);
-                scatter(s, n, e, to, 3 * d);
+                for (long start = 0; start < n; start += most_rows) {
+                    const long rows = std::min(n - start, most_rows), rt = tiles(rows, 16);
+                    const bf16 *at = from + start * 3 * d;
+                    bf16 *slopes = ds + start * wide;
+                    product(rt, nt, gather(at + d, 3 * d, rows, e, k), qt, e / DEPTH, s, wide);
+                    product(rt, nt, gather(at + 2 * d, 3 * d, rows, e, v), gt, e / DEPTH, dp, wide);
+                    for (long r = 0; r < rows; r++)
+                        for (long i = 0; i < wide; i += 16) {
+                            Vec y = _mm512_loadu_ps(s + r * wide + i), z = _mm512_loadu_ps(dp + r * wide + i);
+                            y = _mm512_fmsub_ps(y, all(root * LOG2_E), _mm512_loadu_ps(less + i));
+                            y = _mm512_maskz_mov_ps(first(n - i), power_of_two(y));
+                            z = _mm512_mul_ps(_mm512_sub_ps(z, _mm512_loadu_ps(mean + i)), _mm512_mul_ps(y, all(root)));
+                            z = _mm512_maskz_mov_ps(first(n - i), z);
+                            store(p + r * wide + i, 0xffff, y);
+                            store(slopes + r * wide + i, 0xffff, z);
+                        }
+                    std::memset(p + rows * wide, 0, (rt * 16 - rows) * wide * 2);
+                    std::memset(slopes + rows * wide, 0, (rt * 16 - rows) * wide * 2);
+                    product(rt, et, {p, ROWS * wide, DEPTH, wide}, gs, wide / DEPTH, sum, e);
+                    scatter(sum, rows, e, to + start * 3 * d + 2 * d, 3 * d);
+                    product(rt, et, {slopes, ROWS * wide, DEPTH, wide}, qs, wide / DEPTH, sum, e);
+                    scatter(sum, rows, e, to + start * 3 * d + d, 3 * d);
+                }
+                product(nt, et, left_turned(ds, n, wide, turned), ks, wide / DEPTH, sum, e);
+                scatter(sum, n, e, to, 3 * d);
             }
     }
 }

@@ -147,7 +147,9 @@ def norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip(params: Sequence[nn.Parameter], most: float, norm: Tensor) -> None:
-    """Scale gradients of this norm to the norm `most`."""
+    """Scale gradients of this norm to the norm `most`, if it is larger."""
+    if norm.device.type == "cpu" and norm <= most:  # elsewhere one would wait to know it
+        return
     nn.utils.clip_grads_with_norm_([p for p in params if not spread(p)], most, norm)
     parts = [local(p.grad) for p in params if spread(p) and p.grad is not None]
     if parts:
