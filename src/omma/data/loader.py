@@ -353,10 +353,8 @@ def _from_workers(
     decode: jpegs.Decode | None,
 ) -> Iterator[Loaded]:
     parts = -(-share // _PART)
-    work: Dataset = _Cutter(images, plan) if decode is None else jpegs.Opener(images, views.at_least(plan))
-    source, end = _processes(work, order, workers, parts, start_method) if workers else (None, None)
-    if source is None:
-        source = (work[key] for key in _Keys(order))
+    work = _Cutter(images, plan) if decode is None else jpegs.Opener(images, views.at_least(plan))
+    source, end = _processes(work, order, workers, parts, start_method)
     if decode is not None:
         source = map(jpegs.OnDevice(images, plan, device, decode), source)
     try:
@@ -373,14 +371,15 @@ def _from_workers(
             crops = tuple(_join([part.crops[i] for part in got], device) for i in range(len(plan)))
             yield Loaded(crops, key, read)
     finally:
-        if end is not None:
-            end()
+        end()
 
 
 def _processes(
     work: Dataset, order: Iterator[Key], workers: int, parts: int, start_method: str | None
 ) -> tuple[Iterator[Any], Callable[[], None]]:
-    """Parts in order from worker processes, and what ends these."""
+    """Parts in order from worker processes, or this one where there are none, and what ends these."""
+    if not workers:
+        return (work[key] for key in _Keys(order)), lambda: None
     if start_method is None and "fork" in torch.multiprocessing.get_all_start_methods():
         start_method = "fork"
     with warnings.catch_warnings():  # "more workers than cores": known and meant
