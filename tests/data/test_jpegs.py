@@ -125,6 +125,8 @@ def test_crops_are_those_of_the_workers_within_rounding(folder, channels):
     usual, others = take(images), take(images, decode=by_cpu)
     assert_alike(usual[0], others[0], atol=2)
     assert usual[0][0].crops[0].dtype == torch.uint8
+    alone = {"steps": len(images), "batch": 1}
+    assert_alike(take(images, **alone)[0], take(images, **alone, decode=by_cpu)[0], atol=2)
     assert usual[1] == others[1] == {}
 
 

@@ -137,6 +137,7 @@ def test_images_on_a_device_are_cut_alike_within_rounding(channels):
         for a, b in zip(usual, others, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(b.float(), a.float(), atol=1, rtol=1e-5)
+            assert (b.float() - a.float()).mean().abs() < 0.1  # rounded, not cut off
 
 
 def test_one_raw_image_makes_the_batch_float_and_changes_no_value():
