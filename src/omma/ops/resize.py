@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Filter = Literal["bilinear", "bicubic"]
-STEEP = (
-    40  # times that CUDA's kernel reduces a side: at s times it wants 65 (4 s + 1) of 12,288 shared numbers
-)
+# Times that CUDA's kernel may reduce a side: at s times it wants 65 (4 s + 1) of 12,288 numbers of shared memory.
+STEEP = 40
 
 
 # Kernels without `where`, which PyTorch runs ten times slower than arithmetic on a CPU.
