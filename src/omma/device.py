@@ -56,6 +56,8 @@ def _own_gpu() -> torch.device:
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """ "auto": bf16 where it is faster: newer NVIDIA GPUs, and CPUs where a short measurement says so."""
+    if name == "fp8":
+        raise ValueError("precision fp8 gains little at the widths of ViTs (docs/adr/0013): choose bf16")
     if name != "auto":
         if name not in PRECISIONS:
             raise ValueError(f"precision {name!r}: choose auto, {' or '.join(PRECISIONS)}")

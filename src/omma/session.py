@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from omma import auto, dist, files, illustrate, launched, monitor, weights
 from omma import device as machine
-from omma.data import index, loader, views, waiting
+from omma.data import index, jpegs, loader, views, waiting
 from omma.data.index import IndexedImages
 from omma.data.pixels import Cache
 from omma.events import Event, Note, Plan, Progress, Read, Result
@@ -67,6 +67,7 @@ class Run:
     sized: Callable[[int], auto.Choice] | None  # the choice for a smaller batch; None: sizes are the user's
     compile: str  # "on" | "off" | "auto": whether blocks are compiled, the last where it pays
     workers: int | None
+    decode: jpegs.Decode | None  # of JPEGs on the device, where not by the workers
     listen: Callable[[Event], None]
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
@@ -304,6 +305,7 @@ def _stream(run: Run) -> loader.Stream:
         rank=dist.rank(),
         world=dist.world(),
         device=run.device,
+        decode=run.decode,
     )
 
 

@@ -127,6 +127,19 @@ def test_both_ways_to_cut_agree_within_rounding():
     assert 0.4 < flips.mean() < 0.6
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_on_a_device_are_cut_alike_within_rounding(channels):
+    rng = np.random.default_rng(0)
+    images = [(80 + rng.random((24 + 3 * i, 40 - 2 * i, channels)) * 90).astype(np.uint8) for i in range(5)]
+    for some in (images, [images[0], images[1].astype(np.float32) * 300.5, *images[2:]]):
+        usual = views.cut(some, PLAN, key(5))
+        others = views.cut_each([torch.from_numpy(x).permute(2, 0, 1) for x in some], PLAN, key(5))
+        for a, b in zip(usual, others, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(b.float(), a.float(), atol=1, rtol=1e-5)
+            assert (b.float() - a.float()).mean().abs() < 0.1  # rounded, not cut off
+
+
 def test_one_raw_image_makes_the_batch_float_and_changes_no_value():
     images = photographs(3)
     alone = views.cut(images[:1], PLAN, key(1))

@@ -52,6 +52,18 @@ def test_one_image_of_raw_values():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1)
 
 
+def test_each_box_equals_the_batch_also_where_the_kernel_would_not_do(monkeypatch):
+    x = pictures()
+    for steep in (resize.STEEP, 1):
+        monkeypatch.setattr(resize, "STEEP", steep)
+        got = [
+            resize.crop_resize_each(x[i : i + 1], box, 13, "bicubic") for i, box in enumerate(BOXES.tolist())
+        ]
+        torch.testing.assert_close(
+            torch.cat(got), resize.crop_resize(x, BOXES, 13, "bicubic"), atol=1e-5, rtol=0
+        )
+
+
 def test_blur_equals_torchvision():
     functional = pytest.importorskip("torchvision.transforms.functional")
     x, sigma = pictures(), np.array([0.1, 0.5, 1.0, 1.37, 2.0], dtype=np.float32)

@@ -37,6 +37,7 @@ def pretrain(
     seed: int = 0,
     workers: int | Auto = "auto",
     cache: bool = False,
+    decode: str = "cpu",
     checkpoint_every: float = 300.0,
     profile: bool = False,
     options: Dotted = None,
@@ -73,6 +74,7 @@ def pretrain(
         seed: Of everything random.
         workers: Processes that decode images.
         cache: Keep images decoded and resized on disk; their size is told before they are written.
+        decode: cpu or gpu: who decodes JPEGs; gpu needs one of NVIDIA's and the package torchcodec.
         checkpoint_every: Seconds between checkpoints.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """

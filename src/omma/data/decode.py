@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -46,6 +47,24 @@ def _kind(head: bytes) -> str | None:
 def sniff(head: bytes) -> bool:
     """Do these first bytes (64 are enough) look like an image that `decode` reads?"""
     return _kind(head) is not None
+
+
+def plain_jpeg(data: bytes) -> bool:
+    """Is this a JPEG that every decoder reads alike?
+
+    8 bits, Huffman codes, grey or YCbCr, not too large, and there to its end. Others (CMYK, RGB, cut off,
+    with bytes after the end) need what `decode` knows of them.
+    """
+    if _kind(data[:HEAD]) != "JPEG" or not data.endswith(b"\xff\xd9"):
+        return False
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return False
+    plain = any(
+        marker in (0xC0, 0xC1, 0xC2) and content[:1] == b"\x08" for marker, content in _segments(data)
+    )
+    return plain and space in ("Gray", "YCbCr") and int(height) * int(width) <= PIXELS
 
 
 # ---------------------------------------------------------------- decode
@@ -160,16 +179,22 @@ def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray
     return orient(image, _jpeg_orientation(data))
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    """The EXIF orientation, read from the segments before the first scan; 1 without one."""
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The segments before the first scan: marker and content."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA:  # start of scan
             break
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _exif_orientation(data[at + 10 : at + 2 + length])
+        yield marker, data[at + 4 : at + 2 + length]
         at += 2 + length
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """The EXIF orientation; 1 without one."""
+    for marker, content in _segments(data):
+        if marker == 0xE1 and content[:6] == b"Exif\0\0":
+            return _exif_orientation(content[6:])
     return 1
 
 

@@ -89,6 +89,11 @@ class IndexedImages:
         where = None if self._where is None else self._where[i]
         return as_channels(self._store.load(self.path(i), where, self.channels, at_least), self.channels)
 
+    def content(self, i: int) -> bytes:
+        """The bytes that `read` would decode; for `encoded` collections. Raises BadImage."""
+        where = None if self._where is None else self._where[i]
+        return self._store.content(self.path(i), where)  # type: ignore[attr-defined]  # of stores of files
+
     def subset(self, indices: np.ndarray) -> "IndexedImages":
         indices = np.asarray(indices)
         if indices.dtype == bool:

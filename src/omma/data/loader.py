@@ -14,8 +14,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from omma.data import views
+from omma.data import jpegs, views
+from omma.data.reader import Part, Reader
 from omma.ops.random import epoch_order, local_order
 from omma.protocols import BadImage, Crop, Images, Key
 
@@ -108,49 +110,19 @@ def fetched(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Reader:
-    """Reads images, each bad one replaced by the next that can be read; remembers the bad ones."""
-
-    def __init__(self, images: Images, at_least: int | None) -> None:
-        self.images, self.at_least = images, at_least
-        self.bad: dict[int, str] = {}
-
-    def read(self, index: int) -> tuple[np.ndarray, int, list[int]]:
-        """Pixels, the index that they come from, and the bad ones passed over."""
-        n = len(self.images)
-        passed: list[int] = []
-        for i in (j % n for j in range(index, index + n)):
-            if i not in self.bad:
-                try:
-                    return self.images.read(i, self.at_least), i, passed
-                except BadImage as error:
-                    self.bad[i] = str(error)
-            passed.append(i)
-        raise ValueError(
-            f"none of {n} images can be read (first: {self.images.path(index)}: {self.bad[index]})"
-        )
-
-
 # ---------------------------------------------------------------- worker processes
-class _Part(NamedTuple):
-    crops: tuple[Tensor, ...]
-    key: Key
-    read: np.ndarray  # indices of the images that were read
-    bad: dict[int, str]
-
-
 class _Cutter(Dataset):
     """What a worker does with the key of one part: read and cut."""
 
     def __init__(self, images: Images, plan: tuple[Crop, ...]) -> None:
         self.plan = plan
-        self.reader = _Reader(images, views.at_least(plan))
+        self.reader = Reader(images, partial(images.read, at_least=views.at_least(plan)))
 
-    def __getitem__(self, key: Key) -> _Part:
+    def __getitem__(self, key: Key) -> Part:
         read = [self.reader.read(int(i)) for i in key.index]
         crops = views.cut([image for image, _, _ in read], self.plan, key)
         bad = {i: self.reader.bad[i] for _, _, passed in read for i in passed}
-        return _Part(crops, key, np.array([i for _, i, _ in read]), bad)
+        return Part(crops, key, np.array([i for _, i, _ in read]), bad)
 
 
 def _start_worker(worker: int) -> None:
@@ -162,7 +134,7 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _same(part: _Part) -> _Part:
+def _same(part: Any) -> Any:
     """In place of PyTorch's collation."""
     return part
 
@@ -196,7 +168,7 @@ def memory_bytes() -> int:
 
 def fits_in_memory(images: Images) -> bool:
     """Are the images equally large (a few are looked at), small, and small enough together?"""
-    reader = _Reader(images, None)
+    reader = Reader(images, images.read)
     n = len(images)
     some = [reader.read(int(i))[0] for i in np.linspace(0, n - 1, min(n, 8)).astype(int)]
     if len({image.shape for image in some}) > 1 or max(some[0].shape[:2]) > MAX_SIDE:
@@ -213,7 +185,7 @@ class _Decoded:
 
 def _decode_all(images: Images) -> _Decoded | None:
     """Every image in one tensor, or None where they turn out not to be equally large or of one type."""
-    reader = _Reader(images, None)
+    reader = Reader(images, images.read)
     n = len(images)
     first = reader.read(0)[0]
     whole = np.empty((n, first.shape[2], *first.shape[:2]), dtype=first.dtype)
@@ -323,14 +295,16 @@ def stream(
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
+    decode: jpegs.Decode | None = None,
     start_method: str | None = None,
 ) -> Stream:
     """Crops of the plan for step `start_step` and all that follow, as process `rank` of `world` gets them.
 
     Small equally large images (`fits_in_memory`) are decoded once and cut in batches on the device; others
     are decoded and cut by worker processes (`workers`; 0: in this process; None: `auto_workers`), which start
-    with the first `next`. A bad image is replaced by the next good one, index + 1 and so on, and listed in
-    `Stream.bad`; ValueError where none is good.
+    with the first `next`; where `decode` is given, they read files, and it decodes JPEGs on the device, where
+    they are cut (data/jpegs.py). A bad image is replaced by the next good one, index + 1 and so on, and
+    listed in `Stream.bad`; ValueError where none is good.
 
     `batch` is that of all processes together. `in_memory` and `start_method` (of processes; by default fork
     where there is one, so that scripts need no `__main__` guard) are for those who know better.
@@ -351,7 +325,7 @@ def stream(
     if blocks is not None:
         order = fetched(order, blocks, images.fetch)  # type: ignore[attr-defined]  # what has blocks fetches them
     workers = auto_workers(False, processes=world) if workers is None else workers
-    steps = _from_workers(images, plan, order, device, met, workers, batch // world, start_method)
+    steps = _from_workers(images, plan, order, device, met, workers, batch // world, start_method, decode)
     return Stream(steps, met, False, workers)
 
 
@@ -376,12 +350,13 @@ def _from_workers(
     workers: int,
     share: int,
     start_method: str | None,
+    decode: jpegs.Decode | None,
 ) -> Iterator[Loaded]:
     parts = -(-share // _PART)
-    cutter = _Cutter(images, plan)
-    source, end = _processes(cutter, order, workers, parts, start_method) if workers else (None, None)
-    if source is None:
-        source = (cutter[key] for key in _Keys(order))
+    work = _Cutter(images, plan) if decode is None else jpegs.Opener(images, views.at_least(plan))
+    source, end = _processes(work, order, workers, parts, start_method)
+    if decode is not None:
+        source = map(jpegs.OnDevice(images, plan, device, decode), source)
     try:
         while True:
             got = [next(source) for _ in range(parts)]
@@ -396,21 +371,22 @@ def _from_workers(
             crops = tuple(_join([part.crops[i] for part in got], device) for i in range(len(plan)))
             yield Loaded(crops, key, read)
     finally:
-        if end is not None:
-            end()
+        end()
 
 
 def _processes(
-    cutter: _Cutter, order: Iterator[Key], workers: int, parts: int, start_method: str | None
-) -> tuple[Iterator[_Part], Callable[[], None]]:
-    """Parts in order from worker processes, and what ends these."""
+    work: Dataset, order: Iterator[Key], workers: int, parts: int, start_method: str | None
+) -> tuple[Iterator[Any], Callable[[], None]]:
+    """Parts in order from worker processes, or this one where there are none, and what ends these."""
+    if not workers:
+        return (work[key] for key in _Keys(order)), lambda: None
     if start_method is None and "fork" in torch.multiprocessing.get_all_start_methods():
         start_method = "fork"
     with warnings.catch_warnings():  # "more workers than cores": known and meant
         warnings.simplefilter("ignore")
         source = iter(
             DataLoader(
-                cutter,
+                work,
                 batch_size=None,
                 sampler=_Keys(order),  # type: ignore[arg-type]  # any iterable will do
                 num_workers=workers,
@@ -436,6 +412,6 @@ def _processes(
 
 def _join(pieces: list[Tensor], device: torch.device) -> Tensor:
     whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # uint8 and float32 parts become float32
-    if device.type == "cuda":
+    if device.type == "cuda" and whole.device.type == "cpu":
         return whole.pin_memory().to(device, non_blocking=True)
     return whole.to(device)

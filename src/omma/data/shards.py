@@ -176,11 +176,11 @@ class Shards:
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
-        assert where is not None
-        return decode(self.member(where), channels, at_least)
+        return decode(self.content(path, where), channels, at_least)
 
-    def member(self, where: np.ndarray) -> bytes:
-        """The bytes at `where`."""
+    def content(self, path: str, where: np.ndarray | None) -> bytes:
+        """What `load` decodes."""
+        assert where is not None
         number = int(where[0])
         archive = self._open.get(number)
         if archive is None:

@@ -55,9 +55,10 @@ class Files:
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
-        return decode(self.bytes(path), channels, at_least)
+        return decode(self.content(path, where), channels, at_least)
 
-    def bytes(self, path: str) -> bytes:
+    def content(self, path: str, where: np.ndarray | None) -> bytes:
+        """What `load` decodes."""
         try:
             if "://" in path:
                 with fsspec.open(path, "rb") as remote:
@@ -93,8 +94,12 @@ class Archive:
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
+        return decode(self.content(path, where), channels, at_least)
+
+    def content(self, path: str, where: np.ndarray | None) -> bytes:
+        """What `load` decodes."""
         assert where is not None
-        return decode(self.bytes(where), channels, at_least)
+        return self.bytes(where)
 
     def bytes(self, where: np.ndarray, limit: int | None = None) -> bytes:
         """The member at `where`; only its first `limit` bytes, where given (unchecked then)."""

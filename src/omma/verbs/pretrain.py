@@ -14,7 +14,7 @@ import torch
 from omma import auto, backbones, dist, inherit, launched, methods, monitor, session
 from omma import device as machine
 from omma.checks import one_of
-from omma.data import captions, index, loader, views
+from omma.data import captions, index, jpegs, loader, views
 from omma.data import preprocess as preprocessing
 from omma.data.captions import Captions
 from omma.data.index import IndexedImages
@@ -31,6 +31,7 @@ from omma.train.profile import OFF, Profiler
 DEFAULT_BUDGET = "30m"
 SHARDS = ("auto", "none", "fsdp")
 COMPILED = ("auto", "on", "off")
+DECODERS = ("cpu", "gpu")
 RELEASE = 60.0  # seconds until the lock of a run that torchrun starts anew must be free
 
 
@@ -61,6 +62,7 @@ def pretrain(
     seed: int = 0,
     workers: int | None = None,
     cache: bool = False,
+    decode: str = "cpu",
     checkpoint_every: float = 300.0,
     profile: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -85,6 +87,7 @@ def pretrain(
     shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
         "none" gives each a copy (docs/scale.md).
     workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
+        decode: "gpu" leaves JPEGs to an NVIDIA GPU (docs/input.md).
     checkpoint_every: seconds.
     profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
     options: the method's own, by the names of its Config. model_options: the backbone's own
@@ -108,6 +111,12 @@ def pretrain(
     place = machine.pick_device(device)
     one_of("shard", shard, SHARDS)
     one_of("compile", compile, COMPILED)
+    one_of("decode", decode, DECODERS)
+    if decode == "gpu" and cache:
+        raise ValueError(
+            "--cache keeps images decoded, and --decode gpu decodes them each time: give one of both"
+        )
+    decoder = jpegs.decoder(place) if decode == "gpu" else None
     if shard == "fsdp" and not dist.active():
         raise ValueError(
             "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
@@ -280,6 +289,13 @@ def pretrain(
         notes.append("no cache is needed: the images fit into memory, decoded")
     elif cache:
         kept = Cache(everything.subset(rows), views.at_least(crops))
+    if decoder is not None and loader.fits_in_memory(some):
+        notes.append("the GPU has nothing to decode: the images fit into memory, decoded")
+        decoder = None
+    elif decoder is not None and not jpegs.any_plain(some):
+        raise ValueError(
+            f"{everything.source}: no JPEG is among {jpegs.LOOKED_AT} of its images: leave --decode gpu out"
+        )
     run = session.Run(
         described=everything.describe(),
         images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
@@ -302,6 +318,7 @@ def pretrain(
         sized=sized if free and fitted is None else None,
         compile=compile,
         workers=workers,
+        decode=decoder,
         listen=listen,
         part="all" if len(rows) == len(everything) else "train",
         notes=notes,
@@ -325,6 +342,7 @@ def pretrain(
         **({"compile": True} if compile == "on" else {}),
         **({} if fitted is None else {"fitted": fitted}),
         **({} if kept is None else {"cache": kept.side}),
+        **({} if decoder is None else {"decode": "gpu"}),
         **({"labels": "learned"} if needs.labels else {}),
         **({} if origin is None else {"init": dataclasses.asdict(origin)}),
         **({} if guide is None else {"learns_from": guide.digest}),
