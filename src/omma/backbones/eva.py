@@ -20,7 +20,7 @@ from omma.backbones.layers import (
     SplitSwiGLU,
     SwiGLU,
     Where,
-    apart,
+    attend,
     init_linear,
     rates,
     relative,
@@ -81,13 +81,10 @@ class Attention(nn.Module):
         assert where.home is not None
         return relative.bias(table, where.home, where.grid, where.pairs)
 
-    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
-        return attention.attend(qkv, self.heads, where.rope, self._bias(where))
-
     def forward(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed
     ) -> Float[Tensor, "b n d"]:
-        x = apart(self._mix, self._qkv(x, before), where)
+        x = attend(self._qkv(x, before), self.heads, where, self._bias)
         if isinstance(self.norm, nn.LayerNorm):
             return norm_linear(x, self.norm, self.proj.weight, self.proj.bias)
         return self.proj(x)
@@ -137,7 +134,7 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
         drop, shapes = self.drop_path if self.training else 0.0, where.shapes
 
-        def attend(t: Tensor, w: Where) -> Tensor:
+        def mix(t: Tensor, w: Where) -> Tensor:
             t = self.attn(t, self.norm1, w)
             return t if self.gamma_1 is None else t * self.gamma_1
 
@@ -145,7 +142,7 @@ class Block(nn.Module):
             t = self.mlp(t, self.norm2)
             return t if self.gamma_2 is None else t * self.gamma_2
 
-        x = depth.residual(x, attend, drop, where, shapes=shapes)
+        x = depth.residual(x, mix, drop, where, shapes=shapes)
         return depth.residual(x, perceive, drop, shapes=shapes)
 
 

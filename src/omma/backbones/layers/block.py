@@ -1,8 +1,9 @@
 """The pre-norm transformer block [Dosovitskiy 2020, arXiv 2010.11929, eq. 2 and 3], with timm's names."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -75,12 +76,30 @@ class Packed(NamedTuple):
 
 
 def apart(
-    mix: Callable[[Tensor, Where], Tensor], x: Float[Tensor, "b n i"], where: Where | Packed
-) -> Float[Tensor, "b n o"]:
-    """mix(x, where); where sequences of several lengths are packed in x, of the batch of each length."""
+    mix: Callable[[Any, Tensor, Where], Tensor],
+) -> Callable[[Any, Float[Tensor, "b n i"], Where | Packed], Float[Tensor, "b n o"]]:
+    """Of a method that mixes the tokens of sequences: packed ones are given to it a length at a time."""
+
+    @functools.wraps(mix)
+    def each(self: Any, x: Tensor, where: Where | Packed) -> Tensor:
+        if isinstance(where, Where):
+            return mix(self, x, where)
+        return pack([mix(self, t, w) for t, w in zip(unpack(x, where.shapes), where.each, strict=True)])
+
+    return each
+
+
+def attend(
+    qkv: Float[Tensor, "b n 3d"],
+    heads: int,
+    where: Where | Packed,
+    bias: Callable[[Where], Tensor | None] = lambda where: where.bias,
+) -> Float[Tensor, "b n d"]:
+    """Softmax attention of tokens that lie there."""
     if isinstance(where, Where):
-        return mix(x, where)
-    return pack([mix(t, w) for t, w in zip(unpack(x, where.shapes), where.each, strict=True)])
+        return attention.attend(qkv, heads, where.rope, bias(where))
+    ropes, biases = [w.rope for w in where.each], [bias(w) for w in where.each]
+    return attention.attend_packed(qkv, heads, where.shapes, ropes, biases)
 
 
 class Attention(nn.Module):
@@ -98,13 +117,13 @@ class Attention(nn.Module):
     def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
         return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
 
-    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
-        return attention.attend(qkv, self.heads, where.rope, where.bias)
+    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
+        return attend(qkv, self.heads, where)
 
     def forward(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
     ) -> Float[Tensor, "b n d"]:
-        return self.proj(apart(self._mix, self._qkv(x, before), where))
+        return self.proj(self._mix(self._qkv(x, before), where))
 
     def weights(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
@@ -189,6 +208,7 @@ __all__ = (
     "Size",
     "Where",
     "apart",
+    "attend",
     "blocks",
     "init_linear",
     "rates",

@@ -25,6 +25,7 @@ class Linear(Attention):
         q, k, v = attention.split(qkv, self.heads)
         return F.elu(q) + 1, F.elu(k) + 1, v
 
+    @apart
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         q, k, v = self._split(qkv)
         k = k / k.shape[2]  # sums stay of order one in half precision; the ratio is the same
@@ -49,13 +50,14 @@ class Fourier(nn.Module):
     def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
 
+    @apart
     def _mix(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b n d"]:
         return torch.fft.fft2(x.float(), norm="ortho").real.to(x.dtype)
 
     def forward(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
     ) -> Float[Tensor, "b n d"]:
-        return apart(self._mix, norm(x, before), where)
+        return self._mix(norm(x, before), where)
 
 
 SIDE = 4  # tokens along a side of BigBird's blocks
@@ -70,6 +72,7 @@ class BigBird(Attention):
     tokens before the patches; those look at, and are seen by, everything.
     """
 
+    @apart
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         if where.keep is not None:  # what is left lies scattered: masked, and few
             return attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv))
