@@ -1,7 +1,8 @@
 """Sequences of several lengths in one tensor, for all that treats tokens one by one.
 
 A norm or a linear layer then runs once, not once a length, and so does its backward pass: on larger products,
-and with one gradient of each weight in place of several to add up [Oquab 2023, arXiv 2304.07193, section 5].
+and with one gradient of each weight in place of several to add up [Oquab 2023, arXiv
+2304.07193, "sequence packing"].
 """
 
 from collections.abc import Sequence

@@ -48,6 +48,7 @@ class Transformer(Backbone):
     """
 
     drops_tokens = True
+    packs = True
     patch_embed: PatchEmbed
     pos_embed: nn.Parameter | None
     prefix_positions: bool  # do class token and registers have positions of their own?
@@ -117,7 +118,7 @@ class Transformer(Backbone):
     def encode_many(
         self, batches: Sequence[tuple[Float[Tensor, "_b _n d"], tuple[int, int]]]
     ) -> list[Features]:
-        """All in one: what treats tokens one by one does so once, attention alone a length at a time."""
+        """Packed: what treats tokens one by one does so once, attention alone a length at a time."""
         embedded = [self._embed(tokens, grid, None) for tokens, grid in batches]
         shapes = tuple((x.shape[0], x.shape[1]) for x in embedded)
         places = Packed(shapes, tuple(self.where(grid, None) for _, grid in batches))
