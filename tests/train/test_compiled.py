@@ -103,7 +103,7 @@ def distilled(name):
 
 @pytest.mark.parametrize(("name", "graphs"), [("vit-n/8", 2 + 1), ("cait-xxs24", 2 * 2 + 2)])
 def test_alike_blocks_share_a_graph(traced, name, graphs):
-    """Student: one for each kind of block, and each size of crop if they are not packed; teacher: one size."""
+    """Student: one for each kind of block, and size of crop if not packed; teacher: one size."""
     both = distilled(name)
     compiled.start(both)
     for _ in range(2):

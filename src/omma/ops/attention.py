@@ -78,9 +78,9 @@ def attend(
     The fused kernel, except in bf16 on a CPU: there its backward pass takes several times as long as the
     formula written out, up to some hundreds of tokens; omma's own (ops/native.py) is faster than both.
     """
-    n, width = qkv.shape[1:]
+    n = qkv.shape[1]
     if rope is None and bias is None and _ours(qkv, heads, n):
-        return _native(qkv, heads, [tuple(qkv.shape[:2])])
+        return _native(qkv, heads, [(qkv.shape[0], n)])
     written_out = (
         qkv.device.type == "cpu"
         and qkv.dtype == torch.bfloat16

@@ -35,7 +35,7 @@ def residual(
         return x + branch(x, *context)
     parts = unpack(x, shapes or [(x.shape[0], x.shape[1])])
     rows = [_drawn(len(part), drop, x.device) for part in parts]
-    some = [part[r] for part, r in zip(parts, rows, strict=True)]
+    some = [part.index_select(0, r) for part, r in zip(parts, rows, strict=True)]  # part[r] is slow to derive
     out = branch(pack(some), *(c.of(rows) for c in context)).to(x.dtype)
     outs = unpack(out, [(part.shape[0], part.shape[1]) for part in some])
     return pack(

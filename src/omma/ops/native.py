@@ -35,7 +35,8 @@ _registry.define(
 _registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
 _registry.define("attend(Tensor qkv, int[] shapes, int heads, bool train) -> (Tensor, Tensor?)")
 _registry.define(
-    "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int[] shapes, int heads) -> Tensor"
+    "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int[] shapes, int heads)"
+    " -> Tensor"
 )
 
 

@@ -59,8 +59,8 @@ def failed(error: BaseException) -> str | None:
 def seconds(method: Method, sizes: int) -> float:
     """What compiling is taken to need for crops of so many sizes: SECONDS for each kind of block and size.
 
-    A backbone that packs crops has one graph for all of their sizes. Blocks differ in kind by class, shapes, rate of stochastic depth (which fixes how many samples are kept)
-    and whether they are trained.
+    A backbone that packs crops has one graph for all of their sizes. Blocks differ in kind by class, shapes,
+    rate of stochastic depth (which fixes how many samples are kept) and whether they are trained.
     """
     kinds = {
         (type(b), getattr(b, "drop_path", 0.0), *((p.shape, p.requires_grad) for p in b.parameters()))
