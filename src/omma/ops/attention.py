@@ -103,7 +103,7 @@ def attend_packed(
     ropes: Sequence[Rope | None],
     biases: Sequence[Float[Tensor, "_b h _n _n"] | None],
 ) -> Float[Tensor, "1 t d"]:
-    """The same of sequences of several lengths (ops/packing.py); ropes, biases: one for each length.
+    """`attend` for sequences of several lengths (ops/packing.py); ropes, biases: one for each length.
 
     omma's kernel reads and writes them where they lie; the others are called once a length.
     """

@@ -153,10 +153,9 @@ def _weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tenso
 
 def _lengths(shapes: Sequence[int], *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """b, n and the rows of each tensor [t, ...] for the samples of each length; shapes: b, n, b, n, ..."""
-    first = 0
-    for b, n in zip(shapes[::2], shapes[1::2], strict=True):
-        yield b, n, *(None if t is None else t[first : first + b * n] for t in tensors)
-        first += b * n
+    counts = [b * n for b, n in zip(shapes[::2], shapes[1::2], strict=True)]
+    rows = ([None] * len(counts) if t is None else t.split(counts) for t in tensors)
+    return zip(shapes[::2], shapes[1::2], *rows, strict=True)
 
 
 @_operator
@@ -167,7 +166,7 @@ def _attend(qkv: Tensor, shapes: Sequence[int], heads: int, train: bool) -> tupl
     log_sum = qkv.new_empty(t, heads, dtype=torch.float32) if train else None
     for b, n, *given in _lengths(shapes, rows, out, log_sum):
         _call("attend", b, n, heads, width // (3 * heads), *given)
-    return out.view(*qkv.shape[:2], -1), log_sum
+    return out.view(*qkv.shape[:2], width // 3), log_sum
 
 
 @_operator
