@@ -138,6 +138,7 @@ class Backbone(nn.Module):
     channels: int  # input channels
     drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
     plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
+    packs: bool = False  # does `encode_many` call each block once, for tokens of all lengths?
     distils: bool = False  # can it be built with a distillation token beside its class token?
     recompute: bool = (
         False  # are activations within blocks computed anew in the backward pass (ops/recompute)?
@@ -178,7 +179,7 @@ class Backbone(nn.Module):
     def encode_many(
         self, batches: Sequence[tuple[Float[Tensor, "b n d"], tuple[int, int]]]
     ) -> list[Features]:
-        """Encode token tensors of several lengths; a backbone may pack them."""
+        """Encode token tensors of several lengths; a backbone that `packs` does so in one."""
         return [self.encode(tokens, grid) for tokens, grid in batches]
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:

@@ -109,11 +109,20 @@ def test_attention_of_chosen_layers(backbone):
 
 
 def test_encode_many_equals_one_by_one(backbone):
+    """In features and in all gradients."""
     backbone.eval()
-    images = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 2 * backbone.patch, 2 * backbone.patch)]
-    tokens = [(backbone.tokenize(x), backbone.grid(*x.shape[-2:])) for x in images]
-    for features, x in zip(backbone.encode_many(tokens), images, strict=True):
-        torch.testing.assert_close(features.pooled, backbone(x).pooled)
+    p = backbone.patch
+    images = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 2 * p, 2 * p), torch.randn(1, 3, 2 * p, 3 * p)]
+    found = []
+    for many in (backbone.encode_many, lambda given: [backbone.encode(*one) for one in given]):
+        backbone.zero_grad()
+        seen = many([(backbone.tokenize(x), backbone.grid(*x.shape[-2:])) for x in images])
+        sum(f.pooled.square().sum() + f.patches.sin().sum() for f in seen).backward()
+        grads = {name: w.grad for name, w in backbone.named_parameters() if w.grad is not None}
+        found.append(([f._asdict() for f in seen], grads))
+    (features, grads), (right, right_grads) = found
+    torch.testing.assert_close(features, right, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads, right_grads, rtol=1e-3, atol=2e-4)
 
 
 def test_dropping_tokens(backbone):

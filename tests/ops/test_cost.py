@@ -38,6 +38,23 @@ def test_a_vit_is_counted_as_by_hand(dtype):
     assert counted.total == vit_by_hand()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 2])  # of 32 numbers, which omma's own kernel takes, and of 16
+def test_packed_sequences_count_as_much_as_one_by_one(dtype, heads):
+    encoder = backbones.build(
+        name="vit/4", image_size=SIDE, depth=DEPTH, dim=DIM, heads=heads, hidden=HIDDEN
+    ).to(dtype)  # fmt: skip
+    linear._works()
+    crops = [torch.randn(B, 3, SIDE, SIDE).to(dtype), torch.randn(3, 3, 8, 8).to(dtype)]
+    totals = []
+    for many in (encoder.encode_many, lambda given: [encoder.encode(*one) for one in given]):
+        with Flops() as counted:
+            seen = many([(encoder.tokenize(x), encoder.grid(*x.shape[-2:])) for x in crops])
+            sum(f.pooled.float().sum() + f.patches.float().sum() for f in seen).backward()
+        totals.append(counted.total)
+    assert totals[0] == totals[1]
+
+
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_gradients_it_is_the_forward_pass(dtype, without):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omma.ops import attention, native
+from omma.ops import attention, native, packing
 from omma.ops.gelu import gelu
 from omma.ops.linear import linear
 from omma.ops.norm import norm, norm_linear
@@ -122,6 +122,27 @@ def test_attention(b: int, n: int, heads: int, e: int) -> None:
     assert error(ours, theirs) < 2 * ROUNDING  # through weights and their slopes, each rounded
     with torch.no_grad():
         assert torch.equal(attention.attend(qkv, heads), found)
+
+
+@there
+def test_attention_of_packed_sequences_where_they_lie() -> None:
+    torch.manual_seed(0)
+    shapes = [(2, 65), (5, 17), (1, 1)]
+    parts = [drawn(b, n, 3 * 3 * 64).requires_grad_() for b, n in shapes]
+    packed = packing.pack([part.detach() for part in parts]).requires_grad_()
+    found = attention.attend_packed(packed, 3, shapes, [None] * 3, [None] * 3)
+    assert found.grad_fn is not None
+    assert "Attend" in found.grad_fn.name()  # and no copies follow it
+    one_by_one = packing.pack([attention.attend(part, 3) for part in parts])
+    assert torch.equal(found, one_by_one)
+    grad = drawn(*found.shape)
+    found.backward(grad)
+    one_by_one.backward(grad)
+    wanted = [part.grad for part in parts if part.grad is not None]
+    assert packed.grad is not None
+    assert torch.equal(packed.grad, packing.pack(wanted))
+    with torch.no_grad():
+        assert torch.equal(attention.attend_packed(packed, 3, shapes, [None] * 3, [None] * 3), found)
 
 
 @there

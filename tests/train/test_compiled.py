@@ -96,16 +96,36 @@ def test_generated_code_computes_the_same():
     torch.testing.assert_close(others, grads, rtol=1e-3, atol=1e-5)
 
 
-def test_alike_blocks_share_a_graph_for_each_size(traced):
-    """Student: a graph for each of two sizes and each rate; teacher: one, for it sees one size."""
-    student = method("vit-n/8").encoder
+def distilled(name):
     config = dino.Config(prototypes=16, head_hidden=16, head_bottleneck=8, local_crops=2)
-    both = dino.Method(student, config, Given(image_size=32)).train()
+    return dino.Method(method(name).encoder, config, Given(image_size=32)).train()
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("vit-n/8", 2 + 1), ("cait-xxs24", 2 * 2 + 2)])
+def test_alike_blocks_share_a_graph(traced, name, graphs):
+    """Student: one for each kind of block, and size of crop if not packed; teacher: one size."""
+    both = distilled(name)
     compiled.start(both)
     for _ in range(2):
         learned(both, views=(32, 32, 16))
-    assert traced.frame_count == 2 * 2 + 1
-    assert compiled.seconds(both, sizes=2) == 2 * 3 * compiled.SECONDS
+    assert traced.frame_count == graphs
+
+
+def test_what_graphs_are_taken_to_need():
+    assert compiled.seconds(distilled("vit-n/8"), sizes=2) == 3 * compiled.SECONDS
+    apart = distilled("cait-xxs24")
+    assert compiled.seconds(apart, sizes=2) == 2 * compiled.seconds(apart, sizes=1)
+
+
+def test_packed_crops_compute_the_same(traced):
+    """Of two sizes, each with its own samples dropped."""
+    plain = distilled("vit-n/8")
+    loss, grads = learned(plain, views=(32, 32, 16))
+    compiled.start(plain)
+    other, others = learned(plain, views=(32, 32, 16))
+    assert traced.frame_count > 0
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(others, grads, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_else_changes(traced):

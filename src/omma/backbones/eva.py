@@ -13,7 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Mlp, PatchEmbed, SplitSwiGLU, SwiGLU, Where, init_linear, rates, relative
+from omma.backbones.layers import (
+    Mlp,
+    Packed,
+    PatchEmbed,
+    SplitSwiGLU,
+    SwiGLU,
+    Where,
+    attend,
+    init_linear,
+    rates,
+    relative,
+)
 from omma.backbones.layers.transformer import Transformer, divided
 from omma.checks import one_of
 from omma.ops import attention, depth
@@ -71,9 +82,9 @@ class Attention(nn.Module):
         return relative.bias(table, where.home, where.grid, where.pairs)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed
     ) -> Float[Tensor, "b n d"]:
-        x = attention.attend(self._qkv(x, before), self.heads, where.rope, self._bias(where))
+        x = attend(self._qkv(x, before), self.heads, where, self._bias)
         if isinstance(self.norm, nn.LayerNorm):
             return norm_linear(x, self.norm, self.proj.weight, self.proj.bias)
         return self.proj(x)
@@ -120,10 +131,10 @@ class Block(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
 
-    def forward(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b n d"]:
-        drop = self.drop_path if self.training else 0.0
+    def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
+        drop, shapes = self.drop_path if self.training else 0.0, where.shapes
 
-        def attend(t: Tensor, w: Where) -> Tensor:
+        def mix(t: Tensor, w: Where) -> Tensor:
             t = self.attn(t, self.norm1, w)
             return t if self.gamma_1 is None else t * self.gamma_1
 
@@ -131,7 +142,8 @@ class Block(nn.Module):
             t = self.mlp(t, self.norm2)
             return t if self.gamma_2 is None else t * self.gamma_2
 
-        return depth.residual(depth.residual(x, attend, drop, where), perceive, drop)
+        x = depth.residual(x, mix, drop, where, shapes=shapes)
+        return depth.residual(x, perceive, drop, shapes=shapes)
 
 
 class Eva(Transformer):

@@ -1,5 +1,6 @@
 """Scaled dot-product attention [Vaswani 2017, arXiv 1706.03762], by whichever route is fastest."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from omma.ops import native
+from omma.ops.packing import Shapes, pack, unpack
 
 WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
 IN_CACHE = 800  # tokens up to which our kernel, which keeps a head at a time in a cache, is the fastest
@@ -76,11 +78,9 @@ def attend(
     The fused kernel, except in bf16 on a CPU: there its backward pass takes several times as long as the
     formula written out, up to some hundreds of tokens; omma's own (ops/native.py) is faster than both.
     """
-    n, width = qkv.shape[1:]
-    if rope is None and bias is None and width % (96 * heads) == 0 and n <= IN_CACHE and native.fits(qkv):
-        if torch.is_grad_enabled():
-            return native.Attend.apply(qkv, heads)  # pyright: ignore[reportReturnType]
-        return torch.ops.omma.attend(qkv.contiguous(), heads, False)[0]
+    n = qkv.shape[1]
+    if rope is None and bias is None and _ours(qkv, heads, n):
+        return _native(qkv, heads, [(qkv.shape[0], n)])
     written_out = (
         qkv.device.type == "cpu"
         and qkv.dtype == torch.bfloat16
@@ -94,6 +94,36 @@ def attend(
     if rope is not None:
         q, k = rope.turn(q), rope.turn(k)
     return merge(F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)))
+
+
+def attend_packed(
+    qkv: Float[Tensor, "1 t 3d"],
+    heads: int,
+    shapes: Shapes,
+    ropes: Sequence[Rope | None],
+    biases: Sequence[Float[Tensor, "_b h _n _n"] | None],
+) -> Float[Tensor, "1 t d"]:
+    """`attend` for sequences of several lengths (ops/packing.py); ropes, biases: one for each length.
+
+    omma's kernel reads and writes them where they lie; the others are called once a length.
+    """
+    plain = all(x is None for x in (*ropes, *biases))
+    if plain and _ours(qkv, heads, max(n for _, n in shapes)):
+        return _native(qkv, heads, shapes)
+    each = zip(unpack(qkv, shapes), ropes, biases, strict=True)
+    return pack([attend(part, heads, rope, bias) for part, rope, bias in each])
+
+
+def _ours(qkv: Tensor, heads: int, longest: int) -> bool:
+    """Is omma's own kernel there for these, and the fastest?"""
+    return qkv.shape[-1] % (96 * heads) == 0 and longest <= IN_CACHE and native.fits(qkv)
+
+
+def _native(qkv: Tensor, heads: int, shapes: Shapes) -> Tensor:
+    numbers = [number for shape in shapes for number in shape]
+    if torch.is_grad_enabled():
+        return native.Attend.apply(qkv, numbers, heads)  # pyright: ignore[reportReturnType]
+    return torch.ops.omma.attend(qkv.contiguous(), numbers, heads, False)[0]
 
 
 class _WrittenOut(torch.autograd.Function):

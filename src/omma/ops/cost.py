@@ -112,13 +112,15 @@ def _weight_gradient(grad: Tensor, x: Tensor, *_: Any, out_val: Any) -> int:
     return 2 * grad.numel() * x.shape[-1]
 
 
-def _attend(qkv: Tensor, *_: Any, out_val: Any) -> int:
-    b, n, width = qkv.shape
-    return 2 * 2 * b * n * n * (width // 3)
+def _attend(qkv: Tensor, shapes: Sequence[int], *_: Any, out_val: Any) -> int:
+    pairs = sum(b * n * n for b, n in zip(shapes[::2], shapes[1::2], strict=True))
+    return 2 * 2 * pairs * (qkv.shape[-1] // 3)
 
 
-def _attend_backward(grad: Tensor, qkv: Tensor, *_: Any, out_val: Any) -> int:
-    return 2 * _attend(qkv, out_val=None)
+def _attend_backward(
+    grad: Tensor, qkv: Tensor, result: Tensor, log_sum: Tensor, shapes: Sequence[int], *_: Any, out_val: Any
+) -> int:
+    return 2 * _attend(qkv, shapes, out_val=None)
 
 
 # what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/native.py), and linear layers

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ _registry.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 _registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
-_registry.define("attend(Tensor qkv, int heads, bool train) -> (Tensor, Tensor?)")
+_registry.define("attend(Tensor qkv, int[] shapes, int heads, bool train) -> (Tensor, Tensor?)")
 _registry.define(
-    "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int heads) -> Tensor"
+    "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int[] shapes, int heads)"
+    " -> Tensor"
 )
 
 
@@ -149,20 +151,32 @@ def _weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tenso
     return out, sums
 
 
-@_operator
-def _attend(qkv: Tensor, heads: int, train: bool) -> tuple[Tensor, Tensor | None]:
-    b, n, width = qkv.shape
-    out = qkv.new_empty(b, n, width // 3)
-    log_sum = qkv.new_empty(b, heads, n, dtype=torch.float32) if train else None
-    _call("attend", b, n, heads, width // (3 * heads), qkv, out, log_sum)
-    return out, log_sum
+def _lengths(shapes: Sequence[int], *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """b, n and the rows of each tensor [t, ...] for the samples of each length; shapes: b, n, b, n, ..."""
+    counts = [b * n for b, n in zip(shapes[::2], shapes[1::2], strict=True)]
+    rows = ([None] * len(counts) if t is None else t.split(counts) for t in tensors)
+    return zip(shapes[::2], shapes[1::2], *rows, strict=True)
 
 
 @_operator
-def _attend_backward(grad: Tensor, qkv: Tensor, result: Tensor, log_sum: Tensor, heads: int) -> Tensor:
-    b, n, width = qkv.shape
+def _attend(qkv: Tensor, shapes: Sequence[int], heads: int, train: bool) -> tuple[Tensor, Tensor | None]:
+    rows = qkv.flatten(0, 1)
+    t, width = rows.shape
+    out = qkv.new_empty(t, width // 3)
+    log_sum = qkv.new_empty(t, heads, dtype=torch.float32) if train else None
+    for b, n, *given in _lengths(shapes, rows, out, log_sum):
+        _call("attend", b, n, heads, width // (3 * heads), *given)
+    return out.view(*qkv.shape[:2], width // 3), log_sum
+
+
+@_operator
+def _attend_backward(
+    grad: Tensor, qkv: Tensor, result: Tensor, log_sum: Tensor, shapes: Sequence[int], heads: int
+) -> Tensor:
     out = torch.empty_like(qkv)
-    _call("attend_backward", b, n, heads, width // (3 * heads), grad, qkv, result, log_sum, out)
+    rows = (x.flatten(0, 1) for x in (grad, qkv, result))
+    for b, n, *given in _lengths(shapes, *rows, log_sum, out.flatten(0, 1)):
+        _call("attend_backward", b, n, heads, qkv.shape[-1] // (3 * heads), *given)
     return out
 
 
@@ -198,21 +212,23 @@ class Norm(torch.autograd.Function):
 
 
 class Attend(torch.autograd.Function):
-    """qkv [b, n, 3d], heads -> attention [b, n, d] of each sequence with itself.
+    """qkv [b, n, 3d], shapes, heads -> attention [b, n, d] of each sequence with itself.
+
+    shapes: b, n; or, where sequences of several lengths are packed in [1, t, 3d], these numbers of each.
 
     The backward pass makes the weights anew from what each query's exponentials sum to, as FlashAttention
     does [Dao 2022, arXiv 2205.14135]; here a head's weights fit into a core's cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, shapes: Sequence[int], heads: int) -> Tensor:
         qkv = qkv.contiguous()
-        out, log_sum = torch.ops.omma.attend(qkv, heads, True)
+        out, log_sum = torch.ops.omma.attend(qkv, shapes, heads, True)
         ctx.save_for_backward(qkv, out, log_sum)
-        ctx.heads = heads
+        ctx.shapes, ctx.heads = shapes, heads
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        qkv, out, log_sum = ctx.saved_tensors
-        return torch.ops.omma.attend_backward(grad.contiguous(), qkv, out, log_sum, ctx.heads), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        known = (*ctx.saved_tensors, ctx.shapes, ctx.heads)
+        return torch.ops.omma.attend_backward(grad.contiguous(), *known), None, None

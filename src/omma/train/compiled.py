@@ -59,11 +59,11 @@ def failed(error: BaseException) -> str | None:
 def seconds(method: Method, sizes: int) -> float:
     """What compiling is taken to need for crops of so many sizes: SECONDS for each kind of block and size.
 
-    Blocks differ in kind by class, shapes, rate of stochastic depth (which fixes how many samples are kept)
-    and whether they are trained.
+    A backbone that packs crops has one graph for all of their sizes. Blocks differ in kind by class, shapes,
+    rate of stochastic depth (which fixes how many samples are kept) and whether they are trained.
     """
     kinds = {
         (type(b), getattr(b, "drop_path", 0.0), *((p.shape, p.requires_grad) for p in b.parameters()))
         for b in method.repeated()
     }
-    return SECONDS * len(kinds) * sizes
+    return SECONDS * len(kinds) * (1 if method.encoder.packs else sizes)

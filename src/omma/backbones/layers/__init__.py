@@ -1,6 +1,17 @@
 """What backbones are built of."""
 
-from omma.backbones.layers.block import Attention, Block, LayerScale, Size, Where, blocks, init_linear, rates
+from omma.backbones.layers.block import (
+    Attention,
+    Block,
+    LayerScale,
+    Packed,
+    Size,
+    Where,
+    attend,
+    blocks,
+    init_linear,
+    rates,
+)
 from omma.backbones.layers.embed import PatchEmbed
 from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU
 
@@ -9,11 +20,13 @@ __all__ = (
     "Block",
     "LayerScale",
     "Mlp",
+    "Packed",
     "PatchEmbed",
     "Size",
     "SplitSwiGLU",
     "SwiGLU",
     "Where",
+    "attend",
     "blocks",
     "init_linear",
     "rates",

@@ -1,7 +1,9 @@
 """The pre-norm transformer block [Dosovitskiy 2020, arXiv 2010.11929, eq. 2 and 3], with timm's names."""
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +14,7 @@ from omma.ops import attention, depth
 from omma.ops.attention import Rope
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
+from omma.ops.packing import Shapes, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,16 @@ class Where(NamedTuple):
     pairs: Int[Tensor, "*b n n"] | None = None  # entry of a relative bias's table for each pair of tokens ...
     home: tuple[int, int] | None = None  # ... that was made for this grid
 
-    def of(self, rows: Int[Tensor, "r"]) -> "Where":
+    @property
+    def shapes(self) -> None:
+        """Nothing is packed."""
+
+    def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
         """The same for some samples of the batch."""
+        (chosen,) = rows
+        return self._of(chosen)
+
+    def _of(self, rows: Int[Tensor, "r"]) -> "Where":
         keep = None if self.keep is None else self.keep[rows]
         rope, bias = self.rope, self.bias
         if rope is not None and rope.cos.ndim > 2:
@@ -52,8 +63,50 @@ class Where(NamedTuple):
 NOWHERE = Where((0, 0))  # of tokens that are a sequence and no more
 
 
+class Packed(NamedTuple):
+    """The same for sequences of several lengths that are packed in one tensor (ops/packing.py)."""
+
+    shapes: Shapes
+    each: Sequence[Where]  # length by length
+
+    def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Packed":
+        """The same for some samples of each length."""
+        shapes = tuple((len(r), n) for r, (_, n) in zip(rows, self.shapes, strict=True))
+        return Packed(shapes, tuple(w.of([r]) for r, w in zip(rows, self.each, strict=True)))
+
+
+def apart(
+    mix: Callable[[Any, Tensor, Where], Tensor],
+) -> Callable[[Any, Float[Tensor, "b n i"], Where | Packed], Float[Tensor, "b n o"]]:
+    """Of a method that mixes the tokens of sequences: packed ones are given to it a length at a time."""
+
+    @functools.wraps(mix)
+    def each(self: Any, x: Tensor, where: Where | Packed) -> Tensor:
+        if isinstance(where, Where):
+            return mix(self, x, where)
+        return pack([mix(self, t, w) for t, w in zip(unpack(x, where.shapes), where.each, strict=True)])
+
+    return each
+
+
+def attend(
+    qkv: Float[Tensor, "b n 3d"],
+    heads: int,
+    where: Where | Packed,
+    bias: Callable[[Where], Tensor | None] = lambda where: where.bias,
+) -> Float[Tensor, "b n d"]:
+    """Softmax attention of tokens that lie there."""
+    if isinstance(where, Where):
+        return attention.attend(qkv, heads, where.rope, bias(where))
+    ropes, biases = [w.rope for w in where.each], [bias(w) for w in where.each]
+    return attention.attend_packed(qkv, heads, where.shapes, ropes, biases)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention of its normalised input (docs/adr/0004)."""
+    """Multi-head self-attention of its normalised input (docs/adr/0004).
+
+    A subclass says in `_mix` how else tokens are mixed.
+    """
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -64,10 +117,13 @@ class Attention(nn.Module):
     def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
         return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
 
+    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
+        return attend(qkv, self.heads, where)
+
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
     ) -> Float[Tensor, "b n d"]:
-        return self.proj(attention.attend(self._qkv(x, before), self.heads, where.rope, where.bias))
+        return self.proj(self._mix(self._qkv(x, before), where))
 
     def weights(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
@@ -93,7 +149,8 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), each scaled where `layer_scale` is given.
 
-    attn, mlp: modules that take the input, the norm before it and (attn) where the tokens lie.
+    attn, mlp: modules that take the input, the norm before it and (attn) where the tokens lie. Sequences of
+    several lengths come packed, as [1, t, d].
     """
 
     def __init__(
@@ -114,10 +171,10 @@ class Block(nn.Module):
         self.mlp = mlp
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
-    def forward(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b n d"]:
-        drop = self.drop_path if self.training else 0.0
-        x = depth.residual(x, lambda t, w: self.ls1(self.attn(t, self.norm1, w)), drop, where)
-        return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop)
+    def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
+        drop, shapes = self.drop_path if self.training else 0.0, where.shapes
+        x = depth.residual(x, lambda t, w: self.ls1(self.attn(t, self.norm1, w)), drop, where, shapes=shapes)
+        return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop, shapes=shapes)
 
 
 def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:
@@ -143,4 +200,16 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-__all__ = ("Attention", "Block", "LayerScale", "Size", "Where", "blocks", "init_linear", "rates")
+__all__ = (
+    "Attention",
+    "Block",
+    "LayerScale",
+    "Packed",
+    "Size",
+    "Where",
+    "apart",
+    "attend",
+    "blocks",
+    "init_linear",
+    "rates",
+)

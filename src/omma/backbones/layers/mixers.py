@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.block import NOWHERE, Attention, Where
+from omma.backbones.layers.block import NOWHERE, Attention, Packed, Where, apart
 from omma.ops import attention
 from omma.ops.norm import norm
 
@@ -21,23 +21,22 @@ class Linear(Attention):
     Queries and keys pass phi(x) = elu(x) + 1; sums over the keys are taken before queries meet them.
     """
 
-    def _split(self, x: Tensor, before: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = attention.split(self._qkv(x, before), self.heads)
+    def _split(self, qkv: Float[Tensor, "b n 3d"]) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = attention.split(qkv, self.heads)
         return F.elu(q) + 1, F.elu(k) + 1, v
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
-    ) -> Float[Tensor, "b n d"]:
-        q, k, v = self._split(x, before)
+    @apart
+    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
+        q, k, v = self._split(qkv)
         k = k / k.shape[2]  # sums stay of order one in half precision; the ratio is the same
         total = k.sum(2, keepdim=True).transpose(-1, -2)
-        return self.proj(attention.merge((q @ (k.transpose(-1, -2) @ v)) / (q @ total)))
+        return attention.merge((q @ (k.transpose(-1, -2) @ v)) / (q @ total))
 
     def weights(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
     ) -> Float[Tensor, "b h n n"]:
         """phi(q) phi(k)^T, each row divided by its sum."""
-        q, k, _ = self._split(x, before)
+        q, k, _ = self._split(self._qkv(x, before))
         return F.normalize(q @ k.transpose(-1, -2), p=1, dim=-1)
 
 
@@ -51,11 +50,14 @@ class Fourier(nn.Module):
     def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
 
+    @apart
+    def _mix(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b n d"]:
+        return torch.fft.fft2(x.float(), norm="ortho").real.to(x.dtype)
+
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
+        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
     ) -> Float[Tensor, "b n d"]:
-        y = norm(x, before)
-        return torch.fft.fft2(y.float(), norm="ortho").real.to(y.dtype)
+        return self._mix(norm(x, before), where)
 
 
 SIDE = 4  # tokens along a side of BigBird's blocks
@@ -70,17 +72,15 @@ class BigBird(Attention):
     tokens before the patches; those look at, and are seen by, everything.
     """
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
-    ) -> Float[Tensor, "b n d"]:
-        qkv = self._qkv(x, before)
+    @apart
+    def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         if where.keep is not None:  # what is left lies scattered: masked, and few
-            return self.proj(attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv)))
+            return attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv))
         q, k, v = attention.split(qkv, self.heads)
         if where.rope is not None:
             q, k = where.rope.turn(q), where.rope.turn(k)
         p, (rows, columns) = where.prefix, where.grid
-        ids, seen = _tables(where.grid, x.device)
+        ids, seen = _tables(where.grid, qkv.device)
 
         def cut(t: Tensor) -> Tensor:  # [b, h, n, e] to [b, h, blocks, tokens, e]
             t = t[:, :, p:].unflatten(2, where.grid)
@@ -97,7 +97,7 @@ class BigBird(Attention):
         local = rearrange(local, "b h (r c) (s t) e -> b h (r s) (c t) e", r=r, s=SIDE)
         local = local[:, :, :rows, :columns].flatten(2, 3)
         everywhere = F.scaled_dot_product_attention(q[:, :, :p], k, v)
-        return self.proj(attention.merge(torch.cat([everywhere, local], dim=2)))
+        return attention.merge(torch.cat([everywhere, local], dim=2))
 
     def weights(
         self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.block import Where
+from omma.backbones.layers.block import Packed, Where
 from omma.backbones.layers.embed import PatchEmbed
 from omma.checks import one_of
 from omma.ops import recompute
 from omma.ops.norm import norm
+from omma.ops.packing import pack, unpack
 from omma.ops.patches import take
 from omma.ops.positions import resample
 from omma.protocols import Backbone, Features, NoAttention
@@ -47,6 +48,7 @@ class Transformer(Backbone):
     """
 
     drops_tokens = True
+    packs = True
     patch_embed: PatchEmbed
     pos_embed: nn.Parameter | None
     prefix_positions: bool  # do class token and registers have positions of their own?
@@ -110,11 +112,26 @@ class Transformer(Backbone):
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
         assert keep is None or self.drops_tokens, f"{self.name} cannot drop tokens"
-        x, where = self._embed(tokens, grid, keep), self.where(grid, keep)
+        x = self._run(self._embed(tokens, grid, keep), self.where(grid, keep))
+        return self._features(x, grid)
+
+    def encode_many(
+        self, batches: Sequence[tuple[Float[Tensor, "_b _n d"], tuple[int, int]]]
+    ) -> list[Features]:
+        """Packed: what treats tokens one by one does so once, attention alone a length at a time."""
+        embedded = [self._embed(tokens, grid, None) for tokens, grid in batches]
+        shapes = tuple((x.shape[0], x.shape[1]) for x in embedded)
+        places = Packed(shapes, tuple(self.where(grid, None) for _, grid in batches))
+        parts = unpack(self._run(pack(embedded), places), shapes)
+        return [self._features(x, grid) for x, (_, grid) in zip(parts, batches, strict=True)]
+
+    def _run(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
+        """All blocks, and the last norm of the tokens."""
         for block in self.blocks:
             x = recompute.run(block, x, where, forget=self.recompute)
-        if isinstance(self.norm, nn.LayerNorm):
-            x = norm(x, self.norm)
+        return norm(x, self.norm) if isinstance(self.norm, nn.LayerNorm) else x
+
+    def _features(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Features:
         front, patches = x[:, : self.prefix], x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "token" else patches.mean(1)
         return Features(self.fc_norm(pooled), patches, grid, front if self.prefix else None)
