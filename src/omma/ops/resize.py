@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Filter = Literal["bilinear", "bicubic"]
-# Times that CUDA's kernel may reduce a side: at s times it wants 65 (4 s + 1) of 12,288 numbers of shared memory.
+# Times that CUDA's kernel may reduce a side: at s times it wants 65 (4 s + 1) of 12,288 shared numbers.
 STEEP = 40
 
 
