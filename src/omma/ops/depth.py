@@ -1,7 +1,7 @@
 """Stochastic depth that drops samples instead of multiplying them by zero."""
 
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -30,4 +30,19 @@ def residual(
     kept = max(1, round(b * (1 - drop)))
     rows = torch.randperm(b, device=x.device)[:kept]
     out = branch(x[rows], *(c.of(rows) for c in context))
-    return x.index_add(0, rows, out.to(x.dtype), alpha=b / kept)
+    return _Added.apply(x, rows, out.to(x.dtype), b / kept)  # pyright: ignore[reportReturnType]
+
+
+class _Added(torch.autograd.Function):
+    """`index_add`, without keeping what is added: torch's own does so for its shape alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, out: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.scale = scale
+        return x.index_add(0, rows, out, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (rows,) = ctx.saved_tensors
+        return grad, None, grad[rows] * ctx.scale, None
