@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, inherit, launched, methods, monitor, session
+from omma import auto, backbones, dist, inherit, launched, methods, monitor, ready, session
 from omma import device as machine
 from omma.checks import one_of
 from omma.data import captions, index, loader, views
@@ -280,7 +280,7 @@ def pretrain(
         notes.append("no cache is needed: the images fit into memory, decoded")
     elif cache:
         kept = Cache(everything.subset(rows), views.at_least(crops))
-    run = session.Run(
+    run = ready.Run(
         described=everything.describe(),
         images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
         cache=kept,
