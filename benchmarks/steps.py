@@ -43,7 +43,7 @@ import common
 import ours
 import torch
 from common import Contender
-from peers import lightly_, official_, timm_, transformers_
+from peers import lightly_, timm_, transformers_
 from setting import METHODS, Decoder, Setting
 
 from omma import device as machine
@@ -66,6 +66,8 @@ def subjects(s: Setting) -> list[Callable[[], Contender]]:
         "supervised": [timm_.supervised],
     }
     if s.references is not None:
+        from peers import official_  # which takes timm and torchvision into memory
+
         published = {"dino": official_.dino, "mae": official_.mae}
         peers[s.method] += [published[s.method]] if s.method in published else []
     return [

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,9 +13,8 @@ from omma.checks import above_zero, one_of, within_one
 from omma.data import plans
 from omma.heads import PrototypeHead
 from omma.losses import distillation
-from omma.ops import directions, statistics
+from omma.ops import directions, sinkhorn, statistics
 from omma.ops.schedules import linear
-from omma.ops.sinkhorn import sinkhorn
 from omma.protocols import Clock, Needs, Recipe
 
 
@@ -82,6 +82,16 @@ def _temperature(config: Distilled, clock: Clock) -> float:
     return linear(config.teacher_temp_start, config.teacher_temp, progress)
 
 
+def _balancing(
+    config: Distilled,
+    logits: Float[Tensor, "n k"],
+    temperature: float,
+    scale: Float[Tensor, "k"] | float = 1.0,
+) -> Float[Tensor, "k"]:
+    """The centre that balances assignments over all processes' batch; logits: before `scale`."""
+    return sinkhorn.centre(logits, temperature, config.sinkhorn_iterations, dist.total, dist.largest, scale)
+
+
 @torch.no_grad()
 def targets(
     config: Distilled, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
@@ -89,7 +99,7 @@ def targets(
     """The teacher's assignments, sharpened, and balanced over all processes' batch or centred."""
     temperature = _temperature(config, clock)
     if config.centring == "sinkhorn":
-        return sinkhorn(logits, temperature, config.sinkhorn_iterations, dist.total, dist.largest)
+        centre = _balancing(config, logits, temperature)
     return distillation.targets(logits, centre, temperature)
 
 
@@ -100,13 +110,17 @@ def patch_targets(
     bottleneck: Float[Tensor, "m e"],
     centre: Float[Tensor, "k"],
     clock: Clock,
-) -> Float[Tensor, "m k"] | distillation.Targets:
-    """`targets` of head.cosines(bottleneck). Centred ones do not exist at once, balanced ones must."""
-    if config.centring == "sinkhorn":
-        return targets(config, head.cosines(bottleneck), centre, clock)
+) -> distillation.Targets:
+    """`targets` of head.cosines(bottleneck), which do not exist at once.
+
+    Balanced ones need the logits before, in the network's precision.
+    """
     weight = head.last.weight
     inverse = 1 / directions.lengths(weight)
-    return distillation.Targets(bottleneck, weight, inverse, centre, _temperature(config, clock))
+    temperature = _temperature(config, clock)
+    if config.centring == "sinkhorn":
+        centre = _balancing(config, F.linear(bottleneck, weight), temperature, inverse)
+    return distillation.Targets(bottleneck, weight, inverse, centre, temperature)
 
 
 @torch.no_grad()

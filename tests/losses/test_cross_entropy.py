@@ -1,12 +1,9 @@
 """Cross-entropy with prototypes in chunks equals it in one piece, and holds no more logits than it may."""
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from sizes import Sizes
 from waves import wave
 
 from omma.losses import distillation
@@ -80,23 +77,6 @@ def test_nothing_to_compare_is_zero():
     assert loss == 0
     assert prototypes.grad.abs().max() == 0
     assert features.grad.shape == (0, D)
-
-
-class Sizes(TorchDispatchMode):
-    """How many numbers the largest tensor that any operation makes has, and how often matrices multiply."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest, self.products, self.made = 0, 0, Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        made = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.largest = max([self.largest, *made])
-        if all(returned.alias_info is None for returned in function._schema.returns):
-            self.made.update(made)
-        self.products += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
-        return out
 
 
 def test_no_more_logits_at_a_time_than_allowed():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from waves import wave
 
 from omma.ops import attention, depth, ema, groups, masking, patches, positions, schedules
 from omma.protocols import Clock, Key
@@ -94,6 +95,22 @@ def test_stochastic_depth_keeps_the_mean_and_skips_samples():
     assert set(drawn.unique().tolist()) == {1.0, 3.0}
     assert torch.equal(depth.residual(x, branch, 0.0), 2 * x)
     assert depth.residual(x[:1], branch, 0.9).shape == (1, 2, 3)
+
+
+def test_stochastic_depth_has_the_gradients_of_index_add_and_keeps_no_activation():
+    x = wave(8, 2, 3).requires_grad_()
+    factor, kept = torch.tensor(1.5, dtype=x.dtype, requires_grad=True), []
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        ours = depth.residual(x, lambda t: t + factor, 0.25)
+    torch.manual_seed(1)
+    rows = torch.randperm(8)[:6]
+    theirs = x.index_add(0, rows, x[rows] + factor, alpha=8 / 6)
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad((y * wave(8, 2, 3, phase=1)).sum(), [x, factor]) for y in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    assert max(kept) == len(rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from omma import auto, illustrate, session
+from omma import auto, illustrate, trying
 from omma.data.index import ArrayImages
 from omma.events import Plan
 from omma.run import RunFolder
@@ -92,8 +92,8 @@ def test_auto_never_fails(tmp_path, backend, undecided):
 def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, quicker):
     counter = backend(CompileCounterWithBackend("aot_eager"))
     times = iter([2.0, 1.0] if quicker else [1.0, 2.0])  # as it is, compiled
-    trial = session.trial
-    monkeypatch.setattr(session, "trial", lambda *a, **k: (trial(*a, **k), next(times))[1])
+    trial = trying.trial
+    monkeypatch.setattr(trying, "trial", lambda *a, **k: (trial(*a, **k), next(times))[1])
     said = train(tmp_path / "run", compile="auto")
     assert counter.frame_count > 0
     words = "blocks are compiled: 2.00 times as fast" if quicker else "not compiled: steps took no less time"

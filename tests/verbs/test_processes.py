@@ -100,7 +100,10 @@ def test_in_bf16_too(folder, two, one):
     assert first["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-3)
     spread, whole = losses(folder / "bf16-sharded"), losses(folder / "bf16")
     assert spread[:2] == pytest.approx(whole[:2], rel=1e-5)
-    assert spread == pytest.approx(whole, rel=1e-3)  # by now some weight is rounded the other way
+    # Gradients are the same bit for bit, but the norm that clips them is summed in another order where some
+    # are spread. Its last bit moves fp32 weights by 1e-8; once that rounds a bf16 weight the other way,
+    # all of bf16's later rounding is drawn anew. With one norm for both, all steps are equal bit for bit.
+    assert spread == pytest.approx(whole, rel=1e-3)
     assert furthest(folder / "bf16-sharded", folder / "bf16") < 1e-3
 
 

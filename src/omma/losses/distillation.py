@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omma.ops.directions import lengths
 
-_VALUES = 1 << 24  # logits held at a time: 64 MiB of fp32
+_VALUES = 1 << 23  # logits held at a time: 32 MiB of fp32
 _SLICE = 1 << 21  # numbers of a gradient in lower precision at a time
 
 
@@ -27,7 +27,10 @@ def targets(
 
 @dataclass(frozen=True)
 class Targets:
-    """`targets` of cosines between features and prototypes of any length, made when rows are asked for."""
+    """`targets` of cosines between features and prototypes of any length, made when rows are asked for.
+
+    A centre by Sinkhorn-Knopp makes them balanced assignments.
+    """
 
     features: Float[Tensor, "m d"]
     prototypes: Float[Tensor, "k d"]

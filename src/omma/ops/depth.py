@@ -1,7 +1,7 @@
 """Stochastic depth that drops samples instead of multiplying them by zero."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +40,7 @@ def residual(
     outs = unpack(out, [(part.shape[0], part.shape[1]) for part in some])
     return pack(
         [
-            part.index_add(0, r, o, alpha=len(part) / len(r))
+            _Added.apply(part, r, o, len(part) / len(r))  # pyright: ignore[reportArgumentType]
             for part, r, o in zip(parts, rows, outs, strict=True)
         ]
     )
@@ -48,3 +48,18 @@ def residual(
 
 def _drawn(b: int, drop: float, device: torch.device) -> Int[Tensor, "r"]:
     return torch.randperm(b, device=device)[: max(1, round(b * (1 - drop)))]
+
+
+class _Added(torch.autograd.Function):
+    """`index_add`, without keeping what is added: torch's own does so for its shape alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, out: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.scale = scale
+        return x.index_add(0, rows, out, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (rows,) = ctx.saved_tensors
+        return grad, None, grad.index_select(0, rows) * ctx.scale, None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, inherit, launched, methods, monitor, session
+from omma import auto, backbones, dist, inherit, launched, methods, monitor, ready, session
 from omma import device as machine
 from omma.checks import one_of
 from omma.data import captions, index, jpegs, loader, views
@@ -296,7 +296,7 @@ def pretrain(
         raise ValueError(
             f"{everything.source}: no JPEG is among {jpegs.LOOKED_AT} of its images: leave --decode gpu out"
         )
-    run = session.Run(
+    run = ready.Run(
         described=everything.describe(),
         images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
         cache=kept,
