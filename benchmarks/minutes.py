@@ -1,14 +1,12 @@
 """lightly's SimCLR for some minutes on a folder or archive, to stand beside `omma pretrain --budget`.
 
-    python benchmarks/minutes.py IMAGES --minutes 10 [--backbone resnet18]
+    python benchmarks/minutes.py IMAGES --minutes 10
 
 As lightly's documentation composes it (its SimCLR example for PyTorch): SimCLRTransform at the images' size,
 ResNet-18 without its last layer, a head 512-512-128, NT-Xent at its default temperature, SGD at .06, batch
 256, a new epoch's order at every epoch, drop_last. Precision is whichever of fp32 and bf16 autocast makes
-more steps in ten seconds; loading workers, the number given, share the cores. --backbone vitc-15mf: omma's
-encoder and optimizer (AdamW at .002, batch 128, temperature .1) under lightly's transform, head and loss. The
-clock starts before the first batch is read. Judged as `omma evaluate` does: k-NN, k=20, T=.07, neighbours
-among the training images.
+more steps in ten seconds; loading workers, the number given, share the cores. The clock starts before the
+first batch is read. Judged as `omma evaluate` does: k-NN, k=20, T=.07, neighbours among the training images.
 """
 
 import argparse
@@ -23,8 +21,8 @@ from lightly.transforms import SimCLRTransform
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.models import resnet18
 
-from omma import backbones
 from omma.data.index import IndexedImages, open_images
 from omma.data.split import train_test
 from omma.evaluation import knn
@@ -46,25 +44,9 @@ class Views(Dataset):
         return self.transform(Image.fromarray(self.images.read(i)))
 
 
-class Pooled(nn.Module):
-    """omma's encoder, as one that gives vectors."""
-
-    def __init__(self, name: str, size: int) -> None:
-        super().__init__()
-        self.encoder = backbones.build(name=name, image_size=size, channels=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x).pooled
-
-
-def network(name: str, size: int) -> tuple[nn.Module, int]:
-    """A backbone and the width of what it gives."""
-    if name != "resnet18":
-        encoder = Pooled(name, size)
-        return encoder, encoder.encoder.dim
-    from torchvision.models import resnet18
-
-    return nn.Sequential(*list(resnet18().children())[:-1], nn.Flatten()), 512
+def network() -> nn.Module:
+    """ResNet-18 without its last layer."""
+    return nn.Sequential(*list(resnet18().children())[:-1], nn.Flatten())
 
 
 def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
@@ -76,15 +58,9 @@ def train(args: argparse.Namespace, images: IndexedImages, size: int) -> tuple[n
     """The backbone, its steps, and the precision that was faster."""
     torch.manual_seed(args.seed)
     end = time.monotonic() + args.minutes * 60
-    theirs = args.backbone == "resnet18"
-    backbone, width = network(args.backbone, size)
-    head = SimCLRProjectionHead(width, 512, 128)
-    criterion = NTXentLoss() if theirs else NTXentLoss(temperature=0.1)
-    params = [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(params, lr=0.06) if theirs else torch.optim.AdamW(params, lr=2e-3)
-    loader = DataLoader(
-        Views(images, size), 256 if theirs else 128, shuffle=True, drop_last=True, num_workers=args.workers
-    )
+    backbone, head, criterion = network(), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.06)
+    loader = DataLoader(Views(images, size), 256, shuffle=True, drop_last=True, num_workers=args.workers)
     source = endless(loader)
 
     def step(bf16: bool) -> None:
@@ -127,7 +103,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images")
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--backbone", default="resnet18", help="resnet18, or a model of omma's")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -136,9 +111,9 @@ def main() -> None:
     size = images.read(0).shape[0]
     train_part, test_part = images.subset(learned), images.subset(judged)
     torch.manual_seed(args.seed)
-    before, _ = network(args.backbone, size)
+    before = network()
     trained, steps, precision = train(args, train_part, size)
-    print(f"{args.backbone}, {size} px, {how}; {steps:,} steps in {precision}")
+    print(f"ResNet-18, {size} px, {how}; {steps:,} steps in {precision}")
     for name, backbone in (("trained", trained), ("untrained", before.eval())):
         vectors = [features(backbone, part, size) for part in (train_part, test_part)]
         data = Split(vectors[0], images.labels[learned], vectors[1], images.labels[judged])

@@ -35,7 +35,7 @@ from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, ibot
 from omma.ops import ema
 from omma.ops.masking import hide, view_masks
-from omma.ops.sinkhorn import sinkhorn
+from omma.ops.sinkhorn import centre
 from omma.protocols import Clock
 
 
@@ -202,7 +202,7 @@ def dinov2_sinkhorn(references: References, found: Found) -> None:
     for n, k in ((6, 4), (37, 24), (8, 64)):
         for temperature in (0.04, 0.07):
             logits = wave(n, k, phase=n)
-            ours = sinkhorn(logits, temperature)
+            ours = distillation.targets(logits, centre(logits, temperature), temperature)
             found.note("loss", ours, official.DINOLoss(k).sinkhorn_knopp_teacher(logits, temperature))
             count = torch.full((1,), n)
             theirs = official.iBOTPatchLoss(k).sinkhorn_knopp_teacher(logits, temperature, count)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from balanced import sinkhorn
 
 from omma.backbones.vit import ViT
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, lejepa, simclr
 from omma.ops.masking import view_masks
 from omma.ops.random import derive
-from omma.ops.sinkhorn import sinkhorn
 from omma.protocols import Batch, Clock, Given, Key
 
 IMAGES = 3

@@ -23,7 +23,9 @@ def centre(
     scale: Float[Tensor, "k"] | float = 1.0,
     values: int = _VALUES,
 ) -> Float[Tensor, "k"]:
-    """The c with which softmax((logits scale - c) / temperature) is `sinkhorn` of logits scale, in fp32.
+    """The c with which softmax((logits scale - c) / temperature) has columns of about n / k, in fp32.
+
+    The assignments of [Caron 2020, arXiv 2006.09882, section 3.1], as a softmax with another centre.
 
     total, largest: sum and maximum over all processes, where each holds some of the rows (any number).
 
@@ -48,19 +50,3 @@ def centre(
             sums += m.sub_(c).softmax(-1).sum(0)
         c += total(sums).log()
     return c * temperature
-
-
-@torch.no_grad()
-def sinkhorn(
-    logits: Float[Tensor, "n k"],
-    temperature: float,
-    iterations: int = 3,
-    total: Callable[[Tensor], Tensor] = _alone,
-    largest: Callable[[Tensor], Tensor] = _alone,
-) -> Float[Tensor, "n k"]:
-    """Rows that sum to 1 and whose columns sum to about n / k [Caron 2020, arXiv 2006.09882, section 3.1].
-
-    total, largest: as in `centre`, which has the way it is computed.
-    """
-    found = centre(logits, temperature, iterations, total, largest)
-    return logits.float().sub(found).div_(temperature).softmax(-1)

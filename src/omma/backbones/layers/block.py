@@ -45,18 +45,15 @@ class Where(NamedTuple):
     def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
         """The same for some samples of the batch."""
         (chosen,) = rows
-        return self._of(chosen)
-
-    def _of(self, rows: Int[Tensor, "r"]) -> "Where":
-        keep = None if self.keep is None else self.keep[rows]
+        keep = None if self.keep is None else self.keep[chosen]
         rope, bias = self.rope, self.bias
         if rope is not None and rope.cos.ndim > 2:
-            rope = rope._replace(cos=rope.cos[rows], sin=rope.sin[rows])
+            rope = rope._replace(cos=rope.cos[chosen], sin=rope.sin[chosen])
         if bias is not None and len(bias) > 1:
-            bias = bias[rows]
+            bias = bias[chosen]
         pairs = self.pairs
         if pairs is not None and pairs.ndim > 2:
-            pairs = pairs[rows]
+            pairs = pairs[chosen]
         return self._replace(keep=keep, rope=rope, bias=bias, pairs=pairs)
 
 
