@@ -34,10 +34,10 @@ def test_gelu_and_its_slope_of_every_number() -> None:
     x.requires_grad_()
     exact = x.detach().double().requires_grad_()
     found, wanted = gelu(x), F.gelu(exact)
-    torch.testing.assert_close(found.double(), wanted, atol=4e-6, rtol=ROUNDING)
+    torch.testing.assert_close(found.double(), wanted, atol=6e-6, rtol=ROUNDING)
     (slope,) = torch.autograd.grad(found, x, torch.ones_like(found))
     (wanted,) = torch.autograd.grad(wanted, exact, torch.ones_like(wanted))
-    torch.testing.assert_close(slope.double(), wanted, atol=4e-6, rtol=ROUNDING)
+    torch.testing.assert_close(slope.double(), wanted, atol=3e-5, rtol=ROUNDING)
 
 
 @there

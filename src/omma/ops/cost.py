@@ -123,11 +123,38 @@ def _attend_backward(
     return 2 * _attend(qkv, shapes, out_val=None)
 
 
+def _branch(
+    x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, *_: Any, out_val: Any
+) -> int:
+    """Both layers of it."""
+    return 2 * x.numel() // x.shape[-1] * (w1.numel() + w2.numel())
+
+
+def _mlp_backward(grad: Tensor, *known: Any, out_val: Any) -> int:
+    *_, w1, w2, _ = known
+    return _branch(grad, w1, w1, w1, None, w2, out_val=None)
+
+
+def _mix(x: Tensor, *known: Any, out_val: Any) -> int:
+    shapes = known[-3]
+    pairs = sum(b * n * n for b, n in zip(shapes[::2], shapes[1::2], strict=True))
+    return _branch(x, *known, out_val=None) + 2 * 2 * pairs * x.shape[-1]
+
+
+def _mix_backward(grad: Tensor, *known: Any, out_val: Any) -> int:
+    qkv, *_, w1, w2, _, shapes, _ = known[5:]
+    return _branch(grad, w1, w1, w1, None, w2, out_val=None) + 2 * _attend(qkv, shapes, out_val=None)
+
+
 # what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/native.py), and linear layers
 # and attention on Apple's GPUs
 OURS: dict[str, Callable[..., int]] = {
     "mkldnn::_linear_pointwise": _linear,
     "omma::weight_gradient": _weight_gradient,
+    "omma::mlp": _branch,
+    "omma::mlp_backward": _mlp_backward,
+    "omma::mix": _mix,
+    "omma::mix_backward": _mix_backward,
     "omma::attend": _attend,
     "omma::attend_backward": _attend_backward,
     "aten::linear": _linear,

@@ -1,4 +1,4 @@
-"""Kernels of our own in bf16 for x86 processors with AMX (kernels.cpp, docs/adr/0009).
+"""Kernels of our own in bf16 for x86 processors with AMX (kernels/, docs/adr/0009).
 
 They are compiled on the machine that uses them, when they are first wanted, and kept in the cache. Where
 there is no such processor or no compiler, or OMMA_KERNELS=off, torch's are used; `omma doctor` says which and
@@ -22,7 +22,10 @@ from omma import files
 
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("kernels")
+
+# how the operands of `weight_gradient` lie: in rows, or one in squares of 32 x 32 (kernels/branches.cpp)
+NONE, GRAD, GELU_OF_INPUT = 0, 1, 4
 
 _registry = torch.library.Library("omma", "DEF")
 _registry.define("gelu(Tensor x) -> Tensor")
@@ -32,11 +35,29 @@ _registry.define(
     "norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor mean, Tensor inverse)"
     " -> (Tensor, Tensor, Tensor)"
 )
-_registry.define("weight_gradient(Tensor grad, Tensor x, bool bias) -> (Tensor, Tensor?)")
+_registry.define("weight_gradient(Tensor grad, Tensor x, bool bias, int lie=0) -> (Tensor, Tensor?)")
 _registry.define("attend(Tensor qkv, int[] shapes, int heads, bool train) -> (Tensor, Tensor?)")
 _registry.define(
     "attend_backward(Tensor grad, Tensor qkv, Tensor result, Tensor log_sum, int[] shapes, int heads)"
     " -> Tensor"
+)
+_registry.define(
+    "mlp(Tensor x, Tensor scale, Tensor shift, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gamma,"
+    " Tensor? onto, float eps, bool train) -> (Tensor, Tensor?, Tensor?, Tensor?)"
+)
+_registry.define(
+    "mlp_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor inverse, Tensor u,"
+    " Tensor w1, Tensor w2, Tensor? onto) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_registry.define(
+    "mix(Tensor x, Tensor scale, Tensor shift, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gamma,"
+    " Tensor? onto, float eps, int[] shapes, int heads, bool train)"
+    " -> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)"
+)
+_registry.define(
+    "mix_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor mean, Tensor inverse, Tensor qkv,"
+    " Tensor result, Tensor log_sum, Tensor w1, Tensor w2, Tensor? onto, int[] shapes, int heads)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -60,12 +81,12 @@ def found() -> tuple[ctypes.CDLL | None, str]:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         return None, "torch's: omma's own, which are faster, need a compiler (apt install g++)"
-    recipe = "\n".join([SOURCE.read_text(), compiler, *FLAGS, *words])
+    recipe = "\n".join([*(p.read_text() for p in sorted(SOURCE.iterdir())), compiler, *FLAGS, *words])
     built = files.cache_folder() / f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
     try:
         if not built.exists():
             with files.whole(built) as partial:
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(partial)]
+                command = [compiler, *FLAGS, str(SOURCE / "all.cpp"), "-o", str(partial)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
         library = ctypes.CDLL(str(built))
     except subprocess.CalledProcessError as error:
@@ -143,11 +164,11 @@ def _norm_backward(
 
 
 @_operator
-def _weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
-    n, o = grad.shape
+def _weight_gradient(grad: Tensor, x: Tensor, bias: bool, lie: int = NONE) -> tuple[Tensor, Tensor | None]:
+    n, o = min(len(grad), len(x)), grad.shape[1]
     out = grad.new_empty(o, x.shape[1])
     sums = grad.new_empty(o) if bias else None
-    _call("weight_gradient", n, o, x.shape[1], grad, x, out, sums)
+    _call("weight_gradient", n, o, x.shape[1], grad, x, lie, out, sums)
     return out, sums
 
 
@@ -178,6 +199,119 @@ def _attend_backward(
     for b, n, *given in _lengths(shapes, *rows, log_sum, out.flatten(0, 1)):
         _call("attend_backward", b, n, heads, qkv.shape[-1] // (3 * heads), *given)
     return out
+
+
+SPARE = 31  # rows after the last that are read, and not used, where rows are multiplied 32 at a time
+
+
+def _whole(rows: int) -> int:
+    return (rows + SPARE) // (SPARE + 1) * (SPARE + 1)
+
+
+def _with_spare(like: Tensor, rows: int, width: int) -> Tensor:
+    return like.new_empty(rows + SPARE, width)[:rows]
+
+
+@_operator
+def _mlp(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    gamma: Tensor | None,
+    onto: Tensor | None,
+    eps: float,
+    train: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    (h, d), n = w1.shape, x.numel() // w1.shape[1]
+    y = torch.empty_like(x)
+    u, mean, inverse = None, None, None
+    if train:
+        u, mean, inverse = x.new_empty(_whole(n), h), *x.new_empty(2, n, dtype=torch.float32)
+    _call("mlp", n, d, h, eps, x, scale, shift, w1, b1, w2, b2, gamma, onto, y, u, mean, inverse)
+    return y, u, mean, inverse
+
+
+@_operator
+def _mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    u: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    onto: Tensor | None,
+) -> tuple[Tensor, ...]:
+    h, d, n = u.shape[1], x.shape[-1], len(mean)
+    dx, du, again = torch.empty_like(x), torch.empty_like(u), x.new_empty(n, d)
+    dscale, dshift = torch.empty_like(scale), torch.empty_like(shift)
+    known = (grad, x, scale, shift, mean, inverse, u, w1, w2, onto)
+    _call("mlp_backward", n, d, h, *known, dx, du, again, dscale, dshift)
+    return dx, du, again, dscale, dshift
+
+
+@_operator
+def _mix(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    gamma: Tensor | None,
+    onto: Tensor | None,
+    eps: float,
+    shapes: Sequence[int],
+    heads: int,
+    train: bool,
+) -> tuple[Tensor | None, ...]:
+    d, t, numbers = x.shape[-1], x.numel() // x.shape[-1], torch.tensor(shapes)
+    y = torch.empty_like(x)
+    kept = [None] * 5
+    if train:
+        qkv, out = x.new_empty(t, 3 * d), _with_spare(x, t, d)
+        log_sum, mean, inverse = (
+            x.new_empty(t, heads, dtype=torch.float32),
+            *x.new_empty(2, t, dtype=torch.float32),
+        )
+        kept = [qkv, out, log_sum, mean, inverse]
+    known = (x, scale, shift, w1, b1, w2, b2, gamma, onto)
+    _call("mix", len(shapes) // 2, numbers, d, heads, eps, *known, y, *kept)
+    return y, *kept
+
+
+@_operator
+def _mix_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    qkv: Tensor,
+    result: Tensor,
+    log_sum: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    onto: Tensor | None,
+    shapes: Sequence[int],
+    heads: int,
+) -> tuple[Tensor, ...]:
+    (t, width), numbers = qkv.shape, torch.tensor(shapes)
+    dx, dqkv, again = torch.empty_like(x), _with_spare(x, t, width), torch.empty_like(result)
+    dscale, dshift = torch.empty_like(scale), torch.empty_like(shift)
+    known = (grad, x, scale, shift, mean, inverse, qkv, result, log_sum, w1, w2, onto)
+    _call(
+        "mix_backward", len(shapes) // 2, numbers, width // 3, heads, *known, dx, dqkv, again, dscale, dshift
+    )
+    return dx, dqkv, again, dscale, dshift
 
 
 class Gelu(torch.autograd.Function):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers.mlp import Mlp
-from omma.ops import attention, depth
+from omma.ops import attention, branches, depth
 from omma.ops.attention import Rope
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
@@ -42,6 +42,15 @@ class Where(NamedTuple):
     def shapes(self) -> None:
         """Nothing is packed."""
 
+    @property
+    def plain(self) -> bool:
+        """Does attention depend on nothing but the tokens?"""
+        return self.rope is None and self.bias is None
+
+    def lengths(self, x: Float[Tensor, "b n d"]) -> Shapes:
+        """How many sequences x holds, and how long."""
+        return ((x.shape[0], x.shape[1]),)
+
     def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
         """The same for some samples of the batch."""
         (chosen,) = rows
@@ -65,6 +74,13 @@ class Packed(NamedTuple):
 
     shapes: Shapes
     each: Sequence[Where]  # length by length
+
+    @property
+    def plain(self) -> bool:
+        return all(w.plain for w in self.each)
+
+    def lengths(self, x: Float[Tensor, "1 t d"]) -> Shapes:
+        return self.shapes
 
     def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Packed":
         """The same for some samples of each length."""
@@ -170,8 +186,40 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
         drop, shapes = self.drop_path if self.training else 0.0, where.shapes
-        x = depth.residual(x, lambda t, w: self.ls1(self.attn(t, self.norm1, w)), drop, where, shapes=shapes)
-        return depth.residual(x, lambda t: self.ls2(self.mlp(t, self.norm2)), drop, shapes=shapes)
+        if drop == 0:
+            return self._perceived(self._mixed(x, where, add=True), add=True)
+        x = depth.residual(x, self._mixed, drop, where, shapes=shapes)
+        return depth.residual(x, self._perceived, drop, shapes=shapes)
+
+    def _mixed(self, x: Tensor, where: Where | Packed, add: bool = False) -> Tensor:
+        """The first branch, and x where `add`."""
+        attn, norm, scale = self.attn, self.norm1, self.ls1
+        if (
+            type(attn) is Attention
+            and where.plain
+            and branches.plain(norm, attn.qkv, attn.proj, attn, scale)
+            and branches.fits_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes := where.lengths(x))
+        ):
+            return branches.mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, _gamma(scale), add)
+        out = scale(attn(x, norm, where))
+        return x + out if add else out
+
+    def _perceived(self, x: Tensor, add: bool = False) -> Tensor:
+        """The second branch, and x where `add`."""
+        mlp, norm, scale = self.mlp, self.norm2, self.ls2
+        if (
+            type(mlp) is Mlp
+            and mlp.activation == "gelu"
+            and branches.plain(norm, mlp.fc1, mlp.fc2, mlp, scale)
+            and branches.fits_mlp(x, norm, mlp.fc1, mlp.fc2)
+        ):
+            return branches.mlp(x, norm, mlp.fc1, mlp.fc2, _gamma(scale), add)
+        out = scale(mlp(x, norm))
+        return x + out if add else out
+
+
+def _gamma(scale: nn.Module) -> Tensor | None:
+    return scale.gamma if isinstance(scale, LayerScale) else None
 
 
 def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:
