@@ -139,6 +139,7 @@ def train(
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     ahead: Batch | None = None
     method.train()
+    modules = [m for m in method.modules() if m.training]  # a teacher, say, stays as it is
     while position.step < position.total:
         watch.begin(position.total - position.step)
         clock = position.clock()
@@ -185,7 +186,8 @@ def train(
         position.step += 1
         watch.to(Part.REST)
         yield Step(clock, loss, metrics, lr, length, heard, None if finite else taken)
-        method.train()  # whoever looked in between may have switched to eval
+        if not all(m.training for m in modules):
+            method.train()  # whoever looked in between may have switched to eval
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

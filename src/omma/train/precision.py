@@ -56,21 +56,22 @@ class Cast:
         norms = {
             id(p) for m in method.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)
         }
-        self.names = [
-            n for n, p in method.named_parameters() if p.ndim and id(p) not in norms and not spread(p)
-        ]
+        self.lowered = {
+            n: p for n, p in method.named_parameters() if p.ndim and id(p) not in norms and not spread(p)
+        }
+        every = sum(1 for _ in method.named_parameters(remove_duplicate=False))
+        self.tied = every > sum(1 for _ in method.parameters())
 
     def __call__(self, batch: Batch, clock: Clock) -> StepOutput:
         if self.dtype == torch.float32:
             return self.method(batch, clock)
-        parameters = dict(self.method.named_parameters())
-        trained = [n for n in self.names if parameters[n].requires_grad]
-        frozen = [n for n in self.names if not parameters[n].requires_grad]
-        weights = dict(zip(frozen, _copies([parameters[n] for n in frozen], self.dtype), strict=True))
-        own = [parameters[n] for n in trained]
+        trained = {n: p for n, p in self.lowered.items() if p.requires_grad}
+        frozen = {n: p for n, p in self.lowered.items() if not p.requires_grad}
+        weights = dict(zip(frozen, _copies(list(frozen.values()), self.dtype), strict=True))
+        own = list(trained.values())
         lowered = _Lowered.apply(self.dtype, *own) if self.deliver is None else self._leaves(own)
         weights |= zip(trained, lowered, strict=True)  # pyright: ignore[reportArgumentType]
-        return functional_call(self.method, weights, (batch, clock))
+        return functional_call(self.method, weights, (batch, clock), tie_weights=self.tied)
 
     def _leaves(self, own: Sequence[nn.Parameter]) -> list[Tensor]:
         """Copies that have gradients of their own, handed on and let go of when they are there."""
