@@ -10,7 +10,7 @@ void attend(long b, long n, long heads, long e, const bf16 *qkv, bf16 *out, floa
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
-#pragma omp for schedule(dynamic, portion(b * heads)) collapse(2)
+#pragma omp for schedule(dynamic, portion(b *heads)) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++)
                 attend_head(n, d, e, qkv + x * n * 3 * d + h * e, out + x * n * d + h * e,
@@ -25,7 +25,7 @@ void attend_backward(long b, long n, long heads, long e, const bf16 *dout, const
 #pragma omp parallel num_threads(threads)
     {
         Unit unit;
-#pragma omp for schedule(dynamic, portion(b * heads)) collapse(2)
+#pragma omp for schedule(dynamic, portion(b *heads)) collapse(2)
         for (long x = 0; x < b; x++)
             for (long h = 0; h < heads; h++)
                 attend_head_backward(n, d, e, dout + x * n * d + h * e, qkv + x * n * 3 * d + h * e,

@@ -40,7 +40,8 @@ Operand left_turned(const bf16 *x, long rows, long columns, bf16 *to) {
     const long depth = tiles(rows, DEPTH);
     for (long j = 0; j < tiles(columns, 16); j++)
         for (long k = 0; k < depth; k++)
-            pack(x + k * DEPTH * columns + j * 16, columns, rows - k * DEPTH, 0xffff, to + (j * depth + k) * TILE, true);
+            pack(x + k * DEPTH * columns + j * 16, columns, rows - k * DEPTH, 0xffff, to + (j * depth + k) * TILE,
+                 true);
     return {to, depth * TILE, TILE, DEPTH};
 }
 
@@ -79,7 +80,8 @@ void attend_head(long n, long d, long e, const bf16 *qkv, bf16 *out, float *log_
         product(rt, e / 16, {p, ROWS * wide, DEPTH, wide}, v, wide / DEPTH, o, e);
         for (long r = 0; r < rows; r++)
             for (long i = 0; i < e; i += 16)
-                store(out + (start + r) * d + i, 0xffff, _mm512_mul_ps(_mm512_loadu_ps(o + r * e + i), all(1 / total[r])));
+                store(out + (start + r) * d + i, 0xffff,
+                      _mm512_mul_ps(_mm512_loadu_ps(o + r * e + i), all(1 / total[r])));
     }
 }
 

@@ -34,6 +34,12 @@ struct Weight {
     }
 };
 
+void pack_both(const Weight &one, const Weight &other) {
+    one.pack_all();
+    other.pack_all();
+#pragma omp barrier
+}
+
 // Rows that products are made of. They lie one after another, or 32 columns of 32 rows at a time in squares.
 Operand in_rows(const bf16 *at, long width) { return {at, ROWS * width, DEPTH, width}; }
 Operand in_squares(const bf16 *at) { return {at, ROWS * SIDE, SIDE * SIDE, SIDE}; }
@@ -50,8 +56,7 @@ template <class Finish> void multiply(long rows, Operand a, const Weight &w, flo
             const long end = std::min(panels, start + group), count = std::min(SIDE, rows - row);
             for (long j = start; j <= end; j++) { // one is written while the next is multiplied
                 float *now = squares + j % 2 * SIDE * SIDE, *before = squares + (j + 1) % 2 * SIDE * SIDE;
-                if (j < end)
-                    block<2, 2>(left, {w.at + j * panel, depth * TILE, TILE, DEPTH}, depth, now, SIDE, false);
+                if (j < end) block<2, 2>(left, {w.at + j * panel, depth * TILE, TILE, DEPTH}, depth, now, SIDE, false);
                 if (j > start) finish(before, row, (j - 1) * SIDE, count);
             }
         }
@@ -85,6 +90,16 @@ struct Sum {
     }
 };
 
+// Keeps a product in fp32.
+struct Kept {
+    float *to;
+    long d;
+
+    void operator()(const float *square, long row, long column, long count) const {
+        for (long r = 0; r < count; r++) std::memcpy(to + (row + r) * d + column, square + r * SIDE, SIDE * 4);
+    }
+};
+
 template <class T> T *after(T *p, long count) { return p ? p + count : nullptr; }
 
 // Rows for a thread to take at a time: whole squares, and enough parts to share.
@@ -100,7 +115,8 @@ std::vector<Samples> divided(long lengths, const long *shapes) {
     for (long l = 0; l < lengths; l++) rows += shapes[2 * l] * shapes[2 * l + 1];
     std::vector<Samples> parts;
     for (long l = 0, from = 0; l < lengths; l++) {
-        const long b = shapes[2 * l], n = shapes[2 * l + 1], each = std::max(1L, portion_of_rows(rows) / std::max(n, 1L));
+        const long b = shapes[2 * l], n = shapes[2 * l + 1],
+                   each = std::max(1L, portion_of_rows(rows) / std::max(n, 1L));
         for (long x = 0; x < b; x += each) {
             const long count = std::min(each, b - x);
             parts.push_back({from, count, n});
@@ -136,8 +152,8 @@ extern "C" {
 // y = onto + gamma * (GELU(norm(x) w1^T + b1) w2^T + b2) of x [n, d], w1 [h, d] and w2 [d, h]; gamma, onto and
 // biases may be null. Keeps u, the GELU's argument, in squares, and the norm's statistics where they are given.
 void mlp(long n, long d, long h, float eps, const bf16 *x, const bf16 *scale, const bf16 *shift, const bf16 *w1,
-         const bf16 *b1, const bf16 *w2, const bf16 *b2, const bf16 *gamma, const bf16 *onto, bf16 *y, bf16 *u, float *mean,
-         float *inverse, int threads) {
+         const bf16 *b1, const bf16 *w2, const bf16 *b2, const bf16 *gamma, const bf16 *onto, bf16 *y, bf16 *u,
+         float *mean, float *inverse, int threads) {
     const Gelu gelu;
     const long size = portion_of_rows(n);
     static thread_local Scratch common;
@@ -151,32 +167,33 @@ void mlp(long n, long d, long h, float eps, const bf16 *x, const bf16 *scale, co
         scratch.begin(size * (d + h) * 2 + 2 * SIDE * SIDE * 4);
         bf16 *a = scratch.take<bf16>(size * d), *g = scratch.take<bf16>(size * h);
         float *squares = scratch.take<float>(2 * SIDE * SIDE);
-        first_layer.pack_all();
-        second_layer.pack_all();
-#pragma omp barrier
+        pack_both(first_layer, second_layer);
 #pragma omp for schedule(dynamic)
         for (long from = 0; from < n; from += size) {
             const long rows = std::min(size, n - from);
             normalise(rows, d, eps, x + from * d, scale, shift, a, after(mean, from), after(inverse, from));
-            multiply(rows, in_rows(a, d), first_layer, squares, [&](const float *square, long row, long column, long count) {
-                const Gelu f = gelu; // its table in registers
-                const Vec low = shift_of(b1, column), high = shift_of(b1, column + 16);
-                for (long r = 0; r < count; r++) {
-                    const Vec v = _mm512_add_ps(part(square, r, 0), low), w = _mm512_add_ps(part(square, r, 1), high);
-                    if (u) put(u + (from + row) * h + (column + r) * SIDE, v, w);
-                    put(g + row * h + (column + r) * SIDE, f(v), f(w));
-                }
-            });
-            multiply(rows, in_squares(g), second_layer, squares, Sum{b2, gamma, after(onto, from * d), y + from * d, d});
+            multiply(rows, in_rows(a, d), first_layer, squares,
+                     [&](const float *square, long row, long column, long count) {
+                         const Gelu f = gelu; // its table in registers
+                         const Vec low = shift_of(b1, column), high = shift_of(b1, column + 16);
+                         for (long r = 0; r < count; r++) {
+                             const Vec v = _mm512_add_ps(part(square, r, 0), low),
+                                       w = _mm512_add_ps(part(square, r, 1), high);
+                             if (u) put(u + (from + row) * h + (column + r) * SIDE, v, w);
+                             put(g + row * h + (column + r) * SIDE, f(v), f(w));
+                         }
+                     });
+            multiply(rows, in_squares(g), second_layer, squares,
+                     Sum{b2, gamma, after(onto, from * d), y + from * d, d});
         }
     }
 }
 
-// From dy the derivatives by x, u, scale and shift; also, for the first layer's gradients, the normalised rows, `again`.
-// u and du are in squares. w2 comes with gamma multiplied in. onto is dy, or null.
+// From dy the derivatives by x, u, scale and shift; also, for the first layer's gradients, the normalised rows,
+// `again`. u and du are in squares. w2 comes with gamma multiplied in. onto is dy, or null.
 void mlp_backward(long n, long d, long h, const bf16 *dy, const bf16 *x, const bf16 *scale, const bf16 *shift,
-                  const float *mean, const float *inverse, const bf16 *u, const bf16 *w1, const bf16 *w2, const bf16 *onto,
-                  bf16 *dx, bf16 *du, bf16 *again, bf16 *dscale, bf16 *dshift, int threads) {
+                  const float *mean, const float *inverse, const bf16 *u, const bf16 *w1, const bf16 *w2,
+                  const bf16 *onto, bf16 *dx, bf16 *du, bf16 *again, bf16 *dscale, bf16 *dshift, int threads) {
     const GeluSlope slope;
     const long size = portion_of_rows(n), parts = tiles(n, size);
     static thread_local Scratch common;
@@ -193,25 +210,22 @@ void mlp_backward(long n, long d, long h, const bf16 *dy, const bf16 *x, const b
         scratch.begin(size * d * 6 + 2 * SIDE * SIDE * 4);
         bf16 *grad = scratch.take<bf16>(size * d);
         float *da = scratch.take<float>(size * d), *squares = scratch.take<float>(2 * SIDE * SIDE);
-        first_layer.pack_all();
-        second_layer.pack_all();
-#pragma omp barrier
+        pack_both(first_layer, second_layer);
 #pragma omp for schedule(dynamic)
         for (long each = 0; each < parts; each++) {
             const long from = each * size, rows = std::min(size, n - from);
             std::memcpy(grad, dy + from * d, rows * d * 2);
-            multiply(rows, in_rows(grad, d), second_layer, squares, [&](const float *square, long row, long column, long count) {
-                const GeluSlope f = slope; // its table in registers
-                for (long r = 0; r < count; r++) {
-                    const long at = (from + row) * h + (column + r) * SIDE;
-                    const Vec v = get(u + at), w = get(u + at + 16);
-                    put(du + at, _mm512_mul_ps(part(square, r, 0), f(v)), _mm512_mul_ps(part(square, r, 1), f(w)));
-                }
-            });
-            multiply(rows, in_squares(du + from * h), first_layer, squares, [&](const float *square, long row, long column, long count) {
-                for (long r = 0; r < count; r++)
-                    std::memcpy(da + (row + r) * d + column, square + r * SIDE, SIDE * 4);
-            });
+            multiply(rows, in_rows(grad, d), second_layer, squares,
+                     [&](const float *square, long row, long column, long count) {
+                         const GeluSlope f = slope; // its table in registers
+                         for (long r = 0; r < count; r++) {
+                             const long at = (from + row) * h + (column + r) * SIDE;
+                             const Vec v = get(u + at), w = get(u + at + 16);
+                             put(du + at, _mm512_mul_ps(part(square, r, 0), f(v)),
+                                 _mm512_mul_ps(part(square, r, 1), f(w)));
+                         }
+                     });
+            multiply(rows, in_squares(du + from * h), first_layer, squares, Kept{da, d});
             norm.back(from, rows, da, sums + each * 2 * d);
         }
     }
@@ -238,36 +252,36 @@ void mix(long lengths, const long *shapes, long d, long heads, float eps, const 
         scratch.begin(size * 4 * d * 2 + 2 * SIDE * SIDE * 4);
         bf16 *a = scratch.take<bf16>(size * d), *own = scratch.take<bf16>(size * 3 * d);
         float *squares = scratch.take<float>(2 * SIDE * SIDE);
-        first_layer.pack_all();
-        second_layer.pack_all();
-#pragma omp barrier
+        pack_both(first_layer, second_layer);
 #pragma omp for schedule(dynamic)
         for (std::size_t each = 0; each < parts.size(); each++) {
             const auto [from, count, n] = parts[each];
             const long rows = count * n;
             bf16 *q = qkv ? qkv + from * 3 * d : own, *mixed = out ? out + from * d : a;
             normalise(rows, d, eps, x + from * d, scale, shift, a, after(mean, from), after(inverse, from));
-            multiply(rows, in_rows(a, d), first_layer, squares, [&](const float *square, long row, long column, long count) {
-                const Vec low = shift_of(b1, column), high = shift_of(b1, column + 16);
-                for (long r = 0; r < count; r++)
-                    put(q + (row + r) * 3 * d + column, _mm512_add_ps(part(square, r, 0), low),
-                        _mm512_add_ps(part(square, r, 1), high));
-            });
+            multiply(rows, in_rows(a, d), first_layer, squares,
+                     [&](const float *square, long row, long column, long count) {
+                         const Vec low = shift_of(b1, column), high = shift_of(b1, column + 16);
+                         for (long r = 0; r < count; r++)
+                             put(q + (row + r) * 3 * d + column, _mm512_add_ps(part(square, r, 0), low),
+                                 _mm512_add_ps(part(square, r, 1), high));
+                     });
             for (long s = 0; s < count; s++)
                 for (long h = 0; h < heads; h++)
                     attend_head(n, d, e, q + s * n * 3 * d + h * e, mixed + s * n * d + h * e,
                                 after(log_sum, from * heads + (s * heads + h) * n));
-            multiply(rows, in_rows(mixed, d), second_layer, squares, Sum{b2, gamma, after(onto, from * d), y + from * d, d});
+            multiply(rows, in_rows(mixed, d), second_layer, squares,
+                     Sum{b2, gamma, after(onto, from * d), y + from * d, d});
         }
     }
 }
 
 // From dy the derivatives by x, qkv, scale and shift; also, for the weights' gradients, the normalised rows. w2 comes
 // with gamma multiplied in. dqkv has room for 31 rows more; onto is dy, or null.
-void mix_backward(long lengths, const long *shapes, long d, long heads, const bf16 *dy, const bf16 *x, const bf16 *scale,
-                  const bf16 *shift, const float *mean, const float *inverse, const bf16 *qkv, const bf16 *out,
-                  const float *log_sum, const bf16 *w1, const bf16 *w2, const bf16 *onto, bf16 *dx, bf16 *dqkv, bf16 *again,
-                  bf16 *dscale, bf16 *dshift, int threads) {
+void mix_backward(long lengths, const long *shapes, long d, long heads, const bf16 *dy, const bf16 *x,
+                  const bf16 *scale, const bf16 *shift, const float *mean, const float *inverse, const bf16 *qkv,
+                  const bf16 *out, const float *log_sum, const bf16 *w1, const bf16 *w2, const bf16 *onto, bf16 *dx,
+                  bf16 *dqkv, bf16 *again, bf16 *dscale, bf16 *dshift, int threads) {
     const std::vector<Samples> parts = divided(lengths, shapes);
     const long size = most_rows(parts), e = d / heads, count_of_parts = parts.size();
     static thread_local Scratch common;
@@ -284,28 +298,24 @@ void mix_backward(long lengths, const long *shapes, long d, long heads, const bf
         scratch.begin(size * d * 8 + 2 * SIDE * SIDE * 4);
         bf16 *grad = scratch.take<bf16>(size * d), *dout = scratch.take<bf16>(size * d);
         float *da = scratch.take<float>(size * d), *squares = scratch.take<float>(2 * SIDE * SIDE);
-        first_layer.pack_all();
-        second_layer.pack_all();
-#pragma omp barrier
+        pack_both(first_layer, second_layer);
 #pragma omp for schedule(dynamic)
         for (long each = 0; each < count_of_parts; each++) {
             const auto [from, count, n] = parts[each];
             const long rows = count * n;
             std::memcpy(grad, dy + from * d, rows * d * 2);
-            multiply(rows, in_rows(grad, d), second_layer, squares, [&](const float *square, long row, long column, long count) {
-                for (long r = 0; r < count; r++) put(dout + (row + r) * d + column, part(square, r, 0), part(square, r, 1));
-            });
+            multiply(rows, in_rows(grad, d), second_layer, squares,
+                     [&](const float *square, long row, long column, long count) {
+                         for (long r = 0; r < count; r++)
+                             put(dout + (row + r) * d + column, part(square, r, 0), part(square, r, 1));
+                     });
             for (long s = 0; s < count; s++)
                 for (long h = 0; h < heads; h++) {
                     const long row = from + s * n, at = row * d + h * e, wide = row * 3 * d + h * e;
                     attend_head_backward(n, d, e, dout + s * n * d + h * e, qkv + wide, out + at,
                                          log_sum + from * heads + (s * heads + h) * n, dqkv + wide);
                 }
-            multiply(rows, in_rows(dqkv + from * 3 * d, 3 * d), first_layer, squares,
-                     [&](const float *square, long row, long column, long count) {
-                         for (long r = 0; r < count; r++)
-                             std::memcpy(da + (row + r) * d + column, square + r * SIDE, SIDE * 4);
-                     });
+            multiply(rows, in_rows(dqkv + from * 3 * d, 3 * d), first_layer, squares, Kept{da, d});
             norm.back(from, rows, da, sums + each * 2 * d);
         }
     }

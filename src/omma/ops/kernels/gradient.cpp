@@ -20,10 +20,13 @@ struct Source {
         alignas(64) bf16 square[32 * DEPTH];
         if (gelu) {
             const Gelu f = *gelu; // its table in registers
-            for (long r = 0; r < std::min(rows, DEPTH); r++) put(square + r * 32, f(get(at + r * 32)), f(get(at + r * 32 + 16)));
+            for (long r = 0; r < std::min(rows, DEPTH); r++)
+                put(square + r * 32, f(get(at + r * 32)), f(get(at + r * 32 + 16)));
             at = square;
         }
-        const auto line = [=](long r) { return r < rows ? _mm512_maskz_loadu_epi16(m, at + r * ld) : _mm512_setzero_si512(); };
+        const auto line = [=](long r) {
+            return r < rows ? _mm512_maskz_loadu_epi16(m, at + r * ld) : _mm512_setzero_si512();
+        };
         const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
         __m512i first[16], second[16];
         Vec s[2] = {};
@@ -36,7 +39,8 @@ struct Source {
                 s[1] = _mm512_dpbf16_ps(s[1], reinterpret_cast<__m512bh>(second[i]), ones);
             }
         }
-        for (long t = 0; t < 2 && sum; t++) _mm512_storeu_ps(sum + t * 16, _mm512_add_ps(_mm512_loadu_ps(sum + t * 16), s[t]));
+        for (long t = 0; t < 2 && sum; t++)
+            _mm512_storeu_ps(sum + t * 16, _mm512_add_ps(_mm512_loadu_ps(sum + t * 16), s[t]));
         if (turned) transpose(first), transpose(second);
         for (long i = 0; i < 16; i++) {
             _mm512_store_si512(to + i * DEPTH, first[i]);
@@ -80,7 +84,8 @@ extern "C" {
 // dw [o, i] = g^T x and db [o] = the sums of g, of g [n, o] and x [n, i]; db may be null. which: 1 if g, 2 if x is in
 // squares; 4 if GELU(x), in squares, stands for x. The narrower is packed once for all threads; who is free takes the
 // next columns of the wider, and their part of dw stays in its cache.
-void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, long which, bf16 *dw, bf16 *db, int threads) {
+void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, long which, bf16 *dw, bf16 *db,
+                     int threads) {
     constexpr long MOST = 20;         // tiles along the sum at a time: two columns of them fit the first cache
     constexpr long PACKED = 4;        // of them that a thread packs at a time
     constexpr long SUMMED = 1L << 16; // numbers of dw that a thread sums at a time
@@ -89,7 +94,8 @@ void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, long 
     const bool swap = o > i; // the narrower stands at the left, turned
     const Source &left = swap ? of_x : of_g, &right = swap ? of_g : of_x;
     const long mt = tiles(left.width, 32) * 2, pairs = tiles(right.width, 32);
-    const long depth = tiles(n, DEPTH), steps = tiles(depth, std::max(1L, tiles(depth, MOST))), parts = std::max(1L, tiles(depth, PACKED));
+    const long depth = tiles(n, DEPTH), steps = tiles(depth, std::max(1L, tiles(depth, MOST))),
+               parts = std::max(1L, tiles(depth, PACKED));
     const long share = std::clamp(SUMMED / (mt * 512), 1L, std::max(1L, pairs / 8)), ld = share * 32;
     static thread_local Scratch common;
     common.begin(mt * depth * TILE * 2 + parts * mt * 16 * 4 + 128);
@@ -124,13 +130,16 @@ void weight_gradient(long n, long o, long i, const bf16 *g, const bf16 *x, long 
                                         db && swap ? beside + (v - from) * 32 : nullptr);
                     for (long u = 0; u < mt; u += 2)
                         block<2, 2>({a + (start * mt + u * high) * TILE, high * TILE, TILE, DEPTH},
-                              {b, high * TILE, TILE, DEPTH}, high, c + u * 16 * ld + (v - from) * 32, ld, start > 0);
+                                    {b, high * TILE, TILE, DEPTH}, high, c + u * 16 * ld + (v - from) * 32, ld,
+                                    start > 0);
                 }
             }
             for (long u = 0; u < mt / 2; u++)
                 for (long v = from; v < to; v++)
-                    write(c + u * 32 * ld + (v - from) * 32, ld, swap, dw, o, i, (swap ? v : u) * 32, (swap ? u : v) * 32);
-            for (long v = from; v < to && db && swap; v++) write_sums(beside + (v - from) * 32, db + v * 32, o - v * 32);
+                    write(c + u * 32 * ld + (v - from) * 32, ld, swap, dw, o, i, (swap ? v : u) * 32,
+                          (swap ? u : v) * 32);
+            for (long v = from; v < to && db && swap; v++)
+                write_sums(beside + (v - from) * 32, db + v * 32, o - v * 32);
         }
     }
     for (long u = 0; u < mt / 2 && db && !swap; u++) {

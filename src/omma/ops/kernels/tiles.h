@@ -80,8 +80,7 @@ struct Operand {
 };
 
 // Up to 2 x 2 tiles of C (+)= A B.
-template <int M, int N>
-void block(const Operand &a, const Operand &b, long depth, float *c, long ld, bool add) {
+template <int M, int N> void block(const Operand &a, const Operand &b, long depth, float *c, long ld, bool add) {
     const long stride = ld * 4;
     if (add) {
         _tile_loadd(0, c, stride);
