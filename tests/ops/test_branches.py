@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omma import backbones
 from omma.backbones.layers.block import NOWHERE, Attention, Block, Packed, Where
 from omma.backbones.layers.mlp import Mlp
 from omma.ops import branches, native
@@ -210,3 +211,29 @@ def test_what_is_no_number_stays_in_its_sample() -> None:
     block, x = made(), torch.randn(9, 17, DIM).bfloat16()
     x[4, 3, 7] = float("nan")
     assert block(x).isnan().flatten(1).any(1).tolist() == [i == 4 for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("vit-n/8", {"mix", "mlp"}),
+        ("dinov2-s/14", {"mix", "mlp"}),
+        ("vitc-15mf", {"mix", "mlp"}),
+        ("beit-b/16", {"mlp"}),
+        ("swin-t", {"mlp"}),
+        ("cait-xxs24", {"mlp"}),
+        ("eva02-ti/14", set()),
+    ],
+)
+def test_backbones_that_have_them(name: str, kernels: set[str], calls: list[str]) -> None:
+    """And come as close to fp32 as without."""
+    torch.manual_seed(0)
+    options = {"depth": 2} if not name.startswith("swin") and not name.startswith("vitc") else {}
+    encoder = backbones.build(name=name, image_size=56, **options).eval()
+    images = torch.randn(8, 3, 56, 56)
+    with torch.no_grad():
+        exact = encoder(images).pooled
+        assert not calls
+        found = copy.deepcopy(encoder).bfloat16()(images.bfloat16()).pooled
+    assert set(calls) == kernels
+    assert torch.cosine_similarity(found.float(), exact, dim=-1).min() > 0.999

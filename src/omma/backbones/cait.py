@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers, divided
-from omma.ops import attention, depth, recompute
+from omma.ops import attention, branches, depth, recompute
 from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
@@ -218,15 +219,18 @@ class Block(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
-    def _perceptron(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = gelu(norm_linear(x, self.norm2, self.mlp.fc1.weight, self.mlp.fc1.bias))
-        return _scaled(x, self.mlp.fc2, self.gamma_2)
+    def _perceptron(self, x: Float[Tensor, "b n d"], add: bool = False) -> Float[Tensor, "b n d"]:
+        mlp, norm = self.mlp, self.norm2
+        if branches.takes_mlp(x, norm, mlp.fc1, mlp.fc2, mlp):
+            return branches.mlp(x, norm, mlp.fc1, mlp.fc2, self.gamma_2, add)
+        out = _scaled(gelu(norm_linear(x, norm, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2, self.gamma_2)
+        return x + out if add else out
 
     def forward(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """The patch tokens, or the class token where `patches` are given, renewed."""
         drop = self.drop_path if self.training else 0.0
         x = depth.residual(x, lambda t: self.attn(t, *patches, self.norm1, self.gamma_1), drop)
-        return depth.residual(x, self._perceptron, drop)
+        return depth.residual(x, self._perceptron, drop, summed=partial(self._perceptron, add=True))
 
     def weights(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Tensor:
         """Attention weights for the same arguments."""

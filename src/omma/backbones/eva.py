@@ -7,6 +7,7 @@ have no bias.
 """
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from omma.backbones.layers import (
     Where,
     attend,
     init_linear,
+    perceive,
     rates,
     relative,
 )
@@ -138,12 +140,9 @@ class Block(nn.Module):
             t = self.attn(t, self.norm1, w)
             return t if self.gamma_1 is None else t * self.gamma_1
 
-        def perceive(t: Tensor) -> Tensor:
-            t = self.mlp(t, self.norm2)
-            return t if self.gamma_2 is None else t * self.gamma_2
-
         x = depth.residual(x, mix, drop, where, shapes=shapes)
-        return depth.residual(x, perceive, drop, shapes=shapes)
+        perceived = partial(perceive, before=self.norm2, mlp=self.mlp, gamma=self.gamma_2)
+        return depth.residual(x, perceived, drop, shapes=shapes, summed=partial(perceived, add=True))
 
 
 class Eva(Transformer):

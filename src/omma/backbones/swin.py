@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
+from omma.backbones.layers import Mlp, PatchEmbed, init_linear, perceive, rates
 from omma.backbones.layers.transformer import chosen_layers
 from omma.ops import depth, recompute, windows
 from omma.ops.linear import Linear
@@ -82,7 +83,8 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         drop = self.drop_path if self.training else 0.0
         x = depth.residual(x, lambda t: self.attn(t, self.norm1, grid), drop)
-        return depth.residual(x, lambda t: self.mlp(t, self.norm2), drop)
+        perceived = partial(perceive, before=self.norm2, mlp=self.mlp)
+        return depth.residual(x, perceived, drop, summed=partial(perceived, add=True))
 
 
 class Merging(nn.Module):

@@ -4,7 +4,7 @@ A thread takes some samples through a whole branch, norm to sum, and what is bet
 cache. The backward pass keeps the branch's input, the GELU's or attention's, and makes the rest anew.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ def mlp(
     gamma: Float[Tensor, "d"] | None = None,
     add: bool = True,
 ) -> Float[Tensor, "*b d"]:
-    """gamma * second(gelu(first(norm(x)))), and x where `add`; of what `fits` and `plain` allow."""
+    """gamma * second(gelu(first(norm(x)))), and x where `add`; of what `takes_mlp` takes."""
     weights = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
     return _Mlp.apply(x, *weights, norm.eps, add, torch.is_grad_enabled())  # pyright: ignore
 
@@ -41,7 +41,7 @@ def mix(
     gamma: Float[Tensor, "d"] | None = None,
     add: bool = True,
 ) -> Float[Tensor, "b n d"]:
-    """gamma * second(attention(first(norm(x)))), and x where `add`; of what `fits` and `plain` allow.
+    """gamma * second(attention(first(norm(x)))), and x where `add`; of what `takes_mix` takes.
 
     shapes: how many sequences x holds, and how long; of each length where several are packed in [1, t, d].
     """
@@ -51,28 +51,23 @@ def mix(
     return _Mix.apply(x, *weights, norm.eps, numbers, heads, add, train)  # pyright: ignore
 
 
-def plain(norm: nn.Module, first: nn.Module, second: nn.Module, *others: nn.Module) -> bool:
-    """May these be computed without being called? Not where another was put in their place, or listens."""
-    return (
-        type(norm) is nn.LayerNorm
-        and type(first) is type(second) is Linear
-        and not any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in (norm, first, second, *others)
-        )
-    )
+def takes_mlp(x: Tensor, norm: nn.Module, first: nn.Module, second: nn.Module, *others: nn.Module) -> bool:
+    """Can `mlp` stand for these and for `others`, which are around them?"""
+    return _ours(x, norm, first, second, *others) and _even(x.shape[-1], len(cast(Tensor, first.weight)))
 
 
-def fits_mlp(x: Tensor, norm: nn.LayerNorm, first: nn.Linear, second: nn.Linear) -> bool:
-    return _ours(x, norm, first, second) and _even(x.shape[-1], len(first.weight))
-
-
-def fits_mix(
-    x: Tensor, norm: nn.LayerNorm, first: nn.Linear, second: nn.Linear, heads: int, shapes: Shapes
+def takes_mix(
+    x: Tensor,
+    norm: nn.Module,
+    first: nn.Module,
+    second: nn.Module,
+    heads: int,
+    shapes: Shapes,
+    *others: nn.Module,
 ) -> bool:
-    """Threads have samples to share, and a head's weights fit into a cache."""
+    """Can `mix`? Threads must have samples to share, and a head's weights fit into a cache."""
     return (
-        _ours(x, norm, first, second)
+        _ours(x, norm, first, second, *others)
         and x.shape[-1] % heads == 0
         and _even(x.shape[-1] // heads)
         and sum(b for b, _ in shapes) >= SHARED
@@ -84,9 +79,21 @@ def _even(*widths: int) -> bool:
     return all(width % 32 == 0 for width in widths)
 
 
-def _ours(x: Tensor, norm: nn.LayerNorm, first: nn.Linear, second: nn.Linear) -> bool:
-    weights = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias)
-    return native.fits(x, *(w for w in weights if w is not None)) and x.numel() > 0
+def _ours(x: Tensor, norm: nn.Module, first: nn.Module, second: nn.Module, *others: nn.Module) -> bool:
+    """Are these as the kernels want them, and would nobody miss being called?
+
+    Not where a layer of another class was put in one's place, or somebody listens to one.
+    """
+    return (
+        type(norm) is nn.LayerNorm
+        and type(first) is type(second) is Linear
+        and native.fits(x, *(w for m in (norm, first, second) for w in m.parameters(recurse=False)))
+        and x.numel() > 0
+        and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (norm, first, second, *others)
+        )
+    )
 
 
 class _Mlp(torch.autograd.Function):

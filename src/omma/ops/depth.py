@@ -24,15 +24,17 @@ def residual(
     drop: float,
     *context: Context,
     shapes: Shapes | None = None,
+    summed: Callable[..., Tensor] | None = None,
 ) -> Float[Tensor, "b n d"]:
     """x + branch(x, *context), the branch run on a random (1 - drop) of the samples, scaled to keep its mean.
 
     Dropped samples cost nothing [Oquab 2023, section 4, "efficient stochastic depth"]. `drop` in [0, 1); 0
     where the network is not training. shapes: of the sequences that are packed in x, if they are; samples of
-    each length are then drawn apart. At least one sample of each is kept.
+    each length are then drawn apart. At least one sample of each is kept. summed(x, *context): branch and
+    sum at once, where nothing is dropped.
     """
     if drop == 0:
-        return x + branch(x, *context)
+        return x + branch(x, *context) if summed is None else summed(x, *context)
     parts = unpack(x, shapes or [(x.shape[0], x.shape[1])])
     rows = [_drawn(len(part), drop, x.device) for part in parts]
     some = [part.index_select(0, r) for part, r in zip(parts, rows, strict=True)]  # part[r] is slow to derive

@@ -13,7 +13,7 @@ from omma.backbones.layers.block import (
     rates,
 )
 from omma.backbones.layers.embed import PatchEmbed
-from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU
+from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU, perceive
 
 __all__ = (
     "Attention",
@@ -29,5 +29,6 @@ __all__ = (
     "attend",
     "blocks",
     "init_linear",
+    "perceive",
     "rates",
 )

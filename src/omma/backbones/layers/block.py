@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.mlp import Mlp
+from omma.backbones.layers.mlp import Mlp, perceive
 from omma.ops import attention, branches, depth
 from omma.ops.attention import Rope
 from omma.ops.linear import Linear
@@ -186,36 +186,26 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
         drop, shapes = self.drop_path if self.training else 0.0, where.shapes
-        if drop == 0:
-            return self._perceived(self._mixed(x, where, add=True), add=True)
-        x = depth.residual(x, self._mixed, drop, where, shapes=shapes)
-        return depth.residual(x, self._perceived, drop, shapes=shapes)
+        mixed, perceived = (
+            functools.partial(self._mixed, add=True),
+            functools.partial(self._perceived, add=True),
+        )
+        x = depth.residual(x, self._mixed, drop, where, shapes=shapes, summed=mixed)
+        return depth.residual(x, self._perceived, drop, shapes=shapes, summed=perceived)
 
     def _mixed(self, x: Tensor, where: Where | Packed, add: bool = False) -> Tensor:
         """The first branch, and x where `add`."""
-        attn, norm, scale = self.attn, self.norm1, self.ls1
-        if (
-            type(attn) is Attention
-            and where.plain
-            and branches.plain(norm, attn.qkv, attn.proj, attn, scale)
-            and branches.fits_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes := where.lengths(x))
-        ):
-            return branches.mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, _gamma(scale), add)
-        out = scale(attn(x, norm, where))
+        attn, norm, gamma = self.attn, self.norm1, _gamma(self.ls1)
+        if type(attn) is Attention and where.plain:
+            shapes = where.lengths(x)
+            if branches.takes_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, attn, self.ls1):
+                return branches.mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, gamma, add)
+        out = self.ls1(attn(x, norm, where))
         return x + out if add else out
 
     def _perceived(self, x: Tensor, add: bool = False) -> Tensor:
-        """The second branch, and x where `add`."""
-        mlp, norm, scale = self.mlp, self.norm2, self.ls2
-        if (
-            type(mlp) is Mlp
-            and mlp.activation == "gelu"
-            and branches.plain(norm, mlp.fc1, mlp.fc2, mlp, scale)
-            and branches.fits_mlp(x, norm, mlp.fc1, mlp.fc2)
-        ):
-            return branches.mlp(x, norm, mlp.fc1, mlp.fc2, _gamma(scale), add)
-        out = scale(mlp(x, norm))
-        return x + out if add else out
+        """The second."""
+        return perceive(x, self.norm2, self.mlp, _gamma(self.ls2), add)
 
 
 def _gamma(scale: nn.Module) -> Tensor | None:

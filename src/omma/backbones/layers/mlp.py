@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.ops import branches
 from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear_gelu
 from omma.ops.norm import norm, norm_linear
@@ -34,6 +35,22 @@ class Mlp(nn.Module):
             return self.fc2(linear_gelu(norm(x, before), self.fc1.weight, self.fc1.bias))
         x = norm_linear(x, before, self.fc1.weight, self.fc1.bias)
         return self.fc2(ACTIVATIONS[self.activation](x))
+
+
+def perceive(
+    x: Float[Tensor, "b n d"],
+    before: nn.LayerNorm,
+    mlp: nn.Module,
+    gamma: Float[Tensor, "d"] | None = None,
+    add: bool = False,
+) -> Float[Tensor, "b n d"]:
+    """gamma * mlp(x, before), and x where `add`; in one kernel where it fits."""
+    if type(mlp) is Mlp and mlp.activation == "gelu" and branches.takes_mlp(x, before, mlp.fc1, mlp.fc2, mlp):
+        return branches.mlp(x, before, mlp.fc1, mlp.fc2, gamma, add)
+    out = mlp(x, before)
+    if gamma is not None:
+        out = out * gamma
+    return x + out if add else out
 
 
 class SwiGLU(nn.Module):
