@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from omma import backbones
 from omma.backbones.layers.block import NOWHERE, Attention, Block, Packed, Where
@@ -205,6 +206,24 @@ def test_few_or_long_sequences_share_threads_otherwise(shape: tuple[int, int], c
     x = torch.randn(*shape, DIM).bfloat16()
     assert error(block(x), by_hand(block, x)) < 2 * ROUNDING
     assert calls == ["mlp"]
+
+
+def test_weights_that_do_not_lie_in_rows(calls: list[str]) -> None:
+    block = made()
+    block.mlp.fc1.weight.data = block.mlp.fc1.weight.data.t().contiguous().t()
+    x = torch.randn(8, 9, DIM).bfloat16()
+    assert error(block(x), by_hand(block, x)) < 2 * ROUNDING
+    assert calls == ["mix"]
+
+
+def test_weights_that_were_cast_for_the_step(calls: list[str]) -> None:
+    """They stand in the place of the block's own, which are in fp32 (train/precision.py)."""
+    block = made().float()
+    x = torch.randn(8, 9, DIM).bfloat16()
+    lent = {name: p.bfloat16() for name, p in block.named_parameters()}
+    found = functional_call(block, lent, (x,))
+    assert calls == ["mix", "mlp"]
+    assert error(found, by_hand(block, x)) < 2 * ROUNDING
 
 
 def test_what_is_no_number_stays_in_its_sample() -> None:

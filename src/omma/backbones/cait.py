@@ -221,7 +221,7 @@ class Block(nn.Module):
 
     def _perceptron(self, x: Float[Tensor, "b n d"], add: bool = False) -> Float[Tensor, "b n d"]:
         mlp, norm = self.mlp, self.norm2
-        if branches.takes_mlp(x, norm, mlp.fc1, mlp.fc2, mlp):
+        if branches.takes_mlp(x, norm, mlp.fc1, mlp.fc2, self.gamma_2, mlp):
             return branches.mlp(x, norm, mlp.fc1, mlp.fc2, self.gamma_2, add)
         out = _scaled(gelu(norm_linear(x, norm, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2, self.gamma_2)
         return x + out if add else out

@@ -51,9 +51,16 @@ def mix(
     return _Mix.apply(x, *weights, norm.eps, numbers, heads, add, train)  # pyright: ignore
 
 
-def takes_mlp(x: Tensor, norm: nn.Module, first: nn.Module, second: nn.Module, *others: nn.Module) -> bool:
+def takes_mlp(
+    x: Tensor,
+    norm: nn.Module,
+    first: nn.Module,
+    second: nn.Module,
+    gamma: Tensor | None,
+    *others: nn.Module,
+) -> bool:
     """Can `mlp` stand for these and for `others`, which are around them?"""
-    return _ours(x, norm, first, second, *others) and _even(x.shape[-1], len(cast(Tensor, first.weight)))
+    return _ours(x, norm, first, second, gamma, *others) and _even(x.shape[-1], _width(first))
 
 
 def takes_mix(
@@ -63,11 +70,12 @@ def takes_mix(
     second: nn.Module,
     heads: int,
     shapes: Shapes,
+    gamma: Tensor | None,
     *others: nn.Module,
 ) -> bool:
     """Can `mix`? Threads must have samples to share, and a head's weights fit into a cache."""
     return (
-        _ours(x, norm, first, second, *others)
+        _ours(x, norm, first, second, gamma, *others)
         and x.shape[-1] % heads == 0
         and _even(x.shape[-1] // heads)
         and sum(b for b, _ in shapes) >= SHARED
@@ -75,20 +83,35 @@ def takes_mix(
     )
 
 
+def _width(layer: nn.Module) -> int:
+    return cast(nn.Linear, layer).out_features  # `_ours` has seen that it is one
+
+
 def _even(*widths: int) -> bool:
     return all(width % 32 == 0 for width in widths)
 
 
-def _ours(x: Tensor, norm: nn.Module, first: nn.Module, second: nn.Module, *others: nn.Module) -> bool:
+def _ours(
+    x: Tensor,
+    norm: nn.Module,
+    first: nn.Module,
+    second: nn.Module,
+    gamma: Tensor | None,
+    *others: nn.Module,
+) -> bool:
     """Are these as the kernels want them, and would nobody miss being called?
 
     Not where a layer of another class was put in one's place, or somebody listens to one.
     """
+    if type(norm) is not nn.LayerNorm or type(first) is not Linear or type(second) is not Linear:
+        return False
+    found = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
+    weights = [w for w in found if w is not None]
     return (
-        type(norm) is nn.LayerNorm
-        and type(first) is type(second) is Linear
-        and native.fits(x, *(w for m in (norm, first, second) for w in m.parameters(recurse=False)))
+        norm.bias is not None
+        and native.fits(x, *weights)
         and x.numel() > 0
+        and all(w.is_contiguous() for w in weights)
         and not any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
             for m in (norm, first, second, *others)

@@ -198,7 +198,7 @@ class Block(nn.Module):
         attn, norm, gamma = self.attn, self.norm1, _gamma(self.ls1)
         if type(attn) is Attention and where.plain:
             shapes = where.lengths(x)
-            if branches.takes_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, attn, self.ls1):
+            if branches.takes_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, gamma, attn, self.ls1):
                 return branches.mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, gamma, add)
         out = self.ls1(attn(x, norm, where))
         return x + out if add else out

@@ -45,7 +45,11 @@ def perceive(
     add: bool = False,
 ) -> Float[Tensor, "b n d"]:
     """gamma * mlp(x, before), and x where `add`; in one kernel where it fits."""
-    if type(mlp) is Mlp and mlp.activation == "gelu" and branches.takes_mlp(x, before, mlp.fc1, mlp.fc2, mlp):
+    if (
+        type(mlp) is Mlp
+        and mlp.activation == "gelu"
+        and branches.takes_mlp(x, before, mlp.fc1, mlp.fc2, gamma, mlp)
+    ):
         return branches.mlp(x, before, mlp.fc1, mlp.fc2, gamma, add)
     out = mlp(x, before)
     if gamma is not None:
