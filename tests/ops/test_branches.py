@@ -15,7 +15,7 @@ from omma.ops import branches, native
 from omma.ops.packing import Shapes
 
 LIBRARY, WHY = native.found()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason=WHY)
+pytestmark = [pytest.mark.skipif(LIBRARY is None, reason=WHY), pytest.mark.usefixtures("kernels")]
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
 DIM, HEADS = 96, 3
 

@@ -1,7 +1,8 @@
 """Our kernels equal fp64 within bf16's rounding; where they cannot be used torch's are, with a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from omma.ops.linear import linear
 from omma.ops.norm import norm, norm_linear
 
 LIBRARY, WHY = native.found()
-there = pytest.mark.skipif(LIBRARY is None, reason=WHY)
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
+
+
+def there(test: Callable[..., None]) -> Callable[..., None]:
+    """Where there are kernels, in each of their forms."""
+    return pytest.mark.usefixtures("kernels")(pytest.mark.skipif(LIBRARY is None, reason=WHY)(test))
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -183,10 +188,30 @@ def test_why_there_are_none(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     anew.setattr("shutil.which", lambda name: None)
     assert "apt install g++" in why()
     anew.setattr(native, "_abilities", lambda: ["avx512f"])
-    assert "amx_bf16" in why()
-    anew.setenv("OMMA_KERNELS", "off")
-    assert "OMMA_KERNELS=off" in why()
+    assert "avx512_bf16" in why()
+    for word in ("off", "sometimes"):
+        anew.setenv("OMMA_KERNELS", word)
+        assert f"OMMA_KERNELS={word}" in why()
     assert not list(tmp_path.glob("*.so"))
+
+
+@pytest.mark.skipif(LIBRARY is None, reason=WHY)
+def test_the_matrix_unit_is_not_used_unasked(anew: pytest.MonkeyPatch) -> None:
+    """As on processors without one, and where the system does not grant it."""
+    commands: list[list[str]] = []
+
+    def compiled(command: list[str], **options: Any) -> None:
+        commands.append(command)
+        raise OSError("no more is needed")
+
+    anew.setattr(native.subprocess, "run", compiled)
+    anew.setattr(native, "_abilities", lambda: [*native.NEEDED, *native.MATRIX_UNIT])
+    for granted, wanted in [(True, "on"), (False, "on"), (True, "avx512")]:
+        anew.setattr(native, "_granted", lambda granted=granted: granted)
+        anew.setenv("OMMA_KERNELS", wanted)
+        native.found.cache_clear()
+        native.found()
+    assert ["-mno-amx-bf16" in command for command in commands] == [False, True, True]
 
 
 def test_torchs_are_used_then(anew: pytest.MonkeyPatch) -> None:

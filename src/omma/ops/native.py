@@ -1,8 +1,9 @@
-"""Kernels of our own in bf16 for x86 processors with AMX (kernels/, docs/adr/0009).
+"""Kernels of our own in bf16 for x86 processors with AMX or AVX-512's bf16 (kernels/, docs/adr/0009, 0015).
 
 They are compiled on the machine that uses them, when they are first wanted, and kept in the cache. Where
-there is no such processor or no compiler, or OMMA_KERNELS=off, torch's are used; `omma doctor` says which and
-why. Each takes contiguous tensors and is a torch operator, so that profilers and counters see it.
+there is no such processor or no compiler, or OMMA_KERNELS=off, torch's are used; OMMA_KERNELS=avx512 leaves
+AMX unused. `omma doctor` says which and why. Each takes contiguous tensors and is a torch operator, so that
+profilers and counters see it.
 """
 
 import ctypes
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from omma import files
 
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16")
+MATRIX_UNIT = ("amx_tile", "amx_bf16")
+WITHOUT_IT = ("-mno-amx-tile", "-mno-amx-bf16")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 SOURCE = Path(__file__).with_name("kernels")
 
@@ -73,20 +76,23 @@ def fits(*tensors: Tensor) -> bool:
 @functools.cache
 def found() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernels, or why there are none."""
-    if os.environ.get("OMMA_KERNELS", "on") == "off":
-        return None, "torch's: OMMA_KERNELS=off"
+    wanted = os.environ.get("OMMA_KERNELS", "on")
+    if wanted not in ("on", "avx512"):
+        return None, f"torch's: OMMA_KERNELS={wanted}"
     words = _abilities()
     if lacking := [flag for flag in NEEDED if flag not in words]:
         return None, f"torch's: omma's own need an x86 processor with {lacking[-1]} under Linux"
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         return None, "torch's: omma's own, which are faster, need a compiler (apt install g++)"
-    recipe = "\n".join([*(p.read_text() for p in sorted(SOURCE.iterdir())), compiler, *FLAGS, *words])
+    amx = wanted == "on" and all(flag in words for flag in MATRIX_UNIT) and _granted()
+    flags = FLAGS if amx else (*FLAGS, *WITHOUT_IT)
+    recipe = "\n".join([*(p.read_text() for p in sorted(SOURCE.iterdir())), compiler, *flags, *words])
     built = files.cache_folder() / f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
     try:
         if not built.exists():
             with files.whole(built) as partial:
-                command = [compiler, *FLAGS, str(SOURCE / "all.cpp"), "-o", str(partial)]
+                command = [compiler, *flags, str(SOURCE / "all.cpp"), "-o", str(partial)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
         library = ctypes.CDLL(str(built))
     except subprocess.CalledProcessError as error:
@@ -94,9 +100,12 @@ def found() -> tuple[ctypes.CDLL | None, str]:
         return None, f"torch's: {compiler} could not compile omma's own: {reason}"
     except OSError as error:
         return None, f"torch's: omma's own cannot be built or loaded: {error}"
-    if library.allowed():
-        return None, "torch's: the system does not let this process use the processor's matrix unit"
-    return library, "omma's own, compiled for this processor"
+    return library, f"omma's own, compiled for this processor's {'AMX' if amx else 'AVX-512'}"
+
+
+def _granted() -> bool:
+    """Asks Linux for the processor's matrix unit: arch_prctl(ARCH_REQ_XCOMP_PERM, tile data)."""
+    return ctypes.CDLL(None).syscall(ctypes.c_long(158), ctypes.c_long(0x1023), ctypes.c_long(18)) == 0
 
 
 def _abilities() -> list[str]:

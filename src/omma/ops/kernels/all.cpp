@@ -3,4 +3,3 @@
 #include "branches.cpp"
 #include "gradient.cpp"
 #include "pointwise.cpp"
-#include "unit.cpp"

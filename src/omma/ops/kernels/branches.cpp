@@ -56,7 +56,9 @@ template <class Finish> void multiply(long rows, Operand a, const Weight &w, flo
             const long end = std::min(panels, start + group), count = std::min(SIDE, rows - row);
             for (long j = start; j <= end; j++) { // one is written while the next is multiplied
                 float *now = squares + j % 2 * SIDE * SIDE, *before = squares + (j + 1) % 2 * SIDE * SIDE;
-                if (j < end) block<2, 2>(left, {w.at + j * panel, depth * TILE, TILE, DEPTH}, depth, now, SIDE, false);
+                if (j < end)
+                    block(tiles(count, ROWS), 2, left, {w.at + j * panel, depth * TILE, TILE, DEPTH}, depth, now, SIDE,
+                          false);
                 if (j > start) finish(before, row, (j - 1) * SIDE, count);
             }
         }
@@ -109,14 +111,20 @@ struct Samples {
     long from, count, n; // first row, how many, and the length of each
 };
 
+// How many samples of n rows a thread takes at a time: few are badly shared, and what does not fill tiles is wasted.
+long portion_of_samples(long b, long n) {
+    const auto cost = [=](long each) { return padded(each * n, ROWS) / double(each * n) * (1 + 2. * each / b); };
+    long best = 1;
+    for (long each = 2; each <= b && each * n <= 8 * SIDE; each++)
+        if (cost(each) < cost(best)) best = each;
+    return best;
+}
+
 // Some samples of one length at a time; shapes: how many and how long, of each length.
 std::vector<Samples> divided(long lengths, const long *shapes) {
-    long rows = 0;
-    for (long l = 0; l < lengths; l++) rows += shapes[2 * l] * shapes[2 * l + 1];
     std::vector<Samples> parts;
     for (long l = 0, from = 0; l < lengths; l++) {
-        const long b = shapes[2 * l], n = shapes[2 * l + 1],
-                   each = std::max(1L, portion_of_rows(rows) / std::max(n, 1L));
+        const long b = shapes[2 * l], n = shapes[2 * l + 1], each = portion_of_samples(b, std::max(n, 1L));
         for (long x = 0; x < b; x += each) {
             const long count = std::min(each, b - x);
             parts.push_back({from, count, n});

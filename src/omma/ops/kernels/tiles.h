@@ -1,4 +1,4 @@
-// Products by the matrix unit, a tile of 16 x 32 numbers at a time.
+// Products of tiles of 16 x 32 numbers: by the matrix unit, or by AVX-512's products of pairs of bf16.
 #pragma once
 
 #include "vectors.h"
@@ -57,6 +57,15 @@ void pack_turned(const bf16 *from, long ld, long rows, bf16 *to) {
     for (long i = 0; i < 16; i++) _mm512_store_si512(to + i * DEPTH, r[i]);
 }
 
+// Where the tiles of an operand lie: from one to the next along its rows (or columns), and along the sum; its
+// rows apart. All in numbers.
+struct Operand {
+    const bf16 *at;
+    long across, along, row;
+};
+
+#ifdef __AMX_BF16__
+
 struct alignas(64) Shapes {
     std::uint8_t palette = 1, start = 0, reserved[14] = {};
     std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -70,13 +79,6 @@ struct Unit {
         _tile_loadconfig(&shapes);
     }
     ~Unit() { _tile_release(); }
-};
-
-// Where the tiles of an operand lie: from one to the next along its rows (or columns), and along the sum; its
-// rows apart. All in numbers.
-struct Operand {
-    const bf16 *at;
-    long across, along, row;
 };
 
 // Up to 2 x 2 tiles of C (+)= A B.
@@ -112,6 +114,45 @@ template <int M, int N> void block(const Operand &a, const Operand &b, long dept
     if constexpr (M > 1) _tile_stored(2, c + 16 * ld, stride);
     if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * ld + 16, stride);
 }
+
+#else
+
+struct Unit {}; // the vector units need no setting up
+
+constexpr long STRIP = 8; // rows whose sums fit the registers
+
+// STRIP rows by N tiles of 16 columns.
+template <int N>
+void strip(const bf16 *a, const Operand &left, const Operand &right, long depth, float *c, long ld, bool add) {
+    Vec sum[STRIP][N];
+    for (long r = 0; r < STRIP; r++)
+        for (long j = 0; j < N; j++) sum[r][j] = add ? _mm512_loadu_ps(c + r * ld + j * ROWS) : _mm512_setzero_ps();
+    for (long k = 0; k < depth; k++)
+        for (long i = 0; i < ROWS; i++) {
+            const bf16 *b = right.at + k * right.along + i * right.row;
+            __m512bh pairs[N];
+            for (long j = 0; j < N; j++)
+                pairs[j] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + j * right.across));
+#pragma GCC unroll 8
+            for (long r = 0; r < STRIP; r++) {
+                std::int32_t pair;
+                std::memcpy(&pair, a + k * left.along + r * left.row + 2 * i, 4);
+                const __m512bh both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+                for (long j = 0; j < N; j++) sum[r][j] = _mm512_dpbf16_ps(sum[r][j], both, pairs[j]);
+            }
+        }
+    for (long r = 0; r < STRIP; r++)
+        for (long j = 0; j < N; j++) _mm512_storeu_ps(c + r * ld + j * ROWS, sum[r][j]);
+}
+
+// Up to 2 x 2 tiles of C (+)= A B.
+template <int M, int N> void block(const Operand &a, const Operand &b, long depth, float *c, long ld, bool add) {
+    for (long m = 0; m < M; m++)
+        for (long r = 0; r < ROWS; r += STRIP)
+            strip<N>(a.at + m * a.across + r * a.row, a, b, depth, c + (m * ROWS + r) * ld, ld, add);
+}
+
+#endif
 
 void block(long m, long n, Operand a, Operand b, long depth, float *c, long ld, bool add) {
     if (m > 1)

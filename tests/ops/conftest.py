@@ -1,0 +1,30 @@
+"""Our kernels in each form that this processor can run."""
+
+import os
+
+import pytest
+
+from omma.ops import native
+
+
+def _forms() -> dict[str, tuple]:
+    if "OMMA_KERNELS" in os.environ:
+        return {os.environ["OMMA_KERNELS"]: native.found()}
+    forms: dict[str, tuple] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for wanted in ("on", "avx512"):
+            patch.setenv("OMMA_KERNELS", wanted)
+            native.found.cache_clear()
+            forms[wanted] = native.found()
+    native.found.cache_clear()
+    if forms["on"] == forms["avx512"]:  # there is no AMX here, or there are none at all
+        del forms["avx512"]
+    return forms
+
+
+FORMS = _forms()
+
+
+@pytest.fixture(params=FORMS)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "found", lambda: FORMS[request.param])
