@@ -9,7 +9,7 @@ import torch
 from omma.data import views
 from omma.ops import erasing, randaugment
 from omma.ops.random import Stream
-from omma.ops.resize import crop_resize_one
+from omma.ops.resize import cut_into
 from omma.protocols import Crop, Key, Preprocess, RandAugment
 
 MEAN = (0.485, 0.456, 0.406)
@@ -34,8 +34,9 @@ def photographs(size=(64, 64)):
     found = []
     for i, name in enumerate(("china.jpg", "flower.jpg", "china.jpg", "flower.jpg")):
         image = datasets.load_sample_image(name)
-        part = crop_resize_one(image, (60 * i, 90 * i, 240, 240), size[0])[0].permute(1, 2, 0).numpy()
-        found.append(part[:, : size[1]].copy())
+        part = np.empty((3, size[0], size[0]), np.uint8)
+        cut_into(part, image, (60 * i, 90 * i, 240, 240))
+        found.append(part.transpose(1, 2, 0)[:, : size[1]].copy())
     found[2] = (found[2] // 3 + 20).astype(np.uint8)
     found[3] = (found[3] // 64 * 64).astype(np.uint8)
     return np.stack(found)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from omma.ops import resize
 
@@ -33,23 +34,58 @@ def test_crop_resize_of_bytes_keeps_their_scale():
     torch.testing.assert_close(resize.crop_resize(x, BOXES, 8), resize.crop_resize(x.float(), BOXES, 8))
 
 
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
-def test_one_image_of_bytes_is_within_rounding(channels):
-    x = (pictures(1, channels) * 255).to(torch.uint8)
+@pytest.mark.parametrize(("h", "w", "size"), [(40, 50, (16, 16)), (40, 50, (37, 90)), (301, 420, (20, 33))])
+def test_one_image_of_bytes_is_rounded_once(h, w, size, channels, filter):
+    """Steps from black to white, whose results go beyond both; enlarged, reduced, at every edge."""
+    generator = torch.Generator().manual_seed(0)
+    x = 255 * torch.randint(0, 2, (1, channels, h // 5 + 1, w // 5 + 1), generator=generator)
+    x = x.repeat_interleave(5, 2).repeat_interleave(5, 3)[:, :, :h, :w].to(torch.uint8)
     array = np.ascontiguousarray(x[0].permute(1, 2, 0).numpy())
-    for box in BOXES.tolist():
-        got = resize.crop_resize_one(array, tuple(box), 16)
-        expected = resize.crop_resize(x, torch.tensor([box]), 16)
-        assert got.dtype == torch.uint8
-        assert got.shape == (1, channels, 16, 16)
-        assert (got.float() - expected).abs().max() <= 1.01
+    for i, box in enumerate([*BOXES.tolist(), [0, 0, h, w], [h - 30, w - 20, 30, 20]]):
+        out = np.empty((channels, *size), np.uint8)
+        resize.cut_into(out, array, box, filter, flip=i % 2 == 1)
+        top, left, height, width = box
+        part = x[:, :, top : top + height, left : left + width].double()
+        exact = F.interpolate(part, size=size, mode=filter, antialias=True)[0].clamp(0, 255)
+        if i % 2:
+            exact = exact.flip(-1)
+        assert (torch.from_numpy(out).double() - exact).abs().max() <= 0.8
+
+
+@pytest.mark.parametrize("size", [(4, 9), (24, 40), (49, 63)])
+@pytest.mark.parametrize("value", [0, 1, 100, 254, 255])
+def test_one_image_of_one_colour_keeps_it(value, size):
+    out = np.empty((3, *size), np.uint8)
+    resize.cut_into(out, np.full((49, 63, 3), value, np.uint8), (0, 0, 49, 63), "bicubic")
+    assert (out == value).all()
+
+
+def test_one_image_of_bytes_much_reduced():
+    x = (255 * pictures(1, 3, 100, 400)).to(torch.uint8)
+    out = np.empty((3, 50, 5), np.uint8)
+    resize.cut_into(out, x[0].permute(1, 2, 0).numpy(), (0, 0, 100, 400), "bicubic")
+    exact = F.interpolate(x.double(), size=(50, 5), mode="bicubic", antialias=True)[0].clamp(0, 255)
+    assert (torch.from_numpy(out).double() - exact).abs().max() <= 0.501
+
+
+def test_one_image_of_bytes_among_others_of_more():
+    x = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
+    bytes_, floats = np.empty((3, 16, 16), np.uint8), np.empty((3, 16, 16), np.float32)
+    for flip in (False, True):
+        resize.cut_into(bytes_, x[:, ::2], (1, 2, 20, 13), "bicubic", flip)
+        resize.cut_into(floats, x[:, ::2], (1, 2, 20, 13), "bicubic", flip)
+        assert np.abs(floats - bytes_).max() <= 1
+        assert (floats == np.rint(floats)).all()
 
 
 def test_one_image_of_raw_values():
     x = pictures(1, 4) * 60_000
-    got = resize.crop_resize_one(x[0].permute(1, 2, 0).numpy(), (3, 5, 20, 31), 16, "bicubic")
-    expected = resize.crop_resize(x, BOXES[1:2], 16, "bicubic")
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1)
+    got = np.empty((4, 16, 16), np.float32)
+    resize.cut_into(got, x[0].permute(1, 2, 0).numpy(), (3, 5, 20, 31), "bicubic")
+    expected = resize.crop_resize(x, BOXES[1:2], 16, "bicubic")[0]
+    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-4, atol=1)
 
 
 def test_each_box_equals_the_batch_also_where_the_kernel_would_not_do(monkeypatch):

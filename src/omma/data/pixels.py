@@ -24,7 +24,7 @@ from omma.data.index import IndexedImages
 from omma.device import cores
 from omma.errors import line
 from omma.files import cache_folder
-from omma.ops.resize import resize_one
+from omma.ops.resize import cut_into
 from omma.protocols import BadImage
 
 FORMAT = 1  # of the parts; a change makes what older versions wrote unread
@@ -42,7 +42,9 @@ def shrunk(image: Num[np.ndarray, "h w c"], side: int) -> Num[np.ndarray, "h2 w2
     if min(h, w) <= side:
         return image
     height, width = (side, round(w * side / h)) if h <= w else (round(h * side / w), side)
-    return resize_one(image, height, width, "bicubic")[0].permute(1, 2, 0).contiguous().numpy()
+    out = np.empty((image.shape[2], height, width), np.uint8 if image.dtype == np.uint8 else np.float32)
+    cut_into(out, image, (0, 0, h, w), "bicubic")
+    return np.ascontiguousarray(out.transpose(1, 2, 0))
 
 
 @dataclass

@@ -22,7 +22,7 @@ from omma.ops.resize import (
     blur_radius,
     crop_resize,
     crop_resize_each,
-    crop_resize_one,
+    cut_into,
     gaussian_blur,
     gaussian_taps,
 )
@@ -102,8 +102,7 @@ def cut(
         out = np.empty(shape, dtype=np.uint8 if eight_bit else np.float32)
         for i, image in enumerate(images):
             for view in range(crop.count):
-                piece = crop_resize_one(image, boxes[i][view], crop.size, _FILTER)[0].numpy()
-                out[i, view] = piece[:, :, ::-1] if flips[i, view] else piece
+                cut_into(out[i, view], image, boxes[i][view], _FILTER, bool(flips[i, view]))
         crops.append(torch.from_numpy(out))
     return tuple(crops)
 

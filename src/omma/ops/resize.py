@@ -13,6 +13,7 @@ from torch.nn import functional as F
 Filter = Literal["bilinear", "bicubic"]
 # Times that CUDA's kernel may reduce a side: at s times it wants 65 (4 s + 1) of 12,288 shared numbers.
 STEEP = 40
+REDUCED = 16  # times that sums of 16 bits are exact enough for
 
 
 # Kernels without `where`, which PyTorch runs ten times slower than arithmetic on a CPU.
@@ -86,27 +87,32 @@ def crop_resize(
     return cut.permute(0, 2, 3, 1).contiguous()
 
 
-def crop_resize_one(
-    image: np.ndarray, box: tuple[int, int, int, int], size: int, filter: Filter = "bilinear"
-) -> Num[Tensor, "1 c size size"]:
-    """Cut one box (top, left, height, width) of an [h, w, c] array and resize it; see `resize_one`."""
-    top, left, height, width = box
-    return resize_one(image[top : top + height, left : left + width], size, size, filter)
+def cut_into(
+    out: Num[np.ndarray, "c height width"],
+    image: Num[np.ndarray, "h w c"],
+    box: Sequence[int],
+    filter: Filter = "bilinear",
+    flip: bool = False,
+) -> None:
+    """Cut one box (top, left, height, width) of an array, resize and mirror it; see `crop_resize`.
 
-
-def resize_one(
-    image: np.ndarray, height: int, width: int, filter: Filter = "bilinear"
-) -> Num[Tensor, "1 c height width"]:
-    """Resize an [h, w, c] array of any size, antialiased.
-
-    uint8 stays uint8 (with three channels PyTorch has a fast vectorised kernel that works on interleaved
-    pixels; the result is interleaved in memory too). Anything else is resized in float32.
+    out is uint8 or float32 and C-contiguous. Of an image of bytes it is in whole numbers.
     """
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    if pixels.dtype == torch.uint8 and pixels.shape[1] == 3:
-        return F.interpolate(pixels, size=(height, width), mode=filter, antialias=True)
-    out = F.interpolate(pixels.float(), size=(height, width), mode=filter, antialias=True)
-    return out.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else out
+    top, left, height, width = box
+    reduced = max(height / out.shape[1], width / out.shape[2])
+    if image.dtype == np.uint8 and reduced <= REDUCED:
+        from omma.ops import cutting  # Numba takes half a second to import
+
+        made = out if out.dtype == np.uint8 else np.empty(out.shape, np.uint8)
+        cutting.cut_into(made, image, (top, left, height, width), filter, flip)
+        if made is not out:
+            out[:] = made
+        return
+    pixels = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)[None].float()
+    made = F.interpolate(pixels, size=out.shape[1:], mode=filter, antialias=True)[0]
+    if image.dtype == np.uint8:
+        made.round_().clamp_(0, 255)
+    out[:] = (made.flip(-1) if flip else made).numpy()
 
 
 def crop_resize_each(
