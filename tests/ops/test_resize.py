@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omma.ops import resize
+from omma.ops import cutting, resize
 
 BOXES = torch.tensor([[0, 0, 40, 50], [3, 5, 20, 31], [39, 49, 1, 1], [10, 2, 30, 9], [0, 0, 40, 2]])
 
@@ -60,6 +60,20 @@ def test_one_image_of_one_colour_keeps_it(value, size):
     out = np.empty((3, *size), np.uint8)
     resize.cut_into(out, np.full((49, 63, 3), value, np.uint8), (0, 0, 49, 63), "bicubic")
     assert (out == value).all()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 41, 5), (0, 46, 5, 5)])
+def test_a_box_outside_of_the_image_is_refused(box):
+    out = np.empty((3, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match="inside"):
+        cutting.cut_into(out, np.zeros((40, 50, 3), np.uint8), box, "bicubic")
+
+
+def test_a_result_of_another_form_is_refused():
+    image = np.zeros((40, 50, 3), np.uint8)
+    for out in (np.empty((1, 8, 8), np.uint8), np.empty((8, 8, 3), np.uint8).transpose(2, 0, 1)):
+        with pytest.raises(ValueError, match="C's order"):
+            cutting.cut_into(out, image, (0, 0, 9, 9), "bilinear")
 
 
 def test_one_image_of_bytes_much_reduced():

@@ -230,6 +230,13 @@ def cut_into(
 ) -> None:
     """Cut a box (top, left, height, width) of an image, resize it to out's size, antialiased, and mirror it.
 
-    Equal to `resize.crop_resize`, rounded, within 1. out is C-contiguous, and so is the image for speed.
+    Equal to `resize.crop_resize`, rounded, within 1. Raises ValueError if the box is empty or leaves the
+    image, or out is not C-contiguous or has other channels: loops do not look where they write.
     """
-    _cut(np.ascontiguousarray(image), *box, filter == "bicubic", flip, out)
+    top, left, height, width = box
+    h, w, channels = image.shape
+    if not (0 <= top < top + height <= h and 0 <= left < left + width <= w):
+        raise ValueError(f"box {box} (top, left, height, width) is not inside of an image of {h} x {w}")
+    if not out.flags.c_contiguous or len(out) != channels:
+        raise ValueError(f"out {out.shape}, strides {out.strides}: [{channels}, height, width] in C's order")
+    _cut(np.ascontiguousarray(image), top, left, height, width, filter == "bicubic", flip, out)
