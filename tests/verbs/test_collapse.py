@@ -66,8 +66,10 @@ def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
 
 
 @pytest.mark.parametrize("method", alone())
-def test_a_thousandfold_learning_rate_collapses(images, tmp_path, method):
+def test_a_thousandfold_learning_rate_is_told(images, tmp_path, method):
+    """Where it leads, to one point or to a few directions, is for the processor's rounding to decide."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate
     told = verdicts(images, tmp_path, method, rate=1000.0, **spread)
-    assert any(v.level == "bad" and "collapsed" in v.text and "--lr" in v.remedy for v in told)
+    found = [v for v in told if v.text.startswith(("collapsed", "narrowing"))]
+    assert any("--lr" in v.remedy for v in found)
     assert told[-1].level != "good"
