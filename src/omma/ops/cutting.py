@@ -4,7 +4,7 @@ A pass adds up weighted rows, all numbers of a row alike, which fills a processo
 passes and behind the second the image is turned over. Numbers are fixed-point, so that a multiplication of a
 vector takes one instruction: pixels have 7 binary places, weights 15; the upper half of a product is kept, 6
 places after the first pass and 5 after the second. What that cuts off is half a unit on average, so every
-other product is of the negated weight and subtracted. For reductions to a sixteenth the result is within .7
+other product is of the negated weight and subtracted. For reductions to a sixteenth the result is within .8
 of the exact one, of which .5 are its rounding.
 """
 

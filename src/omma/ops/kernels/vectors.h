@@ -1,4 +1,4 @@
-// Kernels in bf16 for x86 processors with AVX-512 and AMX: what a transformer's training step does between and
+// Kernels in bf16 for x86 processors with AVX-512's bf16, or AMX: what a transformer's training step does between and
 // behind its large products. Sums, exponentials and statistics are fp32; what is stored is rounded once.
 // Called through ctypes with plain pointers (native.py), compiled on the machine that uses them.
 #pragma once
