@@ -25,7 +25,7 @@ import torch
 from common import Contender
 
 from omma import backbones
-from omma.device import peak_memory
+from omma.core.device import peak_memory
 from omma.ops.cost import multiply_adds
 
 SUBJECTS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from omma.device import best_product, keep_memory, synchronise
+from omma.core.device import best_product, keep_memory, synchronise
 from omma.ops.cost import Flops
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from omma import backbones, methods, weights
-from omma.protocols import Batch, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Extras, Given, Key, Preprocess
 from omma.train.loop import Position, make_optimizer, train
 
 SIZE = 224

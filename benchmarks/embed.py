@@ -27,8 +27,8 @@ from common import Contender, called
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.exporting import hf, timm_twin, traced
-from omma.protocols import Backbone, Preprocess
+from omma.core.protocols import Backbone, Preprocess
+from omma.weights.export import hf, timm_twin, traced
 
 SIZE = 224
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 
-from omma.data.index import IndexedImages, open_images
-from omma.data.split import train_test
+from omma.data.sources.collection import IndexedImages, open_images
+from omma.data.sources.split import train_test
 from omma.evaluation import knn
-from omma.evaluation.arrays import Split
+from omma.evaluation.split import Split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # lightly's own normalisation
 

@@ -11,7 +11,7 @@ from common import Contender, called
 from setting import DISTILLED, Setting
 
 from omma import backbones, methods
-from omma.protocols import Batch, Given, Key, Method, Recipe
+from omma.core.protocols import Batch, Given, Key, Method, Recipe
 from omma.train.loop import Position, Step, make_optimizer, train
 from omma.train.profile import OFF, Stopwatch
 

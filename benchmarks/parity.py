@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.exporting import hf, timm_twin
-from omma.protocols import Backbone, Preprocess
+from omma.core.protocols import Backbone, Preprocess
+from omma.weights.export import hf, timm_twin
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = "<!-- benchmarks/parity.py begin -->", "<!-- benchmarks/parity.py end -->"

@@ -46,8 +46,8 @@ from common import Contender
 from peers import lightly_, timm_, transformers_
 from setting import METHODS, Decoder, Setting
 
-from omma import device as machine
 from omma.cli.live import profile_lines
+from omma.core import device as machine
 from omma.train.profile import STEPS, WARM_UPS, Profile, Profiler
 
 STEPS_OF_MEMORY = 3

@@ -28,12 +28,12 @@ from common import Contender
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 
-from omma.data import views
-from omma.data.index import IndexedImages, open_images
-from omma.data.pixels import Cache
-from omma.data.plans import MultiCrop, multi_crop
-from omma.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from omma.protocols import Crop, Key, Preprocess
+from omma.core.protocols import Crop, Key, Preprocess
+from omma.data.batches import augment
+from omma.data.batches.decoded_cache import Cache
+from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from omma.data.sources.collection import IndexedImages, open_images
+from omma.methods.shared.crops import MultiCrop, multi_crop
 
 PREPROCESS = Preprocess(
     size=224, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=IMAGENET_MEAN, std=IMAGENET_STD
@@ -58,16 +58,16 @@ def write_jpegs(folder: Path, count: int) -> list[Path]:
 
 def ours(images: IndexedImages, plan: tuple[Crop, ...]) -> Callable[[], dict[str, float]]:
     """A run makes the next epoch's views of all images; seconds of its stages."""
-    epochs, least = iter(range(10**9)), views.at_least(plan)
+    epochs, least = iter(range(10**9)), augment.at_least(plan)
 
     def run() -> dict[str, float]:
         key = Key(0, np.full(len(images), next(epochs)), np.arange(len(images)))
         times = [time.process_time()]
         read = [images.read(i, least) for i in range(len(images))]
         times.append(time.process_time())
-        crops = views.cut(read, plan, key)
+        crops = augment.cut(read, plan, key)
         times.append(time.process_time())
-        views.augment(crops, plan, key, PREPROCESS)
+        augment.augment(crops, plan, key, PREPROCESS)
         times.append(time.process_time())
         return dict(zip(("read", "cut", "colour"), np.diff(times).tolist(), strict=True))
 
@@ -126,7 +126,7 @@ def race(paths: list[Path], folder: Path, local_crops: int, rounds: int) -> dict
         (96, local_crops, (0.05, 0.4)),
     ]
     source = open_images(paths[0].parent)
-    cache = Cache(source, views.at_least(plan), folder)
+    cache = Cache(source, augment.at_least(plan), folder)
     cache.write()
     runs = {
         "omma, JPEG": ours(source, plan),

@@ -1,7 +1,7 @@
 """Balanced assignments as methods make them: a centre by Sinkhorn and Knopp, and the softmax with it."""
 
 from omma.losses import distillation
-from omma.ops.sinkhorn import centre
+from omma.methods.shared.sinkhorn import centre
 
 
 def sinkhorn(logits, temperature, *more, **functions):

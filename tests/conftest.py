@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from omma.ops import native
+from omma.ops.cpu import native
 
 torch.set_num_threads(1)  # tests run in several processes, which would fight over the cores
 KERNELS = native.found()[0]

@@ -3,7 +3,7 @@
 import torch
 
 from omma import backbones
-from omma.protocols import Preprocess
+from omma.core.protocols import Preprocess
 
 
 def network(name, **options):

@@ -11,10 +11,11 @@ import torch
 
 torch.set_num_threads(1)
 
-from omma import dist, illustrate, launched  # noqa: E402
-from omma.data.index import ArrayImages  # noqa: E402
-from omma.events import Plan, Progress  # noqa: E402
-from omma.train import sharding  # noqa: E402
+from omma.core import dist, launcher  # noqa: E402
+from omma.data.sources.collection import ArrayImages  # noqa: E402
+from omma.pretraining.events import Plan, Progress  # noqa: E402
+from omma.reporting import run_report  # noqa: E402
+from omma.train import fsdp  # noqa: E402
 from omma.verbs.pretrain import pretrain  # noqa: E402
 
 BASE = {
@@ -49,11 +50,11 @@ def pictures() -> ArrayImages:
 
 def run(out: Path, listen=lambda event: None, **options):
     """One run, without the report, which takes longer than all else."""
-    report, illustrate.write_report = illustrate.write_report, lambda *args: out / "report.html"
+    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
     try:
         return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
     finally:
-        illustrate.write_report = report
+        run_report.write_report = report
 
 
 def resumed(out: Path, **options) -> list[int]:
@@ -67,7 +68,7 @@ def asked_to_stop_at(step: int, rank: int):
     """A listener that sends one of the processes a SIGTERM."""
 
     def listen(event) -> None:
-        if isinstance(event, Progress) and event.step == step and launched.here().rank == rank:
+        if isinstance(event, Progress) and event.step == step and launcher.here().rank == rank:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return listen
@@ -103,7 +104,7 @@ def two(folder: Path) -> dict:
 
 
 def main(world: int, folder: Path) -> None:
-    here = launched.here()
+    here = launcher.here()
     assert (here.world, here.local_world) == (world, world)
     told = {}
     if world == 2:
@@ -112,7 +113,7 @@ def main(world: int, folder: Path) -> None:
         told["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
         told["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
     with dist.joined():
-        assert not sharding.sharded(torch.nn.Linear(1, 1))
+        assert not fsdp.sharded(torch.nn.Linear(1, 1))
         told["sums"] = dist.sums([1.0, here.rank])
         told["told"] = dist.told(here.rank + 5)
     # the configuration differs, which process 0 alone sees

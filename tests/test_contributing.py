@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from omma import backbones, methods
-from omma.protocols import Batch, Given, Key
+from omma.core.protocols import Batch, Given, Key
 from omma.train.loop import Position, make_optimizer, train
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"

@@ -11,7 +11,7 @@ from published.references import References
 from torch import Tensor, nn
 
 from omma.backbones.vit import ViT
-from omma.protocols import Batch, Given, Key
+from omma.core.protocols import Batch, Given, Key
 
 STEPS, RATE = 3, 0.1
 IMAGE, PATCH, LOCAL, IMAGES = 16, 4, 8, 4

@@ -24,10 +24,10 @@ from published.comparing import (
 from published.references import References
 from torch import Tensor, nn
 
+from omma.core.protocols import Clock
+from omma.data import text_tokenizer
 from omma.losses import classification, contrastive
 from omma.methods import lejepa, moco
-from omma.ops import bpe
-from omma.protocols import Clock
 
 
 def moco_method(references: References, found: Found) -> None:
@@ -163,7 +163,10 @@ def clip_tokens(references: References, found: Found) -> None:
     folder = references.path("openai/CLIP")
     assert folder is not None
     merges = folder / "clip" / "bpe_simple_vocab_16e6.txt.gz"
-    theirs, ours = official.SimpleTokenizer(str(merges)), bpe.Tokenizer(bpe.read_merges(merges))
+    theirs, ours = (
+        official.SimpleTokenizer(str(merges)),
+        text_tokenizer.Tokenizer(text_tokenizer.read_merges(merges)),
+    )
     draw = random.Random(0)
     texts = [chr(i) for i in range(0x3000) if chr(i).isprintable()]
     texts += ["".join(draw.choices(texts, k=draw.randrange(1, 24))) for _ in range(3000)]

@@ -28,15 +28,15 @@ from published.comparing import (
 from published.references import References
 from torch import Tensor, nn
 
+from omma.backbones.layers.heads import PrototypeHead
 from omma.backbones.vit import ViT
-from omma.heads import PrototypeHead
+from omma.core.protocols import Clock
 from omma.losses import distillation
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, ibot
-from omma.ops import ema
-from omma.ops.masking import hide, view_masks
-from omma.ops.sinkhorn import centre
-from omma.protocols import Clock
+from omma.methods.shared.masking import hide, view_masks
+from omma.methods.shared.sinkhorn import centre
+from omma.train import ema
 
 
 def dino_method(references: References, found: Found) -> None:

@@ -28,9 +28,9 @@ from torch import nn
 
 from omma.backbones.eva import Eva
 from omma.backbones.layers.block import Where
+from omma.core.protocols import Clock, Extras, Given, Preprocess
 from omma.methods import beit, mae, simmim
-from omma.ops.masking import blocks, random_units
-from omma.protocols import Clock, Extras, Given, Preprocess
+from omma.methods.shared.masking import blocks, random_units
 from omma.weights import Model
 
 

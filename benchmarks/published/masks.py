@@ -9,8 +9,8 @@ import torch
 import torch.distributed
 from published.references import References
 
-from omma.ops.masking import blockwise, random_units, view_masks
-from omma.protocols import Key
+from omma.core.protocols import Key
+from omma.methods.shared.masking import blockwise, random_units, view_masks
 
 DRAWS = 3000
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omma import backbones
-from omma.protocols import NoAttention
+from omma.core.protocols import NoAttention
 
 CASES = {
     "vit": {"name": "vit-ti/8"},

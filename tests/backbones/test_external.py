@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omma import backbones
 from omma.backbones import external
-from omma.protocols import NoAttention
+from omma.core.protocols import NoAttention
 
 timm = pytest.importorskip("timm", reason="timm (dev group) is not installed")
 torchvision = pytest.importorskip("torchvision", reason="torchvision (dev group) is not installed")

@@ -5,8 +5,8 @@ import torch
 
 from omma import backbones
 from omma.backbones.layers.transformer import Transformer
+from omma.core.protocols import Backbone
 from omma.ops import depth, packing
-from omma.protocols import Backbone
 
 MODELS = {
     "vit-n/4": {"layer_scale": 0.1, "registers": 2, "depth": 3},

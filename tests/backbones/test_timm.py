@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omma import backbones
-from omma.exporting import timm_twin
+from omma.weights.export import timm_twin
 
 pytest.importorskip("timm", reason="timm (dev group) is not installed")
 

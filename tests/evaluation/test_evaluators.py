@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from omma.evaluation import arrays, interval, knn, linear, ridge
-from omma.evaluation.arrays import Split
+from omma.evaluation import confidence, knn, linear, ridge, split
 from omma.evaluation.result import Result, scores
+from omma.evaluation.split import Split
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_linear_agrees_with_scikit_learn():
 
     data = blobs(classes=5, train=60, test=80, gap=1.2, dim=12)
     answer = linear.predict(data, solver="lbfgs")
-    x, w = arrays.standardise(data.train, data.test)
+    x, w = split.standardise(data.train, data.test)
     theirs = LogisticRegression(C=1 / (answer.settings["penalty"] * len(x)), max_iter=1000)
     theirs.fit(x, data.train_labels)
     assert (theirs.predict(w) == answer.predictions).mean() > 0.99
@@ -177,7 +177,7 @@ def test_ridge_agrees_with_scikit_learn(dim):
 
     data = blobs(classes=4, train=30, test=40, gap=1.0, dim=dim)
     answer = ridge.predict(data)
-    x, w = (a.astype(np.float64) for a in arrays.standardise(data.train, data.test))
+    x, w = (a.astype(np.float64) for a in split.standardise(data.train, data.test))
     theirs = RidgeClassifier(alpha=answer.settings["penalty"] * len(x)).fit(x, data.train_labels)
     assert (theirs.predict(w) == answer.predictions).all()
     alphas = [p * len(x) for p in ridge.PENALTIES]
@@ -189,7 +189,7 @@ def test_ridge_agrees_with_scikit_learn(dim):
 def test_ridge_leave_one_out_is_what_leaving_one_out_gives():
     data = blobs(classes=3, train=8, test=2, gap=0.8, dim=6)
     answer = ridge.predict(data)
-    x = arrays.standardise(data.train)[0].astype(np.float64)
+    x = split.standardise(data.train)[0].astype(np.float64)
     y = np.eye(3)[data.train_labels]
     right, penalty = 0, answer.settings["penalty"] * len(x)
     for i in range(len(x)):
@@ -203,22 +203,22 @@ def test_ridge_leave_one_out_is_what_leaving_one_out_gives():
 
 def test_holdouts_are_stratified_disjoint_and_seeded():
     labels = np.array([0] * 10 + [1] * 30 + [2])
-    pairs = arrays.holdouts(labels, seed=3)
+    pairs = split.holdouts(labels, seed=3)
     assert len(pairs) == 5
     for fit, held in pairs:
         assert sorted([*fit, *held]) == list(range(41))
         assert np.bincount(labels[held], minlength=3).tolist() == [2, 6, 0]
-    again = arrays.holdouts(labels, seed=3)
+    again = split.holdouts(labels, seed=3)
     assert all((a[1] == b[1]).all() for a, b in zip(pairs, again))
-    assert len(arrays.holdouts(np.arange(2000) % 2, seed=0)) == 1
+    assert len(split.holdouts(np.arange(2000) % 2, seed=0)) == 1
     with pytest.raises(ValueError, match="no class has two"):
-        arrays.holdouts(np.arange(5), seed=0)
+        split.holdouts(np.arange(5), seed=0)
 
 
 def test_standardise_ignores_constants_and_the_test_part():
     x = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)
     x[:, 1] = 7
-    fit, other = arrays.standardise(x, x * 100)
+    fit, other = split.standardise(x, x * 100)
     assert np.allclose(fit.mean(0), 0, atol=1e-5)
     assert np.allclose(fit.std(0), [1, 0, 1, 1], atol=1e-5)
     assert (other[:, 1] == 0).all()
@@ -228,7 +228,7 @@ def test_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(300):
-        low, high = interval.bootstrap(rng.random(400) < 0.7, seed=trial, rounds=1000)
+        low, high = confidence.bootstrap(rng.random(400) < 0.7, seed=trial, rounds=1000)
         inside += low <= 0.7 <= high
     assert 0.91 < inside / 300 < 0.985
 
@@ -237,22 +237,22 @@ def test_interval_equals_plain_resampling():
     correct = np.random.default_rng(0).random(200) < 0.6
     index = np.random.default_rng(1).integers(0, 200, (10_000, 200))
     plain = np.quantile(correct[index].mean(1), [0.025, 0.975])
-    assert interval.bootstrap(correct) == pytest.approx(tuple(plain), abs=0.006)
-    assert interval.bootstrap(correct, seed=5) == interval.bootstrap(correct, seed=5)
+    assert confidence.bootstrap(correct) == pytest.approx(tuple(plain), abs=0.006)
+    assert confidence.bootstrap(correct, seed=5) == confidence.bootstrap(correct, seed=5)
 
 
 def test_interval_of_all_right_is_not_certainty():
-    assert interval.bootstrap(np.ones(24, bool)) == pytest.approx((0.025 ** (1 / 24), 1.0))
-    assert interval.bootstrap(np.zeros(24, bool))[0] == 0
+    assert confidence.bootstrap(np.ones(24, bool)) == pytest.approx((0.025 ** (1 / 24), 1.0))
+    assert confidence.bootstrap(np.zeros(24, bool))[0] == 0
 
 
 def test_paired_interval():
     rng = np.random.default_rng(0)
     a = rng.random(500) < 0.7
     b = a & (rng.random(500) < 0.95)  # never right where a is wrong
-    low, high = interval.paired(a, b)
+    low, high = confidence.paired(a, b)
     assert 0 < low < a.mean() - b.mean() < high
-    assert interval.paired(a, a) == (0, 0)
+    assert confidence.paired(a, a) == (0, 0)
 
 
 def test_scores_by_hand():

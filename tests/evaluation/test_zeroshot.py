@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omma.evaluation import interval, retrieval, zeroshot
+from omma.evaluation import confidence, retrieval, zeroshot
 
 
 def unit(x):
@@ -87,12 +87,12 @@ def test_a_collapsed_model_finds_nothing():
 
 def test_intervals_of_captions_that_belong_together():
     hits, queries = np.array([0, 5] * 50), np.full(100, 5)
-    low, high = interval.clustered(hits, queries)
-    apart = interval.bootstrap(np.repeat(hits > 0, 5))
+    low, high = confidence.clustered(hits, queries)
+    apart = confidence.bootstrap(np.repeat(hits > 0, 5))
     assert low == pytest.approx(0.40, abs=0.02)  # as of 100 throws of a coin ...
     assert high == pytest.approx(0.60, abs=0.02)
     assert apart[1] - apart[0] < 0.5 * (high - low)  # ... and not of 500
-    assert interval.clustered(queries, queries)[1] == 1.0
-    assert interval.clustered(0 * hits, queries)[0] == 0.0
-    assert interval.paired_clustered(hits, hits, queries) == (0.0, 0.0)
-    assert interval.paired_clustered(queries, 0 * hits, queries) == (1.0, 1.0)
+    assert confidence.clustered(queries, queries)[1] == 1.0
+    assert confidence.clustered(0 * hits, queries)[0] == 0.0
+    assert confidence.paired_clustered(hits, hits, queries) == (0.0, 0.0)
+    assert confidence.paired_clustered(queries, 0 * hits, queries) == (1.0, 1.0)

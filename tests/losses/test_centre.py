@@ -5,8 +5,8 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Clock, Given
 from omma.methods import dino
-from omma.protocols import Clock, Given
 
 # facebookresearch/dino 7c446df, main_dino.DINOLoss(7, 5, .04, .07, 3, 5).center in fp64 after three steps
 OFFICIAL = [0.027839614, -0.007985513, 0.004920467, 0.024835672, 0.008190875, -0.018475751, 0.02304899]

@@ -7,7 +7,7 @@ import torch
 from waves import wave
 
 from omma.losses import classification as c
-from omma.ops.mixing import smoothed
+from omma.train.mixing import smoothed
 
 
 def close(a, b, atol=2e-6):

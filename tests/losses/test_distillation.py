@@ -6,7 +6,7 @@ import pytest
 import torch
 from waves import wave
 
-from omma.heads import PrototypeHead
+from omma.backbones.layers.heads import PrototypeHead
 from omma.losses import distillation
 
 

@@ -5,11 +5,11 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Given
 from omma.losses import reconstruction
 from omma.methods import mae
 from omma.ops.patches import normalised, patchify, unpatchify
 from omma.ops.positions import sincos_2d
-from omma.protocols import Given
 
 
 def close(a, b, atol=2e-6):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from waves import wave
 
-from omma import auto, backbones, inherit, weights
-from omma.heads import MaskedHead
+from omma import backbones, weights
+from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
 from omma.losses import prediction
 from omma.methods import beit
-from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.methods.shared.masked_head import MaskedHead
+from omma.pretraining import choose, init_weights
 
 
 def close(a, b, atol=2e-6):
@@ -127,7 +128,7 @@ def test_merged_tokens_are_hidden_together():
 
 def test_without_a_tokenizer_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a tokenizer.*--method vqvae.*--method\.tokenizer MODEL"):
-        auto.refuse(auto.Wishes(method="beit"), classes=None, captions=False)
+        choose.refuse(choose.Wishes(method="beit"), classes=None, captions=False)
 
 
 def test_a_model_without_codes_is_refused(tmp_path):
@@ -135,9 +136,12 @@ def test_a_model_without_codes_is_refused(tmp_path):
     weights.save(tmp_path, model.encoder, model.preprocess)
     needs = beit.needs(beit.Config())
     with pytest.raises(ValueError, match="is not what beit learns from, a tokenizer"):
-        inherit.guide(str(tmp_path), "beit", needs)
+        init_weights.guide(str(tmp_path), "beit", needs)
     weights.save(tmp_path, model.encoder, model.preprocess, extras=model.extras)
-    assert set(inherit.guide(str(tmp_path), "beit", needs).extras.tensors) == {"codes.weight", "codes.bias"}
+    assert set(init_weights.guide(str(tmp_path), "beit", needs).extras.tensors) == {
+        "codes.weight",
+        "codes.bias",
+    }
 
 
 def test_codes_of_another_width_are_refused():

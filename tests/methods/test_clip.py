@@ -11,10 +11,11 @@ from PIL import Image
 from published_files import SMALL, randomised
 
 import omma
-from omma import backbones, text, weights
+from omma import backbones, weights
+from omma.backbones.layers import text
+from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.data import text_tokenizer
 from omma.methods import clip
-from omma.ops import bpe
-from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
 from omma.verbs.evaluate import evaluate
 from omma.verbs.pretrain import pretrain
 
@@ -32,7 +33,7 @@ def method(size=16, model=None, encoder=None, **options):
 
 def batch(b=6, size=16):
     generator = torch.Generator().manual_seed(3)
-    tokens = bpe.Tokenizer()([f"caption {i}" for i in range(b)])
+    tokens = text_tokenizer.Tokenizer()([f"caption {i}" for i in range(b)])
     key = Key(0, np.zeros(b, np.int64), np.arange(b))
     return Batch((torch.randn(b, 1, 3, size, size, generator=generator),), key, None, tokens)
 
@@ -85,12 +86,12 @@ def test_loss_and_gradients_of_transformers(tmp_path):
 # ---------------------------------------------------------------- the text tower
 def test_what_follows_the_end_changes_nothing():
     tower = text.TextTower(vocabulary=514, end=513, dim=32, depth=2, heads=2, out=8).eval()
-    tokens = bpe.Tokenizer()(["one", "a longer caption"])
+    tokens = text_tokenizer.Tokenizer()(["one", "a longer caption"])
     other = tokens.clone()
     other[0, 10:] = 7
     with torch.no_grad():
         assert torch.equal(tower(tokens)[0], tower(other)[0])
-        short = bpe.trimmed(tokens, 513)
+        short = text_tokenizer.trimmed(tokens, 513)
         assert short.shape == (2, 16)
         assert (tower(short) - tower(tokens)).abs().max() < 1e-6
 
@@ -379,7 +380,7 @@ def test_refused_in_one_line(trained, tmp_path):
 
 
 def test_an_array_in_memory_has_no_captions(trained):
-    images = omma.data.index.ArrayImages(np.zeros((4, 16, 16, 3), np.uint8), source="zeros")
+    images = omma.data.sources.collection.ArrayImages(np.zeros((4, 16, 16, 3), np.uint8), source="zeros")
     with pytest.raises(ValueError, match="zeros has no captions"):
         evaluate(trained[1], images, protocols=("retrieval",), device="cpu")
     images.text = pa.array([["x"]] * 4, pa.large_list(pa.large_string()))

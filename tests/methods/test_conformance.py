@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from omma import auto, backbones, methods, weights
-from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma import backbones, methods, weights
+from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.pretraining import choose
 from omma.train.loop import Position, make_optimizer, train
 from omma.train.precision import Cast
 
@@ -27,10 +28,10 @@ VARIANTS |= {"moco queue": {"queue": 24}}
 
 def pairs():
     for name in methods.names():
-        needs = auto.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
+        needs = choose.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
         for model in MODELS:
             try:
-                auto.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
+                choose.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
             except ValueError:
                 continue
             yield name, model

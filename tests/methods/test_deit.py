@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omma import auto, backbones, weights
+from omma import backbones, weights
+from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
 from omma.methods import deit
-from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.pretraining import choose
 from omma.train.loop import Position, make_optimizer, train
 
 CLOCK = Clock(1, 10, 0.1)
@@ -173,11 +174,11 @@ def test_a_backbone_without_the_tokens_is_refused(options):
 
 
 def test_other_backbones_are_refused_before_anything_is_decoded():
-    wishes = auto.Wishes(method="deit", model="vitc-15mf", options={"teacher": "run"})
+    wishes = choose.Wishes(method="deit", model="vitc-15mf", options={"teacher": "run"})
     with pytest.raises(ValueError, match=r"carry a distillation token, and vitc-15mf cannot"):
-        auto.refuse(wishes, classes=("a", "b"), captions=False)
+        choose.refuse(wishes, classes=("a", "b"), captions=False)
     with pytest.raises(ValueError, match=r"learns from a teacher that classifies.*--method.teacher MODEL"):
-        auto.refuse(auto.Wishes(method="deit"), classes=("a", "b"), captions=False)
+        choose.refuse(choose.Wishes(method="deit"), classes=("a", "b"), captions=False)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import torch
 
 from omma import backbones
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.losses.koleo import koleo
 from omma.methods import dinov2
-from omma.protocols import Batch, Clock, Given, Key
 
 MODEL = backbones.options("vit-l/16")
 ROWS = range(len(dinov2.LADDER))

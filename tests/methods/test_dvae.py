@@ -8,12 +8,12 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key, Preprocess
+from omma.core.random import Stream
 from omma.losses import pixels
 from omma.methods import dvae
-from omma.ops import gumbel
+from omma.methods.shared import gumbel
 from omma.ops.patches import patchify
-from omma.ops.random import Stream
-from omma.protocols import Batch, Clock, Given, Key, Preprocess
 
 PREPROCESS = Preprocess(
     size=8, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)

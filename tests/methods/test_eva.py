@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from waves import wave
 
-from omma import auto, backbones, weights
+from omma import backbones, weights
+from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.random import Stream
 from omma.methods import eva
-from omma.ops.masking import blockwise
-from omma.ops.random import Stream
-from omma.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.methods.shared.masking import blockwise
+from omma.pretraining import choose
 
 
 def close(a, b, atol=2e-6):
@@ -81,13 +82,13 @@ def test_the_tower_never_changes():
 
 def test_without_a_target_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a trained image tower.*--method\.target MODEL"):
-        auto.refuse(auto.Wishes(method="eva"), classes=None, captions=False)
+        choose.refuse(choose.Wishes(method="eva"), classes=None, captions=False)
 
 
 def test_a_backbone_that_looks_at_neighbours_is_refused():
-    wishes = auto.Wishes(method="eva", model="vitc-15mf", options={"target": "tower"})
+    wishes = choose.Wishes(method="eva", model="vitc-15mf", options={"target": "tower"})
     with pytest.raises(ValueError, match="embed each patch by itself"):
-        auto.refuse(wishes, classes=None, captions=False)
+        choose.refuse(wishes, classes=None, captions=False)
 
 
 def test_values_that_make_no_sense_are_refused():

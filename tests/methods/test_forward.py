@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from balanced import sinkhorn
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.random import derive
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, lejepa, simclr
-from omma.ops.masking import view_masks
-from omma.ops.random import derive
-from omma.protocols import Batch, Clock, Given, Key
+from omma.methods.shared.masking import view_masks
 
 IMAGES = 3
 HEAD = {"prototypes": 7, "head_hidden": 8, "head_bottleneck": 4}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.methods import grafit
-from omma.protocols import Batch, Clock, Given, Key
 
 
 def close(a, b):

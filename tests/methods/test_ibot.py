@@ -8,10 +8,10 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.losses import distillation
 from omma.methods import dino, ibot
-from omma.ops.masking import view_masks
-from omma.protocols import Batch, Clock, Given, Key
+from omma.methods.shared.masking import view_masks
 
 # bytedance/ibot da316d8, main_ibot.iBOTLoss(7, 7, 2, 3, .04, .07, .04, .07, 3, 5) in fp64 after three steps
 CENTRE = [0.027839614, -0.007985513, 0.004920467, 0.024835672, 0.008190875, -0.018475751, 0.02304899]

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.losses import contrastive
 from omma.methods import moco
-from omma.ops.schedules import cosine
-from omma.protocols import Batch, Clock, Given, Key
+from omma.train.schedules import cosine
 
 
 def method(**options):

@@ -7,12 +7,13 @@ import pytest
 import torch
 from waves import wave
 
-from omma import auto, backbones, methods
+from omma import backbones, methods
+from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.random import Stream
 from omma.methods import simmim
-from omma.ops.masking import random_units
+from omma.methods.shared.masking import random_units
 from omma.ops.patches import normalised, patchify
-from omma.ops.random import Stream
-from omma.protocols import Batch, Clock, Given, Key
+from omma.pretraining import choose
 
 SIZE, PATCH = 24, 4
 
@@ -96,7 +97,7 @@ def test_the_paper_has_twice_the_rate_for_swin():
 @pytest.mark.parametrize("name", ["simmim", "mae", "beit", "eva", "ibot", "dinov2"])
 def test_an_image_that_is_one_patch_is_refused(name):
     encoder = backbones.outline(name="vit-n/16", image_size=16)
-    needs = auto.needs_of(name, methods.get(name).Config())
+    needs = choose.needs_of(name, methods.get(name).Config())
     with pytest.raises(ValueError, match=r"an image of 16 px is a single one.*smaller patches"):
-        auto.suits(name, needs, encoder, 16)
-    auto.suits(name, needs, encoder, 32)
+        choose.suits(name, needs, encoder, 16)
+    choose.suits(name, needs, encoder, 32)

@@ -10,10 +10,10 @@ from PIL import Image
 
 import omma
 from omma import backbones, weights
-from omma.data import labelled, plans
-from omma.events import Plan, Read
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.methods import deit, supervised
-from omma.protocols import Batch, Clock, Given, Key
+from omma.methods.shared import crops, labelled_views
+from omma.pretraining.events import Plan, Read
 from omma.verbs.pretrain import pretrain
 
 CLOCK = Clock(1, 10, 0.1)
@@ -45,7 +45,7 @@ def test_the_loss_is_cross_entropy():
 def test_repeated_views_are_mixed_among_themselves():
     config = replace(PLAIN, mix_p=1.0, repeats=2, mixup=0.0)
     batch = batch_of(4, repeats=2)
-    found = labelled.examples(batch, 3, config)
+    found = labelled_views.examples(batch, 3, config)
     assert found.images.shape == (8, 3, 16, 16)
     views = batch.views[0]
     for view in range(2):
@@ -102,8 +102,8 @@ def test_the_plan_is_the_papers():
 
 
 def test_quicker_views():
-    assert [plans.smaller(size) for size in (16, 32, 64, 96, 224)] == [None, 24, 48, 64, 160]
-    assert [plans.smaller(size, plain=True) for size in (16, 32, 64)] == [None, 16, 48]
+    assert [crops.smaller(size) for size in (16, 32, 64, 96, 224)] == [None, 24, 48, 64, 160]
+    assert [crops.smaller(size, plain=True) for size in (16, 32, 64)] == [None, 16, 48]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from waves import wave
 
 from omma.backbones.vit import ViT
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.losses import quantisation
 from omma.methods import vqvae
 from omma.methods.vqvae import Codebook, Seen
-from omma.protocols import Batch, Clock, Given, Key
 
 
 def close(a, b, atol=2e-6):

@@ -15,7 +15,7 @@ conformance = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(conformance)
 
 
-from omma.protocols import Batch, Key  # noqa: E402
+from omma.core.protocols import Batch, Key  # noqa: E402
 from omma.train.loop import Position, make_optimizer, train  # noqa: E402
 
 KEYS = ("params", "label", "lr_scale", "decay", "frozen_until")

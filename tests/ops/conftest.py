@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from omma.ops import native
+from omma.ops.cpu import native
 
 
 def _forms() -> dict[str, tuple]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from omma.ops import convolution, native
+from omma.ops import convolution
+from omma.ops.cpu import native
 
 there = pytest.mark.skipif(native.found()[0] is None, reason=native.found()[1])
 

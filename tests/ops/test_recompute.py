@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from omma import backbones
+from omma.core.protocols import Batch, Clock, Given, Key
 from omma.methods import simclr
-from omma.protocols import Batch, Clock, Given, Key
 from omma.train.precision import Cast
 
 MODELS = {

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from waves import wave
 
-from omma.ops import attention, depth, ema, groups, masking, patches, positions, schedules
-from omma.protocols import Clock, Key
+from omma.core.protocols import Clock, Key
+from omma.methods.shared import masking
+from omma.ops import attention, depth, patches, positions
+from omma.train import ema, param_groups, schedules
 
 
 def test_cosine_and_linear():
@@ -142,7 +144,7 @@ def test_groups_spare_norms_biases_and_tokens():
             self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
 
     net = Net()
-    decayed, spared = groups.standard(net, "net")
+    decayed, spared = param_groups.standard(net, "net")
     assert [id(p) for p in decayed.params] == [id(net.linear.weight)]
     assert {id(p) for p in spared.params} == {
         id(net.linear.bias), id(net.norm.weight), id(net.norm.bias), id(net.token)
@@ -160,6 +162,6 @@ def test_groups_spare_what_a_module_names():
             self.table, self.weight = nn.Parameter(torch.zeros(5, 2)), nn.Parameter(torch.zeros(2, 2))
 
     net = nn.Sequential(Table())
-    decayed, spared = groups.standard(net, "net")
+    decayed, spared = param_groups.standard(net, "net")
     assert [id(p) for p in decayed.params] == [id(net[0].weight)]
     assert [id(p) for p in spared.params] == [id(net[0].table)]

@@ -10,8 +10,8 @@ from torch import nn
 from omma import backbones, weights
 from omma.backbones import layers
 from omma.backbones.layers.frozen import Frozen
-from omma.dist import BatchNorm
-from omma.protocols import Batch, Clock, Extras, Key, ParamGroup, Preprocess, Recipe, StepOutput
+from omma.core.protocols import Batch, Clock, Extras, Key, ParamGroup, Preprocess, Recipe, StepOutput
+from omma.ops.batch_norm import BatchNorm
 from omma.train.loop import Position, make_optimizer, schedule, train
 from omma.train.precision import Cast
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-from omma import backbones, methods, protocols
-from omma.ops import ema, linear
+from omma import backbones, methods
+from omma.core import protocols
+from omma.core.protocols import Backbone, Batch, Clock, Features, Given, Key, ParamGroup, Recipe, StepOutput
+from omma.ops import linear
 from omma.ops.cost import Flops
-from omma.protocols import Backbone, Batch, Clock, Features, Given, Key, ParamGroup, Recipe, StepOutput
-from omma.train import profile
+from omma.train import ema, profile
 from omma.train.loop import Position, make_optimizer, train
 from omma.train.precision import Cast
 from omma.train.profile import OFF, Part, Profiler
@@ -124,7 +125,7 @@ def hooks():
 @pytest.fixture
 def timed(monkeypatch):
     monkeypatch.setattr(profile, "perf_counter", TIME)
-    monkeypatch.setattr("omma.device.best_product", lambda device, dtype: 1e9)
+    monkeypatch.setattr("omma.core.device.best_product", lambda device, dtype: 1e9)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -183,7 +184,7 @@ def test_the_run_is_the_same_with_and_without(timed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_real_methods_have_the_parts_that_they_have(method, dtype, monkeypatch):
     """And the operations of the counted step are those of its forward and backward pass."""
-    monkeypatch.setattr("omma.device.best_product", lambda device, dtype: 1e9)
+    monkeypatch.setattr("omma.core.device.best_product", lambda device, dtype: 1e9)
     file = methods.get(method)
     encoder = backbones.build(name="vit/8", image_size=16, depth=2, dim=24, heads=2, hidden=48)
     config = file.small(16, "vit-n/4").config

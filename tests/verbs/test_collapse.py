@@ -2,9 +2,10 @@
 
 import pytest
 
-from omma import auto, methods
-from omma.data.digits import digit_images
-from omma.events import Read
+from omma import methods
+from omma.data.sources.demo_digits import digit_images
+from omma.pretraining import choose
+from omma.pretraining.events import Read
 from omma.verbs.pretrain import pretrain
 
 SIZE, BATCH = 16, 32
@@ -17,7 +18,7 @@ LITTLE = {
 def alone():
     """Methods that need no other model and no captions."""
     for name in methods.names():
-        needs = auto.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
+        needs = choose.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
         if needs.model is None and not needs.text:
             yield name
 

@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from omma import auto, illustrate, trying
-from omma.data.index import ArrayImages
-from omma.events import Plan
-from omma.run import RunFolder
-from omma.train import compiled
+from omma.data.sources.collection import ArrayImages
+from omma.pretraining import choose, trial
+from omma.pretraining.events import Plan
+from omma.pretraining.folder import RunFolder
+from omma.reporting import run_report
+from omma.train import compile_blocks
 from omma.verbs.pretrain import pretrain
 
 BASE = {"method": "mae", "model": "vit-n/8", "image_size": 16, "batch_size": 4, "device": "cpu",
@@ -25,35 +26,35 @@ def backend(monkeypatch):
     """What makes code of graphs: torch's own kernels, or something else."""
 
     def use(made):
-        monkeypatch.setattr(compiled, "BACKEND", made)
+        monkeypatch.setattr(compile_blocks, "BACKEND", made)
         torch.compiler.reset()
-        compiled._quick.cache_clear()
+        compile_blocks._quick.cache_clear()
         return made
 
     yield use
     torch.compiler.reset()
-    compiled._quick.cache_clear()
+    compile_blocks._quick.cache_clear()
 
 
 @pytest.fixture
 def undecided(monkeypatch):
     """As on a GPU, in a run that is long enough."""
-    monkeypatch.setattr(auto, "compiling", lambda wish, *, before, **facts: "on" if before else wish)
-    monkeypatch.setattr(compiled, "PAYS", 0.0)
+    monkeypatch.setattr(choose, "compiling", lambda wish, *, before, **facts: "on" if before else wish)
+    monkeypatch.setattr(compile_blocks, "PAYS", 0.0)
 
 
 def train(out, **options):
     """A run without the report; the notes in its plan."""
     pixels = torch.randint(0, 256, (8, 16, 16, 3), generator=torch.Generator().manual_seed(0))
     plans = []
-    report, illustrate.write_report = illustrate.write_report, lambda *args: out / "report.html"
+    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
     try:
         pretrain(
             ArrayImages(pixels.to(torch.uint8).numpy()), out=out,
             listen=lambda e: plans.append(e) if isinstance(e, Plan) else None, **BASE | options,
         )  # fmt: skip
     finally:
-        illustrate.write_report = report
+        run_report.write_report = report
     return "; ".join(plans[0].notes) if plans else ""
 
 
@@ -92,8 +93,8 @@ def test_auto_never_fails(tmp_path, backend, undecided):
 def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, quicker):
     counter = backend(CompileCounterWithBackend("aot_eager"))
     times = iter([2.0, 1.0] if quicker else [1.0, 2.0])  # as it is, compiled
-    trial = trying.trial
-    monkeypatch.setattr(trying, "trial", lambda *a, **k: (trial(*a, **k), next(times))[1])
+    timed = trial.trial
+    monkeypatch.setattr(trial, "trial", lambda *a, **k: (timed(*a, **k), next(times))[1])
     said = train(tmp_path / "run", compile="auto")
     assert counter.frame_count > 0
     words = "blocks are compiled: 2.00 times as fast" if quicker else "not compiled: steps took no less time"
@@ -103,8 +104,8 @@ def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, qu
 
 def test_what_does_not_go_together(tmp_path):
     facts = {"device": "cuda", "blocks": True, "profiled": False, "spread": False, "before": False}
-    assert auto.compiling("auto", **facts) == "auto"
-    assert auto.compiling("auto", **facts | {"before": True}) == "on"
+    assert choose.compiling("auto", **facts) == "auto"
+    assert choose.compiling("auto", **facts | {"before": True}) == "on"
     for other in (
         {"device": "cpu"},
         {"device": "mps"},
@@ -112,10 +113,10 @@ def test_what_does_not_go_together(tmp_path):
         {"profiled": True},
         {"spread": True},
     ):
-        assert auto.compiling("auto", **facts | other) == "off"
-        assert auto.compiling("off", **facts | other) == "off"
+        assert choose.compiling("auto", **facts | other) == "off"
+        assert choose.compiling("off", **facts | other) == "off"
     for other in ({"blocks": False}, {"profiled": True}, {"spread": True}):
         with pytest.raises(ValueError, match="--compile"):
-            auto.compiling("on", **facts | other)
+            choose.compiling("on", **facts | other)
     with pytest.raises(ValueError, match="compile"):
         train(tmp_path / "run", compile="yes")

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import omma
-from omma import auto, backbones, methods, weights
-from omma.data.index import ArrayImages
-from omma.events import Plan, Progress, Read
-from omma.monitor import Monitor
-from omma.protocols import Clock, Features, Given, ParamGroup, Preprocess
-from omma.run import RunFolder
-from omma.train import checkpoint, continued, health, retention
+from omma import backbones, methods, weights
+from omma.core.protocols import Clock, Features, Given, ParamGroup, Preprocess
+from omma.data.sources.collection import ArrayImages
+from omma.pretraining import choose, health, retention
+from omma.pretraining.events import Plan, Progress, Read
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.monitor import Monitor
+from omma.train import checkpoint, fine_tune_groups
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, make_optimizer, schedule
 from omma.verbs.pretrain import pretrain
@@ -119,7 +120,7 @@ def test_the_encoder_learns_more_slowly(first, method):
     recipe = file.small(SIZE, "vit-n/8")
     config = dataclasses.replace(recipe.config, **little(method))
     built = file.Method(omma.load(first).encoder, config, Given(image_size=SIZE))
-    optimizer = make_optimizer(built, recipe, continued.groups(built, 0.1, 0.25))
+    optimizer = make_optimizer(built, recipe, fine_tune_groups.groups(built, 0.1, 0.25))
     schedule(optimizer, recipe, Clock(50, 100, 0.0))
     inside = {id(p) for p in built.encoder.parameters()}
     rates = {True: set(), False: set()}
@@ -146,11 +147,11 @@ def test_mixed_groups_are_parted_and_a_method_without_heads_is_never_frozen():
             heads = list(self.head.parameters()) if self.mixed else []
             yield ParamGroup(label="all", params=[*self.encoder.parameters(), *heads], lr_scale=2.0)
 
-    own, rest = continued.groups(Toy(), 0.1, 0.5)
+    own, rest = fine_tune_groups.groups(Toy(), 0.1, 0.5)
     assert (own.lr_scale, own.frozen_share, len(own.params)) == (1.0, 0.1, 2)
     assert (rest.lr_scale, rest.frozen_share, len(rest.params)) == (2.0, 0.0, 2)
     Toy.mixed = False
-    (own,) = continued.groups(Toy(), 0.1, 0.5)
+    (own,) = fine_tune_groups.groups(Toy(), 0.1, 0.5)
     assert (own.lr_scale, own.frozen_share) == (1.0, 0.0)
 
 
@@ -352,7 +353,7 @@ def test_options_of_going_on_need_weights(tmp_path):
 # ---------------------------------------------------------------- what is chosen
 def origin(**options):
     spec = {"name": "vit-s/16", "image_size": 224, "channels": 3, "registers": 4, "pool": "mean"}
-    return continued.Origin(
+    return fine_tune_groups.Origin(
         source="runs/a", digest="0", spec=spec | options, patch=16,
         preprocess={},
     )  # fmt: skip
@@ -368,12 +369,12 @@ def origin(**options):
     ],
 )
 def test_image_size(side, size, why):
-    facts = auto.Facts(images=5000, shorter_side=side, device="cpu")
-    choice = auto.choose(facts, auto.Wishes(init=origin()))
+    facts = choose.Facts(images=5000, shorter_side=side, device="cpu")
+    choice = choose.choose(facts, choose.Wishes(init=origin()))
     assert (choice.model, choice.image_size) == ("vit-s/16", size)
     assert any(what == f"image size {size}" and why in words for what, words in choice.reasons)
     assert choice.encoder_options() == {"registers": 4, "pool": "mean", "drop_path": 0.0}
-    wished = auto.choose(facts, auto.Wishes(init=origin(), image_size=96, model="vit-s/8", method="mae"))
+    wished = choose.choose(facts, choose.Wishes(init=origin(), image_size=96, model="vit-s/8", method="mae"))
     assert (wished.model, wished.image_size) == ("vit-s/8", 96)
     assert wished.encoder_options()["pool"] == "mean"
     assert "positions" not in wished.encoder_options()  # mae's recipe would have other ones

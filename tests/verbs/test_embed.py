@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from omma import backbones, weights
-from omma.data.index import ArrayImages
-from omma.embedding import parts
-from omma.protocols import Preprocess
+from omma.core.protocols import Preprocess
+from omma.data.sources.collection import ArrayImages
+from omma.features import table
 from omma.verbs.embed import embed
 
 PREPROCESS = Preprocess(
@@ -169,9 +169,9 @@ def test_two_cannot_write_one_table(run, tmp_path):
 
 def test_every_process_has_a_part_and_no_batch_is_cut():
     for images, batch, processes in ((100_000, 512, 8), (1_000, 16, 3), (5, 16, 2), (10**7, 4096, 64)):
-        size = parts.part_size(images, batch, processes)
+        size = table.part_size(images, batch, processes)
         assert size % batch == 0
-        assert size < parts.ROWS + batch
+        assert size < table.ROWS + batch
         assert -(-images // size) >= min(processes, images // (2 * batch))
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from omma import backbones, weights
-from omma.data.index import ArrayImages
-from omma.evaluation.evaluation import Comparison, Evaluation
+from omma.core.protocols import Preprocess
+from omma.data.sources.collection import ArrayImages
 from omma.evaluation.result import Result
-from omma.protocols import Preprocess
+from omma.evaluation.verdict import Comparison, Evaluation
 from omma.verbs.evaluate import evaluate
 
 PREPROCESS = Preprocess(

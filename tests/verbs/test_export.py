@@ -7,7 +7,7 @@ from PIL import Image
 
 import omma
 from omma import backbones, weights
-from omma.protocols import Preprocess
+from omma.core.protocols import Preprocess
 from omma.verbs import export as verb
 
 SIZE = 32

@@ -9,11 +9,13 @@ import pytest
 import torch
 from two import run as two_processes
 
-from omma import dist, illustrate, methods
-from omma.data.index import ArrayImages
-from omma.events import Plan, Progress
-from omma.run import RunFolder
-from omma.train import memory
+from omma import methods
+from omma.core import dist
+from omma.data.sources.collection import ArrayImages
+from omma.pretraining.events import Plan, Progress
+from omma.pretraining.folder import RunFolder
+from omma.reporting import run_report
+from omma.train import out_of_memory
 from omma.verbs.pretrain import pretrain
 
 IMAGES = 12  # and so the batch that omma chooses
@@ -30,11 +32,11 @@ def train(out, listen=lambda event: None, **options):
         if isinstance(event, Plan):
             plans.append(event)
 
-    report, illustrate.write_report = illustrate.write_report, lambda *args: out / "report.html"
+    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
     try:
         pretrain(images, out=out, listen=heard, **BASE | options)
     finally:
-        illustrate.write_report = report
+        run_report.write_report = report
     return "; ".join(plans[0].notes)
 
 
@@ -137,8 +139,8 @@ def test_what_the_user_set_is_kept_and_what_helps_is_said(tmp_path, lacking, err
 
 
 def test_other_errors_are_none_of_memorys(tmp_path, lacking):
-    assert memory.ran_out(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
-    assert not memory.ran_out(ValueError("DefaultCPUAllocator: can't allocate memory"))
+    assert out_of_memory.ran_out(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
+    assert not out_of_memory.ran_out(ValueError("DefaultCPUAllocator: can't allocate memory"))
     lacking("mae", 6, error=NotImplementedError)  # a RuntimeError, too
     lacking("simclr", 6, error=lambda text: RuntimeError("the sizes of tensors must match"))
     with pytest.raises(RuntimeError, match="the sizes of tensors must match"):
@@ -149,7 +151,7 @@ def test_other_errors_are_none_of_memorys(tmp_path, lacking):
     ("share", "now", "next_"), [(12, 1, 2), (12, 4, 12), (9, 1, 3), (7, 1, 7), (7, 4, 7)]
 )
 def test_parts_are_of_one_size(share, now, next_):
-    assert memory.parts(share, now) == next_
+    assert out_of_memory.parts(share, now) == next_
 
 
 def main(rank: int, folder: Path) -> None:

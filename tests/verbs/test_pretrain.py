@@ -20,14 +20,16 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 import omma
-from omma.data import index, jpegs, waiting
-from omma.data.decode import decode
-from omma.data.index import ArrayImages
-from omma.events import Note, Plan, Progress, Read
-from omma.monitor import Monitor
+from omma.data.batches import gpu_jpeg
+from omma.data.sources import collection
+from omma.data.sources.collection import ArrayImages
+from omma.data.sources.decode import decode
 from omma.ops import recompute
-from omma.run import RunFolder
-from omma.session import Diverged
+from omma.pretraining import input_bound
+from omma.pretraining.events import Note, Plan, Progress, Read
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.monitor import Monitor
+from omma.pretraining.trainer import Diverged
 from omma.train.profile import Profile
 from omma.verbs.pretrain import pretrain
 
@@ -105,7 +107,7 @@ def test_a_bad_image_that_checking_has_missed_does_not_end_a_run(tmp_path, monke
         Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "images" / f"{i:02}.png")
     whole = (tmp_path / "images" / "00.png").read_bytes()
     (tmp_path / "images" / "00.png").write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(index, "verify", lambda *_: ([], True))
+    monkeypatch.setattr(collection, "verify", lambda *_: ([], True))
     assert (
         pretrain(tmp_path / "images", out=tmp_path / "run", steps=2, **{**SMALL, "batch_size": 4}).steps == 2
     )
@@ -144,9 +146,9 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tmp_path
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("omma.device.cpu_gain", lambda: 2.0)
+    monkeypatch.setattr("omma.core.device.cpu_gain", lambda: 2.0)
     pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)
-    monkeypatch.setattr("omma.device.cpu_gain", lambda: 1.0)
+    monkeypatch.setattr("omma.core.device.cpu_gain", lambda: 1.0)
     pretrain(pictures(), out=tmp_path / "run", steps=2, **SMALL)  # is refused if it differs
     assert RunFolder(tmp_path / "run").config()["precision"] == "bf16"
     with pytest.raises(ValueError, match="precision: 'bf16' there, 'fp32' now"):
@@ -154,7 +156,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypat
 
 
 def test_a_profile_tells_the_parts_of_a_step(tmp_path, monkeypatch):
-    monkeypatch.setattr("omma.device.best_product", lambda device, dtype: 1e12)
+    monkeypatch.setattr("omma.core.device.best_product", lambda device, dtype: 1e12)
     events = []
     pretrain(pictures(), out=tmp_path / "run", steps=6, profile=True, listen=events.append, **SMALL)
     (found,) = (event for event in events if isinstance(event, Profile))
@@ -412,7 +414,7 @@ def test_jpegs_are_decoded_where_they_are_said_to_be(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this run is on cpu"):
         pretrain(data, out=tmp_path / "run", steps=2, decode="gpu", **SMALL)
-    monkeypatch.setattr(jpegs, "decoder", lambda device: by_cpu)
+    monkeypatch.setattr(gpu_jpeg, "decoder", lambda device: by_cpu)
     with pytest.raises(ValueError, match="give one of both"):
         pretrain(data, out=tmp_path / "run", steps=2, decode="gpu", cache=True, **SMALL)
     with pytest.raises(ValueError, match="no JPEG is among"):
@@ -428,8 +430,8 @@ def test_jpegs_are_decoded_where_they_are_said_to_be(tmp_path, monkeypatch):
 
 def test_a_run_that_waits_is_told_once_what_helps(tmp_path, monkeypatch):
     data, events = ragged(tmp_path / "images"), []
-    monkeypatch.setattr(waiting, "STEPS", 2)
-    monkeypatch.setattr(waiting, "SHARE", 0.01)
+    monkeypatch.setattr(input_bound, "STEPS", 2)
+    monkeypatch.setattr(input_bound, "SHARE", 0.01)
     pretrain(data, out=tmp_path / "run", steps=14, workers=0, listen=events.append, **SMALL)
     said = [text for text in notes(events)[0] if "waiting for data" in text]
     assert len(said) == 1

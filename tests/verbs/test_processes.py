@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from omma import backbones, dist, weights
-from omma.protocols import Preprocess
-from omma.run import RunFolder
+from omma import backbones, weights
+from omma.core import dist
+from omma.core.protocols import Preprocess
+from omma.pretraining.folder import RunFolder
 from omma.train import checkpoint
 
 CLOSE = 3e-4  # what AdamW makes of rounding in weights that it moves by up to 1e-3 a step

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omma.data.stores import Files
+from omma.data.sources.readers import Files
 from omma.verbs.pretrain import pretrain
 
 WITHOUT_LABELS = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import omma
-from omma.data.index import ArrayImages
-from omma.run import RunFolder
+from omma.data.sources.collection import ArrayImages
+from omma.pretraining.folder import RunFolder
 from omma.verbs.pretrain import pretrain
 
 SMALL = {"model": "vit-n/4", "batch_size": 8, "image_size": 16, "device": "cpu", "precision": "fp32"}

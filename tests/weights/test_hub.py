@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from omma.weights.files import read
 from omma.weights.hub import fetch_hf, fetch_timm, read_config
+from omma.weights.read_file import read
 
 pytest.importorskip("huggingface_hub.constants")
 hub = pytest.importorskip("huggingface_hub")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from published_files import SMALL, randomised
 
-from omma import text, weights
-from omma.ops import bpe
+from omma import weights
+from omma.backbones.layers import text
+from omma.data import text_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers (dev group) is not installed")
 
@@ -159,4 +160,4 @@ def test_other_merges_are_refused(tmp_path):
     model = weights.load(tmp_path)
     assert text.restored(model.extras, "it").tokenizer is None
     with pytest.raises(ValueError, match="knows 599 tokens, these merges make 514"):
-        text.restored(model.extras, "it", bpe.Tokenizer().merges)
+        text.restored(model.extras, "it", text_tokenizer.Tokenizer().merges)

@@ -6,7 +6,7 @@ from einops import rearrange
 from published_files import apart, build, fitted, images, renamed
 
 from omma import backbones
-from omma.data.preprocess import IMAGENET_MEAN
+from omma.data.batches.preprocess import IMAGENET_MEAN
 from omma.weights.published import fit, into_model, recognise
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

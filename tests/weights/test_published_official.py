@@ -4,7 +4,7 @@ import pytest
 import torch
 from published_files import randomised, renamed, same
 
-from omma.data.preprocess import IMAGENET_MEAN
+from omma.data.batches.preprocess import IMAGENET_MEAN
 from omma.ops.positions import sincos_2d
 from omma.weights.published import into_model, recognise
 

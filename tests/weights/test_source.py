@@ -175,7 +175,7 @@ def test_folders_of_timm_are_held_against_timm(tmp_path):
 
 
 def test_wrapped_networks_go_on_at_another_size_and_channels():
-    from omma.protocols import Preprocess
+    from omma.core.protocols import Preprocess
 
     preprocess = Preprocess(
         size=64, channels=3, low=(0,) * 3, high=(255,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
@@ -252,7 +252,7 @@ def test_partial_files(vit, tmp_path):
 
 def test_fit_to_another_size_patch_and_channels():
     torch.manual_seed(0)
-    from omma.protocols import Preprocess
+    from omma.core.protocols import Preprocess
 
     one = backbones.build(name="vit-ti/16", image_size=64)
     preprocess = Preprocess(

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from omma import backbones, weights
-from omma.data.index import ArrayImages
-from omma.protocols import Preprocess
+from omma.core.protocols import Preprocess
+from omma.data.sources.collection import ArrayImages
 
 PREPROCESS = Preprocess(
     size=32, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3, crop_share=0.9

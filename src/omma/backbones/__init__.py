@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 
-from omma.protocols import Backbone
+from omma.core.protocols import Backbone
 
 PAPERS = {  # arXiv numbers of names whose family's file opens with another's
     "deit": "2012.12877",

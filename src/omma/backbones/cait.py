@@ -13,13 +13,14 @@ from torch.autograd.function import once_differentiable
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers, divided
-from omma.ops import attention, branches, depth, recompute
+from omma.core.protocols import Backbone, Features
+from omma.ops import attention, depth, recompute
+from omma.ops.cpu import branches
 from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import take
 from omma.ops.positions import resample
-from omma.protocols import Backbone, Features
 
 
 @dataclass(frozen=True)

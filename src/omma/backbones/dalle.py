@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers import rates
+from omma.core.protocols import Backbone, Features
 from omma.ops.patches import padded
-from omma.protocols import Backbone, Features
 
 GROUPS = 4  # a pooling after each but the last
 

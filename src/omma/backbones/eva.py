@@ -28,7 +28,7 @@ from omma.backbones.layers import (
     relative,
 )
 from omma.backbones.layers.transformer import Transformer, divided
-from omma.checks import one_of
+from omma.core.checks import one_of
 from omma.ops import attention, depth
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear

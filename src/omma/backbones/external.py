@@ -28,8 +28,8 @@ from omma.backbones.layers.foreign import (
 )
 from omma.backbones.layers.nonlocal_block import NonLocal
 from omma.backbones.layers.transformer import chosen_layers
-from omma.errors import need
-from omma.protocols import Backbone, Features, NoAttention
+from omma.core.errors import need
+from omma.core.protocols import Backbone, Features, NoAttention
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear, perceive, rates
 from omma.backbones.layers.transformer import chosen_layers
+from omma.core.protocols import Backbone, Features
 from omma.ops import depth, recompute, windows
 from omma.ops.linear import Linear
 from omma.ops.norm import norm, norm_linear
 from omma.ops.patches import padded
 from omma.ops.windows import Windows
-from omma.protocols import Backbone, Features
 
 SIZES: dict[str, dict[str, Any]] = {  # [section 3.3]
     "t": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},

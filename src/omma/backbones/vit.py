@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
 from omma.backbones.layers.mixers import BigBird, Fourier, Linear
 from omma.backbones.layers.transformer import Transformer, divided
-from omma.checks import one_of
+from omma.core.checks import one_of
 from omma.ops.positions import rope_centred, sincos_2d
 
 SIZES = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Size, blocks, init_linear
 from omma.backbones.layers.transformer import Transformer
-from omma.dist import BatchNorm
+from omma.ops.batch_norm import BatchNorm
 from omma.ops.convolution import Conv2d
 
 SHAPES = {  # channels of the stem's convolutions, and the transformer

@@ -8,12 +8,12 @@ import warnings
 
 import tyro
 
-from omma import launched
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
-from omma.errors import Told
+from omma.core import launcher
+from omma.core.errors import Told
 
 COMMANDS = {
     "pretrain": pretrain,
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     speaks = True
     try:
-        here = launched.here()
+        here = launcher.here()
         first = speaks = here.rank == 0  # until processes have met, what fails on one fails on all
         if here.world > 1 and words[:1] not in (["pretrain"], ["embed"]):
             raise ValueError(

@@ -36,7 +36,7 @@ def evaluate(
         precision: fp32 or bf16.
         seed: Of splits and untrained weights.
     """
-    from omma.device import keep_memory
+    from omma.core.device import keep_memory
     from omma.verbs.evaluate import evaluate as verb
 
     keep_memory()

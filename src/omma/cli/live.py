@@ -39,7 +39,7 @@ class Listener:
         (kinds | {"Profile": self.profile})[type(event).__name__](event)
 
     def plan(self, plan: Any) -> None:
-        from omma import auto  # the run has imported it; other commands need not
+        from omma.pretraining import choose  # the run has imported it; other commands need not
 
         say = self.console.print
         say(f"images     {plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", markup=False)
@@ -55,7 +55,7 @@ class Listener:
             say(f"views      {view}", markup=False)
         say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
             f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
-        learned = auto.needs_of(plan.choice.method, recipe.config).labels
+        learned = choose.needs_of(plan.choice.method, recipe.config).labels
         self.labels = "on images held out" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
         say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")

@@ -4,10 +4,10 @@ from typing import Any
 
 from rich.console import Console
 
-from omma import launched
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
 from omma.cli.shared import Auto, Dotted, Path_
+from omma.core import launcher
 
 SIZES = ("image_size", "batch_size", "accumulate", "lr", "workers")  # numbers that may be "auto"
 
@@ -79,12 +79,12 @@ def pretrain(
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
     """
     given: dict[str, Any] = {k: None if v == "auto" and k in SIZES else v for k, v in locals().items()}
-    from omma.device import keep_memory, share_cores
+    from omma.core.device import keep_memory, share_cores
     from omma.verbs.pretrain import pretrain as verb
 
     keep_memory()
     share_cores()
-    first = launched.here().rank == 0  # of several processes one speaks
+    first = launcher.here().rank == 0  # of several processes one speaks
     with Listener(Console(highlight=False, soft_wrap=True, quiet=not first)) as listener:
         result = verb(**given, listen=listener)
     if first:

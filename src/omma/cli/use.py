@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from omma import launched
 from omma.cli.shared import Path_
 from omma.cli.shared import out as echo
+from omma.core import launcher
 
 
 def embed(
@@ -30,7 +30,7 @@ def embed(
         precision: fp32 or bf16.
         engine: local, or ray for the machines of a Ray cluster.
     """
-    from omma.device import keep_memory, share_cores
+    from omma.core.device import keep_memory, share_cores
     from omma.verbs.embed import embed as verb
 
     keep_memory()
@@ -39,7 +39,7 @@ def embed(
     result = verb(
         model, images, out, allow_partial=allow_partial, device=device, precision=precision, engine=engine
     )
-    if launched.here().rank:  # of several processes one speaks
+    if launcher.here().rank:  # of several processes one speaks
         return 0
     if result.resumed:
         echo.print(f"went on after {result.resumed:,} images that were embedded before")
@@ -65,7 +65,7 @@ def export(
         images: Images to compare on, as for pretrain; by default those that it was trained on.
         allow_partial: Take weights that lack many of the network's parameters too.
     """
-    from omma.device import keep_memory
+    from omma.core.device import keep_memory
     from omma.verbs.export import export as verb
 
     keep_memory()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omma.evaluation.arrays import Split, checked
+from omma.evaluation.split import Split, checked
 
 KS = (10, 20, 100, 200)
 HEADLINE = 20  # the k that a table shows; fixed beforehand, never the best on the test part

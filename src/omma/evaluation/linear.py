@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omma.evaluation.arrays import Answer, Split, checked, holdouts, standardise
+from omma.evaluation.split import Answer, Split, checked, holdouts, standardise
 
 Solver = Literal["auto", "lbfgs", "sgd"]
 SMALL = 2e9

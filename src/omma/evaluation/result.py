@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from omma.evaluation import interval
+from omma.evaluation import confidence
 
 Subject = Literal["trained", "untrained", "pixels"]
 
@@ -55,7 +55,7 @@ def scores(
     recalls = np.bincount(index, weights=correct) / np.bincount(index)
     return {
         "value": float(correct.mean()),
-        "interval95": interval.bootstrap(correct, seed),
+        "interval95": confidence.bootstrap(correct, seed),
         "balanced_accuracy": float(recalls.mean()),
         "majority": float((labels == np.bincount(train_labels).argmax()).mean()),
         "n_train": len(train_labels),

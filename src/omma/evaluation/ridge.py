@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.evaluation.arrays import Answer, Split, checked, holdouts, standardise
+from omma.evaluation.split import Answer, Split, checked, holdouts, standardise
 
 PENALTIES = tuple(10.0**e for e in range(2, -7, -1))  # a train image, strong to weak: lambda = penalty x n
 

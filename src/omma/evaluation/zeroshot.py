@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from omma.errors import line
+from omma.core.errors import line
 
 TEMPLATE = "a photo of a {}."  # the paper's
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 def names() -> list[str]:
     """All methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def get(name: str) -> ModuleType:

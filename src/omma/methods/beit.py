@@ -17,14 +17,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omma import dist, protocols
 from omma.backbones.layers.frozen import Frozen
-from omma.checks import between, range_within_one
-from omma.heads import MaskedHead
+from omma.core import collectives, protocols
+from omma.core.checks import between, range_within_one
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Colour,
+    Crop,
+    Given,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses import prediction
-from omma.ops import groups, statistics
-from omma.ops.masking import blocks
-from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared.masked_head import MaskedHead
+from omma.methods.shared.masking import blocks
+from omma.ops import statistics
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +121,12 @@ class Method(protocols.Method):
 
         target = self.tokenizer(images, grid)[mask].argmax(-1)
         logits = self.head(self.encoder, images, mask)
-        count = dist.mean(mask.sum().float())  # so that every masked patch of all processes counts alike
+        count = collectives.mean(
+            mask.sum().float()
+        )  # so that every masked patch of all processes counts alike
         loss = prediction.codes(logits, target, count)
         use = torch.bincount(target, minlength=self.tokenizer.dim).float()
-        return StepOutput(loss, self._metrics(logits.detach(), target, dist.mean(use), count, mask))
+        return StepOutput(loss, self._metrics(logits.detach(), target, collectives.mean(use), count, mask))
 
     @staticmethod
     def _metrics(
@@ -128,5 +142,5 @@ class Method(protocols.Method):
         }
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omma import backbones, dist, protocols, text
-from omma.checks import above_zero, one_of, range_within_one, within_one
-from omma.losses import contrastive
-from omma.ops import bpe, groups
-from omma.protocols import (
+from omma import backbones
+from omma.backbones.layers import text
+from omma.core import collectives, dist, protocols
+from omma.core.checks import above_zero, one_of, range_within_one, within_one
+from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
@@ -40,6 +40,9 @@ from omma.protocols import (
     Tokenizer,
     Trained,
 )
+from omma.data import text_tokenizer
+from omma.losses import contrastive
+from omma.train import param_groups
 
 LOSSES = ("clip", "siglip")
 MOST = math.log(100)  # logits are never scaled by more than 100 [section 2.5]
@@ -96,14 +99,14 @@ def tokenizer(config: Config, model: Trained | None, captions: Iterable[str]) ->
 
     Raises ValueError where the first two differ, or where the tower needs merges and none are there.
     """
-    merges = None if config.merges is None else bpe.read_merges(config.merges)
+    merges = None if config.merges is None else text_tokenizer.read_merges(config.merges)
     if config.text_init is None or model is None:
         origin = f"merges of {config.merges}"
         if merges is None:
-            merges = bpe.learned(captions, config.learned)
+            merges = text_tokenizer.learned(captions, config.learned)
             origin = f"{len(merges):,} merges learned from them" if len(merges) else "bytes alone"
             origin += "; --method.merges FILE takes CLIP's own"
-        return bpe.Tokenizer(merges, config.context, origin)
+        return text_tokenizer.Tokenizer(merges, config.context, origin)
     found = text.restored(model.extras, config.text_init, merges).tokenizer
     if found is None:
         raise ValueError(
@@ -213,7 +216,7 @@ class Method(protocols.Method):
         assert batch.text is not None
         one = self.projection(self.encoder(images[:, 0]).pooled).float()
         two = self.text(batch.text).float()
-        everyone, offset = (dist.gather(one), dist.gather(two)), dist.rank() * len(one)
+        everyone, offset = (collectives.gather(one), collectives.gather(two)), dist.rank() * len(one)
         scale = self.logit_scale.float().exp()
         if self.config.loss == "siglip":
             loss = contrastive.siglip(one, two, scale, self.logit_bias.float(), everyone[1], offset)
@@ -232,8 +235,8 @@ class Method(protocols.Method):
             self.logit_scale.clamp_(max=MOST)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.text, "text")
-        yield from groups.standard(self.projection, "projection")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.text, "text")
+        yield from param_groups.standard(self.projection, "projection")
         scalars = [getattr(self, name) for name in ("logit_scale", "logit_bias") if hasattr(self, name)]
         yield ParamGroup(label="scale", params=scalars, decay=False)

@@ -23,13 +23,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma import dist, protocols
-from omma.checks import one_of
-from omma.data import labelled
-from omma.heads import classifier
-from omma.losses import classification
-from omma.ops import groups
-from omma.protocols import (
+from omma.backbones.layers.heads import classifier
+from omma.core import collectives, protocols
+from omma.core.checks import one_of
+from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
@@ -42,12 +39,15 @@ from omma.protocols import (
     StepOutput,
     Trained,
 )
+from omma.losses import classification
+from omma.methods.shared import labelled_views
+from omma.train import param_groups
 
 WEIGHTS = {"hard": 0.5, "soft": 0.1}  # of what the teacher says, in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(labelled.Labelled):
+class Config(labelled_views.Labelled):
     """The paper's defaults, for ImageNet."""
 
     teacher: str | None = None  # a model that classifies
@@ -82,7 +82,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Crops with RandAugment and random erasing."""
-    return labelled.plan(config, image_size)
+    return labelled_views.plan(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -106,7 +106,7 @@ def small(image_size: int, model: str) -> Recipe:
     (docs/benchmarks.md).
     """
     return Recipe(
-        config=Config(**labelled.small(image_size)), batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05,
+        config=Config(**labelled_views.small(image_size)), batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05,
         weight_decay=0.05, clip=3.0, encoder={"distilled": True},
     )  # fmt: skip
 
@@ -156,8 +156,8 @@ class Method(protocols.Method):
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
-        images, targets, weights = labelled.examples(batch, len(self.classes), c)
-        count = dist.mean(weights.sum())
+        images, targets, weights = labelled_views.examples(batch, len(self.classes), c)
+        count = collectives.mean(weights.sum())
         teacher = self._answers(images)
         features = self.encoder(images)
         assert features.prefix is not None, "it has a distillation token"
@@ -175,9 +175,9 @@ class Method(protocols.Method):
         wanted, said = targets.argmax(-1), teacher.argmax(-1)  # of a mixed image: the larger share's class
         both = classification.together(own.detach(), told.detach()).argmax(-1)
         metrics = {
-            "accuracy": labelled.share(both == wanted, weights, count),
-            "accuracy_teacher": labelled.share(said == wanted, weights, count),
-            "agreement": labelled.share(told.detach().argmax(-1) == said, weights, count),
+            "accuracy": labelled_views.share(both == wanted, weights, count),
+            "accuracy_teacher": labelled_views.share(said == wanted, weights, count),
+            "agreement": labelled_views.share(told.detach().argmax(-1) == said, weights, count),
         }
         return StepOutput((1 - weight) * base + weight * learned, metrics)
 
@@ -197,9 +197,9 @@ class Method(protocols.Method):
         return Extras(tensors, {"classes": list(self.classes)})
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "classifier")
-        yield from groups.standard(self.distilled, "distilled")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "classifier")
+        yield from param_groups.standard(self.distilled, "distilled")
 
 
 def _classifier_of(model: Trained, classes: tuple[str, ...], name: str) -> nn.Linear:

@@ -17,17 +17,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omma import backbones, dist, distilled, protocols
-from omma.data import plans
-from omma.heads import PrototypeHead
+from omma import backbones
+from omma.backbones.layers.heads import PrototypeHead
+from omma.core import collectives, protocols
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import distillation
-from omma.ops import ema, groups
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops as plans
+from omma.methods.shared import self_distillation
+from omma.train import ema, param_groups
+from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(distilled.Distilled):
+class Config(self_distillation.Distilled):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     centrings = ("mean", "sinkhorn", "off")  # Sinkhorn-Knopp: table 7; off: only to study collapse
@@ -35,7 +37,7 @@ class Config(distilled.Distilled):
 
 def needs(config: Config) -> Needs:
     """Other images where a batch is compared with itself."""
-    return distilled.needs(config)
+    return self_distillation.needs(config)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -60,8 +62,8 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores: k-NN 55.8 %,
     the untrained network's 27.9 (docs/benchmarks.md).
     """
-    config = Config(**distilled.small(image_size, backbones.family(model).plain))
-    return distilled.small_recipe(config)
+    config = Config(**self_distillation.small(image_size, backbones.family(model).plain))
+    return self_distillation.small_recipe(config)
 
 
 class Method(protocols.Method):
@@ -96,10 +98,10 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             logits = self.teacher_head(self.teacher(globals_).pooled)
-            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
+            teacher = self_distillation.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
         terms = [distillation.views(student, teacher)]
         loss, _ = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
-        return StepOutput(loss, distilled.watched(teacher), logits.mean(0))
+        return StepOutput(loss, self_distillation.watched(teacher), logits.mean(0))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:
@@ -108,10 +110,12 @@ class Method(protocols.Method):
         ema.update(self.teacher, self.encoder, momentum)
         ema.update(self.teacher_head, self.head, momentum)
         if c.centring == "mean":
-            mean = dist.mean(torch.stack(list(carries)).mean(0))
+            mean = collectives.mean(torch.stack(list(carries)).mean(0))
             self.centre.lerp_(mean, 1 - c.centre_momentum)  # [eq. 4]
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head.mlp, "head")
-        yield from groups.standard(self.head.last, "prototypes", frozen_until=self.config.freeze_last_epochs)
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head.mlp, "head")
+        yield from param_groups.standard(
+            self.head.last, "prototypes", frozen_until=self.config.freeze_last_epochs
+        )

@@ -23,20 +23,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from omma import dist, distilled, protocols
-from omma.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.data import plans
-from omma.heads import PrototypeHead
+from omma.backbones.layers.heads import PrototypeHead
+from omma.core import collectives, dist, protocols
+from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import distillation
 from omma.losses.koleo import koleo
-from omma.ops import ema, groups
-from omma.ops.masking import hide, places, view_masks
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops as plans
+from omma.methods.shared import self_distillation
+from omma.methods.shared.masking import hide, places, view_masks
+from omma.train import ema, param_groups
+from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(distilled.Distilled):
+class Config(self_distillation.Distilled):
     """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
     ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
@@ -71,7 +72,7 @@ def needs(config: Config) -> Needs:
         on = {switch.name for switch in LADDER[: config.ladder + 1]}
         centring = config.centring if "Sinkhorn-Knopp" in on else "mean"
         config = dataclasses.replace(config, koleo=config.koleo * ("KoLeo" in on), centring=centring)
-    return distilled.needs(config, plain=True, koleo=config.koleo > 0)
+    return self_distillation.needs(config, plain=True, koleo=config.koleo > 0)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -103,9 +104,9 @@ def small(image_size: int, model: str) -> Recipe:
     the untrained network's 27.9 (docs/benchmarks.md). Young features of single patches are mostly noise: few
     are hidden, and their loss weighs little.
     """
-    shared = distilled.small(image_size, plain=True)
+    shared = self_distillation.small(image_size, plain=True)
     config = Config(patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, **shared)
-    return distilled.small_recipe(config)
+    return self_distillation.small_recipe(config)
 
 
 # ---------------------------------------------------------------- the ladder
@@ -267,17 +268,17 @@ class Method(protocols.Method):
         with torch.no_grad():
             whole = self.teacher(globals_)
             told = self.teacher_head.bottleneck(whole.pooled)
-            teacher = distilled.targets(c, self.teacher_head.cosines(told), self.centre, clock)
+            teacher = self_distillation.targets(c, self.teacher_head.cosines(told), self.centre, clock)
             teacher_patch_head = self.teacher_patch_head or self.teacher_head
             told_patches = teacher_patch_head.bottleneck(whole.patches.flatten(0, 1)[at])[:hidden]
-            patch_teacher = distilled.patch_targets(
+            patch_teacher = self_distillation.patch_targets(
                 c, teacher_patch_head, told_patches, self.patch_centre, clock
             )
 
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
         images, watched = (
             distillation.views(student, teacher.unflatten(0, (2, b))),
-            distilled.watched(teacher),
+            self_distillation.watched(teacher),
         )
         del teacher  # its sums are all that is compared
         patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)
@@ -294,7 +295,7 @@ class Method(protocols.Method):
         metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **watched}
         if c.koleo:  # each view apart: two views of an image are meant to be neighbours
             apart = [
-                koleo(x, dist.gather(x.contiguous()), dist.rank() * b)
+                koleo(x, collectives.gather(x.contiguous()), dist.rank() * b)
                 for x in seen[0].pooled.float().chunk(2)
             ]
             loss = loss + c.koleo * (apart[0] + apart[1])
@@ -315,19 +316,21 @@ class Method(protocols.Method):
         if c.centring == "sinkhorn":
             return
         images, patches, counts = zip(*carries, strict=True)
-        self.centre.lerp_(dist.mean(torch.stack(images).mean(0)), 1 - c.centre_momentum)
-        number = dist.total(torch.tensor(sum(counts), device=self.centre.device))
+        self.centre.lerp_(collectives.mean(torch.stack(images).mean(0)), 1 - c.centre_momentum)
+        number = collectives.total(torch.tensor(sum(counts), device=self.centre.device))
         if number > 0:  # a batch may have no hidden patch
-            self.patch_centre.lerp_(dist.total(torch.stack(patches).sum(0)) / number, 1 - c.centre_momentum)
+            self.patch_centre.lerp_(
+                collectives.total(torch.stack(patches).sum(0)) / number, 1 - c.centre_momentum
+            )
 
     def groups(self) -> Iterable[ParamGroup]:
         c = self.config
-        yield from groups.layerwise(self.encoder, "encoder", c.layer_decay, c.patch_embed_lr)
+        yield from param_groups.layerwise(self.encoder, "encoder", c.layer_decay, c.patch_embed_lr)
         heads = {"head": self.head, "patch head": self.patch_head}
         for label, head in heads.items():
             if head is not None:
-                yield from groups.standard(head.mlp, label)
+                yield from param_groups.standard(head.mlp, label)
                 last = f"{label}'s prototypes"
-                yield from groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
+                yield from param_groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
         rate = c.layer_decay ** (len(self.encoder.by_depth()) - 1)  # it stands with the patch embedding
         yield ParamGroup(label="mask token", params=[self.mask_token], lr_scale=rate, decay=False)

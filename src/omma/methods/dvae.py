@@ -19,16 +19,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma import dist, protocols
 from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
-from omma.checks import above_zero, decoder, one_of, range_within_one, within_one
+from omma.core import collectives, protocols
+from omma.core.checks import above_zero, decoder, one_of, range_within_one, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.core.random import Stream
 from omma.losses import pixels, quantisation
-from omma.ops import groups, gumbel, statistics
+from omma.methods.shared import gumbel
+from omma.ops import statistics
 from omma.ops.patches import padded, patchify, unpatchify
-from omma.ops.random import Stream
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.train import param_groups
+from omma.train.schedules import cosine
 
 RECONSTRUCTIONS = ("laplace", "l1", "l2")
 
@@ -169,7 +171,7 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             use = torch.bincount(logits.flatten(0, 1).argmax(1), minlength=c.codes).float()
-            use = dist.mean(use)
+            use = collectives.mean(use)
             painted = self._patches(self._painted(out, features.grid))
             metrics = {
                 "error_vs_mean_image": pixels.against_mean_image(painted, self._patches(images)),
@@ -180,9 +182,9 @@ class Method(protocols.Method):
         return StepOutput(loss, metrics)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.logits, "codes")
-        yield from groups.standard(self.decoder, "decoder")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.logits, "codes")
+        yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
     def reconstruct(

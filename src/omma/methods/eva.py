@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from omma import dist, protocols
 from omma.backbones.layers.frozen import Frozen
-from omma.checks import between, range_within_one
-from omma.heads import MaskedHead
+from omma.core import collectives, protocols
+from omma.core.checks import between, range_within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import prediction
-from omma.ops import groups
-from omma.ops.masking import blocks
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared.masked_head import MaskedHead
+from omma.methods.shared.masking import blocks
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +108,16 @@ class Method(protocols.Method):
         target = self.target(images, grid)[mask].float()
         if c.normalise_target:
             target = F.layer_norm(target, target.shape[-1:])
-        count = dist.mean(mask.sum().float())  # so that every masked patch of all processes counts alike
+        count = collectives.mean(
+            mask.sum().float()
+        )  # so that every masked patch of all processes counts alike
         loss = prediction.cosine(self.head(self.encoder, images, mask), target, count)
         with torch.no_grad():  # what the best constant would get: the mean direction of all targets
-            same = dist.mean(F.normalize(target, dim=-1).sum(0)).norm() / count.clamp(min=1e-6)
+            same = collectives.mean(F.normalize(target, dim=-1).sum(0)).norm() / count.clamp(min=1e-6)
         return StepOutput(
             loss, {"cosine": -loss.detach(), "cosine_of_constant": same, "masked": mask.float().mean()}
         )
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")

@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from omma import backbones, dist, protocols
-from omma.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.data import plans
-from omma.heads import projector, several
+from omma import backbones
+from omma.backbones.layers.heads import projector, several
+from omma.core import collectives, protocols
+from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import contrastive
-from omma.ops import ema, groups
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops as plans
+from omma.train import ema, param_groups
+from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +174,11 @@ class Method(protocols.Method):
         ema.update(self.slow_encoder, self.encoder, momentum)
         ema.update(self.slow_head, self.head, momentum)
         for index, labels, g in carries:
-            rows = dist.gather(index)
-            self.memory[rows] = dist.gather(g)
-            self.memory_labels[rows] = dist.gather(labels)
+            rows = collectives.gather(index)
+            self.memory[rows] = collectives.gather(g)
+            self.memory_labels[rows] = collectives.gather(labels)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
-        yield from groups.standard(self.predictor, "predictor")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")
+        yield from param_groups.standard(self.predictor, "predictor")

@@ -18,19 +18,31 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from omma import dist, distilled, protocols
-from omma.checks import at_least_zero, range_within_one, within_one
-from omma.data import plans
-from omma.heads import PrototypeHead
+from omma.backbones.layers.heads import PrototypeHead
+from omma.core import collectives, protocols
+from omma.core.checks import at_least_zero, range_within_one, within_one
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Crop,
+    Given,
+    Key,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses import distillation
-from omma.ops import ema, groups
-from omma.ops.masking import hide, places, view_masks
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Key, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops as plans
+from omma.methods.shared import self_distillation
+from omma.methods.shared.masking import hide, places, view_masks
+from omma.train import ema, param_groups
+from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(distilled.Distilled):
+class Config(self_distillation.Distilled):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 8192
@@ -51,7 +63,7 @@ class Config(distilled.Distilled):
 
 def needs(config: Config) -> Needs:
     """Plain patches to hide; other images where a batch is compared with itself."""
-    return distilled.needs(config, plain=True)
+    return self_distillation.needs(config, plain=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -76,8 +88,8 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method ibot --model vit-n/4 --budget 10m` on two cores: k-NN 54.2 %,
     the untrained network's 27.9 (docs/benchmarks.md). Young features of single patches are mostly noise.
     """
-    shared = distilled.small(image_size, plain=True)
-    return distilled.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
+    shared = self_distillation.small(image_size, plain=True)
+    return self_distillation.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
 
 
 class Method(protocols.Method):
@@ -133,8 +145,8 @@ class Method(protocols.Method):
                 bottleneck = bottleneck[at]
             else:
                 bottleneck = self.teacher_head.bottleneck(patches[at])
-            teacher = distilled.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-            patch_teacher = distilled.patch_targets(
+            teacher = self_distillation.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
+            patch_teacher = self_distillation.patch_targets(
                 c, self.teacher_head, bottleneck[:hidden], self.patch_centre, clock
             )
 
@@ -145,7 +157,7 @@ class Method(protocols.Method):
         ]
         loss, each = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
         metrics = dict(zip(("image_loss", "patch_loss"), each, strict=True))
-        return StepOutput(loss, metrics | distilled.watched(teacher), carry)
+        return StepOutput(loss, metrics | self_distillation.watched(teacher), carry)
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor | None]) -> None:
@@ -156,12 +168,14 @@ class Method(protocols.Method):
         told = [carry for carry in carries if carry is not None]
         if not told:
             return
-        images, patches = dist.mean(torch.stack(told).mean(0))
+        images, patches = collectives.mean(torch.stack(told).mean(0))
         self.centre.lerp_(images, 1 - c.centre_momentum)
         self.patch_centre.lerp_(patches, 1 - c.centre_momentum)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head.mlp, "head")
-        yield from groups.standard(self.head.last, "prototypes", frozen_until=self.config.freeze_last_epochs)
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head.mlp, "head")
+        yield from param_groups.standard(
+            self.head.last, "prototypes", frozen_until=self.config.freeze_last_epochs
+        )
         yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)

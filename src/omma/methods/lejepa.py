@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from omma import backbones, dist, protocols
-from omma.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.data import plans
-from omma.heads import projector
-from omma.ops import groups
-from omma.ops.random import derive
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma import backbones
+from omma.backbones.layers.heads import projector
+from omma.core import collectives, protocols
+from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.random import derive
+from omma.methods.shared import crops as plans
+from omma.train import param_groups
 
 FURTHEST = 3.0  # t up to which characteristic functions are compared
 
@@ -141,11 +142,11 @@ class Method(protocols.Method):
         # the same directions everywhere; others at each step
         draw = torch.Generator().manual_seed(derive(batch.key.seed, clock.step))
         directions = torch.randn(c.out, c.directions, generator=draw).to(z.device)
-        everyone = dist.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
+        everyone = collectives.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
         test = sigreg(everyone, directions / directions.norm(dim=0), c.knots)
         loss = (1 - c.weight) * spread + c.weight * test
         return StepOutput(loss, {"prediction": spread.detach(), "sigreg": test.detach()})
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")

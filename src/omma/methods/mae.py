@@ -18,16 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma import protocols
 from omma.backbones.layers import Size
 from omma.backbones.layers.decoder import PixelDecoder
-from omma.checks import between, decoder, range_within_one
-from omma.losses import reconstruction
-from omma.ops import groups
-from omma.ops.masking import random_keep
-from omma.ops.patches import normalised, padded, patchify, restored, take, unpatchify
-from omma.ops.random import Stream
-from omma.protocols import (
+from omma.core import protocols
+from omma.core.checks import between, decoder, range_within_one
+from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
@@ -39,6 +34,11 @@ from omma.protocols import (
     Recipe,
     StepOutput,
 )
+from omma.core.random import Stream
+from omma.losses import reconstruction
+from omma.methods.shared.masking import random_keep
+from omma.ops.patches import normalised, padded, patchify, restored, take, unpatchify
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ class Method(protocols.Method):
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.decoder, "decoder")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
     def reconstruct(

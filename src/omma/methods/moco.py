@@ -24,14 +24,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma import backbones, dist, protocols
-from omma.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.data import plans
-from omma.heads import projector
+from omma import backbones
+from omma.backbones.layers.heads import projector
+from omma.core import collectives, dist, protocols
+from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import contrastive
-from omma.ops import ema, groups
-from omma.ops.schedules import cosine
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops
+from omma.train import ema, param_groups
+from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two crops with unlike blur and solarisation."""
-    return plans.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
+    return crops.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -95,7 +96,7 @@ def small(image_size: int, model: str) -> Recipe:
     config = Config(
         temperature=0.2, hidden=512, out=128, layers=2, momentum=0.99, freeze_patch_embed=False,
         scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=plans.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
@@ -144,7 +145,7 @@ class Method(protocols.Method):
         one, two = (self.predictor(self.head(self.encoder(x).pooled)) for x in (first, second))
         with torch.no_grad():
             keys = [self.key_head(self.key_encoder(x).pooled) for x in (first, second)]
-            all_one, all_two = (dist.gather(k) for k in keys)
+            all_one, all_two = (collectives.gather(k) for k in keys)
         offset = dist.rank() * len(first)
         loss = contrastive.infonce(one, all_two, c.temperature, offset)
         loss = loss + contrastive.infonce(two, all_one, c.temperature, offset)
@@ -161,7 +162,7 @@ class Method(protocols.Method):
         ema.update(self.key_head, self.head, momentum)
         for keys in carries:
             if keys is not None:
-                self._enqueue(dist.gather(keys))
+                self._enqueue(collectives.gather(keys))
 
     def _enqueue(self, keys: Float[Tensor, "n d"]) -> None:
         """The newest keys take the oldest ones' place."""
@@ -172,6 +173,6 @@ class Method(protocols.Method):
         self.queue_at.add_(len(keys)).remainder_(size)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
-        yield from groups.standard(self.predictor, "predictor")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")
+        yield from param_groups.standard(self.predictor, "predictor")

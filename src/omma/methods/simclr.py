@@ -15,13 +15,25 @@ from dataclasses import dataclass
 
 import torch
 
-from omma import backbones, dist, protocols
-from omma.checks import above_zero, range_within_one
-from omma.data import plans
-from omma.heads import projector
+from omma import backbones
+from omma.backbones.layers.heads import projector
+from omma.core import collectives, dist, protocols
+from omma.core.checks import above_zero, range_within_one
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Colour,
+    Crop,
+    Given,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses import contrastive
-from omma.ops import groups
-from omma.protocols import Backbone, Batch, Clock, Colour, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.methods.shared import crops
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +86,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny, plain = image_size < 64, backbones.family(model).plain
     config = Config(
         temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
-        crop_size=plans.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
@@ -96,7 +108,7 @@ class Method(protocols.Method):
         b = len(pairs)
         z = self.head(self.encoder(torch.cat([pairs[:, 0], pairs[:, 1]])).pooled)
         one, two = z[:b], z[b:]
-        everyone = dist.gather(one), dist.gather(two)
+        everyone = collectives.gather(one), collectives.gather(two)
         loss = contrastive.ntxent(one, two, self.config.temperature, everyone, offset=dist.rank() * b)
         metrics = {
             "alignment": contrastive.alignment(one, two).detach(),
@@ -105,5 +117,5 @@ class Method(protocols.Method):
         return StepOutput(loss, metrics)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "head")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "head")

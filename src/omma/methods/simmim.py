@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omma import dist, protocols
-from omma.checks import above_zero, between, range_within_one
+from omma.core import collectives, protocols
+from omma.core.checks import above_zero, between, range_within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.random import Stream
 from omma.losses import reconstruction
-from omma.ops import groups
+from omma.methods.shared.masking import hide, random_units
 from omma.ops.linear import linear
-from omma.ops.masking import hide, random_units
 from omma.ops.patches import normalised, padded, patchify, restored, unpatchify
-from omma.ops.random import Stream
-from omma.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Method(protocols.Method):
         images = crops[:, 0]
         grid = self.encoder.grid(*images.shape[-2:])
         mask = random_units(batch.key, Stream.MASK, grid, self.unit, self.config.mask_share).to(images.device)
-        count = dist.mean(mask.sum().float())  # units at the edge may be smaller
+        count = collectives.mean(mask.sum().float())  # units at the edge may be smaller
         target = self._target(images)
         loss = reconstruction.masked_l1(self._predict(images, mask), target, mask, count)
         with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
@@ -122,8 +122,8 @@ class Method(protocols.Method):
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.predict, "head")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.predict, "head")
         yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
 
     @torch.no_grad()

@@ -14,12 +14,10 @@ Choose it when most images are labelled with what you want to know, or to train 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from omma import backbones, dist, protocols
-from omma.data import labelled
-from omma.heads import classifier
-from omma.losses import classification
-from omma.ops import groups
-from omma.protocols import (
+from omma import backbones
+from omma.backbones.layers.heads import classifier
+from omma.core import collectives, protocols
+from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
@@ -31,10 +29,13 @@ from omma.protocols import (
     Recipe,
     StepOutput,
 )
+from omma.losses import classification
+from omma.methods.shared import labelled_views
+from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(labelled.Labelled):
+class Config(labelled_views.Labelled):
     """DeiT's defaults, for ImageNet."""
 
 
@@ -45,7 +46,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Crops with RandAugment and random erasing."""
-    return labelled.plan(config, image_size)
+    return labelled_views.plan(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -68,7 +69,7 @@ def small(image_size: int, model: str) -> Recipe:
     as many steps.
     """
     return Recipe(
-        config=Config(**labelled.small(image_size)), batch=128,
+        config=Config(**labelled_views.small(image_size)), batch=128,
         lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=1e-5, warmup=0.05, weight_decay=0.05,
         clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
@@ -84,12 +85,12 @@ class Method(protocols.Method):
         self.head = classifier(encoder.dim, given.classes)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        images, targets, weights = labelled.examples(batch, len(self.classes), self.config)
-        count = dist.mean(weights.sum())
+        images, targets, weights = labelled_views.examples(batch, len(self.classes), self.config)
+        count = collectives.mean(weights.sum())
         logits = self.head(self.encoder(images).pooled).float()
         loss = classification.soft_cross_entropy(logits, targets, weights, count)
         right = logits.detach().argmax(-1) == targets.argmax(-1)  # of a mixed image: the larger share's class
-        return StepOutput(loss, {"accuracy": labelled.share(right, weights, count)})
+        return StepOutput(loss, {"accuracy": labelled_views.share(right, weights, count)})
 
     def extras(self) -> Extras:
         """The classifier."""
@@ -97,5 +98,5 @@ class Method(protocols.Method):
         return Extras({name: x.detach() for name, x in tensors.items()}, {"classes": list(self.classes)})
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.head, "classifier")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.head, "classifier")

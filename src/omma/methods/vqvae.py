@@ -22,15 +22,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma import dist, protocols
 from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
-from omma.checks import above_zero, decoder, one_of, range_within_one
+from omma.core import collectives, protocols, random
+from omma.core.checks import above_zero, decoder, one_of, range_within_one
+from omma.core.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.core.random import Stream
 from omma.losses import pixels, quantisation
-from omma.ops import groups, random, statistics
+from omma.ops import statistics
 from omma.ops.patches import padded, patchify, unpatchify
-from omma.ops.random import Stream
-from omma.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.train import param_groups
 
 LOSSES = {"l1": pixels.l1, "l2": pixels.l2}
 ROWS = 8192  # encodings that are compared with the codes at once
@@ -163,8 +164,8 @@ class Codebook(nn.Module):
         N is smoothed, (N + eps) / (sum N + K eps) sum N, as in the published code. Codes used less than
         `revive` of the mean get the place and the sum of an offered encoding, and the mean use.
         """
-        counts = dist.total(torch.stack([p.counts for p in parts]).sum(0))
-        sums = dist.total(torch.stack([p.sums for p in parts]).sum(0))
+        counts = collectives.total(torch.stack([p.counts for p in parts]).sum(0))
+        sums = collectives.total(torch.stack([p.sums for p in parts]).sum(0))
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         total, k, eps = self.counts.sum(), len(self.codes), 1e-5
@@ -173,8 +174,8 @@ class Codebook(nn.Module):
         self.codes[chosen] = self.placed(self.sums / smoothed[:, None])[chosen]
         if not revive:
             return
-        offers = dist.gather(torch.cat([p.offers for p in parts]))
-        lots = dist.gather(torch.cat([p.lots for p in parts])[:, None])[:, 0]
+        offers = collectives.gather(torch.cat([p.offers for p in parts]))
+        lots = collectives.gather(torch.cat([p.lots for p in parts])[:, None])[:, 0]
         offers = offers[lots.argsort(stable=True)]
         dead = (self.counts < revive * total / k).nonzero()[: len(offers), 0]
         self.codes[dead] = offers[: len(dead)]
@@ -225,7 +226,7 @@ class Method(protocols.Method):
             words = random.bits(batch.key, Stream.METHOD, 2 * z.shape[1]).astype(np.int64)
             lots = torch.from_numpy((words[:, ::2] << 30) + words[:, 1::2]).flatten().to(images.device)
             seen = self.codebook.seen(z.detach().flatten(0, 1), index, lots)
-            use = dist.mean(seen.counts)
+            use = collectives.mean(seen.counts)
             metrics = {
                 "error_vs_mean_image": pixels.against_mean_image(predicted, target),
                 "commitment": commitment.detach(),
@@ -238,9 +239,9 @@ class Method(protocols.Method):
         self.codebook.update(carries, self.config.decay, self.config.revive)
 
     def groups(self) -> Iterable[ParamGroup]:
-        yield from groups.standard(self.encoder, "encoder")
-        yield from groups.standard(self.project, "codes")
-        yield from groups.standard(self.decoder, "decoder")
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.project, "codes")
+        yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
     def reconstruct(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from omma.ops import native
+from omma.ops.cpu import native
 from omma.ops.packing import Shapes, pack, unpack
 
 WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
@@ -76,7 +76,7 @@ def attend(
     """Multi-head softmax(q k^T / sqrt(e) + bias) v of one sequence with itself.
 
     The fused kernel, except in bf16 on a CPU: there its backward pass takes several times as long as the
-    formula written out, up to some hundreds of tokens; omma's own (ops/native.py) is faster than both.
+    formula written out, up to some hundreds of tokens; omma's own (ops/cpu/native.py) is faster than both.
     """
     n = qkv.shape[1]
     if rope is None and bias is None and _ours(qkv, heads, n):

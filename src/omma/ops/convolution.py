@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from omma.ops import native
+from omma.ops.cpu import native
 
 SMALL = 64  # places in a map up to which the product is faster
 

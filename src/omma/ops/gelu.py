@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.ops import native
+from omma.ops.cpu import native
 
 
 def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.ops import native
+from omma.ops.cpu import native
 from omma.ops.gelu import gelu
 
 LONG, SMALL = 400, 2**20  # rows from which, and weights up to which, our kernel sums gradients faster

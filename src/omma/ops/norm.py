@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.ops import native
+from omma.ops.cpu import native
 from omma.ops.linear import linear
 
 

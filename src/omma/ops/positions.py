@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from omma.ops.attention import Rope
-from omma.ops.resize import resampling
+from omma.ops.resampling import resampling
 
 
 def sincos_2d(dim: int, grid: tuple[int, int], temperature: float = 10_000.0) -> Float[Tensor, "n d"]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from omma import files
+from omma.core import files
 from omma.reporting.charts import interval_chart
 from omma.reporting.pictures import Cell, Grid
 from omma.reporting.results import Result

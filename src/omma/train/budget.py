@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from omma import dist
-from omma.protocols import Batch, Method, Recipe
-from omma.train import sharding
+from omma.core import dist
+from omma.core.protocols import Batch, Method, Recipe
+from omma.train import fsdp
 from omma.train.loop import Position, moved, train
 
 LONG = 1_000_000_000  # steps, of a run that a trial is the end of
@@ -53,7 +53,7 @@ def trial(
 
     position = dataclasses.replace(position, step=LONG - most, total=LONG)
     times: list[float] = []
-    with sharding.unchanged(method, optimizer):
+    with fsdp.unchanged(method, optimizer):
         steps = train(method, optimizer, recorded(), recipe, position, dtype=dtype, accumulate=accumulate)
         before = time.monotonic()
         for _ in steps:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from omma import dist, files
-from omma.train import sharding
+from omma.core import dist, files
+from omma.train import fsdp
 
 KEPT = 2
 
@@ -44,14 +44,14 @@ def save(
     call, and process 0's numbers and notes count. Otherwise one process calls.
     """
     facts = {"step": step, "total": total, "elapsed": elapsed, "notes": notes}
-    if sharding.sharded(method):
+    if fsdp.sharded(method):
         path = folder / f"step-{step:09d}"
         if dist.told(path.exists()):  # resumed there and stopped again, before anything moved
             return path
         _tidy(folder)
-        from omma.train import parts  # takes a while to import
+        from omma.train import sharded_checkpoint  # takes a while to import
 
-        parts.save(path, method, optimizer, facts)
+        sharded_checkpoint.save(path, method, optimizer, facts)
         _prune(folder)
         return path
     path = folder / f"step-{step:09d}.pt"
@@ -98,9 +98,9 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     for path in reversed(found(folder)):
         try:
             if path.is_dir():
-                from omma.train import parts
+                from omma.train import sharded_checkpoint
 
-                return Saved({}, {}, **parts.facts(path), parts=path), damaged
+                return Saved({}, {}, **sharded_checkpoint.facts(path), parts=path), damaged
             state = torch.load(path, map_location="cpu", weights_only=True)
             return Saved(**state), damaged
         except (
@@ -121,13 +121,13 @@ def put(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -> No
 
     All processes must call. Raises ValueError for a folder that turns out to be damaged.
     """
-    if saved.parts is not None or sharding.sharded(method):
-        from omma.train import parts
+    if saved.parts is not None or fsdp.sharded(method):
+        from omma.train import sharded_checkpoint
 
     if saved.parts is not None:
-        parts.load(saved.parts, method, optimizer)
-    elif sharding.sharded(method):
-        parts.divide(saved.method, saved.optimizer, method, optimizer)
+        sharded_checkpoint.load(saved.parts, method, optimizer)
+    elif fsdp.sharded(method):
+        sharded_checkpoint.divide(saved.method, saved.optimizer, method, optimizer)
     else:
         method.load_state_dict(saved.method)
         optimizer.load_state_dict(saved.optimizer)

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omma import dist
-from omma.ops.random import derive
-from omma.ops.schedules import cosine, warmup_cosine
-from omma.protocols import Batch, Clock, Method, ParamGroup, Recipe, StepOutput
-from omma.train import parallel, sharding
+from omma.core import collectives, dist
+from omma.core.protocols import Batch, Clock, Method, ParamGroup, Recipe, StepOutput
+from omma.core.random import derive
+from omma.train import ddp, fsdp
 from omma.train.precision import Cast
 from omma.train.profile import OFF, Part, Stopwatch
+from omma.train.schedules import cosine, warmup_cosine
 
 
 @dataclass
@@ -60,7 +60,7 @@ def make_optimizer(
         }
         for group in (method.groups() if labelled is None else labelled)
     ]
-    groups = sharding.split(groups)
+    groups = fsdp.split(groups)
     fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=0.0, fused=fused)
 
@@ -88,7 +88,7 @@ def _freeze(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
             p.requires_grad_(not frozen)
 
 
-def _settled(gradients: parallel.Gradients, said: Sequence[float]) -> tuple[float, ...]:
+def _settled(gradients: ddp.Gradients, said: Sequence[float]) -> tuple[float, ...]:
     """Gradients are their means over processes now; returns the sums of what was said.
 
     One message beside the gradients, of numbers on the host.
@@ -105,7 +105,7 @@ def _figures(outputs: Sequence[StepOutput]) -> Float[Tensor, "m"]:
     parts = [
         torch.stack([x.detach().float().to(device) for x in (o.loss, *o.metrics.values())]) for o in outputs
     ]
-    return dist.mean(torch.stack(parts).mean(0))
+    return collectives.mean(torch.stack(parts).mean(0))
 
 
 def train(
@@ -133,7 +133,7 @@ def train(
     """
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = parallel.Gradients(method, trained)
+    gradients = ddp.Gradients(method, trained)
     call = Cast(method, dtype, gradients.add if dist.active() else None)
     # all that a forward pass changes
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
@@ -165,9 +165,9 @@ def train(
             outputs.append(output)
         watch.to(Part.OPTIMIZER)
         heard = _settled(gradients, say())
-        norm = parallel.norm([p.grad for p in trained if p.grad is not None])
+        norm = ddp.norm([p.grad for p in trained if p.grad is not None])
         if recipe.clip is not None:
-            parallel.clip(trained, recipe.clip, norm)
+            ddp.clip(trained, recipe.clip, norm)
         figures = _figures(outputs)
         if position.step + 1 < position.total:  # a GPU has the next views to make while its figures are read
             watch.to(Part.WAIT)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omma.ops.parts import spread
-from omma.protocols import Batch, Clock, Method, StepOutput
+from omma.core.dtensor import spread
+from omma.core.protocols import Batch, Clock, Method, StepOutput
 
 
 def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -40,7 +40,7 @@ class Cast:
     One cast a step, and activations in one precision throughout, which is faster than autocast's changes back
     and forth. Batch norms keep their fp32 scale, shift and statistics, single numbers (a logits' scale, whose
     steps bf16 would swallow) their precision; losses are fp32. Blocks that are spread over processes have
-    theirs cast as they are brought together (train/sharding.py).
+    theirs cast as they are brought together (train/fsdp.py).
 
     deliver: is given each parameter with the gradient of its cast copy as soon as the backward pass has it;
     the one node would give them all at its end, too late to send them meanwhile.

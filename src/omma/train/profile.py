@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from omma import device as machine
+from omma.core import device as machine
+from omma.core.protocols import Backbone, Method
 from omma.ops.cost import Flops
-from omma.protocols import Backbone, Method
 
 WARM_UPS = 8  # steps before the first that is timed: their batches may be made already (`budget.trial`)
 STEPS = 20  # that are timed

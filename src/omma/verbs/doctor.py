@@ -4,8 +4,8 @@ import platform
 
 import torch
 
-from omma import device as machine
-from omma.ops import native
+from omma.core import device as machine
+from omma.ops.cpu import native
 
 
 def doctor() -> list[tuple[str, str]]:

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from omma import dist, files, launched, weights
-from omma.checks import one_of
-from omma.data import index
-from omma.data.preprocess import as_dict
-from omma.embedding import by_ray
-from omma.embedding.local import local
-from omma.embedding.parts import Joined, Parts, key_of, part_size, schema
-from omma.features import batch_size
-from omma.protocols import Images
+from omma import weights
+from omma.core import dist, files, launcher
+from omma.core.checks import one_of
+from omma.core.protocols import Images
+from omma.data.batches.preprocess import as_dict
+from omma.data.sources import collection
+from omma.features import ray
+from omma.features.extract import batch_size
+from omma.features.local import local
+from omma.features.table import Joined, Parts, key_of, part_size, schema
 from omma.weights import Model
 
 ENGINES = ("local", "ray")
@@ -59,17 +60,15 @@ def embed(
     Raises ValueError where nothing can be read.
     """
     one_of("engine", engine, ENGINES)
-    if engine == "ray" and launched.here().world > 1:
+    if engine == "ray" and launcher.here().world > 1:
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
     with ExitStack() as held:
         pool = (
-            local(device, precision)
-            if engine == "local"
-            else held.enter_context(by_ray.pool(device, precision))
+            local(device, precision) if engine == "local" else held.enter_context(ray.pool(device, precision))
         )
         with dist.in_turn():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-            opened = images if isinstance(images, Images) else index.open_images(images)
+            opened = images if isinstance(images, Images) else collection.open_images(images)
         batch = batch or batch_size(loaded.preprocess, pool.device)
         parts = _parts(loaded, opened, Path(out), pool.precision, batch, pool.processes)
         with dist.together():

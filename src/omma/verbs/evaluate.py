@@ -5,14 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from omma import device as devices
-from omma import files, weights
-from omma.data import index
-from omma.evaluation.evaluation import Evaluation
-from omma.files import cache_folder
-from omma.judging import Found, Job, Progress, by_captions, by_labels, words
-from omma.protocols import Images
-from omma.run import EVALUATION, RunFolder
+from omma import weights
+from omma.core import device as devices
+from omma.core import files
+from omma.core.files import cache_folder
+from omma.core.protocols import Images
+from omma.data.sources import collection
+from omma.evaluation.judge import Found, Job, Progress, by_captions, by_labels, words
+from omma.evaluation.verdict import Evaluation
+from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
 
 PROTOCOLS = ("knn", "linear", "ridge", "zeroshot", "retrieval")
@@ -63,7 +64,7 @@ def evaluate(
         raise ValueError(
             "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
         )
-    images = labelled if isinstance(labelled, Images) else index.open_images(labelled)
+    images = labelled if isinstance(labelled, Images) else collection.open_images(labelled)
     job = Job(
         model=loaded,
         images=images,

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import weights
-from omma.data import index
-from omma.data.preprocess import load_batch
-from omma.exporting import hf, timm_, traced
-from omma.exporting.check import Reopened, compare
-from omma.features import suited
-from omma.protocols import Backbone, Images, Preprocess
+from omma.core.protocols import Backbone, Images, Preprocess
+from omma.data.batches.preprocess import load_batch
+from omma.data.sources import collection
+from omma.features.extract import suited
 from omma.weights import Model
+from omma.weights.export import hf, timm_, traced
+from omma.weights.export.check import Reopened, compare
 
 Format = Literal["safetensors", "timm", "hf", "onnx", "torch"]
 IMAGES = 8  # that are compared, at most
@@ -163,12 +163,12 @@ FORMATS: dict[str, Kind] = {
 def _images(model: Model, images: str | Path | Images | None) -> Images:
     """Those given, or those that the model was trained on."""
     if images is not None:
-        return images if isinstance(images, Images) else index.open_images(images)
+        return images if isinstance(images, Images) else collection.open_images(images)
     source = model.provenance.get("images")
     if not isinstance(source, str | Path) or not (Path(source).exists() or "://" in str(source)):
         said = f" ({source} is not there)" if source else ""
         raise ValueError(f"the model's own images are unknown{said}: give some with --images to compare on")
-    return index.open_images(source)
+    return collection.open_images(source)
 
 
 def _batches(

@@ -11,19 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from omma import auto, backbones, dist, inherit, launched, methods, monitor, ready, session
-from omma import device as machine
-from omma.checks import one_of
-from omma.data import captions, index, jpegs, loader, views
-from omma.data import preprocess as preprocessing
-from omma.data.captions import Captions
-from omma.data.index import IndexedImages
-from omma.data.labels import Known
-from omma.data.pixels import Cache
-from omma.events import Event, Note, Result
-from omma.protocols import BadImage, Given, Method
-from omma.run import RunFolder
-from omma.train import checkpoint, continued, parallel, retention, sharding
+from omma import backbones, methods
+from omma.core import device as machine
+from omma.core import dist, launcher
+from omma.core.checks import one_of
+from omma.core.protocols import BadImage, Given, Method
+from omma.data.batches import augment, gpu_jpeg, loader
+from omma.data.batches import preprocess as preprocessing
+from omma.data.batches.decoded_cache import Cache
+from omma.data.sources import captions, collection
+from omma.data.sources.captions import Captions
+from omma.data.sources.collection import IndexedImages
+from omma.data.sources.labels import Known
+from omma.pretraining import choose, init_weights, monitor, retention, trainer
+from omma.pretraining.events import Event, Note, Result
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.run import Run
+from omma.reporting import run_report
+from omma.train import checkpoint, ddp, fine_tune_groups, fsdp
 from omma.train.budget import Timekeeper, seconds
 from omma.train.loop import Position, make_optimizer
 from omma.train.profile import OFF, Profiler
@@ -86,7 +91,7 @@ def pretrain(
         but compute them anew in the backward pass. compile: the blocks, by torch.compile (docs/scale.md).
     shard: "fsdp" spreads a network that is too large for one GPU over the processes that torchrun started,
         "none" gives each a copy (docs/scale.md).
-    workers: processes that decode; None chooses. cache: keep decoded images on disk (data/pixels.py).
+    workers: processes that decode; None chooses. cache: keep decoded images on disk.
         decode: "gpu" leaves JPEGs to an NVIDIA GPU (docs/input.md).
     checkpoint_every: seconds.
     profile: time some of the first steps part by part, and tell (`train.profile`, docs/runs.md).
@@ -116,14 +121,14 @@ def pretrain(
         raise ValueError(
             "--cache keeps images decoded, and --decode gpu decodes them each time: give one of both"
         )
-    decoder = jpegs.decoder(place) if decode == "gpu" else None
+    decoder = gpu_jpeg.decoder(place) if decode == "gpu" else None
     if shard == "fsdp" and not dist.active():
         raise ValueError(
             "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
             "--nproc-per-node N -m omma pretrain ..., docs/scale.md), or leave --shard out"
         )
 
-    wishes = auto.Wishes(
+    wishes = choose.Wishes(
         method=None if method == "auto" else method,
         model=None if model == "auto" else model,
         image_size=image_size,
@@ -137,19 +142,19 @@ def pretrain(
 
     def check(known: Known | IndexedImages) -> None:
         classes = None if known.labels is None else known.classes
-        auto.refuse(wishes, classes=classes, captions=known.text is not None)
+        choose.refuse(wishes, classes=classes, captions=known.text is not None)
 
     if isinstance(images, IndexedImages):
         check(images)
         opened = images
     else:
         with dist.in_turn():
-            opened = index.open_images(images, check=check, tell=lambda text: listen(Note(text)))
-    guide, needs = None, auto.wanted(wishes)
+            opened = collection.open_images(images, check=check, tell=lambda text: listen(Note(text)))
+    guide, needs = None, choose.wanted(wishes)
     if needs.model is not None:
-        guide = inherit.guide(str(wishes.options[needs.model]), str(method), needs)
+        guide = init_weights.guide(str(wishes.options[needs.model]), str(method), needs)
     with dist.in_turn():
-        everything = index.checked(opened)
+        everything = collection.checked(opened)
     if dist.active():
         dist.alike("the images", everything.fingerprint)
     rows, notes = _training_rows(everything)
@@ -173,11 +178,11 @@ def pretrain(
         before = RunFolder(Path(out))
         told = before.config().get("init") if checkpoint.newest(before.checkpoints)[0] is not None else None
         told = dist.told(told)
-        origin, first = inherit.find(str(Path(init)), told, allow_partial, chosen)
+        origin, first = init_weights.find(str(Path(init)), told, allow_partial, chosen)
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
         raise ValueError(f"{name} is about weights to go on from, and none are given: give --init too")
-    facts = auto.Facts(
+    facts = choose.Facts(
         images=len(some),
         shorter_side=(side := _shorter_side(some)),
         device=place.type,
@@ -185,13 +190,13 @@ def pretrain(
         captions=opened.text is not None,
     )
     wishes = dataclasses.replace(wishes, init=origin)
-    choice = auto.choose(facts, wishes)
+    choice = choose.choose(facts, wishes)
     if out is None:
         out = Path("runs") / f"{_stem(everything)}-{choice.method}-{choice.model.replace('/', '-')}"
     folder = RunFolder(Path(out))
 
-    def sized(batch: int) -> auto.Choice:
-        return auto.choose(facts, dataclasses.replace(wishes, batch=batch))
+    def sized(batch: int) -> choose.Choice:
+        return choose.choose(facts, dataclasses.replace(wishes, batch=batch))
 
     free = batch_size is None and accumulate is None
     parts = accumulate or 1
@@ -212,7 +217,7 @@ def pretrain(
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
     if origin is not None:
-        preprocess, said = inherit.prepared(preprocess, preprocessing.from_dict(origin.preprocess))
+        preprocess, said = init_weights.prepared(preprocess, preprocessing.from_dict(origin.preprocess))
         notes.append(said)
     torch.manual_seed(seed)
     encoder = backbones.build(
@@ -221,13 +226,13 @@ def pretrain(
         channels=some.channels,
         **choice.encoder_options(),
     )
-    needs = auto.needs_of(choice.method, choice.recipe.config)
-    auto.suits(choice.method, needs, encoder, choice.image_size)
+    needs = choose.needs_of(choice.method, choice.recipe.config)
+    choose.suits(choice.method, needs, encoder, choice.image_size)
     if recompute and not encoder.repeated():
         raise ValueError(f"--recompute works block by block, and {choice.model} has none: leave it out")
     encoder.recompute = recompute
     if first is not None:  # before the method copies its encoder
-        notes += inherit.fill(encoder, first, allow_partial)
+        notes += init_weights.fill(encoder, first, allow_partial)
         first = None  # training needs the memory
     tokenizer, drawn = None, None
     if some.text is not None and needs.text:
@@ -249,7 +254,7 @@ def pretrain(
     built: Method = file.Method(encoder, choice.recipe.config, given)
     spread, said = _spread(shard, built, place, dtype)
     notes += said
-    compile = auto.compiling(
+    compile = choose.compiling(
         compile,
         device=place.type,
         blocks=bool(encoder.repeated()),
@@ -258,9 +263,9 @@ def pretrain(
         before=compile == "auto" and bool(folder.config().get("compile")),  # a measurement, too
     )
     if spread:
-        sharding.shard(built, place, dtype)
+        fsdp.shard(built, place, dtype)
     built = built.to(place)
-    parallel.same(built)
+    ddp.same(built)
     moves = any(p.requires_grad for p in built.encoder.parameters())
     if origin is None and not moves:
         raise ValueError(
@@ -280,23 +285,24 @@ def pretrain(
         notes.append("k-NN is read on training images too: each is told by all others")
     labelled = None
     if origin is not None:
-        labelled = continued.groups(built, origin.head_warmup, origin.encoder_lr_scale)
-        notes.append(inherit.treated(labelled, origin, moves))
+        labelled = fine_tune_groups.groups(built, origin.head_warmup, origin.encoder_lr_scale)
+        notes.append(init_weights.treated(labelled, origin, moves))
         if watch.labels is None:
             notes.append(retention.UNTOLD)
     crops, kept = file.views(choice.recipe.config, choice.image_size), None
     if cache and loader.fits_in_memory(some):
         notes.append("no cache is needed: the images fit into memory, decoded")
     elif cache:
-        kept = Cache(everything.subset(rows), views.at_least(crops))
+        kept = Cache(everything.subset(rows), augment.at_least(crops))
     if decoder is not None and loader.fits_in_memory(some):
         notes.append("the GPU has nothing to decode: the images fit into memory, decoded")
         decoder = None
-    elif decoder is not None and not jpegs.any_plain(some):
+    elif decoder is not None and not gpu_jpeg.any_plain(some):
         raise ValueError(
-            f"{everything.source}: no JPEG is among {jpegs.LOOKED_AT} of its images: leave --decode gpu out"
+            f"{everything.source}: no JPEG is among {gpu_jpeg.LOOKED_AT} of its images: "
+            "leave --decode gpu out"
         )
-    run = ready.Run(
+    run = Run(
         described=everything.describe(),
         images=some if kept is None else kept.images.subset(np.searchsorted(rows, training)),
         cache=kept,
@@ -352,9 +358,13 @@ def pretrain(
         with dist.together():
             if run.primary:
                 folder.claim(settings)
-                index.write_skipped(folder.path / "skipped.csv", everything.skipped)
-                held.enter_context(folder.locked(RELEASE if launched.here().restarts else 0.0))
-        return session.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
+                collection.write_skipped(folder.path / "skipped.csv", everything.skipped)
+                held.enter_context(folder.locked(RELEASE if launcher.here().restarts else 0.0))
+        done_before = folder.finished
+        result = trainer.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
+        if run.primary and folder.finished and not done_before:
+            run_report.write_report(folder, watch.sample, seed)
+        return result
 
 
 def _spread(wish: str, method: Method, place: torch.device, dtype: torch.dtype) -> tuple[bool, list[str]]:
@@ -363,10 +373,10 @@ def _spread(wish: str, method: Method, place: torch.device, dtype: torch.dtype) 
     others = sum(p.numel() for p in method.parameters()) - trained
     memory = torch.cuda.get_device_properties(place).total_memory if place.type == "cuda" else None
     return dist.told(
-        auto.spread(
+        choose.spread(
             wish,
             processes=dist.world(),
-            state=auto.state_bytes(trained, others, lowered=dtype != torch.float32),
+            state=choose.state_bytes(trained, others, lowered=dtype != torch.float32),
             memory=memory,
             blocks=bool(method.encoder.repeated()),
         )

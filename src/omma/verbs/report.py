@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from omma import illustrate
-from omma.data import index
-from omma.data.index import IndexedImages
-from omma.run import RunFolder
+from omma.data.sources import collection
+from omma.data.sources.collection import IndexedImages
+from omma.pretraining.folder import RunFolder
+from omma.reporting import run_report
 
 
 def report(run: str | Path, images: str | Path | IndexedImages, *, seed: int = 0) -> Path:
@@ -16,5 +16,7 @@ def report(run: str | Path, images: str | Path | IndexedImages, *, seed: int = 0
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
-    gallery = index.checked(images if isinstance(images, IndexedImages) else index.open_images(images))
-    return illustrate.write_report(folder, gallery, seed)
+    gallery = collection.checked(
+        images if isinstance(images, IndexedImages) else collection.open_images(images)
+    )
+    return run_report.write_report(folder, gallery, seed)

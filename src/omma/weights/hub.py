@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from omma.errors import line, need
-from omma.weights.files import WEIGHTS, places
+from omma.core.errors import line, need
+from omma.weights.read_file import WEIGHTS, places
 
 CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.data.decode import as_channels, as_values, decode
-from omma.data.preprocess import load_batch
-from omma.protocols import NO_EXTRAS, Backbone, BadImage, Extras, Features, Images, Preprocess
+from omma.core.protocols import NO_EXTRAS, Backbone, BadImage, Extras, Features, Images, Preprocess
+from omma.data.batches.preprocess import load_batch
+from omma.data.sources.decode import as_channels, as_values, decode
 from omma.weights.digest import digest
 
 Picture = str | Path | np.ndarray | Image.Image

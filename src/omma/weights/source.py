@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.errors import line
-from omma.protocols import Backbone, Extras
-from omma.weights import files, hub, published, store
+from omma.core.errors import line
+from omma.core.protocols import Backbone, Extras
+from omma.weights import hub, published, read_file, store
 from omma.weights.model import Model
 from omma.weights.published import clip, dalle
 from omma.weights.published.recognise import Recognised
@@ -34,12 +34,12 @@ def load(model: str | Path, *, allow_partial: bool = False) -> Model:
         return _timm(found, name, allow_partial)
     if name.startswith("hf:") or _is_theirs(path):
         folder = hub.fetch_hf(name)
-        return _of_folder(folder, files.read(folder).tensors, name, allow_partial)
+        return _of_folder(folder, read_file.read(folder).tensors, name, allow_partial)
     if _is_ours(path) and part is None:
         return store.load(path)
-    read = files.read(path, part)
+    read = read_file.read(path, part)
     notes = [f"taken from its part {read.container!r}"] if read.container else []
-    if path.name in files.WEIGHTS and _is_theirs(path.parent):
+    if path.name in read_file.WEIGHTS and _is_theirs(path.parent):
         return _of_folder(path.parent, read.tensors, name, allow_partial, notes)
     return _published(read.tensors, name, allow_partial, notes, path.parent, beside=read.others)
 

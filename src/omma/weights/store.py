@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from omma import backbones, files
-from omma.data.preprocess import as_dict, from_dict
-from omma.errors import line
-from omma.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
+from omma import backbones
+from omma.core import files
+from omma.core.errors import line
+from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
+from omma.data.batches.preprocess import as_dict, from_dict
 from omma.weights.digest import digest
 from omma.weights.model import Model
 

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers.mlp import Mlp, perceive
-from omma.ops import attention, branches, depth
+from omma.ops import attention, depth
 from omma.ops.attention import Rope
+from omma.ops.cpu import branches
 from omma.ops.linear import Linear
 from omma.ops.norm import norm_linear
 from omma.ops.packing import Shapes, pack, unpack

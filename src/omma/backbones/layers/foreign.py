@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omma.backbones.layers.nonlocal_block import NonLocal
-from omma.dist import BatchNorm
-from omma.errors import line
+from omma.core.errors import line
+from omma.ops.batch_norm import BatchNorm
 
 # entries of feature_info before the first stage
 STEM = re.compile(r"(?i)(.*\.)?(stem|conv|bn1$|act1$|norm0$|layer0$)")

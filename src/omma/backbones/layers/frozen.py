@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.protocols import Preprocess, Trained
+from omma.core.protocols import Preprocess, Trained
 
 
 class Frozen(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.ops import branches
+from omma.ops.cpu import branches
 from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear_gelu
 from omma.ops.norm import norm, norm_linear

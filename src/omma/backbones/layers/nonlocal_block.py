@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.dist import BatchNorm
+from omma.ops.batch_norm import BatchNorm
 
 
 class NonLocal(nn.Module):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.block import Packed, Where
 from omma.backbones.layers.embed import PatchEmbed
-from omma.checks import one_of
+from omma.core.checks import one_of
+from omma.core.protocols import Backbone, Features, NoAttention
 from omma.ops import recompute
 from omma.ops.norm import norm
 from omma.ops.packing import pack, unpack
 from omma.ops.patches import take
 from omma.ops.positions import resample
-from omma.protocols import Backbone, Features, NoAttention
 
 POOLS = ("token", "mean", "mean_fc_norm")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omma import text
-from omma.ops import bpe
-from omma.protocols import NO_EXTRAS, Backbone, Extras
+from omma.backbones.layers import text
+from omma.core.protocols import NO_EXTRAS, Backbone, Extras
+from omma.data import text_tokenizer
 from omma.weights.published.configs import ACTIVATIONS, readable
 from omma.weights.published.names import Names
 
@@ -161,7 +161,7 @@ def with_merges(extras: Extras, folder: Path) -> Extras:
     vocabulary, end = len(extras.tensors[text.TABLE]), extras.facts["text"]["end"]
     for name in FILES:
         if (folder / name).is_file():
-            tokenizer = bpe.Tokenizer(bpe.read_merges(folder / name))
+            tokenizer = text_tokenizer.Tokenizer(text_tokenizer.read_merges(folder / name))
             if (tokenizer.vocabulary, tokenizer.end) == (vocabulary, end):
                 merges = torch.from_numpy(tokenizer.merges.astype("int32"))
                 return extras._replace(tensors={**extras.tensors, text.MERGES: merges})

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omma.errors import line
+from omma.core.errors import line
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu"}
 NUMBERS = {"heads": (int,), "image_size": (int,), "eps": (int, float), "rope_base": (int, float)}

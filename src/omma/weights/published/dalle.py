@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from omma.protocols import NO_EXTRAS, Extras
+from omma.core.protocols import NO_EXTRAS, Extras
 from omma.weights.published.names import Names
 
 BLOCK = re.compile(r"^blocks\.group_(\d+)\.block_(\d+)\.(?:res_path\.)?(\w+)\.([wb])$")

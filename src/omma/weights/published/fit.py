@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from omma.backbones.layers import relative
+from omma.core.protocols import Backbone
 from omma.ops.patches import resample_kernel
 from omma.ops.positions import resample
-from omma.protocols import Backbone
 from omma.weights.published.families import TOKENS
 from omma.weights.published.recognise import Recognised
 from omma.weights.published.report import Report, percent

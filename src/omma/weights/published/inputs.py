@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omma.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from omma.protocols import Preprocess
+from omma.core.protocols import Preprocess
+from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from omma.weights.published.recognise import Recognised
 
 NORMALISED = {  # mean and deviation of red, green and blue in [0, 1]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from omma import backbones
-from omma.protocols import Backbone, Preprocess
+from omma.core.protocols import Backbone, Preprocess
 from omma.weights.published.configs import readable
 from omma.weights.published.fit import plan
 from omma.weights.published.inputs import preprocess, size_of

@@ -1,0 +1,93 @@
+"""Projection heads: what sits between an encoder and a loss, and is not exported."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omma.ops import directions
+from omma.ops.batch_norm import BatchNorm
+
+_ROWS = 1 << 13  # of a matrix that are cast at a time
+
+
+def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
+    """Linear, batch norm, ReLU, ..., linear through the widths `dims` [Chen 2020, section 4.2].
+
+    Layers before a norm have no bias. `last_norm` ends with a batch norm without scale and shift.
+    """
+    layers: list[nn.Module] = []
+    pairs = list(pairwise(dims))
+    for i, (fan_in, fan_out) in enumerate(pairs):
+        last = i == len(pairs) - 1
+        layers.append(nn.Linear(fan_in, fan_out, bias=last and not last_norm))
+        if not last:
+            layers += [BatchNorm(fan_out), nn.ReLU()]
+        elif last_norm:
+            layers.append(BatchNorm(fan_out, affine=False))
+    return nn.Sequential(*layers)
+
+
+def several(classes: Sequence[str]) -> None:
+    """Raise ValueError where there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"all images are of one class ({', '.join(classes)}), and labels teach from two on: choose a "
+            "method without labels (--method simclr)"
+        )
+
+
+def classifier(dim: int, classes: Sequence[str]) -> nn.Linear:
+    """A linear layer that starts near 0, so that all classes are as likely [Touvron 2020, 2012.12877]."""
+    several(classes)
+    head = nn.Linear(dim, len(classes))
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class PrototypeHead(nn.Module):
+    """MLP, L2 norm, and cosine similarity to `prototypes` learned unit vectors [Caron 2021, appendix C].
+
+    d - hidden - hidden - bottleneck with GELU; the last layer is DINO's weight-normed linear with the norm
+    fixed at 1.
+    """
+
+    def __init__(self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.last = nn.Linear(bottleneck, prototypes, bias=False)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def bottleneck(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        """Unit vectors that are compared with the prototypes."""
+        return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
+
+    def cosines(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
+        """Of unit vectors and the prototypes, in fp32 or better."""
+        lengths = directions.lengths(self.last.weight)
+        return F.linear(bottleneck, self.last.weight).to(lengths.dtype).mul_(1 / lengths)
+
+    @torch.no_grad()
+    def mean(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "k"]:
+        """Of `cosines`, which are linear, in fp32 or better; 0 for none."""
+        weight = self.last.weight
+        lengths = directions.lengths(weight)
+        one = bottleneck.to(lengths.dtype).sum(0) / max(1, len(bottleneck))
+        sums = torch.cat([some.to(one.dtype) @ one for some in weight.split(_ROWS)])
+        return sums.div_(lengths)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        return self.cosines(self.bottleneck(x))

@@ -1,0 +1,358 @@
+"""Random crops with augmentation, cut image by image or whole batches at once, augmented in batches.
+
+Every random number comes from the image's Key, the crop's place in the plan and the view's number, so a view
+is the same wherever and with whomever it is made. Cutting (with mirroring) is what needs the image's full
+size and runs where images are decoded; the rest runs on the device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, Num
+from torch import Tensor
+
+from omma.core.protocols import Colour, Crop, Key, Preprocess
+from omma.core.random import Stream, uniform
+from omma.data.batches.preprocess import scale
+from omma.data.pixels import colour, erasing, randaugment
+from omma.data.pixels.resize import (
+    blur_radius,
+    crop_resize,
+    crop_resize_each,
+    cut_into,
+    gaussian_blur,
+    gaussian_taps,
+)
+
+# Papers' crops are bicubic (DINO, MAE, BYOL); it costs a tenth more than bilinear.
+_FILTER = "bicubic"
+_TRIES = 10  # as torchvision's RandomResizedCrop
+# Values that are coloured at a time on a CPU, for each thread (2.4 MB). Measured: a quarter of it takes an
+# eighth longer, a twelfth of it half as long again, for the calls; much more would fall out of the caches.
+_CHUNK = 602_112
+
+
+# ---------------------------------------------------------------- where to cut
+def draw_boxes(
+    key: Key, crop: Crop, crop_number: int, heights: Int64[np.ndarray, "b"], widths: Int64[np.ndarray, "b"]
+) -> Int64[np.ndarray, "b v 4"]:
+    """Boxes (top, left, height, width) for `crop.count` views of each image, drawn like torchvision's.
+
+    Area uniform in `scale`, logarithm of the ratio width / height uniform; ten tries to fit into the image,
+    then the largest centred box whose ratio is within bounds.
+    """
+    b, v = len(heights), crop.count
+    u = uniform(key, Stream.BOX + crop_number, v * (2 * _TRIES + 2)).reshape(b, v, -1).astype(np.float64)
+    full_h, full_w = (np.asarray(side, np.int64)[:, None, None] for side in (heights, widths))
+    low, high = (math.log(r) for r in crop.ratio)
+    area = full_h * full_w * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u[..., :_TRIES])
+    ratio = np.exp(low + (high - low) * u[..., _TRIES : 2 * _TRIES])
+    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= full_w) & (h > 0) & (h <= full_h)
+    first = fits.argmax(-1)[..., None]
+    h, w = (np.take_along_axis(side, first, -1)[..., 0] for side in (h, w))
+
+    full_h, full_w = full_h[..., 0], full_w[..., 0]
+    shape = full_w / full_h
+    central_w = np.where(shape > crop.ratio[1], np.rint(full_h * crop.ratio[1]).astype(np.int64), full_w)
+    central_h = np.where(shape < crop.ratio[0], np.rint(full_w / crop.ratio[0]).astype(np.int64), full_h)
+    found = fits.any(-1)
+    h = np.where(found, h, np.clip(central_h, 1, full_h))
+    w = np.where(found, w, np.clip(central_w, 1, full_w))
+    top = np.where(found, np.floor(u[..., -2] * (full_h - h + 1)).astype(np.int64), (full_h - h) // 2)
+    left = np.where(found, np.floor(u[..., -1] * (full_w - w + 1)).astype(np.int64), (full_w - w) // 2)
+    return np.stack([top, left, h, w], axis=-1)
+
+
+def draw_flips(key: Key, crop: Crop, crop_number: int) -> Bool[np.ndarray, "b v"]:
+    """Which views are mirrored."""
+    return uniform(key, Stream.FLIP + crop_number, crop.count) < crop.flip_p
+
+
+def at_least(plan: Sequence[Crop]) -> int:
+    """Pixels of the shorter side at which an image may be decoded for this plan.
+
+    So many that a square crop a quarter up its range of scale is not enlarged beyond what it would be at full
+    size: the smallest crops of a large photograph get somewhat softer, and nothing else changes. Being
+    cautious for the smallest (size / sqrt(scale[0])) would mostly forbid reduced decoding, which is what
+    makes it cheap.
+    """
+    return max(math.ceil(c.size / math.sqrt(0.75 * c.scale[0] + 0.25 * c.scale[1])) for c in plan)
+
+
+# ---------------------------------------------------------------- cut
+def cut(
+    images: Sequence[Num[np.ndarray, "h w c"]], plan: Sequence[Crop], key: Key
+) -> tuple[Num[Tensor, "b v c s s"], ...]:
+    """All crops of the plan from images of any sizes, in raw values: uint8 stays uint8."""
+    heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
+    channels = images[0].shape[2]
+    # one batch has one type: a single 16-bit file among 8-bit ones makes it float
+    eight_bit = all(image.dtype == np.uint8 for image in images)
+    crops = []
+    for number, crop in enumerate(plan):
+        boxes = draw_boxes(key, crop, number, heights, widths).tolist()
+        flips = draw_flips(key, crop, number)
+        shape = (len(images), crop.count, channels, crop.size, crop.size)
+        out = np.empty(shape, dtype=np.uint8 if eight_bit else np.float32)
+        for i, image in enumerate(images):
+            for view in range(crop.count):
+                cut_into(out[i, view], image, boxes[i][view], _FILTER, bool(flips[i, view]))
+        crops.append(torch.from_numpy(out))
+    return tuple(crops)
+
+
+def cut_each(
+    images: Sequence[Num[Tensor, "c h w"]], plan: Sequence[Crop], key: Key
+) -> tuple[Num[Tensor, "b v c s s"], ...]:
+    """`cut` of images that lie on a device, where the crops are made and stay.
+
+    By its float kernel, rounded after both passes: GPUs have none for bytes, which rounds after each.
+    """
+    heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
+    boxes = [draw_boxes(key, crop, n, heights, widths).tolist() for n, crop in enumerate(plan)]
+    flips = [draw_flips(key, crop, n).tolist() for n, crop in enumerate(plan)]
+    first = images[0]
+    crops = [
+        first.new_empty((len(images), crop.count, len(first), crop.size, crop.size), dtype=torch.float32)
+        for crop in plan
+    ]
+    for i, image in enumerate(images):
+        whole = image.float()[None]
+        for crop, out, box, flip in zip(plan, crops, boxes, flips):
+            for view in range(crop.count):
+                piece = crop_resize_each(whole, box[i][view], crop.size, _FILTER)[0]
+                out[i, view] = piece.flip(-1) if flip[i][view] else piece
+            if image.dtype == torch.uint8:
+                out[i].round_().clamp_(0, 255)
+    eight_bit = all(image.dtype == torch.uint8 for image in images)
+    return tuple(out.to(torch.uint8) if eight_bit else out for out in crops)
+
+
+def cut_batch(
+    images: Num[Tensor, "b c h w"], plan: Sequence[Crop], key: Key
+) -> tuple[Float[Tensor, "b v c s s"], ...]:
+    """All crops of the plan from equally large images, in raw values, on the images' device."""
+    b, c, h, w = images.shape
+    sides = np.full(b, h), np.full(b, w)
+    crops = []
+    for number, crop in enumerate(plan):
+        boxes = torch.from_numpy(draw_boxes(key, crop, number, *sides)).to(images.device)
+        flips = torch.from_numpy(draw_flips(key, crop, number)).to(images.device)
+        views = images.repeat_interleave(crop.count, 0) if crop.count > 1 else images
+        out = crop_resize(views, boxes.reshape(-1, 4), crop.size, _FILTER, flips.reshape(-1))
+        crops.append(out.view(b, crop.count, c, crop.size, crop.size))
+    return tuple(crops)
+
+
+# ---------------------------------------------------------------- colour
+class Draws(NamedTuple):
+    """Colour parameters of each view; where an operation was not drawn, its flag is False or its sigma 0."""
+
+    jitter: Bool[np.ndarray, "n"]
+    brightness: Float32[np.ndarray, "n"]
+    contrast: Float32[np.ndarray, "n"]
+    saturation: Float32[np.ndarray, "n"]
+    hue: Float32[np.ndarray, "n"]
+    grey: Bool[np.ndarray, "n"]
+    sigma: Float32[np.ndarray, "n"]
+    solarise: Bool[np.ndarray, "n"]
+
+
+def draw_colour(key: Key, colour: Colour, count: int, crop_number: int) -> Draws:
+    """Colour parameters for `count` views of each image, image by image (n = b v)."""
+    u = uniform(key, Stream.COLOUR + crop_number, count * 9).reshape(-1, 9)
+
+    def factor(column: int, strength: float) -> np.ndarray:
+        low = max(0.0, 1 - strength)
+        return (low + (1 + strength - low) * u[:, column]).astype(np.float32)
+
+    low, high = colour.blur_sigma
+    return Draws(
+        jitter=u[:, 0] < colour.jitter_p,
+        brightness=factor(1, colour.brightness),
+        contrast=factor(2, colour.contrast),
+        saturation=factor(3, colour.saturation),
+        hue=((2 * u[:, 4] - 1) * colour.hue).astype(np.float32),
+        grey=u[:, 5] < colour.grey_p,
+        sigma=np.where(u[:, 6] < colour.blur_p, low + (high - low) * u[:, 7], 0).astype(np.float32),
+        solarise=u[:, 8] < colour.solarise_p,
+    )
+
+
+def augment(
+    crops: Sequence[Num[Tensor, "b v c s s"]], plan: Sequence[Crop], key: Key, preprocess: Preprocess
+) -> tuple[Float[Tensor, "b v c s s"], ...]:
+    """Augment and normalise crops (raw values) as the plan says; what needs RGB is left out for others.
+
+    In this order: RandAugment's operations, colour, normalising, erasing.
+    """
+    return tuple(
+        _augment(raw, crop, number, key, preprocess)
+        for number, (raw, crop) in enumerate(zip(crops, plan, strict=True))
+    )
+
+
+def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preprocess) -> Tensor:
+    draws = draw_colour(key, crop.colour, crop.count, number) if crop.colour else None
+    flat = raw.flatten(0, 1)
+    if draws and _compiles(flat, crop):
+        out = _compiled(flat, draws, preprocess)
+    else:
+        out = _by_tensors(flat, crop, number, key, draws, preprocess)
+    out = out.view(raw.shape)
+    if crop.erase_p:
+        stream = Stream.ERASE + number
+        erasing.erase_(out, erasing.draw(key, stream, crop.erase_p, crop.count, crop.size), key, stream)
+    return out
+
+
+def _compiles(images: Tensor, crop: Crop) -> bool:
+    return images.device.type == "cpu" and images.shape[1] == 3 and crop.augment is None
+
+
+def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
+    """`_by_tensors` for RGB images on the CPU, without RandAugment, in as many threads as PyTorch has."""
+    from omma.data.pixels import colour_numba  # Numba takes half a second to import
+
+    blurred, count = draws.sigma > 0, torch.get_num_threads()
+    taps = gaussian_taps(np.where(blurred, draws.sigma, 1)).astype(np.float32)
+    radius = np.array([blur_radius(sigma) for sigma in draws.sigma.tolist()]) * blurred
+    factors = np.stack([draws.brightness, draws.contrast, draws.saturation, draws.hue], axis=1)
+    low, high, mean, std = (
+        np.array(v, np.float32) for v in (preprocess.low, preprocess.high, preprocess.mean, preprocess.std)
+    )
+    out = np.empty(raw.shape, np.float32)
+    pixels = np.ascontiguousarray(raw.numpy())
+    arrays = (pixels, draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out)
+    share = math.ceil(len(out) / count)
+
+    def colour(first: int) -> None:
+        colour_numba.colour(low, high, mean, std, *(array[first : first + share] for array in arrays))
+
+    if count == 1:
+        colour(0)
+    else:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(colour, range(0, len(out), share)))
+    return torch.from_numpy(out)
+
+
+def _by_tensors(
+    flat: Tensor, crop: Crop, number: int, key: Key, draws: Draws | None, preprocess: Preprocess
+) -> Tensor:
+    out = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
+    mean, std = (out.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    shift, gain = -mean / std, 1 / std
+    operations = None
+    if crop.augment:
+        stream = Stream.AUGMENT + number
+        operations = randaugment.draw(key, stream, crop.augment, crop.count, flat.shape[1])
+    # images of like blur together, so that a chunk's widest kernel fits the others too
+    order = np.argsort(draws.sigma, kind="stable") if draws else np.arange(len(flat))
+    size = (
+        max(1, _CHUNK * torch.get_num_threads() // flat[0].numel())
+        if flat.device.type == "cpu"
+        else len(flat)
+    )
+    for start in range(0, len(flat), size):
+        chosen = order[start : start + size]
+        if len(chosen) == 1:  # a slice, where a list of indices would copy
+            at = slice(int(chosen[0]), int(chosen[0]) + 1)
+        else:
+            at = torch.from_numpy(chosen).to(flat.device)
+        images = scale(flat[at] if isinstance(at, slice) else flat.index_select(0, at), preprocess)
+        if operations:
+            some = randaugment.Draws(*(values[chosen] for values in operations))
+            images = randaugment.apply_(images, some, preprocess.mean)
+        if draws and crop.colour:
+            images = _colour(images, crop.colour, Draws(*(values[chosen] for values in draws)))
+        images.mul_(gain)  # not `addcmul`, which isn't vectorised where two operands are broadcast
+        if isinstance(at, slice):
+            torch.add(images, shift, out=out[at])
+        else:
+            out.index_copy_(0, at, images.add_(shift))
+    return out
+
+
+def _colour(images: Float[Tensor, "n c h w"], setting: Colour, draws: Draws) -> Float[Tensor, "n c h w"]:
+    """Jitter, grey, blur, solarise, in this order, each on the images that drew it."""
+    rgb = images.shape[1] == 3
+
+    def jitter(x: Tensor, rows: np.ndarray) -> Tensor:
+        if setting.brightness:
+            colour.brightness_(x, _to(draws.brightness[rows], x))
+        if setting.contrast:
+            colour.contrast_(x, _to(draws.contrast[rows], x))
+        if setting.saturation and rgb:
+            colour.saturation_(x, _to(draws.saturation[rows], x))
+        if setting.hue and rgb:
+            colour.hue_(x, _to(draws.hue[rows], x))
+        return x
+
+    images = _where(images, draws.jitter, jitter)
+    if rgb:
+        images = _where(images, draws.grey, lambda x, rows: colour.grey_(x))
+    images = _where(images, draws.sigma > 0, lambda x, rows: gaussian_blur(x, draws.sigma[rows]))
+    return _where(images, draws.solarise, lambda x, rows: colour.solarise_(x))
+
+
+def _where(images: Tensor, drawn: np.ndarray, operation: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
+    """Apply `operation(images, rows)` to the rows where `drawn`; neighbours are not copied."""
+    rows = np.flatnonzero(drawn)
+    if len(rows) == 0:
+        return images
+    if len(rows) == len(images):
+        return operation(images, rows)
+    if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: a view will do
+        part = images[rows[0] : rows[-1] + 1]
+        done = operation(part, rows)
+        if done is not part:
+            part.copy_(done)
+        return images
+    at = torch.from_numpy(rows).to(images.device)
+    return images.index_copy_(0, at, operation(images.index_select(0, at), rows))
+
+
+def _to(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device, like.dtype)
+
+
+def describe(plan: Sequence[Crop], channels: int) -> list[str]:
+    """What is done to the images, a line for each kind of crop, and what is left out for want of RGB."""
+    lines = []
+    for crop in plan:
+        low, high = crop.scale
+        text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
+        parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
+        left_out = []
+        if a := crop.augment:
+            operations = randaugment.known(channels)
+            strength = f"strength {a.magnitude:g} of 10, p {a.p:g} each"
+            parts.append(f"{a.count} of RandAugment's {len(operations)} operations ({strength})")
+            left_out += [f"RandAugment's {name}" for name in randaugment.OPERATIONS if name not in operations]
+        if c := crop.colour:
+            needs_rgb = parts if channels == 3 else left_out
+            if c.jitter_p:
+                for name in ("brightness", "contrast", "saturation", "hue"):
+                    if value := getattr(c, name):
+                        to = needs_rgb if name in ("saturation", "hue") else parts
+                        to.append(f"{name} {value:g} (p {c.jitter_p:g})")
+            if c.grey_p:
+                needs_rgb.append(f"grey {c.grey_p:g}")
+            if c.blur_p:
+                parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
+            if c.solarise_p:
+                parts.append(f"solarise {c.solarise_p:g}")
+        if crop.erase_p:
+            parts.append(f"a rectangle erased {crop.erase_p:g}")
+        text += ": " + (", ".join(parts) or "no other change")
+        if left_out:
+            text += f"; left out on {channels} channel{'s' * (channels != 1)}: " + ", ".join(left_out)
+        lines.append(text)
+    return lines

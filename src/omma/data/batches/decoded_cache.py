@@ -1,0 +1,221 @@
+"""Decoded, resized images in memory-mapped files (`--cache`): later epochs and runs decode nothing.
+
+A cache is a folder of parts. A part begins with a table, int64 [images, 5]: where an image's values begin,
+height, width, channels, bytes a value (1: uint8, 4: float32). A bad image's row has bytes 0, and `height`
+bytes of text stand in place of its values: the reason.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Num
+
+from omma.core import files
+from omma.core.device import cores
+from omma.core.errors import line
+from omma.core.files import cache_folder
+from omma.core.protocols import BadImage
+from omma.data.pixels.resize import cut_into
+from omma.data.sources.collection import IndexedImages
+
+FORMAT = 1  # of the parts; a change makes what older versions wrote unread
+PARTS = 128  # at most: every process that reads holds each of them open
+SMALLEST = 512  # images a part, at the least
+SAMPLE = 64  # images from which the size is told
+TELL = 30.0  # seconds between two words on how far writing is
+_ALIGNED = 64  # bytes; values that lie across two words are read slowly
+_AT_ONCE = 64  # decoded images in memory while a part is written
+
+
+def shrunk(image: Num[np.ndarray, "h w c"], side: int) -> Num[np.ndarray, "h2 w2 c"]:
+    """Resized (bicubic, antialiased) so that the shorter side has `side` pixels; never enlarged."""
+    h, w = image.shape[:2]
+    if min(h, w) <= side:
+        return image
+    height, width = (side, round(w * side / h)) if h <= w else (round(h * side / w), side)
+    out = np.empty((image.shape[2], height, width), np.uint8 if image.dtype == np.uint8 else np.float32)
+    cut_into(out, image, (0, 0, h, w), "bicubic")
+    return np.ascontiguousarray(out.transpose(1, 2, 0))
+
+
+@dataclass
+class Pixels:
+    """What a cache holds, as a store; `where` is [row]. Parts are mapped once a process, when first read.
+
+    What `load` gives is a view of the file: who writes into it changes what this process reads later, never
+    the file.
+    """
+
+    folder: str
+    count: int  # images in all
+    part: int  # images a part
+    _maps: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "count": self.count, "part": self.part, "_maps": {}}
+
+    def file(self, number: int) -> Path:
+        """Part `number`."""
+        return Path(self.folder) / f"part-{number:03}.pixels"
+
+    def rows(self, number: int) -> range:
+        """The images of part `number`."""
+        return range(number * self.part, min((number + 1) * self.part, self.count))
+
+    def load(
+        self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
+    ) -> np.ndarray:
+        assert where is not None
+        number, row = divmod(int(where[0]), self.part)
+        data, table = self._maps.get(number) or self._map(number)
+        start, height, width, depth, size = table[row].tolist()
+        if size == 0:
+            raise BadImage(data[start : start + height].tobytes().decode())
+        values = data[start : start + height * width * depth * size]
+        return values.view(np.uint8 if size == 1 else np.float32).reshape(height, width, depth)
+
+    def _map(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            # writable copies of its pages, if ever: PyTorch warns of arrays that cannot be written
+            data = np.asarray(np.memmap(self.file(number), np.uint8, "c"))
+        except OSError as error:
+            raise ValueError(
+                f"cache {self.file(number)}: {line(error)}; the same command writes it anew"
+            ) from None
+        table = data[: len(self.rows(number)) * 5 * 8].view(np.int64).reshape(-1, 5)
+        self._maps[number] = data, table  # two threads may both map it; one map is then dropped
+        return data, table
+
+    def stamp(self, paths: list[str]) -> str:
+        return self.folder
+
+
+@dataclass
+class Cache:
+    """Images to be kept decoded, `side` pixels along the shorter side.
+
+    It lies in `folder`, named by the images' fingerprint and the side, so that whoever wants the same finds
+    it. Each part is whole or not there, and written by one process at a time: several share the work.
+    """
+
+    original: IndexedImages
+    side: int
+    folder: Path = field(default_factory=cache_folder)
+
+    @cached_property
+    def store(self) -> Pixels:
+        n = len(self.original)
+        name = f"pixels-{FORMAT}-{self.original.fingerprint}-{self.side}"
+        return Pixels(str(self.folder / name), n, max(SMALLEST, math.ceil(n / PARTS)))
+
+    @cached_property
+    def images(self) -> IndexedImages:
+        """The same collection, read from the cache, which must be written by then."""
+        return self.original.stored(self.store, np.arange(len(self.original))[:, None])
+
+    @property
+    def _parts(self) -> range:
+        return range(math.ceil(self.store.count / self.store.part))
+
+    def missing(self) -> list[int]:
+        """Parts that are not written yet."""
+        return [number for number in self._parts if not self.store.file(number).exists()]
+
+    def describe(self, size: int | None = None) -> str:
+        """Size on disk (`size` bytes, or that of what is written), place, images and side, in a line."""
+        size = size or sum(self.store.file(number).stat().st_size for number in self._parts)
+        told = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+        return f"{told} at {self.store.folder} ({self.store.count:,} images, shorter side {self.side})"
+
+    def expected(self) -> tuple[int, float]:
+        """Bytes of an image and seconds of one core to prepare it, means of a few images."""
+        spread = np.unique(np.linspace(0, self.store.count - 1, min(self.store.count, SAMPLE)).astype(int))
+        before = time.monotonic()
+        kept = [self._kept(row) for row in spread.tolist()]
+        size = sum(0 if isinstance(image, str) else image.nbytes for image in kept) / len(kept)
+        return math.ceil(size) + _ALIGNED + 40, (time.monotonic() - before) / len(kept)
+
+    def write(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        """Write what is missing; `tell` is given lines: size, place and time beforehand, then how far it is.
+
+        Raises ValueError, before anything is written, where the disk lacks the room.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        size, seconds = self.expected()
+        images = sum(len(self.store.rows(number)) for number in missing)
+        told = self.describe(size * self.store.count)
+        try:
+            Path(self.store.folder).mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.store.folder).free
+            if (needed := size * images) * 1.05 > free:
+                raise ValueError(
+                    f"cache of about {told}: {needed / 1e9:.1f} GB to write and {free / 1e9:.1f} GB are free"
+                    "; make room, set OMMA_CACHE to a folder on another disk, or do without --cache"
+                )
+            done = "" if images == self.store.count else f", {1 - images / self.store.count:.0%} of it there"
+            tell(f"cache of about {told}{done}: writing it takes about {seconds * images / cores():,.0f} s")
+            self._write_all(tell)
+        except OSError as error:
+            raise ValueError(
+                f"cache {self.store.folder}: {line(error)}; make room or set OMMA_CACHE to another folder"
+            ) from None
+
+    def _write_all(self, tell: Callable[[str], None]) -> None:
+        """Those parts first that nobody else is writing, then, after waiting, what others left undone."""
+        told = time.monotonic()
+        for wait in (False, True):
+            for number in self.missing():
+                file = self.store.file(number)
+                try:
+                    with FileLock(file.with_name(f".{file.name}.lock"), blocking=wait):
+                        files.remove_leftovers(file)
+                        if not file.exists():
+                            self._write(number)
+                except Timeout:
+                    continue
+                if time.monotonic() - told > TELL:
+                    told = time.monotonic()
+                    tell(f"cache: {1 - len(self.missing()) / len(self._parts):.0%} written")
+
+    def _write(self, number: int) -> None:
+        rows = self.store.rows(number)
+        table = np.zeros((len(rows), 5), np.int64)
+        with (
+            files.whole(self.store.file(number), lasting=True) as partial,
+            open(partial, "wb") as out,
+            ThreadPoolExecutor(cores()) as pool,
+        ):
+            at = out.seek(_aligned(table.nbytes))
+            for first in range(0, len(rows), _AT_ONCE):
+                for k, kept in enumerate(pool.map(self._kept, rows[first : first + _AT_ONCE]), first):
+                    bad = isinstance(kept, str)
+                    data = kept.encode() if bad else kept.tobytes()
+                    table[k] = (at, len(data), 0, 0, 0) if bad else (at, *kept.shape, kept.itemsize)
+                    out.write(data)
+                    at = out.seek(_aligned(at + len(data)))
+            out.truncate(at)
+            out.seek(0)
+            out.write(table.tobytes())
+
+    def _kept(self, row: int) -> np.ndarray | str:
+        """What is kept of an image: its values, or why there are none."""
+        try:
+            image = self.original.read(row, self.side)
+        except BadImage as error:
+            return str(error)
+        return np.ascontiguousarray(shrunk(image, self.side))
+
+
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNED) * _ALIGNED

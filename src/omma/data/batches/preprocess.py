@@ -1,0 +1,157 @@
+"""From decoded images to a network's input: measured once on the training images, kept beside the weights."""
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor
+from torch.nn import functional as F
+
+from omma.core.protocols import BadImage, Images, Preprocess
+from omma.core.random import epoch_order
+
+# mean and standard deviation of ImageNet's training images in [0, 1], as used by every published RGB backbone
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SAMPLE = 256  # images that are measured
+_PIXELS = 4096  # of each of them, so that all count alike and memory stays bounded
+
+
+def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -> Preprocess:
+    """Preprocessing that suits `images`, from a seeded sample of up to 256 of them.
+
+    8-bit RGB: ImageNet's mean and deviation, so that published weights fit. Other 8-bit images: range 0..255,
+    mean and deviation of each channel as measured. Anything else: each channel's range is its .1 and 99.9
+    percentiles (a few hot pixels must not darken the rest), then its mean and deviation within that range.
+    Bad images are passed over; ValueError where none of the images can be read.
+    """
+    parts: list[np.ndarray] = []
+    reasons: list[str] = []
+    eight_bit = True
+    for i in epoch_order(seed, 0, len(images)):
+        try:
+            image = images.read(int(i))
+        except BadImage as error:
+            reasons.append(f"{images.path(int(i))}: {error}")
+            continue
+        eight_bit &= image.dtype == np.uint8
+        if eight_bit and images.channels == 3 and len(parts) >= 8:
+            break  # nothing will be measured; a few images have shown their type
+        pixels = image.reshape(-1, images.channels)
+        parts.append(pixels[:: math.ceil(len(pixels) / _PIXELS)].astype(np.float32))
+        if len(parts) == SAMPLE:
+            break
+    if not parts:
+        first = f" (first: {reasons[0]})" if reasons else ""
+        raise ValueError(f"none of {len(images)} images can be read{first}")
+
+    c = images.channels
+    if eight_bit:
+        low, high = np.zeros(c), np.full(c, 255.0)
+    else:
+        values = np.concatenate(parts)
+        values = values[np.isfinite(values).all(1)]
+        if not len(values):
+            raise ValueError(f"no finite pixel in {len(parts)} images")
+        low, high = np.percentile(values, (0.1, 99.9), axis=0)
+        high = np.where(
+            high > low, high, low + 1
+        )  # a constant channel: all zeros, rather than a division by 0
+    if eight_bit and c == 3:
+        mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    else:
+        values = np.concatenate([np.clip((p - low) / (high - low), 0, 1) for p in parts])
+        values = values[np.isfinite(values).all(1)].astype(np.float64)
+        mean, std = values.mean(0), values.std(0)
+        std = np.where(std > 1e-3, std, 1.0)  # constant: centred only
+    low, high, mean, std = (tuple(float(x) for x in v) for v in (low, high, mean, std))
+    return Preprocess(size=size, channels=c, low=low, high=high, mean=mean, std=std, crop_share=crop_share)
+
+
+def scale(raw: Num[Tensor, "*b c h w"], preprocess: Preprocess) -> Float[Tensor, "*b c h w"]:
+    """Raw values to [0, 1], as a new float32 tensor; values that aren't finite become the channel's low."""
+    if raw.dtype == torch.uint8 and set(preprocess.low) == {0.0} and set(preprocess.high) == {255.0}:
+        return raw.to(torch.float32).mul_(1 / 255)  # cannot leave [0, 1]
+    low, high = (
+        raw.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (preprocess.low, preprocess.high)
+    )
+    return ((raw - low) / (high - low)).nan_to_num_(0.0, 1.0, 0.0).clamp_(0, 1)
+
+
+def apply(image: Num[np.ndarray, "h w c"], preprocess: Preprocess) -> Float[Tensor, "c size size"]:
+    """One decoded image as the network wants it: resized (bicubic, antialiased), centre cut, normalised."""
+    return preprocess.normalise(_fit(image, preprocess))
+
+
+def _fit(image: np.ndarray, preprocess: Preprocess) -> Float[Tensor, "c size size"]:
+    """`apply` without normalising: values in [0, 1]."""
+    h, w, c = image.shape
+    if c != preprocess.channels:
+        raise ValueError(f"image has {c} channels, the model expects {preprocess.channels}")
+    size = preprocess.size
+    short = shorter_side(preprocess)
+    # the longer side is truncated, as in torchvision's Resize and timm's evaluation transform
+    height, width = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    if pixels.dtype != torch.uint8 or c != 3:  # PyTorch's fast 8-bit kernel wants three channels
+        pixels = scale(pixels, preprocess)
+    if (height, width) != (h, w):
+        pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    pixels = pixels[0, :, top : top + size, left : left + size]
+    # bicubic overshoots
+    return scale(pixels, preprocess) if pixels.dtype == torch.uint8 else pixels.clamp(0, 1)
+
+
+def shorter_side(preprocess: Preprocess) -> int:
+    """Pixels of the shorter side before the centre is cut."""
+    return max(preprocess.size, round(preprocess.size / preprocess.crop_share))
+
+
+def load_batch(
+    images: Images, indices: np.ndarray, preprocess: Preprocess, threads: int = 1
+) -> tuple[Float[Tensor, "b c s s"], Bool[np.ndarray, "b"], list[tuple[int, str]]]:
+    """Read and preprocess images: the batch, which of its rows are good, and (index, reason) of the bad ones.
+
+    Rows of bad images are zero, which is the mean colour, so that shapes never depend on the data.
+    """
+    s, c = preprocess.size, preprocess.channels
+    batch = torch.zeros(len(indices), c, s, s)
+    good = np.zeros(len(indices), dtype=bool)
+    at_least = shorter_side(preprocess)
+
+    def load(row: int) -> tuple[int, str] | None:
+        index = int(indices[row])
+        try:
+            batch[row] = apply(images.read(index, at_least), preprocess)
+        except BadImage as error:
+            return index, str(error)
+        good[row] = True
+        return None
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            answers = list(pool.map(load, range(len(indices))))
+    else:
+        answers = [load(row) for row in range(len(indices))]
+    return batch, good, [answer for answer in answers if answer is not None]
+
+
+def as_dict(preprocess: Preprocess) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocess).items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> Preprocess:
+    """The inverse of `as_dict`; keys of later versions are refused by name."""
+    unknown = set(values) - {field.name for field in fields(Preprocess)}
+    if unknown:
+        raise ValueError(f"preprocessing has unknown keys {sorted(unknown)}: written by a newer omma?")
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Preprocess(**plain)

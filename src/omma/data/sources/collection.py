@@ -1,0 +1,391 @@
+"""Open any collection of images as an index: paths, labels, splits; nothing is decoded until it is read."""
+
+import copy
+import csv
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from glob import has_magic
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from omma.core.files import cache_folder
+from omma.core.protocols import BadImage, Images
+from omma.core.random import local_order
+from omma.data.sources.decode import HEAD, as_channels, sniff
+from omma.data.sources.labels import Known, encode
+from omma.data.sources.listing import (
+    Listing,
+    list_arrays,
+    list_file,
+    list_folder,
+    list_glob,
+    list_manifest,
+    list_tar,
+    list_zip,
+)
+from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
+from omma.data.sources.readers import Arrays, Store, as_images
+from omma.data.sources.webdataset_files import Shards, find
+from omma.data.sources.webdataset_samples import list_shards
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 32  # images decoded to learn the number of channels
+CHECK_ALL = 20_000  # larger collections are checked by sample; what that misses is found while training
+CHECK_SAMPLE = 2_000
+
+
+class IndexedImages:
+    """The `Images` promise over a store; see protocols.py for what each member means.
+
+    skipped: (path, reason) of what the source holds beside usable images.
+    text: each image's captions, where a table has them (data/sources/captions.py).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        paths: pa.LargeStringArray,
+        *,
+        channels: int,
+        where: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] = (),
+        splits: np.ndarray | None = None,
+        text: pa.LargeListArray | None = None,
+        skipped: Iterable[tuple[str, str]] = (),
+        source: str = "",
+    ) -> None:
+        self.channels = channels
+        self.labels = labels
+        self.classes = classes
+        self.splits = splits
+        self.text = text
+        self.skipped = list(skipped)
+        self.source = source
+        self._store = store
+        self._paths = paths
+        self._where = where
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}>"
+
+    def path(self, i: int) -> str:
+        return self._paths[int(i)].as_py()
+
+    def read(self, i: int, at_least: int | None = None) -> np.ndarray:
+        where = None if self._where is None else self._where[i]
+        return as_channels(self._store.load(self.path(i), where, self.channels, at_least), self.channels)
+
+    def content(self, i: int) -> bytes:
+        """The bytes that `read` would decode; for `encoded` collections. Raises BadImage."""
+        where = None if self._where is None else self._where[i]
+        return self._store.content(self.path(i), where)  # type: ignore[attr-defined]  # of stores of files
+
+    def subset(self, indices: np.ndarray) -> "IndexedImages":
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+        indices = indices.astype(np.int64)  # an empty list has floats
+        part = copy.copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part._paths = self._paths.take(pa.array(indices))
+        for name in ("_where", "labels", "splits"):
+            column = getattr(self, name)
+            setattr(part, name, None if column is None else column[indices])
+        part.text = None if self.text is None else self.text.take(pa.array(indices))
+        part.skipped = list(self.skipped)
+        return part
+
+    @property
+    def encoded(self) -> bool:
+        """Are there files to decode, rather than arrays?"""
+        return not isinstance(self._store, Arrays)
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """Where images lie in shards, each one's number (int64 [n]): those of one are best read together."""
+        if not isinstance(self._store, Shards):
+            return None
+        assert self._where is not None
+        return self._where[:, 0]
+
+    def fetch(self, block: int) -> None:
+        """Have a shard on this machine, if it isn't. Raises ValueError."""
+        if isinstance(self._store, Shards):
+            self._store.fetch(block)
+
+    def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
+        """The same collection, its pixels read from another store."""
+        other = self.subset(np.arange(len(self)))
+        other._store, other._where = store, where
+        return other
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when paths, labels, splits or captions do, or the content as far as sizes and times tell.
+
+        Files are looked up one by one in collections of up to 20,000; of larger ones only the paths count.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        names: list[str] = self._paths.to_pylist()
+        digest.update("\n".join(names).encode())
+        digest.update(self._store.stamp(names).encode())
+        for column in (self._where, self.labels, self.splits):
+            digest.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
+        digest.update(f"{self.channels} {self.classes}".encode())
+        if self.text is not None:
+            digest.update(self.text.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update("\n".join(each or "" for each in self.text.flatten().to_pylist()).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """One line for a person."""
+        parts = [f"{len(self):,} images, {self.channels} channel{'s' if self.channels > 1 else ''}"]
+        if self.labels is not None:
+            unlabelled = int((self.labels < 0).sum())
+            parts.append(
+                f"{len(self.classes)} classes" + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
+            )
+        if self.splits is not None:
+            parts.append(
+                " and ".join(f"{n:,} {side}" for side, n in sorted(Counter(self.splits.tolist()).items()))
+            )
+        if self.skipped:
+            parts.append(f"{len(self.skipped):,} skipped")
+        return f"{Path(self.source).name or self.source}: " + ", ".join(parts)
+
+
+class ArrayImages(IndexedImages):
+    """An array in memory as `Images`; `as_images` says which shapes are understood."""
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] = (),
+        splits: np.ndarray | None = None,
+        source: str = "array",
+    ) -> None:
+        values = as_images(np.asarray(array), source)
+        for name, column in (("labels", labels), ("splits", splits)):
+            if column is not None and len(column) != len(values):
+                raise ValueError(
+                    f"{source}: {len(column)} {name} for {len(values)} images; give one an image"
+                )
+        if labels is not None and not classes:
+            labels, classes = encode(np.asarray(labels).tolist())
+        super().__init__(
+            Arrays(None, values),
+            pa.array([f"{source}[{row}]" for row in range(len(values))], pa.large_string()),
+            channels=values.shape[-1],
+            where=np.arange(len(values))[:, None],
+            labels=None if labels is None else np.asarray(labels, np.int64),
+            classes=tuple(classes),
+            splits=None if splits is None else np.asarray(splits, "U5"),
+            source=source,
+        )
+
+
+# ---------------------------------------------------------------- open
+def open_images(
+    source: str | Path,
+    cache: Path | None = None,
+    check: Callable[[Known], None] = lambda known: None,
+    tell: Callable[[str], None] = log.info,
+) -> IndexedImages:
+    """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays or one image.
+
+    Lists of folders and archives are remembered in `cache` (default: `cache_folder()`), and made anew when
+    one of the folders or the archive was modified. A file overwritten in place leaves its folder's time as it
+    was: harmless, since nothing but its path is remembered. `check` is told what is known of the
+    images before any is decoded, and may raise. `tell` is given a line where listing takes its time.
+    Raises ValueError in one line where nothing usable is found.
+    """
+    given = str(source)
+    # absolute, so that images can still be read after a change of the working directory
+    source = given if "://" in given else os.path.abspath(os.path.expanduser(given))
+    memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
+    shards = find(source, given)
+    store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
+    list_source, cached = _lister(source, given) if store is None else (_shard_lister(store, tell), True)
+    listing = recall(memory, source, store) if cached else None
+    if listing is None:
+        listing = list_source(source)
+        if not len(listing.paths):
+            n = len(listing.skipped)
+            others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
+            raise ValueError(f"{given}: no images in it{others}; give a folder, archive or list of images")
+        check(listing.known)
+        listing.channels = _count_channels(listing, given)
+        if cached:
+            remember(memory, source, listing, None if store is None else store.stamp([]))
+    else:
+        check(listing.known)
+    return IndexedImages(
+        listing.store,
+        listing.paths,
+        channels=listing.channels,
+        where=listing.where,
+        labels=listing.known.labels,
+        classes=listing.known.classes,
+        splits=listing.known.splits,
+        text=listing.known.text,
+        skipped=listing.skipped,
+        source=given,
+    )
+
+
+def _shard_lister(store: Shards, tell: Callable[[str], None]) -> Callable[[str], Listing]:
+    return lambda source: list_shards(store, tell)
+
+
+def _lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
+    """How to list a source, and whether the list is worth remembering."""
+    if os.path.isdir(source):
+        return list_folder, True
+    if not os.path.exists(source):
+        if has_magic(source):
+            return list_glob, False
+        if "://" in source:
+            raise ValueError(f"{given}: remote folders are not listed; give a manifest with a `path` column")
+        raise ValueError(f"{given}: not found; give a folder, glob, archive, manifest or array of images")
+    name = source.lower()
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise ValueError(
+            f"{given}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
+        )
+    by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
+        ((".zip",), list_zip, True),
+        ((".tar",), list_tar, True),
+        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
+        ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
+    )
+    for endings, lister, cached in by_name:
+        if name.endswith(endings):
+            return lister, cached
+    try:
+        with open(source, "rb") as file:
+            if sniff(file.read(HEAD)):
+                return list_file, False
+    except OSError as error:
+        raise ValueError(f"{given}: {error.strerror}; give a file that you may read") from None
+    raise ValueError(
+        f"{given}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+    )
+
+
+def _count_channels(listing: Listing, source: str) -> int:
+    """1 if all images looked at are grey, 3 if grey and colour mix, otherwise the most frequent number."""
+    n = len(listing.paths)
+    spread = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+    rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
+    counts: Counter[int] = Counter()
+    bad: list[tuple[str, str]] = []
+    for k, i in enumerate([*spread, *rest]):
+        if k >= len(spread) and counts:
+            break
+        path = listing.paths[int(i)].as_py()
+        try:
+            where = None if listing.where is None else listing.where[i]
+            counts[listing.store.load(path, where, None, 1).shape[-1]] += 1
+        except BadImage as error:
+            bad.append((path, str(error)))
+    if not counts:
+        raise ValueError(_none_left(source, n, bad))
+    if set(counts) == {1, 3}:
+        return 3
+    return counts.most_common(1)[0][0]
+
+
+def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
+    return "; ".join(f"{path}: {reason}" for path, reason in skipped[:n])
+
+
+def _none_left(source: str, n: int, bad: list[tuple[str, str]]) -> str:
+    return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
+
+
+# ---------------------------------------------------------------- check
+def verify(
+    images: Images, indices: np.ndarray | None = None, limit_seconds: float | None = None
+) -> tuple[list[tuple[int, str]], bool]:
+    """Decode images in threads; returns (index, reason) of the bad ones, and whether time sufficed for all.
+
+    JPEGs are decoded at 1/8 scale, which still reads every byte and so finds truncation.
+    """
+    todo = np.arange(len(images)) if indices is None else indices
+    end = None if limit_seconds is None else time.monotonic() + limit_seconds
+
+    def check(part: np.ndarray) -> tuple[list[tuple[int, str]], bool]:
+        bad = []
+        for i in part.tolist():
+            if end is not None and time.monotonic() > end:
+                return bad, False
+            try:
+                images.read(i, at_least=1)
+            except BadImage as error:
+                bad.append((i, str(error)))
+        return bad, True
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        parts = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
+    return sorted(pair for bad, _ in parts for pair in bad), all(done for _, done in parts)
+
+
+def _known_bad(file: Path) -> list[tuple[int, str]] | None:
+    try:
+        return [(int(i), str(reason)) for i, reason in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError):  # not checked yet, or damaged
+        return None
+
+
+def checked(
+    images: IndexedImages, cache: Path | None = None, limit_seconds: float | None = None
+) -> IndexedImages:
+    """The images that can be decoded; the others are added to `skipped`.
+
+    Above 20,000 images a seeded sample of 2,000 is checked, and the rest while training. The verdict is
+    remembered by fingerprint. Raises ValueError if none is left.
+    """
+    file = (cache or cache_folder()) / f"checked-{images.fingerprint}.json"
+    bad = _known_bad(file)
+    if bad is None:
+        n = len(images)
+        sample = None
+        if n > CHECK_ALL:
+            by = images.blocks  # whole shards rather than an image of each
+            order = np.random.default_rng(0).permutation(n) if by is None else local_order(0, 0, by, 1)
+            sample = np.sort(order[:CHECK_SAMPLE])
+        bad, done = verify(images, sample, limit_seconds)
+        if done and len(bad) == (n if sample is None else len(sample)):
+            raise ValueError(_none_left(images.source, n, [(images.path(i), reason) for i, reason in bad]))
+        if done:
+            write_whole(file, json.dumps(bad).encode())
+    if not bad:
+        return images
+    good = np.ones(len(images), bool)
+    good[[i for i, _ in bad]] = False
+    kept = images.subset(np.flatnonzero(good))
+    kept.skipped += [(images.path(i), reason) for i, reason in bad]
+    return kept
+
+
+def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:
+    """Write a .csv with the columns path and reason."""
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("path", "reason"))
+        writer.writerows(skipped)

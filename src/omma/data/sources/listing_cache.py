@@ -1,0 +1,110 @@
+"""Remember the list of a folder's or archive's images for as long as modification times say that it holds."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from omma.core import files
+from omma.data.sources.labels import Known
+from omma.data.sources.listing import Listing
+from omma.data.sources.readers import Archive, Files, Store
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of what is written; a change makes what older versions wrote unread
+SETTLED = 2 * 10**9  # ns; a folder modified so shortly before it was listed may have changed unseen since
+
+
+def cache_key(source: str) -> str:
+    """A file name's worth of where the source lies."""
+    place = source if "://" in source else os.path.abspath(source)
+    return hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()
+
+
+def write_whole(file: Path, data: Any) -> None:
+    """All or nothing, so that two processes may write; a cache that cannot be written is done without."""
+    try:
+        with files.whole(file) as partial:
+            partial.write_bytes(data)
+    except OSError as error:
+        log.info("cache %s not written: %s", file, error)
+
+
+def remember(file: Path, source: str, listing: Listing, stamp: str | None = None) -> None:
+    """Write a listing as an Arrow file; `stamp` says when it holds, where it isn't for the source to say."""
+    columns: dict[str, Any] = {"path": listing.paths}
+    if listing.where is not None:
+        columns |= {f"where{k}": column for k, column in enumerate(listing.where.T)}
+    for name in ("labels", "splits", "text"):
+        if (column := getattr(listing.known, name)) is not None:
+            columns[name] = column
+    meta = {
+        "format": FORMAT,
+        "stamp": _stamp(source, listing.times, listing.started) if stamp is None else stamp,
+        "times": listing.times,
+        "started": listing.started,
+        "channels": listing.channels,
+        "classes": listing.known.classes,
+        "skipped": listing.skipped,
+    }
+    table = pa.table(columns).replace_schema_metadata({"omma": json.dumps(meta)})
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_whole(file, sink.getvalue())
+
+
+def recall(file: Path, source: str, store: Store | None = None) -> Listing | None:
+    """The listing that was written, if it still holds; by the stamp of `store` where one is given."""
+    try:
+        with pa.OSFile(str(file)) as stream:
+            table = ipc.open_file(stream).read_all()
+        meta = json.loads((table.schema.metadata or {})[b"omma"])
+        if meta["format"] != FORMAT or not meta["stamp"]:
+            return None
+        now = _stamp(source, meta["times"], meta["started"]) if store is None else store.stamp([])
+        if meta["stamp"] != now:
+            return None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None  # absent, damaged or another version's
+    columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
+    where = [column.to_numpy() for name, column in columns.items() if name.startswith("where")]
+    known = Known(
+        labels=columns["labels"].to_numpy() if "labels" in columns else None,
+        classes=tuple(meta["classes"]),
+        splits=np.array(columns["splits"].to_pylist(), "U5") if "splits" in columns else None,
+        text=columns.get("text"),
+    )
+    return Listing(
+        store=store or (Files(source) if meta["times"] else Archive(source)),
+        paths=columns["path"],
+        where=np.stack(where, axis=1) if where else None,
+        known=known,
+        skipped=[(path, reason) for path, reason in meta["skipped"]],
+        times=meta["times"],
+        started=meta["started"],
+        channels=meta["channels"],
+    )
+
+
+def _stamp(source: str, times: dict[str, int], started: int) -> str:
+    """What must be unchanged for the list to hold; "" if it may have changed already."""
+    if not times:
+        stat = os.stat(source)
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+    if max(times.values()) >= started - SETTLED:
+        return ""
+    table = os.path.join(source, "labels.csv")  # rewritten in place, it leaves the folder's time alone
+    try:
+        if any(os.stat(os.path.join(source, folder)).st_mtime_ns != old for folder, old in times.items()):
+            return ""
+        return str(os.stat(table).st_mtime_ns) if os.path.exists(table) else "folder"
+    except OSError:
+        return ""

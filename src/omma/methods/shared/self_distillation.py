@@ -1,0 +1,136 @@
+"""What DINO, iBOT and DINOv2 share: options, the teacher's targets, and what is watched of them."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from omma.backbones.layers.heads import PrototypeHead
+from omma.core import collectives
+from omma.core.checks import above_zero, one_of, within_one
+from omma.core.protocols import Clock, Needs, Recipe
+from omma.losses import distillation
+from omma.methods.shared import crops, sinkhorn
+from omma.ops import directions, statistics
+from omma.train.schedules import linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled(crops.MultiCrop):
+    """What a method whose student learns a teacher's prototypes has in its Config; defaults are DINO's."""
+
+    centrings: ClassVar[tuple[str, ...]] = ("mean", "sinkhorn")
+
+    prototypes: int = 65_536
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    student_temp: float = 0.1
+    teacher_temp_start: float = 0.04
+    teacher_temp: float = 0.07
+    teacher_temp_warmup: float = 0.3  # share of the run (30 of 100 epochs)
+    centring: str = "mean"  # or "sinkhorn" (Sinkhorn-Knopp)
+    centre_momentum: float = 0.9
+    sinkhorn_iterations: int = 3
+    momentum: float = 0.996  # of the teacher, rising to 1 by a cosine
+    freeze_last_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(self, "head_hidden", "head_bottleneck", "sinkhorn_iterations")
+        above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp")
+        within_one(self, "teacher_temp_warmup", "centre_momentum", "momentum")
+        one_of("method.centring", self.centring, self.centrings)
+        if self.prototypes < 2:
+            raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
+
+
+def needs(config: Distilled, plain: bool = False, koleo: bool = False) -> Needs:
+    """Other images where a batch is compared with itself."""
+    compares = [
+        name for name, on in (("KoLeo", koleo), ("Sinkhorn-Knopp", config.centring == "sinkhorn")) if on
+    ]
+    why = f"{' and '.join(compares)} compare{'s' * (len(compares) == 1)} the images of a batch"
+    return Needs(plain=plain, batch=2 if compares else 1, why_batch=why)
+
+
+def small(image_size: int, plain: bool) -> dict[str, Any]:
+    """Options for 1,000 to 100,000 images on one machine: few dimensions and sharp, balanced targets.
+
+    In few steps a teacher must follow soon, and a centre that is a mean of the last ten batches lags behind
+    (docs/benchmarks.md). plain: see `plans.small_multi_crop`.
+    """
+    return dict(
+        prototypes=2048, head_hidden=512, head_bottleneck=32, centring="sinkhorn", teacher_temp_start=0.02,
+        teacher_temp=0.02, momentum=0.7, freeze_last_epochs=0.0, **crops.small_multi_crop(image_size, plain),
+    )  # fmt: skip
+
+
+def small_recipe(config: Distilled) -> Recipe:
+    """What goes with `small`."""
+    return Recipe(
+        config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
+        drop_path=0.0, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+def _temperature(config: Distilled, clock: Clock) -> float:
+    """The teacher's."""
+    progress = clock.progress / max(config.teacher_temp_warmup, 1e-9)
+    return linear(config.teacher_temp_start, config.teacher_temp, progress)
+
+
+def _balancing(
+    config: Distilled,
+    logits: Float[Tensor, "n k"],
+    temperature: float,
+    scale: Float[Tensor, "k"] | float = 1.0,
+) -> Float[Tensor, "k"]:
+    """The centre that balances assignments over all processes' batch; logits: before `scale`."""
+    return sinkhorn.centre(
+        logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale
+    )
+
+
+@torch.no_grad()
+def targets(
+    config: Distilled, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
+) -> Float[Tensor, "n k"]:
+    """The teacher's assignments, sharpened, and balanced over all processes' batch or centred."""
+    temperature = _temperature(config, clock)
+    if config.centring == "sinkhorn":
+        centre = _balancing(config, logits, temperature)
+    return distillation.targets(logits, centre, temperature)
+
+
+@torch.no_grad()
+def patch_targets(
+    config: Distilled,
+    head: PrototypeHead,
+    bottleneck: Float[Tensor, "m e"],
+    centre: Float[Tensor, "k"],
+    clock: Clock,
+) -> distillation.Targets:
+    """`targets` of head.cosines(bottleneck), which do not exist at once.
+
+    Balanced ones need the logits before, in the network's precision.
+    """
+    weight = head.last.weight
+    inverse = 1 / directions.lengths(weight)
+    temperature = _temperature(config, clock)
+    if config.centring == "sinkhorn":
+        centre = _balancing(config, F.linear(bottleneck, weight), temperature, inverse)
+    return distillation.Targets(bottleneck, weight, inverse, centre, temperature)
+
+
+@torch.no_grad()
+def watched(teacher: Float[Tensor, "*b k"]) -> dict[str, Tensor]:
+    """What tells a collapse of the teacher's assignments (`train.health`), in nats."""
+    use = collectives.mean(teacher.flatten(0, -2).mean(0))
+    return {
+        "teacher_entropy": statistics.entropy(teacher).mean(),
+        "teacher_kl_to_uniform": statistics.kl_to_uniform(use),
+        "teacher_entropy_limit": teacher.new_tensor(float(teacher.shape[-1])).log(),
+    }

@@ -1,0 +1,52 @@
+"""Batch normalisation over the batch of all processes."""
+
+import torch
+from torch import Tensor, nn
+
+from omma.core import dist
+from omma.core.collectives import Sum
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over [b, d] or [b, d, h, w] whose statistics are those of all processes' batch.
+
+    torch's SyncBatchNorm does this on GPUs only. Constant inputs and a batch of one give finite values.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"BatchNorm expects [b, d] or [b, d, h, w], got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training:
+            return super().forward(input)
+        if not dist.active():
+            # torch refuses statistics over one value; a zero variance is what they would be
+            if input.numel() == input.shape[1]:
+                zero = input - input  # each value is its own mean, and no gradient passes
+                shape = (1, -1, *[1] * (input.ndim - 2))
+                return zero if not self.affine else zero * self.weight.view(shape) + self.bias.view(shape)
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        x = input.float()
+        count = x.numel() / x.shape[1]
+        total = Sum.apply(torch.cat([x.sum(axes), x.new_tensor([count])]))
+        mean, n = total[:-1] / total[-1], total[-1].detach()
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        x = x - mean.view(shape)  # first, for the squares of nearly equal values would cancel
+        variance = Sum.apply(x.square().sum(axes)) / n
+        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        momentum = self.momentum
+        assert running_mean is not None
+        assert running_var is not None
+        assert seen is not None
+        assert momentum is not None
+        with torch.no_grad():
+            seen += 1
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * n / (n - 1).clamp(min=1), momentum)
+        x = x * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            x = x * self.weight.view(shape) + self.bias.view(shape)
+        return x.to(input.dtype)

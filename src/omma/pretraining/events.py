@@ -1,0 +1,71 @@
+"""What a run tells of itself while it goes on, and at its end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omma.pretraining import choose, health, retention
+from omma.train.profile import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is going to be done, told before it starts."""
+
+    images: str
+    used: int
+    skipped: int
+    choice: choose.Choice
+    parameters: int
+    views: tuple[str, ...]
+    device: str
+    precision: str
+    images_per_second: float
+    steps: int
+    seconds: float
+    peak_memory: int
+    out: Path
+    resumed_at: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One step done."""
+
+    step: int
+    total: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+    waiting: float  # share of the time spent waiting for data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """Health was read."""
+
+    step: int
+    verdict: health.Verdict
+    knn: float | None  # online k-NN top-1, where labels exist
+    retained: retention.Retention | None = None  # against the start, in a run that continues from weights
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line worth reading."""
+
+    text: str
+
+
+Event = Plan | Progress | Read | Note | Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of the run."""
+
+    out: Path
+    steps: int
+    seconds: float
+    verdict: health.Verdict | None
+    stopped_by: int | None = None  # the signal, if it was stopped before its end

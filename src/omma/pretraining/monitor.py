@@ -1,0 +1,152 @@
+"""Watching a run on a fixed sample of images: health, online k-NN where labels exist, what is retained."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omma.core.protocols import Images, Preprocess
+from omma.data.batches.preprocess import load_batch
+from omma.evaluation import confidence, knn
+from omma.pretraining import health, retention
+
+HELD_OUT = 512  # images kept from training to read health on
+ENOUGH = 2000  # images under which none is kept from training
+BANK = 2000  # labelled training images that online k-NN compares with
+K = 20
+
+
+def hold_out(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows to read health on), both sorted.
+
+    5 % and at most 512 images are kept from training; from fewer than 2,000 images none is, and health is
+    read on up to 512 training images.
+    """
+    order = np.random.default_rng(seed).permutation(rows)
+    if len(rows) < ENOUGH:
+        return np.sort(rows), np.sort(order[:HELD_OUT])
+    held = min(HELD_OUT, len(rows) // 20)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+class Seen(NamedTuple):
+    """One reading, and what it says."""
+
+    reading: health.Reading
+    verdict: health.Verdict
+    knn: float | None  # online k-NN top-1
+    retained: retention.Retention | None  # of the first weights, in a run that continues from some
+
+
+@dataclass
+class Monitor:
+    """Reads health on `sample`; online k-NN finds its labels with those of training images.
+
+    Where the sample is of training images itself, with those of all others in it (leave one out). Where the
+    run is `continued` from weights, its first reading is kept and every later one held against it.
+    Labels are used for reading only. Images are decoded once.
+    """
+
+    sample: Images
+    training: Images
+    preprocess: Preprocess
+    seed: int
+    held_out: bool  # are `sample` and `training` disjoint?
+    blind: bool = True  # does training see no labels? Where it does, training images tell nothing
+    continued: bool = False
+    readings: list[health.Reading] = field(default_factory=list)
+    start: retention.Start | None = None
+
+    def __post_init__(self) -> None:
+        self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
+        self.labels: np.ndarray | None = None
+        self.bank: Tensor | None = None
+        labels, known = self.sample.labels, self.training.labels
+        if labels is None or known is None or not (self.blind or self.held_out):
+            return
+        labels = labels[good]
+        compared = known if self.held_out else labels
+        if len(np.unique(compared[compared >= 0])) < 2 or (labels < 0).all():
+            return
+        self.labels = labels
+        if self.held_out:
+            rows = np.flatnonzero(known >= 0)
+            rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
+            self.bank, kept, _ = load_batch(self.training, rows, self.preprocess)
+            self.bank_labels = known[rows][kept]
+
+    def read(
+        self,
+        encoder: torch.nn.Module,
+        step: int,
+        progress: float,
+        recent: Sequence[Mapping[str, float]],
+    ) -> Seen:
+        """Health after `step` and what beside it can be read; `recent`: metrics since the last reading."""
+        features = vectors(encoder, self.pixels)
+        reading = health.read(features, step, progress)
+        self.readings.append(reading)
+        means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
+        verdict = health.judge(self.readings, means)
+        if not reading.finite:
+            return Seen(reading, verdict, None, None)
+        correct = self._correct(encoder, features)
+        retained = self._retained(features, correct) if self.continued else None
+        if retained is not None:
+            verdict = retention.judge(verdict, retained)
+        return Seen(reading, verdict, None if correct is None else float(correct.mean()), retained)
+
+    def _correct(self, encoder: torch.nn.Module, features: Tensor) -> np.ndarray | None:
+        """Which labelled images of the sample k-NN gets right; None without labels."""
+        if self.labels is None:
+            return None
+        known = self.labels >= 0
+        labels, labelled = self.labels[known], features.numpy()[known]
+        if self.bank is None:
+            return knn.predict(labelled, labels, None, k=K) == labels
+        return knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K) == labels
+
+    def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
+        """Against the first reading; None for that itself."""
+        near = retention.neighbours(features)
+        if self.start is None:
+            if len(self.readings) == 1:
+                self.start = retention.Start(near, None if correct is None else correct.tolist())
+            return None
+        kept = retention.overlap(self.start.near, near)
+        if correct is None or self.start.correct is None:
+            return retention.Retention(kept=kept)
+        before = np.array(self.start.correct, bool)
+        return retention.Retention(
+            kept=kept,
+            knn_start=float(before.mean()),
+            knn=float(correct.mean()),
+            change=confidence.paired(correct, before, self.seed, level=0.99),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What was read so far, in plain values for a checkpoint."""
+        start = None if self.start is None else dataclasses.asdict(self.start)
+        return {"readings": [dataclasses.asdict(r) for r in self.readings], "start": start}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.readings = [health.Reading(**reading) for reading in state["readings"]]
+        start = state.get("start")  # a checkpoint of omma 0.1 has none
+        self.start = None if start is None else retention.Start(**start)
+
+
+@torch.no_grad()  # blocks that are spread over processes keep nothing that was made in inference mode
+def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = 128) -> Tensor:
+    """Pooled features [n, d] in fp32 of normalised images [n, c, s, s], the encoder left as it was."""
+    training = encoder.training
+    encoder.eval()
+    place = next(encoder.parameters()).device
+    parts = [encoder(part.to(place)).pooled.float().cpu() for part in pixels.split(batch)]
+    encoder.train(training)
+    return torch.cat(parts)

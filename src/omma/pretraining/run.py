@@ -1,0 +1,87 @@
+"""A run made ready: what it is made of, and the batches that it takes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from omma.core import dist, launcher
+from omma.core.protocols import Batch, Crop, Key, Method, Preprocess
+from omma.data.batches import augment, gpu_jpeg, loader
+from omma.data.batches.decoded_cache import Cache
+from omma.data.sources.collection import IndexedImages
+from omma.pretraining import choose, monitor
+from omma.pretraining.events import Event
+from omma.pretraining.folder import RunFolder
+from omma.train.budget import Timekeeper
+from omma.train.loop import Position, moved
+from omma.train.profile import OFF, Part, Stopwatch
+
+
+@dataclass
+class Run:
+    """What a run is made of."""
+
+    described: str  # the source, in a line
+
+    images: IndexedImages  # to train on
+    cache: Cache | None  # what these are read from, where it is not the source itself
+    shorter_side: int  # of the source's images, median, pixels
+    method: Method
+    crops: tuple[Crop, ...]
+    captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
+    preprocess: Preprocess
+    optimizer: torch.optim.Optimizer
+    position: Position
+    choice: choose.Choice
+    folder: RunFolder
+    monitor: monitor.Monitor
+    clock: Timekeeper
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    accumulate: int
+    sized: Callable[[int], choose.Choice] | None  # the choice for a smaller batch; None: sizes are the user's
+    compile: str  # "on" | "off" | "auto": whether blocks are compiled, the last where it pays
+    workers: int | None
+    decode: gpu_jpeg.Decode | None  # of JPEGs on the device, where not by the workers
+    listen: Callable[[Event], None]
+    part: str  # "train" | "all": which images of the source are trained on
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+    primary: bool
+    watch: Stopwatch = OFF
+
+
+def stream(run: Run) -> loader.Stream:
+    """Crops from where the run stands, for ever."""
+    workers, here = run.workers, launcher.here()
+    if workers is None and here.local_world > 1:  # of this machine's cores, whatever other machines have
+        workers = loader.auto_workers(False, processes=here.local_world)
+    return loader.stream(
+        run.images,
+        run.crops,
+        run.choice.recipe.batch // run.accumulate,
+        run.seed,
+        start_step=run.position.step * run.accumulate,
+        workers=workers,
+        rank=dist.rank(),
+        world=dist.world(),
+        device=run.device,
+        decode=run.decode,
+    )
+
+
+def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
+    """Views of the stream's crops, labels and captions, on the device."""
+    labels = run.images.labels
+    for crops, key, read in stream:
+        run.watch.to(Part.VIEWS)
+        known = None if labels is None else torch.from_numpy(labels[read])
+        said = None if run.captions is None else run.captions(key, read)
+        yield moved(
+            Batch(augment.augment(crops, run.crops, key, run.preprocess), key, known, said), run.device
+        )
+        if stream.in_memory:  # nothing is waited for: the next crops are cut when they are asked for
+            run.watch.to(Part.VIEWS)

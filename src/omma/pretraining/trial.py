@@ -1,0 +1,183 @@
+"""A run's first steps, tried: timed, cut until they fit into memory, compiled where that pays."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from omma.core import dist
+from omma.core.protocols import Batch
+from omma.data.batches import loader
+from omma.pretraining import choose
+from omma.pretraining import run as runs
+from omma.pretraining.run import Run
+from omma.train import compile_blocks, fsdp, out_of_memory
+from omma.train.budget import MOST, trial
+from omma.train.loop import moved
+
+
+def tried(run: Run, held: contextlib.ExitStack) -> tuple[loader.Stream, Iterator[Batch], float]:
+    """The stream, held open, its batches from the first on, and seconds a step.
+
+    A run that has just begun, of sizes that are not the user's, takes less at a time until it fits into
+    memory.
+    """
+    before = run.position.batch, run.accumulate
+    free = run.sized is not None and run.position.step == 0 and not fsdp.sharded(run.method)
+    while True:
+        stream = held.enter_context(runs.stream(run))
+        batches, step_time = runs.batches(run, stream), None
+        if free or run.compile == "on":
+            why, step_time, batches = _attempted(run, batches)
+            if free and why == out_of_memory.LACKING:
+                held.close()
+                _cut(run)
+                continue
+            if why:
+                raise _lacking(run) if why == out_of_memory.LACKING else _closed(run, why)
+        if step_time is None or dist.active():  # alone is not as fast as together
+            step_time, batches = _timed(run, batches)
+        if (run.position.batch, run.accumulate) != before:
+            _settle(run, *before)
+        return stream, batches, step_time
+
+
+def _timed(run: Run, batches: Iterator[Batch]) -> tuple[float, Iterator[Batch]]:
+    """Seconds a step, and all batches again."""
+    used: list[Batch] = []
+    return _trial(run, batches, used), _again(run, batches, used)
+
+
+def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator[Batch]]:
+    """Why steps cannot be made, "" if they can; seconds a step, and all batches again.
+
+    For want of memory (`memory.LACKING`), or in the words of what compiles, on whichever process; each tries
+    alone, so that none waits for one that has failed, and two steps are enough.
+    """
+    used: list[Batch] = []
+    why: str | None = ""
+    step_time, most = math.inf, 2 if dist.active() else MOST
+    try:
+        with dist.alone():
+            step_time = _trial(run, batches, used, most)
+    except RuntimeError as error:
+        why = out_of_memory.LACKING if out_of_memory.ran_out(error) else compile_blocks.failed(error)
+        if why is None:
+            raise
+    return next(filter(None, dist.gathered(why)), ""), step_time, _again(run, batches, used)
+
+
+def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST) -> float:
+    return trial(
+        run.method, run.optimizer, batches, run.choice.recipe, run.position,
+        dtype=run.dtype, accumulate=run.accumulate, used=used, most=most,
+    )  # fmt: skip
+
+
+def _again(run: Run, batches: Iterator[Batch], used: list[Batch]) -> Iterator[Batch]:
+    return itertools.chain((moved(batch, run.device) for batch in used), batches)
+
+
+def faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float, Iterator[Batch]]:
+    """Compile the blocks, and keep them so where a step then takes less time; as `_timed`."""
+    compile_blocks.start(run.method)
+    why, quick, batches = _attempted(run, batches)
+    if not why:
+        if dist.active():
+            quick, batches = _timed(run, batches)
+        if quick < step_time:
+            run.notes.append(f"blocks are compiled: {step_time / quick:.2f} times as fast")
+            _revise(run, {"compile": True})
+            return quick, batches
+        why = "steps took no less time"
+    compile_blocks.stop(run.method)
+    run.notes.append(f"blocks are not compiled: {why}")
+    return step_time, batches
+
+
+def compiling_pays(run: Run) -> float:
+    """Seconds that a run must take at least for it."""
+    return compile_blocks.PAYS * compile_blocks.seconds(run.method, len({crop.size for crop in run.crops}))
+
+
+def _compared(run: Run) -> str:
+    """What compares the images of a batch, so that its parts would learn something else; "" if nothing."""
+    needs = choose.needs_of(run.choice.method, run.choice.recipe.config)
+    if needs.batch > 1:
+        return needs.why_batch
+    modules = run.method.train().modules()  # statistics of frozen parts stay fixed
+    moving = any(isinstance(m, _BatchNorm) and m.training for m in modules)
+    return "its batch norms compare images" if moving else ""
+
+
+def _cut(run: Run) -> None:
+    """Half as much at a time: the batch in parts or, where it is compared with itself, a smaller one.
+
+    Raises ValueError where there is nothing left to cut.
+    """
+    assert run.sized is not None
+    if run.device.type != "cpu":
+        torch.accelerator.empty_cache()
+    share, compared = run.position.batch // dist.world(), _compared(run)
+    at_a_time, least = share // run.accumulate, 2 if compared else 1
+    if at_a_time < 2 * least:
+        raise ValueError(
+            f"out of memory on {run.device}, even with {at_a_time} images at a time: choose a smaller "
+            "--model or --image-size, or try --recompute"
+        )
+    if compared:
+        run.choice = run.sized(share // 2 * dist.world())
+        run.position.batch = run.choice.recipe.batch
+    else:
+        run.accumulate = out_of_memory.parts(share, run.accumulate)
+
+
+def _settle(run: Run, batch: int, accumulate: int) -> None:
+    """Say how a step was made to fit, and keep it for when the run is resumed."""
+    recipe, parts = run.choice.recipe, run.accumulate
+    if parts != accumulate:
+        said = f"computed in {parts} parts"
+    else:
+        said = f"{recipe.batch} instead, learning rate {recipe.lr:.2g} ({_compared(run)})"
+    run.notes.append(f"a batch of {batch} does not fit into memory: {said}")
+    fitted = {"batch": recipe.batch, "accumulate": parts}
+    _revise(run, {"settings": dataclasses.asdict(recipe), "accumulate": parts, "fitted": fitted})
+
+
+def _revise(run: Run, config: Mapping[str, Any]) -> None:
+    with dist.together():
+        if run.primary:
+            run.folder.revise(config)
+
+
+def _lacking(run: Run) -> ValueError:
+    parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
+    return ValueError(
+        f"out of memory on {run.device} with a batch of {run.position.batch}{parts}: give a smaller "
+        "--batch-size or a larger --accumulate, or try --recompute"
+    )
+
+
+def _closed(run: Run, why: str) -> ValueError:
+    return ValueError(
+        f"the blocks of {run.choice.model} cannot be compiled here ({why}): give --compile off, or install "
+        "a C++ compiler (g++) if that is what is missing"
+    )
+
+
+@contextlib.contextmanager
+def explained(run: Run) -> Iterator[None]:
+    """What memory is lacking for, or why something cannot be compiled, in a line with what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory.ran_out(error):
+            raise _lacking(run) from error
+        if why := compile_blocks.failed(error):
+            raise _closed(run, why) from error
+        raise

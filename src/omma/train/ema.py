@@ -1,0 +1,35 @@
+"""Exponential moving average of one network's state in another."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from omma.core.dtensor import local
+from omma.core.protocols import Backbone
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def teacher_of(student: Network) -> Network:
+    """A copy that no gradient trains and that drops nothing: stochastic depth is the student's alone."""
+    teacher = copy.deepcopy(student)
+    for module in teacher.modules():
+        if isinstance(module, Backbone):
+            module.drop_nothing()
+    return teacher.requires_grad_(False)
+
+
+@torch.no_grad()
+def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, parameters; buffers are left to their owner.
+
+    Raises ValueError for a momentum outside [0, 1].
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum}: must lie in [0, 1]")
+    slow = [local(p) for p in teacher.parameters()]  # spread over processes alike, where they are
+    fast = [local(p) for p in student.parameters()]
+    assert len(slow) == len(fast), "teacher and student differ in shape"
+    torch._foreach_lerp_(slow, fast, 1 - momentum)

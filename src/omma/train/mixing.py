@@ -1,0 +1,125 @@
+"""Mixup [Zhang 2017, arXiv 1710.09412] and CutMix [Yun 2019, arXiv 1905.04899] of neighbours in a batch.
+
+Images 2i and 2i + 1 are mixed with each other, both by the same share and box, drawn from the Key of image
+2i; an odd last image stays as it is. The stream's order is random, so any fixed pairing is a random one, and
+neighbours stay together where a batch is cut into parts of even length, for processes or to accumulate: the
+result is the same. (timm's `pair` mode pairs the first image with the last, which depends on the length.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
+from torch import Tensor
+
+from omma.core.protocols import Key
+from omma.core.random import uniform
+
+_TRIES = 16  # of a gamma variate; each is accepted with 95 % at the least
+
+
+class Mix(NamedTuple):
+    """How each of p pairs is mixed."""
+
+    share: Float32[np.ndarray, "p"]  # of an image that stays, in pixels and label; the rest is its partner's
+    box: Int64[np.ndarray, "p 4"]  # top, left, bottom, right of what is exchanged; all 0: pixels are blended
+
+
+def _log_gamma_variate(u: np.ndarray, shape: float) -> np.ndarray:
+    """Logarithm of Gamma(shape) variates from uniform numbers [p, 3 tries + 1] [Marsaglia & Tsang 2000]."""
+    d = shape + 1 - 1 / 3  # for shape + 1, brought down by U^(1 / shape)
+    c = 1 / np.sqrt(9 * d)
+    one, two, three = (u[:, k:-1:3] for k in range(3))
+    x = np.sqrt(-2 * np.log(1 - one)) * np.cos(2 * np.pi * two)
+    v = (1 + c * x) ** 3
+    positive = np.where(v > 0, v, 1.0)
+    accepted = (v > 0) & (np.log(1 - three) < 0.5 * x * x + d - d * v + d * np.log(positive))
+    first = accepted.argmax(1)[:, None]
+    return np.log(d * np.take_along_axis(positive, first, 1)[:, 0]) + np.log(1 - u[:, -1]) / shape
+
+
+def beta(u: Float32[np.ndarray, "p n"], alpha: float) -> Float32[np.ndarray, "p"]:
+    """Beta(alpha, alpha) variates from uniform numbers, `BETA` of them each."""
+    u = u.astype(np.float64)
+    one, two = (_log_gamma_variate(half, alpha) for half in np.split(u, 2, axis=1))
+    return (1 / (1 + np.exp(np.clip(two - one, -700, 700)))).astype(np.float32)
+
+
+BETA = 2 * (3 * _TRIES + 1)
+
+
+def draw(
+    key: Key, stream: int, height: int, width: int, *, mixup: float, cutmix: float, p: float, switch: float
+) -> Mix:
+    """For each pair of neighbours: mixed with probability `p`, by CutMix in `switch` of these cases.
+
+    mixup, cutmix: alpha of the share's Beta(alpha, alpha); 0 leaves the other alone. CutMix's box has
+    1 - share of the area before it is cut at the border, after which the share is what stays.
+    """
+    pairs = len(key.index) // 2
+    first = Key(key.seed, key.epoch[0 : 2 * pairs : 2], key.index[0 : 2 * pairs : 2])
+    u = uniform(first, stream, 4 + BETA)
+    chance = switch if mixup and cutmix else float(bool(cutmix))
+    cuts, mixed = u[:, 1] < chance, (u[:, 0] < p) & bool(mixup or cutmix)
+    share = np.ones(pairs, np.float32)
+    for which, alpha in ((cuts, cutmix), (~cuts, mixup)):
+        if alpha:
+            share = np.where(mixed & which, beta(u[:, 4:], alpha), share)
+    box = np.zeros((pairs, 4), np.int64)
+    ratio = np.sqrt(1 - share.astype(np.float64))
+    for axis, side in enumerate((height, width)):
+        cut = (side * ratio).astype(np.int64)
+        centre = np.floor(u[:, 2 + axis] * side).astype(np.int64)
+        box[:, axis] = np.clip(centre - cut // 2, 0, side)
+        box[:, 2 + axis] = np.clip(centre + (cut + 1) // 2, 0, side)
+    box *= (mixed & cuts)[:, None]
+    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+    share = np.where(mixed & cuts, 1 - area / (height * width), share).astype(np.float32)
+    return Mix(share, box)
+
+
+def partners(x: Shaped[Tensor, "b *d"]) -> Shaped[Tensor, "b *d"]:
+    """Each image's neighbour in its pair; an odd last image is its own."""
+    even = len(x) // 2 * 2
+    swapped = x[:even].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return torch.cat([swapped, x[even:]])
+
+
+def mixed(
+    images: Float[Tensor, "b c h w"],
+    targets: Float[Tensor, "b k"],
+    mix: Mix,
+    mixable: Bool[Tensor, "b"] | None = None,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+    """Images and soft targets, each mixed with its partner's.
+
+    mixable: a pair stays as it is if either of its images is not.
+    """
+    b, _, h, w = images.shape
+    device = images.device
+    share = torch.from_numpy(np.concatenate([mix.share.repeat(2), np.ones(b % 2, np.float32)])).to(device)
+    box = np.concatenate([mix.box.repeat(2, 0), np.zeros((b % 2, 4), np.int64)])
+    box = torch.from_numpy(box).to(device)[:, :, None]
+    rows, columns = torch.arange(h, device=device), torch.arange(w, device=device)
+    vertical = (rows >= box[:, 0]) & (rows < box[:, 2])
+    horizontal = (columns >= box[:, 1]) & (columns < box[:, 3])
+    inside = (vertical[:, :, None] & horizontal[:, None, :])[:, None]
+    blended = torch.where(box[:, 2] > 0, 1.0, share[:, None])[:, :, None, None]
+    stays = torch.where(inside, 0.0, blended)
+    if mixable is not None:
+        alone = ~(mixable & partners(mixable))
+        share, stays = share.masked_fill(alone, 1.0), stays.masked_fill(alone[:, None, None, None], 1.0)
+    images = torch.lerp(partners(images), images, stays.to(images.dtype))
+    return images, torch.lerp(partners(targets), targets, share[:, None].to(targets.dtype))
+
+
+def smoothed(labels: Int[Tensor, "b"], classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
+    """One-hot targets of which `smoothing` is spread over all classes [Szegedy 2015, arXiv 1512.00567].
+
+    1 - s + s / K for the label, s / K for the others. A label of -1 (unknown) gets zeros: no target at all.
+    """
+    known = (labels >= 0).float()[:, None]
+    one_hot = F.one_hot(labels.clamp(min=0), classes).float()
+    return known * (one_hot * (1 - smoothing) + smoothing / classes)

@@ -1,0 +1,27 @@
+"""Schedules as pure functions of the progress of a run."""
+
+import math
+
+from omma.core.protocols import Clock
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` by half a cosine; `progress` in [0, 1], clipped."""
+    progress = min(max(progress, 0.0), 1.0)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` in a straight line; `progress` in [0, 1], clipped."""
+    return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+def warmup_cosine(clock: Clock, peak: float, end: float, warmup: float) -> float:
+    """Linear from 0 to `peak` over the first `warmup` share of the run, then cosine to `end`.
+
+    The first step is never 0: step s of w warmup steps has (s + 1) / w of the peak.
+    """
+    steps = warmup * clock.total
+    if clock.step < steps:
+        return peak * min((clock.step + 1) / steps, 1.0)
+    return cosine(peak, end, (clock.step - steps) / max(clock.total - steps, 1))

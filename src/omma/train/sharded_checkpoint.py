@@ -1,0 +1,161 @@
+"""Checkpoints of networks that are spread over processes: a folder that any number of them can read.
+
+torch.distributed.checkpoint writes each process' parts into a file of its own, and reads from all files what
+the reader's parts need, however many readers there are and whether they hold parts or all. Parameters and
+moments go by the parameters' names.
+"""
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from omma.core import dist, files
+from omma.core.errors import line
+
+FACTS = "facts.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each as large as its parameter; `step` is a number
+
+
+def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
+    """Write the folder under another name and rename it when all processes are done; all must call.
+
+    Raises OSError where one of them cannot write.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with dist.together():
+        if dist.rank() == 0:
+            partial.mkdir(parents=True)
+            with files.whole(partial / FACTS, lasting=True) as file:
+                file.write_text(json.dumps(dict(facts)), encoding="utf-8")
+    moments = {
+        name: dict(optimizer.state[p]) for name, p in method.named_parameters() if p in optimizer.state
+    }
+    try:
+        dcp.save({"method": method.state_dict(), "optimizer": moments}, checkpoint_id=str(partial))
+    except CheckpointException as error:
+        raise OSError(f"{path}: cannot be written ({_first(error)})") from error
+    with dist.together():
+        if dist.rank() == 0:
+            os.replace(partial, path)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What was noted beside the state; raises ValueError or OSError for a folder that is not whole."""
+    metadata = _Reader(str(path)).read_metadata()
+    for name, size in _sizes(metadata).items():
+        if (path / name).stat().st_size < size:
+            raise ValueError(f"{path / name} is shorter than it was")
+    return json.loads((path / FACTS).read_text(encoding="utf-8"))
+
+
+def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill network and optimizer; all processes must call. Raises ValueError where it cannot be read."""
+    reader = _Reader(str(path))
+    known = reader.read_metadata().state_dict_metadata
+    optimizer.state.clear()
+    for name, p in method.named_parameters():
+        if f"optimizer.{name}.step" in known:
+            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
+    state = {
+        "method": method.state_dict(),
+        "optimizer": {n: optimizer.state[p] for n, p in method.named_parameters() if p in optimizer.state},
+    }
+    try:
+        with warnings.catch_warnings():  # that one process reads alone is meant
+            warnings.simplefilter("ignore")
+            dcp.load(state, storage_reader=reader)
+    except CheckpointException as error:
+        # parts of it may be in place by now, so that there is no way back to an older one
+        raise ValueError(
+            f"{path}: damaged ({_first(error)}); remove it to go on from the one before"
+        ) from error
+
+
+@torch.no_grad()
+def divide(
+    state: Mapping[str, Tensor],
+    moments: Mapping[str, Any],
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Give a spread network the state of one that was not, as `state_dict` made it."""
+    for name, tensor in method.state_dict().items():
+        _fill(tensor, state[name])
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        number, rows = group["taken"]
+        for row, p in zip(rows, group["params"], strict=True):
+            found = moments["state"].get(moments["param_groups"][number]["params"][row])
+            if found is not None:
+                blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
+                optimizer.state[p] = {"step": found["step"].to(p.device), **blank}
+                for moment in MOMENTS:
+                    _fill(blank[moment], found[moment])
+
+
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    if isinstance(tensor, DTensor):
+        mesh, placements = tensor.device_mesh, tensor.placements
+        part = distribute_tensor(whole.to(tensor.device), mesh, placements, src_data_rank=None)
+        tensor.to_local().copy_(part.to_local())
+    else:
+        tensor.copy_(whole)
+
+
+def _first(error: CheckpointException) -> str:
+    """What went wrong on the first of the processes where something did."""
+    return line(next(iter(error.failures.values()))[0])
+
+
+def _sizes(metadata: Metadata) -> dict[str, int]:
+    """The least size of each file, in bytes."""
+    sizes: dict[str, int] = {}
+    for entry in (metadata.storage_data or {}).values():
+        sizes[entry.relative_path] = max(sizes.get(entry.relative_path, 0), entry.offset + entry.length)
+    return sizes
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads the description of a checkpoint, and no other kind of object: files cannot run code."""
+
+    KNOWN = (
+        *(("torch.distributed.checkpoint.metadata", name) for name in (
+            "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+            "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        )),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("pathlib", "PosixPath"),  # where it was written
+        ("pathlib._local", "PosixPath"),  # the same from Python 3.13 on
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        *(("torch", name) for name in (
+            "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+        )),
+    )  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _Metadata(file).load()
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

@@ -1,0 +1,81 @@
+"""To transformers: a folder that AutoModel reads, with the names and layouts of published files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from omma.core.errors import need
+from omma.core.protocols import Backbone, Preprocess
+from omma.weights.export.check import Reopened, eight_bit, raw_note
+from omma.weights.export.hf_forms import Theirs, described
+
+
+def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
+    """config.json, model.safetensors and preprocessor_config.json."""
+    transformers = need("transformers", "hf")
+    theirs = described(encoder)
+    config = getattr(transformers, f"{theirs.kind}Config")(**theirs.config)
+    config.architectures = [f"{theirs.kind}Model"]
+    config.save_pretrained(folder)
+    state = {name: x.contiguous().clone() for name, x in theirs.state.items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    mean, std = eight_bit(preprocess)
+    size = preprocess.size
+    said = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": max(size, round(size / preprocess.crop_share))},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+        "do_convert_rgb": preprocess.channels == 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=2) + "\n")
+
+
+def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
+    """What transformers makes of the folder. Raises ValueError where it misses or does not know a tensor."""
+    transformers = need("transformers", "hf")
+    theirs = described(encoder)
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        kind, names = next(iter(wrong.items()))
+        raise ValueError(
+            f"transformers {transformers.__version__} read {encoder.name} with {kind} "
+            f"({', '.join(names[:3])}): export it as timm, onnx or torch instead"
+        )
+    notes = (*theirs.notes, *raw_note(preprocess), f"read with transformers {transformers.__version__}")
+    if theirs.kind != "Swin":
+        own = "pooler_output" if encoder.pool != "mean" else f"last_hidden_state[:, {theirs.prefix}:].mean(1)"
+        notes = (f"omma's pooled feature is {own}", *notes)
+    return Reopened(_runner(model.eval(), theirs, encoder.pool), theirs.sizes, notes)
+
+
+def _runner(model: Any, theirs: Theirs, pool: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        out = model(pixel_values=images)
+        last = out.last_hidden_state
+        if theirs.kind == "CLIPVision":
+            last = getattr(model, "vision_model", model).post_layernorm(last)
+        patches = last[:, theirs.prefix :]
+        by_hand = pool == "mean" and theirs.kind != "Swin"
+        return (patches.mean(1) if by_hand else out.pooler_output), patches
+
+    return run

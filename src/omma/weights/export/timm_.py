@@ -1,0 +1,265 @@
+"""To timm: the network of its own that computes the same, and a folder as timm's hub has them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, NoReturn
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from omma import backbones
+from omma.backbones.cait import CaiT
+from omma.backbones.eva import Eva
+from omma.backbones.external import Encoder as External
+from omma.backbones.swin import Swin
+from omma.backbones.vit import ViT
+from omma.core.errors import line, need
+from omma.core.protocols import Backbone, Preprocess
+from omma.weights.export.check import Reopened, eight_bit, raw_note
+
+ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions interpolated, images padded
+
+
+class Twin(NamedTuple):
+    """`timm.create_model(architecture, num_classes=0, **args)` has the encoder's parameters, name by name."""
+
+    architecture: str
+    args: dict[str, Any]
+
+
+def twin(encoder: Backbone) -> Twin:
+    """What timm calls the network. Raises ValueError where it has none, or timm is not installed."""
+    for family, named in (
+        (ViT, _vit), (Eva, _eva), (CaiT, _cait), (Swin, _swin), (External, _external)
+    ):  # fmt: skip
+        if isinstance(encoder, family):
+            return named(encoder, SimpleNamespace(**(backbones.options(encoder.name) | encoder.spec())))
+    _refuse(encoder, f"no {encoder.name}")
+
+
+def timm_twin(encoder: Backbone) -> nn.Module:
+    """timm's network of the same shape, in evaluation mode; the encoder's state loads into it, strictly."""
+    architecture, args = twin(encoder)
+    return _create(encoder, architecture, num_classes=0, **args)
+
+
+def _create(encoder: Backbone, name: str, **args: Any) -> Any:
+    """timm's network, or ValueError where the installed timm is too old for it."""
+    timm = need("timm", "timm")
+    try:
+        return timm.create_model(name, **args).eval()
+    except (TypeError, RuntimeError) as error:  # an option or a network that it does not know yet
+        raise ValueError(
+            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): pip install -U timm"
+        ) from error
+
+
+def _refuse(encoder: Backbone, why: str) -> NoReturn:
+    raise ValueError(f"timm has {why}: export {encoder.name} as onnx or torch instead")
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """A number that times `dim`, cut to a whole one, is `hidden`."""
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+
+
+def _shape(o: Any) -> dict[str, Any]:
+    return {"img_size": o.image_size, "patch_size": o.patch, "in_chans": o.channels, "embed_dim": o.dim} | {
+        "depth": o.depth, "num_heads": o.heads
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- one function a family
+def _vit(encoder: Backbone, o: Any) -> Twin:
+    if o.positions == "rope":
+        _refuse(encoder, "no rotary positions in its VisionTransformer")
+    if o.mixer != "softmax":
+        _refuse(encoder, f"no mixer like {o.mixer!r}")
+    if o.eps not in (1e-6, 1e-5) or ((o.mlp == "swiglu" or o.distilled) and o.eps != 1e-6):
+        _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
+    wide = 2 * o.hidden if o.mlp == "swiglu" else o.hidden  # both parts of a gated layer
+    args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"} | ANY_SIZE
+    size = {192: "tiny", 384: "small", 1024: "large"}.get(o.dim, "base")
+    name = f"vit_{size}_patch16_224"
+    if o.distilled:
+        if o.registers or o.layer_scale is not None or o.norm_pre or o.mlp != "gelu" or not o.class_token:
+            _refuse(encoder, "a distillation token in plain ViTs only")
+        if o.pool == "mean_fc_norm":
+            _refuse(encoder, "no norm after pooling in networks with a distillation token")
+        name = f"deit_{size if size in ('tiny', 'small') else 'base'}_distilled_patch16_224"
+    elif o.mlp == "swiglu":
+        name = "vit_giant_patch14_dinov2"
+        args["init_values"] = 0.0  # this architecture's own would stand; 0 is none to timm
+    elif o.norm_pre or o.eps == 1e-5:
+        name = "vit_base_patch32_clip_224"
+    if o.pool != "token" and not o.distilled:
+        args |= {"global_pool": "avg", "fc_norm": o.pool == "mean_fc_norm"}
+    if o.layer_scale is not None:
+        args["init_values"] = o.layer_scale
+    if o.norm_pre or name.endswith("clip_224"):
+        args["pre_norm"] = o.norm_pre
+    for told, key, value in (
+        (o.registers, "reg_tokens", o.registers),
+        (not o.prefix_positions, "no_embed_class", True),
+        (not o.class_token, "class_token", False),
+        (not o.qkv_bias, "qkv_bias", False),
+        (o.positions == "none", "pos_embed", "none"),
+        (o.mlp == "quickgelu", "act_layer", "quick_gelu"),
+    ):
+        if told:
+            args[key] = value
+    return Twin(name, args)
+
+
+def _eva(encoder: Backbone, o: Any) -> Twin:
+    args = _shape(o) | {"mlp_ratio": _ratio(o.hidden, o.dim), "qkv_bias": o.qkv_bias}
+    args["global_pool"] = "token" if o.pool == "token" else "avg"
+    if o.pool == "mean":
+        args["use_fc_norm"] = False
+    if o.bias != "none":
+        if o.rope != "none" or o.mlp == "swiglu" or o.attn_norm or not o.fused or o.eps != 1e-6:
+            _refuse(encoder, "relative biases in networks of BEiT's form only")
+        if o.mlp == "split_swiglu":
+            args |= {"swiglu_mlp": True, "scale_mlp": o.sub_norm}
+        args |= {"init_values": o.layer_scale or 0.0, "use_abs_pos_emb": o.positions == "learned"}
+        args |= {"use_rel_pos_bias": o.bias == "layer", "use_shared_rel_pos_bias": o.bias == "shared"}
+        return Twin("beit_base_patch16_224", args)
+    if o.eps not in (1e-6, 1e-5):
+        _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
+    args |= {"qkv_fused": o.fused, "use_abs_pos_emb": o.positions == "learned"} | ANY_SIZE
+    args |= {"use_rot_pos_emb": o.rope != "none", "swiglu_mlp": o.mlp != "gelu", "scale_mlp": o.sub_norm}
+    if o.mlp == "split_swiglu" and not o.sub_norm:
+        args["swiglu_align_to"] = 8 if o.hidden % 8 == 0 else 1
+    if o.attn_norm:
+        args["scale_attn_inner"] = True
+    if o.registers:
+        args["num_reg_tokens"] = o.registers
+    if o.layer_scale is not None:
+        args["init_values"] = o.layer_scale
+    if o.rope == "indexed":
+        args["ref_feat_shape"] = [o.rope_home, o.rope_home]
+    elif o.rope == "centred":
+        args |= {"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True}
+    if o.eps == 1e-6:
+        name = ("eva02_tiny" if o.fused else "eva02_base") if o.rope == "indexed" else "eva_giant"
+        return Twin(f"{name}_patch14_224", args)
+    # DINOv3's: its own rotary positions and layer scale would stand where they are not asked for otherwise
+    if o.rope == "indexed":
+        args |= {"rope_type": "cat", "rope_temperature": 10_000, "rope_rotate_half": False}
+    if o.layer_scale is None:
+        _refuse(encoder, "no network with eps=1e-05 and without layer scale")
+    args.setdefault("num_reg_tokens", 0)
+    args.setdefault("use_fc_norm", o.pool == "mean_fc_norm")
+    return Twin("vit_small_patch16_dinov3", args)
+
+
+def _cait(encoder: Backbone, o: Any) -> Twin:
+    return Twin(
+        "cait_xxs24_224", _shape(o) | {"init_values": o.layer_scale, "depth_token_only": o.class_layers}
+    )
+
+
+def _swin(encoder: Backbone, o: Any) -> Twin:
+    windows = [o.window] * len(o.depths) if isinstance(o.window, int) else list(o.window)
+    scales = [2 ** (len(o.depths) - 1 - i) for i in range(len(o.depths))]
+    sides = [encoder.grid(o.image_size, o.image_size)[0] * scale for scale in scales]
+    if any(side > window and side % window for side, window in zip(sides, windows, strict=True)):
+        _refuse(
+            encoder,
+            f"another way to fill up windows of {o.window} (it shifts first), which {o.image_size} px needs",
+        )
+    args = {"img_size": o.image_size, "patch_size": o.token_patch, "in_chans": o.channels}
+    args |= {"embed_dim": o.dim, "depths": list(o.depths), "num_heads": list(o.heads)}
+    args |= {"window_size": windows[0] if len(set(windows)) == 1 else windows, "mlp_ratio": o.ratio}
+    return Twin("swin_tiny_patch4_window7_224", args | {"qkv_bias": o.qkv_bias})
+
+
+def _external(encoder: Backbone, o: Any) -> Twin:
+    source, _, name = encoder.name.partition(":")
+    if source != "timm":
+        _refuse(encoder, f"not torchvision's {name}")
+    if "non_local" in encoder.spec():
+        _refuse(encoder, "no non-local blocks")
+    timm, name = need("timm", "timm"), name.partition(".")[0]
+    sized = {"img_size": o.image_size}
+    for wishes in (sized | ANY_SIZE, sized, {}):
+        args = {"in_chans": o.channels, **wishes}
+        try:
+            timm.create_model(name, num_classes=0, **args).load_state_dict(encoder.state_dict())
+        except (TypeError, AssertionError):  # it has no such option
+            continue
+        except RuntimeError:
+            break
+        return Twin(name, args)
+    _refuse(encoder, f"a head in {name} that omma leaves out")
+
+
+# ---------------------------------------------------------------- on disk
+def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
+    """config.json and model.safetensors, as timm's models on the hub have them."""
+    timm = need("timm", "timm")
+    architecture, args = twin(encoder)
+    state = {k: v.detach().contiguous().clone() for k, v in encoder.state_dict().items()}
+    known = timm.models.get_pretrained_cfg(architecture)
+    mean, std = eight_bit(preprocess)
+    size = [preprocess.channels, preprocess.size, preprocess.size]
+    resized = round(preprocess.size / preprocess.crop_share)
+    cfg = {
+        "tag": "omma",
+        "num_classes": 0,
+        "input_size": size,
+        "fixed_input_size": "img_size" in args and not args.get("dynamic_img_size", False),
+        "pool_size": None,
+        "interpolation": "bicubic",
+        "crop_pct": preprocess.size / (resized + 1e-3),  # timm cuts the quotient of these to a whole number
+        "crop_mode": "center",
+        "mean": mean,
+        "std": std,
+        "classifier": getattr(known, "classifier", None),  # what is new when the network is fine-tuned
+        # other than three channels must not be taken for three by timm: it would refuse or spread them
+        "first_conv": getattr(known, "first_conv", None) if preprocess.channels == 3 else None,
+    }
+    said = {"architecture": architecture, "num_classes": 0, "num_features": encoder.dim}
+    said |= {"model_args": args, "pretrained_cfg": cfg}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
+    """What timm makes of the folder."""
+    timm = need("timm", "timm")
+    said = json.loads((folder / "config.json").read_text())
+    notes = (*raw_note(preprocess), f"read with timm {timm.__version__}")
+    try:
+        model = _create(encoder, f"local-dir:{folder}", pretrained=True)
+    except AssertionError:  # before 1.0.16 or so
+        args = said["model_args"] | {"checkpoint_path": str(folder / "model.safetensors")}
+        model = _create(encoder, said["architecture"], num_classes=0, **args)
+        notes += ("this timm knows no 'local-dir:'; give create_model the model_args and a checkpoint_path",)
+    by_hand = _pooled_by_hand(encoder)
+    if by_hand:
+        notes += (by_hand,)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        x = model.forward_features(images)
+        if x.ndim == 4:
+            channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+            patches = (x if channels_last else x.permute(0, 2, 3, 1)).flatten(1, 2)
+        else:
+            patches = x[:, encoder.prefix :]
+        if by_hand:
+            return (x[:, 0] if encoder.pool == "token" else patches.mean(1)), patches
+        return model.forward_head(x), patches
+
+    free = "img_size" not in said["model_args"] or said["model_args"].get("dynamic_img_size", False)
+    return Reopened(run, "any" if free else "fixed", notes)
+
+
+def _pooled_by_hand(encoder: Backbone) -> str | None:
+    """What to do where timm's own pooling gives another feature than omma's."""
+    if getattr(encoder, "dist_token", None) is None:
+        return None
+    wanted = "forward_features(x)[:, 0]" if encoder.pool == "token" else "forward_features(x)[:, 2:].mean(1)"
+    return f"timm averages class and distillation token; omma's pooled feature is {wanted}"

@@ -1,0 +1,281 @@
+"""Boxes as torchvision draws them, colour as it applies it, and views that depend on their key alone."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from omma.core.protocols import Colour, Crop, Key, Preprocess
+from omma.data.batches import augment
+from omma.data.pixels.resize import blur_radius
+
+COLOUR = Colour(
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    jitter_p=0.8,
+    grey_p=0.2,
+    blur_p=0.5,
+    solarise_p=0.3,
+)
+PLAN = (
+    Crop(size=20, scale=(0.4, 1.0), colour=COLOUR),
+    Crop(size=12, count=3, scale=(0.05, 0.4), colour=COLOUR),
+)
+
+
+def key(n, epoch=0, first=0, seed=1):
+    return Key(seed, np.full(n, epoch), np.arange(first, first + n))
+
+
+def preprocess(channels=3, low=0.0, high=255.0):
+    return Preprocess(
+        size=32,
+        channels=channels,
+        low=(low,) * channels,
+        high=(high,) * channels,
+        mean=tuple(0.4 + 0.01 * i for i in range(channels)),
+        std=(0.25,) * channels,
+    )
+
+
+def photographs(n=6, channels=3, dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    return [(rng.random((40 + 3 * i, 30 + 5 * i, channels)) * 255).astype(dtype) for i in range(n)]
+
+
+# ---------------------------------------------------------------- boxes
+def test_boxes_have_the_area_and_ratio_asked_for():
+    crop = Crop(size=8, count=4, scale=(0.2, 0.5), ratio=(3 / 4, 4 / 3))
+    n = 2000
+    boxes = augment.draw_boxes(key(n), crop, 0, np.full(n, 300), np.full(n, 400)).reshape(-1, 4)
+    top, left, h, w = boxes.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= 300).all()
+    assert (left + w <= 400).all()
+    area = h * w / (300 * 400)
+    assert area.min() > 0.195
+    assert area.max() < 0.505
+    assert abs(area.mean() - 0.35) < 0.005
+    assert (w / h).min() > 0.73
+    assert (w / h).max() < 1.36
+    assert abs(np.log(w / h).mean()) < 0.01
+    assert abs((top / (300 - h)).mean() - 0.5) < 0.02
+    assert (top == 0).any()
+    assert (top + h == 300).any()
+
+
+def test_boxes_are_distributed_like_torchvisions():
+    transforms = pytest.importorskip("torchvision.transforms")
+    crop = Crop(size=8, scale=(0.3, 1.0))
+    n, image = 1000, torch.empty(1, 60, 150)
+    ours = augment.draw_boxes(key(n), crop, 0, np.full(n, 60), np.full(n, 150))[:, 0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = np.array(
+            [transforms.RandomResizedCrop.get_params(image, [0.3, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
+        )
+    for column in range(4):
+        for q in (0.1, 0.5, 0.9):
+            a, b = (np.quantile(x[:, column], q) for x in (ours, theirs))
+            assert abs(a - b) <= 5, (column, q)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "expected"), [(10, 100, (0, 43, 10, 13)), (100, 10, (43, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
+)
+def test_boxes_fall_back_to_the_centre(h, w, expected):
+    crop = Crop(size=8, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
+    boxes = augment.draw_boxes(key(20), crop, 0, np.full(20, h), np.full(20, w))
+    for box in boxes[:, 0].tolist():
+        assert box == list(expected)
+
+
+def test_at_least_allows_what_the_plan_needs():
+    assert augment.at_least([Crop(size=224, scale=(1.0, 1.0))]) == 224
+    needed = augment.at_least([Crop(size=224, scale=(0.4, 1.0)), Crop(size=96, scale=(0.05, 0.4))])
+    assert needed == math.ceil(224 / math.sqrt(0.55))
+
+
+# ---------------------------------------------------------------- cutting
+def test_cut_depends_on_the_key_alone():
+    images = photographs()
+    whole = augment.cut(images, PLAN, key(6))
+    some = np.array([4, 1])
+    part = augment.cut([images[i] for i in some], PLAN, Key(1, np.zeros(2, int), some))
+    for a, b in zip(whole, part):
+        assert a.dtype == torch.uint8
+        torch.testing.assert_close(a[some], b, atol=0, rtol=0)
+    assert [tuple(a.shape) for a in whole] == [(6, 1, 3, 20, 20), (6, 3, 3, 12, 12)]
+    other = augment.cut(images, PLAN, key(6, epoch=1))
+    assert (other[0] != whole[0]).float().mean() > 0.5
+
+
+def test_both_ways_to_cut_agree_within_rounding():
+    rng = np.random.default_rng(0)
+    # no overshoot beyond 0..255, which the 8-bit kernel clips between its two passes
+    array = (80 + rng.random((5, 32, 32, 3)) * 90).astype(np.uint8)
+    ragged = augment.cut(list(array), PLAN, key(5))
+    batched = augment.cut_batch(torch.from_numpy(array).permute(0, 3, 1, 2), PLAN, key(5))
+    for a, b in zip(ragged, batched):
+        assert (a.float() - b.clamp(0, 255)).abs().max() < 1.5
+    flips = augment.draw_flips(key(400), PLAN[0], 0)
+    assert 0.4 < flips.mean() < 0.6
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_on_a_device_are_cut_alike_within_rounding(channels):
+    rng = np.random.default_rng(0)
+    images = [(80 + rng.random((24 + 3 * i, 40 - 2 * i, channels)) * 90).astype(np.uint8) for i in range(5)]
+    for some in (images, [images[0], images[1].astype(np.float32) * 300.5, *images[2:]]):
+        usual = augment.cut(some, PLAN, key(5))
+        others = augment.cut_each([torch.from_numpy(x).permute(2, 0, 1) for x in some], PLAN, key(5))
+        for a, b in zip(usual, others, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(b.float(), a.float(), atol=1, rtol=1e-5)
+            assert (b.float() - a.float()).mean().abs() < 0.1  # rounded, not cut off
+
+
+def test_one_raw_image_makes_the_batch_float_and_changes_no_value():
+    images = photographs(3)
+    alone = augment.cut(images[:1], PLAN, key(1))
+    mixed = augment.cut([images[0], images[1].astype(np.float32)], PLAN, key(2))
+    assert mixed[0].dtype == torch.float32
+    torch.testing.assert_close(mixed[1][0], alone[1][0].float(), atol=0, rtol=0)
+
+
+# ---------------------------------------------------------------- colour
+def by_hand(raw, crop, number, k, pre):
+    """One view after the other, with torchvision's functions."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    draws = augment.draw_colour(k, crop.colour, crop.count, number)
+    out = []
+    for i, x in enumerate(raw.flatten(0, 1).float() / 255):
+        d = [v[i].item() for v in draws]
+        if d[0]:
+            x = functional.adjust_brightness(x, d[1])
+            x = functional.adjust_contrast(x, d[2])
+            x = functional.adjust_saturation(x, d[3])
+            x = functional.adjust_hue(x, d[4])
+        if d[5]:
+            x = functional.rgb_to_grayscale(x, 3)
+        if d[6]:
+            x = functional.gaussian_blur(x, 2 * blur_radius(d[6]) + 1, [d[6]] * 2)
+        if d[7]:
+            x = functional.solarize(x, 0.5)
+        out.append(functional.normalize(x, list(pre.mean), list(pre.std)))
+    return torch.stack(out).view(raw.shape)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "colour", [COLOUR, replace(COLOUR, blur_p=0), Colour(grey_p=0.5), Colour(solarise_p=1)]
+)
+def test_compiled_colour_equals_tensors(colour, dtype, two_threads):
+    pre, k = preprocess(), key(12)
+    plan = [replace(crop, colour=colour) for crop in PLAN]
+    crops = [raw.to(dtype) for raw in augment.cut(photographs(12), plan, k)]
+    if dtype == torch.float32:  # values that no image should have
+        crops[0][0, 0, 0, 0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, 300])
+    for number, (raw, got) in enumerate(zip(crops, augment.augment(crops, plan, k, pre))):
+        draws = augment.draw_colour(k, colour, plan[number].count, number)
+        expected = augment._by_tensors(raw.flatten(0, 1), plan[number], number, k, draws, pre)
+        torch.testing.assert_close(got.flatten(0, 1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9, None])
+def test_augment_equals_torchvision(chunk, monkeypatch):
+    if chunk:  # of the form with tensors
+        monkeypatch.setattr(augment, "_CHUNK", chunk)
+        monkeypatch.setattr(augment, "_compiles", lambda *_: False)
+    pre, k = preprocess(), key(12)
+    crops = augment.cut(photographs(12), PLAN, k)
+    kept = [c.clone() for c in crops]
+    for number, got in enumerate(augment.augment(crops, PLAN, k, pre)):
+        expected = by_hand(crops[number], PLAN[number], number, k, pre)
+        # a value that rounding carries across .5 is solarised or not, with the same result within rounding
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+        assert got.dtype == torch.float32
+    for before, after in zip(kept, crops):
+        assert torch.equal(before, after)  # the input is left alone
+
+
+def test_augment_depends_on_the_key_alone():
+    images, pre = photographs(), preprocess()
+    whole = augment.augment(augment.cut(images, PLAN, key(6)), PLAN, key(6), pre)
+    some = np.array([4, 1])
+    k = Key(1, np.zeros(2, int), some)
+    part = augment.augment(augment.cut([images[i] for i in some], PLAN, k), PLAN, k, pre)
+    for a, b in zip(whole, part):
+        torch.testing.assert_close(a[some], b, atol=1e-5, rtol=0)
+
+
+def test_draws():
+    c = replace(COLOUR, brightness=1.5)
+    draws = augment.draw_colour(key(4000), c, 2, 0)
+    assert len(draws.hue) == 8000
+    assert abs(draws.jitter.mean() - 0.8) < 0.02
+    assert draws.brightness.min() >= 0
+    assert draws.brightness.max() <= 2.5
+    assert draws.contrast.min() >= 0.6
+    assert draws.contrast.max() <= 1.4
+    assert abs(draws.hue).max() <= 0.1
+    assert abs((draws.sigma > 0).mean() - 0.5) < 0.02
+    assert draws.sigma[draws.sigma > 0].min() >= 0.1
+    assert abs(draws.solarise.mean() - 0.3) < 0.02
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 13])
+def test_any_number_of_channels(channels):
+    images = [image * 100 for image in photographs(4, channels, np.float32)]
+    pre = preprocess(channels, low=500.0, high=20_000.0)
+    for got in augment.augment(augment.cut(images, PLAN, key(4)), PLAN, key(4), pre):
+        assert got.isfinite().all()
+        values = got * 0.25 + torch.tensor(pre.mean)[:, None, None]
+        assert values.min() > -1e-5
+        assert values.max() < 1 + 1e-5
+        assert values.std() > 0.05
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (3, 2, 1)])
+def test_tiny_and_constant_images(shape):
+    k = key(3)
+    crops = augment.cut([np.full(shape, 77, np.uint8)] * 3, PLAN, k)
+    assert all((c == 77).all() for c in crops)
+    for got in augment.augment(crops, PLAN, k, preprocess(shape[2])):
+        assert got.isfinite().all()
+
+
+def test_not_a_number_becomes_the_lowest_value():
+    image = np.full((8, 8, 2), 5.0, np.float32)
+    image[2, 2] = np.nan
+    got = augment.augment(augment.cut([image], PLAN, key(1)), PLAN, key(1), preprocess(2, 0, 10))
+    assert all(g.isfinite().all() for g in got)
+
+
+def test_a_plan_without_colour_only_normalises():
+    plan, pre = (Crop(size=16),), preprocess()
+    crops = augment.cut(photographs(), plan, key(6))
+    (got,) = augment.augment(crops, plan, key(6), pre)
+    torch.testing.assert_close(got, pre.normalise(crops[0] / 255.0))
+
+
+def test_describe_names_what_is_left_out():
+    rgb, grey = augment.describe(PLAN, 3), augment.describe(PLAN, 1)
+    assert len(rgb) == 2
+    assert "left out" not in rgb[0]
+    assert "hue 0.1 (p 0.8)" in rgb[0]
+    assert "left out on 1 channel: saturation 0.2 (p 0.8), hue 0.1 (p 0.8), grey 0.2" in grey[0]
+    assert "no other change" in augment.describe([Crop(size=8, flip_p=0)], 3)[0]

@@ -1,0 +1,62 @@
+"""Graphs of any batch and image size: plain forms of the attention of Swin and CaiT, and what ONNX holds."""
+
+import json
+
+import pytest
+import torch
+from exporting_networks import network, noise, preprocess_of
+
+from omma.weights.export import compare, traced
+from omma.weights.export.plain import plain
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        # stages with one window, several, and windows that need filling up
+        ("swin-t", {"depths": (2, 2), "heads": (3, 6), "image_size": 56}, [(56, 56), (37, 90), (8, 300)]),
+        ("swin-t", {"depths": (1, 2, 2), "heads": (3, 6, 3), "window": 4}, [(32, 32), (64, 100)]),
+        ("cait-xxs24", {}, [(32, 32), (40, 70)]),
+    ],
+    ids=str,
+)
+def test_plain_attention_is_the_same(name, options, sizes):
+    encoder = network(name, **options)
+    other = plain(encoder)
+    for size in sizes:
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            ours, theirs = encoder(x), other(x)
+        torch.testing.assert_close(theirs.patches, ours.patches, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(theirs.pooled, ours.pooled, rtol=1e-4, atol=2e-5)
+
+
+def test_onnx_tells_names_sizes_and_preprocessing(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    encoder = network("beit-ti/8", depth=1, channels=2)
+    preprocess = preprocess_of(encoder)
+    sizes = traced.write_onnx(encoder, preprocess, tmp_path / "x.onnx")
+    assert sizes == "any"
+    graph = onnx.load(tmp_path / "x.onnx")
+    (given,) = graph.graph.input
+    dims = [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim]
+    assert (given.name, dims) == ("images", ["batch", 2, "height", "width"])
+    assert [o.name for o in graph.graph.output] == ["pooled", "patches"]
+    said = json.loads({p.key: p.value for p in graph.metadata_props}["omma"])
+    assert (said["mean"], said["pool"]) == (list(preprocess.mean), encoder.pool)
+    reopened = traced.reopen_onnx(encoder, preprocess, tmp_path / "x.onnx", sizes)
+    assert compare(encoder, reopened, noise(encoder, sizes)).within(1e-4)
+
+
+def test_a_network_of_tables_keeps_its_size(tmp_path):
+    encoder = network("vit-ti/8", depth=1, mixer="bigbird")
+    preprocess = preprocess_of(encoder)
+    sizes = traced.write_torch(encoder, preprocess, tmp_path / "x.pt2")
+    assert sizes == "fixed"
+    reopened = traced.reopen_torch(encoder, preprocess, tmp_path / "x.pt2", sizes)
+    assert compare(encoder, reopened, noise(encoder)).within(1e-5)
+    assert "32x32 px only" in reopened.notes[0]
+    with pytest.raises(ValueError, match="cannot be run at 40x40 px"):
+        compare(encoder, reopened, [torch.randn(1, 3, 40, 40)])
