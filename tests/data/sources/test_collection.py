@@ -360,7 +360,7 @@ def test_check_is_remembered_and_sees_a_repair(tmp_path, monkeypatch):
     fill(tmp_path, {"a.jpg": picture(), "b.jpg": b"damaged"})
     images = open_images(tmp_path)
     assert len(checked(images)) == 1
-    monkeypatch.setattr(index, "verify", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(collection, "verify", lambda *_: pytest.fail("checked again"))
     assert len(checked(open_images(tmp_path))) == 1
     monkeypatch.undo()
     (tmp_path / "b.jpg").write_bytes(picture())
@@ -432,7 +432,7 @@ def test_unchanged_folder_is_not_listed_again(tmp_path, monkeypatch):
     fill(tmp_path, CLASSES)
     settle(tmp_path)
     first = open_images(tmp_path)
-    monkeypatch.setattr(index, "list_folder", lambda root: pytest.fail("listed again"))
+    monkeypatch.setattr(collection, "list_folder", lambda root: pytest.fail("listed again"))
     second = open_images(tmp_path)
     assert paths(second) == paths(first)
     assert second.fingerprint == first.fingerprint
@@ -456,7 +456,7 @@ def test_changed_archive_is_listed_again(tmp_path, monkeypatch):
     file = packed(tmp_path, "zip", CLASSES)
     assert len(open_images(file)) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(index, "list_zip", lambda file: pytest.fail("listed again"))
+        patch.setattr(collection, "list_zip", lambda file: pytest.fail("listed again"))
         assert len(open_images(file)) == 8
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("val/b/new.jpg", picture())
