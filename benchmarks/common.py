@@ -1,8 +1,8 @@
 """How omma's benchmarks take time: every contender built first, then turns in round-robin.
 
 One process; two warm-ups each; seven rounds or more, in each of which every contender runs once, so that
-whatever else the machine does meets them alike. Told are the best and the median, and the ratio to the best
-peer round by round.
+whatever else the machine does meets them alike. The report has the best and the median, and the ratio to the
+best peer round by round.
 """
 
 import gc

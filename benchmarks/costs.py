@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Batch, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Context, Extras, Key, Preprocess
 from omma.train.loop import Position, make_optimizer, train
 
 SIZE = 224
@@ -44,7 +44,7 @@ def steps(name: str, args: argparse.Namespace) -> Iterator[Any]:
     options = {k: v for k, v in recipe.encoder.items() if k in backbones.options(args.model)}
     encoder = backbones.build(name=args.model, image_size=SIZE, drop_path=recipe.drop_path, **options)
     model = tokenizer().to(args.device) if name == "beit" else None
-    given = Given(image_size=SIZE, images=10_000, preprocess=PLAIN, model=model)
+    given = Context(image_size=SIZE, images=10_000, preprocess=PLAIN, model=model)
     method = file.Method(encoder, config, given).to(args.device)
     views = tuple(
         torch.randn(args.batch, crop.count, 3, crop.size, crop.size, device=args.device)

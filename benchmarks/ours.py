@@ -11,7 +11,7 @@ from common import Contender, called
 from setting import DISTILLED, Setting
 
 from omma import backbones, methods
-from omma.core.protocols import Batch, Given, Key, Method, Recipe
+from omma.core.protocols import Batch, Context, Key, Method, Recipe
 from omma.train.loop import Position, Step, make_optimizer, train
 from omma.train.profile import OFF, Stopwatch
 
@@ -47,7 +47,7 @@ def method_of(s: Setting) -> tuple[Method, Recipe]:
         encoder = {"layer_scale": s.layer_scale, "drop_path": s.drop_path, "drop_uniform": True}
     torch.manual_seed(0)
     built = backbones.build(name=s.model, image_size=s.image_size, channels=3, **encoder)
-    given = Given(image_size=s.image_size, images=50_000, classes=tuple(map(str, range(s.classes))))
+    given = Context(image_size=s.image_size, images=50_000, classes=tuple(map(str, range(s.classes))))
     return file.Method(built, recipe.config, given).to(s.device), recipe
 
 

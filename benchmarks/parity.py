@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py [--models vit-ti/16 ...] [--write]
 
-fp32, two image sizes each; all parameters random. Told is the largest absolute difference of patch features
-and of the pooled feature. --write puts the table into docs/parity.md, between its markers.
+fp32, two image sizes each; all parameters random. The table has the largest absolute difference of patch
+features and of the pooled feature. --write puts the table into docs/parity.md, between its markers.
 """
 
 import argparse

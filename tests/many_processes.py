@@ -68,7 +68,7 @@ def asked_to_stop_at(step: int, rank: int):
     """A listener that sends one of the processes a SIGTERM."""
 
     def listen(event) -> None:
-        if isinstance(event, Progress) and event.step == step and launcher.here().rank == rank:
+        if isinstance(event, Progress) and event.step == step and launcher.ranks().rank == rank:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return listen
@@ -104,18 +104,18 @@ def two(folder: Path) -> dict:
 
 
 def main(world: int, folder: Path) -> None:
-    here = launcher.here()
-    assert (here.world, here.local_world) == (world, world)
+    here = launcher.ranks()
+    assert (here.world_size, here.local_world_size) == (world, world)
     told = {}
     if world == 2:
         told = two(folder)
     else:  # goes on with what two have stopped
         told["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
         told["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
-    with dist.joined():
+    with dist.process_group():
         assert not fsdp.sharded(torch.nn.Linear(1, 1))
-        told["sums"] = dist.sums([1.0, here.rank])
-        told["told"] = dist.told(here.rank + 5)
+        told["sums"] = dist.sum_floats([1.0, here.rank])
+        told["told"] = dist.broadcast(here.rank + 5)
     # the configuration differs, which process 0 alone sees
     told["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
     (folder / f"told-{world}-{here.rank}.json").write_text(json.dumps(told))

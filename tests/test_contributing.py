@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from omma import backbones, methods
-from omma.core.protocols import Batch, Given, Key
+from omma.core.protocols import Batch, Context, Key
 from omma.train.loop import Position, make_optimizer, train
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -27,7 +27,7 @@ def test_the_example_method_trains(tmp_path, monkeypatch):
         recipe = file.small(16, "vit-n/4")
         torch.manual_seed(0)
         encoder = backbones.build(name="vitc-15mf", image_size=16)
-        method = file.Method(encoder, recipe.config, Given(image_size=16))
+        method = file.Method(encoder, recipe.config, Context(image_size=16))
         (crop,) = file.views(recipe.config, 16)
         batch = Batch((torch.randn(16, crop.count, 3, 16, 16),), Key(0, np.zeros(16), np.arange(16)), None)
         steps = train(

@@ -11,7 +11,7 @@ from published.references import References
 from torch import Tensor, nn
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Given, Key
+from omma.core.protocols import Batch, Context, Key
 
 STEPS, RATE = 3, 0.1
 IMAGE, PATCH, LOCAL, IMAGES = 16, 4, 8, 4
@@ -77,7 +77,7 @@ def scatter(network: nn.Module) -> None:
 def made(file: Any, config: Any, **options: Any) -> Any:
     """A method with toy weights, the average of which is a little behind."""
     torch.manual_seed(0)
-    method = file.Method(toy(**options), config, Given(image_size=IMAGE))
+    method = file.Method(toy(**options), config, Context(image_size=IMAGE))
     scatter(method)
     return method.train()
 

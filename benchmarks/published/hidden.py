@@ -28,7 +28,7 @@ from torch import nn
 
 from omma.backbones.eva import Eva
 from omma.backbones.layers.block import Where
-from omma.core.protocols import Clock, Extras, Given, Preprocess
+from omma.core.protocols import Clock, Context, Extras, Preprocess
 from omma.methods import beit, mae, simmim
 from omma.methods.shared.masking import blocks, random_units
 from omma.weights import Model
@@ -122,7 +122,7 @@ def beit_method(references: References, found: Found) -> None:
         size=IMAGE, channels=3, low=(0.0,) * 3, high=(1.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3
     )
     codes = Extras({"codes.weight": wave(7, 16), "codes.bias": wave(7)})
-    given = Given(image_size=IMAGE, model=Model(toy(), as_they_are, extras=codes))
+    given = Context(image_size=IMAGE, model=Model(toy(), as_they_are, extras=codes))
     method = beit.Method(encoder, beit.Config(block_share=4 / 16), given)
     scatter(method)
     theirs = official.VisionTransformerForMaskedImageModeling(

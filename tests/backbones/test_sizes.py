@@ -83,7 +83,7 @@ def test_vitc(name, told, cost):
     ],
 )
 def test_encoders(name, size, told):
-    """Told without a classifier, and rounded."""
+    """AlreadyReported without a classifier, and rounded."""
     assert millions(outline(name, size)) == pytest.approx(told, rel=0.012, abs=0.8)
 
 

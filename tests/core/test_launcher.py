@@ -22,19 +22,19 @@ def torchrun(monkeypatch):
 def test_alone(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    assert launcher.here() == Place()
+    assert launcher.ranks() == Place()
     monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set one of them for their own ends
-    assert launcher.here() == Place()
+    assert launcher.ranks() == Place()
 
 
 def test_what_torchrun_says(torchrun):
-    assert launcher.here() == Place(rank=5, world=8, local_rank=1, local_world=4, restarts=2)
+    assert launcher.ranks() == Place(rank=5, world=8, local_rank=1, local_world=4, restarts=2)
     torchrun.setenv("RANK", "8")
     with pytest.raises(ValueError, match="RANK=8 of WORLD_SIZE=8"):
-        launcher.here()
+        launcher.ranks()
     torchrun.setenv("RANK", "first")
     with pytest.raises(ValueError, match="RANK=first: must be a number"):
-        launcher.here()
+        launcher.ranks()
 
 
 def test_each_process_has_the_gpu_of_its_number(torchrun):

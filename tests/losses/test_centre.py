@@ -5,7 +5,7 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Clock, Given
+from omma.core.protocols import Clock, Context
 from omma.methods import dino
 
 # facebookresearch/dino 7c446df, main_dino.DINOLoss(7, 5, .04, .07, 3, 5).center in fp64 after three steps
@@ -15,7 +15,7 @@ OFFICIAL = [0.027839614, -0.007985513, 0.004920467, 0.024835672, 0.008190875, -0
 def method(**options) -> dino.Method:
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=32, patch=4, image_size=8)
     config = dino.Config(prototypes=7, head_hidden=8, head_bottleneck=4, **options)
-    return dino.Method(encoder, config, Given(image_size=8))
+    return dino.Method(encoder, config, Context(image_size=8))
 
 
 def logits(step: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Given
+from omma.core.protocols import Context
 from omma.losses import reconstruction
 from omma.methods import mae
 from omma.ops.patches import normalised, patchify, unpatchify
@@ -94,7 +94,7 @@ def test_forward_and_gradients_of_the_published_model():
     """MaskedAutoencoderViT(12, 4, 3, 16, 2, 2, 8, 1, 2, 4) with the mask that its noise gave."""
     config = mae.Config(decoder_depth=1, decoder_dim=8, decoder_heads=2)
     encoder = ViT("toy", depth=2, dim=16, heads=2, hidden=64, patch=4, image_size=12, positions="sincos")
-    method = mae.Method(encoder, config, Given(image_size=12)).double()
+    method = mae.Method(encoder, config, Context(image_size=12)).double()
     for module in method.modules():  # the published decoder's norms have this eps, too
         if isinstance(module, torch.nn.LayerNorm):
             assert module.eps == 1e-6

@@ -8,7 +8,7 @@ import torch
 from waves import wave
 
 from omma import backbones, weights
-from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.losses import prediction
 from omma.methods import beit
 from omma.methods.shared.masked_head import MaskedHead
@@ -36,7 +36,7 @@ def method(model: weights.Model, size: int = 32, **options) -> beit.Method:
     torch.manual_seed(0)
     encoder = backbones.build(name="vit/4", image_size=size, depth=2, dim=16, heads=2, hidden=32, pool="mean")
     config = beit.Config(**options)
-    return beit.Method(encoder, config, Given(image_size=size, preprocess=preprocess(size), model=model))
+    return beit.Method(encoder, config, Context(image_size=size, preprocess=preprocess(size), model=model))
 
 
 def batch(b: int = 6, size: int = 32) -> Batch:
@@ -151,14 +151,14 @@ def test_codes_of_another_width_are_refused():
 
 def test_other_channels_are_refused():
     model = tokenizer()
-    given = Given(
+    context = Context(
         image_size=32,
         preprocess=Preprocess(size=32, channels=1, low=(0,), high=(255,), mean=(0.5,), std=(0.25,)),
         model=model,
     )
     encoder = backbones.build(name="vit-n/4", image_size=32, channels=1)
     with pytest.raises(ValueError, match="made for 3 channels, these images have 1"):
-        beit.Method(encoder, beit.Config(), given)
+        beit.Method(encoder, beit.Config(), context)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from published_files import SMALL, randomised
 import omma
 from omma import backbones, weights
 from omma.backbones.layers import text
-from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.data import text_tokenizer
 from omma.methods import clip
 from omma.verbs.evaluate import evaluate
@@ -28,7 +28,7 @@ def method(size=16, model=None, encoder=None, **options):
     config = clip.Config(**(LITTLE | options))
     tokenizer = clip.tokenizer(config, model, ())
     encoder = encoder or backbones.build(name="vit-n/8", image_size=size)
-    return clip.Method(encoder, config, Given(image_size=size, tokenizer=tokenizer, model=model))
+    return clip.Method(encoder, config, Context(image_size=size, tokenizer=tokenizer, model=model))
 
 
 def batch(b=6, size=16):
@@ -63,11 +63,11 @@ def test_loss_and_gradients_of_transformers(tmp_path):
     loaded.extras = bare
     ours = method(32, loaded, loaded.encoder, text_init="published")
     assert torch.equal(ours.projection.weight, network.visual_projection.weight)
-    given = batch(size=32)
+    context = batch(size=32)
     ours.encoder.train()
-    loss = ours(given, CLOCK).loss
+    loss = ours(context, CLOCK).loss
     loss.backward()
-    found = network(input_ids=given.text, pixel_values=given.views[0][:, 0], return_loss=True)
+    found = network(input_ids=context.text, pixel_values=context.views[0][:, 0], return_loss=True)
     found.loss.backward()
     assert abs(loss - found.loss) < 1e-5
     for a, b in (
@@ -161,7 +161,7 @@ def test_what_is_kept_rebuilds_it(tmp_path):
     config = clip.Config(**LITTLE, quickgelu=False)
     tokenizer = clip.tokenizer(config, None, ["a dog runs", "a dog sits", "the dog"])
     encoder = backbones.build(name="vit-n/8", image_size=16)
-    built = clip.Method(encoder, config, Given(image_size=16, tokenizer=tokenizer)).eval()
+    built = clip.Method(encoder, config, Context(image_size=16, tokenizer=tokenizer)).eval()
     weights.save(tmp_path, encoder, preprocess(), {}, built.extras())
     model = weights.load(tmp_path)
     paired = text.restored(model.extras, "run")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.pretraining import choose
 from omma.train.loop import Position, make_optimizer, train
 from omma.train.precision import Cast
@@ -68,11 +68,11 @@ def build(name, model, channels=3):
         encoder.blocks.pop(len(encoder.blocks) - 1)
         del block
     trained = guide(channels)
-    given = Given(
+    context = Context(
         image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained,
         tokenizer=file.tokenizer(config, None, ()) if hasattr(file, "tokenizer") else None,
     )  # fmt: skip
-    return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, given)
+    return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, context)
 
 
 def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):
@@ -159,9 +159,9 @@ def test_forward_has_no_side_effects(built):
 
 def test_training_changes_what_is_kept(built):
     file, recipe, method = built
-    before = copy.deepcopy(method.kept().state_dict())
+    before = copy.deepcopy(method.export_encoder().state_dict())
     run(method, make_optimizer(method, recipe), file, recipe, 0, 3)
-    after = method.kept().state_dict()
+    after = method.export_encoder().state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 

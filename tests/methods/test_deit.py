@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from omma import backbones, weights
-from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.methods import deit
 from omma.pretraining import choose
 from omma.train.loop import Position, make_optimizer, train
@@ -37,13 +37,13 @@ def teacher(classes=3, named=None, size=16, mean=0.5):
 
 def given(**values):
     values = {"model": teacher(), "preprocess": prepared(), "classes": CLASSES} | values
-    return Given(image_size=16, images=100, **values)
+    return Context(image_size=16, images=100, **values)
 
 
 def build(config=PLAIN, given_=None, **options):
     torch.manual_seed(0)
     encoder = backbones.build(name="vit-n/8", image_size=16, **({"distilled": True} | options))
-    return deit.Method(encoder, config, given_ or given())
+    return deit.Method(encoder, config, given_ or context())
 
 
 def batch_of(n):
@@ -108,7 +108,7 @@ def test_the_teacher_never_moves():
 def test_the_teacher_sees_what_it_was_taught_to_see():
     """Views in its own normalisation, and at its own size."""
     model = teacher(size=32, mean=0.3)
-    method = build(given_=given(model=model))
+    method = build(given_=context(model=model))
     x = batch_of(3).views[0][:, 0]
     pixels = x * 0.25 + 0.5
     wanted = F.interpolate((pixels - 0.3) / 0.25, size=(32, 32), mode="bicubic", antialias=True)
@@ -131,7 +131,7 @@ def test_probabilities_are_the_mean_of_both_heads():
 
 def test_classes_of_the_teacher_in_another_order():
     model = teacher(named=["c", "a", "b"])
-    method = build(given_=given(model=model))
+    method = build(given_=context(model=model))
     rows = model.extras.tensors["classifier.weight"]
     torch.testing.assert_close(method.teacher_head.weight.detach(), rows[[1, 2, 0]])
 
@@ -139,7 +139,7 @@ def test_classes_of_the_teacher_in_another_order():
 def test_classes_of_one_name_in_the_same_order():
     """Names may be shared (ImageNet has two cranes); rows are then the teacher's own."""
     model = teacher(named=["a", "a", "b"])
-    method = build(given_=given(model=model, classes=("a", "a", "b")))
+    method = build(given_=context(model=model, classes=("a", "a", "b")))
     rows = model.extras.tensors["classifier.weight"]
     torch.testing.assert_close(method.teacher_head.weight.detach(), rows)
 
@@ -154,17 +154,17 @@ def test_classes_of_one_name_in_the_same_order():
 )
 def test_a_teacher_of_other_classes_is_refused(model, said):
     with pytest.raises(ValueError, match=said):
-        build(given_=given(model=model))
+        build(given_=context(model=model))
 
 
 def test_a_teacher_that_cannot_look_is_refused():
     one = replace(prepared(), channels=1, low=(0.0,), high=(255.0,), mean=(0.5,), std=(0.25,))
     with pytest.raises(ValueError, match="runs/teacher was made for 3 channels, these images have 1"):
-        build(given_=given(preprocess=one))
+        build(given_=context(preprocess=one))
     model = teacher()
     model.extras.tensors["classifier.weight"] = torch.zeros(3, 7)
     with pytest.raises(ValueError, match="reads 7 numbers, its encoder gives 192"):
-        build(given_=given(model=model))
+        build(given_=context(model=model))
 
 
 @pytest.mark.parametrize("options", [{"distilled": False}, {"pool": "mean"}])

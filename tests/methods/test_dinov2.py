@@ -8,7 +8,7 @@ import torch
 
 from omma import backbones
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.losses.koleo import koleo
 from omma.methods import dinov2
 
@@ -106,7 +106,7 @@ def test_every_row_builds(kind, row):
     small = {k: v for k, v in recipe.encoder.items() if k not in ("patch", "hidden")}
     encoder = backbones.build(name="vit-n/8", image_size=32, **small)
     config = dataclasses.replace(recipe.config, prototypes=8, head_hidden=8, head_bottleneck=4)
-    method = dinov2.Method(encoder, config, Given(image_size=32))
+    method = dinov2.Method(encoder, config, Context(image_size=32))
     assert (method.patch_head is not None) == (row >= 11)
     assert config.centring == ("mean" if row < 10 else "sinkhorn")
 
@@ -145,7 +145,7 @@ def method(**options):
     for p in encoder.parameters():
         p.data += 0.3 * torch.randn_like(p)
     config = dinov2.Config(prototypes=7, head_hidden=8, head_bottleneck=4, **options)
-    return dinov2.Method(encoder, config, Given(image_size=16))
+    return dinov2.Method(encoder, config, Context(image_size=16))
 
 
 def batch(n=4):

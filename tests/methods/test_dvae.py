@@ -8,7 +8,7 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Key, Preprocess
 from omma.core.random import Stream
 from omma.losses import pixels
 from omma.methods import dvae
@@ -29,7 +29,7 @@ def method(preprocess=PREPROCESS, **options) -> dvae.Method:
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=8, pool="mean")
     settings = {"codes": 5, "decoder_depth": 1, "decoder_dim": 8, "decoder_heads": 2}
     return dvae.Method(
-        encoder, dvae.Config(**(settings | options)), Given(image_size=8, preprocess=preprocess)
+        encoder, dvae.Config(**(settings | options)), Context(image_size=8, preprocess=preprocess)
     )
 
 
@@ -38,11 +38,11 @@ def batch(b: int = 6) -> Batch:
     return Batch((images,), Key(0, np.zeros(b, np.int64), np.arange(b)))
 
 
-def written_out(net: dvae.Method, given: Batch, temperature: float, beta: float) -> torch.Tensor:
+def written_out(net: dvae.Method, context: Batch, temperature: float, beta: float) -> torch.Tensor:
     """[Ramesh 2021, eq. 1 and appendix A.2], term by term, for laplace."""
-    images, values = given.views[0][:, 0], 48
+    images, values = context.views[0][:, 0], 48
     logits = net.logits(net.encoder(images).patches).double()
-    noise = gumbel.noise(given.key, Stream.METHOD, (4, 5)).double()
+    noise = gumbel.noise(context.key, Stream.METHOD, (4, 5)).double()
     y = ((logits + noise) / temperature).softmax(-1)
     out = net._decode(y.float(), (2, 2)).double()
     x = images * torch.tensor(PREPROCESS.std)[:, None, None] + torch.tensor(PREPROCESS.mean)[:, None, None]
@@ -58,17 +58,17 @@ def written_out(net: dvae.Method, given: Batch, temperature: float, beta: float)
 @pytest.mark.parametrize(("progress", "temperature", "beta"), [(0.0, 1.0, 0.0), (0.5, 0.53125, 6.6)])
 def test_equals_the_equation_at_this_point_of_the_schedules(progress, temperature, beta):
     net = method(temp_share=1.0, kl_share=0.5)
-    given = batch()
-    output = net(given, Clock(int(100 * progress), 100, 0.0))
-    close(output.loss, written_out(net, given, temperature, beta), atol=1e-5)
+    context = batch()
+    output = net(context, Clock(int(100 * progress), 100, 0.0))
+    close(output.loss, written_out(net, context, temperature, beta), atol=1e-5)
 
 
 def test_schedules_end_where_the_paper_says():
     config = dvae.Config()
     assert (config.temp, config.kl, config.codes) == (1 / 16, 6.6, 8192)
     net = method(kl=2.0)
-    given = batch()
-    close(net(given, Clock(99, 100, 0.0)).loss, written_out(net, given, 1 / 16, 2.0), atol=1e-5)
+    context = batch()
+    close(net(context, Clock(99, 100, 0.0)).loss, written_out(net, context, 1 / 16, 2.0), atol=1e-5)
 
 
 def test_what_is_kept_gives_the_logits():
@@ -107,12 +107,12 @@ def test_painted_pixels_stay_within_what_can_be_shown():
 @pytest.mark.parametrize(("reconstruction", "loss"), [("l1", pixels.l1), ("l2", pixels.l2)])
 def test_other_errors_are_of_normalised_values(reconstruction, loss):
     net = method(reconstruction=reconstruction, kl=0.0)
-    given = batch()
-    images = given.views[0][:, 0]
+    context = batch()
+    images = context.views[0][:, 0]
     y = gumbel.relaxed(
-        net.logits(net.encoder(images).patches), gumbel.noise(given.key, Stream.METHOD, (4, 5)), 1.0
+        net.logits(net.encoder(images).patches), gumbel.noise(context.key, Stream.METHOD, (4, 5)), 1.0
     )
-    close(net(given, Clock(0, 100, 0.0)).loss, loss(net._decode(y, (2, 2)), patchify(images, 4)).detach())
+    close(net(context, Clock(0, 100, 0.0)).loss, loss(net._decode(y, (2, 2)), patchify(images, 4)).detach())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from waves import wave
 
 from omma import backbones, weights
-from omma.core.protocols import Batch, Clock, Extras, Given, Key, Preprocess
+from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.core.random import Stream
 from omma.methods import eva
 from omma.methods.shared.masking import blockwise
@@ -32,43 +32,43 @@ def method(model: weights.Model, **options) -> eva.Method:
     torch.manual_seed(0)
     encoder = backbones.build(name="vit/4", image_size=32, depth=2, dim=16, heads=2, hidden=32, pool="mean")
     config = eva.Config(**options)
-    return eva.Method(encoder, config, Given(image_size=32, preprocess=PREPROCESS, model=model))
+    return eva.Method(encoder, config, Context(image_size=32, preprocess=PREPROCESS, model=model))
 
 
 def batch(b: int = 6) -> Batch:
     return Batch((wave(b, 1, 3, 32, 32, step=0.31).float(),), Key(0, np.zeros(b, np.int64), np.arange(b)))
 
 
-def masks(given: Batch) -> torch.Tensor:
-    counts = np.full(len(given.key.index), round(105 / 256 * 64))
-    return blockwise(given.key, Stream.MASK, (8, 8), counts, 4)
+def masks(context: Batch) -> torch.Tensor:
+    counts = np.full(len(context.key.index), round(105 / 256 * 64))
+    return blockwise(context.key, Stream.MASK, (8, 8), counts, 4)
 
 
 @pytest.mark.parametrize("projection", [True, False])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_a_student_that_says_the_target_is_at_minus_one(projection, normalised):
     """Whatever the length it says it with."""
-    model, given = tower(projection), batch()
+    model, context = tower(projection), batch()
     net = method(model, normalise_target=normalised)
-    images = F.interpolate(given.views[0][:, 0], size=(64, 64), mode="bicubic", antialias=True)
+    images = F.interpolate(context.views[0][:, 0], size=(64, 64), mode="bicubic", antialias=True)
     target = model.encoder(images).patches
     if projection:
         target = target @ model.extras.tensors["projection.weight"].T
-    target = target[masks(given)]
+    target = target[masks(context)]
     target = F.layer_norm(target, target.shape[-1:]) if normalised else target
     assert net.head.predict.out_features == (5 if projection else 12)
     for sign in (1.0, -1.0):
         net.head.forward = lambda *_, sign=sign: sign * 3 * target
-        close(net(given, Clock(0, 1, 0.0)).loss, -sign, atol=1e-5)
+        close(net(context, Clock(0, 1, 0.0)).loss, -sign, atol=1e-5)
 
 
 def test_the_constants_cosine_is_what_the_best_constant_gets():
-    model, given = tower(), batch()
+    model, context = tower(), batch()
     net = method(model)
-    target = net.target(given.views[0][:, 0], (8, 8))[masks(given)]
+    target = net.target(context.views[0][:, 0], (8, 8))[masks(context)]
     best = F.normalize(target, dim=-1).mean(0, keepdim=True).expand_as(target)
     net.head.forward = lambda *_: best
-    output = net(given, Clock(0, 1, 0.0))
+    output = net(context, Clock(0, 1, 0.0))
     close(output.metrics["cosine"], output.metrics["cosine_of_constant"], atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from balanced import sinkhorn
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.core.random import derive
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, lejepa, simclr
@@ -26,7 +26,7 @@ def made(file, config):
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=16)
     for p in encoder.parameters():
         p.data += 0.3 * torch.randn_like(p)
-    net = file.Method(encoder, config, Given(image_size=16))
+    net = file.Method(encoder, config, Context(image_size=16))
     return net, copy.deepcopy(net)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.methods import grafit
 
 
@@ -66,7 +66,7 @@ def method(images=10):
     torch.manual_seed(0)
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=8)
     config = grafit.Config(hidden=12, out=4, momentum=0.9)
-    return grafit.Method(encoder, config, Given(image_size=8, images=images, classes=("a", "b"))).train()
+    return grafit.Method(encoder, config, Context(image_size=8, images=images, classes=("a", "b"))).train()
 
 
 def batch(index, labels, first=0):

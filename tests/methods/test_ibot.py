@@ -8,7 +8,7 @@ import torch
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.losses import distillation
 from omma.methods import dino, ibot
 from omma.methods.shared.masking import view_masks
@@ -24,7 +24,7 @@ def method(**options):
     for p in encoder.parameters():
         p.data += 0.3 * torch.randn_like(p)
     config = ibot.Config(prototypes=7, head_hidden=8, head_bottleneck=4, **options)
-    return ibot.Method(encoder, config, Given(image_size=16))
+    return ibot.Method(encoder, config, Context(image_size=16))
 
 
 def batch(n=3):
@@ -93,7 +93,7 @@ def test_without_masks_it_is_dino():
     output = net(batch(), Clock(0, 10, 0.0))
     assert output.metrics["patch_loss"] == 0
     config = dino.Config(prototypes=7, head_hidden=8, head_bottleneck=4)
-    twin = dino.Method(copy.deepcopy(net.encoder), config, Given(image_size=16))
+    twin = dino.Method(copy.deepcopy(net.encoder), config, Context(image_size=16))
     twin.load_state_dict(net.state_dict(), strict=False)
     torch.testing.assert_close(output.loss, twin(batch(), Clock(0, 10, 0.0)).loss, check_dtype=False)
 

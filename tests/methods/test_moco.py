@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.losses import contrastive
 from omma.methods import moco
 from omma.train.schedules import cosine
@@ -18,7 +18,7 @@ def method(**options):
     torch.manual_seed(0)
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=8)
     config = moco.Config(**({"hidden": 12, "out": 4} | options))
-    return moco.Method(encoder, config, Given(image_size=8)).train()
+    return moco.Method(encoder, config, Context(image_size=8)).train()
 
 
 def batch(n=6):

@@ -8,7 +8,7 @@ import torch
 from waves import wave
 
 from omma import backbones, methods
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.core.random import Stream
 from omma.methods import simmim
 from omma.methods.shared.masking import random_units
@@ -21,7 +21,7 @@ SIZE, PATCH = 24, 4
 def method(**options):
     torch.manual_seed(0)
     encoder = backbones.build(name="vit/4", image_size=SIZE, depth=2, dim=16, heads=2, hidden=32)
-    return simmim.Method(encoder, simmim.Config(**{"unit": 8} | options), Given(image_size=SIZE))
+    return simmim.Method(encoder, simmim.Config(**{"unit": 8} | options), Context(image_size=SIZE))
 
 
 def batch(b=5):

@@ -10,14 +10,14 @@ from PIL import Image
 
 import omma
 from omma import backbones, weights
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.methods import deit, supervised
 from omma.methods.shared import crops, labelled_views
 from omma.pretraining.events import Plan, Read
 from omma.verbs.pretrain import pretrain
 
 CLOCK = Clock(1, 10, 0.1)
-GIVEN = Given(image_size=16, images=100, classes=("a", "b", "c"))
+GIVEN = Context(image_size=16, images=100, classes=("a", "b", "c"))
 PLAIN = supervised.Config(mix_p=0.0, smoothing=0.0, repeats=1, operations=0, erase_p=0.0)
 
 
@@ -28,9 +28,9 @@ def batch_of(n, repeats=1, labels=None, first=0):
     return Batch((torch.randn(n, repeats, 3, 16, 16, generator=g),), Key(0, np.zeros(n, int), index), known)
 
 
-def build(config=PLAIN, given=GIVEN):
+def build(config=PLAIN, context=GIVEN):
     torch.manual_seed(0)
-    return supervised.Method(backbones.build(name="vit-n/8", image_size=16, pool="mean"), config, given)
+    return supervised.Method(backbones.build(name="vit-n/8", image_size=16, pool="mean"), config, context)
 
 
 def test_the_loss_is_cross_entropy():
@@ -87,7 +87,7 @@ def test_what_is_kept_classifies():
     extras = method.extras()
     assert extras.facts == {"classes": ["a", "b", "c"]}
     x = batch_of(5).views[0][:, 0]
-    pooled = method.kept()(x).pooled
+    pooled = method.export_encoder()(x).pooled
     logits = pooled @ extras.tensors["classifier.weight"].T + extras.tensors["classifier.bias"]
     torch.testing.assert_close(logits, method.head(pooled))
     assert not any(t.requires_grad for t in extras.tensors.values())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from waves import wave
 
 from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.losses import quantisation
 from omma.methods import vqvae
 from omma.methods.vqvae import Codebook, Seen
@@ -23,7 +23,7 @@ def method(**options) -> vqvae.Method:
     torch.manual_seed(0)
     encoder = ViT("toy", depth=1, dim=8, heads=2, hidden=16, patch=4, image_size=8, pool="mean")
     settings = {"codes": 5, "code_dim": 4, "decoder_depth": 1, "decoder_dim": 8, "decoder_heads": 2}
-    return vqvae.Method(encoder, vqvae.Config(**(settings | options)), Given(image_size=8))
+    return vqvae.Method(encoder, vqvae.Config(**(settings | options)), Context(image_size=8))
 
 
 def batch(b: int = 6, start: int = 0) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omma import backbones
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.methods import simclr
 from omma.train.precision import Cast
 
@@ -54,7 +54,7 @@ def test_with_weights_cast_for_the_step_and_taken_back():
         network = encoder("vit-n/8")
         network.recompute = forget
         config = simclr.Config(hidden=16, out=8)
-        method = simclr.Method(network, config, Given(image_size=32)).train()
+        method = simclr.Method(network, config, Context(image_size=32)).train()
         torch.manual_seed(2)
         views = torch.randn(4, 2, 3, 32, 32)
         batch = Batch((views,), Key(0, np.zeros(4, np.int64), np.arange(4)))

@@ -53,8 +53,8 @@ def test_entropy_and_kl_at_their_limits():
 def test_what_is_watched_of_a_teacher():
     """Each assignment sharp and all prototypes in use; then one alone."""
     all_used, one = (
-        self_distillation.watched(torch.eye(16)),
-        self_distillation.watched(torch.eye(16)[:1].expand(2, 5, 16)),
+        self_distillation.collapse_stats(torch.eye(16)),
+        self_distillation.collapse_stats(torch.eye(16)[:1].expand(2, 5, 16)),
     )
     assert all_used["teacher_entropy"] == one["teacher_entropy"] == 0
     assert float(all_used["teacher_kl_to_uniform"]) == pytest.approx(0.0, abs=1e-6)

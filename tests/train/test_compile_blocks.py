@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from omma import backbones
-from omma.core.protocols import Batch, Clock, Given, Key
+from omma.core.protocols import Batch, Clock, Context, Key
 from omma.methods import dino, simclr
 from omma.train import compile_blocks
 from omma.train.precision import Cast
@@ -35,7 +35,7 @@ def traced(monkeypatch):
 def method(name, drop_path=0.3, **options):
     torch.manual_seed(0)
     encoder = backbones.build(name=name, image_size=32, channels=3, drop_path=drop_path, **MODELS[name])
-    return simclr.Method(encoder, simclr.Config(hidden=16, out=8), Given(image_size=32)).train()
+    return simclr.Method(encoder, simclr.Config(hidden=16, out=8), Context(image_size=32)).train()
 
 
 def batch(*sizes, b=8):
@@ -99,7 +99,7 @@ def test_generated_code_computes_the_same():
 
 def distilled(name):
     config = dino.Config(prototypes=16, head_hidden=16, head_bottleneck=8, local_crops=2)
-    return dino.Method(method(name).encoder, config, Given(image_size=32)).train()
+    return dino.Method(method(name).encoder, config, Context(image_size=32)).train()
 
 
 @pytest.mark.parametrize(("name", "graphs"), [("vit-n/8", 2 + 1), ("cait-xxs24", 2 * 2 + 2)])

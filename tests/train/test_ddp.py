@@ -54,7 +54,7 @@ def main(rank: int, folder: Path) -> None:
             net(inputs(rank, part), "ab" if rank == 0 else "bas").backward()
         before = len(sent)
         found = gradients.finish()
-        gradients.settle(dist.sums(found))
+        gradients.settle(dist.sum_floats(found))
         results[f"step {step}"] = {
             name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()
         }
@@ -67,7 +67,7 @@ def main(rank: int, folder: Path) -> None:
     gradients.begin()
     gradients.last()
     gradients.add(net.a.weight, torch.full((3, 3), 1.0 + 2 * rank, dtype=torch.bfloat16))
-    gradients.settle(dist.sums(gradients.finish()))
+    gradients.settle(dist.sum_floats(gradients.finish()))
     results["added"] = net.a.weight.grad
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.barrier()

@@ -12,7 +12,7 @@ from torch.nn.modules import module as global_hooks
 
 from omma import backbones, methods
 from omma.core import protocols
-from omma.core.protocols import Backbone, Batch, Clock, Features, Given, Key, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Features, Key, ParamGroup, Recipe, StepOutput
 from omma.ops import linear
 from omma.ops.cost import Flops
 from omma.train import ema, profile
@@ -188,7 +188,7 @@ def test_real_methods_have_the_parts_that_they_have(method, dtype, monkeypatch):
     file = methods.get(method)
     encoder = backbones.build(name="vit/8", image_size=16, depth=2, dim=24, heads=2, hidden=48)
     config = file.small(16, "vit-n/4").config
-    built = file.Method(encoder, config, Given(image_size=16))
+    built = file.Method(encoder, config, Context(image_size=16))
     views = tuple(torch.randn(4, crop.count, 3, 16, 16) for crop in file.views(config, 16))
     batch = Batch(views, Key(0, np.zeros(4, int), np.arange(4)), None)
     linear._works()  # asks once by a product

@@ -10,7 +10,7 @@ import torch
 
 import omma
 from omma import backbones, methods, weights
-from omma.core.protocols import Clock, Features, Given, ParamGroup, Preprocess
+from omma.core.protocols import Clock, Context, Features, ParamGroup, Preprocess
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining import choose, health, retention
 from omma.pretraining.events import Plan, Progress, Read
@@ -119,7 +119,7 @@ def test_the_encoder_learns_more_slowly(first, method):
     file = methods.get(method)
     recipe = file.small(SIZE, "vit-n/8")
     config = dataclasses.replace(recipe.config, **little(method))
-    built = file.Method(omma.load(first).encoder, config, Given(image_size=SIZE))
+    built = file.Method(omma.load(first).encoder, config, Context(image_size=SIZE))
     optimizer = make_optimizer(built, recipe, fine_tune_groups.groups(built, 0.1, 0.25))
     schedule(optimizer, recipe, Clock(50, 100, 0.0))
     inside = {id(p) for p in built.encoder.parameters()}

@@ -162,9 +162,9 @@ def main(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     limit(methods.get("mae").Method, 6 if rank == 0 else 3)
     notes = train(folder / "cut", method="mae")
-    with dist.alone():
-        alone = dist.active(), dist.world(), dist.rank()
-    torch.save({"notes": notes, "alone": alone, "active": dist.active()}, folder / f"{rank}.pt")
+    with dist.on_this_process():
+        alone = dist.is_distributed(), dist.world_size(), dist.rank()
+    torch.save({"notes": notes, "alone": alone, "active": dist.is_distributed()}, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

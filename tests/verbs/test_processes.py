@@ -163,7 +163,7 @@ def test_what_processes_agree_on(two):
         assert told["sums"] == [2.0, 1.0]
         assert told["told"] == 5
         assert "another configuration" in told["refused"]["text"]
-    assert sorted(told["refused"]["kind"] for told in two) == ["Told", "ValueError"]
+    assert sorted(told["refused"]["kind"] for told in two) == ["AlreadyReported", "ValueError"]
 
 
 # ---------------------------------------------------------------- the command line
@@ -257,13 +257,13 @@ def _children(pid: int) -> list[str]:
 
 
 def test_one_process_has_nobody_to_ask():
-    assert dist.told(3) == 3
-    assert dist.gathered(3) == [3]
-    assert dist.sums([1.5]) == [1.5]
-    dist.alike("nothing", "x")
-    with pytest.raises(ValueError, match="mine"), dist.together():
+    assert dist.broadcast(3) == 3
+    assert dist.gather_objects(3) == [3]
+    assert dist.sum_floats([1.5]) == [1.5]
+    dist.require_same("nothing", "x")
+    with pytest.raises(ValueError, match="mine"), dist.propagate_errors():
         raise ValueError("mine")
-    with dist.in_turn(), dist.joined():
+    with dist.sequentially(), dist.process_group():
         assert not torch.distributed.is_initialized()
 
 

@@ -13,7 +13,7 @@ from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
 from omma.core import launcher
-from omma.core.errors import Told
+from omma.core.errors import AlreadyReported
 
 COMMANDS = {
     "pretrain": pretrain,
@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     speaks = True
     try:
-        here = launcher.here()
+        here = launcher.ranks()
         first = speaks = here.rank == 0  # until processes have met, what fails on one fails on all
-        if here.world > 1 and words[:1] not in (["pretrain"], ["embed"]):
+        if here.world_size > 1 and words[:1] not in (["pretrain"], ["embed"]):
             raise ValueError(
                 "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
             )
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        if speaks and not isinstance(error, Told):
+        if speaks and not isinstance(error, AlreadyReported):
             print(f"omma: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     sys.exit(code)

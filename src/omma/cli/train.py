@@ -84,7 +84,7 @@ def pretrain(
 
     keep_memory()
     share_cores()
-    first = launcher.here().rank == 0  # of several processes one speaks
+    first = launcher.ranks().rank == 0  # of several processes one speaks
     with Listener(Console(highlight=False, soft_wrap=True, quiet=not first)) as listener:
         result = verb(**given, listen=listener)
     if first:

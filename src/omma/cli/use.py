@@ -39,7 +39,7 @@ def embed(
     result = verb(
         model, images, out, allow_partial=allow_partial, device=device, precision=precision, engine=engine
     )
-    if launcher.here().rank:  # of several processes one speaks
+    if launcher.ranks().rank:  # of several processes one speaks
         return 0
     if result.resumed:
         echo.print(f"went on after {result.resumed:,} images that were embedded before")

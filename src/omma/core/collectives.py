@@ -10,7 +10,7 @@ from omma.core import dist as group
 
 def mean(x: Tensor) -> Tensor:
     """Mean over all processes, without gradient."""
-    if not group.active():
+    if not group.is_distributed():
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
@@ -19,12 +19,12 @@ def mean(x: Tensor) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """Sum over all processes, without gradient."""
-    return mean(x) * group.world()
+    return mean(x) * group.world_size()
 
 
 def largest(x: Tensor) -> Tensor:
     """Maximum over all processes, without gradient."""
-    if group.active():
+    if group.is_distributed():
         x = x.detach().clone()
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
@@ -48,7 +48,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Float[Tensor, "b d"]) -> Float[Tensor, "wb d"]:
     """Rows of all processes, in order of rank, with gradients; every process must hold as many rows."""
-    return _Gather.apply(x) if group.active() else x
+    return _Gather.apply(x) if group.is_distributed() else x
 
 
 class Sum(torch.autograd.Function):

@@ -24,7 +24,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return _own_gpu()
-        alone = launcher.here().world == 1
+        alone = launcher.ranks().world_size == 1
         return torch.device("mps" if torch.backends.mps.is_available() and alone else "cpu")
     try:
         device = torch.device(name)
@@ -35,7 +35,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device {name!r} is not available on this machine: use --device auto")
     if name == "cuda":
         return _own_gpu()
-    if launcher.here().world > 1 and device.type != "cpu":
+    if launcher.ranks().world_size > 1 and device.type != "cpu":
         raise ValueError(
             f"device {name!r} is one for several processes: use --device auto, which gives each its own"
         )
@@ -44,12 +44,13 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def _own_gpu() -> torch.device:
     """The only one that this process sees or uses, or, of several processes, that of its number."""
-    here, count = launcher.here(), torch.cuda.device_count()
-    if here.world == 1:
+    here, count = launcher.ranks(), torch.cuda.device_count()
+    if here.world_size == 1:
         return torch.device("cuda")
     if here.local_rank >= count:
         raise ValueError(
-            f"{count} GPUs for {here.local_world} processes on this machine: start --nproc-per-node {count}"
+            f"{count} GPUs for {here.local_world_size} processes on this machine: "
+            f"start --nproc-per-node {count}"
         )
     return torch.device("cuda", here.local_rank)
 
@@ -127,9 +128,9 @@ def share_cores() -> None:
     OMP_NUM_THREADS above 1 is somebody's wish and left as it is; 1 is what torchrun sets. A program's choice,
     as `keep_memory` is.
     """
-    here = launcher.here()
-    if here.local_world > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, cores() // here.local_world))
+    here = launcher.ranks()
+    if here.local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, cores() // here.local_world_size))
 
 
 def memory(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from omma.core import launcher
-from omma.core.errors import Told
+from omma.core.errors import AlreadyReported
 
 PATIENCE = timedelta(hours=1)  # how long one waits for another, which may be looking through the images
 LOST = (
@@ -27,15 +27,15 @@ _alone = False
 
 # ---------------------------------------------------------------- the group
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """In the group of all processes that torchrun started; nothing for a process alone or in a group already.
+def process_group() -> Iterator[None]:
+    """Join the group of all processes that torchrun started; do nothing alone or in a group already.
 
     CPU tensors go through gloo, CUDA tensors through NCCL from the GPU of this process' number. An error that
-    another process has told, or that is but the echo of another's end, is raised as `Told`: the same
-    words need not be printed once a process.
+    another process has reported, or that only follows from another's end, is raised as `AlreadyReported`, so
+    that the same line is printed once.
     """
-    here = launcher.here()
-    if here.world == 1 or dist.is_initialized():
+    here = launcher.ranks()
+    if here.world_size == 1 or dist.is_initialized():
         yield
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -45,7 +45,7 @@ def joined() -> Iterator[None]:
     store.set_timeout(PATIENCE)
     # A later group must not find what an earlier one has left there, nor one that was started anew addresses
     # of the dead. Agents of several machines count restarts each for itself, so there it says nothing.
-    attempt = here.restarts if here.local_world == here.world else 0
+    attempt = here.restarts if here.local_world_size == here.world_size else 0
     store = dist.PrefixStore(f"omma/{attempt}/{next(_groups)}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
@@ -54,13 +54,13 @@ def joined() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if _said(store, _whole(error)):
-            raise Told(str(error)) from error
+            raise AlreadyReported(str(error)) from error
         raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         if _said(store, LOST, echo=True):
-            raise Told(LOST) from error
+            raise AlreadyReported(LOST) from error
         raise ValueError(LOST) from error
     else:
         dist.destroy_process_group()  # after an error others may never come to the goodbye
@@ -83,13 +83,13 @@ def _said(store: dist.Store, text: str, echo: bool = False) -> bool:
         return False
 
 
-def active() -> bool:
-    """Is there a process group of more than one? Not `alone`."""
+def is_distributed() -> bool:
+    """Is there a process group of more than one? Not `on_this_process`."""
     return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def on_this_process() -> Iterator[None]:
     """This process computes as if there were no other: it may fail without leaving them waiting.
 
     The same for all threads, of which the backward pass has some. Networks that are spread over processes
@@ -103,7 +103,7 @@ def alone() -> Iterator[None]:
         _alone = False
 
 
-def lane() -> dist.ProcessGroup:
+def side_group() -> dist.ProcessGroup:
     """The same processes with connections of their own.
 
     For messages that one process may send before and another after something else, such as the statistics of
@@ -118,56 +118,56 @@ def lane() -> dist.ProcessGroup:
 
 
 def rank() -> int:
-    return dist.get_rank() if active() else 0
+    return dist.get_rank() if is_distributed() else 0
 
 
-def world() -> int:
-    return dist.get_world_size() if active() else 1
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
 
 
 # ---------------------------------------------------------------- what they agree on
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """Process 0's value, on all: a small object that can be pickled."""
-    if not active():
+    if not is_distributed():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def gathered(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Every process' value, in order of rank, on all."""
-    if not active():
+    if not is_distributed():
         return [value]
-    found: list[Any] = [None] * world()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def sums(values: Sequence[float]) -> list[float]:
+def sum_floats(values: Sequence[float]) -> list[float]:
     """Sums over processes of numbers that lie on the host, in one collective that no GPU waits for."""
-    if not active():
+    if not is_distributed():
         return list(values)
     together = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(together)
     return together.tolist()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all are here."""
-    sums([0.0])
+    sum_floats([0.0])
 
 
-def alike(what: str, value: str) -> None:
+def require_same(what: str, value: str) -> None:
     """Raise ValueError on all processes if they don't have the same."""
-    if len({*gathered(value)}) > 1:
+    if len({*gather_objects(value)}) > 1:
         raise ValueError(
             f"{what} differ between processes: all machines must see the same files under the same names"
         )
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def propagate_errors() -> Iterator[None]:
     """What a process may fail in alone: an error of one is an error of all, so that none waits in vain.
 
     The processes do nothing else together inside.
@@ -177,7 +177,7 @@ def together() -> Iterator[None]:
         yield
     except (ValueError, OSError) as met:
         error = met
-    found = [text for text in gathered(None if error is None else _whole(error)) if text is not None]
+    found = [text for text in gather_objects(None if error is None else _whole(error)) if text is not None]
     if error is not None:
         raise error
     if found:
@@ -185,14 +185,14 @@ def together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
-    """`together`, the first process of each machine before its others, which then find what it has cached."""
-    first = launcher.here().local_rank == 0
-    with together():
+def sequentially() -> Iterator[None]:
+    """`propagate_errors`, with the first process of each machine before the others, which find its caches."""
+    first = launcher.ranks().local_rank == 0
+    with propagate_errors():
         if not first:
-            wait()
+            barrier()
         try:
             yield
         finally:
             if first:
-                wait()
+                barrier()

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 
-class Told(ValueError):
+class AlreadyReported(ValueError):
     """What another process that trains with this one has told the user already."""
 
 

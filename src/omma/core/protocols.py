@@ -342,7 +342,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Context:
     """What a method is told of its run beside its configuration."""
 
     image_size: int  # pixels along a side that the network will see
@@ -358,7 +358,7 @@ class Method(nn.Module):
 
     encoder: Backbone  # the one that gradients train
 
-    def kept(self) -> Backbone:
+    def export_encoder(self) -> Backbone:
         """The one that is evaluated and exported: the teacher's, where the paper keeps the teacher's."""
         return self.encoder
 

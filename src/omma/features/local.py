@@ -23,18 +23,18 @@ class Local:
 
     @property
     def processes(self) -> int:
-        return dist.world()
+        return dist.world_size()
 
     def share(self, numbers: Sequence[int]) -> list[int]:
         """Parts that this process writes: neighbours, which lie together in shards."""
-        return np.array_split(np.array(numbers, int), dist.world())[dist.rank()].tolist()
+        return np.array_split(np.array(numbers, int), dist.world_size())[dist.rank()].tolist()
 
     def fill(
         self, parts: Parts, numbers: Sequence[int], encoder: Backbone, preprocess: Preprocess, batch: int
     ) -> Iterator[int]:
         """Write these parts; yields after every batch how many images it was of."""
         network = ready(encoder, self.device, self.precision)
-        threads = max(1, min(16, devices.cores() // launcher.here().local_world))
+        threads = max(1, min(16, devices.cores() // launcher.ranks().local_world_size))
         embed = functools.partial(passes, network, preprocess=preprocess, batch=batch, threads=threads)
         return parts.fill(numbers, embed)
 
@@ -42,4 +42,4 @@ class Local:
 def local(device: str, precision: str) -> Local:
     """On the device of this process' number; "auto" precision as process 0 measures it."""
     where = devices.pick_device(device)
-    return Local(where, dist.told(devices.pick_precision(precision, where)))
+    return Local(where, dist.broadcast(devices.pick_precision(precision, where)))

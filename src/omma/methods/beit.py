@@ -25,8 +25,8 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Colour,
+    Context,
     Crop,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -104,12 +104,12 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Student, mask token and linear head, and the frozen tokenizer."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        assert given.model is not None, "refused before"
+        assert context.model is not None, "refused before"
         self.config = config
         self.encoder = encoder
-        self.tokenizer = Frozen(given.model, given.preprocess, "codes")
+        self.tokenizer = Frozen(context.model, context.preprocess, "codes")
         self.head = MaskedHead(encoder, self.tokenizer.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

@@ -30,9 +30,9 @@ from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
+    Context,
     Crop,
     Extras,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -166,26 +166,30 @@ def _same(one: Backbone, other: Backbone) -> bool:
 class Method(protocols.Method):
     """Image tower, text tower, their projections, and the scale (and bias) of their cosines."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        assert given.tokenizer is not None
+        assert context.tokenizer is not None
         self.config = config
         self.encoder = encoder
-        self.merges = given.tokenizer.merges
+        self.merges = context.tokenizer.merges
         others: dict[str, Tensor] = {}
         if config.text_init is not None:
-            assert given.model is not None
-            paired = text.restored(given.model.extras, config.text_init, self.merges)
-            self.text, others = paired.tower.train(), dict(given.model.extras.tensors)
+            assert context.model is not None
+            paired = text.restored(context.model.extras, config.text_init, self.merges)
+            self.text, others = paired.tower.train(), dict(context.model.extras.tensors)
         else:
             self.text = text.TextTower(
-                vocabulary=given.tokenizer.vocabulary, end=given.tokenizer.end, context=config.context,
+                vocabulary=context.tokenizer.vocabulary, end=context.tokenizer.end, context=config.context,
                 depth=config.text_depth, dim=config.text_dim, heads=config.text_heads, out=config.out,
                 mlp="quickgelu" if config.quickgelu else "gelu",
             )  # fmt: skip
         self.projection = nn.Linear(encoder.dim, self.text.out, bias=False)
         nn.init.normal_(self.projection.weight, std=encoder.dim**-0.5)
-        if config.text_init is not None and given.model is not None and _same(encoder, given.model.encoder):
+        if (
+            config.text_init is not None
+            and context.model is not None
+            and _same(encoder, context.model.encoder)
+        ):
             self.projection.weight.data.copy_(others[text.PROJECTION])
         # t: log(1 / .07) [section 2.5]; SigLIP's are log 10 and -10 [table 4]
         start = math.log(10.0) if config.loss == "siglip" else math.log(1 / 0.07)

@@ -30,9 +30,9 @@ from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
+    Context,
     Crop,
     Extras,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -114,28 +114,28 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Encoder with two tokens and a head for each; the teacher, an encoder and its classifier, is frozen."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        self.config, self.classes = config, given.classes
+        self.config, self.classes = config, context.classes
         if encoder.pool != "token" or getattr(encoder, "dist_token", None) is None:
             raise ValueError(
                 f"deit needs a class token that is the feature and a distillation token, and {encoder.name} "
                 "is built without: choose --model deit-s/16, or a ViT with --model.distilled true and "
                 "--model.pool token"
             )
-        assert given.model is not None, "Needs.model sees to it"
-        assert given.preprocess is not None
+        assert context.model is not None, "Needs.model sees to it"
+        assert context.preprocess is not None
         self.encoder = encoder
-        self.head = classifier(encoder.dim, given.classes)
-        self.distilled = classifier(encoder.dim, given.classes)
-        self.preprocess, self.theirs = given.preprocess, given.model.preprocess
+        self.head = classifier(encoder.dim, context.classes)
+        self.distilled = classifier(encoder.dim, context.classes)
+        self.preprocess, self.theirs = context.preprocess, context.model.preprocess
         if self.preprocess.channels != self.theirs.channels:
             raise ValueError(
                 f"the teacher {config.teacher} was made for {self.theirs.channels} channels, these images "
                 f"have {self.preprocess.channels}: choose one that was made for such images"
             )
-        self.teacher = given.model.encoder
-        self.teacher_head = _classifier_of(given.model, given.classes, str(config.teacher))
+        self.teacher = context.model.encoder
+        self.teacher_head = _classifier_of(context.model, context.classes, str(config.teacher))
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from omma import backbones
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, protocols
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import distillation
 from omma.methods.shared import crops as plans
 from omma.methods.shared import self_distillation
@@ -71,7 +71,7 @@ class Method(protocols.Method):
 
     centre: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -80,7 +80,7 @@ class Method(protocols.Method):
         self.teacher_head = ema.teacher_of(self.head)
         self.register_buffer("centre", torch.zeros(config.prototypes))
 
-    def kept(self) -> Backbone:
+    def export_encoder(self) -> Backbone:
         """The teacher: the better of the two all through training [section 5.2]."""
         return self.teacher
 
@@ -101,7 +101,7 @@ class Method(protocols.Method):
             teacher = self_distillation.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
         terms = [distillation.views(student, teacher)]
         loss, _ = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
-        return StepOutput(loss, self_distillation.watched(teacher), logits.mean(0))
+        return StepOutput(loss, self_distillation.collapse_stats(teacher), logits.mean(0))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor]) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import distillation
 from omma.losses.koleo import koleo
 from omma.methods.shared import crops as plans
@@ -225,7 +225,7 @@ class Method(protocols.Method):
     centre: Tensor
     patch_centre: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -242,7 +242,7 @@ class Method(protocols.Method):
         c = self.config
         return PrototypeHead(encoder.dim, c.prototypes, c.head_hidden, c.head_bottleneck)
 
-    def kept(self) -> Backbone:
+    def export_encoder(self) -> Backbone:
         return self.teacher
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -278,7 +278,7 @@ class Method(protocols.Method):
         counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
         images, watched = (
             distillation.views(student, teacher.unflatten(0, (2, b))),
-            self_distillation.watched(teacher),
+            self_distillation.collapse_stats(teacher),
         )
         del teacher  # its sums are all that is compared
         patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)

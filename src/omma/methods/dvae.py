@@ -23,7 +23,7 @@ from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, decoder, one_of, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Extras, ParamGroup, Recipe, StepOutput
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
 from omma.methods.shared import gumbel
@@ -105,20 +105,20 @@ class Method(protocols.Method):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.logits = nn.Linear(encoder.dim, config.codes)
         init_linear(self.logits)
-        grid = encoder.grid(given.image_size, given.image_size)
+        grid = encoder.grid(context.image_size, context.image_size)
         size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
         self.values = encoder.channels * encoder.patch**2  # of a patch
         out = 2 * self.values if config.reconstruction == "laplace" else self.values
         self.decoder = PixelDecoder(config.codes, size, grid, out)
         with torch.no_grad():  # a mixture of codes is one of embeddings, not a sum over K inputs
             nn.init.normal_(self.decoder.embed.weight)
-        known = given.preprocess
+        known = context.preprocess
         for name in ("mean", "std"):  # how pixels were normalised: with the state, for it is needed to draw
             default = (float(name == "std"),) * encoder.channels
             value = default if known is None else getattr(known, name)

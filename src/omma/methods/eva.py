@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
 from omma.core.checks import between, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import prediction
 from omma.methods.shared.masked_head import MaskedHead
 from omma.methods.shared.masking import blocks
@@ -90,12 +90,12 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Student, mask token and linear head, and the frozen tower."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        assert given.model is not None, "refused before"
+        assert context.model is not None, "refused before"
         self.config = config
         self.encoder = encoder
-        self.target = Frozen(given.model, given.preprocess, "projection")
+        self.target = Frozen(context.model, context.preprocess, "projection")
         self.head = MaskedHead(encoder, self.target.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

@@ -25,7 +25,7 @@ from omma import backbones
 from omma.backbones.layers.heads import projector, several
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import contrastive
 from omma.methods.shared import crops as plans
 from omma.train import ema, param_groups
@@ -120,18 +120,18 @@ class Method(protocols.Method):
     memory: Tensor
     memory_labels: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        several(given.classes)
+        several(context.classes)
         self.config = config
         self.encoder = encoder
         self.head = projector([encoder.dim, config.hidden, config.out])
         self.predictor = projector([config.out, config.hidden, config.out])
         self.slow_encoder = ema.teacher_of(encoder)
         self.slow_head = ema.teacher_of(self.head)
-        self.register_buffer("memory", torch.zeros(given.images, config.out))
+        self.register_buffer("memory", torch.zeros(context.images, config.out))
         # -1: without a label, or not seen yet
-        self.register_buffer("memory_labels", torch.full((given.images,), -1))
+        self.register_buffer("memory_labels", torch.full((context.images,), -1))
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config

@@ -25,8 +25,8 @@ from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
+    Context,
     Crop,
-    Given,
     Key,
     Needs,
     ParamGroup,
@@ -98,7 +98,7 @@ class Method(protocols.Method):
     centre: Tensor
     patch_centre: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -109,7 +109,7 @@ class Method(protocols.Method):
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("patch_centre", torch.zeros(config.prototypes))
 
-    def kept(self) -> Backbone:
+    def export_encoder(self) -> Backbone:
         return self.teacher
 
     def _masks(self, key: Key, grid: tuple[int, int]) -> Bool[Tensor, "vb n"]:
@@ -157,7 +157,7 @@ class Method(protocols.Method):
         ]
         loss, each = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
         metrics = dict(zip(("image_loss", "patch_loss"), each, strict=True))
-        return StepOutput(loss, metrics | self_distillation.watched(teacher), carry)
+        return StepOutput(loss, metrics | self_distillation.collapse_stats(teacher), carry)
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor | None]) -> None:

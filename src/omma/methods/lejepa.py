@@ -22,7 +22,7 @@ from omma import backbones
 from omma.backbones.layers.heads import projector
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.core.random import derive
 from omma.methods.shared import crops as plans
 from omma.train import param_groups
@@ -126,7 +126,7 @@ def sigreg(z: Float[Tensor, "v n d"], directions: Float[Tensor, "d a"], knots: i
 class Method(protocols.Method):
     """Encoder and projector."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

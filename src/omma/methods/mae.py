@@ -26,9 +26,9 @@ from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
+    Context,
     Crop,
     Features,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -117,11 +117,11 @@ class Decoder(PixelDecoder):
 class Method(protocols.Method):
     """Encoder and decoder; the decoder is kept for pictures of reconstructions only."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
-        grid = encoder.grid(given.image_size, given.image_size)
+        grid = encoder.grid(context.image_size, context.image_size)
         self.decoder = Decoder(encoder.dim, config, grid, encoder.channels * encoder.patch**2)
 
     def _predict(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:

@@ -28,7 +28,7 @@ from omma import backbones
 from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import contrastive
 from omma.methods.shared import crops
 from omma.train import ema, param_groups
@@ -110,7 +110,7 @@ class Method(protocols.Method):
     queue: Tensor
     queue_at: Tensor
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

@@ -24,8 +24,8 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Colour,
+    Context,
     Crop,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -97,7 +97,7 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Encoder and projector."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, between, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Given, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.core.random import Stream
 from omma.losses import reconstruction
 from omma.methods.shared.masking import hide, random_units
@@ -84,16 +84,16 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Encoder, mask token and a linear layer to pixels."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.unit = max(1, round(config.unit / encoder.patch))  # in the features' patches
-        if max(encoder.grid(given.image_size, given.image_size)) <= self.unit:
+        if max(encoder.grid(context.image_size, context.image_size)) <= self.unit:
             raise ValueError(
-                f"method.unit={config.unit} hides images of {given.image_size} px whole ({encoder.name} has "
-                f"a feature every {encoder.patch} px): choose a smaller --method.unit or larger images "
-                "(--image-size)"
+                f"method.unit={config.unit} hides images of {context.image_size} px whole "
+                f"({encoder.name} has a feature every {encoder.patch} px): choose a smaller --method.unit "
+                "or a larger --image-size"
             )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)

@@ -21,9 +21,9 @@ from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
+    Context,
     Crop,
     Extras,
-    Given,
     Needs,
     ParamGroup,
     Recipe,
@@ -78,11 +78,11 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Encoder and linear classifier."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        self.config, self.classes = config, given.classes
+        self.config, self.classes = config, context.classes
         self.encoder = encoder
-        self.head = classifier(encoder.dim, given.classes)
+        self.head = classifier(encoder.dim, context.classes)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         images, targets, weights = labelled_views.examples(batch, len(self.classes), self.config)

@@ -26,7 +26,7 @@ from omma.backbones.layers import Size, init_linear
 from omma.backbones.layers.decoder import PixelDecoder
 from omma.core import collectives, protocols, random
 from omma.core.checks import above_zero, decoder, one_of, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Crop, Extras, Given, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Extras, ParamGroup, Recipe, StepOutput
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
 from omma.ops import statistics
@@ -186,14 +186,14 @@ class Codebook(nn.Module):
 class Method(protocols.Method):
     """Encoder, a linear layer to the codes' width, the codebook and the decoder."""
 
-    def __init__(self, encoder: Backbone, config: Config, given: Given) -> None:
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.project = nn.Linear(encoder.dim, config.code_dim)
         init_linear(self.project)
         self.codebook = Codebook(config.codes, config.code_dim, config.normalised)
-        grid = encoder.grid(given.image_size, given.image_size)
+        grid = encoder.grid(context.image_size, context.image_size)
         size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
         self.decoder = PixelDecoder(config.code_dim, size, grid, encoder.channels * encoder.patch**2)
 

@@ -21,7 +21,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
-        if not dist.active():
+        if not dist.is_distributed():
             # torch refuses statistics over one value; a zero variance is what they would be
             if input.numel() == input.shape[1]:
                 zero = input - input  # each value is its own mean, and no gradient passes

@@ -56,9 +56,9 @@ class Run:
 
 def stream(run: Run) -> loader.Stream:
     """Crops from where the run stands, for ever."""
-    workers, here = run.workers, launcher.here()
-    if workers is None and here.local_world > 1:  # of this machine's cores, whatever other machines have
-        workers = loader.auto_workers(False, processes=here.local_world)
+    workers, here = run.workers, launcher.ranks()
+    if workers is None and here.local_world_size > 1:  # of this machine's cores, whatever other machines have
+        workers = loader.auto_workers(False, processes=here.local_world_size)
     return loader.stream(
         run.images,
         run.crops,
@@ -67,7 +67,7 @@ def stream(run: Run) -> loader.Stream:
         start_step=run.position.step * run.accumulate,
         workers=workers,
         rank=dist.rank(),
-        world=dist.world(),
+        world=dist.world_size(),
         device=run.device,
         decode=run.decode,
     )

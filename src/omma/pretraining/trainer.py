@@ -41,13 +41,13 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
     """Take the run up where it stands and train to its end, or until asked to stop."""
     _resume(run)
     position, clock, folder = run.position, run.clock, run.folder
-    if dist.told(folder.finished):
+    if dist.broadcast(folder.finished):
         done = [line for line in folder.metrics() if line.get("event") == "health"]
         verdict = health.Verdict(done[-1]["verdict"], done[-1]["text"]) if done else None
         run.listen(Note(f"{folder.path} is finished; choose another --out to train again"))
         return Result(out=folder.path, steps=position.step, seconds=clock.elapsed, verdict=verdict)
     if run.cache is not None:
-        with dist.together():
+        with dist.propagate_errors():
             run.cache.write(lambda text: run.listen(Note(text)))
         run.notes.append(f"images are read from a cache of {run.cache.describe()}")
     if run.compile == "on":
@@ -58,15 +58,15 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
         def length() -> int:
             left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
             by_epochs = math.ceil((epochs or 0) * position.images / position.batch)
-            return dist.told(max(1, steps or by_epochs or int(left / step_time)))
+            return dist.broadcast(max(1, steps or by_epochs or int(left / step_time)))
 
         if position.step == 0:
             if run.compile == "auto" and length() * step_time > trial.compiling_pays(run):
                 step_time, batches = trial.faster(run, batches, step_time)
             position.total = length()
-        if dist.active():
+        if dist.is_distributed():
             run.notes.append(
-                f"{dist.world()} processes, {position.batch // dist.world()} images of a step each"
+                f"{dist.world_size()} processes, {position.batch // dist.world_size()} images of a step each"
             )
         run.listen(_plan(run, step_time))
         return _train(run, stream, batches, checkpoint_every)
@@ -75,7 +75,7 @@ def sit(run: Run, *, epochs: float | None, steps: int | None, checkpoint_every: 
 def _resume(run: Run) -> None:
     """Take up the newest checkpoint, if there is one."""
     saved, damaged = checkpoint.newest(run.folder.checkpoints)
-    dist.alike("checkpoints", str(saved and saved.step))
+    dist.require_same("checkpoints", str(saved and saved.step))
     run.notes += damaged
     if saved is None:
         if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
@@ -96,7 +96,7 @@ def _plan(run: Run, step_time: float) -> Plan:
         used=len(run.images),
         skipped=len(run.skipped),
         choice=run.choice,
-        parameters=sum(p.numel() for p in run.method.kept().parameters()),
+        parameters=sum(p.numel() for p in run.method.export_encoder().parameters()),
         views=tuple(augment.describe(run.crops, run.images.channels)),
         device=str(run.device),
         precision=str(run.dtype).removeprefix("torch."),
@@ -115,7 +115,7 @@ def _feeding(run: Run, stream: loader.Stream) -> input_bound.Feeding:
         in_memory=stream.in_memory,
         decodes=run.cache is None and run.images.encoded,
         workers=stream.workers,
-        cores=max(1, machine.cores() // launcher.here().local_world),
+        cores=max(1, machine.cores() // launcher.ranks().local_world_size),
         busy=torch.get_num_threads() if run.device.type == "cpu" else 1,
         side=run.shorter_side,
         enough=augment.at_least(run.crops),
@@ -177,7 +177,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
                 rejected += 1
                 _reject(run, step, rejected)
             # one process says it now, when the step is done; several have heard it within the step
-            stopping, elapsed, overdue, cheap = step.heard if dist.active() else say()
+            stopping, elapsed, overdue, cheap = step.heard if dist.is_distributed() else say()
             clock.correct(position, steady=position.clock().progress > frozen, elapsed=elapsed)
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
@@ -217,7 +217,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     if not stopping:
         verdict = verdict or look()
         _save(run)
-        kept = run.method.kept()
+        kept = run.method.export_encoder()
         if fsdp.sharded(kept):
             kept = fsdp.gathered(kept)
         if run.primary:
@@ -251,9 +251,9 @@ def _tell_profile(run: Run) -> None:
 
 def _bad(stream: loader.Stream, together: bool) -> list[tuple[int, str]]:
     """Images met since the last time that cannot be read; those of several processes now and then."""
-    if dist.active() and not together:
+    if dist.is_distributed() and not together:
         return []
-    return [each for theirs in dist.gathered(stream.new_bad()) for each in theirs]
+    return [each for theirs in dist.gather_objects(stream.new_bad()) for each in theirs]
 
 
 def _due(position: Position, times: int) -> bool:
@@ -288,7 +288,7 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
 
 def _seen(run: Run) -> torch.nn.Module:
     """What health is read on: the encoder, or one that computes as its spread blocks do."""
-    kept = run.method.kept()
+    kept = run.method.export_encoder()
     return fsdp.Seen(kept, run.dtype) if fsdp.sharded(kept) and run.dtype != torch.float32 else kept
 
 

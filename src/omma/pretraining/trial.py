@@ -40,7 +40,7 @@ def tried(run: Run, held: contextlib.ExitStack) -> tuple[loader.Stream, Iterator
                 continue
             if why:
                 raise _lacking(run) if why == out_of_memory.LACKING else _closed(run, why)
-        if step_time is None or dist.active():  # alone is not as fast as together
+        if step_time is None or dist.is_distributed():  # alone is not as fast as together
             step_time, batches = _timed(run, batches)
         if (run.position.batch, run.accumulate) != before:
             _settle(run, *before)
@@ -61,15 +61,15 @@ def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator
     """
     used: list[Batch] = []
     why: str | None = ""
-    step_time, most = math.inf, 2 if dist.active() else MOST
+    step_time, most = math.inf, 2 if dist.is_distributed() else MOST
     try:
-        with dist.alone():
+        with dist.on_this_process():
             step_time = _trial(run, batches, used, most)
     except RuntimeError as error:
         why = out_of_memory.LACKING if out_of_memory.ran_out(error) else compile_blocks.failed(error)
         if why is None:
             raise
-    return next(filter(None, dist.gathered(why)), ""), step_time, _again(run, batches, used)
+    return next(filter(None, dist.gather_objects(why)), ""), step_time, _again(run, batches, used)
 
 
 def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST) -> float:
@@ -88,7 +88,7 @@ def faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float,
     compile_blocks.start(run.method)
     why, quick, batches = _attempted(run, batches)
     if not why:
-        if dist.active():
+        if dist.is_distributed():
             quick, batches = _timed(run, batches)
         if quick < step_time:
             run.notes.append(f"blocks are compiled: {step_time / quick:.2f} times as fast")
@@ -123,7 +123,7 @@ def _cut(run: Run) -> None:
     assert run.sized is not None
     if run.device.type != "cpu":
         torch.accelerator.empty_cache()
-    share, compared = run.position.batch // dist.world(), _compared(run)
+    share, compared = run.position.batch // dist.world_size(), _compared(run)
     at_a_time, least = share // run.accumulate, 2 if compared else 1
     if at_a_time < 2 * least:
         raise ValueError(
@@ -131,7 +131,7 @@ def _cut(run: Run) -> None:
             "--model or --image-size, or try --recompute"
         )
     if compared:
-        run.choice = run.sized(share // 2 * dist.world())
+        run.choice = run.sized(share // 2 * dist.world_size())
         run.position.batch = run.choice.recipe.batch
     else:
         run.accumulate = out_of_memory.parts(share, run.accumulate)
@@ -150,7 +150,7 @@ def _settle(run: Run, batch: int, accumulate: int) -> None:
 
 
 def _revise(run: Run, config: Mapping[str, Any]) -> None:
-    with dist.together():
+    with dist.propagate_errors():
         if run.primary:
             run.folder.revise(config)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Given, Images, Key, NoAttention, Preprocess
+from omma.core.protocols import Context, Images, Key, NoAttention, Preprocess
 from omma.core.random import Stream
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import knn
@@ -89,7 +89,7 @@ def trained_method(folder: RunFolder) -> Any:
         return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])
-    method = file.Method(encoder, settings, Given(image_size=config["image_size"]))
+    method = file.Method(encoder, settings, Context(image_size=config["image_size"]))
     method.load_state_dict(saved.method)
     return method.eval()
 

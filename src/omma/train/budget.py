@@ -60,9 +60,9 @@ def trial(
             now = time.monotonic()
             times.append(now - before)
             before = now
-            if dist.told(len(times) >= 2 and sum(times) > 4):
+            if dist.broadcast(len(times) >= 2 and sum(times) > 4):
                 break
-    return dist.told(statistics.median(times[1:]))
+    return dist.broadcast(statistics.median(times[1:]))
 
 
 @dataclass

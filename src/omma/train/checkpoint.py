@@ -46,7 +46,7 @@ def save(
     facts = {"step": step, "total": total, "elapsed": elapsed, "notes": notes}
     if fsdp.sharded(method):
         path = folder / f"step-{step:09d}"
-        if dist.told(path.exists()):  # resumed there and stopped again, before anything moved
+        if dist.broadcast(path.exists()):  # resumed there and stopped again, before anything moved
             return path
         _tidy(folder)
         from omma.train import sharded_checkpoint  # takes a while to import

@@ -17,7 +17,7 @@ BUCKET = 25 << 20  # bytes that are sent at a time: large enough for the network
 @torch.no_grad()
 def same(module: nn.Module) -> None:
     """Parameters and buffers as process 0 has them; parts that are a process' own are left alone."""
-    if dist.active():
+    if dist.is_distributed():
         for tensor in (*module.parameters(), *module.buffers()):
             if not spread(tensor):
                 torch.distributed.broadcast(tensor.detach(), 0)
@@ -46,10 +46,10 @@ class Gradients:
     """
 
     def __init__(self, method: nn.Module, trained: Sequence[nn.Parameter], size: int = BUCKET) -> None:
-        wanted = {id(p) for p in trained if not spread(p)} if dist.active() else set()
+        wanted = {id(p) for p in trained if not spread(p)} if dist.is_distributed() else set()
         self._params = [p for p in reversed(list(method.parameters())) if id(p) in wanted]
         self._size = size
-        self._lane = dist.lane() if dist.active() else None
+        self._lane = dist.side_group() if dist.is_distributed() else None
         self._buckets: list[_Bucket] = []
         self._places: dict[int, tuple[_Bucket, int]] = {}
         self._hooks: list[Any] = []
@@ -112,7 +112,7 @@ class Gradients:
             self._send()
         for bucket in self._buckets:
             bucket.work.wait()
-            bucket.flat.div_(dist.world())
+            bucket.flat.div_(dist.world_size())
         return [float(id(p) in self._found) for bucket in self._buckets for p in bucket.params]
 
     def settle(self, found: Sequence[float]) -> None:

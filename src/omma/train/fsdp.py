@@ -35,7 +35,7 @@ def shard(method: Method, place: torch.device, dtype: torch.dtype) -> None:
             f"--shard fsdp spreads a transformer's blocks, and {method.encoder.name} has none: choose a ViT, "
             "Swin or CaiT, or --shard none"
         )
-    mesh = init_device_mesh(place.type, (dist.world(),))
+    mesh = init_device_mesh(place.type, (dist.world_size(),))
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if dtype != torch.float32:
         policy = MixedPrecisionPolicy(

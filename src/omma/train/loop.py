@@ -94,7 +94,7 @@ def _settled(gradients: ddp.Gradients, said: Sequence[float]) -> tuple[float, ..
     One message beside the gradients, of numbers on the host.
     """
     found = gradients.finish()
-    sums = dist.sums([*said, *found])
+    sums = dist.sum_floats([*said, *found])
     gradients.settle(sums[len(said) :])
     return tuple(sums[: len(said)])
 
@@ -134,7 +134,7 @@ def train(
     source = iter(batches)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = ddp.Gradients(method, trained)
-    call = Cast(method, dtype, gradients.add if dist.active() else None)
+    call = Cast(method, dtype, gradients.add if dist.is_distributed() else None)
     # all that a forward pass changes
     statistics = [b for m in method.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     ahead: Batch | None = None

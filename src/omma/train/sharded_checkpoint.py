@@ -33,7 +33,7 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
     Raises OSError where one of them cannot write.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with dist.together():
+    with dist.propagate_errors():
         if dist.rank() == 0:
             partial.mkdir(parents=True)
             with files.whole(partial / FACTS, lasting=True) as file:
@@ -45,7 +45,7 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
         dcp.save({"method": method.state_dict(), "optimizer": moments}, checkpoint_id=str(partial))
     except CheckpointException as error:
         raise OSError(f"{path}: cannot be written ({_first(error)})") from error
-    with dist.together():
+    with dist.propagate_errors():
         if dist.rank() == 0:
             os.replace(partial, path)
 

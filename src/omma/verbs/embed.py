@@ -36,7 +36,7 @@ class Embedded:
     resumed: int = 0  # images that a run which was stopped had embedded already
 
 
-@dist.joined()
+@dist.process_group()
 def embed(
     model: str | Path | Model,
     images: str | Path | Images,
@@ -60,32 +60,32 @@ def embed(
     Raises ValueError where nothing can be read.
     """
     one_of("engine", engine, ENGINES)
-    if engine == "ray" and launcher.here().world > 1:
+    if engine == "ray" and launcher.ranks().world_size > 1:
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
     with ExitStack() as held:
         pool = (
             local(device, precision) if engine == "local" else held.enter_context(ray.pool(device, precision))
         )
-        with dist.in_turn():
+        with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
             opened = images if isinstance(images, Images) else collection.open_images(images)
         batch = batch or batch_size(loaded.preprocess, pool.device)
         parts = _parts(loaded, opened, Path(out), pool.precision, batch, pool.processes)
-        with dist.together():
+        with dist.propagate_errors():
             if dist.rank() == 0:
                 held.enter_context(parts.claimed())
-        missing = dist.told(parts.missing() if dist.rank() == 0 else [])
+        missing = dist.broadcast(parts.missing() if dist.rank() == 0 else [])
         here, done = pool.share(missing), 0
-        with dist.together():
+        with dist.propagate_errors():
             for more in pool.fill(parts, here, loaded.encoder, loaded.preprocess, batch):
                 done += more
                 if progress:
                     progress(done, parts.images_in(here))
         joined = Joined(0, ())
-        with dist.together():
+        with dist.propagate_errors():
             if dist.rank() == 0:
                 joined = parts.join()
-        joined = dist.told(joined)
+        joined = dist.broadcast(joined)
     return Embedded(
         path=Path(out),
         rows=joined.rows,
@@ -120,8 +120,8 @@ def _parts(
     }
     size = part_size(len(images), batch, processes)
     key = key_of(provenance, size, batch)
-    dist.alike("model and images", key)
+    dist.require_same("model and images", key)
     if fingerprint is None:  # nobody can tell whether parts that are there are of these images
-        key = dist.told(uuid.uuid4().hex)
+        key = dist.broadcast(uuid.uuid4().hex)
     columns = schema(model.encoder.dim, images.labels is not None, provenance)
     return Parts(out.absolute(), images, columns, size, key)  # other processes may stand elsewhere

@@ -15,7 +15,7 @@ from omma import backbones, methods
 from omma.core import device as machine
 from omma.core import dist, launcher
 from omma.core.checks import one_of
-from omma.core.protocols import BadImage, Given, Method
+from omma.core.protocols import BadImage, Context, Method
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
@@ -40,7 +40,7 @@ DECODERS = ("cpu", "gpu")
 RELEASE = 60.0  # seconds until the lock of a run that torchrun starts anew must be free
 
 
-@dist.joined()
+@dist.process_group()
 def pretrain(
     images: str | Path | IndexedImages,
     *,
@@ -122,7 +122,7 @@ def pretrain(
             "--cache keeps images decoded, and --decode gpu decodes them each time: give one of both"
         )
     decoder = gpu_jpeg.decoder(place) if decode == "gpu" else None
-    if shard == "fsdp" and not dist.active():
+    if shard == "fsdp" and not dist.is_distributed():
         raise ValueError(
             "shard fsdp spreads the network over processes, and this is one: start several (torchrun "
             "--nproc-per-node N -m omma pretrain ..., docs/scale.md), or leave --shard out"
@@ -148,15 +148,15 @@ def pretrain(
         check(images)
         opened = images
     else:
-        with dist.in_turn():
+        with dist.sequentially():
             opened = collection.open_images(images, check=check, tell=lambda text: listen(Note(text)))
     guide, needs = None, choose.wanted(wishes)
     if needs.model is not None:
         guide = init_weights.guide(str(wishes.options[needs.model]), str(method), needs)
-    with dist.in_turn():
+    with dist.sequentially():
         everything = collection.checked(opened)
-    if dist.active():
-        dist.alike("the images", everything.fingerprint)
+    if dist.is_distributed():
+        dist.require_same("the images", everything.fingerprint)
     rows, notes = _training_rows(everything)
     if needs.text:
         rows, said = _captioned(everything, rows)
@@ -177,7 +177,7 @@ def pretrain(
             out = Path("runs") / "-".join((*words, Path(init).name.rpartition(":")[2]))
         before = RunFolder(Path(out))
         told = before.config().get("init") if checkpoint.newest(before.checkpoints)[0] is not None else None
-        told = dist.told(told)
+        told = dist.broadcast(told)
         origin, first = init_weights.find(str(Path(init)), told, allow_partial, chosen)
     elif allow_partial or chosen:
         name = "allow_partial" if allow_partial else next(iter(chosen))
@@ -200,19 +200,19 @@ def pretrain(
 
     free = batch_size is None and accumulate is None
     parts = accumulate or 1
-    fitted = dist.told(folder.config().get("fitted")) if free else None
+    fitted = dist.broadcast(folder.config().get("fitted")) if free else None
     if fitted is not None:  # to memory, when the run began
         choice, parts = sized(fitted["batch"]), fitted["accumulate"]
         notes.append(f"batch {fitted['batch']} in {parts} parts, as memory allowed when the run began")
-    if choice.recipe.batch % (parts * dist.world()):
+    if choice.recipe.batch % (parts * dist.world_size()):
         raise ValueError(
-            f"batch size {choice.recipe.batch} cannot be divided into {parts} parts on {dist.world()} "
+            f"batch size {choice.recipe.batch} cannot be divided into {parts} parts on {dist.world_size()} "
             "processes: change --batch-size or --accumulate"
         )
 
     if precision == "auto":  # a measurement, which need not come out alike when a run is taken up again
         precision = folder.config().get("precision", precision)
-    dtype = dist.told(machine.pick_precision(precision, place))
+    dtype = dist.broadcast(machine.pick_precision(precision, place))
 
     file = methods.get(choice.method)
     preprocess = preprocessing.measure(some, choice.image_size, seed=seed)
@@ -243,7 +243,7 @@ def pretrain(
             f"captions are read with {tokenizer.vocabulary:,} tokens ({tokenizer.origin})",
             *drawn.cut(),
         ]
-    given = Given(
+    given = Context(
         image_size=choice.image_size,
         images=len(some),
         classes=some.classes,
@@ -355,11 +355,11 @@ def pretrain(
         **({} if tokenizer is None else {"tokenizer": _digest(tokenizer.merges)}),
     }
     with contextlib.ExitStack() as held:
-        with dist.together():
+        with dist.propagate_errors():
             if run.primary:
                 folder.claim(settings)
                 collection.write_skipped(folder.path / "skipped.csv", everything.skipped)
-                held.enter_context(folder.locked(RELEASE if launcher.here().restarts else 0.0))
+                held.enter_context(folder.locked(RELEASE if launcher.ranks().restarts else 0.0))
         done_before = folder.finished
         result = trainer.sit(run, epochs=epochs, steps=steps, checkpoint_every=checkpoint_every)
         if run.primary and folder.finished and not done_before:
@@ -372,10 +372,10 @@ def _spread(wish: str, method: Method, place: torch.device, dtype: torch.dtype) 
     trained = sum(p.numel() for group in method.groups() for p in group.params)
     others = sum(p.numel() for p in method.parameters()) - trained
     memory = torch.cuda.get_device_properties(place).total_memory if place.type == "cuda" else None
-    return dist.told(
+    return dist.broadcast(
         choose.spread(
             wish,
-            processes=dist.world(),
+            processes=dist.world_size(),
             state=choose.state_bytes(trained, others, lowered=dtype != torch.float32),
             memory=memory,
             blocks=bool(method.encoder.repeated()),

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from omma.data.sources import collection
 from omma.core.protocols import BadImage, Images
+from omma.data.sources import collection
 from omma.data.sources.collection import ArrayImages, checked, open_images, verify, write_skipped
 from omma.data.sources.labels import encode, from_folders
 from omma.data.sources.readers import as_images

@@ -126,7 +126,7 @@ def patch_targets(
 
 
 @torch.no_grad()
-def watched(teacher: Float[Tensor, "*b k"]) -> dict[str, Tensor]:
+def collapse_stats(teacher: Float[Tensor, "*b k"]) -> dict[str, Tensor]:
     """What tells a collapse of the teacher's assignments (`train.health`), in nats."""
     use = collectives.mean(teacher.flatten(0, -2).mean(0))
     return {
