@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omma.train.budget import seconds
+from omma.core.duration import seconds
 
 METHODS = (
     "simclr", "moco", "lejepa", "dino", "ibot", "dinov2", "mae", "simmim", "vqvae", "dvae", "beit", "eva",

@@ -1,7 +1,6 @@
 """Ending at a time: steps are timed and undone, and their number is corrected as the speed becomes known."""
 
 import dataclasses
-import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,15 +15,6 @@ from omma.train.loop import Position, moved, train
 
 LONG = 1_000_000_000  # steps, of a run that a trial is the end of
 MOST = 8  # steps of a trial
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def seconds(text: str | float) -> float:
-    """ "10m", "90s", "1.5h", "2d" or plain seconds. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"budget {text!r}: give a time such as 90s, 10m or 2h")
-    return float(match[1]) * UNITS[match[2] or "s"]
 
 
 def trial(

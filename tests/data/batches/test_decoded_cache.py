@@ -169,7 +169,7 @@ def test_a_cache_that_is_gone_ends_the_run(folder):
 
 def test_the_stream_from_it_is_the_stream_without_it(folder):
     source, plan = open_images(folder), (Crop(size=64, count=2),)
-    cache = Cache(source, loader.views.at_least(plan))
+    cache = Cache(source, loader.augment.at_least(plan))
     cache.write()
     taken = []
     for images, workers in ((source, 0), (cache.images, 0), (cache.images, 2)):

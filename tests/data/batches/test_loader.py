@@ -193,7 +193,7 @@ def test_images_are_asked_for_at_the_size_that_the_plan_needs():
 SCRIPT = """
     import os, signal, sys, time
     import numpy as np
-    from omma.data import loader
+    from omma.data.batches import loader
     from omma.protocols import Crop
 
     class Pictures:

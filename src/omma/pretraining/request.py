@@ -1,0 +1,169 @@
+"""What a user asks of `omma pretrain`: its options, written once for the command line and for Python."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from omma.core.checks import one_of
+from omma.core.duration import seconds
+
+if TYPE_CHECKING:  # the command line reads this file before it imports torch
+    from omma.data.sources.collection import IndexedImages
+    from omma.pretraining.events import Event
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Auto = Literal["auto"]
+
+SHARDS = ("auto", "none", "fsdp")
+COMPILE = ("auto", "on", "off")
+DECODERS = ("cpu", "gpu")
+RECIPES = ("auto", "small", "paper")
+ENDS = ("budget", "epochs", "steps")
+DEFAULT_BUDGET = "30m"
+
+
+def ignore(event: "Event") -> None:
+    """Listen to nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pretrain an encoder on images without labels.
+
+    The same call again resumes a run that was stopped. A method's own options are set with
+    --method.KEY VALUE, a backbone's with --model.KEY VALUE; `omma methods NAME` and `omma models NAME` list
+    them.
+
+    Raises ValueError, in one line, for anything the user can mend.
+
+    Attributes:
+        images: Folder, glob, .zip, .tar, shards, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz; in
+            Python also an opened collection (docs/input.md).
+        method: Pretraining method; `omma methods` lists them.
+        model: Backbone; `omma models` lists them.
+        init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
+            model and image size are then theirs unless you set them.
+        allow_partial: With --init, accept weights that lack many of the network's parameters.
+        head_warmup: With --init, share of the run in which the encoder is frozen (.1).
+        encoder_lr_scale: With --init, the encoder's learning rate as a share of the heads' (.1).
+        out: Run folder; by default runs/ and a name made of images, method and model.
+        budget: Time to end at, such as 90s, 10m or 2h; 30m if no end is given.
+        epochs: Passes over the images; another way to give the end.
+        steps: Optimizer steps; another way to give the end.
+        image_size: Pixels along a side that the network sees.
+        batch_size: Images a step, over all processes.
+        accumulate: Micro-batches that a step is computed in, to save memory; auto: as few as fit.
+        recompute: Compute activations again in the backward pass, to save memory; a third more work.
+        compile: on or off: a transformer's blocks by torch.compile; auto: on GPUs, in long runs, if faster.
+        lr: Peak learning rate.
+        recipe: small or paper.
+        device: cpu, cuda or mps.
+        precision: fp32 or bf16.
+        shard: none or fsdp: a copy of the network on each process, or its blocks sharded over all
+            (docs/scale.md).
+        seed: Of everything random.
+        workers: Processes that decode images.
+        cache: Keep images decoded and resized on disk; their size is printed before they are written.
+        decode: cpu or gpu: what decodes JPEGs; gpu needs an NVIDIA GPU and the package torchcodec.
+        checkpoint_every: Seconds between checkpoints.
+        profile: Print what the parts of a step take, and what share of the machine's limit is reached.
+        options: The method's own options, by the names in its Config.
+        model_options: The backbone's own options (`backbones.options(name)`).
+        listen: Is called with each `Event` of the run.
+    """
+
+    images: "str | Path | IndexedImages"
+    _: KW_ONLY
+    method: str = "auto"
+    model: str = "auto"
+    init: str | Path | None = None
+    allow_partial: bool = False
+    head_warmup: float | None = None
+    encoder_lr_scale: float | None = None
+    out: str | Path | None = None
+    budget: str | float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    image_size: int | Auto | None = "auto"
+    batch_size: int | Auto | None = "auto"
+    accumulate: int | Auto | None = "auto"
+    recompute: bool = False
+    compile: str = "auto"
+    lr: float | Auto | None = "auto"
+    recipe: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    shard: str = "auto"
+    seed: int = 0
+    workers: int | Auto | None = "auto"
+    cache: bool = False
+    decode: str = "cpu"
+    checkpoint_every: float = 300.0
+    profile: bool = False
+    options: Mapping[str, Any] | None = None
+    model_options: Mapping[str, Any] | None = None
+    listen: "Callable[[Event], None]" = field(default=ignore, repr=False)
+
+    def __post_init__(self) -> None:
+        ends = [name for name in ENDS if getattr(self, name) is not None]
+        if len(ends) > 1:
+            raise ValueError(f"{' and '.join(ends)} are both given: choose one end for the run")
+        for name in ("epochs", "steps", "image_size", "batch_size", "accumulate", "lr", "checkpoint_every"):
+            value = chosen(getattr(self, name))
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: must be above 0")
+        seconds(self.budget or DEFAULT_BUDGET)
+        one_of("recipe", self.recipe, RECIPES)
+        one_of("shard", self.shard, SHARDS)
+        one_of("compile", self.compile, COMPILE)
+        one_of("decode", self.decode, DECODERS)
+        if self.decode == "gpu" and self.cache:
+            raise ValueError(
+                "--cache keeps images decoded, and --decode gpu decodes them each time: give only one of them"
+            )
+        for name in ("allow_partial", *self.init_options()):
+            if self.init is None and getattr(self, name):
+                raise ValueError(f"{name} is about weights to start from, and none are given: give --init too")
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that the run may take; None if it ends after a number of epochs or steps."""
+        if self.epochs is not None or self.steps is not None:
+            return None
+        return seconds(self.budget or DEFAULT_BUDGET)
+
+    def init_options(self) -> dict[str, float]:
+        """What the user set of how initial weights are treated."""
+        names = ("head_warmup", "encoder_lr_scale")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def chosen(value: T | Auto | None) -> T | None:
+    """The user's value; None for "auto"."""
+    return None if value is None or value == "auto" else value  # pyright: ignore[reportReturnType]
+
+
+def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], T]], Callable[P, T]]:
+    """Let a function of one request be called with the request's fields as arguments."""
+
+    def decorate(function: Callable[[Request], T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return function(request(*args, **kwargs))
+
+        setattr(call, "__signature__", inspect.signature(request))  # noqa: B010 (functions have no such field)
+        call.__doc__ = f"{inspect.getdoc(function)}\n\n{inspect.getdoc(request)}"
+        return call
+
+    return decorate
+
+
+def option_fields() -> list[dataclasses.Field[Any]]:
+    """The fields that are options of the command line."""
+    apart = ("images", "options", "model_options", "listen")
+    return [f for f in dataclasses.fields(Request) if f.name not in apart]

@@ -1,0 +1,163 @@
+"""What a method requires beside images, and the refusal of runs that lack it; options typed and checked."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omma import backbones, methods
+from omma.backbones.layers.heads import several
+from omma.core.protocols import Backbone, Needs, Recipe
+from omma.pretraining.request import Request, chosen
+
+
+def needs_of(method: str, config: Any) -> Needs:
+    """What a method requires beside images."""
+    file = methods.get(method)
+    return file.needs(config) if hasattr(file, "needs") else Needs()
+
+
+def of_request(request: Request) -> Needs:
+    """What the method that the user names requires, with its options; nothing if none is named."""
+    if request.method == "auto":
+        return Needs()
+    return needs_of(request.method, _early_recipe(request).config)
+
+
+def _early_recipe(request: Request) -> Recipe:
+    """The named method's recipe as far as it is known before the images are."""
+    file = methods.get(request.method)
+    recipe = getattr(file, "small" if request.recipe == "auto" else request.recipe)
+    plan = recipe(chosen(request.image_size) or 64, chosen(request.model) or "vit-s/8")
+    return dataclasses.replace(plan, config=configured(request.method, plan.config, request.options or {}))
+
+
+def refuse(request: Request, *, classes: Sequence[str] | None, captions: bool) -> None:
+    """Raise ValueError if the method that the user names lacks what it requires, with the remedy.
+
+    classes: names of the images' labels; None without labels. captions: has any image one? Reads no pixels.
+    """
+    name = request.method
+    if name == "auto":
+        return
+    plan = _early_recipe(request)
+    needs = needs_of(name, plan.config)
+    _refuse_images(name, needs, classes, captions)
+    _refuse_options(name, needs, plan.config)
+    if (batch := chosen(request.batch_size)) is not None:
+        enough_images(name, needs, batch, chosen(request.accumulate) or 1)
+    if request.model != "auto":
+        _refuse_model(request, needs, plan)
+
+
+def _refuse_images(name: str, needs: Needs, classes: Sequence[str] | None, captions: bool) -> None:
+    if needs.labels and classes is None:
+        raise ValueError(
+            f"{name} learns from labels, and these images have none: put them into one folder a class, or "
+            "give a manifest with a `label` column (docs/input.md), or choose a method that needs no labels "
+            "(omma methods)"
+        )
+    if needs.labels and classes is not None:
+        several(classes)
+    if needs.text and not captions:
+        raise ValueError(
+            f"{name} learns from captions, and these images have none: give a manifest with the columns "
+            "`path` and `text` (docs/input.md), or choose a method that needs no captions (omma methods)"
+        )
+
+
+def _refuse_options(name: str, needs: Needs, config: Any) -> None:
+    if needs.model is not None and getattr(config, needs.model) is None:
+        raise ValueError(
+            f"{name} learns from {needs.kind}: give --method.{needs.model.replace('_', '-')} MODEL"
+        )
+    for key in needs.files:
+        path = getattr(config, key)
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"--method.{key.replace('_', '-')} {path}: no such file; give its path")
+
+
+def _refuse_model(request: Request, needs: Needs, plan: Recipe) -> None:
+    options = backbones.options(request.model)
+    if needs.drops_tokens or needs.plain or needs.distils:
+        size = chosen(request.image_size) or 64
+        own = typed("model", request.model, options, request.model_options or {})
+        suits(request.method, needs, backbones.outline(name=request.model, image_size=size, **own))
+    if hasattr(file := methods.get(request.method), "adapted"):
+        file.adapted(plan, options)
+
+
+def enough_images(method: str, needs: Needs, batch: int, accumulate: int) -> None:
+    """Raise ValueError if a batch, or the micro-batch that is computed at once, has too few images."""
+    if batch // accumulate < needs.batch:
+        micro = f" in each of {accumulate} micro-batches" if accumulate > 1 else ""
+        raise ValueError(
+            f"{method} needs a batch of {needs.batch} at least{micro} ({needs.why_batch}): choose another "
+            f"--batch-size{' or --accumulate' * (accumulate > 1)}"
+        )
+
+
+def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None = None) -> None:
+    """Raise ValueError for a backbone that cannot do what a method requires of it.
+
+    image_size: if given, an image that is a single patch is refused too: no part of it can be hidden.
+    """
+    lacking = (
+        "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
+        else "embed each patch by itself" if needs.plain and not encoder.plain
+        else "carry a distillation token" if needs.distils and not encoder.distils else ""
+    )  # fmt: skip
+    if lacking:
+        raise ValueError(
+            f"{method} needs a backbone that can {lacking}, and {encoder.name} cannot: choose a plain ViT "
+            "(--model vit-ti/4) or another method (omma methods)"
+        )
+    if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):
+        raise ValueError(
+            f"{method} hides patches, and to {encoder.name} an image of {image_size} px is a single one: "
+            "choose smaller patches or a larger --image-size"
+        )
+
+
+def configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """The method's configuration with the user's options; raises ValueError for unknown ones."""
+    defaults = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    # a field's type decides, not the value that the recipe has put there
+    defaults |= {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
+    defaults |= {f.name: None for f in dataclasses.fields(config) if f.type in (int | None, float | None)}
+    return dataclasses.replace(config, **typed("method", method, defaults, options))
+
+
+def typed(flag: str, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options of a method or model, each of its default's type; ValueError for unknown ones."""
+    for key in options:
+        if key not in defaults:
+            has = ", ".join(sorted(defaults))
+            raise ValueError(f"--{flag}.{key}: {name} has no such option; it has {has}")
+    return {key: _parse(f"--{flag}.{key}", value, defaults[key]) for key, value in options.items()}
+
+
+def _parse(flag: str, value: Any, default: Any) -> Any:
+    """A value from the command line ("0.04", "False", "0.2,1.0") as the type of the default."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(_number(each) for each in text.strip("()").split(","))
+        if default is None:
+            return None if text.lower() == "none" else _number(text)
+        return type(default)(text)
+    except (KeyError, ValueError):
+        kind = "a number or none" if default is None else f"{type(default).__name__}, such as {default}"
+        raise ValueError(f"{flag} {value!r}: expected {kind}") from None
+
+
+def _number(text: str) -> int | float:
+    """An int if it is written as one."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
