@@ -12,7 +12,8 @@ from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.losses import prediction
 from omma.methods import beit
 from omma.methods.shared.masked_head import MaskedHead
-from omma.pretraining import choose, init_weights
+from omma.pretraining import requirements
+from omma.pretraining.request import Request, init_weights
 
 
 def close(a, b, atol=2e-6):
@@ -128,7 +129,7 @@ def test_merged_tokens_are_hidden_together():
 
 def test_without_a_tokenizer_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a tokenizer.*--method vqvae.*--method\.tokenizer MODEL"):
-        choose.refuse(choose.Wishes(method="beit"), classes=None, captions=False)
+        requirements.refuse(Request("images", method="beit"), classes=None, captions=False)
 
 
 def test_a_model_without_codes_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from omma import backbones, methods, weights
 from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
-from omma.pretraining import choose
+from omma.pretraining import requirements
 from omma.train.loop import Position, make_optimizer, train
 from omma.train.precision import Cast
 
@@ -28,10 +28,10 @@ VARIANTS |= {"moco queue": {"queue": 24}}
 
 def pairs():
     for name in methods.names():
-        needs = choose.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
+        needs = requirements.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
         for model in MODELS:
             try:
-                choose.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
+                requirements.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
             except ValueError:
                 continue
             yield name, model

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from omma import backbones, weights
 from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.methods import deit
-from omma.pretraining import choose
+from omma.pretraining import requirements
+from omma.pretraining.request import Request
 from omma.train.loop import Position, make_optimizer, train
 
 CLOCK = Clock(1, 10, 0.1)
@@ -174,11 +175,11 @@ def test_a_backbone_without_the_tokens_is_refused(options):
 
 
 def test_other_backbones_are_refused_before_anything_is_decoded():
-    wishes = choose.Wishes(method="deit", model="vitc-15mf", options={"teacher": "run"})
+    wishes = Request("images", method="deit", model="vitc-15mf", options={"teacher": "run"})
     with pytest.raises(ValueError, match=r"carry a distillation token, and vitc-15mf cannot"):
-        choose.refuse(wishes, classes=("a", "b"), captions=False)
+        requirements.refuse(wishes, classes=("a", "b"), captions=False)
     with pytest.raises(ValueError, match=r"learns from a teacher that classifies.*--method.teacher MODEL"):
-        choose.refuse(choose.Wishes(method="deit"), classes=("a", "b"), captions=False)
+        requirements.refuse(Request("images", method="deit"), classes=("a", "b"), captions=False)
 
 
 @pytest.mark.parametrize(

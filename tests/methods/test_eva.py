@@ -11,7 +11,8 @@ from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.core.random import Stream
 from omma.methods import eva
 from omma.methods.shared.masking import blockwise
-from omma.pretraining import choose
+from omma.pretraining import requirements
+from omma.pretraining.request import Request
 
 
 def close(a, b, atol=2e-6):
@@ -82,13 +83,13 @@ def test_the_tower_never_changes():
 
 def test_without_a_target_it_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"a trained image tower.*--method\.target MODEL"):
-        choose.refuse(choose.Wishes(method="eva"), classes=None, captions=False)
+        requirements.refuse(Request("images", method="eva"), classes=None, captions=False)
 
 
 def test_a_backbone_that_looks_at_neighbours_is_refused():
-    wishes = choose.Wishes(method="eva", model="vitc-15mf", options={"target": "tower"})
+    wishes = Request("images", method="eva", model="vitc-15mf", options={"target": "tower"})
     with pytest.raises(ValueError, match="embed each patch by itself"):
-        choose.refuse(wishes, classes=None, captions=False)
+        requirements.refuse(wishes, classes=None, captions=False)
 
 
 def test_values_that_make_no_sense_are_refused():

@@ -13,7 +13,7 @@ from omma.core.random import Stream
 from omma.methods import simmim
 from omma.methods.shared.masking import random_units
 from omma.ops.patches import normalised, patchify
-from omma.pretraining import choose
+from omma.pretraining import requirements
 
 SIZE, PATCH = 24, 4
 
@@ -97,7 +97,7 @@ def test_the_paper_has_twice_the_rate_for_swin():
 @pytest.mark.parametrize("name", ["simmim", "mae", "beit", "eva", "ibot", "dinov2"])
 def test_an_image_that_is_one_patch_is_refused(name):
     encoder = backbones.outline(name="vit-n/16", image_size=16)
-    needs = choose.needs_of(name, methods.get(name).Config())
+    needs = requirements.needs_of(name, methods.get(name).Config())
     with pytest.raises(ValueError, match=r"an image of 16 px is a single one.*smaller patches"):
-        choose.suits(name, needs, encoder, 16)
-    choose.suits(name, needs, encoder, 32)
+        requirements.suits(name, needs, encoder, 16)
+    requirements.suits(name, needs, encoder, 32)

@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 
 from omma import backbones, methods
-from omma.pretraining import choose
+from omma.pretraining import choose, placement, requirements
+from omma.pretraining.request import Request
 
 CPU = choose.Facts(images=10_000, shorter_side=32, device="cpu")
 GPU = dataclasses.replace(CPU, device="cuda", images=1_000_000, shorter_side=480)
 
 
 def test_small_images_on_a_cpu():
-    choice = choose.choose(CPU, choose.Wishes())
+    choice = choose.choose(CPU, Request("images"))
     assert (choice.method, choice.model, choice.image_size, choice.recipe_name) == (
         "simclr", "vitc-15mf", 32, "small",
     )  # fmt: skip
@@ -21,7 +22,7 @@ def test_small_images_on_a_cpu():
 
 
 def test_many_images_on_a_gpu():
-    choice = choose.choose(GPU, choose.Wishes())
+    choice = choose.choose(GPU, Request("images"))
     assert (choice.method, choice.model, choice.image_size, choice.recipe_name) == (
         "dino", "vit-s/16", 224, "paper",
     )  # fmt: skip
@@ -34,16 +35,16 @@ def test_many_images_on_a_gpu():
      ("mps", 480, 64), ("cpu", 8, 16)],
 )  # fmt: skip
 def test_image_size(device, side, size):
-    choice = choose.choose(dataclasses.replace(CPU, device=device, shorter_side=side), choose.Wishes())
+    choice = choose.choose(dataclasses.replace(CPU, device=device, shorter_side=side), Request("images"))
     assert choice.image_size == size
 
 
-def test_wishes_win_and_need_no_reason():
-    wishes = choose.Wishes(
-        method="dino", model="vit-s/8", image_size=48, batch=20, lr=0.5, recipe="paper",
+def test_the_users_options_win_and_need_no_reason():
+    request = Request("images",
+        method="dino", model="vit-s/8", image_size=48, batch_size=20, lr=0.5, recipe="paper",
         options={"momentum": "0.9", "local_crops": "2", "blur": "False", "global_scale": "0.3,0.9"},
     )  # fmt: skip
-    choice = choose.choose(CPU, wishes)
+    choice = choose.choose(CPU, request)
     assert not choice.reasons
     assert (choice.method, choice.model, choice.image_size) == ("dino", "vit-s/8", 48)
     assert (choice.recipe.batch, choice.recipe.lr) == (20, 0.5)
@@ -53,35 +54,35 @@ def test_wishes_win_and_need_no_reason():
 
 
 def test_the_recipe_knows_its_model():
-    hybrid, plain = (choose.choose(CPU, choose.Wishes(model=m)).recipe for m in ("vitc-15mf", "vit-n/4"))
+    hybrid, plain = (choose.choose(CPU, Request("images", model=m)).recipe for m in ("vitc-15mf", "vit-n/4"))
     assert (hybrid.config.crop_size, plain.config.crop_size) == (24, 16)
     assert plain.lr < hybrid.lr
-    assert choose.choose(CPU, choose.Wishes(method="mae")).model == "vit-n/4"
-    assert choose.choose(GPU, choose.Wishes(method="mae")).model == "vit-s/16"
+    assert choose.choose(CPU, Request("images", method="mae")).model == "vit-n/4"
+    assert choose.choose(GPU, Request("images", method="mae")).model == "vit-s/16"
 
 
 def test_few_images_make_a_smaller_batch_and_rate():
-    few = choose.choose(dataclasses.replace(CPU, images=8), choose.Wishes())
-    many = choose.choose(CPU, choose.Wishes())
+    few = choose.choose(dataclasses.replace(CPU, images=8), Request("images"))
+    many = choose.choose(CPU, Request("images"))
     assert few.recipe.batch == 8
     assert few.recipe.lr == pytest.approx(many.recipe.lr * (8 / many.recipe.batch) ** 0.5)
-    assert choose.choose(dataclasses.replace(CPU, images=1), choose.Wishes()).recipe.batch == 2
+    assert choose.choose(dataclasses.replace(CPU, images=1), Request("images")).recipe.batch == 2
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words"),
+    ("options", "words"),
     [
         ({"method": "dyno"}, "dino"),
-        ({"recipe": "large"}, "small or paper"),
+        ({"recipe": "large"}, "choose .*small"),
         ({"method": "mae", "options": {"momentum": "1"}}, "no such option"),
         ({"method": "mae", "options": {"mask_share": "many"}}, "expected float"),
         ({"method": "mae", "options": {"mask_share": "1.5"}}, "between 0 and 1"),
         ({"method": "dino", "options": {"teacher_temp": "0"}}, "above 0"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(wishes, words):
+def test_nonsense_is_refused_in_one_line(options, words):
     with pytest.raises(ValueError, match=words) as error:
-        choose.choose(CPU, choose.Wishes(**wishes))
+        choose.choose(CPU, Request("images", **options))
     assert "\n" not in str(error.value)
 
 
@@ -90,11 +91,13 @@ def test_nonsense_is_refused_in_one_line(wishes, words):
 def test_whatever_is_chosen_can_be_built(method, facts):
     import torch
 
-    choice = choose.choose(facts, choose.Wishes(method=method))
+    choice = choose.choose(facts, Request("images", method=method))
     options = choice.encoder_options()
     with torch.device("meta"):
         encoder = backbones.build(name=choice.model, image_size=choice.image_size, **options)
-    choose.suits(method, choose.needs_of(method, choice.recipe.config), encoder, choice.image_size)
+    requirements.suits(
+        method, requirements.needs_of(method, choice.recipe.config), encoder, choice.image_size
+    )
     for crop in methods.get(method).views(choice.recipe.config, choice.image_size):
         rows, columns = encoder.grid(crop.size, crop.size)
         assert rows * columns >= 4  # local crops too
@@ -104,31 +107,31 @@ def test_whatever_is_chosen_can_be_built(method, facts):
 
 def test_mae_refuses_a_backbone_that_cannot_drop_tokens():
     for model, options in (("vitc-15mf", {}), ("swin-t", {}), ("vit-n/4", {"mixer": "fourier"})):
-        wishes = choose.Wishes(method="mae", model=model, model_options=options)
+        request = Request("images", method="mae", model=model, model_options=options)
         with pytest.raises(ValueError, match="choose a plain ViT"):
-            choose.refuse(wishes, classes=None, captions=False)
+            requirements.refuse(request, classes=None, captions=False)
 
 
 def test_labels_and_captions_at_hand():
-    labelled = choose.choose(dataclasses.replace(CPU, labels=True), choose.Wishes())
+    labelled = choose.choose(dataclasses.replace(CPU, labels=True), Request("images"))
     assert labelled.method == "simclr"
     assert any(what == "labels not used" for what, _ in labelled.reasons)
-    few = choose.choose(dataclasses.replace(GPU, images=2_000, captions=True), choose.Wishes())
-    many = choose.choose(dataclasses.replace(GPU, images=1_000_000, captions=True), choose.Wishes())
+    few = choose.choose(dataclasses.replace(GPU, images=2_000, captions=True), Request("images"))
+    many = choose.choose(dataclasses.replace(GPU, images=1_000_000, captions=True), Request("images"))
     assert (few.method, many.method) == ("simclr", "clip")
     assert not any(what == "captions not used" for what, _ in many.reasons)
-    named = choose.choose(dataclasses.replace(CPU, labels=True), choose.Wishes(method="supervised"))
+    named = choose.choose(dataclasses.replace(CPU, labels=True), Request("images", method="supervised"))
     assert not any(what == "labels not used" for what, _ in named.reasons)
 
 
 def test_options_are_typed_as_their_fields_are():
     """Not as what the recipe has put there: a crop's size may be left open again."""
-    wishes = choose.Wishes(method="simclr", model="vit-n/4", options={"crop_size": "none"})
-    assert choose.choose(CPU, wishes).recipe.config.crop_size is None
-    wishes = choose.Wishes(method="simclr", model="vit-n/4", options={"crop_size": "24"})
-    assert choose.choose(CPU, wishes).recipe.config.crop_size == 24
+    request = Request("images", method="simclr", model="vit-n/4", options={"crop_size": "none"})
+    assert choose.choose(CPU, request).recipe.config.crop_size is None
+    request = Request("images", method="simclr", model="vit-n/4", options={"crop_size": "24"})
+    assert choose.choose(CPU, request).recipe.config.crop_size == 24
     with pytest.raises(ValueError, match=r"--method.crop_size 'big': expected a number or none"):
-        choose.choose(CPU, choose.Wishes(method="simclr", options={"crop_size": "big"}))
+        choose.choose(CPU, Request("images", method="simclr", options={"crop_size": "big"}))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +148,9 @@ def test_options_are_typed_as_their_fields_are():
     ],
 )
 def test_what_does_not_fit_is_spread(wish, processes, memory, blocks, spread, said):
-    state = choose.state_bytes(1_250_000_000, 1_250_000_000, lowered=True)
+    state = placement.state_bytes(1_250_000_000, 1_250_000_000, half_copy=True)
     assert state == 24 * 1_250_000_000
-    found, notes = choose.spread(
+    found, notes = placement.shard_blocks(
         wish, processes=processes, state=state, memory=memory and memory << 30, blocks=blocks
     )
     assert found == spread

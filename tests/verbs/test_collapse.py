@@ -4,7 +4,7 @@ import pytest
 
 from omma import methods
 from omma.data.sources.demo_digits import digit_images
-from omma.pretraining import choose
+from omma.pretraining import requirements
 from omma.pretraining.events import Read
 from omma.verbs.pretrain import pretrain
 
@@ -18,7 +18,7 @@ LITTLE = {
 def alone():
     """Methods that need no other model and no captions."""
     for name in methods.names():
-        needs = choose.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
+        needs = requirements.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
         if needs.model is None and not needs.text:
             yield name
 

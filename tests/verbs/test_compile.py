@@ -6,9 +6,10 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from omma.data.sources.collection import ArrayImages
-from omma.pretraining import choose, trial
+from omma.pretraining import choose, placement
 from omma.pretraining.events import Plan
 from omma.pretraining.folder import RunFolder
+from omma.pretraining.request import trial
 from omma.reporting import run_report
 from omma.train import compile_blocks
 from omma.verbs.pretrain import pretrain
@@ -103,20 +104,20 @@ def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, qu
 
 
 def test_what_does_not_go_together(tmp_path):
-    facts = {"device": "cuda", "blocks": True, "profiled": False, "spread": False, "before": False}
-    assert choose.compiling("auto", **facts) == "auto"
-    assert choose.compiling("auto", **facts | {"before": True}) == "on"
+    facts = {"device": "cuda", "blocks": True, "profiled": False, "sharded": False, "compiled_before": False}
+    assert placement.compile_blocks("auto", **facts) == "auto"
+    assert placement.compile_blocks("auto", **facts | {"compiled_before": True}) == "on"
     for other in (
         {"device": "cpu"},
         {"device": "mps"},
         {"blocks": False},
         {"profiled": True},
-        {"spread": True},
+        {"sharded": True},
     ):
-        assert choose.compiling("auto", **facts | other) == "off"
-        assert choose.compiling("off", **facts | other) == "off"
-    for other in ({"blocks": False}, {"profiled": True}, {"spread": True}):
+        assert placement.compile_blocks("auto", **facts | other) == "off"
+        assert placement.compile_blocks("off", **facts | other) == "off"
+    for other in ({"blocks": False}, {"profiled": True}, {"sharded": True}):
         with pytest.raises(ValueError, match="--compile"):
-            choose.compiling("on", **facts | other)
+            placement.compile_blocks("on", **facts | other)
     with pytest.raises(ValueError, match="compile"):
         train(tmp_path / "run", compile="yes")

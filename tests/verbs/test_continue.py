@@ -12,10 +12,11 @@ import omma
 from omma import backbones, methods, weights
 from omma.core.protocols import Clock, Context, Features, ParamGroup, Preprocess
 from omma.data.sources.collection import ArrayImages
-from omma.pretraining import choose, health, retention
+from omma.pretraining import choose
 from omma.pretraining.events import Plan, Progress, Read
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.monitor import Monitor
+from omma.pretraining.request import Request, health, retention
 from omma.train import checkpoint, fine_tune_groups
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, make_optimizer, schedule
@@ -370,11 +371,11 @@ def origin(**options):
 )
 def test_image_size(side, size, why):
     facts = choose.Facts(images=5000, shorter_side=side, device="cpu")
-    choice = choose.choose(facts, choose.Wishes(init=origin()))
+    choice = choose.choose(facts, Request("images"), origin())
     assert (choice.model, choice.image_size) == ("vit-s/16", size)
     assert any(what == f"image size {size}" and why in words for what, words in choice.reasons)
     assert choice.encoder_options() == {"registers": 4, "pool": "mean", "drop_path": 0.0}
-    wished = choose.choose(facts, choose.Wishes(init=origin(), image_size=96, model="vit-s/8", method="mae"))
+    wished = choose.choose(facts, Request("images", image_size=96, model="vit-s/8", method="mae"), origin())
     assert (wished.model, wished.image_size) == ("vit-s/8", 96)
     assert wished.encoder_options()["pool"] == "mean"
     assert "positions" not in wished.encoder_options()  # mae's recipe would have other ones

@@ -64,8 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         for flag, given in options.items():
             if given and words[:1] != ["pretrain"]:
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")
-        command = functools.partial(pretrain, options=options["method"], model_options=options["model"])
-        commands = {**COMMANDS, "pretrain": command}
+        commands = {**COMMANDS, "pretrain": functools.partial(pretrain, dotted=options)}
         speaks = True
         code = tyro.extras.subcommand_cli_from_dict(
             commands, args=words, prog="omma", description=__doc__, console_outputs=first

@@ -22,7 +22,7 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
         name: The method to explain.
     """
     from omma import methods as known
-    from omma.pretraining import choose
+    from omma.pretraining.requirements import needs_of
 
     if name is None:
         table = Table(box=None, show_header=False)
@@ -33,7 +33,7 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
         return 0
     file = known.get(name)
     out.print(inspect.getdoc(file), markup=False)
-    if wanted := _wanted(choose.needs_of(name, file.paper(224, "vit-s/16").config)):
+    if wanted := _wanted(needs_of(name, file.paper(224, "vit-s/16").config)):
         out.print(f"\nNeeds beside images: {'; '.join(wanted)}.", markup=False)
     out.print("\noptions (--method.KEY VALUE): the paper's, and what the small-data recipe sets")
     table = Table(box=None)

@@ -2,12 +2,17 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from omma.cli.shared import out
+
+if TYPE_CHECKING:  # they import torch, which takes a second
+    from omma.pretraining import events
+    from omma.pretraining.events import Event, Plan, Read, Result
+    from omma.train.profile import Profile
 
 
 @dataclass
@@ -34,12 +39,25 @@ class Listener:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def __call__(self, event: Any) -> None:
-        kinds = {"Plan": self.plan, "Progress": self.progress, "Read": self.read, "Note": self.note}
-        (kinds | {"Profile": self.profile})[type(event).__name__](event)
+    def __call__(self, event: "Event") -> None:
+        from omma.pretraining import events  # the run has imported it; other commands need not
+        from omma.train.profile import Profile
 
-    def plan(self, plan: Any) -> None:
-        from omma.pretraining import choose  # the run has imported it; other commands need not
+        match event:
+            case events.Plan():
+                self.plan(event)
+            case events.Progress():
+                self.progress(event)
+            case events.Read():
+                self.read(event)
+            case events.Note():
+                self.console.print(event.text, markup=False)
+            case Profile():
+                for line in profile_lines(event):
+                    self.console.print(line, markup=False)
+
+    def plan(self, plan: "Plan") -> None:
+        from omma.pretraining.requirements import needs_of
 
         say = self.console.print
         say(f"images     {plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", markup=False)
@@ -55,14 +73,14 @@ class Listener:
             say(f"views      {view}", markup=False)
         say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
             f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
-        learned = choose.needs_of(plan.choice.method, recipe.config).labels
+        learned = needs_of(plan.choice.method, recipe.config).labels
         self.labels = "on images held out" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
         say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
         say(f"out        {plan.out}", markup=False)
         self.bar.update(self.task, visible=True)
 
-    def progress(self, p: Any) -> None:
+    def progress(self, p: "events.Progress") -> None:
         wait = f"{p.waiting:.0%} waiting for data" if p.waiting > 0.05 else ""
         self.bar.update(
             self.task, completed=p.step, total=p.total, loss=p.loss, rate=p.images_per_second,
@@ -76,41 +94,34 @@ class Listener:
                 f"{_duration(p.seconds_left)} left {wait}"
             )
 
-    def read(self, read: Any) -> None:
+    def read(self, read: "Read") -> None:
         told = read.retained is not None and read.retained.knn is not None  # by the verdict
         knn = "" if read.knn is None or told else f"; k-NN {read.knn:.3f} ({self.labels})"
         self.console.print(f"step {read.step:,}: {read.verdict}{knn}", markup=False)
 
-    def note(self, note: Any) -> None:
-        self.console.print(note.text, markup=False)
 
-    def profile(self, found: Any) -> None:
-        for line in profile_lines(found):
-            self.console.print(line, markup=False)
-
-
-def profile_lines(found: Any) -> list[str]:
+def profile_lines(profile: "Profile") -> list[str]:
     """The table of a `train.profile.Profile`; parts that took no time are left out."""
-    shortest, longest = (1000 * end for end in (min(found.steps), max(found.steps)))
-    spread = f"mean of {len(found.steps)} steps, {shortest:,.1f} to {longest:,.1f} ms"
+    shortest, longest = (1000 * end for end in (min(profile.steps), max(profile.steps)))
+    spread = f"mean of {len(profile.steps)} steps, {shortest:,.1f} to {longest:,.1f} ms"
     lines = [f"{'':22}{'ms':>9}{'share':>8}   {spread}"]
-    for part, seconds in [*found.parts.items(), ("a step", found.seconds)]:
+    for part, seconds in [*profile.parts.items(), ("a step", profile.seconds)]:
         if seconds:
-            lines.append(f"{part:22}{1000 * seconds:9,.1f}{seconds / found.seconds:8.1%}")
-    flops, rate, limit = (x / 1e9 for x in (found.flops, found.flops_per_second, found.limit))
+            lines.append(f"{part:22}{1000 * seconds:9,.1f}{seconds / profile.seconds:8.1%}")
+    flops, rate, limit = (x / 1e9 for x in (profile.flops, profile.flops_per_second, profile.limit))
     lines += [
-        f"{found.images_per_second:,.0f} images/s, readings and saving apart; {flops:,.2f} GFLOP a step, "
+        f"{profile.images_per_second:,.0f} images/s, readings and saving apart; {flops:,.2f} GFLOP a step, "
         f"{rate:,.1f} GFLOP/s",
-        f"{found.share:.1%} of this machine's limit, {limit:,.0f} GFLOP/s (its best matrix product in "
-        f"{found.precision}, measured now)",
-        f"{found.peak_memory / 2**30:.2f} GiB at most so far, on {found.device}",
+        f"{profile.share:.1%} of this machine's limit, {limit:,.0f} GFLOP/s (its best matrix product in "
+        f"{profile.precision}, measured now)",
+        f"{profile.peak_memory / 2**30:.2f} GiB at most so far, on {profile.device}",
     ]
-    if found.device.startswith("mps"):
+    if profile.device.startswith("mps"):
         lines.append("each part was waited for: other steps are faster")
     return [f"{'' if i else 'profile':11}{line}" for i, line in enumerate(lines)]
 
 
-def end(result: Any) -> None:
+def end(result: "Result") -> None:
     if result.stopped_by is not None:
         return
     out.print(f"\ndone: {result.steps:,} steps in {_duration(result.seconds)}")

@@ -7,6 +7,8 @@ from rich.console import Console
 
 Auto = Literal["auto"]
 Path_ = Annotated[str, tyro.conf.Positional]
-Dotted = tyro.conf.Suppress[tyro.conf.Fixed[dict[str, str] | None]]  # from --method.KEY VALUE and the like
+Dotted = tyro.conf.Suppress[
+    tyro.conf.Fixed[dict[str, dict[str, str]] | None]
+]  # from --method.KEY VALUE and the like
 
 out = Console(highlight=False, soft_wrap=True)

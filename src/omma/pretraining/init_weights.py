@@ -1,28 +1,49 @@
-"""Weights that a run goes on from: found, put into its encoder, and the images prepared as they expect."""
+"""Weights that a run starts from: found, put into its encoder, and the images prepared as they expect."""
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omma import weights
-from omma.core.protocols import Backbone, Needs, ParamGroup, Preprocess
+from omma.core import dist
+from omma.core.protocols import Backbone, ParamGroup, Preprocess
 from omma.data.batches import preprocess as preprocessing
+from omma.pretraining import requirements
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.request import Request
+from omma.train import checkpoint
 from omma.train.fine_tune_groups import Origin
 from omma.weights import Model
 
 
-def find(
-    source: str, told: Mapping[str, Any] | None, allow_partial: bool, chosen: Mapping[str, Any]
-) -> tuple[Origin, Model | None]:
-    """Where the weights come from, and they.
+@dataclass(frozen=True)
+class Start:
+    """Weights that a run starts from."""
 
-    told: the origin of a run that has checkpoints: where it is the same, the weights are needed no more and
-    None is returned for them. chosen: fields of `Origin` that the user set.
-    """
-    if told and told["source"] == source:
-        return dataclasses.replace(Origin(**told), **chosen), None
-    model = weights.load(source, allow_partial=allow_partial)
+    origin: Origin
+    model: Model | None  # None in a run that is resumed, which needs them no more
+
+
+def default_out(request: Request, stem: str) -> Path | None:
+    """The run folder of a run that starts from weights; None if there are none. stem: the images' name."""
+    if request.init is None:
+        return None
+    method = [] if request.method == "auto" else [request.method]
+    return Path("runs") / "-".join((stem, *method, "from", Path(request.init).name.rpartition(":")[2]))
+
+
+def find(request: Request, folder: RunFolder) -> Start:
+    """The weights that the user names; a run with checkpoints needs no more than where they came from."""
+    assert request.init is not None
+    source = str(Path(request.init))
+    resumed = checkpoint.newest(folder.checkpoints)[0] is not None
+    before = dist.broadcast(folder.config().get("init") if resumed else None)
+    if before and before["source"] == source:
+        return Start(dataclasses.replace(Origin(**before), **request.init_options()), None)
+    model = weights.load(source, allow_partial=request.allow_partial)
     facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),
@@ -30,38 +51,44 @@ def find(
         "preprocess": preprocessing.as_dict(model.preprocess),
     }
     facts = json.loads(json.dumps(facts))  # as it will be read from config.json
-    return Origin(source=source, **facts, **chosen), model
+    return Start(Origin(source=source, **facts, **request.init_options()), model)
 
 
-def guide(source: str, method: str, needs: Needs) -> Model:
-    """The trained model that a method learns from, with what it needs beside the encoder."""
+def teacher(request: Request) -> Model | None:
+    """The trained model that the named method learns from, with what it needs beside the encoder."""
+    needs = requirements.of_request(request)
+    if needs.model is None:
+        return None
+    source = str((request.options or {})[needs.model])
     model = weights.load(source)
     if needs.beside and not any(name in model.extras.tensors for name in needs.beside):
-        raise ValueError(f"{source} is not what {method} learns from, {needs.kind}: choose another")
+        raise ValueError(
+            f"{source} is not what {request.method} learns from, {needs.kind}: choose another model"
+        )
     return model
 
 
 def fill(encoder: Backbone, model: Model, allow_partial: bool) -> list[str]:
-    """Put the weights into the encoder, converted where its size differs; what became of them, in lines."""
-    lines = list(model.provenance.get("loaded", ()))
-    state, wanted = model.encoder.state_dict(), encoder.state_dict()
-    if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in wanted.items()}:
-        return lines + weights.fit(model, encoder, allow_partial)
+    """Put the weights into the encoder, converted if its size differs; the notes say what became of them."""
+    notes = list(model.provenance.get("loaded", ()))
+    state, own = model.encoder.state_dict(), encoder.state_dict()
+    if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in own.items()}:
+        return notes + weights.fit(model, encoder, allow_partial)
     encoder.load_state_dict(state)
-    return lines
+    return notes
 
 
 def prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
-    """The weights' own preprocessing where the images are of the kind that it was made for, and why."""
+    """The weights' own preprocessing if the images are of the kind that it was made for, and the reason."""
 
-    def bytes_(p: Preprocess) -> bool:
+    def eight_bit(p: Preprocess) -> bool:
         return set(p.low) == {0.0} and set(p.high) == {255.0}
 
     if own.channels != measured.channels:
         why = f"the weights were made for {own.channels} channels, these images have {measured.channels}"
         return measured, f"normalised as measured here: {why}"
-    if bytes_(own) != bytes_(measured):
-        kinds = ("8-bit", "other") if bytes_(own) else ("other", "8-bit")
+    if eight_bit(own) != eight_bit(measured):
+        kinds = ("8-bit", "other") if eight_bit(own) else ("other", "8-bit")
         return (
             measured,
             f"normalised as measured here: the weights were made for {kinds[0]} values, not {kinds[1]}",
@@ -69,11 +96,11 @@ def prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
     return dataclasses.replace(own, size=measured.size), "normalised as the weights expect it"
 
 
-def treated(groups: Sequence[ParamGroup], origin: Origin, moves: bool = True) -> str:
-    """What the user is told; moves: does the encoder learn at all?"""
-    if not moves:
-        return f"goes on from {origin.source}: its encoder stays as it is"
+def describe(groups: Sequence[ParamGroup], origin: Origin, trained: bool = True) -> str:
+    """How the weights are treated, for the user; trained: does the encoder learn at all?"""
+    if not trained:
+        return f"starts from {origin.source}: its encoder stays as it is"
     share = max(group.frozen_share for group in groups)
     frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
     rate = f"{origin.encoder_lr_scale:g} times the learning rate"
-    return f"goes on from {origin.source}: {frozen} learns at {rate}"
+    return f"starts from {origin.source}: {frozen} learns at {rate}"

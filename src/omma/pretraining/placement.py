@@ -35,7 +35,7 @@ def compile_blocks(
     """Are a network's blocks compiled (`--compile`): "on", "off", or "auto", which a trial decides?
 
     blocks: has the network any? profiled, sharded: are they timed from inside, or sharded over processes?
-    compiled_before: were they compiled when the run began? Raises ValueError for an option that is impossible.
+    compiled_before: were they compiled when the run began? Raises ValueError for what is impossible.
     """
     if option == "on":
         if not blocks:

@@ -39,8 +39,6 @@ class Request:
     --method.KEY VALUE, a backbone's with --model.KEY VALUE; `omma methods NAME` and `omma models NAME` list
     them.
 
-    Raises ValueError, in one line, for anything the user can mend.
-
     Attributes:
         images: Folder, glob, .zip, .tar, shards, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz; in
             Python also an opened collection (docs/input.md).
@@ -128,7 +126,9 @@ class Request:
             )
         for name in ("allow_partial", *self.init_options()):
             if self.init is None and getattr(self, name):
-                raise ValueError(f"{name} is about weights to start from, and none are given: give --init too")
+                raise ValueError(
+                    f"{name} is about weights to start from, and none are given: give --init too"
+                )
 
     @property
     def seconds(self) -> float | None:
@@ -137,7 +137,7 @@ class Request:
             return None
         return seconds(self.budget or DEFAULT_BUDGET)
 
-    def init_options(self) -> dict[str, float]:
+    def init_options(self) -> dict[str, Any]:
         """What the user set of how initial weights are treated."""
         names = ("head_warmup", "encoder_lr_scale")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

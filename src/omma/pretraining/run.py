@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from omma.core import dist, launcher
-from omma.core.protocols import Batch, Crop, Key, Method, Preprocess
+from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
+from omma.data.sources.captions import Captions
 from omma.data.sources.collection import IndexedImages
 from omma.pretraining import choose, monitor
 from omma.pretraining.events import Event
@@ -30,7 +30,7 @@ class Run:
     shorter_side: int  # of the source's images, median, pixels
     method: Method
     crops: tuple[Crop, ...]
-    captions: Callable[[Key, np.ndarray], torch.Tensor] | None  # tokens of a caption of each of these images
+    captions: Captions | None  # tokens of a caption of each image
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
     position: Position

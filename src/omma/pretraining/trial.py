@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from omma.core import dist
 from omma.core.protocols import Batch
 from omma.data.batches import loader
-from omma.pretraining import choose
+from omma.pretraining import requirements
 from omma.pretraining import run as runs
 from omma.pretraining.run import Run
 from omma.train import compile_blocks, fsdp, out_of_memory
@@ -107,7 +107,7 @@ def compiling_pays(run: Run) -> float:
 
 def _compared(run: Run) -> str:
     """What compares the images of a batch, so that its parts would learn something else; "" if nothing."""
-    needs = choose.needs_of(run.choice.method, run.choice.recipe.config)
+    needs = requirements.needs_of(run.choice.method, run.choice.recipe.config)
     if needs.batch > 1:
         return needs.why_batch
     modules = run.method.train().modules()  # statistics of frozen parts stay fixed

@@ -194,7 +194,7 @@ SCRIPT = """
     import os, signal, sys, time
     import numpy as np
     from omma.data.batches import loader
-    from omma.protocols import Crop
+    from omma.core.protocols import Crop
 
     class Pictures:
         channels = 3

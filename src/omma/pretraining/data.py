@@ -1,0 +1,133 @@
+"""A run's images: opened, restricted to those that the method can use, and some held out."""
+
+import contextlib
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from omma.core import dist
+from omma.core.protocols import BadImage, Needs
+from omma.data.sources import captions, collection
+from omma.data.sources.collection import IndexedImages
+from omma.data.sources.labels import Known
+from omma.pretraining import monitor, requirements
+from omma.pretraining.choose import Facts
+from omma.pretraining.events import Note
+from omma.pretraining.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images of a run; rows count those of `source`, sorted."""
+
+    source: IndexedImages
+    rows: np.ndarray  # that the method can use
+    training: np.ndarray  # rows of them to train on
+    sample: np.ndarray  # rows to read health on: held out of training if there are enough images
+    notes: tuple[str, ...]
+
+    @property
+    def held_out(self) -> bool:
+        """Are the images that health is read on kept from training?"""
+        return len(self.training) < len(self.rows)
+
+    @property
+    def stem(self) -> str:
+        """The source's name without its folder and ending."""
+        return Path(self.source.source).stem or "images"
+
+    @property
+    def part(self) -> str:
+        """Which images of the source can be trained on: "train" or "all"."""
+        return "all" if len(self.rows) == len(self.source) else "train"
+
+
+def open_source(request: Request) -> IndexedImages:
+    """List the images, decoding none; raises ValueError if they lack what the named method requires."""
+
+    def check(known: Known | IndexedImages) -> None:
+        classes = None if known.labels is None else known.classes
+        requirements.refuse(request, classes=classes, captions=known.text is not None)
+
+    if isinstance(request.images, IndexedImages):
+        check(request.images)
+        return request.images
+    with dist.sequentially():
+        return collection.open_images(
+            request.images, check=check, tell=lambda text: request.listen(Note(text))
+        )
+
+
+def prepare(opened: IndexedImages, needs: Needs, seed: int) -> Data:
+    """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
+    with dist.sequentially():
+        source = collection.checked(opened)
+    if dist.is_distributed():
+        dist.require_same("the images", source.fingerprint)
+    rows, notes = np.arange(len(source)), list[str]()
+    steps: list[tuple[bool, Callable[[IndexedImages, np.ndarray], tuple[np.ndarray, list[str]]]]] = [
+        (True, _train_part), (needs.text, _captioned), (needs.labels, _labelled),
+    ]  # fmt: skip
+    for applies, select in steps:
+        if applies:
+            rows, messages = select(source, rows)
+            notes += messages
+    training, sample = monitor.hold_out(rows, seed)
+    if len(training) == len(rows):
+        notes.append("too few images to hold some out: health is read on training images")
+    return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))
+
+
+def facts(images: IndexedImages, device: str, source: IndexedImages) -> Facts:
+    """What method, model and sizes are chosen by; images: those to train on."""
+    return Facts(
+        images=len(images),
+        shorter_side=_shorter_side(images),
+        device=device,
+        labels=source.labels is not None,
+        captions=source.text is not None,
+    )
+
+
+def _train_part(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """All rows, or the train part of a data set that is split."""
+    splits = images.splits
+    if splits is None or not ((splits == "train").any() and (splits == "test").any()):
+        return rows, []
+    train = rows[splits[rows] == "train"]
+    return train, [f"only the train part is used: {len(train):,} of {len(images):,} images"]
+
+
+def _labelled(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The rows with a label, and how many have none."""
+    assert images.labels is not None
+    labelled = rows[images.labels[rows] >= 0]
+    if not len(labelled):
+        raise ValueError(f"{images.source}: none of the images to train on has a label; see docs/input.md")
+    left_out = len(rows) - len(labelled)
+    return labelled, [f"{left_out:,} images without a label are left out"] if left_out else []
+
+
+def _captioned(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The rows with a usable caption, and what became of the others."""
+    text = images.subset(rows).text
+    assert text is not None
+    fit, _ = captions.fit(text)
+    if not fit.has.any():
+        why = "; ".join(fit.notes()[1:]) or "they are missing"
+        raise ValueError(f"{images.source}: no image has a usable caption ({why}); see docs/input.md")
+    return rows[fit.has], fit.notes()
+
+
+def _shorter_side(images: IndexedImages) -> int:
+    """Median over a sample, in pixels; in large collections an image may turn out to be bad only here."""
+    sides = []
+    for i in range(0, len(images), max(1, len(images) // 16)):
+        with contextlib.suppress(BadImage):
+            sides.append(min(images.read(i).shape[:2]))
+    if not sides:
+        raise ValueError(f"{images.source}: none of a sample of its images can be read; check the files")
+    return int(statistics.median(sides))

@@ -1,0 +1,143 @@
+"""What is decided before a network is built: machine, images, weights to start from, sizes, run folder."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from omma.core import device as devices
+from omma.core import dist
+from omma.core.protocols import Needs
+from omma.data.batches import gpu_jpeg
+from omma.data.sources.collection import IndexedImages
+from omma.pretraining import data, init_weights, requirements
+from omma.pretraining.choose import Choice, Facts, choose
+from omma.pretraining.data import Data
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.init_weights import Start
+from omma.pretraining.request import Request, chosen
+from omma.weights import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A choice whose batch is settled."""
+
+    choice: Choice
+    accumulate: int  # micro-batches of a step
+    fitted: Mapping[str, int] | None  # batch and accumulate that a trial found when the run began
+    smaller: Callable[[int], Choice] | None  # the choice for a smaller batch; None if the sizes are fixed
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A request with everything that was left open decided."""
+
+    request: Request
+    device: torch.device
+    dtype: torch.dtype
+    decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in worker processes
+    data: Data
+    images: IndexedImages  # to train on
+    facts: Facts
+    start: Start | None  # weights to start from
+    teacher: Model | None  # trained model that the method learns from
+    sizes: Sizes
+    folder: RunFolder
+
+    @property
+    def choice(self) -> Choice:
+        """Method, model, recipe and sizes."""
+        return self.sizes.choice
+
+    @property
+    def needs(self) -> Needs:
+        """What the method requires."""
+        return requirements.needs_of(self.choice.method, self.choice.recipe.config)
+
+
+def decide(request: Request) -> Setup:
+    """Open the images and decide what the request leaves open; raises ValueError for what cannot be done."""
+    device, decode = _machine(request)
+    opened = data.open_source(request)
+    teacher = init_weights.teacher(request)
+    images = data.prepare(opened, requirements.of_request(request), request.seed)
+    start, folder = None, _folder(request, init_weights.default_out(request, images.stem))
+    if folder is not None and request.init is not None:
+        start = init_weights.find(request, folder)
+    origin = None if start is None else start.origin
+    training = images.source.subset(images.training)
+    facts = data.facts(training, device.type, images.source)
+    choice = choose(facts, request, origin)
+    if folder is None:
+        folder = RunFolder(Path("runs") / f"{images.stem}-{choice.method}-{choice.model.replace('/', '-')}")
+    return Setup(
+        request=request,
+        device=device,
+        dtype=_precision(request, device, folder),
+        decode=decode,
+        data=images,
+        images=training,
+        facts=facts,
+        start=start,
+        teacher=teacher,
+        sizes=_sizes(request, facts, start, choice, folder),
+        folder=folder,
+    )
+
+
+def _machine(request: Request) -> tuple[torch.device, gpu_jpeg.Decode | None]:
+    """The device, and what decodes JPEGs on it; ValueError for options that it does not allow."""
+    device = devices.pick_device(request.device)
+    decode = gpu_jpeg.decoder(device) if request.decode == "gpu" else None
+    if request.shard == "fsdp" and not dist.is_distributed():
+        raise ValueError(
+            "shard fsdp shards the network over processes, and this is one: start several (torchrun "
+            "--nproc-per-node N -m omma pretrain ..., docs/scale.md), or leave --shard out"
+        )
+    return device, decode
+
+
+def _folder(request: Request, default: Path | None) -> RunFolder | None:
+    out = default if request.out is None else Path(request.out)
+    return None if out is None else RunFolder(out)
+
+
+def _precision(request: Request, device: torch.device, folder: RunFolder) -> torch.dtype:
+    """The precision; that of "auto" is a measurement, whose result holds for the whole run."""
+    name = request.precision
+    if name == "auto":
+        name = folder.config().get("precision", name)
+    return dist.broadcast(devices.pick_precision(name, device))
+
+
+def _sizes(request: Request, facts: Facts, start: Start | None, choice: Choice, folder: RunFolder) -> Sizes:
+    """The batch as it fitted into memory if the run has begun before, else as it was chosen."""
+
+    def smaller(batch: int) -> Choice:
+        origin = None if start is None else start.origin
+        return choose(facts, dataclasses.replace(request, batch_size=batch), origin)
+
+    accumulate, notes = chosen(request.accumulate) or 1, tuple[str, ...]()
+    is_open = chosen(request.batch_size) is None and chosen(request.accumulate) is None
+    fitted = dist.broadcast(folder.config().get("fitted")) if is_open else None
+    if fitted is not None:
+        choice, accumulate = smaller(fitted["batch"]), fitted["accumulate"]
+        notes = (
+            f"batch {fitted['batch']} in {accumulate} micro-batches, as memory allowed when the run began",
+        )
+    if choice.recipe.batch % (accumulate * dist.world_size()):
+        raise ValueError(
+            f"batch size {choice.recipe.batch} cannot be divided into {accumulate} micro-batches on "
+            f"{dist.world_size()} processes: change --batch-size or --accumulate"
+        )
+    return Sizes(
+        choice=choice,
+        accumulate=accumulate,
+        fitted=fitted,
+        smaller=smaller if is_open and fitted is None else None,
+        notes=notes,
+    )

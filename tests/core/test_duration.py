@@ -1,0 +1,18 @@
+"""Times as people write them."""
+
+import pytest
+
+from omma.core.duration import seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2d", 172_800), ("45", 45), (30.0, 30)]
+)
+def test_duration(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5m", "ten", "5 weeks", "10mm"])
+def test_nonsense_is_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        seconds(text)
