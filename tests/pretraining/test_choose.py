@@ -139,7 +139,7 @@ def test_options_are_typed_as_their_fields_are():
     [
         ("auto", 8, 80, True, False, ""),
         ("auto", 8, 36, True, False, ""),
-        ("auto", 8, 32, True, True, "28 GiB of a GPU's 32: its blocks are spread over 8"),
+        ("auto", 8, 32, True, True, "28 GiB of a GPU's 32: its blocks are sharded over 8"),
         ("auto", 8, 32, False, False, "expect to run out of memory"),
         ("auto", 1, 32, True, False, ""),
         ("auto", 8, None, True, False, ""),  # a CPU

@@ -6,10 +6,9 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from omma.data.sources.collection import ArrayImages
-from omma.pretraining import choose, placement
+from omma.pretraining import placement, trial
 from omma.pretraining.events import Plan
 from omma.pretraining.folder import RunFolder
-from omma.pretraining.request import trial
 from omma.reporting import run_report
 from omma.train import compile_blocks
 from omma.verbs.pretrain import pretrain

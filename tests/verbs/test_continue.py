@@ -12,11 +12,11 @@ import omma
 from omma import backbones, methods, weights
 from omma.core.protocols import Clock, Context, Features, ParamGroup, Preprocess
 from omma.data.sources.collection import ArrayImages
-from omma.pretraining import choose
+from omma.pretraining import choose, health, retention
 from omma.pretraining.events import Plan, Progress, Read
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.monitor import Monitor
-from omma.pretraining.request import Request, health, retention
+from omma.pretraining.request import Request
 from omma.train import checkpoint, fine_tune_groups
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, make_optimizer, schedule

@@ -415,7 +415,7 @@ def test_jpegs_are_decoded_where_they_are_said_to_be(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this run is on cpu"):
         pretrain(data, out=tmp_path / "run", steps=2, decode="gpu", **SMALL)
     monkeypatch.setattr(gpu_jpeg, "decoder", lambda device: by_cpu)
-    with pytest.raises(ValueError, match="give one of both"):
+    with pytest.raises(ValueError, match="only one of them"):
         pretrain(data, out=tmp_path / "run", steps=2, decode="gpu", cache=True, **SMALL)
     with pytest.raises(ValueError, match="no JPEG is among"):
         pretrain(ragged(tmp_path / "png"), out=tmp_path / "run", steps=2, decode="gpu", **SMALL)

@@ -27,7 +27,11 @@ WITHOUT_LABELS = [
     ),
     (("simclr", "moco", "lejepa"), {"batch_size": 1}, "batch of 2 at least.*--batch-size"),
     (("moco",), {"batch_size": 1, "options": {"queue": "8"}}, "batch norms compare"),
-    (("simclr",), {"batch_size": 8, "accumulate": 8}, "in each of 8 parts.*--batch-size or --accumulate"),
+    (
+        ("simclr",),
+        {"batch_size": 8, "accumulate": 8},
+        "in each of 8 micro-batches.*--batch-size or --accumulate",
+    ),
     (("dinov2",), {"model": "swin-t", "options": {"ladder": "3"}}, "hidden.*no such options.*plain ViT"),
     (("mae", "simclr", "vqvae"), {"options": {"scale": "0.5"}}, "scale=.0.5,.: must be two shares"),
     (("mae", "dvae"), {"options": {"decoder_heads": "0"}}, "decoder_heads=0: must be above 0"),
