@@ -243,7 +243,7 @@ def test_without_labels_a_number_is_told_and_no_verdict(tmp_path, first):
     assert "100% of the nearest neighbours are those of the start" in reads[-1].verdict.text
     plan = next(e for e in events if isinstance(e, Plan))
     assert retention.UNTOLD in plan.notes
-    assert "nobody can tell" in (tmp_path / "run" / "report.html").read_text()
+    assert "not whether the change is for the better" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_start_is_kept_in_a_checkpoint():

@@ -79,8 +79,14 @@ def same(a, b):
 
 
 CASES = {
-    "parts": ("mae", {}, 3, {"batch_size": 12, "accumulate": 4}, "a batch of 12 .* computed in 4 parts"),
-    "one image": ("mae", {}, 1, {"batch_size": 12, "accumulate": 12}, "computed in 12 parts"),
+    "parts": (
+        "mae",
+        {},
+        3,
+        {"batch_size": 12, "accumulate": 4},
+        "a batch of 12 .* computed in 4 micro-batches",
+    ),
+    "one image": ("mae", {}, 1, {"batch_size": 12, "accumulate": 12}, "computed in 12 micro-batches"),
     "compared": ("simclr", {}, 5, {"batch_size": 3}, "3 instead, learning rate .*each image is told from"),
     "batch norms": ("vqvae", {"model": "vitc-15mf"}, 6, {"batch_size": 6}, "6 instead.*batch norms compare"),
     "own rate": ("simclr", {"lr": 0.01}, 6, {"batch_size": 6}, r"6 instead, learning rate 0\.01 "),
@@ -126,7 +132,7 @@ def test_a_resumed_run_keeps_what_was_found(tmp_path, lacking, monkeypatch, meth
     ("room", "options", "said"),
     [
         (6, {"batch_size": 12}, "with a batch of 12: give a smaller --batch-size or a larger --accumulate"),
-        (3, {"accumulate": 2}, "with a batch of 12 in 2 parts: give a smaller"),
+        (3, {"accumulate": 2}, "with a batch of 12 in 2 micro-batches: give a smaller"),
         (0, {}, "even with 1 images at a time: choose a smaller --model"),
     ],
 )

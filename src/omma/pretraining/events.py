@@ -1,20 +1,21 @@
-"""What a run tells of itself while it goes on, and at its end."""
+"""What a run reports while it goes on, and at its end."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from omma.pretraining import choose, health, retention
+from omma.pretraining import health, retention
+from omma.pretraining.choose import Choice
 from omma.train.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is going to be done, told before it starts."""
+    """What the run is going to do, reported before it starts."""
 
     images: str
     used: int
     skipped: int
-    choice: choose.Choice
+    choice: Choice
     parameters: int
     views: tuple[str, ...]
     device: str
@@ -42,17 +43,17 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """Health was read."""
+    """A reading of health."""
 
     step: int
     verdict: health.Verdict
     knn: float | None  # online k-NN top-1, where labels exist
-    retained: retention.Retention | None = None  # against the start, in a run that continues from weights
+    retained: retention.Retention | None = None  # against the start, in a run that starts from weights
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line worth reading."""
+    """A line for the user."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""The run folder: what is where in it, and how it is kept whole."""
+"""The run folder: its files, and how they stay whole."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -58,13 +58,13 @@ class RunFolder:
                     "choose another --out, or repeat the command as it was to resume"
                 )
             return
-        # hidden: what a run that was killed at its very start has left
+        # hidden files are those of a run that was killed at its very start
         if self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
         self._write(config)
 
     def revise(self, config: Mapping[str, Any]) -> None:
-        """Put what a trial has decided in the place of what was claimed."""
+        """Replace entries of the configuration by what a trial has decided."""
         self._write({**self.config(), **config})
 
     def _write(self, config: Mapping[str, Any]) -> None:
@@ -73,10 +73,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:
-        """Nobody else may train here meanwhile; the lock of a process that died is free.
+        """Keep other processes from training here; the lock of a process that died is free.
 
-        Raises ValueError if somebody still does after `patience` seconds. Processes that read images live a
-        few seconds longer than one that was killed, and with them its lock.
+        Raises ValueError if another still trains here after `patience` seconds. Data-loading workers live a
+        few seconds longer than a process that was killed, and keep its lock.
         """
         try:
             with FileLock(self.path / ".lock", timeout=patience):
@@ -100,10 +100,10 @@ class RunFolder:
         return lines
 
     def rewind(self, step: int) -> None:
-        """Drop metrics of steps that are going to be done again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+        """Drop the metrics of steps that will be repeated."""
+        lines = [line for line in self.metrics() if line["step"] <= step]
         with files.whole(self.path / "metrics.jsonl") as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""

@@ -1,29 +1,29 @@
-"""A run that waits for its data is told what would help: a rule."""
+"""Is a run bound by its input, and what would help? A rule."""
 
 from dataclasses import dataclass
 
-SHARE = 0.2  # of the time, beyond which waiting is worth a word ...
+SHARE = 0.2  # of the time spent waiting, above which the user hears of it ...
 STEPS = 50  # ... after so many steps: the first ones wait for the workers to start
-LARGER = 2  # times the side that the views need: reading such images takes time for nothing
+LARGER = 2  # times the side that the views need, above which decoding whole images wastes time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feeding:
-    """What the images of a run come from, and who prepares them."""
+    """Where the images of a run come from, and what prepares them."""
 
     in_memory: bool  # all decoded, their views cut in the training process
     decodes: bool  # is an image decoded whenever it is read? Not from arrays or a cache
     workers: int
-    cores: int  # that this process may count as its own
+    cores: int  # of this process
     busy: int  # of them, with training itself
-    side: int  # pixels of the images' shorter side, median ...
-    enough: int  # ... and those that the views need
+    side: int  # pixels of the images' shorter side, median
+    enough: int  # pixels of it that the views need
 
 
 def remedy(waited: float, steps: int, feeding: Feeding) -> str | None:
-    """What to tell a run that waited for the share `waited` of its time over so many steps; None if nothing.
+    """Advice for a run that spent the share `waited` of its time waiting, over so many steps.
 
-    None, too, where nothing is waited for but the views' own arithmetic in this process.
+    None if it waited little, or only for the views' own arithmetic in this process.
     """
     f = feeding
     if waited <= SHARE or steps < STEPS or f.in_memory:

@@ -1,4 +1,4 @@
-"""Watching a run on a fixed sample of images: health, online k-NN where labels exist, what is retained."""
+"""Watch a run on a fixed sample of images: health, online k-NN if there are labels, what is retained."""
 
 import dataclasses
 import statistics
@@ -17,39 +17,39 @@ from omma.pretraining import health, retention
 
 HELD_OUT = 512  # images kept from training to read health on
 ENOUGH = 2000  # images under which none is kept from training
-BANK = 2000  # labelled training images that online k-NN compares with
+BANK = 2000  # labelled training images that online k-NN compares with, at most
 K = 20
 
 
 def hold_out(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows to train on, rows to read health on), both sorted.
 
-    5 % and at most 512 images are kept from training; from fewer than 2,000 images none is, and health is
-    read on up to 512 training images.
+    5 % and at most 512 images are held out. Of fewer than 2,000 images none is, and health is read on up to
+    512 training images.
     """
     order = np.random.default_rng(seed).permutation(rows)
     if len(rows) < ENOUGH:
         return np.sort(rows), np.sort(order[:HELD_OUT])
-    held = min(HELD_OUT, len(rows) // 20)
-    return np.sort(order[held:]), np.sort(order[:held])
+    count = min(HELD_OUT, len(rows) // 20)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
-class Seen(NamedTuple):
-    """One reading, and what it says."""
+class HealthReport(NamedTuple):
+    """One reading and its verdict."""
 
     reading: health.Reading
     verdict: health.Verdict
     knn: float | None  # online k-NN top-1
-    retained: retention.Retention | None  # of the first weights, in a run that continues from some
+    retained: retention.Retention | None  # of the first weights, in a run that starts from weights
 
 
 @dataclass
 class Monitor:
-    """Reads health on `sample`; online k-NN finds its labels with those of training images.
+    """Reads health on `sample`, and online k-NN that classifies the sample by labelled training images.
 
-    Where the sample is of training images itself, with those of all others in it (leave one out). Where the
-    run is `continued` from weights, its first reading is kept and every later one held against it.
-    Labels are used for reading only. Images are decoded once.
+    If the sample consists of training images, each is classified by all others in it (leave one out). If the
+    run is `continued` from weights, later readings are compared with the first. Labels are used for reading
+    only. Images are decoded once.
     """
 
     sample: Images
@@ -57,7 +57,7 @@ class Monitor:
     preprocess: Preprocess
     seed: int
     held_out: bool  # are `sample` and `training` disjoint?
-    blind: bool = True  # does training see no labels? Where it does, training images tell nothing
+    blind: bool = True  # does training see no labels? If it does, k-NN on training images means nothing
     continued: bool = False
     readings: list[health.Reading] = field(default_factory=list)
     start: retention.Start | None = None
@@ -66,19 +66,19 @@ class Monitor:
         self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
         self.labels: np.ndarray | None = None
         self.bank: Tensor | None = None
-        labels, known = self.sample.labels, self.training.labels
-        if labels is None or known is None or not (self.blind or self.held_out):
+        labels, training_labels = self.sample.labels, self.training.labels
+        if labels is None or training_labels is None or not (self.blind or self.held_out):
             return
         labels = labels[good]
-        compared = known if self.held_out else labels
+        compared = training_labels if self.held_out else labels
         if len(np.unique(compared[compared >= 0])) < 2 or (labels < 0).all():
             return
         self.labels = labels
         if self.held_out:
-            rows = np.flatnonzero(known >= 0)
+            rows = np.flatnonzero(training_labels >= 0)
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
-            self.bank, kept, _ = load_batch(self.training, rows, self.preprocess)
-            self.bank_labels = known[rows][kept]
+            self.bank, readable, _ = load_batch(self.training, rows, self.preprocess)
+            self.bank_labels = training_labels[rows][readable]
 
     def read(
         self,
@@ -86,51 +86,51 @@ class Monitor:
         step: int,
         progress: float,
         recent: Sequence[Mapping[str, float]],
-    ) -> Seen:
-        """Health after `step` and what beside it can be read; `recent`: metrics since the last reading."""
+    ) -> HealthReport:
+        """Health after `step`, k-NN and retention; recent: metrics of the steps since the last reading."""
         features = vectors(encoder, self.pixels)
         reading = health.read(features, step, progress)
         self.readings.append(reading)
         means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
         verdict = health.judge(self.readings, means)
         if not reading.finite:
-            return Seen(reading, verdict, None, None)
+            return HealthReport(reading, verdict, None, None)
         correct = self._correct(encoder, features)
         retained = self._retained(features, correct) if self.continued else None
         if retained is not None:
             verdict = retention.judge(verdict, retained)
-        return Seen(reading, verdict, None if correct is None else float(correct.mean()), retained)
+        return HealthReport(reading, verdict, None if correct is None else float(correct.mean()), retained)
 
     def _correct(self, encoder: torch.nn.Module, features: Tensor) -> np.ndarray | None:
-        """Which labelled images of the sample k-NN gets right; None without labels."""
+        """For each labelled image of the sample, does k-NN classify it correctly? None without labels."""
         if self.labels is None:
             return None
-        known = self.labels >= 0
-        labels, labelled = self.labels[known], features.numpy()[known]
+        is_labelled = self.labels >= 0
+        labels, labelled = self.labels[is_labelled], features.numpy()[is_labelled]
         if self.bank is None:
             return knn.predict(labelled, labels, None, k=K) == labels
         return knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K) == labels
 
     def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
-        """Against the first reading; None for that itself."""
+        """Compared with the first reading; None for the first."""
         near = retention.neighbours(features)
         if self.start is None:
             if len(self.readings) == 1:
                 self.start = retention.Start(near, None if correct is None else correct.tolist())
             return None
-        kept = retention.overlap(self.start.near, near)
+        neighbours_kept = retention.overlap(self.start.near, near)
         if correct is None or self.start.correct is None:
-            return retention.Retention(kept=kept)
+            return retention.Retention(kept=neighbours_kept)
         before = np.array(self.start.correct, bool)
         return retention.Retention(
-            kept=kept,
+            kept=neighbours_kept,
             knn_start=float(before.mean()),
             knn=float(correct.mean()),
             change=confidence.paired(correct, before, self.seed, level=0.99),
         )
 
     def state(self) -> dict[str, Any]:
-        """What was read so far, in plain values for a checkpoint."""
+        """All readings so far, in plain values for a checkpoint."""
         start = None if self.start is None else dataclasses.asdict(self.start)
         return {"readings": [dataclasses.asdict(r) for r in self.readings], "start": start}
 
@@ -141,12 +141,12 @@ class Monitor:
         self.start = None if start is None else retention.Start(**start)
 
 
-@torch.no_grad()  # blocks that are spread over processes keep nothing that was made in inference mode
+@torch.no_grad()  # not inference mode: sharded blocks must not keep what is made there
 def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = 128) -> Tensor:
-    """Pooled features [n, d] in fp32 of normalised images [n, c, s, s], the encoder left as it was."""
+    """Pooled features [n, d] in fp32 of normalised images [n, c, s, s]; the encoder keeps its mode."""
     training = encoder.training
     encoder.eval()
-    place = next(encoder.parameters()).device
-    parts = [encoder(part.to(place)).pooled.float().cpu() for part in pixels.split(batch)]
+    device = next(encoder.parameters()).device
+    features = [encoder(chunk.to(device)).pooled.float().cpu() for chunk in pixels.split(batch)]
     encoder.train(training)
-    return torch.cat(parts)
+    return torch.cat(features)

@@ -1,4 +1,4 @@
-"""A run made ready: what it is made of, and the batches that it takes."""
+"""A run ready to train: its parts, and the batches that it takes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.captions import Captions
 from omma.data.sources.collection import IndexedImages
-from omma.pretraining import choose, monitor
+from omma.pretraining import monitor
+from omma.pretraining.choose import Choice
 from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder
 from omma.train.budget import Timekeeper
@@ -21,12 +22,11 @@ from omma.train.profile import OFF, Part, Stopwatch
 
 @dataclass
 class Run:
-    """What a run is made of."""
+    """Everything that training needs."""
 
     described: str  # the source, in a line
-
     images: IndexedImages  # to train on
-    cache: Cache | None  # what these are read from, where it is not the source itself
+    cache: Cache | None  # what they are read from; None: the source
     shorter_side: int  # of the source's images, median, pixels
     method: Method
     crops: tuple[Crop, ...]
@@ -34,7 +34,7 @@ class Run:
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
     position: Position
-    choice: choose.Choice
+    choice: Choice
     folder: RunFolder
     monitor: monitor.Monitor
     clock: Timekeeper
@@ -42,10 +42,10 @@ class Run:
     dtype: torch.dtype
     seed: int
     accumulate: int
-    sized: Callable[[int], choose.Choice] | None  # the choice for a smaller batch; None: sizes are the user's
-    compile: str  # "on" | "off" | "auto": whether blocks are compiled, the last where it pays
+    sized: Callable[[int], Choice] | None  # the choice for a smaller batch; None if the sizes are fixed
+    compile: str  # "on" | "off" | "auto": compile the blocks; auto: if that pays
     workers: int | None
-    decode: gpu_jpeg.Decode | None  # of JPEGs on the device, where not by the workers
+    decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in the workers
     listen: Callable[[Event], None]
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
@@ -55,9 +55,9 @@ class Run:
 
 
 def stream(run: Run) -> loader.Stream:
-    """Crops from where the run stands, for ever."""
+    """Crops from the run's position on, without end."""
     workers, here = run.workers, launcher.ranks()
-    if workers is None and here.local_world_size > 1:  # of this machine's cores, whatever other machines have
+    if workers is None and here.local_world_size > 1:  # of this machine's cores
         workers = loader.auto_workers(False, processes=here.local_world_size)
     return loader.stream(
         run.images,
@@ -78,10 +78,10 @@ def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     labels = run.images.labels
     for crops, key, read in stream:
         run.watch.to(Part.VIEWS)
-        known = None if labels is None else torch.from_numpy(labels[read])
-        said = None if run.captions is None else run.captions(key, read)
+        label = None if labels is None else torch.from_numpy(labels[read])
+        text = None if run.captions is None else run.captions(key, read)
         yield moved(
-            Batch(augment.augment(crops, run.crops, key, run.preprocess), key, known, said), run.device
+            Batch(augment.augment(crops, run.crops, key, run.preprocess), key, label, text), run.device
         )
-        if stream.in_memory:  # nothing is waited for: the next crops are cut when they are asked for
+        if stream.in_memory:  # the next crops are cut when they are asked for
             run.watch.to(Part.VIEWS)

@@ -48,7 +48,7 @@ def train(run: Run, request: Request) -> Result:
     if run.compile == "on":
         compile_blocks.start(run.method)
     with contextlib.ExitStack() as stack, trial.explained(run):
-        stream, batches, step_time = trial.tried(run, stack)
+        stream, batches, step_time = trial.find_sizes(run, stack)
         if run.position.step == 0:
             seconds = _length(run, request, step_time) * step_time
             if run.compile == "auto" and seconds > trial.compiling_pays(run):

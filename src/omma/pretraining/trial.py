@@ -1,4 +1,4 @@
-"""A run's first steps, tried: timed, cut until they fit into memory, compiled where that pays."""
+"""A run's first steps on trial: timed, made to fit into memory, compiled if that pays."""
 
 import contextlib
 import dataclasses
@@ -21,43 +21,43 @@ from omma.train.budget import MOST, trial
 from omma.train.loop import moved
 
 
-def tried(run: Run, held: contextlib.ExitStack) -> tuple[loader.Stream, Iterator[Batch], float]:
-    """The stream, held open, its batches from the first on, and seconds a step.
+def find_sizes(run: Run, stack: contextlib.ExitStack) -> tuple[loader.Stream, Iterator[Batch], float]:
+    """The stream, open until `stack` closes, its batches from the first on, and seconds a step.
 
-    A run that has just begun, of sizes that are not the user's, takes less at a time until it fits into
+    A run that begins with sizes that the user did not set takes smaller micro-batches until they fit into
     memory.
     """
     before = run.position.batch, run.accumulate
-    free = run.sized is not None and run.position.step == 0 and not fsdp.sharded(run.method)
+    is_open = run.sized is not None and run.position.step == 0 and not fsdp.sharded(run.method)
     while True:
-        stream = held.enter_context(runs.stream(run))
+        stream = stack.enter_context(runs.stream(run))
         batches, step_time = runs.batches(run, stream), None
-        if free or run.compile == "on":
+        if is_open or run.compile == "on":
             why, step_time, batches = _attempted(run, batches)
-            if free and why == out_of_memory.LACKING:
-                held.close()
-                _cut(run)
+            if is_open and why == out_of_memory.LACKING:
+                stack.close()
+                _shrink(run)
                 continue
             if why:
-                raise _lacking(run) if why == out_of_memory.LACKING else _closed(run, why)
-        if step_time is None or dist.is_distributed():  # alone is not as fast as together
+                raise _out_of_memory(run) if why == out_of_memory.LACKING else _not_compilable(run, why)
+        if step_time is None or dist.is_distributed():  # one process alone is faster than all together
             step_time, batches = _timed(run, batches)
         if (run.position.batch, run.accumulate) != before:
-            _settle(run, *before)
+            _record_sizes(run, *before)
         return stream, batches, step_time
 
 
 def _timed(run: Run, batches: Iterator[Batch]) -> tuple[float, Iterator[Batch]]:
-    """Seconds a step, and all batches again."""
+    """Seconds a step, and all batches from the first on."""
     used: list[Batch] = []
-    return _trial(run, batches, used), _again(run, batches, used)
+    return _trial(run, batches, used), _from_first(run, batches, used)
 
 
 def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator[Batch]]:
-    """Why steps cannot be made, "" if they can; seconds a step, and all batches again.
+    """Why steps fail, "" if they do not; seconds a step, and all batches from the first on.
 
-    For want of memory (`memory.LACKING`), or in the words of what compiles, on whichever process; each tries
-    alone, so that none waits for one that has failed, and two steps are enough.
+    The reason is `out_of_memory.LACKING` or the compiler's, on whichever process. Each process tries on its
+    own, so that none waits for one that failed; two steps are enough then.
     """
     used: list[Batch] = []
     why: str | None = ""
@@ -69,7 +69,7 @@ def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator
         why = out_of_memory.LACKING if out_of_memory.ran_out(error) else compile_blocks.failed(error)
         if why is None:
             raise
-    return next(filter(None, dist.gather_objects(why)), ""), step_time, _again(run, batches, used)
+    return next(filter(None, dist.gather_objects(why)), ""), step_time, _from_first(run, batches, used)
 
 
 def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST) -> float:
@@ -79,12 +79,12 @@ def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MO
     )  # fmt: skip
 
 
-def _again(run: Run, batches: Iterator[Batch], used: list[Batch]) -> Iterator[Batch]:
+def _from_first(run: Run, batches: Iterator[Batch], used: list[Batch]) -> Iterator[Batch]:
     return itertools.chain((moved(batch, run.device) for batch in used), batches)
 
 
 def faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float, Iterator[Batch]]:
-    """Compile the blocks, and keep them so where a step then takes less time; as `_timed`."""
+    """Compile the blocks, and leave them so if steps take less time; returns what `_timed` does."""
     compile_blocks.start(run.method)
     why, quick, batches = _attempted(run, batches)
     if not why:
@@ -101,12 +101,12 @@ def faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float,
 
 
 def compiling_pays(run: Run) -> float:
-    """Seconds that a run must take at least for it."""
+    """Seconds that a run must take at least for compiling to pay."""
     return compile_blocks.PAYS * compile_blocks.seconds(run.method, len({crop.size for crop in run.crops}))
 
 
-def _compared(run: Run) -> str:
-    """What compares the images of a batch, so that its parts would learn something else; "" if nothing."""
+def _why_whole(run: Run) -> str:
+    """Why a batch cannot be computed in micro-batches: what compares its images; "" if nothing does."""
     needs = requirements.needs_of(run.choice.method, run.choice.recipe.config)
     if needs.batch > 1:
         return needs.why_batch
@@ -115,15 +115,15 @@ def _compared(run: Run) -> str:
     return "its batch norms compare images" if moving else ""
 
 
-def _cut(run: Run) -> None:
-    """Half as much at a time: the batch in parts or, where it is compared with itself, a smaller one.
+def _shrink(run: Run) -> None:
+    """Compute half as much at a time: more micro-batches or, if images are compared, a smaller batch.
 
-    Raises ValueError where there is nothing left to cut.
+    Raises ValueError if nothing can be smaller.
     """
     assert run.sized is not None
     if run.device.type != "cpu":
         torch.accelerator.empty_cache()
-    share, compared = run.position.batch // dist.world_size(), _compared(run)
+    share, compared = run.position.batch // dist.world_size(), bool(_why_whole(run))
     at_a_time, least = share // run.accumulate, 2 if compared else 1
     if at_a_time < 2 * least:
         raise ValueError(
@@ -137,16 +137,16 @@ def _cut(run: Run) -> None:
         run.accumulate = out_of_memory.parts(share, run.accumulate)
 
 
-def _settle(run: Run, batch: int, accumulate: int) -> None:
-    """Say how a step was made to fit, and keep it for when the run is resumed."""
-    recipe, parts = run.choice.recipe, run.accumulate
-    if parts != accumulate:
-        said = f"computed in {parts} parts"
+def _record_sizes(run: Run, batch: int, accumulate: int) -> None:
+    """Note how a step was made to fit, and record it for when the run is resumed."""
+    recipe = run.choice.recipe
+    if run.accumulate != accumulate:
+        how = f"computed in {run.accumulate} micro-batches"
     else:
-        said = f"{recipe.batch} instead, learning rate {recipe.lr:.2g} ({_compared(run)})"
-    run.notes.append(f"a batch of {batch} does not fit into memory: {said}")
-    fitted = {"batch": recipe.batch, "accumulate": parts}
-    _revise(run, {"settings": dataclasses.asdict(recipe), "accumulate": parts, "fitted": fitted})
+        how = f"{recipe.batch} instead, learning rate {recipe.lr:.2g} ({_why_whole(run)})"
+    run.notes.append(f"a batch of {batch} does not fit into memory: {how}")
+    fitted = {"batch": recipe.batch, "accumulate": run.accumulate}
+    _revise(run, {"settings": dataclasses.asdict(recipe), "accumulate": run.accumulate, "fitted": fitted})
 
 
 def _revise(run: Run, config: Mapping[str, Any]) -> None:
@@ -155,15 +155,15 @@ def _revise(run: Run, config: Mapping[str, Any]) -> None:
             run.folder.revise(config)
 
 
-def _lacking(run: Run) -> ValueError:
-    parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
+def _out_of_memory(run: Run) -> ValueError:
+    parts = f" in {run.accumulate} micro-batches" if run.accumulate > 1 else ""
     return ValueError(
         f"out of memory on {run.device} with a batch of {run.position.batch}{parts}: give a smaller "
         "--batch-size or a larger --accumulate, or try --recompute"
     )
 
 
-def _closed(run: Run, why: str) -> ValueError:
+def _not_compilable(run: Run, why: str) -> ValueError:
     return ValueError(
         f"the blocks of {run.choice.model} cannot be compiled here ({why}): give --compile off, or install "
         "a C++ compiler (g++) if that is what is missing"
@@ -172,12 +172,12 @@ def _closed(run: Run, why: str) -> ValueError:
 
 @contextlib.contextmanager
 def explained(run: Run) -> Iterator[None]:
-    """What memory is lacking for, or why something cannot be compiled, in a line with what helps."""
+    """Turn an error for want of memory, or of the compiler, into one line with the remedy."""
     try:
         yield
     except RuntimeError as error:
         if out_of_memory.ran_out(error):
-            raise _lacking(run) from error
+            raise _out_of_memory(run) from error
         if why := compile_blocks.failed(error):
-            raise _closed(run, why) from error
+            raise _not_compilable(run, why) from error
         raise
