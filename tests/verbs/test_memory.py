@@ -178,7 +178,7 @@ def main(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_if_one_process_runs_out_all_cut(tmp_path):
     for found in two_processes(__file__, tmp_path):
-        assert "a batch of 12 does not fit into memory: computed in 2 parts" in found["notes"]
+        assert "a batch of 12 does not fit into memory: computed in 2 micro-batches" in found["notes"]
         assert "2 processes, 6 images of a step each" in found["notes"]
         assert found["alone"] == (False, 1, 0)
         assert found["active"]
