@@ -244,7 +244,7 @@ def _tell_profile(run: Run) -> None:
     """Once it is known: to the listener and the run folder."""
     found = run.watch.taken(run.position.batch)
     if found is not None:
-        with files.whole(run.folder.path / "profile.json") as file:
+        with files.atomic_write(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
         run.listen(found)
 

@@ -146,5 +146,5 @@ def _state(file: Path) -> dict[str, Tensor]:
 
 
 def _write(file: Path, data: bytes) -> None:
-    with files.whole(file, lasting=True) as partial:
+    with files.atomic_write(file, durable=True) as partial:
         partial.write_bytes(data)
