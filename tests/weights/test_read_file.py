@@ -70,9 +70,9 @@ def refused(file, *words, **options):
 @pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pth.tar", "w"])
 def test_safetensors_by_content(tmp_path, name):
     safetensors.torch.save_file(state(), tmp_path / name, metadata={"format": "pt", "by": "me"})
-    found = read(tmp_path / name)
-    same(sorted_by_name(found.tensors), sorted_by_name(state()))
-    assert (found.container, found.others, found.metadata["by"]) == ("", (), "me")
+    content = read(tmp_path / name)
+    same(sorted_by_name(content.tensors), sorted_by_name(state()))
+    assert (content.container, content.others, content.metadata["by"]) == ("", (), "me")
 
 
 @pytest.mark.parametrize("length", [0x7B20, 0x3C20, 0x80 + 0x200])
@@ -153,9 +153,9 @@ def test_torchscript_without_its_code(tmp_path, monkeypatch):
     model = Outer()
     torch.jit.script(model).save(tmp_path / "clip.pt")
     monkeypatch.setattr(torch.jit, "load", None)
-    found = read(tmp_path / "clip.pt").tensors
+    content = read(tmp_path / "clip.pt").tensors
     wanted = {name: x.detach() for name, x in model.state_dict().items()}
-    same(sorted_by_name(found), sorted_by_name(wanted))
+    same(sorted_by_name(content), sorted_by_name(wanted))
 
 
 # Shards and folders
@@ -183,11 +183,11 @@ def test_shards(tmp_path, suffix):
 
 def test_shards_refused(tmp_path):
     index, _ = sharded(tmp_path)
-    said = json.loads(index.read_text())
-    index.write_text(json.dumps({"weight_map": said["weight_map"] | {"d": "model-0.safetensors"}}))
+    words = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": words["weight_map"] | {"d": "model-0.safetensors"}}))
     with pytest.raises(ValueError, match=r"model-0\.safetensors lacks d, which"):
         read(index)
-    index.write_text(json.dumps(said))
+    index.write_text(json.dumps(words))
     (tmp_path / "model-1.safetensors").unlink()
     refused(index, "model-1.safetensors, which is not beside it", "one folder")
     for elsewhere in ("../w.safetensors", "/etc/passwd", index.name):
@@ -236,10 +236,10 @@ def test_container(tmp_path, names, chosen, legacy):
     }
     other = {"optimizer": adam, "opt": adam, "epoch": 3, "arch": "vit_small"}
     value = {name: other.get(name, state(i)) for i, name in enumerate(names)}
-    found = read(save(value, tmp_path / "w.pth", legacy))
-    assert found.container == chosen
-    assert found.others == tuple(n for n in names if n != chosen)
-    same(found.tensors, value[chosen])
+    content = read(save(value, tmp_path / "w.pth", legacy))
+    assert content.container == chosen
+    assert content.others == tuple(n for n in names if n != chosen)
+    same(content.tensors, value[chosen])
 
 
 def test_empty_average_is_passed_over(tmp_path):
@@ -252,17 +252,17 @@ def test_same_table_twice(tmp_path):
 
 
 def test_top_level_beside_other_things(tmp_path):
-    found = read(save(state() | {"epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, tmp_path / "w"))
-    same(found.tensors, state())
-    assert (found.container, found.others) == ("", ("epoch", "optimizer"))
+    content = read(save(state() | {"epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, tmp_path / "w"))
+    same(content.tensors, state())
+    assert (content.container, content.others) == ("", ("epoch", "optimizer"))
 
 
 def test_part(tmp_path):
     file = save({"teacher": state(0), "student": state(1), "epoch": 3}, tmp_path / "w")
-    found = read(file, part="student")
-    same(found.tensors, state(1))
-    assert (found.container, found.others) == ("student", ("teacher", "epoch"))
-    refused(file, "no part 'ema'", "teacher, student", part="ema")
+    content = read(file, entry="student")
+    same(content.tensors, state(1))
+    assert (content.container, content.others) == ("student", ("teacher", "epoch"))
+    refused(file, "no entry 'ema'", "teacher, student", entry="ema")
 
 
 @pytest.mark.parametrize("container", ["", "state_dict"])
@@ -272,32 +272,32 @@ def test_part_that_is_a_prefix_of_names(tmp_path, container):
     }
     file = save({container: flat, "epoch": 1} if container else flat, tmp_path / "w")
     same(read(file).tensors, flat)
-    found = read(file, part="student")
-    same(found.tensors, state(0))
-    assert found.container == (f"{container}.student" if container else "student")
-    assert found.others == (("epoch",) if container else ("teacher",))
+    content = read(file, entry="student")
+    same(content.tensors, state(0))
+    assert content.container == (f"{container}.student" if container else "student")
+    assert content.others == (("epoch",) if container else ("teacher",))
     if container:
-        same(read(file, part="state_dict.teacher").tensors, state(1))
+        same(read(file, entry="state_dict.teacher").tensors, state(1))
 
 
 def test_settings_of_an_average_are_no_network(tmp_path):
     averaging = {"decay": torch.tensor(0.99), "num_updates": torch.tensor(3)}
-    found = read(save({"ema": averaging, "state_dict": state()}, tmp_path / "w"))
-    assert found.container == "state_dict"
-    same(found.tensors, state())
+    content = read(save({"ema": averaging, "state_dict": state()}, tmp_path / "w"))
+    assert content.container == "state_dict"
+    same(content.tensors, state())
 
 
 def test_parts_within_a_wrapper_are_named(tmp_path):
     flat = {f"module.{who}.{name}": x for who in ("base", "momentum") for name, x in state().items()}
     file = save({"state_dict": flat}, tmp_path / "w")
-    refused(file, "no part 'teacher'; it has state_dict, module.base, module.momentum", part="teacher")
-    same(read(file, part="module.momentum").tensors, state())
+    refused(file, "no entry 'teacher'; it has state_dict, module.base, module.momentum", entry="teacher")
+    same(read(file, entry="module.momentum").tensors, state())
 
 
 def test_few_bytes_that_say_to_be_many_are_left_out(tmp_path):
     huge = torch.zeros(1).expand(200_000, 200_000)
-    found = read(save(state() | {"huge": huge}, tmp_path / "w"))
-    same(found.tensors, state())
+    content = read(save(state() | {"huge": huge}, tmp_path / "w"))
+    same(content.tensors, state())
 
 
 def test_ambiguous_or_empty(tmp_path):
@@ -370,9 +370,9 @@ def test_foreign_settings_are_read_without_their_packages(tmp_path, fake, legacy
     }
     file = save(value, tmp_path / "w.pth", legacy)
     fake.gone()
-    found = read(file)
-    same(found.tensors, state())
-    assert found.others == tuple(value)[1:]
+    content = read(file)
+    same(content.tensors, state())
+    assert content.others == tuple(value)[1:]
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
@@ -437,7 +437,7 @@ def test_hostile_pickle_is_refused_and_nothing_runs(tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "said"),
+    ("function", "arguments", "words"),
     [
         (eval, ("1",), "eval"),
         (getattr, (1, "real"), "getattr"),
@@ -448,12 +448,12 @@ def test_hostile_pickle_is_refused_and_nothing_runs(tmp_path, how):
     ],
 )
 @LEGACY
-def test_what_it_would_run_is_named(tmp_path, function, arguments, said, legacy):
+def test_what_it_would_run_is_named(tmp_path, function, arguments, words, legacy):
     class Runs:
         def __reduce__(self):
             return function, arguments
 
-    refused(save({"model": state(), "x": Runs()}, tmp_path / "w", legacy), "would run code", said)
+    refused(save({"model": state(), "x": Runs()}, tmp_path / "w", legacy), "would run code", words)
 
 
 @LEGACY
