@@ -1,4 +1,4 @@
-"""What a run prints while it goes on, and at its end."""
+"""What a run prints while it trains, and at its end."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from omma.cli.shared import out
 
 @dataclass
 class Listener:
-    """Prints what happens in a run: a live bar on a terminal, a line now and then elsewhere."""
+    """Prints a run's events: a live bar on a terminal, a line every 15 seconds elsewhere."""
 
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     last: float = 0.0
-    labels: str = "labels used for reading only"  # what to say of k-NN's
+    labels: str = "labels used for evaluation only"  # printed beside k-NN
 
     def __enter__(self) -> "Listener":
         columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",
@@ -56,7 +56,7 @@ class Listener:
         say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
             f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
         learned = choose.needs_of(plan.choice.method, recipe.config).labels
-        self.labels = "on images held out" if learned else self.labels
+        self.labels = "on held-out images" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
         say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
         say(f"out        {plan.out}", markup=False)
@@ -90,7 +90,7 @@ class Listener:
 
 
 def profile_lines(found: Any) -> list[str]:
-    """The table of a `train.profile.Profile`; parts that took no time are left out."""
+    """The table of a `train.profile.Profile`; parts that took no time are omitted."""
     shortest, longest = (1000 * end for end in (min(found.steps), max(found.steps)))
     spread = f"mean of {len(found.steps)} steps, {shortest:,.1f} to {longest:,.1f} ms"
     lines = [f"{'':22}{'ms':>9}{'share':>8}   {spread}"]
@@ -99,14 +99,14 @@ def profile_lines(found: Any) -> list[str]:
             lines.append(f"{part:22}{1000 * seconds:9,.1f}{seconds / found.seconds:8.1%}")
     flops, rate, limit = (x / 1e9 for x in (found.flops, found.flops_per_second, found.limit))
     lines += [
-        f"{found.images_per_second:,.0f} images/s, readings and saving apart; {flops:,.2f} GFLOP a step, "
+        f"{found.images_per_second:,.0f} images/s without readings and saving; {flops:,.2f} GFLOP a step, "
         f"{rate:,.1f} GFLOP/s",
         f"{found.share:.1%} of this machine's limit, {limit:,.0f} GFLOP/s (its best matrix product in "
         f"{found.precision}, measured now)",
         f"{found.peak_memory / 2**30:.2f} GiB at most so far, on {found.device}",
     ]
     if found.device.startswith("mps"):
-        lines.append("each part was waited for: other steps are faster")
+        lines.append("the device was synchronised after each part: other steps are faster")
     return [f"{'' if i else 'profile':11}{line}" for i, line in enumerate(lines)]
 
 
