@@ -183,7 +183,7 @@ def test_memory_is_taken_in_a_process_of_its_own(capsys: pytest.CaptureFixture[s
         references=Path("clones"),
         decoder=Decoder(1, 16, 2),
     )  # fmt: skip
-    args = steps.arguments().parse_args([*steps.alone(race), "--subject", "0"])
+    args = steps.arguments().parse_args([*steps.arguments_of(race), "--subject", "0"])
     assert steps.settings(args) == [race]
     assert len(steps.subjects(race)) == 4
     found = steps.memory_of(race, 3)
