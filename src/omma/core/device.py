@@ -45,15 +45,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def _own_gpu() -> torch.device:
     """CUDA's current device for a single process; with several, the GPU of this process's local rank."""
-    here, count = launcher.ranks(), torch.cuda.device_count()
-    if here.world_size == 1:
+    ranks, count = launcher.ranks(), torch.cuda.device_count()
+    if ranks.world_size == 1:
         return torch.device("cuda")
-    if here.local_rank >= count:
+    if ranks.local_rank >= count:
         raise ValueError(
-            f"{count} GPUs for {here.local_world_size} processes on this machine: "
+            f"{count} GPUs for {ranks.local_world_size} processes on this machine: "
             f"start --nproc-per-node {count}"
         )
-    return torch.device("cuda", here.local_rank)
+    return torch.device("cuda", ranks.local_rank)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -135,9 +135,9 @@ def share_cores() -> None:
     torchrun sets OMP_NUM_THREADS=1, so that each process would use one core; a larger value was set by the
     user and is respected. Like `keep_memory`, this is for programs to call, not for the library.
     """
-    here = launcher.ranks()
-    if here.local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, cores() // here.local_world_size))
+    ranks = launcher.ranks()
+    if ranks.local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, cores() // ranks.local_world_size))
 
 
 def memory(device: torch.device) -> int:

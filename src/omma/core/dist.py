@@ -34,18 +34,18 @@ def process_group() -> Iterator[None]:
     another process has already reported, or that only follows from another's end, is raised as
     `AlreadyReported`, so that each message is printed once.
     """
-    here = launcher.ranks()
-    if here.world_size == 1 or dist.is_initialized():
+    ranks = launcher.ranks()
+    if ranks.world_size == 1 or dist.is_initialized():
         yield
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if here.local_rank < gpus:
-        torch.cuda.set_device(here.local_rank)
+    if ranks.local_rank < gpus:
+        torch.cuda.set_device(ranks.local_rank)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store.set_timeout(TIMEOUT)
     # Keys of an earlier group, or addresses from before a restart, must not be visible to this group. On
     # several machines each agent counts its own restarts, so there the count cannot be part of the prefix.
-    attempt = here.restarts if here.local_world_size == here.world_size else 0
+    attempt = ranks.restarts if ranks.local_world_size == ranks.world_size else 0
     store = dist.PrefixStore(f"omma/{attempt}/{next(_groups_joined)}", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)

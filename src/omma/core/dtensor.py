@@ -1,4 +1,4 @@
-"""Tensors that are sharded over processes (`--shard fsdp`): how to tell them and how to read them."""
+"""Tensors that are sharded over processes (`--shard fsdp`): how to recognise and read them."""
 
 from typing import Any, cast
 

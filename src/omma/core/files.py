@@ -27,7 +27,7 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary files left by killed writers of `path`; nobody may be writing it now."""
+    """Delete temporary files left by killed writers of `path`; no process may be writing it."""
     for partial in path.parent.glob(f".{path.name}.*.partial"):
         partial.unlink(missing_ok=True)
 

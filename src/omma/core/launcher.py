@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Where this process stands among all processes of a run."""
+    """The ranks of this process among all processes of a run."""
 
     rank: int = 0
     world_size: int = 1  # processes in all

@@ -31,7 +31,7 @@ def vit(t: Names, settings: Settings) -> NetworkSpec:
     if mlp is None:
         mlp = settings.get("likely_mlp", "gelu")
         if clip:
-            notes.append(f"{mlp} assumed: the file does not say which (config.json beside it may)")
+            notes.append(f"{mlp} assumed: the file does not say which activation; a config.json may")
 
     if "pos_embed" not in t:
         raise ValueError(f"{t.source} has no positions, so which ones its network uses is unknown: refused")
