@@ -3,13 +3,13 @@
     python benchmarks/area.py [--sizes 224 320 448 640 896] [--rounds 5] [--train] [--json FILE]
     python benchmarks/area.py --memory --sizes 224 448 896 1344 2048
 
-swin-t and vit-s/16, which cost alike at 224 px, and vit-s/16 with other token mixers: linear attention, and
-BigBird's local, global and random one. One image at a time, in fp32, forward alone or (--train) with the
-backward pass; every network in turn, the best of its rounds. --memory: what a process of its own took at
-most, more than before its first image. Multiply-adds are counted, not timed. An exponent is fitted to each
-(cost ~ area^e, least squares of logarithms): 1 is linear. That of the whole ViT lies between 1 and 2 at
-these sizes, for what is done to each token is linear; the last line counts what is done to pairs of tokens:
-all that exceeds 12 d^2 a token in each layer.
+Measured are swin-t and vit-s/16, which cost the same at 224 px, and vit-s/16 with other token mixers:
+linear attention, and BigBird's local, global and random attention. One image at a time, in fp32, forward
+only or (--train) with the backward pass; the networks take turns, and the best round counts. --memory: peak
+memory in a fresh process, above that before its first image. Multiply-adds are counted, not timed. An
+exponent is fitted to each (cost ~ area^e, least squares of logarithms): 1 is linear. That of the whole ViT
+lies between 1 and 2 at these sizes, since the work on each token is linear. The last line counts only work
+on pairs of tokens: all that exceeds 12 d^2 per token in each layer.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def contender(subject: str, size: int, train: bool) -> Contender:
 
 
 def memory_of(subject: str, size: int, train: bool) -> int:
-    """Bytes that this process takes at most for an image of this size, above what it took before."""
+    """Peak memory of this process in bytes for an image of this size, above what it used before."""
     one = contender(subject, size, train)
     before = peak_memory(common.CPU)
     one.run()
@@ -75,7 +75,7 @@ def memory_of(subject: str, size: int, train: bool) -> int:
 
 
 def memory(sizes: list[int], train: bool) -> list[dict[str, Any]]:
-    """Every subject and size in a process of its own; a table in MiB."""
+    """Each subject and size in a fresh process; prints a table in MiB."""
     results = []
     print(f"{'MiB':24}" + "".join(f"{size:>9} px" for size in sizes))
     for subject in SUBJECTS:
@@ -120,7 +120,7 @@ def measure(sizes: list[int], rounds: int, train: bool) -> list[dict[str, Any]]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """A table for people: multiply-adds, and milliseconds of the best round."""
+    """Print a table of multiply-adds and of the best round's milliseconds."""
     sizes = results[0]["sizes"]
     here = common.machine()
     print(f"{here['processor']}, {here['threads']} threads; torch {here['versions']['torch']}")

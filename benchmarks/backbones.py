@@ -1,9 +1,9 @@
-"""Forward, and forward with backward, of omma's backbones against timm's, in turn.
+"""Forward and backward passes of omma's backbones and timm's, taking turns.
 
     python benchmarks/backbones.py [--models vit swin cait] [--batch 16] [--rounds 9] [--json FILE]
 
-The same random weights and images (224 px, in memory) on both sides, without stochastic depth, each in fp32
-and in bf16; the headline is the best of ours against the best of timm's. Forward: inference mode, the pooled
+Both sides have the same random weights and images (224 px, in memory), no stochastic depth, and run in fp32
+and in bf16; the headline compares omma's best with timm's best. Forward: inference mode, the pooled
 feature. Forward and backward: training mode, the sum of squares of the pooled feature, gradients of all
 parameters.
 """

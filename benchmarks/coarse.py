@@ -1,11 +1,11 @@
-"""Fine classes from coarse labels: Grafit beside supervised training on the same labels, and SimCLR without.
+"""Fine classes from coarse labels: Grafit, supervised training on the same labels, and SimCLR without labels.
 
     python benchmarks/coarse.py TINY_IMAGENET.zip TREE.json --out DIR [--depth 4] [--steps 1500]
 
 TREE.json is WordNet's tree of the classes as nodes and links (nbdt's graph-wordnet.json). A class's coarse
 label is its ancestor `depth` steps below the root. Every method sees the coarse labels, or none, and is
-judged by k-NN on the fine ones (k=20, T=.07): neighbours are sought among the training images, for the
-validation images.
+evaluated by k-NN on the fine ones (k=20, T=.07): validation images are classified by their neighbours among
+the training images.
 """
 
 import argparse
@@ -19,21 +19,21 @@ from league import best, call
 
 
 def coarse_names(tree: Path, depth: int) -> dict[str, str]:
-    """WordNet id of each leaf to that of its ancestor."""
+    """The WordNet id of each leaf's ancestor."""
     graph = json.loads(tree.read_text())
     parent = {link["target"]: link["source"] for link in graph["links"]}
-    found = {}
+    results = {}
     for node in graph["nodes"]:
         path = [node["id"]]
         while path[-1] in parent:
             path.append(parent[path[-1]])
         path.reverse()
-        found[node["id"]] = path[min(depth, len(path) - 1)]
-    return found
+        results[node["id"]] = path[min(depth, len(path) - 1)]
+    return results
 
 
 def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The images unpacked, and two manifests beside them: with fine labels and with coarse ones."""
+    """Unpack the images and write two manifests: with fine labels and with coarse ones."""
     images = args.out / "images"
     if not images.exists():
         with zipfile.ZipFile(args.data) as archive:
@@ -70,20 +70,20 @@ def main() -> None:
     fine, coarse = prepare(args)
     print("| method | k-NN on fine classes, each seed | median | on coarse ones, median |\n|---|---|---|---|")
     for method in args.methods:
-        found: dict[Path, list[float]] = {fine: [], coarse: []}
+        results: dict[Path, list[float]] = {fine: [], coarse: []}
         for seed in args.seeds:
             run = args.out / f"{method}-{seed}"
             if not (run / "model.safetensors").exists():
                 words = ["--method", method, "--model", args.model, "--steps", args.steps, "--seed", seed]
                 words += ["--recipe", "small", "--out", str(run)]
                 call("pretrain", str(coarse), *words)
-            for labels, values in found.items():
-                judged = args.out / f"{run.name}-{labels.stem}.json"
-                call("evaluate", str(run), str(labels), "--protocol", "knn", "--json", str(judged))
-                values.append(best(json.loads(judged.read_text()), "trained", "knn"))
-        each = ", ".join(f"{v:.1f}" for v in found[fine])
-        middle = {labels: statistics.median(values) for labels, values in found.items()}
-        print(f"| {method} | {each} | {middle[fine]:.1f} | {middle[coarse]:.1f} |", flush=True)
+            for labels, values in results.items():
+                evaluation = args.out / f"{run.name}-{labels.stem}.json"
+                call("evaluate", str(run), str(labels), "--protocol", "knn", "--json", str(evaluation))
+                values.append(best(json.loads(evaluation.read_text()), "trained", "knn"))
+        accuracies = ", ".join(f"{v:.1f}" for v in results[fine])
+        median = {labels: statistics.median(values) for labels, values in results.items()}
+        print(f"| {method} | {accuracies} | {median[fine]:.1f} | {median[coarse]:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

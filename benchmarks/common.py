@@ -1,8 +1,8 @@
-"""How omma's benchmarks take time: every contender built first, then turns in round-robin.
+"""How omma's benchmarks measure time: all contenders are built first, then take turns in round-robin.
 
-One process; two warm-ups each; seven rounds or more, in each of which every contender runs once, so that
-whatever else the machine does meets them alike. The report has the best and the median, and the ratio to the
-best peer round by round.
+One process, two warm-ups each, and seven rounds or more. In each round every contender runs once, so that
+other load on the machine affects all of them equally. The report has the best and the median round, and the
+ratio to the best peer by round.
 """
 
 import gc
@@ -32,7 +32,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that decide what
 
 
 class Contender(NamedTuple):
-    """Something that takes its turn: `run` does the whole of it once, on `images` images."""
+    """A measured subject: `run` does the whole task once, on `images` images."""
 
     name: str
     run: Callable[[], Any]
@@ -42,9 +42,9 @@ class Contender(NamedTuple):
     torch: bool = True  # does torch compute, so that its operations can be counted?
 
 
-def called(who: str, bf16: bool, how: str = "") -> str:
+def contender_name(library: str, bf16: bool, variant: str = "") -> str:
     """A contender's name."""
-    return f"{who} {'bf16' if bf16 else 'fp32'}{how and ', ' + how}"
+    return f"{library} {'bf16' if bf16 else 'fp32'}{variant and ', ' + variant}"
 
 
 def take_turns(
@@ -54,7 +54,7 @@ def take_turns(
     device: torch.device = CPU,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each turn by `clock`, by contender; memory is kept, as omma's command does, for all."""
+    """Seconds of each turn, by contender; freed memory is kept for all, as omma's command does."""
     keep_memory()
     for contender in contenders:
         for _ in range(warm_ups):
@@ -62,7 +62,7 @@ def take_turns(
     synchronise(device)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
-    gc.disable()  # a collection would fall on whoever's turn it is
+    gc.disable()  # a collection would slow down one contender
     try:
         for _ in range(rounds):
             for contender in contenders:
@@ -77,7 +77,7 @@ def take_turns(
 
 
 def summary(contenders: Sequence[Contender], seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Images/s of everyone, and the ratio of our best to the peers' best (both by their median)."""
+    """Images/s of all contenders, and the ratio of omma's best to the peers' best (both by median)."""
     speeds = {
         c.name: {
             "best": c.images / min(seconds[c.name]),
@@ -109,15 +109,15 @@ def summary(contenders: Sequence[Contender], seconds: dict[str, list[float]]) ->
 
 
 def add_work(result: dict[str, Any], contenders: Sequence[Contender], device: torch.device = CPU) -> None:
-    """To a `summary`: operations of each one's own turn, and their share of the machine's best product.
+    """Add to a `summary` each contender's operations, and their share of the machine's best matrix product.
 
-    A turn more of each, and a second for each precision, after all that is timed.
+    Takes one more turn of each, and a second for each precision, after all timing is done.
     """
     limits = {
         bf16: best_product(device, torch.bfloat16 if bf16 else torch.float32)
         for bf16 in {contender.bf16 for contender in contenders}
     }
-    for contender in filter(lambda each: each.torch, contenders):
+    for contender in filter(lambda contender: contender.torch, contenders):
         with Flops() as counted:
             contender.run()
         speed = result["images_per_second"][contender.name]
@@ -127,7 +127,7 @@ def add_work(result: dict[str, Any], contenders: Sequence[Contender], device: to
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and the versions that a figure belongs to."""
+    """Hardware, versions and command, to record with figures."""
     name, flags = platform.processor() or platform.machine(), set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -159,20 +159,25 @@ def machine() -> dict[str, Any]:
 
 def headline() -> str:
     """Hardware, versions and command, in three lines."""
-    here = machine()
-    hardware = [here["processor"], f"{here['threads']} threads", " ".join(here["flags"]), here["gpu"]]
-    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
-    return "\n".join((", ".join(filter(None, hardware)), versions, here["command"]))
+    description = machine()
+    hardware = [
+        description["processor"],
+        f"{description['threads']} threads",
+        " ".join(description["flags"]),
+        description["gpu"],
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
+    return "\n".join((", ".join(filter(None, hardware)), versions, description["command"]))
 
 
 def show(title: str, result: dict[str, Any], rounds: int) -> None:
-    """A small table for people."""
-    head, speeds = result["headline"], result["images_per_second"]
-    worked = any("flops" in speed for speed in speeds.values())
+    """Print a table."""
+    ratio, speeds = result["headline"], result["images_per_second"]
+    has_work = any("flops" in speed for speed in speeds.values())
     print(f"{title}, {rounds} rounds in turn\n{headline()}")
     print(
         f"{'images/s':38}{'best':>9}{'median':>9}{'worst':>9}"
-        + worked * f"{'GFLOP':>9}{'GFLOP/s':>9}{'share':>7}"
+        + has_work * f"{'GFLOP':>9}{'GFLOP/s':>9}{'share':>7}"
     )
     for name, speed in speeds.items():
         line = f"{name:38}{speed['best']:9.1f}{speed['median']:9.1f}{speed['worst']:9.1f}"
@@ -182,13 +187,14 @@ def show(title: str, result: dict[str, Any], rounds: int) -> None:
     for name, limit in result.get("limit_flops_per_second", {}).items():
         print(f"this machine's best matrix product in {name}: {limit / 1e9:,.0f} GFLOP/s")
     print(
-        f"{head['ours']} / {head['peer']}: {head['ratio_median']:.2f} by round "
-        f"({min(head['rounds']):.2f} to {max(head['rounds']):.2f}), best to best {head['ratio_best']:.2f}\n"
+        f"{ratio['ours']} / {ratio['peer']}: {ratio['ratio_median']:.2f} by round "
+        f"({min(ratio['rounds']):.2f} to {max(ratio['rounds']):.2f}), best to best "
+        f"{ratio['ratio_best']:.2f}\n"
     )
 
 
 def save(file: Path | None, benchmark: str, protocol: str | None, results: list[dict[str, Any]]) -> None:
-    """The record, as JSON."""
+    """Write the record as JSON."""
     if file is None:
         return
     record = {

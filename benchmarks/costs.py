@@ -2,9 +2,9 @@
 
     python benchmarks/costs.py [--model vit-b/16] [--batch 8] [--rounds 7] [--device cpu] [--precision bf16]
 
-Each with its paper recipe (heads, crops, views) and the same batch, forward, backward and optimizer step, in
-one process and in turn; views are made beforehand. SimMIM's paper gives 2.0 : 1.8 : 1.5 : 1.0 for training
-time on ViT-B [Xie 2021, arXiv 2111.09886, table 6].
+Each has its paper recipe (heads, crops, views) and the same batch; a step is forward, backward and
+optimizer. They take turns in one process; views are made beforehand. SimMIM's paper gives 2.0 : 1.8 : 1.5 :
+1.0 for training time on ViT-B [Xie 2021, arXiv 2111.09886, table 6].
 """
 
 import argparse
@@ -30,14 +30,14 @@ PLAIN = Preprocess(
 
 
 def tokenizer() -> weights.Model:
-    """A stride-8 tokenizer of DALL-E's size, untrained: what its codes are does not change what they cost."""
+    """A stride-8 tokenizer of DALL-E's size, untrained, since the cost does not depend on the codes."""
     encoder = backbones.build(name="dalle/8", image_size=SIZE // 2)
     codes = {"codes.weight": torch.randn(8192, encoder.dim), "codes.bias": torch.zeros(8192)}
     return weights.Model(encoder, dataclasses.replace(PLAIN, size=SIZE // 2), extras=Extras(codes))
 
 
 def steps(name: str, args: argparse.Namespace) -> Iterator[Any]:
-    """Optimizer steps of one method on the same images over and over."""
+    """Optimizer steps of one method, always on the same images."""
     file = methods.get(name)
     recipe = file.paper(SIZE, args.model)
     config = recipe.config

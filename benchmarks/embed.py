@@ -1,16 +1,16 @@
-"""Embedding 224 px images in memory: omma's bf16 inference against other libraries' and runtimes', in turn.
+"""Embedding 224 px images from memory: omma's bf16 inference, other libraries and runtimes, taking turns.
 
     python benchmarks/embed.py [--model vit-s/16] [--batch 16] [--rounds 9] [--json FILE]
 
-The same random weights in all (omma's state loads strictly into timm's VisionTransformer, and is exported for
-transformers' AutoModel and as ONNX), the same images, no decoding or resizing. omma runs as `omma.features`
-does: a copy of the encoder, whole, in bf16, under inference mode, pooled features back in fp32. timm and
-transformers: their fp32 models and `model.bfloat16()`, under inference mode. onnxruntime: the ONNX file, in
-fp32, for its kernels for x86 have no bf16. OpenVINO: the same file, in fp32 and with its hint for bf16. Both
-know batch and image size beforehand, give the pooled features alone, and have as many threads as torch; they
-are left out where they are not installed. Beside the speed stand torch's operations and what share they are
-of this machine's best matrix product in that precision, and how near each comes to timm's fp32: the cosine of
-each image's features.
+All have the same random weights (omma's state loads strictly into timm's VisionTransformer, and is exported
+for transformers' AutoModel and as ONNX) and the same images; nothing is decoded or resized. omma runs as
+`omma.features` does: a copy of the encoder in bf16, in inference mode, pooled features returned in fp32.
+timm and transformers: their fp32 models and `model.bfloat16()`, in inference mode. onnxruntime: the ONNX
+file, in fp32, because its x86 kernels have no bf16. OpenVINO: the same file, in fp32 and with its hint for
+bf16. Both know batch and image size beforehand, return only pooled features, and use as many threads as
+torch; they are omitted if they are not installed. The table also has torch's operations, their share of
+this machine's best matrix product in that precision, and the cosine of each image's features to timm's in
+fp32.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 import common
 import torch
-from common import Contender, called
+from common import Contender, contender_name
 from torch import Tensor, nn
 
 from omma import backbones
@@ -36,7 +36,7 @@ SIZE = 224
 def runner(
     network: nn.Module, images: Tensor, dtype: torch.dtype, pooled: Callable[[Any], Tensor]
 ) -> Callable[[], Tensor]:
-    """Features of the images, in fp32; `pooled` finds them in what the network gives."""
+    """Features of the images in fp32; `pooled` extracts them from the network's output."""
     network = copy.deepcopy(network).to(dtype=dtype).eval()
 
     def run() -> Tensor:
@@ -53,7 +53,7 @@ def preprocess(size: int) -> Preprocess:
 
 
 def transformers_twin(encoder: Backbone, size: int) -> nn.Module:
-    """The same network as transformers reads it."""
+    """The same network, loaded by transformers."""
     from transformers import AutoModel
 
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def transformers_twin(encoder: Backbone, size: int) -> nn.Module:
 
 
 def by_onnxruntime(file: Path, images: Tensor) -> Callable[[], Tensor]:
-    """Features by onnxruntime, in fp32."""
+    """Features computed by onnxruntime in fp32."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -77,7 +77,7 @@ def by_onnxruntime(file: Path, images: Tensor) -> Callable[[], Tensor]:
 
 
 def by_openvino(file: Path, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
-    """Features by OpenVINO, in fp32 or as its hint for bf16 has it."""
+    """Features computed by OpenVINO in fp32, or with its hint for bf16."""
     import openvino
 
     core = openvino.Core()
@@ -94,7 +94,7 @@ def by_openvino(file: Path, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
 
 
 def runtimes(encoder: Backbone, images: Tensor) -> Iterator[Contender]:
-    """What runs the network as ONNX, where it is installed."""
+    """The installed runtimes for the network as ONNX."""
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         print(f"onnxruntime and OpenVINO are left out: {', '.join(missing)} not installed (omma[onnx])")
         return
@@ -102,13 +102,15 @@ def runtimes(encoder: Backbone, images: Tensor) -> Iterator[Contender]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "encoder.onnx"
         traced.write_onnx(encoder.eval(), preprocess(images.shape[-1]), file)
-        yield Contender(called("onnxruntime", False), by_onnxruntime(file, images), batch, torch=False)
+        yield Contender(
+            contender_name("onnxruntime", False), by_onnxruntime(file, images), batch, torch=False
+        )
         if find_spec("openvino") is None:
             print("OpenVINO is left out: not installed (pip install openvino)")
             return
         for bf16 in (True, False):
             run = by_openvino(file, images, bf16)
-            yield Contender(called("OpenVINO", bf16), run, batch, bf16=bf16, torch=False)
+            yield Contender(contender_name("OpenVINO", bf16), run, batch, bf16=bf16, torch=False)
 
 
 def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
@@ -129,23 +131,23 @@ def contenders(model: str, batch: int, size: int = SIZE) -> list[Contender]:
     }
     by_torch = [
         Contender(
-            called(who, bf16),
+            contender_name(library, bf16),
             runner(network, images, torch.bfloat16 if bf16 else torch.float32, pooled),
             batch,
-            ours=who == "omma",
+            ours=library == "omma",
             bf16=bf16,
         )
-        for who, (network, pooled) in subjects.items()
+        for library, (network, pooled) in subjects.items()
         for bf16 in (True, False)
     ]
     return [*by_torch, *runtimes(encoder, images)]
 
 
 def cosines(subjects: list[Contender]) -> dict[str, Tensor]:
-    """Of each image's features, everyone's with timm's in fp32."""
-    found = {subject.name: subject.run() for subject in subjects}
-    reference = found["timm fp32"]
-    return {name: nn.functional.cosine_similarity(x, reference, dim=-1) for name, x in found.items()}
+    """Cosine of each image's features, of every contender, with timm's in fp32."""
+    features = {subject.name: subject.run() for subject in subjects}
+    reference = features["timm fp32"]
+    return {name: nn.functional.cosine_similarity(x, reference, dim=-1) for name, x in features.items()}
 
 
 def main() -> None:

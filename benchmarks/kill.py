@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py [--kills 10] [--steps 400]
 
-Every kill is a run of its own: `kill -9` a random time after it saved a random step, resumed, and compared
-bit for bit with the run that was left alone.
+Each kill has its own run: `kill -9` at a random time after a random step was saved. The run is resumed, and
+its weights are compared bit for bit with those of the uninterrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def command(data: Path, out: Path, steps: int) -> list[str]:
 
 
 def last_saved(out: Path) -> int:
-    """The newest checkpoint's step; 0 without any."""
+    """The newest checkpoint's step; 0 if there is none."""
     return max((int(p.stem.rpartition("-")[2]) for p in (out / "checkpoints").glob("step-*.pt")), default=0)
 
 

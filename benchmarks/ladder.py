@@ -1,10 +1,10 @@
-"""DINOv2's ladder: its twelve rows on one data set in equal steps, beside the paper's table 1.
+"""DINOv2's ladder: its twelve rows on one data set, with equal steps, next to the paper's table 1.
 
     python benchmarks/ladder.py DATA --out DIR [--steps 1500] [--model vit-n/8] [--batch 192] [...]
     python benchmarks/ladder.py DATA --out DIR --table
 
-Other options are those of `omma pretrain`, as they are at the ladder's end. Rows that are done are not done
-again. Equal steps are not equal images: rows before 9 have a third of the batch, as in the paper.
+Other options are passed to `omma pretrain`, with values as at the ladder's end. Finished rows are not
+repeated. Equal steps are not equal images: rows before 9 have a third of the batch, as in the paper.
 """
 
 import argparse
@@ -31,22 +31,22 @@ def main() -> None:
     args, others = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for row in [] if args.table else args.rows:
-        run, judged = args.out / f"row{row}", args.out / f"row{row}.json"
-        if judged.exists():
+        run, evaluation = args.out / f"row{row}", args.out / f"row{row}.json"
+        if evaluation.exists():
             continue
         batch = args.batch if row >= TRIPLED else args.batch // 3
         words = ["--method", "dinov2", "--method.ladder", str(row), "--model", args.model]
         words += ["--steps", args.steps, "--batch-size", str(batch), "--recipe", "small"]
         words += ["--out", str(run), "--seed", args.seed]
         call("pretrain", args.data, *words, *others)
-        call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
+        call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(evaluation))
         print(f"row {row} done", flush=True)
     print("| row | switch | k-NN | linear | health | paper: k-NN | linear |\n|---|---|---|---|---|---|---|")
     for row, switch in enumerate(LADDER):
-        judged = args.out / f"row{row}.json"
-        if not judged.exists():
+        evaluation = args.out / f"row{row}.json"
+        if not evaluation.exists():
             continue
-        results = {"results": json.loads(judged.read_text())["results"]}
+        results = {"results": json.loads(evaluation.read_text())["results"]}
         lines = (args.out / f"row{row}" / "metrics.jsonl").read_text().splitlines()
         health = [line for line in map(json.loads, lines) if line["event"] == "health"][-1]["text"]
         print(

@@ -3,19 +3,18 @@
     python benchmarks/league.py DATA --out DIR [--budget 10m] [--model vit-n/4] [--methods simclr dino ...]
     python benchmarks/league.py DATA --out DIR --table
 
-Each method is trained with its small-data recipe by `omma pretrain` and judged by `omma evaluate`, beside raw
-pixels and the same network untrained. What learns from another model is given one of the same table, trained
-before it with the same budget: BEiT the VQ-VAE (or --tokenizer dvae), EVA the --target's run, DeiT the
-supervised one. A run that is done is not done again, so the table may be made in several sittings. Run it on
-a machine that does nothing else. --table prints what is there.
+Each method is trained with its small-data recipe by `omma pretrain` and evaluated by `omma evaluate`, next
+to raw pixels and the same network untrained. Methods that learn from another model get one from the same
+table, trained before with the same budget: BEiT the VQ-VAE (or --tokenizer dvae), EVA the --target's run,
+DeiT the supervised one. Finished runs are not repeated, so the table can be made in several sessions. Run
+it on an otherwise idle machine. --table prints the results so far.
 
-Where other work cannot be kept away, count first and train by steps:
+If the machine cannot be idle all the time, count steps first and then train by steps:
 
     python benchmarks/league.py DATA --out DIR --count          # alone: how many steps the budget holds
     OMP_NUM_THREADS=1 python benchmarks/league.py DATA --out DIR --counted --methods ...   # beside whatever
 
-What is trained by steps does not depend on what else the machine does. Speeds in the table are then those
-that were counted.
+Training by steps does not depend on other load. The speeds in the table are then those of --count.
 """
 
 import argparse
@@ -34,12 +33,12 @@ METHODS = (
     "supervised", "deit", "grafit",
 )  # fmt: skip
 SEES_LABELS = ("supervised", "deit", "grafit")
-COUNTED = 20.0  # seconds of a run that is counted
-SPENT = 0.94  # share of a ten-minute budget that goes into steps; the rest is start, readings, report
+COUNTED = 20.0  # seconds of a run of --count
+SPENT = 0.94  # share of a ten-minute budget spent in steps; the rest is start, readings, report
 
 
-def guides(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
-    """Of methods that learn from a model: the option, and whose run it is."""
+def guide_runs(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """For methods that learn from a model: the option, and the run that it is set to."""
     return {
         "beit": ("tokenizer", args.tokenizer),
         "eva": ("target", args.target),
@@ -48,7 +47,7 @@ def guides(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
 
 
 def call(*words: str) -> float:
-    """Run a command of omma; returns the most memory that any child took so far, in bytes."""
+    """Run a command of omma; returns the peak memory of all children so far, in bytes."""
     done = subprocess.run([sys.executable, "-m", "omma", *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"omma {' '.join(words)}: {(done.stderr or done.stdout).strip()[-400:]}")
@@ -56,26 +55,26 @@ def call(*words: str) -> float:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
-def training(method: str, args: argparse.Namespace, run: Path, whose: Path, *end: str) -> list[str]:
-    """The command that trains a method to its end; whose: the folder with the runs that it may learn from."""
+def training(method: str, args: argparse.Namespace, run: Path, runs: Path, *end: str) -> list[str]:
+    """The command that trains a method; runs: the folder with the runs that it can learn from."""
     words = ["pretrain", args.data, "--method", method, "--model", args.model, *end]
     words += ["--recipe", "small", "--out", str(run), "--seed", str(args.seed)]
-    if method in (known := guides(args)):
-        option, guide = known[method]
-        words += [f"--method.{option}", str(whose / guide)]
+    if method in (options := guide_runs(args)):
+        option, guide = options[method]
+        words += [f"--method.{option}", str(runs / guide)]
     return words
 
 
 def rate(run: Path) -> float:
-    """Images a second of a run: the median of its logged steps."""
+    """Images per second of a run: the median of its logged steps."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["images_per_second"] for line in lines if line["event"] == "step")
 
 
 def count(args: argparse.Namespace) -> None:
-    """Write DIR/counts.json: how many steps of each method the budget holds, and its speed."""
-    said = args.out / "counts.json"
-    counts = json.loads(said.read_text()) if said.exists() else {}
+    """Write DIR/counts.json: each method's speed, and its number of steps within the budget."""
+    file = args.out / "counts.json"
+    counts = json.loads(file.read_text()) if file.exists() else {}
     for method in args.methods:
         if method in counts:
             continue
@@ -84,23 +83,23 @@ def count(args: argparse.Namespace) -> None:
         batch = json.loads((run / "config.json").read_text())["settings"]["batch"]
         steps = round(SPENT * seconds(args.budget) * rate(run) / batch)
         counts[method] = {"steps": steps, "images_per_second": rate(run)}
-        said.write_text(json.dumps(counts, indent=1) + "\n")
+        file.write_text(json.dumps(counts, indent=1) + "\n")
         print(method, counts[method], flush=True)
 
 
-def one(method: str, args: argparse.Namespace) -> None:
-    """Train and judge; writes DIR/METHOD.json. In a process of its own, so that its memory is its own."""
-    run, said = args.out / method, args.out / f"{method}.json"
+def train_and_evaluate(method: str, args: argparse.Namespace) -> None:
+    """Train and evaluate; writes DIR/METHOD.json. One per process, to measure memory."""
+    run, file = args.out / method, args.out / f"{method}.json"
     counted = json.loads((args.out / "counts.json").read_text())[method] if args.counted else None
     end = ("--steps", str(counted["steps"])) if counted else ("--budget", args.budget)
     peak = call(*training(method, args, run, args.out, *end))
-    judged = args.out / f"{method}-judged.json"
-    call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(judged))
+    evaluation = args.out / f"{method}-judged.json"
+    call("evaluate", str(run), args.data, "--protocol", "knn", "linear", "--json", str(evaluation))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     health = [line for line in lines if line["event"] == "health"][-1]
     row = {
         "method": method,
-        "results": json.loads(judged.read_text())["results"],
+        "results": json.loads(evaluation.read_text())["results"],
         "verdict": health["verdict"],
         "health": health["text"],
         "rank": health["rank"],
@@ -111,16 +110,16 @@ def one(method: str, args: argparse.Namespace) -> None:
         "budget": args.budget,
         "seed": args.seed,
     }
-    said.write_text(json.dumps(row, indent=1) + "\n")
+    file.write_text(json.dumps(row, indent=1) + "\n")
 
 
 def best(row: dict[str, Any], subject: str, protocol: str) -> float:
-    found = [
+    values = [
         r["value"] for r in row["results"]
         if r["subject"] == subject and r["protocol"] == protocol and r["metric"] == "top1"
         and r.get("k", 20) == 20
     ]  # fmt: skip
-    return 100 * max(found, default=float("nan"))
+    return 100 * max(values, default=float("nan"))
 
 
 def table(args: argparse.Namespace) -> str:
@@ -140,8 +139,8 @@ def table(args: argparse.Namespace) -> str:
             f"{row['peak_memory'] / 2**30:.1f} GiB |"
         )
     for subject in ("untrained", "pixels"):
-        judged = next(row for row in rows if any(r["subject"] == subject for r in row["results"]))
-        values = [best(judged, subject, protocol) for protocol in ("knn", "linear")]
+        source = next(row for row in rows if any(r["subject"] == subject for r in row["results"]))
+        values = [best(source, subject, protocol) for protocol in ("knn", "linear")]
         lines.append(f"| {subject} | {values[0]:.1f} | {values[1]:.1f} | | | | |")
     return "\n".join(lines)
 
@@ -163,7 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.alone:
-        one(args.methods[0], args)
+        train_and_evaluate(args.methods[0], args)
         return
     if args.count:
         count(args)

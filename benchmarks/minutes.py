@@ -1,12 +1,12 @@
-"""lightly's SimCLR for some minutes on a folder or archive, to stand beside `omma pretrain --budget`.
+"""lightly's SimCLR for some minutes on a folder or archive, to compare with `omma pretrain --budget`.
 
     python benchmarks/minutes.py IMAGES --minutes 10
 
-As lightly's documentation composes it (its SimCLR example for PyTorch): SimCLRTransform at the images' size,
-ResNet-18 without its last layer, a head 512-512-128, NT-Xent at its default temperature, SGD at .06, batch
-256, a new epoch's order at every epoch, drop_last. Precision is whichever of fp32 and bf16 autocast makes
-more steps in ten seconds; loading workers, the number given, share the cores. The clock starts before the
-first batch is read. Judged as `omma evaluate` does: k-NN, k=20, T=.07, neighbours among the training images.
+Composed as in lightly's documentation (its SimCLR example for PyTorch): SimCLRTransform at the images'
+size, ResNet-18 without its last layer, a head 512-512-128, NT-Xent at its default temperature, SGD at .06,
+batch 256, reshuffled every epoch, drop_last. The precision is that of fp32 and bf16 autocast which makes
+more steps in ten seconds; loading workers share the cores. The clock starts before the first batch is read.
+Evaluated as by `omma evaluate`: k-NN, k=20, T=.07, neighbours among the training images.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
 
 
 def train(args: argparse.Namespace, images: IndexedImages, size: int) -> tuple[nn.Module, int, str]:
-    """The backbone, its steps, and the precision that was faster."""
+    """The trained backbone, its number of steps, and the faster precision."""
     torch.manual_seed(args.seed)
     end = time.monotonic() + args.minutes * 60
     backbone, head, criterion = network(), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
@@ -87,7 +87,7 @@ def train(args: argparse.Namespace, images: IndexedImages, size: int) -> tuple[n
 
 @torch.inference_mode()
 def features(backbone: nn.Module, images: IndexedImages, size: int) -> np.ndarray:
-    found = []
+    features = []
     for start in range(0, len(images), 256):
         pixels = [
             np.asarray(Image.fromarray(images.read(i)).resize((size, size)))
@@ -95,8 +95,8 @@ def features(backbone: nn.Module, images: IndexedImages, size: int) -> np.ndarra
         ]
         x = torch.from_numpy(np.stack(pixels)).float() / 255
         x = (x - torch.tensor(MEAN)) / torch.tensor(STD)
-        found.append(backbone(x.permute(0, 3, 1, 2)).float().numpy())
-    return np.concatenate(found)
+        features.append(backbone(x.permute(0, 3, 1, 2)).float().numpy())
+    return np.concatenate(features)
 
 
 def main() -> None:
@@ -107,16 +107,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     images = open_images(args.images)
-    learned, judged, how = train_test(images)
+    learned, accuracy, how = train_test(images)
     size = images.read(0).shape[0]
-    train_part, test_part = images.subset(learned), images.subset(judged)
+    train_part, test_part = images.subset(learned), images.subset(accuracy)
     torch.manual_seed(args.seed)
     before = network()
     trained, steps, precision = train(args, train_part, size)
     print(f"ResNet-18, {size} px, {how}; {steps:,} steps in {precision}")
     for name, backbone in (("trained", trained), ("untrained", before.eval())):
         vectors = [features(backbone, part, size) for part in (train_part, test_part)]
-        data = Split(vectors[0], images.labels[learned], vectors[1], images.labels[judged])
+        data = Split(vectors[0], images.labels[learned], vectors[1], images.labels[accuracy])
         right = (knn.predict_each(data, [knn.HEADLINE])[knn.HEADLINE] == data.test_labels).mean()
         print(f"k-NN {name}: {100 * right:.1f}")
 

@@ -1,4 +1,4 @@
-"""omma's own subjects: each method in the setting of a race, in its own training loop."""
+"""omma's contenders: each method in the setting of a race, in omma's training loop."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Contender, called
+from common import Contender, contender_name
 from setting import DISTILLED, Setting
 
 from omma import backbones, methods
@@ -19,7 +19,7 @@ STEPS = 1_000_000  # of a run that never ends
 
 
 def config(s: Setting) -> dict[str, Any]:
-    """The method's options in this setting; the paper's otherwise."""
+    """The method's options: those of the setting, else the paper's."""
     if s.method in DISTILLED:
         heads = {"prototypes": s.prototypes_, "head_hidden": s.hidden, "head_bottleneck": s.bottleneck}
         options = {**heads, "local_crops": s.local_crops, "centring": "mean", "freeze_last_epochs": 0.0}
@@ -37,7 +37,7 @@ def config(s: Setting) -> dict[str, Any]:
 
 
 def method_of(s: Setting) -> tuple[Method, Recipe]:
-    """The method, built, and what it is trained with."""
+    """The method and its recipe."""
     file = methods.get(s.method)
     recipe = replace(
         file.small(s.image_size, s.model), config=file.Config(**config(s)), batch=s.batch, lr=s.lr
@@ -52,7 +52,7 @@ def method_of(s: Setting) -> tuple[Method, Recipe]:
 
 
 def batch_of(s: Setting) -> Batch:
-    """The crops as the method's plan has them: each kind [b, views, c, s, s]."""
+    """The crops as the method expects them: each kind [b, views, c, s, s]."""
     crops = s.crops()
     key = Key(0, np.zeros(s.batch, np.int64), np.arange(s.batch))
     if s.method in DISTILLED:
@@ -68,7 +68,7 @@ def batch_of(s: Setting) -> Batch:
 def steps(
     s: Setting, bf16: bool, watch: Callable[[Method], Stopwatch] = lambda method: OFF
 ) -> Iterator[Step]:
-    """Steps as a run takes them: schedules, clipping, metrics and the check for finite numbers included."""
+    """Steps as in a run, with schedules, clipping, metrics and the check for finite numbers."""
     method, recipe = method_of(s)
     return train(
         method,
@@ -82,6 +82,6 @@ def steps(
 
 
 def contender(s: Setting, bf16: bool) -> Contender:
-    """One step a call."""
+    """A contender whose call makes one step."""
     loop = steps(s, bf16)
-    return Contender(called("omma", bf16), lambda: next(loop), s.batch, ours=True, bf16=bf16)
+    return Contender(contender_name("omma", bf16), lambda: next(loop), s.batch, ours=True, bf16=bf16)

@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py [--models vit-ti/16 ...] [--write]
 
-fp32, two image sizes each; all parameters random. The table has the largest absolute difference of patch
-features and of the pooled feature. --write puts the table into docs/parity.md, between its markers.
+fp32, two image sizes each, all parameters random. The table has the largest absolute difference of patch
+features and of the pooled feature. --write puts it into docs/parity.md, between the markers.
 """
 
 import argparse
@@ -45,7 +45,7 @@ CASES = [
 
 
 def scatter(encoder: Backbone) -> None:
-    """Every parameter random, of the size that training leaves it at."""
+    """Randomise every parameter, with magnitudes as after training."""
     generator = torch.Generator().manual_seed(0)
     for name, p in encoder.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
@@ -57,7 +57,7 @@ def scatter(encoder: Backbone) -> None:
 
 
 def theirs_of(library: str, encoder: Backbone) -> Any:
-    """The library's network with the encoder's weights, as a function of images to (pooled, patches)."""
+    """The library's network with the encoder's weights, as a function from images to (pooled, patches)."""
     if library == "timm":
         network: Any = timm_twin(encoder)
         network.load_state_dict(encoder.state_dict(), strict=True)
@@ -77,7 +77,7 @@ def theirs_of(library: str, encoder: Backbone) -> Any:
 
 
 def compare(case: Case, library: str) -> list[str]:
-    """Differences at the sizes, in words; where the library has no such network, a dash."""
+    """Differences at all sizes, as text; a dash if the library has no such network."""
     told = []
     for size in case.sizes:
         torch.manual_seed(0)

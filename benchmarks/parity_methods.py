@@ -2,11 +2,12 @@
 
     python benchmarks/parity_methods.py --references DIR [--rows dino koleo ...] [--write]
 
-DIR holds a clone of each repository in SOURCES, named `owner+name` or `name`; what is missing is told, and
-how to clone it. The published code is imported from there, on a CPU: `.cuda()` is the identity, one gloo
-process stands for all, and libraries that only its training scripts want are replaced by empty ones. omma
-computes in fp32, the published code in fp64; where both have weights, each trains its own for three steps of
-gradient descent. --write puts the tables into docs/parity.md, between its markers; it wants all rows.
+DIR holds a clone of each repository in SOURCES, named `owner+name` or `name`; for missing ones the script
+prints how to clone them. The published code is imported from there, on a CPU: `.cuda()` is the identity,
+one gloo process stands for all, and libraries that only its training scripts need are replaced by empty
+ones. omma computes in fp32, the published code in fp64; if both have weights, each trains its own for three
+steps of gradient descent. --write puts the tables into docs/parity.md, between the markers; it needs all
+rows.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from published import contrasted, distilled, hidden
-from published.comparing import STEPS, Found, Row
+from published.comparing import STEPS, Differences, Row
 from published.masks import DRAWS, MASKS, Masks
 from published.references import SOURCES, References, on_this_machine
 
@@ -29,39 +30,40 @@ ROWS = [*distilled.ROWS, *hidden.ROWS, *contrasted.ROWS]
 
 
 def missing(references: References, sources: set[str]) -> list[str]:
-    """What to do about clones that are not there."""
-    told = []
+    """How to clone the repositories that are missing."""
+    messages = []
     for source in sorted(sources & set(SOURCES)):
         if references.path(source) is None:
             into = f"DIR/{source.replace('/', '+')}"
-            told.append(f"{source} is missing: git clone --depth 1 {SOURCES[source]} {into}")
-    return told
+            messages.append(f"{source} is missing: git clone --depth 1 {SOURCES[source]} {into}")
+    return messages
 
 
-def named(references: References, source: str, part: str) -> str:
+def source_name(references: References, source: str, part: str) -> str:
     if source in SOURCES:
         return f"{source} `{references.commit(source)}`, `{part}`"
     return f"{source} {version(source)}, `{part}`"
 
 
-def compared(references: References, rows: list[Row]) -> tuple[list[str], float]:
+def compare_rows(references: References, rows: list[Row]) -> tuple[list[str], float]:
     lines = ["| what | source | loss, outputs | gradients | state | |", "|---|---|---|---|---|---|"]
     worst = 0.0
     for row in rows:
-        found = Found()
-        row.compare(references, found)
-        worst = max([worst, *found.worst.values()])
+        differences = Differences()
+        row.compare(references, differences)
+        worst = max([worst, *differences.worst.values()])
         numbers = [
-            f"{found.worst[k]:.1e}" if k in found.worst else "-" for k in ("loss", "gradient", "state")
+            f"{differences.worst[k]:.1e}" if k in differences.worst else "-"
+            for k in ("loss", "gradient", "state")
         ]
-        source = named(references, row.source, row.part)
+        source = source_name(references, row.source, row.part)
         lines.append(f"| {row.what} | {source} | {' | '.join(numbers)} | {row.remark} |")
         print(lines[-1], flush=True)
     print(f"largest of all: {worst:.1e}")
     return lines, worst
 
 
-def drawn(references: References, rows: list[Masks]) -> list[str]:
+def compare_masks(references: References, rows: list[Masks]) -> list[str]:
     lines = [
         "| masks | source | masked: ours, theirs | its deviation | masked runs in rows |",
         "|---|---|---|---|---|",
@@ -71,7 +73,9 @@ def drawn(references: References, rows: list[Masks]) -> list[str]:
     for row in rows:
         both = zip(*row.compare(references), strict=True)
         numbers = [f"{ours:.1f}, {theirs:.1f}" for ours, theirs in both]
-        lines.append(f"| {row.what} | {named(references, row.source, row.part)} | {' | '.join(numbers)} |")
+        lines.append(
+            f"| {row.what} | {source_name(references, row.source, row.part)} | {' | '.join(numbers)} |"
+        )
         print(lines[-1], flush=True)
     return lines
 
@@ -95,8 +99,8 @@ def main() -> None:
     have = [row for row in rows if row.source not in SOURCES or references.path(row.source) is not None]
     torch.set_num_threads(1)
     with on_this_machine():
-        lines, worst = compared(references, have)
-        more = drawn(references, [row for row in masks if references.path(row.source) is not None])
+        lines, worst = compare_rows(references, have)
+        more = compare_masks(references, [row for row in masks if references.path(row.source) is not None])
     if args.write:
         about = (
             f"Largest absolute differences; ours in fp32, theirs in fp64 unless said, torch "

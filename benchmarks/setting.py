@@ -1,4 +1,4 @@
-"""What all subjects of a race have in common: sizes, crops, heads, batch, learning rate."""
+"""What all contenders of a race have in common: sizes, crops, heads, batch, learning rate."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ class Decoder(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One race. Everything that a subject is built with and its batch comes from here."""
+    """The settings of one race, from which every contender and its batch are built."""
 
     method: str
     model: str = "vit-ti/4"  # vit-SIZE/PATCH
@@ -93,7 +93,7 @@ class Setting:
         return " + ".join(f"{told.count(size)}x{size}" for size in dict.fromkeys(told)) + " px"
 
     def crops(self) -> list[Tensor]:
-        """The views [b, 3, s, s] that every subject is given: random numbers, and the same for all."""
+        """The views [b, 3, s, s] that all contenders get: the same random numbers."""
         generator = torch.Generator().manual_seed(0)
         return [
             torch.randn(self.batch, 3, size, size, generator=generator).to(self.device)

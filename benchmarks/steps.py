@@ -1,7 +1,7 @@
-"""A whole training step on images in memory: omma against lightly, transformers and timm, in turn.
+"""A complete training step on images in memory: omma, lightly, transformers and timm, taking turns.
 
     python benchmarks/steps.py dino [--batch 32 64] [--rounds 9] [--json FILE]
-    python benchmarks/steps.py all                                   # every method, a table each
+    python benchmarks/steps.py all                                   # every method, one table each
     python benchmarks/steps.py dino --model vit-ti/16 --image-size 224 --batch 16
     python benchmarks/steps.py mae --model vit-s/16 --image-size 224 --batch 32
     python benchmarks/steps.py dinov2 --memory --prototypes 131072   # peak memory, a fresh process each
@@ -12,20 +12,20 @@ prototypes (4,096 under 64 px, else 65,536, iBOT's 8,192): student on all crops,
 loss, backward, AdamW, moving average, centres; iBOT and DINOv2 with masks, LayerScale and stochastic depth
 .1, one head for images and patches (--untied: two). mae: 75 % masked, decoder 2x128 under 64 px, else 8x512.
 simclr: two views, head 512-128. moco: two views, one such head, 4,096 keys. supervised: 1,000 classes,
-smoothed. The same random images for all, AdamW for all, no data loading.
+smoothed. All use the same random images and AdamW, without data loading.
 
-omma runs its own training loop as a run does (clipping, schedules, metrics and check for finite numbers
-included), in fp32 and in bf16. Others are composed as their documentation does (peers/), in fp32 and under
-bf16 autocast; lightly's DINO both with one call a crop (its DINO example) and with one call a crop size (its
-DINOv2 example), its SimCLR with a call a view (its example) and with one; transformers' ViTMAEForPreTraining
-with its default attention and with the one written out. lightly's MoCo head has no batch norm where omma's
-has one, and its SimCLR head ends with one where omma's has none. --references DIR adds the papers' own code
-for dino and mae, from clones of facebookresearch/dino and facebookresearch/mae in DIR.
+omma runs its training loop as in a run (with clipping, schedules, metrics and the check for finite
+numbers), in fp32 and in bf16. The others are composed as in their documentation (peers/), in fp32 and under
+bf16 autocast: lightly's DINO with one call per crop (its DINO example) and with one call per crop size (its
+DINOv2 example); its SimCLR with one call per view (its example) and with one for both; transformers'
+ViTMAEForPreTraining with its default and with its eager attention. lightly's MoCo head has no batch norm
+where omma's has one, and its SimCLR head ends with one where omma's has none. --references DIR adds the
+papers' own code for dino and mae, from clones of facebookresearch/dino and facebookresearch/mae in DIR.
 
-GFLOP: products of matrices and convolutions of each subject's own step; share: of this machine's best product
-in that precision, measured in the same process. --memory: what the process took at most in three steps, and
-how much more that is than after a tiny step of the same kind (Python and its libraries); on a GPU, what was
-allocated on it.
+GFLOP: matrix products and convolutions of each contender's step; share: of this machine's best matrix
+product in that precision, measured in the same process. --memory: peak memory of the process in three
+steps, also relative to that after a tiny step of the same kind (Python and its libraries); on a GPU, the
+memory allocated there.
 """
 
 import argparse
@@ -54,7 +54,7 @@ STEPS_OF_MEMORY = 3
 
 
 def subjects(s: Setting) -> list[Callable[[], Contender]]:
-    """What takes part, each built when it is called."""
+    """Functions that build the contenders."""
     peers: dict[str, list[Callable[..., Contender]]] = {
         "dino": [functools.partial(lightly_.dino, per_size=per_size) for per_size in (False, True)],
         "ibot": [lightly_.ibot],
@@ -78,7 +78,7 @@ def subjects(s: Setting) -> list[Callable[[], Contender]]:
 
 
 def race(s: Setting, rounds: int) -> dict[str, Any]:
-    """Speeds, in turn, and what share of the machine they are."""
+    """Measure speeds in turns, and their share of the machine's limit."""
     contenders = [build() for build in subjects(s)]
     seconds = common.take_turns(contenders, rounds, device=s.device)
     result = common.summary(contenders, seconds)
@@ -89,7 +89,7 @@ def race(s: Setting, rounds: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- memory
 def memory_of(s: Setting, number: int) -> dict[str, Any]:
-    """Bytes that this process took at most: before a subject is built, with its libraries, and after."""
+    """Peak memory of this process in bytes: with libraries before a contender is built, and after steps."""
     machine.keep_memory()
     tiny = replace(s, model="vit-n/4", image_size=32, batch=2, local_crops=0, prototypes=8, queue=8)
     subjects(tiny)[number]().run()
@@ -104,55 +104,55 @@ def memory_of(s: Setting, number: int) -> dict[str, Any]:
 
 
 def memory(s: Setting) -> dict[str, Any]:
-    """Every subject in a process of its own; the best of each side are compared."""
+    """Each contender in a fresh process; compares the best of both sides."""
     print(f"{s.describe()}: peak memory\n{common.headline()}")
     print(f"{'MiB':38}{'at most':>9}{'more':>9}   than after a tiny step")
-    found = []
+    results = []
     for number in range(len(subjects(s))):
-        command = [sys.executable, __file__, *alone(s), "--subject", str(number)]
+        command = [sys.executable, __file__, *arguments_of(s), "--subject", str(number)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"subject {number} of {s.method}: {done.stderr.strip()[-2000:]}")
         one = json.loads(done.stdout.splitlines()[-1])
         one["more"] = one["peak"] - one["before"]
-        found.append(one)
+        results.append(one)
         print(f"{one['name']:38}{one['peak'] / 2**20:9,.0f}{one['more'] / 2**20:9,.0f}")
     ratios = {
-        kind: min(one[kind] for one in found if one["ours"])
-        / min(one[kind] for one in found if not one["ours"])
+        kind: min(one[kind] for one in results if one["ours"])
+        / min(one[kind] for one in results if not one["ours"])
         for kind in ("peak", "more")
     }
     print(
         f"omma / best peer: {ratios['peak']:.2f} of whole processes, {ratios['more']:.2f} of what is more\n"
     )
-    return {"memory": found, "ratios": ratios}
+    return {"memory": results, "ratios": ratios}
 
 
 # ---------------------------------------------------------------- parts
 def parts(s: Setting, bf16: bool, steps: int = STEPS) -> Profile:
-    """What the parts of omma's step take."""
-    made: list[Profiler] = []
+    """The profile of omma's step."""
+    contenders: list[Profiler] = []
 
     def watch(method: Any) -> Profiler:
-        made.append(Profiler(method, s.device, torch.bfloat16 if bf16 else torch.float32))
-        return made[0]
+        contenders.append(Profiler(method, s.device, torch.bfloat16 if bf16 else torch.float32))
+        return contenders[0]
 
     machine.keep_memory()
     loop = ours.steps(s, bf16, watch)
     for _ in range(WARM_UPS + steps):
         next(loop)
-    made[0].close()
-    found = made[0].taken(s.batch)
-    assert found is not None
-    return found
+    contenders[0].close()
+    results = contenders[0].taken(s.batch)
+    assert results is not None
+    return results
 
 
 def show_parts(s: Setting) -> dict[str, Any]:
     print(f"{s.describe()}: parts of omma's step\n{common.headline()}")
-    found = {common.called("omma", bf16): parts(s, bf16) for bf16 in (True, False)}
-    for name, profile in found.items():
+    results = {common.contender_name("omma", bf16): parts(s, bf16) for bf16 in (True, False)}
+    for name, profile in results.items():
         print("\n".join([name, *profile_lines(profile)]) + "\n")
-    return {name: profile.record() for name, profile in found.items()}
+    return {name: profile.record() for name, profile in results.items()}
 
 
 # ---------------------------------------------------------------- the command
@@ -177,8 +177,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """One for each table."""
-    wanted = METHODS if "all" in args.method else args.method
+    """The settings of each table."""
+    requested = METHODS if "all" in args.method else args.method
     return [
         Setting(
             method=method,
@@ -192,13 +192,13 @@ def settings(args: argparse.Namespace) -> list[Setting]:
             decoder=None if args.decoder is None else Decoder(*args.decoder),
             device=torch.device(args.device),
         )
-        for method in wanted
+        for method in requested
         for batch in args.batch
     ]
 
 
-def alone(s: Setting) -> list[str]:
-    """The words that make another process build this one setting."""
+def arguments_of(s: Setting) -> list[str]:
+    """Command-line arguments with which another process builds this setting."""
     words = [s.method, "--model", s.model, "--image-size", str(s.image_size), "--batch", str(s.batch)]
     words += ["--local-crops", str(s.local_crops), "--device", str(s.device)]
     words += ["--untied"] * s.untied

@@ -2,14 +2,13 @@
 
     python benchmarks/views.py [--rounds 9] [--images 24] [--json FILE]
 
-Everyone starts from files in the page cache and ends with normalised float crops. omma reads, cuts and
-colours a batch, from the JPEGs and from its cache of decoded pixels (`--cache`), which holds them at the
-size that the plan needs; the peers' pipelines decode with Pillow and take one image after the other, as a
-data-loading worker does: torchvision's transforms composed as DINO's repository does, with Pillow's blur
-and solarisation, and lightly's DINOTransform. Colour is the paper's: jitter .4, .4, .2, .1 at .8, grey .2,
-blur 1 / .1 / .5, solarise .2 on the second crop. Photographs are scikit-learn's sample images, cut at
-random and saved at quality 90. Time is that of the process on its core, so that other processes there take
-nobody's turn.
+All start from files in the page cache and end with normalised float crops. omma reads, crops and colours a
+batch, from the JPEGs and from its cache of decoded pixels (`--cache`), which stores the size that the plan
+needs. The peers' pipelines decode with Pillow and process one image after the other, like a data-loading
+worker: torchvision's transforms composed as in DINO's repository, with Pillow's blur and solarisation, and
+lightly's DINOTransform. Colour is the paper's: jitter .4, .4, .2, .1 at .8, grey .2, blur 1 / .1 / .5,
+solarise .2 on the second crop. Photographs are scikit-learn's sample images, cut at random and saved at
+quality 90. Time is CPU time of the process, so that other processes on the core do not count.
 """
 
 import argparse
@@ -57,7 +56,7 @@ def write_jpegs(folder: Path, count: int) -> list[Path]:
 
 
 def ours(images: IndexedImages, plan: tuple[Crop, ...]) -> Callable[[], dict[str, float]]:
-    """A run makes the next epoch's views of all images; seconds of its stages."""
+    """Make the next epoch's views of all images; returns the seconds of each stage."""
     epochs, least = iter(range(10**9)), augment.at_least(plan)
 
     def run() -> dict[str, float]:
@@ -119,7 +118,7 @@ def theirs(paths: list[Path], transform: Callable[[Image.Image], Any]) -> Callab
 
 
 def race(paths: list[Path], folder: Path, local_crops: int, rounds: int) -> dict[str, Any]:
-    """Speeds of all, ratios by round of each of ours to each peer, milliseconds of our stages."""
+    """Speeds of all, ratios by round of omma to each peer, and milliseconds of omma's stages."""
     plan = multi_crop(MultiCrop(local_crops=local_crops), 224)
     assert [(c.size, c.count, c.scale) for c in plan[1:]] == [
         (224, 1, (0.4, 1.0)),

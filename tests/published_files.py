@@ -1,4 +1,4 @@
-"""Networks of the reference libraries with random values everywhere, and files in official names."""
+"""Helpers: networks with random values in all parameters, and files with other names."""
 
 import math
 import re
@@ -20,7 +20,7 @@ SMALL = {
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """No parameter keeps a value that a mistake could hide behind: no zeros, no ones."""
+    """Randomise all parameters, since zeros and ones could hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in network.state_dict().items():
@@ -38,32 +38,32 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def renamed(state: dict, *rules: tuple[str, str], prefix: str = "") -> dict:
-    """The same tensors, renamed by regular expressions, behind a prefix."""
-    found = {}
+    """The tensors renamed by regular expressions, with a prefix."""
+    out = {}
     for name, x in state.items():
-        for pattern, by in rules:
-            name = re.sub(pattern, by, name)
-        found[prefix + name] = x
-    return found
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        out[prefix + name] = x
+    return out
 
 
 def fitted(state: dict, source: str = "file.pth", **options) -> tuple:
-    """The network of a file as a backbone of another size, patch, channels or window; and the report."""
+    """A file's network as a backbone of another size, patch, channels or window; and the report."""
     recognised = recognise(state, source=source)
     encoder = backbones.build(**(recognised.spec | options))
     return encoder, fit(recognised, encoder)
 
 
 def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e-4) -> None:
-    """Our features are those of timm's network."""
+    """Assert that omma's features equal those of timm's network."""
     x = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, found = encoder(x), theirs.forward_features(x)
-        if found.ndim == 4:
-            found = found.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else found
-            found = found.flatten(1, 2)
-        patches = found[:, getattr(theirs, "num_prefix_tokens", 0) :]
-        pooled = found[:, 0] if encoder.pool == "token" else patches.mean(1)
+        ours, out = encoder(x), theirs.forward_features(x)
+        if out.ndim == 4:
+            out = out.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else out
+            out = out.flatten(1, 2)
+        patches = out[:, getattr(theirs, "num_prefix_tokens", 0) :]
+        pooled = out[:, 0] if encoder.pool == "token" else patches.mean(1)
         if encoder.pool == "mean_fc_norm":
             pooled = theirs.fc_norm(pooled)
     assert (ours.patches - patches).abs().max() < tolerance
@@ -71,18 +71,18 @@ def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e
 
 
 def build(name: str = "vit/8", size: int = 32, seed: int = 0, **options) -> backbones.Backbone:
-    """One of ours, small; options win."""
+    """A small backbone with random parameters; options override the defaults."""
     shape = {} if name.startswith(("swin", "cait")) else {"depth": 2, "dim": 192, "heads": 3, "hidden": 384}
     return randomised(backbones.build(name=name, image_size=size, **(shape | options)), seed)
 
 
 def images(channels: int = 3, size: int = 32, equal: bool = False) -> Tensor:
-    """Two of noise; equal: all channels are."""
+    """Two images of noise; equal: all channels are the same."""
     x = torch.randn(2, 1 if equal else channels, size, size, generator=torch.Generator().manual_seed(1))
     return x.expand(-1, channels, -1, -1) if equal else x
 
 
 @torch.no_grad()
-def apart(a: nn.Module, b: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """The largest difference of two encoders' patch features, of x and (if given) y."""
+def largest_difference(a: nn.Module, b: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Largest difference of two encoders' patch features on x, or on x and y."""
     return (a(x).patches - b(x if y is None else y).patches).abs().max()

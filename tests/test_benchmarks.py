@@ -1,6 +1,10 @@
 """The benchmarks' contenders run: one step each on a tiny batch, no timing."""
 
+import ast
+import importlib
 import os
+import re
+import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +25,40 @@ SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+
+
+MAINS = sorted(f for f in SCRIPTS.glob("*.py") if "__main__" in f.read_text())
+
+
+@pytest.mark.parametrize("script", MAINS, ids=lambda script: script.stem)
+def test_each_script_prints_its_help(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its imports work, and the options in its docstring exist."""
+    for name in ("lightly", "timm", "transformers", "torchvision"):
+        if f"import {name}" in script.read_text() or f"from {name}" in script.read_text():
+            pytest.importorskip(name, reason=f"{name} (bench group) is not installed")
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0
+    options = capsys.readouterr().out.partition("options:")[2]
+    docstring = script.read_text().split('"""')[1]
+    usage = re.findall(rf"^ .*python benchmarks/{script.name}(.*?)(?:  #.*)?$", docstring, re.MULTILINE)
+    assert usage, "the docstring shows a command line"
+    for line in usage:
+        assert set(re.findall(r"--[a-z][\w-]*", line)) <= set(re.findall(r"--[a-z][\w-]*", options))
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.py")), ids=lambda s: str(s.relative_to(SCRIPTS)))
+def test_what_scripts_import_of_omma_exists(script: Path) -> None:
+    """Whether or not the peers are installed."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "omma":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_embedding_agrees_with_peers() -> None:
@@ -145,7 +183,7 @@ def test_memory_is_taken_in_a_process_of_its_own(capsys: pytest.CaptureFixture[s
         references=Path("clones"),
         decoder=Decoder(1, 16, 2),
     )  # fmt: skip
-    args = steps.arguments().parse_args([*steps.alone(race), "--subject", "0"])
+    args = steps.arguments().parse_args([*steps.arguments_of(race), "--subject", "0"])
     assert steps.settings(args) == [race]
     assert len(steps.subjects(race)) == 4
     found = steps.memory_of(race, 3)

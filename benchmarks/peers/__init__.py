@@ -1,4 +1,4 @@
-"""Other libraries' training steps, each composed as its documentation does; in the setting of a race."""
+"""Training steps of other libraries, composed as in their documentation, in the setting of a race."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 
 
 def precision(s: Setting, bf16: bool) -> contextlib.AbstractContextManager:
-    """Mixed precision as everyone's documentation has it, or none."""
+    """Mixed precision by autocast, as in the documentation, or none."""
     return torch.autocast(s.device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def nothing() -> None:
-    """Where a documented loop does no more."""
+    """For documented loops that do nothing more."""
 
 
 def stepper(
@@ -26,7 +26,7 @@ def stepper(
     before: Callable[[], None] = nothing,
     after: Callable[[], None] = nothing,
 ) -> Callable[[], Tensor]:
-    """Forward, backward, optimizer, as in every documented loop; `before`, `after`: of the optimizer."""
+    """Forward, backward and optimizer step; `before` and `after` are called around the optimizer's step."""
 
     def step() -> Tensor:
         with precision(s, bf16):

@@ -1,7 +1,7 @@
-"""lightly's steps, composed as its examples do (its examples/pytorch), on timm's VisionTransformer.
+"""lightly's steps, composed as in its examples/pytorch, on timm's VisionTransformer.
 
-Schedules of temperature, decay and momentum, which cost nothing, stand still. What the examples have of
-ResNet and Adam or SGD is here the race's ViT and AdamW.
+Schedules of temperature, decay and momentum cost nothing and are constant here. The race's ViT and AdamW
+replace the examples' ResNet and Adam or SGD.
 """
 
 import copy
@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from common import Contender, called
+from common import Contender, contender_name
 from setting import Setting
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ MOMENTUM = 0.992
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """A teacher: not trained, and in evaluation mode."""
+    """A teacher: frozen, in evaluation mode."""
     return module.requires_grad_(False).eval()
 
 
@@ -30,7 +30,7 @@ def adamw(s: Setting, *modules: nn.Module) -> torch.optim.AdamW:
 
 # ---------------------------------------------------------------- dino.py
 def dino(s: Setting, bf16: bool, per_size: bool) -> Contender:
-    """per_size: crops of one size in one call, as in dinov2.py; otherwise a call a crop, as in dino.py."""
+    """per_size: one call per crop size, as in dinov2.py; else one per crop, as in dino.py."""
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -56,23 +56,23 @@ def dino(s: Setting, bf16: bool, per_size: bool) -> Contender:
 
     def loss() -> Tensor:
         if per_size:
-            wanted = list(by_teacher(torch.cat(crops[:2])).chunk(2))
-            given = list(by_student(torch.cat(crops[:2])).chunk(2))
+            teacher_out = list(by_teacher(torch.cat(crops[:2])).chunk(2))
+            student_out = list(by_student(torch.cat(crops[:2])).chunk(2))
             if len(crops) > 2:
-                given += by_student(torch.cat(crops[2:])).chunk(len(crops) - 2)
+                student_out += by_student(torch.cat(crops[2:])).chunk(len(crops) - 2)
         else:
-            wanted = [by_teacher(crop) for crop in crops[:2]]
-            given = [by_student(crop) for crop in crops]
-        return criterion(wanted, given, epoch=0)
+            teacher_out = [by_teacher(crop) for crop in crops[:2]]
+            student_out = [by_student(crop) for crop in crops]
+        return criterion(teacher_out, student_out, epoch=0)
 
     how = "a call a size" if per_size else "a call a crop"
     step = stepper(s, bf16, loss, adamw(s, student, head), after=average)
-    return Contender(called("lightly", bf16, how), step, s.batch, bf16=bf16)
+    return Contender(contender_name("lightly", bf16, how), step, s.batch, bf16=bf16)
 
 
 # ---------------------------------------------------------------- ibot.py and dinov2.py
 def masked(s: Setting) -> tuple[nn.Module, nn.Module]:
-    """Student and teacher as both examples build them."""
+    """Student and teacher as built in both examples."""
     from lightly.models.modules import MaskedVisionTransformerTIMM
     from lightly.models.utils import update_drop_path_rate
 
@@ -86,7 +86,7 @@ def masked(s: Setting) -> tuple[nn.Module, nn.Module]:
 def distilled(
     s: Setting, bf16: bool, head: nn.ModuleDict, teacher_head: nn.ModuleDict, koleo: float
 ) -> Contender:
-    """What ibot.py and dinov2.py have in common: heads for "image" and "patch", masks, losses, averages."""
+    """The common part of ibot.py and dinov2.py: heads for "image" and "patch", masks, losses, averages."""
     from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
     from lightly.models.utils import random_block_mask, update_momentum
 
@@ -96,7 +96,7 @@ def distilled(
     head, teacher_head = head.to(s.device), frozen(teacher_head).to(s.device)
     images = DINOLoss(output_dim=s.prototypes_).to(s.device)
     patches = IBOTPatchLoss(output_dim=s.prototypes_).to(s.device)
-    apart = KoLeoLoss().to(s.device)
+    spread_loss = KoLeoLoss().to(s.device)
     rows, columns = teacher.vit.patch_embed.grid_size
 
     def loss() -> Tensor:
@@ -105,16 +105,16 @@ def distilled(
         mask[:, 1:] = block.flatten(start_dim=1)  # the class token stays
         with torch.no_grad():
             features = teacher.encode(globals_)
-            wanted = teacher_head["image"](features[:, 0])
-            wanted_patches = teacher_head["patch"](features[mask])
+            teacher_out = teacher_head["image"](features[:, 0])
+            teacher_patches = teacher_head["patch"](features[mask])
         features = student.encode(globals_, mask=mask)
         pooled = features[:, 0]
-        given, given_patches = head["image"](pooled), head["patch"](features[mask])
+        student_out, student_patches = head["image"](pooled), head["patch"](features[mask])
         if locals_:
-            given = torch.cat([given, head["image"](student.encode(torch.cat(locals_))[:, 0])])
-        value = images(wanted.chunk(2), given.chunk(len(crops)), teacher_temp=0.04)
-        value = value + patches(wanted_patches, given_patches, block, teacher_temp=0.04)
-        return value + koleo * sum(apart(x) for x in pooled.chunk(2)) if koleo else value
+            student_out = torch.cat([student_out, head["image"](student.encode(torch.cat(locals_))[:, 0])])
+        value = images(teacher_out.chunk(2), student_out.chunk(len(crops)), teacher_temp=0.04)
+        value = value + patches(teacher_patches, student_patches, block, teacher_temp=0.04)
+        return value + koleo * sum(spread_loss(x) for x in pooled.chunk(2)) if koleo else value
 
     def cancel() -> None:
         if hasattr(head["image"], "cancel_last_layer_gradients"):  # iBOT's: none are, after the first epoch
@@ -125,7 +125,7 @@ def distilled(
         update_momentum(head, teacher_head, m=MOMENTUM)
 
     step = stepper(s, bf16, loss, adamw(s, student, head), cancel, average)
-    return Contender(called("lightly", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("lightly", bf16), step, s.batch, bf16=bf16)
 
 
 def ibot(s: Setting, bf16: bool) -> Contender:
@@ -140,7 +140,7 @@ def ibot(s: Setting, bf16: bool) -> Contender:
 
 
 def dinov2(s: Setting, bf16: bool) -> Contender:
-    """One head for both, or, as the example offers too, one for each (`Setting.untied`)."""
+    """One head for both, or one for each (`Setting.untied`); the example offers both."""
     from lightly.models.modules import DINOv2ProjectionHead
 
     def heads() -> nn.ModuleDict:
@@ -153,7 +153,7 @@ def dinov2(s: Setting, bf16: bool) -> Contender:
 
 # ---------------------------------------------------------------- mae.py
 class MAE(nn.Module):
-    """Masked patches are left out; a light decoder predicts their pixels."""
+    """A masked autoencoder: the encoder sees visible patches only; a light decoder predicts the pixels."""
 
     def __init__(self, s: Setting) -> None:
         super().__init__()
@@ -191,12 +191,12 @@ def mae(s: Setting, bf16: bool) -> Contender:
     (images,) = s.crops()
     model, criterion = MAE(s).to(s.device), nn.MSELoss()
     step = stepper(s, bf16, lambda: criterion(*model(images)), adamw(s, model))
-    return Contender(called("lightly", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("lightly", bf16), step, s.batch, bf16=bf16)
 
 
 # ---------------------------------------------------------------- simclr.py and moco.py
 def simclr(s: Setting, bf16: bool, joined: bool) -> Contender:
-    """joined: both views in one call; the example has a call each."""
+    """joined: both views in one call; the example has one call per view."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
@@ -209,12 +209,12 @@ def simclr(s: Setting, bf16: bool, joined: bool) -> Contender:
 
     step = stepper(s, bf16, loss, adamw(s, model))
     return Contender(
-        called("lightly", bf16, "one call" if joined else "a call a view"), step, s.batch, bf16=bf16
+        contender_name("lightly", bf16, "one call" if joined else "a call a view"), step, s.batch, bf16=bf16
     )
 
 
 def moco(s: Setting, bf16: bool) -> Contender:
-    """MoCo v2: one view asks, the average of the network answers with the other; a queue of earlier keys."""
+    """MoCo v2: queries from one view, keys from the other by the averaged network; a queue of keys."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -231,4 +231,4 @@ def moco(s: Setting, bf16: bool) -> Contender:
         adamw(s, model),
         after=lambda: update_momentum(model, slow, m=0.99),
     )
-    return Contender(called("lightly", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("lightly", bf16), step, s.batch, bf16=bf16)

@@ -1,7 +1,7 @@
 """The papers' own code, from clones in a folder: the steps of facebookresearch/dino and facebookresearch/mae.
 
-Networks, losses, clipping and averages are theirs, called as their training scripts do; mixed precision is
-bf16 in place of fp16. DistributedDataParallel, which one process does not need, is left out.
+Networks, losses, clipping and averages are those of the repositories, called as in their training scripts.
+Mixed precision is bf16 instead of fp16. DistributedDataParallel is omitted, since there is one process.
 """
 
 import atexit
@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import Contender, called
+from common import Contender, contender_name
 from published.references import References
 from setting import Setting
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ SOURCES = {"dino": "facebookresearch/dino", "mae": "facebookresearch/mae"}
 
 
 def load(s: Setting, module: str) -> Any:
-    """A module of the clone; ValueError where there is none."""
+    """Import a module of the clone. Raises ValueError if there is none."""
     assert s.references is not None
     source, clones = SOURCES[s.method], References(s.references)
     if clones.path(source) is None:
@@ -72,7 +72,7 @@ def dino(s: Setting, bf16: bool) -> Contender:
             old.data.mul_(0.996).add_((1 - 0.996) * new.detach().data)
 
     step = stepper(s, bf16, loss, optimizer, clip, average)
-    return Contender(called("official", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("official", bf16), step, s.batch, bf16=bf16)
 
 
 def mae(s: Setting, bf16: bool) -> Contender:
@@ -95,4 +95,4 @@ def mae(s: Setting, bf16: bool) -> Contender:
     (images,) = s.crops()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, betas=(0.9, 0.95))
     step = stepper(s, bf16, lambda: model(images, mask_ratio=0.75)[0], optimizer)
-    return Contender(called("official", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("official", bf16), step, s.batch, bf16=bf16)

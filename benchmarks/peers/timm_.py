@@ -1,8 +1,8 @@
-"""timm's supervised step, as its train.py composes it: network, smoothed cross-entropy, its own AdamW."""
+"""timm's supervised step, as in its train.py: network, smoothed cross-entropy, its AdamW."""
 
 from typing import Any
 
-from common import Contender, called
+from common import Contender, contender_name
 from setting import Setting
 from torch import nn
 
@@ -10,7 +10,7 @@ from peers import stepper
 
 
 def vit(s: Setting, classes: int = 0, **options: Any) -> nn.Module:
-    """timm's network of the race's shape, with a classifier where there are classes."""
+    """timm's network of the race's shape, with a classifier if there are classes."""
     from timm.models.vision_transformer import VisionTransformer
 
     size = s.shape
@@ -35,4 +35,4 @@ def supervised(s: Setting, bf16: bool) -> Contender:
     criterion = LabelSmoothingCrossEntropy(smoothing=0.1)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=s.lr, weight_decay=0.05)
     step = stepper(s, bf16, lambda: criterion(model(images), labels), optimizer)
-    return Contender(called("timm", bf16), step, s.batch, bf16=bf16)
+    return Contender(contender_name("timm", bf16), step, s.batch, bf16=bf16)

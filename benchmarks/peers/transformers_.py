@@ -1,14 +1,14 @@
 """transformers' MAE: ViTMAEForPreTraining with its own loss, in a plain loop."""
 
 import torch
-from common import Contender, called
+from common import Contender, contender_name
 from setting import Setting
 
 from peers import stepper
 
 
 def mae(s: Setting, bf16: bool, attention: str) -> Contender:
-    """attention: "sdpa", its default, or "eager", written out."""
+    """attention: "sdpa", the default, or "eager"."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     (images,), size, decoder = s.crops(), s.shape, s.decoder_
@@ -30,4 +30,4 @@ def mae(s: Setting, bf16: bool, attention: str) -> Contender:
     model = ViTMAEForPreTraining(config).train().to(s.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr)
     step = stepper(s, bf16, lambda: model(pixel_values=images).loss, optimizer)
-    return Contender(called("transformers", bf16, attention), step, s.batch, bf16=bf16)
+    return Contender(contender_name("transformers", bf16, attention), step, s.batch, bf16=bf16)

@@ -1,4 +1,4 @@
-"""Toy networks and batches for both sides, and how far apart they are found."""
+"""Toy networks and batches for both sides, and the differences between them."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,8 @@ STEPS, RATE = 3, 0.1
 IMAGE, PATCH, LOCAL, IMAGES = 16, 4, 8, 4
 
 
-class Found:
-    """Largest absolute differences, of losses (and what leads to them), gradients and states."""
+class Differences:
+    """Largest absolute differences of losses (and intermediate outputs), gradients and states."""
 
     def __init__(self) -> None:
         self.worst: dict[str, float] = {}
@@ -31,7 +31,7 @@ class Found:
         self.worst[kind] = max(self.worst.get(kind, 0.0), worst)
 
     def gradients(self, ours: nn.Module, theirs: nn.Module) -> None:
-        """Of two networks with the same parameters."""
+        """Compare gradients of two networks with the same parameters."""
         twins = dict(theirs.named_parameters())
         reached = 0
         for name, p in ours.named_parameters():
@@ -55,12 +55,12 @@ def wave(*shape: int, phase: float = 0.0, scale: float = 1.0, step: float = 0.7)
 
 
 def leaf(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same numbers for us in fp32 and for them in fp64, each to be differentiated by."""
+    """The same numbers as leaves that require gradients: fp32 for omma, fp64 for the published code."""
     return x.clone().requires_grad_(), x.double().requires_grad_()
 
 
 def toy(**options: Any) -> ViT:
-    """A small network with weights of every size but zero."""
+    """A small network."""
     shape = {"depth": 2, "dim": 16, "heads": 2, "hidden": 64, "patch": PATCH, "image_size": IMAGE}
     return ViT("toy", **(shape | options))
 
@@ -75,7 +75,7 @@ def scatter(network: nn.Module) -> None:
 
 
 def made(file: Any, config: Any, **options: Any) -> Any:
-    """A method with toy weights, the average of which is a little behind."""
+    """A method with toy weights, whose averaged network differs slightly."""
     torch.manual_seed(0)
     method = file.Method(toy(**options), config, Context(image_size=IMAGE))
     scatter(method)
@@ -90,7 +90,7 @@ def batch(step: int, *plan: tuple[int, int], images: int = IMAGES) -> Batch:
 
 
 def double(views: tuple[Tensor, ...]) -> list[Tensor]:
-    """Each kind of crop, one view of all images after another, for the published code."""
+    """Crops for the published code: one tensor per view, in fp64."""
     return [view.transpose(0, 1).flatten(0, 1).double() for view in views]
 
 
@@ -120,5 +120,5 @@ class Row(NamedTuple):
     what: str
     source: str  # a repository of SOURCES, or an installed package
     part: str  # what of it
-    compare: Callable[[References, Found], None]
+    compare: Callable[[References, Differences], None]
     remark: str = ""

@@ -1,4 +1,4 @@
-"""MoCo, SimCLR, DeiT, CLIP and LeJEPA beside the published code: add a function here and to ROWS."""
+"""MoCo, SimCLR, DeiT, CLIP and LeJEPA compared with the published code: add a function here and to ROWS."""
 
 import copy
 import random
@@ -12,7 +12,7 @@ from published.comparing import (
     IMAGES,
     RATE,
     STEPS,
-    Found,
+    Differences,
     Row,
     batch,
     descend,
@@ -30,13 +30,13 @@ from omma.losses import classification, contrastive
 from omma.methods import lejepa, moco
 
 
-def moco_method(references: References, found: Found) -> None:
+def moco_method(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/moco-v3", "moco.builder")
     config = moco.Config(hidden=24, out=8, momentum=0.9, freeze_patch_embed=False)
     method = made(moco, config)
 
     class Base(nn.Module):
-        """Our encoder with a head, as the published code expects of a network."""
+        """omma's encoder with a head, in the form that the published code expects."""
 
         def __init__(self, num_classes: int) -> None:
             super().__init__()
@@ -62,21 +62,21 @@ def moco_method(references: References, found: Found) -> None:
         ours.loss.backward()
         loss = theirs(*double(data.views), momentum)
         loss.backward()
-        found.note("loss", ours.loss, loss)
-        found.gradients(method.encoder, theirs.base_encoder.net)
-        found.gradients(method.head, theirs.base_encoder.head)
-        found.gradients(method.predictor, theirs.predictor)
-        found.states(method.key_encoder, theirs.momentum_encoder.net)
-        found.states(method.key_head, theirs.momentum_encoder.head)  # with its batch norms' statistics
-        found.states(method.head, theirs.base_encoder.head)
+        differences.note("loss", ours.loss, loss)
+        differences.gradients(method.encoder, theirs.base_encoder.net)
+        differences.gradients(method.head, theirs.base_encoder.head)
+        differences.gradients(method.predictor, theirs.predictor)
+        differences.states(method.key_encoder, theirs.momentum_encoder.net)
+        differences.states(method.key_head, theirs.momentum_encoder.head)  # with its batch norms' statistics
+        differences.states(method.head, theirs.base_encoder.head)
         descend(method, theirs, rate=RATE / 10)
         momentum = moco.cosine(config.momentum, config.momentum_end, (step + 1) / STEPS)
         method.after_step(Clock(step + 1, STEPS, 0.0), [ours.carry])
     theirs._update_momentum_encoder(momentum)
-    found.states(method.key_encoder, theirs.momentum_encoder.net)
+    differences.states(method.key_encoder, theirs.momentum_encoder.net)
 
 
-def simclr_loss(references: References, found: Found) -> None:
+def simclr_loss(references: References, differences: Differences) -> None:
     official = references.load("google-research/simclr", "tf2.objective")
     for step in range(STEPS):
         x, twin = leaf(wave(10, 8, phase=step))
@@ -84,11 +84,11 @@ def simclr_loss(references: References, found: Found) -> None:
         theirs = official.add_contrastive_loss(twin, temperature=0.1 * (step + 1))[0] / 2
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", x.grad, twin.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", x.grad, twin.grad)
 
 
-def lightlys_loss(references: References, found: Found) -> None:
+def lightlys_loss(references: References, differences: Differences) -> None:
     from lightly.loss import NTXentLoss
 
     for step in range(STEPS):
@@ -97,11 +97,11 @@ def lightlys_loss(references: References, found: Found) -> None:
         theirs = NTXentLoss(0.1 * (step + 1))(*twin.chunk(2))
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", x.grad, twin.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", x.grad, twin.grad)
 
 
-def lejepa_statistic(references: References, found: Found) -> None:
+def lejepa_statistic(references: References, differences: Differences) -> None:
     official = references.load("rbalestr-lab/lejepa", "lejepa.univariate.epps_pulley")
     official = official.EppsPulley().double()
     for step in range(STEPS):
@@ -110,35 +110,37 @@ def lejepa_statistic(references: References, found: Found) -> None:
         ours, theirs = lejepa.sigreg(x, directions), official(twin @ directions.double()).mean()
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", x.grad, twin.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", x.grad, twin.grad)
 
 
-def deit_losses(references: References, found: Found) -> None:
+def deit_losses(references: References, differences: Differences) -> None:
     official = references.file("facebookresearch/deit", "losses.py")
     rows, classes = 6, 5
     targets = wave(rows, classes, phase=2.0).softmax(-1)
     weights, count = torch.ones(rows), torch.tensor(float(rows))
     for kind, share in (("hard", 0.5), ("soft", 0.1)):
         teacher = wave(rows, classes, phase=1.0, scale=3.0)
-        (own, own_twin), (told, told_twin) = (leaf(wave(rows, classes, phase=p)) for p in (0.3, 0.6))
+        (own, own_twin), (reported, told_twin) = (leaf(wave(rows, classes, phase=p)) for p in (0.3, 0.6))
         base = classification.soft_cross_entropy(own, targets.float(), weights, count)
         if kind == "hard":
-            learned = classification.hard_distillation(told, teacher.float(), weights, count)
+            learned = classification.hard_distillation(reported, teacher.float(), weights, count)
         else:
-            learned = classification.soft_distillation(told, teacher.float(), 3.0, weights, count) / classes
+            learned = (
+                classification.soft_distillation(reported, teacher.float(), 3.0, weights, count) / classes
+            )
         ours = (1 - share) * base + share * learned
         theirs = official.DistillationLoss(
             nn.CrossEntropyLoss(), lambda images, teacher=teacher: teacher, kind, share, 3.0
         )(None, (own_twin, told_twin), targets)
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", own.grad, own_twin.grad)
-        found.note("gradient", told.grad, told_twin.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", own.grad, own_twin.grad)
+        differences.note("gradient", reported.grad, told_twin.grad)
 
 
-def clip_losses(references: References, found: Found) -> None:
+def clip_losses(references: References, differences: Differences) -> None:
     official = references.file("mlfoundations/open_clip", "src/open_clip/loss.py")
     for kind in ("clip", "siglip"):
         (image, image_twin), (text, text_twin) = (leaf(wave(5, 8, phase=p)) for p in (0.0, 1.3))
@@ -153,12 +155,12 @@ def clip_losses(references: References, found: Found) -> None:
             theirs = official.SigLipLoss()(*features, scale_twin, bias_twin)
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
+        differences.note("loss", ours, theirs)
         for one, other in ((image, image_twin), (text, text_twin), (scale, scale_twin)):
-            found.note("gradient", one.grad, other.grad)
+            differences.note("gradient", one.grad, other.grad)
 
 
-def clip_tokens(references: References, found: Found) -> None:
+def clip_tokens(references: References, differences: Differences) -> None:
     official = references.load("openai/CLIP", "clip.simple_tokenizer")
     folder = references.path("openai/CLIP")
     assert folder is not None
@@ -174,7 +176,7 @@ def clip_tokens(references: References, found: Found) -> None:
     texts += [line for f in folders for path in f.iterdir() if path.is_file() for line in path.open()]
     for text in texts:
         one, other = ours.encode(text), theirs.encode(text)
-        found.note("loss", float(list(one) != list(other)), 0.0)
+        differences.note("loss", float(list(one) != list(other)), 0.0)
 
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""DINO, iBOT and DINOv2 beside the published code: add a function here and to ROWS."""
+"""DINO, iBOT and DINOv2 compared with the published code: add a function here and to ROWS."""
 
 import copy
 import types
@@ -14,7 +14,7 @@ from published.comparing import (
     PATCH,
     STEPS,
     TEMPERATURES,
-    Found,
+    Differences,
     Row,
     descend,
     double,
@@ -39,7 +39,7 @@ from omma.methods.shared.sinkhorn import centre
 from omma.train import ema
 
 
-def dino_method(references: References, found: Found) -> None:
+def dino_method(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dino", "main_dino")
     method = made(dino, dino.Config(**HEAD, **TEMPERATURES))
     twin = copy.deepcopy(method).double()
@@ -54,16 +54,16 @@ def dino_method(references: References, found: Found) -> None:
         logits = twin.teacher_head(twin.teacher(globals_).pooled)
         theirs = loss_of(twin.head(pooled), logits, step)
         theirs.backward()
-        found.note("loss", ours.loss, theirs)
-        found.gradients(method, twin)
+        differences.note("loss", ours.loss, theirs)
+        differences.gradients(method, twin)
         descend(method, twin)
         method.after_step(Clock(step + 1, STEPS, 0.0), [ours.carry])
         for slow, fast in ((twin.teacher, twin.encoder), (twin.teacher_head, twin.head)):
             ema.update(slow, fast, dino.cosine(0.996, 1.0, (step + 1) / STEPS))
-        found.note("state", method.centre, loss_of.center[0])
+        differences.note("state", method.centre, loss_of.center[0])
 
 
-def head(references: References, found: Found) -> None:
+def head(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dino", "vision_transformer")
     ours = PrototypeHead(16, 24, 32, 8)
     scatter(ours)
@@ -72,15 +72,15 @@ def head(references: References, found: Found) -> None:
     theirs.last_layer.weight_v.data.copy_(ours.last.weight.data)
     x, twin = leaf(wave(5, 16))
     out, expected = ours(x), theirs(twin)
-    found.note("loss", out, expected)
+    differences.note("loss", out, expected)
     (out * wave(5, 24, phase=1.0)).sum().backward()
     (expected * wave(5, 24, phase=1.0)).sum().backward()
-    found.gradients(ours.mlp, theirs.mlp)
-    found.note("gradient", ours.last.weight.grad, theirs.last_layer.weight_v.grad)
-    found.note("gradient", x.grad, twin.grad)
+    differences.gradients(ours.mlp, theirs.mlp)
+    differences.note("gradient", ours.last.weight.grad, theirs.last_layer.weight_v.grad)
+    differences.note("gradient", x.grad, twin.grad)
 
 
-def ibot_method(references: References, found: Found) -> None:
+def ibot_method(references: References, differences: Differences) -> None:
     official = references.load("bytedance/ibot", "main_ibot")
     method = made(ibot, ibot.Config(**HEAD, **TEMPERATURES, mask_probability=0.7))
     twin = copy.deepcopy(method).double()
@@ -105,19 +105,19 @@ def ibot_method(references: References, found: Found) -> None:
             step,
         )
         theirs["loss"].backward()
-        found.note("loss", ours.loss, theirs["loss"])
-        found.note("loss", ours.metrics["patch_loss"], theirs["patch"])
-        found.gradients(method, twin)
+        differences.note("loss", ours.loss, theirs["loss"])
+        differences.note("loss", ours.metrics["patch_loss"], theirs["patch"])
+        differences.gradients(method, twin)
         descend(method, twin)
         method.after_step(Clock(step + 1, STEPS, 0.0), [ours.carry])
         for slow, fast in ((twin.teacher, twin.encoder), (twin.teacher_head, twin.head)):
             ema.update(slow, fast, ibot.cosine(0.996, 1.0, (step + 1) / STEPS))
-        found.note("state", method.centre, loss_of.center[0])
-        found.note("state", method.patch_centre, loss_of.center2[0, 0])
+        differences.note("state", method.centre, loss_of.center[0])
+        differences.note("state", method.patch_centre, loss_of.center2[0, 0])
 
 
 class DinoV2Backbone(nn.Module):
-    """One of our encoders behind the interface that DINOv2's training code calls."""
+    """omma's encoder with the interface that DINOv2's training code calls."""
 
     def __init__(self, net: ViT, mask_token: Tensor) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class DinoV2Backbone(nn.Module):
         return {"x_norm_clstoken": seen.pooled, "x_norm_patchtokens": seen.patches}
 
 
-def dinov2_method(references: References, found: Found, balanced: bool) -> None:
+def dinov2_method(references: References, differences: Differences, balanced: bool) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.train.ssl_meta_arch")
     centring = "sinkhorn" if balanced else "mean"
     config = dinov2.Config(**HEAD, **TEMPERATURES, centring=centring, untied=balanced, mask_probability=0.7)
@@ -181,46 +181,46 @@ def dinov2_method(references: References, found: Found, balanced: bool) -> None:
         terms = arch.forward_backward(images, temperature_at(step))
         image_loss = terms["dino_local_crops_loss"] + terms["dino_global_crops_loss"]
         patch_loss, spread = 2 * terms["ibot_loss"], 2 * terms["koleo_loss"]
-        found.note("loss", ours.loss, image_loss + patch_loss + spread)
-        found.note("loss", ours.metrics["image_loss"], image_loss)
-        found.note("loss", ours.metrics["patch_loss"], patch_loss)
-        found.gradients(method, twin)
+        differences.note("loss", ours.loss, image_loss + patch_loss + spread)
+        differences.note("loss", ours.metrics["image_loss"], image_loss)
+        differences.note("loss", ours.metrics["patch_loss"], patch_loss)
+        differences.gradients(method, twin)
         descend(method, twin)
         method.after_step(Clock(step + 1, STEPS, 0.0), [ours.carry])
         arch.update_teacher(dinov2.cosine(config.momentum, 1.0, (step + 1) / STEPS))
         for name in ("teacher", "teacher_head", *(["teacher_patch_head"] if balanced else [])):
-            found.states(getattr(method, name), getattr(twin, name))
+            differences.states(getattr(method, name), getattr(twin, name))
         if not balanced:
             for loss in (arch.dino_loss, arch.ibot_patch_loss):
                 loss.apply_center_update()
-            found.note("state", method.centre, arch.dino_loss.center[0])
-            found.note("state", method.patch_centre, arch.ibot_patch_loss.center.flatten())
+            differences.note("state", method.centre, arch.dino_loss.center[0])
+            differences.note("state", method.patch_centre, arch.ibot_patch_loss.center.flatten())
 
 
-def dinov2_sinkhorn(references: References, found: Found) -> None:
+def dinov2_sinkhorn(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.loss")
     for n, k in ((6, 4), (37, 24), (8, 64)):
         for temperature in (0.04, 0.07):
             logits = wave(n, k, phase=n)
             ours = distillation.targets(logits, centre(logits, temperature), temperature)
-            found.note("loss", ours, official.DINOLoss(k).sinkhorn_knopp_teacher(logits, temperature))
+            differences.note("loss", ours, official.DINOLoss(k).sinkhorn_knopp_teacher(logits, temperature))
             count = torch.full((1,), n)
             theirs = official.iBOTPatchLoss(k).sinkhorn_knopp_teacher(logits, temperature, count)
-            found.note("loss", ours, theirs)
+            differences.note("loss", ours, theirs)
 
 
-def dinov2_koleo(references: References, found: Found) -> None:
+def dinov2_koleo(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.loss").KoLeoLoss()
     for rows in (2, 9, 32):
         x, twin = leaf(wave(rows, 16, phase=rows, scale=3.0))
         ours, theirs = koleo(x), official(twin)
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", x.grad, twin.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", x.grad, twin.grad)
 
 
-def dinov2_patches(references: References, found: Found) -> None:
+def dinov2_patches(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.loss").iBOTPatchLoss(24)
     mask = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()  # nothing of one image is masked
     counts = mask.sum(1)[:, None].expand_as(mask)[mask].float()
@@ -234,12 +234,12 @@ def dinov2_patches(references: References, found: Found) -> None:
         theirs = official.forward_masked(their_features @ their_prototypes.T, teacher.double(), mask)
         ours.backward()
         theirs.backward()
-        found.note("loss", ours, theirs)
-        found.note("gradient", features.grad, their_features.grad)
-        found.note("gradient", prototypes.grad, their_prototypes.grad)
+        differences.note("loss", ours, theirs)
+        differences.note("gradient", features.grad, their_features.grad)
+        differences.note("gradient", prototypes.grad, their_prototypes.grad)
 
 
-def dinov2_rates(references: References, found: Found) -> None:
+def dinov2_rates(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dinov2", "dinov2.utils.param_groups")
     method = made(dinov2, dinov2.Config(layer_decay=0.9, **HEAD), depth=5, registers=2)
     names = {id(p): name for name, p in method.named_parameters()}
@@ -248,7 +248,7 @@ def dinov2_rates(references: References, found: Found) -> None:
             name = names[id(p)].replace("encoder.", "backbone.").replace("reg_token", "register_tokens")
             name = name.replace("mask_token", "backbone.mask_token")
             rate = official.get_vit_lr_decay_rate(name, 0.9, 5 if name.startswith("backbone") else 0)
-            found.note("state", group.lr_scale, rate * (0.2 if "patch_embed" in name else 1.0))
+            differences.note("state", group.lr_scale, rate * (0.2 if "patch_embed" in name else 1.0))
 
 
 ROWS = [

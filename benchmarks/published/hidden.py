@@ -1,4 +1,4 @@
-"""MAE, SimMIM and BEiT beside the published code: add a function here and to ROWS."""
+"""MAE, SimMIM and BEiT compared with the published code: add a function here and to ROWS."""
 
 import copy
 from functools import partial
@@ -13,7 +13,7 @@ from published.comparing import (
     IMAGES,
     PATCH,
     STEPS,
-    Found,
+    Differences,
     Row,
     batch,
     descend,
@@ -34,7 +34,7 @@ from omma.methods.shared.masking import blocks, random_units
 from omma.weights import Model
 
 
-def mae_method(references: References, found: Found, normalise: bool) -> None:
+def mae_method(references: References, differences: Differences, normalise: bool) -> None:
     official = references.load("facebookresearch/mae", "models_mae")
     config = mae.Config(decoder_depth=1, decoder_dim=8, decoder_heads=2, normalise_target=normalise)
     method = made(mae, config, positions="sincos")
@@ -53,7 +53,7 @@ def mae_method(references: References, found: Found, normalise: bool) -> None:
     twins = dict(theirs.named_parameters())
     pairs = [(name, p, twins[name_of(name)]) for name, p in method.named_parameters() if p.requires_grad]
     assert len(pairs) == sum(p.requires_grad for p in theirs.parameters())
-    found.note("loss", method.encoder.pos_embed, theirs.pos_embed)
+    differences.note("loss", method.encoder.pos_embed, theirs.pos_embed)
     with torch.no_grad():
         for name, p, q in pairs:
             q[order if "predict" in name else slice(None)] = p.double()
@@ -67,20 +67,20 @@ def mae_method(references: References, found: Found, normalise: bool) -> None:
         with mock.patch.object(torch, "rand", return_value=noise):  # what is small is kept
             loss = theirs(*double(data.views), config.mask_share)[0]
         loss.backward()
-        found.note("loss", ours.loss, loss)
+        differences.note("loss", ours.loss, loss)
         for name, p, q in pairs:
-            found.note("gradient", p.grad, q.grad[order] if "predict" in name else q.grad)
+            differences.note("gradient", p.grad, q.grad[order] if "predict" in name else q.grad)
         descend(method, theirs)
 
 
-def simmim_method(references: References, found: Found) -> None:
+def simmim_method(references: References, differences: Differences) -> None:
     official = references.load("microsoft/SimMIM", "models.simmim")
     method = made(simmim, simmim.Config(unit=8))
     twin = copy.deepcopy(method).double()
     where = Where((IMAGE // PATCH,) * 2, twin.encoder.prefix)
 
     class Encoder(nn.Module):
-        """Our network's parts, run by the published code."""
+        """The modules of omma's network, run by the published code."""
 
         num_features, in_chans, patch_size = 16, 3, PATCH
         pos_drop, rel_pos_bias = nn.Identity(), None
@@ -106,15 +106,15 @@ def simmim_method(references: References, found: Found) -> None:
         mask = random_units(*drawn.call_args.args).unflatten(1, (IMAGE // PATCH,) * 2)
         loss = theirs(*double(data.views), mask.long())
         loss.backward()
-        found.note("loss", ours.loss, loss)
-        found.gradients(method.encoder, twin.encoder)
-        found.note("gradient", method.mask_token.grad, twin.mask_token.grad)
-        found.note("gradient", method.predict.weight.grad, conv.weight.grad[:, :, 0, 0])
-        found.note("gradient", method.predict.bias.grad, conv.bias.grad)
+        differences.note("loss", ours.loss, loss)
+        differences.gradients(method.encoder, twin.encoder)
+        differences.note("gradient", method.mask_token.grad, twin.mask_token.grad)
+        differences.note("gradient", method.predict.weight.grad, conv.weight.grad[:, :, 0, 0])
+        differences.note("gradient", method.predict.bias.grad, conv.bias.grad)
         descend(method, twin, conv)
 
 
-def beit_method(references: References, found: Found) -> None:
+def beit_method(references: References, differences: Differences) -> None:
     official = references.load("microsoft/unilm", "modeling_pretrain", inside="beit")
     shape: dict[str, Any] = {"patch": PATCH, "image_size": IMAGE, "depth": 2, "heads": 2, "hidden": 64}
     encoder = Eva("toy", dim=16, bias="shared", layer_scale=0.1, pool="mean", **shape)
@@ -144,11 +144,11 @@ def beit_method(references: References, found: Found) -> None:
         labels = method.tokenizer(data.views[0][:, 0], grid)[mask].argmax(-1)
         loss = F.cross_entropy(theirs(*double(data.views), mask), labels)
         loss.backward()
-        found.note("loss", ours.loss, loss)
-        found.gradients(method.encoder, theirs)
-        found.note("gradient", method.head.mask_token.grad, theirs.mask_token.grad)
-        found.note("gradient", method.head.predict.weight.grad, theirs.lm_head.weight.grad)
-        found.note("gradient", method.head.predict.bias.grad, theirs.lm_head.bias.grad)
+        differences.note("loss", ours.loss, loss)
+        differences.gradients(method.encoder, theirs)
+        differences.note("gradient", method.head.mask_token.grad, theirs.mask_token.grad)
+        differences.note("gradient", method.head.predict.weight.grad, theirs.lm_head.weight.grad)
+        differences.note("gradient", method.head.predict.bias.grad, theirs.lm_head.bias.grad)
         descend(method, theirs)
 
 

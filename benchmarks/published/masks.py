@@ -1,4 +1,4 @@
-"""Statistics of masks, ours and theirs, which are drawn by other generators."""
+"""Statistics of omma's masks and the published code's, which use different random generators."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from omma.methods.shared.masking import blockwise, random_units, view_masks
 DRAWS = 3000
 
 
-def described(masks: np.ndarray) -> list[float]:
-    """Mean and deviation of the masked count, mean number of masked runs in a row of the grid."""
+def statistics_of(masks: np.ndarray) -> list[float]:
+    """Mean and standard deviation of the masked count, and mean number of masked runs in rows of the grid."""
     counts = masks.sum((1, 2))
     starts = (np.diff(np.pad(masks, ((0, 0), (0, 0), (1, 0))).astype(int), axis=2) == 1).sum((1, 2))
     return [counts.mean(), counts.std(), starts.mean()]
@@ -32,14 +32,14 @@ def dinov2_masks(references: References) -> tuple[list[float], list[float]]:
     generator = official.MaskingGenerator((14, 14), max_num_patches=0.5 * 196)
     counts = np.linspace(0.1, 0.5, DRAWS) * 196
     theirs = np.stack([generator(int(count)) for count in counts])
-    return described(ours_blockwise(np.floor(counts), 4)), described(theirs)
+    return statistics_of(ours_blockwise(np.floor(counts), 4)), statistics_of(theirs)
 
 
 def beit_masks(references: References) -> tuple[list[float], list[float]]:
     official = references.load("microsoft/unilm", "masking_generator", inside="beit")
     generator = official.MaskingGenerator((14, 14), num_masking_patches=75, min_num_patches=16)
     theirs = np.stack([generator() for _ in range(DRAWS)]).astype(bool)
-    return described(ours_blockwise(np.full(DRAWS, 75), 16)), described(theirs)
+    return statistics_of(ours_blockwise(np.full(DRAWS, 75), 16)), statistics_of(theirs)
 
 
 def ibot_masks(references: References) -> tuple[list[float], list[float]]:
@@ -57,7 +57,7 @@ def ibot_masks(references: References) -> tuple[list[float], list[float]]:
         theirs = np.concatenate([np.stack(dataset[i][-1]) for i in range(DRAWS // 2)])
     key = Key(0, np.zeros(DRAWS // 2), np.arange(DRAWS // 2))
     ours = view_masks(key, 2, (14, 14), 0.5, (0.1, 0.5), 16).view(-1, 14, 14).numpy()
-    return described(ours), described(theirs)
+    return statistics_of(ours), statistics_of(theirs)
 
 
 def simmim_masks(references: References) -> tuple[list[float], list[float]]:
@@ -66,7 +66,7 @@ def simmim_masks(references: References) -> tuple[list[float], list[float]]:
     theirs = np.stack([generator() for _ in range(DRAWS)]).astype(bool)
     key = Key(0, np.zeros(DRAWS), np.arange(DRAWS))
     ours = random_units(key, 0x400, (48, 48), 8, 0.6).view(-1, 48, 48).numpy()
-    return described(ours), described(theirs)
+    return statistics_of(ours), statistics_of(theirs)
 
 
 class Masks(NamedTuple):

@@ -56,7 +56,7 @@ class References:
         return done.stdout.strip() or "commit unknown"
 
     def file(self, source: str, path: str) -> Any:
-        """One file of the clone as a module, without its package."""
+        """Import one file of the clone without its package."""
         folder = self.path(source)
         assert folder is not None
         spec = importlib.util.spec_from_file_location("reference", folder / path)
@@ -67,7 +67,7 @@ class References:
         return module
 
     def load(self, source: str, module: str, inside: str = "") -> Any:
-        """A module of the clone, or of a folder of it; nothing of it stays importable."""
+        """Import a module of the clone, or of a folder in it; afterwards it is not importable any more."""
         clone = self.path(source)
         assert clone is not None
         folder = clone / inside
@@ -86,7 +86,7 @@ class References:
 
 
 def _places(module: Any) -> list[str]:
-    """Where a module lies: its file, or a namespace's folders."""
+    """The location of a module: its file, or a namespace's folders."""
     file = getattr(module, "__file__", None)
     return [file] if isinstance(file, str) else [str(place) for place in getattr(module, "__path__", ())]
 
@@ -98,12 +98,12 @@ def _module(name: str, **members: Any) -> types.ModuleType:
 
 
 def _block(*args: Any, qk_scale: None = None, **options: Any) -> nn.Module:
-    """timm's block, which once took an argument more."""
+    """timm's block, with an argument that older versions had."""
     return timm.models.vision_transformer.Block(*args, **options)
 
 
 class _Sequences:
-    """xformers' packing of sequences, which nothing looks across here: heads see each row by itself."""
+    """Replaces xformers' packing of sequences; only heads use it here, row by row."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
@@ -117,7 +117,7 @@ class _Sequences:
 
 
 def _tensorflow() -> types.ModuleType:
-    """What SimCLR's loss asks of TensorFlow."""
+    """The functions of TensorFlow that SimCLR's loss uses."""
 
     def l2_normalize(x: Tensor, axis: int) -> Tensor:
         return x * x.square().sum(axis, keepdim=True).clamp(min=1e-12).rsqrt()
@@ -143,7 +143,7 @@ def _tensorflow() -> types.ModuleType:
 
 
 def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
-    """Modules that the clones import and these comparisons do not need, or that have moved since."""
+    """Replacements for modules that the clones import but that are not needed here, or have moved."""
     fsdp = _module(
         "dinov2.fsdp",
         get_fsdp_wrapper=None,
@@ -185,7 +185,7 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
 
 @contextlib.contextmanager
 def on_this_machine() -> Iterator[None]:
-    """Let code that was written for GPUs, processes and an older NumPy run on a CPU."""
+    """Let code written for GPUs, several processes and an older NumPy run on a CPU."""
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     patches = [

@@ -1,4 +1,4 @@
-"""What the machine can do at most is measured by products that grow as far as the time goes."""
+"""The machine's peak rate is measured by matrix products that grow while time allows."""
 
 import time
 
@@ -8,9 +8,9 @@ import torch
 from omma.core.device import best_product
 
 
-def test_the_best_product_is_the_best_of_those_that_fit_into_the_time(monkeypatch):
+def test_the_best_product_is_the_fastest_that_fits_into_the_time(monkeypatch):
     now, sizes = 0.0, []
-    rates = {1024: 1e11, 2048: 2e11, 4096: 9e11}  # the last would be thought to take two thirds of a second
+    rates = {1024: 1e11, 2048: 2e11, 4096: 9e11}  # expected to take two thirds of a second
 
     def product(a, b, out):
         nonlocal now
@@ -25,7 +25,7 @@ def test_the_best_product_is_the_best_of_those_that_fit_into_the_time(monkeypatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_this_machine_has_a_limit(dtype):
+def test_this_machine_is_measured(dtype):
     start = time.perf_counter()
     assert best_product(torch.device("cpu"), dtype, seconds=0.1) > 1e8
     assert time.perf_counter() - start < 60

@@ -1,4 +1,4 @@
-"""Collectives: two processes give what one gives on the joined batch; on one, they are the identity."""
+"""Collectives: two processes compute what one does on the joined batch; one alone is unchanged."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from omma.core import collectives, dist
 from omma.losses import contrastive
 from omma.ops.batch_norm import BatchNorm
 
-# rows of each process; "far" has means a hundred deviations from 0
+# rows of each process; in "far" the means are a hundred standard deviations from 0
 ROWS = {"2d": (3, 5), "4d": (3, 5), "plain": (3, 5), "single": (1, 1), "far": (3, 5)}
 STEPS = 3
 
@@ -22,7 +22,7 @@ def inputs(kind: str, step: int) -> torch.Tensor:
     shape = (sum(ROWS[kind]), 4, 2, 3) if kind == "4d" else (sum(ROWS[kind]), 4)
     x = 2 * wave(*shape, phase=step) + 1.5
     if kind == "single":
-        x = x + torch.tensor([[3.0], [-3.0]])  # well apart: the variance is what is tested
+        x = x + torch.tensor([[3.0], [-3.0]])  # far apart, so that the test is about the variance
     return (x + 150 if kind == "far" else x).float()
 
 
@@ -35,7 +35,7 @@ def norm_of(kind: str, cls=BatchNorm) -> nn.Module:
 
 
 def train(norm: nn.Module, kind: str, part: slice) -> dict[str, torch.Tensor]:
-    """Outputs, gradients and running statistics of three steps on rows `part`, and an evaluation after."""
+    """Outputs, gradients and running statistics of three steps on rows `part`, then an evaluation."""
     out = {}
     for step in range(STEPS):
         whole = inputs(kind, step)
@@ -77,14 +77,14 @@ def main(rank: int, folder: Path) -> None:
 
     x = wave(3, 2, phase=rank).requires_grad_()
     average = collectives.mean(x)
-    together = collectives.gather(x)
-    (together * wave(6, 2, phase=5 + rank)).sum().backward()
+    rows_of_all = collectives.gather(x)
+    (rows_of_all * wave(6, 2, phase=5 + rank)).sum().backward()
     assert x.grad is not None
     results["plain functions"] = {
         "mean": average,
         "mean needs gradient": torch.tensor(average.requires_grad),
         "untouched": (x.detach() == wave(3, 2, phase=rank)).all(),
-        "gathered": together.detach(),
+        "gathered": rows_of_all.detach(),
         "gradient": x.grad,
     }
     results["contrast"] = contrast(slice(3 * rank, 3 * rank + 3))
@@ -95,7 +95,7 @@ def main(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes computed."""
+    """Results of each of two processes."""
     return run(__file__, tmp_path_factory.mktemp("two"))
 
 
@@ -111,7 +111,7 @@ def test_batch_norm_of_two_processes_is_torchs_of_the_joined_batch(two: list[dic
     for what, want in alone.items():
         if kind == "far" and what.startswith("output"):  # x - mean rounds to 150 eps in torch's as well
             torch.testing.assert_close(torch.cat([first[what], second[what]]), want, atol=1e-4, rtol=0)
-        elif what.startswith("state"):  # alike everywhere, so that any process may save them
+        elif what.startswith("state"):  # equal on all processes, so that any of them may save them
             close(first[what], want, what)
             close(second[what], want, what)
         elif what.startswith("parameter"):  # the sum here is 2 x the mean that DDP forms
@@ -130,7 +130,7 @@ def test_mean(two: list[dict]) -> None:
 
 
 def test_gather_and_its_gradient(two: list[dict]) -> None:
-    """Each row's gradient sums what every process did with it."""
+    """Each row's gradient is summed over processes."""
     rows = torch.cat([wave(3, 2, phase=0), wave(3, 2, phase=1)])
     gradient = wave(6, 2, phase=5) + wave(6, 2, phase=6)
     for rank, result in enumerate(two):

@@ -1,26 +1,26 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: readers see the old file or the new one, never half of one."""
 
 import pytest
 
 from omma.core import files
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+def test_the_file_is_replaced_only_after_a_complete_write(tmp_path):
     path = tmp_path / "a" / "b.txt"
-    for lasting in (False, True):
-        with files.whole(path, lasting=lasting) as partial:
-            partial.write_text("new" + str(lasting))
-            assert path.exists() == lasting  # the older one
-        assert path.read_text() == f"new{lasting}"
+    for durable in (False, True):
+        with files.atomic_write(path, durable=durable) as partial:
+            partial.write_text("new" + str(durable))
+            assert path.exists() == durable  # written in the first pass
+        assert path.read_text() == f"new{durable}"
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "b.txt"
     path.write_text("old")
 
     def fill_the_disk():
-        with files.whole(path) as partial:
+        with files.atomic_write(path) as partial:
             partial.write_text("half")
             raise OSError("full")
 

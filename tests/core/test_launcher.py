@@ -1,4 +1,4 @@
-"""What a launcher says of a process, and what follows for its device and cores."""
+"""Ranks from torchrun's environment, and the device and cores that each process gets."""
 
 import pytest
 import torch
@@ -19,15 +19,15 @@ def torchrun(monkeypatch):
     return monkeypatch
 
 
-def test_alone(monkeypatch):
+def test_a_single_process(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     assert launcher.ranks() == Ranks()
-    monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set one of them for their own ends
+    monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set this one for their own use
     assert launcher.ranks() == Ranks()
 
 
-def test_what_torchrun_says(torchrun):
+def test_ranks_are_read_from_torchruns_environment(torchrun):
     assert launcher.ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4, restarts=2)
     torchrun.setenv("RANK", "8")
     with pytest.raises(ValueError, match="RANK=8 of WORLD_SIZE=8"):
@@ -43,24 +43,24 @@ def test_each_process_has_the_gpu_of_its_number(torchrun):
     for name in ("auto", "cuda"):
         assert device.pick_device(name) == torch.device("cuda", 1)
     assert device.pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="one for several processes"):
+    with pytest.raises(ValueError, match="a single device for several processes"):
         device.pick_device("cuda:0")
     torchrun.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="1 GPUs for 4 processes"):
         device.pick_device("auto")
 
 
-@pytest.mark.parametrize(("said", "threads"), [("1", 4), (None, 4), ("3", None)])
-def test_cores_are_shared_unless_somebody_said_how(torchrun, said, threads):
+@pytest.mark.parametrize(("setting", "threads"), [("1", 4), (None, 4), ("3", None)])
+def test_cores_are_shared_unless_the_user_set_the_threads(torchrun, setting, threads):
     """torchrun sets OMP_NUM_THREADS=1 itself."""
-    told = []
+    calls = []
     torchrun.setattr(device, "cores", lambda: 16)
-    torchrun.setattr(torch, "set_num_threads", told.append)
+    torchrun.setattr(torch, "set_num_threads", calls.append)
     torchrun.delenv("OMP_NUM_THREADS")
-    if said is not None:
-        torchrun.setenv("OMP_NUM_THREADS", said)
+    if setting is not None:
+        torchrun.setenv("OMP_NUM_THREADS", setting)
     device.share_cores()
-    assert told == ([] if threads is None else [threads])
+    assert calls == ([] if threads is None else [threads])
     torchrun.setenv("LOCAL_WORLD_SIZE", "1")
     device.share_cores()
-    assert len(told) == (threads is not None)
+    assert len(calls) == (threads is not None)

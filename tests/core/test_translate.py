@@ -1,4 +1,4 @@
-"""From one network's normalisation to another's."""
+"""Preprocess.translate: images normalised for one network, converted to another's normalisation."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ONE = preprocess((0.0, 0.0), (255.0, 255.0), (0.5, 0.4), (0.2, 0.3))
 OTHER = preprocess((0.0, 0.0), (255.0, 255.0), (0.1, 0.2), (0.5, 1.0))
 
 
-def test_the_same_pixels_normalised_otherwise():
+def test_the_same_pixels_in_another_normalisation():
     x = (wave(3, 2, 4, 4) + 1) / 2
     torch.testing.assert_close(ONE.translate(ONE.normalise(x), OTHER), OTHER.normalise(x))
     torch.testing.assert_close(ONE.translate(ONE.normalise(x), ONE), ONE.normalise(x))
@@ -27,7 +27,7 @@ def test_any_leading_shape_and_precision():
     assert ONE.translate(x.bfloat16(), OTHER).dtype == torch.bfloat16
 
 
-def test_ranges_of_raw_values_are_minded():
+def test_ranges_of_raw_values_are_respected():
     """16-bit values that one network sees from 100 to 1100, and another from 600 to 2600."""
     narrow = preprocess((100.0,), (1100.0,), (0.5,), (0.25,))
     wide = preprocess((600.0,), (2600.0,), (0.5,), (0.5,))

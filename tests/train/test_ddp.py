@@ -8,7 +8,7 @@ from torch import nn
 from two import run
 
 from omma.core import dist
-from omma.core.dtensor import local, spread, whole
+from omma.core.dtensor import is_sharded, to_full, to_local
 from omma.train import ddp
 from omma.train.ddp import Gradients
 
@@ -145,6 +145,6 @@ def test_norm_and_clipping_are_torchs():
 
 def test_a_tensor_that_is_whole():
     x = torch.ones(2)
-    assert not spread(x)
-    assert local(x) is x
-    assert whole(x) is x
+    assert not is_sharded(x)
+    assert to_local(x) is x
+    assert to_full(x) is x

@@ -34,11 +34,11 @@ def official(hidden: int = 64, codes: int = 512) -> dict[str, tuple[int, ...]]:
 
 
 def state(**sizes: int) -> dict[str, torch.Tensor]:
-    found = {}
+    tensors = {}
     for i, (name, shape) in enumerate(official(**sizes).items()):
         scale = 0.5 if len(shape) == 1 else 1.5 / (shape[1] * shape[2] * shape[3]) ** 0.5
-        found[name] = wave(*shape, phase=i, scale=scale).float()
-    return found
+        tensors[name] = wave(*shape, phase=i, scale=scale).float()
+    return tensors
 
 
 def nested(tensors: dict[str, torch.Tensor], kind: type) -> nn.Module:
@@ -74,8 +74,8 @@ def test_logits_of_the_published_code(tmp_path):
     x = (wave(1, 3, 16, 24, step=0.31) + 1).float() / 2
     with torch.inference_mode():
         features = model(model.preprocess.normalise(x))
-    kept = model.extras.tensors
-    logits = features.patches @ kept["codes.weight"].T + kept["codes.bias"]
+    extras = model.extras.tensors
+    logits = features.patches @ extras["codes.weight"].T + extras["codes.bias"]
     assert features.grid == (2, 3)
     first = torch.tensor([-2.83477, -0.206666, -0.168432, 1.389222, -0.492738, -0.189065])
     last = torch.tensor([-0.555997, 0.00059, -1.176962, -0.374409, 1.794855])
@@ -97,7 +97,7 @@ def test_the_published_file_is_a_whole_module(tmp_path, theirs):
     assert model.digest == other.digest
     assert torch.equal(model.extras.tensors["codes.weight"], other.extras.tensors["codes.weight"])
     assert model.extras.facts == {"codes": 512}
-    assert any("layer of codes" in said for said in model.provenance["loaded"])
+    assert any("layer of codes" in line for line in model.provenance["loaded"])
 
 
 def test_other_whole_modules_are_still_refused(tmp_path):

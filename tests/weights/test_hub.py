@@ -1,4 +1,4 @@
-"""The hub without a network: caches built by hand, weights by the reference libraries, errors in one line."""
+"""The hub without a network: hand-built caches, weights of the reference libraries, one-line errors."""
 
 import json
 import sys
@@ -52,9 +52,9 @@ def fill(folder, **files):
     return folder
 
 
-def same(found, wanted):
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(x, wanted[name]) for name, x in found.items())
+def same(fetched, wanted):
+    assert fetched.keys() == wanted.keys()
+    assert all(torch.equal(x, wanted[name]) for name, x in fetched.items())
 
 
 def refused(call, *arguments):
@@ -78,14 +78,16 @@ def test_transformers_model_from_the_cache(cache):
     folder = snapshot(cache, "org/name")
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
-    found = fetch_hf("hf:org/name")
-    assert found == folder
-    same(read(found).tensors, safetensors.torch.load_file(folder / "model.safetensors"))
+    fetched = fetch_hf("hf:org/name")
+    assert fetched == folder
+    same(read(fetched).tensors, safetensors.torch.load_file(folder / "model.safetensors"))
     # transformers 5 names its parameters anew, but writes the names of old
-    assert sum(x.numel() for x in read(found).tensors.values()) == sum(x.numel() for x in model.parameters())
-    assert read(found).metadata == {"format": "pt"}
-    assert read_config(found)["hidden_size"] == 16
-    assert read_config(found, "preprocessor_config.json")["image_mean"] == [0.5] * 3
+    assert sum(x.numel() for x in read(fetched).tensors.values()) == sum(
+        x.numel() for x in model.parameters()
+    )
+    assert read(fetched).metadata == {"format": "pt"}
+    assert read_config(fetched)["hidden_size"] == 16
+    assert read_config(fetched, "preprocessor_config.json")["image_mean"] == [0.5] * 3
     assert fetch_hf(str(folder)) == fetch_hf(f"hf:{folder}") == folder
 
 
@@ -108,7 +110,9 @@ def test_older_weights_shards_and_revisions(cache):
 
 def test_offline_and_not_cached(cache, monkeypatch):
     line = refused(fetch_hf, "hf:org/name")
-    assert line.startswith("hf:org/name is not (wholly) in the cache, and HF_HUB_OFFLINE is set; unset it")
+    assert line.startswith(
+        "hf:org/name is not (completely) in the cache, and HF_HUB_OFFLINE is set; unset it"
+    )
     fill(snapshot(cache, "org/name"))
     assert refused(fetch_hf, "hf:org/name") == line
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
@@ -132,7 +136,7 @@ def test_names_that_cannot_be(name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "words"),
     [
         (
             "GatedRepoError",
@@ -144,12 +148,12 @@ def test_names_that_cannot_be(name):
         ("HfHubHTTPError", "cannot be fetched"),
     ],
 )
-def test_what_the_hub_answers(monkeypatch, kind, said):
+def test_what_the_hub_answers(monkeypatch, kind, words):
     made = getattr(hub.errors, kind)
     error = made.__new__(made)  # their constructors want the answer of a server
     Exception.__init__(error, "404 Client Error.\nSee https://...")
     monkeypatch.setattr(hub, "hf_hub_download", raising(error))
-    assert said in refused(fetch_hf, "hf:org/name@v1")
+    assert words in refused(fetch_hf, "hf:org/name@v1")
 
 
 def test_repository_without_weights(cache, monkeypatch):
@@ -184,11 +188,11 @@ def test_timm_from_the_cache(cache):
     safetensors.torch.save_file(model.state_dict(), snapshot(cache, config.hf_hub_id) / "model.safetensors")
     wanted = {name: x for name, x in model.state_dict().items() if not name.startswith("head.")}
     for name in (f"timm:{VIT}", f"timm:{VIT}.{config.tag}", VIT):
-        found = fetch_timm(name)
-        same(found.tensors, wanted)
-        assert found.architecture == VIT
-        assert found.config["mean"] == (0.5, 0.5, 0.5)
-        assert found.config["tag"] == config.tag
+        fetched = fetch_timm(name)
+        same(fetched.tensors, wanted)
+        assert fetched.architecture == VIT
+        assert fetched.config["mean"] == (0.5, 0.5, 0.5)
+        assert fetched.config["tag"] == config.tag
 
 
 def test_timm_names(monkeypatch):
@@ -207,6 +211,6 @@ def test_timm_names(monkeypatch):
 
 def test_config(tmp_path):
     assert "config.json cannot be read (No such file" in refused(read_config, tmp_path)
-    for text, said in (("{", "is damaged"), ("[1]", "holds no settings, but a list"), ("", "is damaged")):
+    for text, words in (("{", "is damaged"), ("[1]", "holds no settings, but a list"), ("", "is damaged")):
         (tmp_path / "config.json").write_text(text)
-        assert said in refused(read_config, tmp_path)
+        assert words in refused(read_config, tmp_path)

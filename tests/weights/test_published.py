@@ -18,15 +18,15 @@ def ti(name="vit_tiny_patch16_224", **options):
     return network(name, **({"img_size": 32, "patch_size": 8, "depth": 2} | options))
 
 
-def given(state, **arguments):
-    """The backbone of a whole file: every parameter filled, every tensor accounted for."""
+def from_file(state, **arguments):
+    """The backbone of a complete file: every parameter is filled, every tensor accounted for."""
     encoder, prepared, report = into_model(state, source="file.pth", **arguments)
     assert report.share == 1
     assert not report.missing
-    found = recognise(state, arguments.get("config"))
-    used = {raw for origin in found.origin.values() for raw in origin}
-    assert used.isdisjoint(report.left)
-    assert used | set(report.left) == state.keys()
+    recognised = recognise(state, arguments.get("config"))
+    used = {raw for origin in recognised.origin.values() for raw in origin}
+    assert used.isdisjoint(report.unused)
+    assert used | set(report.unused) == state.keys()
     assert prepared.size == encoder.image_size
     return encoder, report
 
@@ -61,11 +61,11 @@ TIMM = [
 def test_timms_transformers(model, options, name):
     theirs = ti(model, **options)
     image_size = theirs.patch_embed.img_size[0]
-    said = {"image_size": image_size} | ({"hidden_act": "quick_gelu"} if model == CLIP else {})
-    encoder, report = given(theirs.state_dict(), config=said)
+    config = {"image_size": image_size} | ({"hidden_act": "quick_gelu"} if model == CLIP else {})
+    encoder, report = from_file(theirs.state_dict(), config=config)
     assert encoder.name == name
     assert encoder.channels == options.get("in_chans", 3)
-    assert not report.left
+    assert not report.unused
     same(encoder, theirs, image_size)
     again = backbones.build(**encoder.spec())
     again.load_state_dict(encoder.state_dict())
@@ -75,20 +75,20 @@ def test_swin():
     theirs = network(
         "swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), img_size=56, embed_dim=48
     )
-    encoder, report = given(theirs.state_dict())
+    encoder, report = from_file(theirs.state_dict())
     assert (encoder.name, encoder.image_size) == ("swin", 56)
     same(encoder, theirs, 56)
     state = network("swin_tiny_patch4_window7_224").state_dict()
     assert recognise(state).spec == {"name": "swin-t", "image_size": 224, "channels": 3}
-    assert not report.left
+    assert not report.unused
 
 
 def test_cait():
     theirs = network("cait_xxs24_224", depth=2, img_size=64, patch_size=16)
-    encoder, report = given(theirs.state_dict())
+    encoder, report = from_file(theirs.state_dict())
     assert encoder.image_size == 64
     same(encoder, theirs, 64)
-    assert not report.left
+    assert not report.unused
     state = {
         n: torch.empty_like(x, device="cpu")
         for n, x in timm.create_model("cait_s24_224").state_dict().items()
@@ -99,6 +99,6 @@ def test_cait():
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
 def test_resnet(model):
     theirs = network(model)
-    encoder, _ = given(theirs.state_dict())
+    encoder, _ = from_file(theirs.state_dict())
     assert encoder.name == f"timm:{model}"
     same(encoder, theirs, 64, tolerance=1e-3)

@@ -13,7 +13,7 @@ from omma.data import text_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers (dev group) is not installed")
 
-MERGES = np.array([(k, 256 + k) for k in range(85)])  # 85 of them, for 599 numbers
+MERGES = np.array([(k, 256 + k) for k in range(85)])  # 85 merges, for 599 tokens
 TEXT = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96,
     "vocab_size": 599, "eos_token_id": 598, "bos_token_id": 597, "max_position_embeddings": 20,
@@ -112,12 +112,12 @@ def test_openais_layout(tmp_path, prefix):
     state = openai(network, prefix)
     state[prefix + "input_resolution"] = torch.tensor(32)
     torch.save(state, tmp_path / "clip.pt")
-    # heads of the image tower are not in such a file, whose width 64 has one
+    # the file does not contain the image tower's heads, and a width of 64 does not imply them
     with pytest.raises(ValueError, match="heads"):
         weights.load(tmp_path / "clip.pt")
 
 
-def test_openais_layout_with_a_width_that_tells_its_heads(tmp_path):
+def test_openais_layout_with_a_width_that_implies_its_heads(tmp_path):
     config = transformers.CLIPConfig(
         vision_config=SMALL | {"hidden_size": 192, "num_attention_heads": 3, "hidden_act": "quick_gelu"},
         text_config=TEXT | {"hidden_size": 128, "hidden_act": "quick_gelu"},
@@ -142,7 +142,7 @@ def _merge(a, b):
     return f"{chr(0x21 + a)} {chr(0x21 + b - 256)}</w>"
 
 
-def test_a_tower_of_another_kind_is_left_and_said(tmp_path):
+def test_an_unsupported_text_tower_is_left_out_and_reported(tmp_path):
     network = clip()
     network.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -150,7 +150,7 @@ def test_a_tower_of_another_kind_is_left_and_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = weights.load(tmp_path)
     assert not model.extras.tensors
-    assert any("another kind (no_causal_mask)" in line for line in model.provenance["loaded"])
+    assert any("unsupported kind (no_causal_mask)" in line for line in model.provenance["loaded"])
     with pytest.raises(ValueError, match="has no text tower: train one"):
         text.restored(model.extras, "it")
 

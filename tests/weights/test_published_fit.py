@@ -1,9 +1,9 @@
-"""What an encoder may have otherwise than the file, the report, and how images are prepared."""
+"""Encoders that differ from the file in size, patch, channels or tokens; the report; preprocessing."""
 
 import pytest
 import torch
 from einops import rearrange
-from published_files import apart, build, fitted, images, renamed
+from published_files import build, fitted, images, largest_difference, renamed
 
 from omma import backbones
 from omma.data.batches.preprocess import IMAGENET_MEAN
@@ -27,12 +27,12 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
         ("cait-xxs24", {"depth": 2, "patch": 8}),
     ],
 )
-def test_another_image_size_is_what_the_network_does_with_one(name, options):
-    """A backbone interpolates its positions as it runs; loading into one of that size does it once."""
+def test_loading_at_another_size_equals_running_at_it(name, options):
+    """A backbone interpolates positions in each forward pass; loading into another size does it once."""
     theirs = build(name, **options)
     ours, report = fitted(theirs.state_dict(), image_size=48)
     assert ours.image_size == 48
-    assert apart(ours, theirs, images(size=48)) < 1e-4
+    assert largest_difference(ours, theirs, images(size=48)) < 1e-4
     assert report.interpolated
     assert "4x4 -> 6x6" in "\n".join(report.lines())
 
@@ -45,38 +45,38 @@ def test_swins_windows_are_interpolated():
     assert len(report.interpolated) == 4
     assert "7x7 -> 4x4 (4)" in "\n".join(report.lines())
     smooth = theirs.state_dict()
-    for name in report.interpolated:  # a bias that is the distance stays it
+    for name in report.interpolated:  # a bias that grows with the distance stays so
         smooth[name] = (
             torch.linspace(-3, 3, 13)[:, None, None].expand(13, 13, smooth[name].shape[1]).flatten(0, 1)
         )
     ours, _ = fitted(smooth, window=4)
-    found = ours.state_dict()[report.interpolated[0]].view(7, 7, 2)
-    assert (found[0] - found[0, 0]).abs().max() < 1e-5  # the same along a row
-    assert (found.diff(dim=0) > 0.5).all()
+    prepared_ = ours.state_dict()[report.interpolated[0]].view(7, 7, 2)
+    assert (prepared_[0] - prepared_[0, 0]).abs().max() < 1e-5  # the same along a row
+    assert (prepared_.diff(dim=0) > 0.5).all()
 
 
-def test_a_larger_patch_sees_the_larger_image_alike():
+def test_a_larger_patch_on_a_larger_image_gives_the_same_features():
     theirs = build("vit/8")
     ours, report = fitted(theirs.state_dict(), image_size=64, name="vit/16")
     assert ours.patch == 16
     x = images()
     each = rearrange(
         x, "b c (h p) (w q) -> (b h w) c p q", p=8, q=8
-    )  # patch by patch, as the kernel is resampled
+    )  # resize each patch by itself, as the kernel is resampled
     each = torch.nn.functional.interpolate(each, size=16, mode="bilinear", antialias=True)
     larger = rearrange(each, "(b h w) c p q -> b c (h p) (w q)", h=4, w=4)
-    assert apart(theirs, ours, x, larger) < 1e-4
+    assert largest_difference(theirs, ours, x, larger) < 1e-4
     assert report.interpolated == ("patch_embed.proj.weight",)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])
 @pytest.mark.parametrize("name", ["vit/8", "swin"])
-def test_equal_channels_look_as_before(channels, name):
+def test_images_with_equal_channels_give_the_same_features(channels, name):
     shape = {"dim": 32, "depths": (2, 2), "heads": (2, 4), "window": 2} if name == "swin" else {}
     theirs = build(name, 16 if shape else 32, **shape)
     ours, report = fitted(theirs.state_dict(), channels=channels)
     x, y = images(3, equal=True), images(channels, equal=True)
-    assert apart(theirs, ours, x, y) < 1e-4
+    assert largest_difference(theirs, ours, x, y) < 1e-4
     assert report.inflated == ("patch_embed.proj.weight",)
     if channels == 1:
         kernel = theirs.state_dict()["patch_embed.proj.weight"]
@@ -87,7 +87,7 @@ def test_other_tokens():
     theirs = build("vit/8").state_dict()
     without = build("vit/8", seed=1, class_token=False, pool="mean")
     report = fit(recognise(theirs, source="file.pth"), without)
-    assert "cls_token" in report.left
+    assert "cls_token" in report.unused
     assert torch.equal(without.pos_embed[0], theirs["pos_embed"][0, 1:])
     more = build("vit/8", seed=1, registers=2)
     before = more.reg_token.clone()
@@ -98,7 +98,9 @@ def test_other_tokens():
     assert not more.pos_embed[0, 1:3].any()
     plain = build("vit/8", seed=1, prefix_positions=False)
     fit(recognise(theirs, source="file.pth"), plain)
-    assert apart(plain, build("vit/8"), images()) < 1e-5  # its position is in the class token
+    assert (
+        largest_difference(plain, build("vit/8"), images()) < 1e-5
+    )  # its position was added to the class token
 
 
 def test_the_last_norm_moves_with_the_pooling():
@@ -107,7 +109,7 @@ def test_the_last_norm_moves_with_the_pooling():
     report = fit(recognise(theirs, source="file.pth"), ours)
     assert torch.equal(ours.fc_norm.weight, theirs["norm.weight"])
     assert not report.missing
-    assert not report.left
+    assert not report.unused
 
 
 def test_half_precision_becomes_single():
@@ -142,20 +144,20 @@ def test_the_report_names_every_tensor_once():
     assert report.inflated == ("patch_embed.proj.weight",)
     assert report.interpolated == ("pos_embed",)
     assert report.missing == ("reg_token",)
-    assert report.left == ("module.head.weight",)
+    assert report.unused == ("module.head.weight",)
     text = "\n".join(report.lines())
     for words in (
         "99.",
         "4 converted (4 fused)",
         "4x4 -> 6x6",
-        "5 channels instead of 3",
+        "from 3 to 5 channels",
         "reg_token",
         "head.weight",
     ):
         assert words in text
 
 
-def test_a_network_of_papers_has_its_name():
+def test_a_network_of_a_paper_gets_its_name():
     ours, _, report = into_model(
         backbones.build(name="vit-s/16", image_size=64).state_dict(), source="file.pth"
     )
@@ -165,22 +167,22 @@ def test_a_network_of_papers_has_its_name():
     )
 
 
-def test_preprocessing_is_told_or_known():
+def test_preprocessing_is_read_or_usual_for_the_network():
     state = build("vit/8").state_dict()
 
     def prepared(state=state, **arguments):
-        _, found, report = into_model(state, source="file.pth", **arguments)
-        return found, report.notes[-1]
+        _, prepared_, report = into_model(state, source="file.pth", **arguments)
+        return prepared_, report.notes[-1]
 
-    found, note = prepared()
-    assert (found.size, found.mean, found.crop_share) == (32, IMAGENET_MEAN, 0.875)
-    assert set(found.low) == {0.0}
-    assert set(found.high) == {255.0}
+    prepared_, note = prepared()
+    assert (prepared_.size, prepared_.mean, prepared_.crop_share) == (32, IMAGENET_MEAN, 0.875)
+    assert set(prepared_.low) == {0.0}
+    assert set(prepared_.high) == {255.0}
     assert "ImageNet" in note
     dino = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_center_crop": True}
     dino |= {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
-    found, note = prepared(preprocessor=dino)
-    assert (found.size, found.mean, found.std, found.crop_share) == (
+    prepared_, note = prepared(preprocessor=dino)
+    assert (prepared_.size, prepared_.mean, prepared_.std, prepared_.crop_share) == (
         224,
         (0.1, 0.2, 0.3),
         (0.4, 0.5, 0.6),
@@ -188,14 +190,29 @@ def test_preprocessing_is_told_or_known():
     )
     assert "preprocessor_config" in note
     beit = {"size": 224, "do_center_crop": False, "crop_size": 200, "do_normalize": False}
-    found, _ = prepared(preprocessor=beit)
-    assert (found.size, found.mean, found.std, found.crop_share) == (224, (0.0,) * 3, (1.0,) * 3, 1.0)
+    prepared_, _ = prepared(preprocessor=beit)
+    assert (prepared_.size, prepared_.mean, prepared_.std, prepared_.crop_share) == (
+        224,
+        (0.0,) * 3,
+        (1.0,) * 3,
+        1.0,
+    )
     cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.9, "input_size": (3, 40, 40)}
-    found, note = prepared(timm_cfg=cfg)
-    assert (found.size, found.mean, found.std, found.crop_share) == (40, (0.5,) * 3, (0.25,) * 3, 40 / 44)
+    prepared_, note = prepared(timm_cfg=cfg)
+    assert (prepared_.size, prepared_.mean, prepared_.std, prepared_.crop_share) == (
+        40,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        40 / 44,
+    )
     assert "timm" in note
-    found, _ = prepared(build("vit/8", channels=2).state_dict(), timm_cfg=cfg)
-    assert (found.channels, found.mean, found.std, found.low) == (2, (0.5, 0.5), (0.25, 0.25), (0.0, 0.0))
+    prepared_, _ = prepared(build("vit/8", channels=2).state_dict(), timm_cfg=cfg)
+    assert (prepared_.channels, prepared_.mean, prepared_.std, prepared_.low) == (
+        2,
+        (0.5, 0.5),
+        (0.25, 0.25),
+        (0.0, 0.0),
+    )
     assert prepared(build("beit/8").state_dict())[0].mean == (0.5,) * 3
     assert prepared(build("eva02/8", mlp="swiglu", fused=True).state_dict())[0].mean == CLIP_MEAN
     assert prepared(build("vit/8", norm_pre=True).state_dict())[0].mean == CLIP_MEAN

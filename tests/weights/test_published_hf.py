@@ -75,10 +75,10 @@ def features(network, images):
     base = getattr(network, "vision_model", base)
     if "MAE" in kind:
         count = base.embeddings.patch_embeddings.num_patches
-        found = base(images, noise=torch.arange(count)[None].expand(len(images), -1).float())
+        out = base(images, noise=torch.arange(count)[None].expand(len(images), -1).float())
     else:
-        found = base(images)
-    x = found.last_hidden_state
+        out = base(images)
+    x = out.last_hidden_state
     if kind.startswith("Swin"):
         return x.mean(1), x
     if kind == "BeitForMaskedImageModeling":
@@ -87,7 +87,7 @@ def features(network, images):
         x = base.post_layernorm(x)
     prefix = 2 if kind.startswith("DeiT") else 1 + getattr(base.config, "num_register_tokens", 0)
     mean = kind.startswith("Beit") and network.config.use_mean_pooling
-    pooled = found.pooler_output if mean else x[:, 0]
+    pooled = out.pooler_output if mean else x[:, 0]
     return x[:, 1:].mean(1) if pooled is None else pooled, x[:, prefix:]
 
 
@@ -107,17 +107,17 @@ def test_features_are_transformers(kind, config, changes, name, stored, tmp_path
     if stored == "saved":
         theirs.save_pretrained(tmp_path)
         state = safetensors.torch.load_file(tmp_path / "model.safetensors")
-        said = json.loads((tmp_path / "config.json").read_text())
+        settings = json.loads((tmp_path / "config.json").read_text())
     else:
-        state, said = theirs.state_dict(), theirs.config.to_dict()
-    encoder, _, report = into_model(state, source="theirs", config=said)
+        state, settings = theirs.state_dict(), theirs.config.to_dict()
+    encoder, _, report = into_model(state, source="theirs", config=settings)
     assert report.share == 1
     assert encoder.name == name
     same(encoder, theirs, encoder.image_size)
     every = {*report.matched, *report.converted}
     assert every == encoder.state_dict().keys()
-    beside = r"mask_token|classifier|pooler\.dense|lm_head|^decoder|^text_|projection|logit_scale"
-    assert all(re.search(beside, name) for name in report.left)
+    heads = r"mask_token|classifier|pooler\.dense|lm_head|^decoder|^text_|projection|logit_scale"
+    assert all(re.search(heads, name) for name in report.unused)
 
 
 TI = {"hidden_size": 192, "num_attention_heads": 3}

@@ -1,4 +1,4 @@
-"""Checkpoints as the papers' own code writes them, made of timm's networks: equal features."""
+"""Checkpoints in the layout of the papers' own code, made from timm's networks: equal features."""
 
 import pytest
 import torch
@@ -21,21 +21,21 @@ def zeros(*names):
     return {name: torch.zeros(2) for name in names}
 
 
-def check(state, theirs, *, left, name=None, size=32, **arguments):
-    """Every parameter is filled, the features are the reference's, and just `left` is left."""
+def check(state, theirs, *, unused, name=None, size=32, **arguments):
+    """Every parameter is filled, the features are the reference's, and exactly `unused` is not used."""
     encoder, _, report = into_model(state, source="file.pth", **arguments)
     assert report.share == 1
     assert not report.missing
-    assert sorted(report.left) == sorted(left)
+    assert sorted(report.unused) == sorted(unused)
     assert name in (None, encoder.name)
     same(encoder, theirs, size)
     return encoder, report
 
 
-def fixed(dim, grid, columns_first=True):
-    places = sincos_2d(dim, grid)
-    places = places if columns_first else places.roll(dim // 2, 1)
-    return torch.cat([torch.zeros(1, dim), places])[None]
+def sincos_positions(dim, grid, columns_first=True):
+    positions = sincos_2d(dim, grid)
+    positions = positions if columns_first else positions.roll(dim // 2, 1)
+    return torch.cat([torch.zeros(1, dim), positions])[None]
 
 
 # ---------------------------------------------------------------- ViT
@@ -43,36 +43,36 @@ def test_dino_and_ibot():
     theirs = network("vit_tiny_patch16_224")
     heads = zeros("module.head.mlp.0.weight", "module.head.last_layer.weight_g")
     state = renamed(theirs.state_dict(), prefix="module.backbone.") | heads
-    encoder, report = check(state, theirs, left=heads, name="vit/8")
+    encoder, report = check(state, theirs, unused=heads, name="vit/8")
     assert set(report.matched) == encoder.state_dict().keys()
     student = renamed(network("vit_tiny_patch16_224", seed=1).state_dict(), prefix="student.module.")
     teacher = renamed(theirs.state_dict(), prefix="teacher.") | zeros("teacher.masked_embed")
-    check(student | teacher, theirs, left=[*student, "teacher.masked_embed"])
+    check(student | teacher, theirs, unused=[*student, "teacher.masked_embed"])
 
 
 def test_mae():
     theirs = network("vit_tiny_patch16_224")
     with torch.no_grad():
-        theirs.pos_embed.copy_(fixed(192, (4, 4)))
+        theirs.pos_embed.copy_(sincos_positions(192, (4, 4)))
     decoder = zeros(
         "mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.norm1.weight"
     )
-    encoder, report = check(theirs.state_dict() | decoder, theirs, left=decoder)
+    encoder, report = check(theirs.state_dict() | decoder, theirs, unused=decoder)
     assert encoder.spec()["positions"] == "sincos"
     assert not encoder.pos_embed.requires_grad
     assert "mask_token, decoder* (3)" in "\n".join(report.lines())
     tuned = network("vit_tiny_patch16_224", global_pool="avg", fc_norm=True)
-    check(tuned.state_dict() | zeros("head.weight", "head.bias"), tuned, left=("head.weight", "head.bias"))
+    check(tuned.state_dict() | zeros("head.weight", "head.bias"), tuned, unused=("head.weight", "head.bias"))
 
 
 def test_moco_v3():
     theirs = network("vit_small_patch16_224", embed_dim=384, num_heads=12)
     with torch.no_grad():
-        theirs.pos_embed.copy_(fixed(384, (4, 4), columns_first=False))
+        theirs.pos_embed.copy_(sincos_positions(384, (4, 4), columns_first=False))
     other = renamed(network("vit_small_patch16_224", 1).state_dict(), prefix="module.momentum_encoder.")
     heads = zeros("module.base_encoder.head.0.weight", "module.predictor.0.weight")
     state = other | renamed(theirs.state_dict(), prefix="module.base_encoder.") | heads
-    encoder, report = check(state, theirs, left=[*other, *heads])
+    encoder, report = check(state, theirs, unused=[*other, *heads])
     assert encoder.spec()["heads"] == 12
     assert encoder.spec()["positions"] == "sincos"
     assert any("MoCo" in line for line in report.lines())
@@ -90,21 +90,21 @@ def test_dinov2(registers, gated):
         (r"^blocks\.0\.(?!1\.)", "blocks.0.0."),
         *([(r"\.mlp\.fc1\.", ".mlp.w12."), (r"\.mlp\.fc2\.", ".mlp.w3.")] if gated else []),
     )
-    if registers:  # the class token's position is apart
-        place = torch.randn(1, 1, 192)
-        state["cls_token"] = state["cls_token"] - place
-        state["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
+    if registers:  # the class token's position is stored separately
+        position = torch.randn(1, 1, 192)
+        state["cls_token"] = state["cls_token"] - position
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
     state["mask_token"] = torch.zeros(1, 192)
-    encoder, _ = check(state, theirs, left=["mask_token"])
+    encoder, _ = check(state, theirs, unused=["mask_token"])
     assert encoder.spec().get("registers", 0) == registers
 
 
 def test_deit():
     theirs = network("deit_tiny_distilled_patch16_224")
     heads = zeros("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-    check(theirs.state_dict() | heads, theirs, left=heads, name="deit/8")
+    check(theirs.state_dict() | heads, theirs, unused=heads, name="deit/8")
     third = network("deit3_small_patch16_224")
-    check(renamed(third.state_dict(), (r"\.ls([12])\.gamma", r".gamma_\1")), third, left=[])
+    check(renamed(third.state_dict(), (r"\.ls([12])\.gamma", r".gamma_\1")), third, unused=[])
 
 
 def test_googles_arrays():
@@ -127,9 +127,9 @@ def test_googles_arrays():
     state = {}
     for name, x in renamed(theirs.state_dict(), *rules).items():
         if "/attn/qkv/" in name:
-            for part, each in zip(("query", "key", "value"), x.chunk(3), strict=True):
+            for part, rows in zip(("query", "key", "value"), x.chunk(3), strict=True):
                 new = name.replace("attn/qkv", f"MultiHeadDotProductAttention_1/{part}")
-                state[new] = each.T.reshape(192, 3, 64) if each.ndim > 1 else each.reshape(3, 64)
+                state[new] = rows.T.reshape(192, 3, 64) if rows.ndim > 1 else rows.reshape(3, 64)
         elif name.endswith("out/kernel"):
             state[name] = x.T.reshape(3, 64, 192)
         elif name.endswith("kernel"):
@@ -137,7 +137,7 @@ def test_googles_arrays():
         else:
             state[name] = x
     head = zeros("head/kernel", "head/bias", "pre_logits/kernel")
-    _, report = check(state | head, theirs, left=head)
+    _, report = check(state | head, theirs, unused=head)
     assert "transposed" in "\n".join(report.lines())
 
 
@@ -169,14 +169,14 @@ def test_clip(openai):
     others |= zeros("positional_embedding", "ln_final.weight", "text_projection")
     if openai:
         others |= {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)}
-    encoder, report = check(visual | others, theirs, left=others, name="vit/8")
+    encoder, report = check(visual | others, theirs, unused=others, name="vit/8")
     assert encoder.spec().get("mlp", "gelu") == ("quickgelu" if openai else "gelu")
     assert any("assumed" in note for note in report.notes) != openai
     part = {name.removeprefix("visual."): x for name, x in visual.items()}  # FILE:visual
-    encoder, _, _ = into_model(part, source="file.pt", beside=tuple(others))
+    encoder, _, _ = into_model(part, source="file.pt", other_entries=tuple(others))
     assert encoder.spec().get("mlp", "gelu") == ("quickgelu" if openai else "gelu")
-    said = {"model_cfg": {"quick_gelu": openai, "vision_cfg": {"width": 192}}}
-    _, report = check(visual, theirs, left=[], config=said)
+    settings = {"model_cfg": {"quick_gelu": openai, "vision_cfg": {"width": 192}}}
+    _, report = check(visual, theirs, unused=[], config=settings)
     assert not any("assumed" in note for note in report.notes)
 
 
@@ -187,11 +187,11 @@ def test_beit_and_simmim(shared):
     theirs = network("beit_base_patch16_224", global_pool="token", **bias)
     derived = zeros("relative_position_index") if shared else zeros("blocks.0.attn.relative_position_index")
     heads = zeros("mask_token", "lm_head.weight", "cls_pt_layers.0.norm1.weight")
-    check(theirs.state_dict() | derived | heads, theirs, left=[*derived, *heads], name="beit/8")
+    check(theirs.state_dict() | derived | heads, theirs, unused=[*derived, *heads], name="beit/8")
     simmim = renamed(theirs.state_dict() | derived, prefix="encoder.")
     heads = zeros("encoder.mask_token", "decoder.0.weight", "decoder.0.bias")
-    left = [*renamed(derived, prefix="encoder."), *heads]
-    check(simmim | heads, theirs, left=left)
+    unused = [*renamed(derived, prefix="encoder."), *heads]
+    check(simmim | heads, theirs, unused=unused)
     if shared:  # SimMIM's, which normalises as ImageNet's networks, not as BEiT's
         _, prepared, _ = into_model(simmim | heads, source="file.pth")
         assert prepared.mean == IMAGENET_MEAN
@@ -215,10 +215,10 @@ def test_eva02(model):
         (r"\.mlp\.fc2\.", ".mlp.w3."),
         prefix="visual.",
     )
-    left = zeros(
+    unused = zeros(
         "visual.rope.freqs_cos", "visual.blocks.0.attn.rope.freqs_sin", "visual.head.weight", "text.x"
     )
-    encoder, _ = check(state | left, theirs, left=left)
+    encoder, _ = check(state | unused, theirs, unused=unused)
     assert hasattr(encoder.blocks[0].mlp, "fc1_g") != ("tiny" in model)
 
 
@@ -233,15 +233,15 @@ def test_dinov3(gated):
         (r"\.mlp\.fc1_x\.", ".mlp.w2."),
         *([(r"\.mlp\.fc2\.", ".mlp.w3.")] if gated else []),
     )
-    left = ["mask_token", "rope_embed.periods", "local_cls_norm.weight"]
+    unused = ["mask_token", "rope_embed.periods", "local_cls_norm.weight"]
     for i in range(2):
         q, v = state.pop(f"blocks.{i}.attn.q_bias"), state.pop(f"blocks.{i}.attn.v_bias")
         state[f"blocks.{i}.attn.qkv.bias"] = torch.cat([q, torch.full_like(q, 9.0), v])
         state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.cat([q * 0 + 1, q * 0, q * 0 + 1])
-        left.append(f"blocks.{i}.attn.qkv.bias_mask")
+        unused.append(f"blocks.{i}.attn.qkv.bias_mask")
     state |= zeros("mask_token", "local_cls_norm.weight")
     state["rope_embed.periods"] = (100.0 ** (torch.arange(16) / 16)).bfloat16()
-    _, report = check(state, theirs, left=left, name="dinov3/8", config={"image_size": 32})
+    _, report = check(state, theirs, unused=unused, name="dinov3/8", config={"image_size": 32})
     assert "split" in "\n".join(report.lines())
     state["rope_embed.periods"] = 10_000.0 ** (torch.arange(16) / 16)
     with pytest.raises(ValueError, match="base 10000"):
@@ -270,19 +270,19 @@ def test_swin_and_simmim():
     mask = "layers.0.blocks.1.attn_mask"
     heads = zeros("head.weight", "head.bias", index)
     derived = {mask: torch.zeros(16, 49, 49)}
-    encoder, _ = check(state | heads | derived, theirs, left=[*heads, *derived], size=112)
+    encoder, _ = check(state | heads | derived, theirs, unused=[*heads, *derived], size=112)
     assert encoder.image_size == 112
     simmim = renamed(state, prefix="module.encoder.") | zeros(
         "module.encoder.mask_token", "module.decoder.0.weight"
     )
-    check(simmim, theirs, left=["module.encoder.mask_token", "module.decoder.0.weight"], size=112)
+    check(simmim, theirs, unused=["module.encoder.mask_token", "module.decoder.0.weight"], size=112)
 
 
 def test_cait():
     theirs = randomised(timm.create_model("cait_xxs24_224", num_classes=0, depth=2, img_size=64))
     heads = zeros("module.head.weight", "module.head.bias")
     state = renamed(theirs.state_dict(), prefix="module.") | heads
-    encoder, _ = check(state, theirs, left=heads, size=64)
+    encoder, _ = check(state, theirs, unused=heads, size=64)
     assert encoder.spec() == {"name": "cait-xxs24", "image_size": 64, "channels": 3, "depth": 2}
 
 
@@ -302,5 +302,5 @@ def test_resnet(form):
     assert encoder.name == "timm:resnet18"
     assert report.share == 1
     assert not report.missing
-    assert sorted(report.left) == sorted(heads)
+    assert sorted(report.unused) == sorted(heads)
     same(encoder, theirs, 64, tolerance=1e-3)

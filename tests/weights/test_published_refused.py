@@ -1,8 +1,8 @@
-"""Damaged, foreign and unfit files: each refused in one line that names the file, and nothing is changed."""
+"""Damaged, foreign and unsuitable files: each refused in one line that names it; nothing is changed."""
 
 import pytest
 import torch
-from published_files import apart, build, images
+from published_files import build, images, largest_difference
 
 from omma.weights.published import fit, into_model, recognise
 
@@ -33,10 +33,10 @@ def test_what_is_missing_is_refused():
     _, _, report = into_model(state, source="file.pth", allow_partial=True)
     assert report.missing == ("blocks.1.mlp.fc1.weight", "blocks.1.mlp.fc2.weight")
     assert report.share < 0.95
-    assert "left as they were: blocks* (2)" in "\n".join(report.lines())
+    assert "initial values kept: blocks* (2)" in "\n".join(report.lines())
 
 
-def test_damage_of_all_kinds_is_told_in_one_line():
+def test_damage_of_all_kinds_is_reported_in_one_line():
     def changed(**changes):
         return {**build("vit/8").state_dict(), **changes}
 
@@ -47,11 +47,11 @@ def test_damage_of_all_kinds_is_told_in_one_line():
         (changed(**{"patch_embed.proj.weight": torch.zeros(192, 3, 8, 6)}), "square patches"),
         (changed(**{"patch_embed.proj.weight": torch.zeros(192, 3, 2, 8, 8)}), "square patches"),
         (changed(**{"patch_embed.proj.weight": torch.zeros(192, 0, 8, 8)}), "square patches"),
-        (changed(pos_embed=torch.zeros(1, 14, 192)), "no square"),
+        (changed(pos_embed=torch.zeros(1, 14, 192)), "not form a square"),
         (changed(cls_token=torch.zeros(1, 2, 192)), "cls_token has shape"),
         (changed(**{"blocks.200000000.norm1.weight": nan}), r"lacks blocks\.2"),
         (changed(pos_embed=torch.zeros(1, 17, 100)), "pos_embed has shape"),
-        (changed(**{"blocks.0.attn.q_norm.weight": nan}), "no place"),
+        (changed(**{"blocks.0.attn.q_norm.weight": nan}), "no counterpart"),
         (changed(**{"blocks.1.mlp.fc1.weight": torch.zeros(384, 192, dtype=torch.int8)}), "quantised"),
         ({k: x for k, x in changed().items() if not k.startswith("blocks.0.")}, "lacks blocks.0"),
         ({k: x for k, x in changed().items() if k != "blocks.0.mlp.fc2.weight"}, "lacks blocks.0.mlp.fc2"),
@@ -65,7 +65,7 @@ def test_damage_of_all_kinds_is_told_in_one_line():
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"config": {"num_attention_heads": 0}},
         {"config": {"num_attention_heads": [3]}},
@@ -76,22 +76,22 @@ def test_damage_of_all_kinds_is_told_in_one_line():
         {"timm_cfg": {"mean": 0.5}},
     ],
 )
-def test_malformed_settings_are_told_in_one_line(told):
+def test_malformed_settings_are_reported_in_one_line(settings):
     with pytest.raises(ValueError, match=r"config\.json says|malformed") as error:
-        into_model(build("vit/8").state_dict(), source="file.pth", **told)
+        into_model(build("vit/8").state_dict(), source="file.pth", **settings)
     one_line(error)
 
 
-def test_names_of_several_lines_are_told_in_one():
+def test_names_with_line_breaks_are_reported_in_one_line():
     with pytest.raises(ValueError, match="no vision network") as error:
         into_model({"a\nb": torch.zeros(2, 2)}, source="file.pth")
     one_line(error)
 
 
-def test_heads_can_be_said():
+def test_config_can_state_the_heads():
     theirs = build("vit/8", dim=200, heads=5)
     ours, _, _ = into_model(theirs.state_dict(), source="file.pth", config={"num_attention_heads": 5})
-    assert apart(ours, theirs, images()) < 1e-4
+    assert largest_difference(ours, theirs, images()) < 1e-4
 
 
 FOREIGN = {
@@ -105,7 +105,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("what", FOREIGN)
 def test_foreign_files_are_refused(what):
-    with pytest.raises(ValueError, match=r"no vision network .*known are ViT") as error:
+    with pytest.raises(ValueError, match=r"no vision network .*supported are ViT") as error:
         into_model({name: torch.zeros(2, 2) for name in FOREIGN[what]}, source="file.pth")
     one_line(error)
     if FOREIGN[what]:
@@ -132,4 +132,4 @@ def test_another_network_is_refused_untouched(file, encoder):
     one_line(error)
     assert all(torch.equal(x, before[name]) for name, x in ours.state_dict().items())
     report = fit(recognised, ours, allow_partial=True)
-    assert report.share < 1 or report.left
+    assert report.share < 1 or report.unused

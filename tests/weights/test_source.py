@@ -1,4 +1,4 @@
-"""MODEL in all its forms: each is loaded, says what became of it, and works with the verbs."""
+"""MODEL in all its forms: each is loaded, reports what became of its tensors, and works with the verbs."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_a_file_goes_through_evaluate_and_embed(vit, folder, tmp_path):
     torch.testing.assert_close(model(x).pooled, timm_feature(vit, x), rtol=1e-4, atol=1e-5)
     result = evaluate(file, folder, protocols=["knn"], device="cpu", precision="fp32")
     assert any("100 %" in note for note in result.notes)
-    assert any("part 'model'" in note for note in result.notes)
+    assert any("entry 'model'" in note for note in result.notes)
     written = embed(file, folder, tmp_path / "v.parquet", device="cpu", precision="fp32")
     assert any("head*" in note for note in written.notes)
     table = pq.read_table(tmp_path / "v.parquet")
@@ -67,41 +67,43 @@ def test_saved_as_omma_it_is_the_same(vit, tmp_path):
     assert weights.load(tmp_path / "run" / "model.safetensors").digest == model.digest
 
 
-def test_timm_by_name_becomes_ours_where_we_have_it(vit, monkeypatch):
+def test_timm_by_name_becomes_an_omma_backbone_if_there_is_one(vit, monkeypatch):
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
     monkeypatch.setattr(
-        hub, "fetch_timm", lambda name: hub.Timm(headless(vit), config, "vit_tiny_patch16_224")
+        hub, "fetch_timm", lambda name: hub.TimmWeights(headless(vit), config, "vit_tiny_patch16_224")
     )
     model = weights.load("timm:vit_tiny_patch16_224")
     assert model.encoder.name == "vit-ti/16"
     assert model.preprocess.mean == (0.5,) * 3
-    assert model.preprocess.crop_share == 32 / 35  # as timm cuts 32 / .9 to a whole number
+    assert model.preprocess.crop_share == 32 / 35  # timm truncates 32 / .9
 
 
-def test_equal_names_with_other_arithmetic_are_not_taken_for_ours(monkeypatch):
-    """A network that norms after each branch, under the parameter names of one that norms before."""
+def test_equal_names_with_other_arithmetic_are_run_by_timm(monkeypatch):
+    """A post-norm network with the parameter names of a pre-norm network."""
     network = timm.create_model("vit_base_patch16_rpn_224", num_classes=0).eval()
-    for p in network.parameters():  # its norms start near zero, where the two are still alike
+    for p in network.parameters():  # its norms start near zero, where both compute nearly the same
         p.data.add_(0.1 * torch.rand_like(p))
-    found = hub.Timm(network.state_dict(), {"input_size": (3, 224, 224)}, "vit_base_patch16_rpn_224")
-    monkeypatch.setattr(hub, "fetch_timm", lambda name: found)
+    pretrained = hub.TimmWeights(
+        network.state_dict(), {"input_size": (3, 224, 224)}, "vit_base_patch16_rpn_224"
+    )
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: pretrained)
     model = weights.load("timm:vit_base_patch16_rpn_224")
     assert "other features" in model.provenance["loaded"][0]
     x = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(model(x).pooled, timm_feature(network, x), rtol=1e-3, atol=1e-4)
 
 
-def test_timm_by_name_is_wrapped_where_we_do_not(monkeypatch):
+def test_timm_by_name_is_wrapped_if_there_is_none(monkeypatch):
     network = timm.create_model("test_convnext", num_classes=0).eval()
     config = {"input_size": (3, 64, 64)}
-    found = hub.Timm(network.state_dict(), config, "test_convnext")
-    monkeypatch.setattr(hub, "fetch_timm", lambda name: found)
+    pretrained = hub.TimmWeights(network.state_dict(), config, "test_convnext")
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: pretrained)
     model = weights.load("timm:test_convnext")
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(x).pooled, timm_feature(network, x), rtol=1e-4, atol=1e-5)
     assert "timm's own network" in model.provenance["loaded"][0]
-    damaged = {name: x[:1] if x.ndim else x for name, x in found.tensors.items()}
-    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.Timm(damaged, config, "test_convnext"))
+    damaged = {name: x[:1] if x.ndim else x for name, x in pretrained.tensors.items()}
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.TimmWeights(damaged, config, "test_convnext"))
     with pytest.raises(ValueError, match="does not fit") as caught:
         weights.load("timm:test_convnext")
     assert "\n" not in str(caught.value)
@@ -142,7 +144,9 @@ def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
     assert file.preprocess == folder.preprocess
     assert folder.encoder.blocks[0].attn.heads == 4
     bare = (tmp_path / "model.safetensors").rename(tmp_path / "bare.safetensors")
-    assert weights.load(bare).encoder.blocks[0].attn.heads == 3  # nothing says that the config is its
+    assert (
+        weights.load(bare).encoder.blocks[0].attn.heads == 3
+    )  # a bare file does not use the config.json beside it
 
 
 def folder_of_timm(network, at, **config):
@@ -152,8 +156,8 @@ def folder_of_timm(network, at, **config):
     return at
 
 
-def test_folders_of_timm_are_held_against_timm(tmp_path):
-    """Equal names do not promise equal arithmetic, and what omma has no form of is timm's to compute."""
+def test_folders_of_timm_are_compared_with_timm(tmp_path):
+    """Equal names do not guarantee equal arithmetic; networks that omma lacks are run by timm."""
     cfg = {"input_size": [3, 64, 64], "classifier": "head.fc", "mean": [0.5] * 3, "std": [0.5] * 3}
     theirs = timm.create_model("test_convnext", num_classes=5).eval()
     folder = folder_of_timm(theirs, tmp_path / "convnext", architecture="test_convnext", pretrained_cfg=cfg)
@@ -167,14 +171,14 @@ def test_folders_of_timm_are_held_against_timm(tmp_path):
     model = weights.load(folder)
     torch.testing.assert_close(model(x).pooled, timm_feature(theirs, x), rtol=1e-4, atol=1e-4)
     other = weights.load(folder_of_timm(theirs, tmp_path / "x", architecture="resnet26", pretrained_cfg=cfg))
-    assert any("not held against timm's own" in line for line in other.provenance["loaded"])
+    assert any("not compared with timm's own" in line for line in other.provenance["loaded"])
     strange = {"architecture": "resnetblur18", "pretrained_cfg": cfg | {"input_size": 3}}
     with pytest.raises(ValueError, match="malformed") as caught:
         weights.load(folder_of_timm(theirs, tmp_path / "y", **strange))
     assert "\n" not in str(caught.value)
 
 
-def test_wrapped_networks_go_on_at_another_size_and_channels():
+def test_wrapped_networks_take_another_size_and_channels():
     from omma.core.protocols import Preprocess
 
     preprocess = Preprocess(
@@ -182,9 +186,9 @@ def test_wrapped_networks_go_on_at_another_size_and_channels():
     )
     for name, words in (
         ("timm:test_vit", "positions interpolated 4x4 -> 3x3"),
-        ("timm:test_convnext", "first layer spread over 1 channels"),
-        ("torchvision:resnet18", "first layer spread over 1 channels"),
-        ("vitc-15mf", "first layer spread over 1 channels"),
+        ("timm:test_convnext", "first layer converted from 3 to 1 channels"),
+        ("torchvision:resnet18", "first layer converted from 3 to 1 channels"),
+        ("vitc-15mf", "first layer converted from 3 to 1 channels"),
     ):
         one = backbones.build(name=name, image_size=64)
         other = backbones.build(name=name, image_size=48, channels=1)
@@ -230,7 +234,7 @@ def test_one_of_several_networks_by_name(vit, tmp_path):
     for name, state in ((file, vit.state_dict()), (f"{file}:student", other)):
         read = weights.load(name).encoder.state_dict()
         assert all(torch.equal(x, state[key]) for key, x in read.items()), name
-    with pytest.raises(ValueError, match=r"both\.pth has no part 'ema'; it has teacher, student"):
+    with pytest.raises(ValueError, match=r"both\.pth has no entry 'ema'; it has teacher, student"):
         weights.load(f"{file}:ema")
     file.rename(tmp_path / "a:b.pth")
     assert torch.equal(
@@ -260,9 +264,9 @@ def test_fit_to_another_size_patch_and_channels():
     )
     model = weights.Model(one, preprocess)
     other = backbones.build(name="vit-ti/8", image_size=40, channels=1)
-    said = "\n".join(weights.fit(model, other))
-    for words in ("4x4 -> 5x5", "16 to 8 px", "1 channels instead of 3", "100 %"):
-        assert words in said
+    lines = "\n".join(weights.fit(model, other))
+    for words in ("4x4 -> 5x5", "16 to 8 px", "from 3 to 1 channels", "100 %"):
+        assert words in lines
     assert torch.equal(one.blocks[3].mlp.fc1.weight, other.blocks[3].mlp.fc1.weight)
     with pytest.raises(ValueError, match="vit-s/16"):
         weights.fit(model, backbones.build(name="vit-s/16", image_size=64))

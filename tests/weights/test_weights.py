@@ -57,8 +57,8 @@ def test_round_trip_is_bit_equal(run):
 
 def test_what_stands_in_the_folder(run):
     assert sorted(f.name for f in run.iterdir()) == ["model.json", "model.safetensors"]
-    said = json.loads((run / "model.json").read_text())
-    assert said.keys() == {"schema", "spec", "preprocess", "provenance", "omma"}
+    description = json.loads((run / "model.json").read_text())
+    assert description.keys() == {"schema", "spec", "preprocess", "provenance", "omma"}
     state = safetensors.torch.load_file(run / "model.safetensors")
     assert {x.dtype for x in state.values()} == {torch.float32}
 
@@ -131,15 +131,15 @@ def _flip(run):
 
 
 def _other_shape(run):
-    said = json.loads((run / "model.json").read_text())
-    said["spec"]["image_size"] = 64
-    (run / "model.json").write_text(json.dumps(said))
+    description = json.loads((run / "model.json").read_text())
+    description["spec"]["image_size"] = 64
+    (run / "model.json").write_text(json.dumps(description))
 
 
 def _other_names(run):
-    said = json.loads((run / "model.json").read_text())
-    said["spec"]["registers"] = 4
-    (run / "model.json").write_text(json.dumps(said))
+    description = json.loads((run / "model.json").read_text())
+    description["spec"]["registers"] = 4
+    (run / "model.json").write_text(json.dumps(description))
 
 
 def _future(run):
@@ -147,9 +147,9 @@ def _future(run):
 
 
 def _unknown(run):
-    said = json.loads((run / "model.json").read_text())
-    said["spec"]["name"] = "vit-zz/16"
-    (run / "model.json").write_text(json.dumps(said))
+    description = json.loads((run / "model.json").read_text())
+    description["spec"]["name"] = "vit-zz/16"
+    (run / "model.json").write_text(json.dumps(description))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Commands that say what there is: `omma methods`, `omma models` and `omma doctor`."""
+"""Commands that inform: `omma methods`, `omma models` and `omma doctor`."""
 
 import dataclasses
 import inspect
@@ -21,21 +21,21 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     Args:
         name: The method to explain.
     """
-    from omma import methods as known
+    from omma import methods as package
     from omma.pretraining.requirements import needs_of
 
     if name is None:
         table = Table(box=None, show_header=False)
-        for each in known.names():
-            table.add_row(each, Text((inspect.getdoc(known.get(each)) or "").splitlines()[0]))
+        for method in package.names():
+            table.add_row(method, Text((inspect.getdoc(package.get(method)) or "").splitlines()[0]))
         out.print(table)
         out.print("\n`omma methods NAME` explains one.")
         return 0
-    file = known.get(name)
+    file = package.get(name)
     out.print(inspect.getdoc(file), markup=False)
-    if wanted := _wanted(needs_of(name, file.paper(224, "vit-s/16").config)):
-        out.print(f"\nNeeds beside images: {'; '.join(wanted)}.", markup=False)
-    out.print("\noptions (--method.KEY VALUE): the paper's, and what the small-data recipe sets")
+    if needs := _needs_in_words(needs_of(name, file.paper(224, "vit-s/16").config)):
+        out.print(f"\nNeeds in addition to images: {'; '.join(needs)}.", markup=False)
+    out.print("\noptions (--method.KEY VALUE): the paper's values, and what the small-data recipe changes")
     table = Table(box=None)
     for column in ("key", "paper", "small"):
         table.add_column(column)
@@ -50,17 +50,17 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     return 0
 
 
-def _wanted(needs: "Needs") -> list[str]:
-    """What a method needs beside images, in words."""
-    said = {
+def _needs_in_words(needs: "Needs") -> list[str]:
+    """What a method needs in addition to images, in words."""
+    phrases = {
         "labels": needs.labels,
         "captions": needs.text,
         f"{needs.kind}, as --method.{(needs.model or '').replace('_', '-')} MODEL": needs.model,
-        "a backbone that can leave tokens out": needs.drops_tokens,
-        "a backbone that embeds each patch by itself": needs.plain,
-        f"a batch of {needs.batch} at least, for {needs.why_batch}": needs.batch > 1,
+        "a backbone that can process a subset of the tokens": needs.drops_tokens,
+        "a backbone that embeds each patch independently": needs.plain,
+        f"a batch of at least {needs.batch}, for {needs.why_batch}": needs.batch > 1,
     }
-    return [words for words, wanted in said.items() if wanted]
+    return [phrase for phrase, needed in phrases.items() if needed]
 
 
 def models(
@@ -70,12 +70,12 @@ def models(
 
     Args:
         name: The backbone to explain.
-        image_size: Pixels along a side; by default what the backbone is usually given.
-        channels: Of the images.
+        image_size: Image size in pixels; by default the usual one for the backbone.
+        channels: Number of image channels.
     """
-    for what, value in (("image-size", image_size), ("channels", channels)):
+    for flag, value in (("image-size", image_size), ("channels", channels)):
         if value is not None and value < 1:
-            raise ValueError(f"--{what} {value}: must be at least 1")
+            raise ValueError(f"--{flag} {value}: must be at least 1")
     if name is None:
         _all_models(image_size, channels)
     else:
@@ -84,11 +84,11 @@ def models(
 
 
 def _outline(name: str, image_size: int | None, channels: int) -> tuple[Any, int]:
-    """A network without values, and its image size: by default 224 px, 32 px for patches of 8 px or less."""
+    """A network without weights, and its image size: by default 224 px, or 32 px for patches up to 8 px."""
     from omma import backbones
 
     size = 224 if image_size is None else image_size
-    if image_size is None and "/w" in name:  # a window of Swin's is the whole map of its last stage
+    if image_size is None and "/w" in name:  # Swin's window covers the whole map of its last stage
         size = 32 * backbones.options(name)["window"]
     network = backbones.outline(name=name, image_size=size, channels=channels)
     if image_size is None and network.patch <= 8:
@@ -105,41 +105,42 @@ def _all_models(image_size: int | None, channels: int) -> None:
     for column in ("name", "px", "parameters", "GMAC", "width", "drops", "arXiv"):
         number = column in ("px", "parameters", "GMAC", "width")
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    left_out: list[str] = []
-    form = ""
+    skipped: list[str] = []
+    family = ""
     with out.status("counting"):
         for name in _rows(backbones.names()):
             try:
                 network, size = _outline(name, image_size, channels)
                 count = multiply_adds(network, (1, channels, size, size))
-            except ValueError as error:  # a library that is not installed, a size that it cannot read
-                left_out.append(f"{name} is left out: {error}")
+            except ValueError as error:  # a missing library, or a size that the network cannot process
+                skipped.append(f"{name} is left out: {error}")
                 continue
-            before, form = form, re.split("[-:]", name)[0]
-            if before not in ("", form):
+            previous, family = family, re.split("[-:]", name)[0]
+            if previous not in ("", family):
                 table.add_row()
             table.add_row(
                 name, str(size), _millions(network), f"{count / 1e9:.2f}", str(network.dim),
                 "yes" if network.drops_tokens else "no", backbones.paper(name),
             )  # fmt: skip
     out.print(table)
-    for line in left_out:
+    for line in skipped:
         out.print(line, markup=False)
     out.print(
-        "\nGMAC: 10^9 multiply-adds an image of px x px. drops: can read some of the tokens, as mae wants.\n"
-        "Where a name ends in a patch size, any from 2 to 64 works: vit-s/8. Any network of timm and\n"
-        "torchvision has a name: timm:regnety_032. `omma models vit-s/8 --image-size 96` explains one."
+        "\nGMAC: 10^9 multiply-adds for an image of px x px.\n"
+        "drops: can process a subset of the tokens, as mae needs.\n"
+        "A patch size at the end of a name can be any from 2 to 64: vit-s/8. All networks of timm and\n"
+        "torchvision can be used: timm:regnety_032. `omma models vit-s/8 --image-size 96` explains one."
     )
 
 
 def _rows(names: list[str]) -> list[str]:
-    """Of names that differ in their patch alone, one: that of 16 px, or of 4 px for our smallest."""
-    kept: dict[str, str] = {}
+    """One of the names that differ only in the patch size: 16 px, or 4 px for vit-n."""
+    chosen: dict[str, str] = {}
     for name in names:
         stem, _, patch = name.partition("/")
-        if stem not in kept or not patch.isdigit() or patch == ("4" if stem == "vit-n" else "16"):
-            kept[stem if patch.isdigit() else name] = name
-    return list(kept.values())
+        if stem not in chosen or not patch.isdigit() or patch == ("4" if stem == "vit-n" else "16"):
+            chosen[stem if patch.isdigit() else name] = name
+    return list(chosen.values())
 
 
 def _one_model(name: str, image_size: int | None, channels: int) -> None:
@@ -152,8 +153,8 @@ def _one_model(name: str, image_size: int | None, channels: int) -> None:
     paper = backbones.paper(name)
     rows, columns = network.grid(size, size)
     parameters = sum(p.numel() for p in network.parameters())
-    what = re.split(r"\.\s", inspect.getdoc(type(network)) or "")[0].replace("\n", " ").rstrip(".")
-    out.print(f"{name}: {what}" + (f" (arXiv {paper})" if paper else ""), markup=False)
+    summary = re.split(r"\.\s", inspect.getdoc(type(network)) or "")[0].replace("\n", " ").rstrip(".")
+    out.print(f"{name}: {summary}" + (f" (arXiv {paper})" if paper else ""), markup=False)
     table = Table(box=None, show_header=False)
     for line in (
         ("for", f"{size} x {size} px, {channels} channel{'s' if channels > 1 else ''}"),
@@ -185,22 +186,23 @@ def _memory(size: int) -> str:
 
 
 def _layers(options: dict[str, Any]) -> str:
-    """How many, where the options say so."""
+    """The number of layers, if the options contain it."""
     if "depths" in options:
         return " + ".join(map(str, options["depths"]))
     return str(options.get("depth", ""))
 
 
 def _other_sizes(network: Any) -> str:
-    """What becomes of images of another size than the network is made for."""
+    """What the network does with images of another size."""
     if ":" in network.name:
-        return "as its library has it"
-    said = f"padded with zeros (the mean colour) at the right and bottom to a multiple of {network.patch} px"
-    return f"{said}; positions interpolated" if getattr(network, "pos_embed", None) is not None else said
+        return "as its library handles them"
+    padding = f"padded with zeros (the mean colour) at right and bottom to a multiple of {network.patch} px"
+    has_positions = getattr(network, "pos_embed", None) is not None
+    return f"{padding}; positions interpolated" if has_positions else padding
 
 
 def doctor() -> int:
-    """Say what hardware and precision will be used, and why."""
+    """Show which hardware and precision will be used, and why."""
     from omma.verbs.doctor import doctor as verb
 
     table = Table(box=None, show_header=False)

@@ -1,4 +1,4 @@
-"""Commands that judge a model: `omma evaluate` and `omma report`."""
+"""Commands that evaluate a model: `omma evaluate` and `omma report`."""
 
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,20 @@ def evaluate(
     precision: str = "auto",
     seed: int = 0,
 ) -> int:
-    """Judge a model on labelled images, beside raw pixels and the same network untrained.
+    """Evaluate a model on labelled images, next to raw pixels and the same network untrained.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
-        protocol: knn, linear, ridge; with a text tower also zeroshot, retrieval.
-        prompts: For zeroshot, a file with a template a line, such as "a photo of a {}."
-        merges: File of the tokenizer's merges, for published CLIP weights that lie without it.
+        protocol: knn, linear, ridge; for models with a text tower also zeroshot, retrieval.
+        prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
+        merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
-        floors: Measure raw pixels and the untrained network too.
-        allow_partial: Take weights that lack many of the network's parameters too.
+        floors: Also evaluate raw pixels and the untrained network, as baselines.
+        allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
-        seed: Of splits and untrained weights.
+        seed: Seed of splits and of the untrained network's weights.
     """
     from omma.core.device import keep_memory
     from omma.verbs.evaluate import evaluate as verb
@@ -55,12 +55,12 @@ def evaluate(
 
 
 def report(run: Path_, images: Path_, seed: int = 0) -> int:
-    """Draw a run's report again, with pictures of other images.
+    """Write a run's report again, with pictures of the given images.
 
     Args:
         run: Run folder.
-        images: As for pretrain.
-        seed: Of the choice of pictures.
+        images: Images, in any form that pretrain accepts.
+        seed: Seed of the choice of pictures.
     """
     from omma.verbs.report import report as verb
 

@@ -1,4 +1,4 @@
-"""What a run prints while it goes on, and at its end."""
+"""What a run prints while it trains, and at its end."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # they import torch, which takes a second
 
 @dataclass
 class Listener:
-    """Prints what happens in a run: a live bar on a terminal, a line now and then elsewhere."""
+    """Prints a run's events: a live bar on a terminal, a line every 15 seconds elsewhere."""
 
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     last: float = 0.0
-    labels: str = "labels used for reading only"  # what to say of k-NN's
+    labels: str = "labels used for evaluation only"  # printed beside k-NN
 
     def __enter__(self) -> "Listener":
         columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",
@@ -74,7 +74,7 @@ class Listener:
         say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
             f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
         learned = needs_of(plan.choice.method, recipe.config).labels
-        self.labels = "on images held out" if learned else self.labels
+        self.labels = "on held-out images" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
         say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
         say(f"out        {plan.out}", markup=False)
@@ -101,7 +101,7 @@ class Listener:
 
 
 def profile_lines(profile: "Profile") -> list[str]:
-    """The table of a `train.profile.Profile`; parts that took no time are left out."""
+    """The table of a `train.profile.Profile`; parts that took no time are omitted."""
     shortest, longest = (1000 * end for end in (min(profile.steps), max(profile.steps)))
     spread = f"mean of {len(profile.steps)} steps, {shortest:,.1f} to {longest:,.1f} ms"
     lines = [f"{'':22}{'ms':>9}{'share':>8}   {spread}"]
@@ -110,14 +110,14 @@ def profile_lines(profile: "Profile") -> list[str]:
             lines.append(f"{part:22}{1000 * seconds:9,.1f}{seconds / profile.seconds:8.1%}")
     flops, rate, limit = (x / 1e9 for x in (profile.flops, profile.flops_per_second, profile.limit))
     lines += [
-        f"{profile.images_per_second:,.0f} images/s, readings and saving apart; {flops:,.2f} GFLOP a step, "
+        f"{profile.images_per_second:,.0f} images/s without readings and saving; {flops:,.2f} GFLOP a step, "
         f"{rate:,.1f} GFLOP/s",
         f"{profile.share:.1%} of this machine's limit, {limit:,.0f} GFLOP/s (its best matrix product in "
         f"{profile.precision}, measured now)",
         f"{profile.peak_memory / 2**30:.2f} GiB at most so far, on {profile.device}",
     ]
     if profile.device.startswith("mps"):
-        lines.append("each part was waited for: other steps are faster")
+        lines.append("the device was synchronised after each part: other steps are faster")
     return [f"{'' if i else 'profile':11}{line}" for i, line in enumerate(lines)]
 
 

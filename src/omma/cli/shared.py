@@ -1,4 +1,4 @@
-"""What the commands share: kinds of arguments, and where lines are printed."""
+"""What the commands share: types of arguments, and the console."""
 
 from typing import Annotated, Literal
 

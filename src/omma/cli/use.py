@@ -16,19 +16,19 @@ def embed(
     precision: str = "auto",
     engine: str = "local",
 ) -> int:
-    """Write a table of feature vectors: path, label where there is one, vector.
+    """Write a table of feature vectors: path, label (if there is one), vector.
 
-    The same command again goes on where one was stopped. `torchrun -m omma embed ...` shares the images among
-    its processes.
+    The same command continues where an earlier one was stopped. `torchrun -m omma embed ...` divides the
+    images among its processes.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
-        images: As for pretrain.
+        images: Images, in any form that pretrain accepts.
         out: The .parquet file to write.
-        allow_partial: Take weights that lack many of the network's parameters too.
+        allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
-        engine: local, or ray for the machines of a Ray cluster.
+        engine: local, or ray to use the machines of a Ray cluster.
     """
     from omma.core.device import keep_memory, share_cores
     from omma.verbs.embed import embed as verb
@@ -39,10 +39,10 @@ def embed(
     result = verb(
         model, images, out, allow_partial=allow_partial, device=device, precision=precision, engine=engine
     )
-    if launcher.ranks().rank:  # of several processes one speaks
+    if launcher.ranks().rank:  # only one process prints
         return 0
     if result.resumed:
-        echo.print(f"went on after {result.resumed:,} images that were embedded before")
+        echo.print(f"continued after {result.resumed:,} images that were embedded before")
     for line in result.notes:
         echo.print(line, markup=False)
     echo.print(f"{result.rows:,} vectors of {result.dim} dimensions in {out}")
@@ -56,25 +56,25 @@ def embed(
 def export(
     model: Path_, format: str, out: str | None = None, images: str | None = None, allow_partial: bool = False
 ) -> int:
-    """Write a model for other tools; it is read back by them and compared before it is called done.
+    """Export a model for other tools; they read it back, and its features are compared with omma's.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         format: safetensors, timm, hf (transformers), onnx or torch (torch.export).
         out: File (.onnx, .pt2) or folder to write; by default in the run folder.
-        images: Images to compare on, as for pretrain; by default those that it was trained on.
-        allow_partial: Take weights that lack many of the network's parameters too.
+        images: Images for the comparison; by default those that the model was trained on.
+        allow_partial: Accept weights that lack many of the network's parameters.
     """
     from omma.core.device import keep_memory
     from omma.verbs.export import export as verb
 
     keep_memory()
 
-    chosen: Any = format  # the verb refuses what does not exist
-    result = verb(model, chosen, out, images=images, allow_partial=allow_partial)
-    said = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
+    format_: Any = format  # the verb refuses unknown formats
+    result = verb(model, format_, out, images=images, allow_partial=allow_partial)
+    difference = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
     echo.print(f"written to {result.path}", markup=False)
-    echo.print(f"largest difference {said}; {result.compared}", markup=False)
+    echo.print(f"largest difference {difference}; {result.compared}", markup=False)
     for note in result.notes:
         echo.print(note, markup=False)
     return 0

@@ -1,39 +1,39 @@
-"""Options that make no sense, refused in one line that names them."""
+"""Checks of option values; each raises a one-line ValueError that names the option."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 def above_zero(config: object, *names: str) -> None:
-    """Refuse a method's options that are not above 0."""
+    """Require the named options of a method to be above 0."""
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"method.{name}={getattr(config, name)}: must be above 0")
 
 
 def at_least_zero(config: object, *names: str) -> None:
-    """Refuse a method's options under 0."""
+    """Require the named options of a method to be 0 or above."""
     for name in names:
         if not getattr(config, name) >= 0:
             raise ValueError(f"method.{name}={getattr(config, name)}: must be 0 (off) or above")
 
 
 def within_one(config: object, *names: str) -> None:
-    """Refuse a method's options outside [0, 1]."""
+    """Require the named options of a method to lie in [0, 1]."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"method.{name}={getattr(config, name)}: must lie in [0, 1]")
 
 
 def between(config: object, *names: str) -> None:
-    """Refuse a method's options outside (0, 1)."""
+    """Require the named options of a method to lie in (0, 1)."""
     for name in names:
         if not 0 < getattr(config, name) < 1:
             raise ValueError(f"method.{name}={getattr(config, name)}: must lie between 0 and 1")
 
 
 def range_within_one(config: object, *names: str) -> None:
-    """Refuse a method's options that are no range (low, high) within [0, 1], or one of nothing."""
+    """Require the named options to be ranges (low, high) within [0, 1] with high above 0."""
     for name in names:
         value = getattr(config, name)
         if len(value) != 2 or not 0 <= value[0] <= value[1] <= 1 or not value[1]:
@@ -41,7 +41,7 @@ def range_within_one(config: object, *names: str) -> None:
 
 
 def decoder(config: Any) -> None:
-    """Refuse a pixel decoder's sizes (depth, width, heads) of which none can be built."""
+    """Require depth, width and heads of a pixel decoder that can be built."""
     above_zero(config, "decoder_depth", "decoder_dim", "decoder_heads")
     if config.decoder_dim % 4 or config.decoder_dim % config.decoder_heads:
         raise ValueError(
@@ -50,8 +50,8 @@ def decoder(config: Any) -> None:
         )
 
 
-def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Refuse an option's value that does not exist."""
-    known = tuple(known)
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, known))}")
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Require an option to have one of the given values."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, choices))}")

@@ -1,16 +1,16 @@
-"""Collectives of tensors over the processes that train together; one alone needs none of them."""
+"""Collective operations on tensors; with one process they return their input."""
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core import dist as group
+from omma.core import dist as processes
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean over all processes, without gradient."""
-    if not group.is_distributed():
+    """Mean over processes, detached from the graph."""
+    if not processes.is_distributed():
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
@@ -18,26 +18,26 @@ def mean(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over all processes, without gradient."""
-    return mean(x) * group.world_size()
+    """Sum over processes, detached from the graph."""
+    return mean(x) * processes.world_size()
 
 
 def largest(x: Tensor) -> Tensor:
-    """Maximum over all processes, without gradient."""
-    if group.is_distributed():
+    """Elementwise maximum over processes, detached from the graph."""
+    if processes.is_distributed():
         x = x.detach().clone()
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather whose backward pass returns each process the summed gradient of its own part."""
+    """all_gather whose backward pass returns each process its rows' gradient, summed over processes."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        shards = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(shards, x.contiguous())
+        return torch.cat(shards)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Float[Tensor, "b d"]) -> Float[Tensor, "wb d"]:
-    """Rows of all processes, in order of rank, with gradients; every process must hold as many rows."""
-    return _Gather.apply(x) if group.is_distributed() else x
+    """Rows of all processes in order of rank, differentiable; each process must pass equally many rows."""
+    return _Gather.apply(x) if processes.is_distributed() else x
 
 
 class Sum(torch.autograd.Function):
-    """all_reduce whose backward pass sums the gradients of all processes."""
+    """all_reduce (sum) whose backward pass sums the gradients of all processes."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

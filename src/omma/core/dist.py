@@ -1,4 +1,4 @@
-"""Processes that train together: their group, what they agree on, collectives; one alone needs none of it."""
+"""The process group and messages between processes; with one process every function is trivial."""
 
 import contextlib
 import hashlib
@@ -13,108 +13,111 @@ import torch.distributed as dist
 from omma.core import launcher
 from omma.core.errors import AlreadyReported
 
-PATIENCE = timedelta(hours=1)  # how long one waits for another, which may be looking through the images
-LOST = (
-    "the connection to another process was lost: the same command resumes from what was saved last, and "
-    "`torchrun --max-restarts N` does so by itself"
+TIMEOUT = timedelta(hours=1)  # generous, since one process may be listing millions of images
+CONNECTION_LOST = (
+    "the connection to another process was lost: the same command resumes from the last checkpoint, and "
+    "`torchrun --max-restarts N` restarts it automatically"
 )
 
 T = TypeVar("T")
-_lanes: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
-_groups = itertools.count()  # joined by this process, and by the others alike
-_alone = False
+_side_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # of each world group
+_groups_joined = itertools.count()  # every process counts the same
+_local_only = False
 
 
 # ---------------------------------------------------------------- the group
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the group of all processes that torchrun started; do nothing alone or in a group already.
+    """Join the group of all processes that torchrun started; does nothing for one, or inside a group.
 
-    CPU tensors go through gloo, CUDA tensors through NCCL from the GPU of this process' number. An error that
-    another process has reported, or that only follows from another's end, is raised as `AlreadyReported`, so
-    that the same line is printed once.
+    CPU tensors use gloo; CUDA tensors use NCCL, on the GPU with this process's local rank. An error that
+    another process has already reported, or that only follows from another's end, is raised as
+    `AlreadyReported`, so that each message is printed once.
     """
-    here = launcher.ranks()
-    if here.world_size == 1 or dist.is_initialized():
+    ranks = launcher.ranks()
+    if ranks.world_size == 1 or dist.is_initialized():
         yield
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if here.local_rank < gpus:
-        torch.cuda.set_device(here.local_rank)
-    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store.set_timeout(PATIENCE)
-    # A later group must not find what an earlier one has left there, nor one that was started anew addresses
-    # of the dead. Agents of several machines count restarts each for itself, so there it says nothing.
-    attempt = here.restarts if here.local_world_size == here.world_size else 0
-    store = dist.PrefixStore(f"omma/{attempt}/{next(_groups)}", store)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
-    )
+    if ranks.local_rank < gpus:
+        torch.cuda.set_device(ranks.local_rank)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
+    # Keys of an earlier group, or addresses from before a restart, must not be visible to this group. On
+    # several machines each agent counts its own restarts, so there the count cannot be part of the prefix.
+    attempt = ranks.restarts if ranks.local_world_size == ranks.world_size else 0
+    store = dist.PrefixStore(f"omma/{attempt}/{next(_groups_joined)}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         yield
     except (ValueError, OSError) as error:
-        if _said(store, _whole(error)):
+        if _already_reported(store, _one_line(error)):
             raise AlreadyReported(str(error)) from error
         raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        if _said(store, LOST, echo=True):
-            raise AlreadyReported(LOST) from error
-        raise ValueError(LOST) from error
+        if _already_reported(store, CONNECTION_LOST, consequence=True):
+            raise AlreadyReported(CONNECTION_LOST) from error
+        raise ValueError(CONNECTION_LOST) from error
     else:
-        dist.destroy_process_group()  # after an error others may never come to the goodbye
+        dist.destroy_process_group()  # not after an error: the others may never get here
 
 
-def _whole(error: Exception) -> str:
-    """In one line."""
+def _one_line(error: Exception) -> str:
+    """The full message, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _said(store: dist.Store, text: str, echo: bool = False) -> bool:
-    """Has a process said this already, or, of an echo, anything? If not, this one is going to."""
-    key = "said/" + hashlib.sha256(text.encode()).hexdigest()
+def _already_reported(store: dist.Store, message: str, consequence: bool = False) -> bool:
+    """Has another process reported this message? If not, record that this process reports it.
+
+    consequence: the error may only follow from another process's error, so any earlier report counts.
+    """
+    key = "reported/" + hashlib.sha256(message.encode()).hexdigest()
     try:
-        if echo and store.add("said", 0) > 0:
+        if consequence and store.add("reported", 0) > 0:
             return True
-        store.add("said", 1)
+        store.add("reported", 1)
         return store.add(key, 1) > 1
-    except RuntimeError:  # the store was another process', which is gone
+    except RuntimeError:  # the process that hosts the store has ended
         return False
 
 
 def is_distributed() -> bool:
-    """Is there a process group of more than one? Not `on_this_process`."""
-    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Is there a process group of more than one process? Always False within `on_this_process`."""
+    return not _local_only and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextlib.contextmanager
 def on_this_process() -> Iterator[None]:
-    """This process computes as if there were no other: it may fail without leaving them waiting.
+    """Compute without collectives, so that an error here does not leave other processes waiting.
 
-    The same for all threads, of which the backward pass has some. Networks that are spread over processes
-    exchange their parts all the same.
+    Holds for all threads, including those of the backward pass. Networks sharded by FSDP still exchange their
+    shards.
     """
-    global _alone
-    _alone = True
+    global _local_only
+    _local_only = True
     try:
         yield
     finally:
-        _alone = False
+        _local_only = False
 
 
 def side_group() -> dist.ProcessGroup:
-    """The same processes with connections of their own.
+    """A second group of the same processes, with connections of its own.
 
-    For messages that one process may send before and another after something else, such as the statistics of
-    a batch norm in the backward pass. All must ask for it at the same time, the first time.
+    For messages whose order relative to other messages may differ between processes, such as gradient buckets
+    beside a batch norm's statistics in the backward pass. The first call creates the group, so all processes
+    must make it at the same point.
     """
     world = dist.group.WORLD
     assert world is not None
-    if world not in _lanes:
-        _lanes.clear()
-        _lanes[world] = cast(dist.ProcessGroup, dist.new_group(timeout=PATIENCE))
-    return _lanes[world]
+    if world not in _side_groups:
+        _side_groups.clear()
+        _side_groups[world] = cast(dist.ProcessGroup, dist.new_group(timeout=TIMEOUT))
+    return _side_groups[world]
 
 
 def rank() -> int:
@@ -125,9 +128,9 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-# ---------------------------------------------------------------- what they agree on
+# ---------------------------------------------------------------- messages
 def broadcast(value: T) -> T:
-    """Process 0's value, on all: a small object that can be pickled."""
+    """Rank 0's value, on every process: a small object that can be pickled."""
     if not is_distributed():
         return value
     box = [value]
@@ -136,30 +139,30 @@ def broadcast(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process' value, in order of rank, on all."""
+    """The values of all processes in order of rank, on every process."""
     if not is_distributed():
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_floats(values: Sequence[float]) -> list[float]:
-    """Sums over processes of numbers that lie on the host, in one collective that no GPU waits for."""
+    """Sum each number over processes, in one collective on the CPU, so that no GPU waits."""
     if not is_distributed():
         return list(values)
-    together = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(together)
-    return together.tolist()
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def barrier() -> None:
-    """Until all are here."""
+    """Wait until every process has made this call."""
     sum_floats([0.0])
 
 
 def require_same(what: str, value: str) -> None:
-    """Raise ValueError on all processes if they don't have the same."""
+    """Raise ValueError on all processes unless `value` is the same on each; `what` names it."""
     if len({*gather_objects(value)}) > 1:
         raise ValueError(
             f"{what} differ between processes: all machines must see the same files under the same names"
@@ -168,25 +171,25 @@ def require_same(what: str, value: str) -> None:
 
 @contextlib.contextmanager
 def propagate_errors() -> Iterator[None]:
-    """What a process may fail in alone: an error of one is an error of all, so that none waits in vain.
+    """Raise an error of any process on all of them, so that none waits for a process that has failed.
 
-    The processes do nothing else together inside.
+    The body must not contain collectives.
     """
     error: ValueError | OSError | None = None
     try:
         yield
-    except (ValueError, OSError) as met:
-        error = met
-    found = [text for text in gather_objects(None if error is None else _whole(error)) if text is not None]
+    except (ValueError, OSError) as raised:
+        error = raised
+    messages = [m for m in gather_objects(None if error is None else _one_line(error)) if m is not None]
     if error is not None:
         raise error
-    if found:
-        raise ValueError(found[0])
+    if messages:
+        raise ValueError(messages[0])
 
 
 @contextlib.contextmanager
 def sequentially() -> Iterator[None]:
-    """`propagate_errors`, with the first process of each machine before the others, which find its caches."""
+    """Run the body on local rank 0 first, then on the others, which find its caches; share errors."""
     first = launcher.ranks().local_rank == 0
     with propagate_errors():
         if not first:

@@ -1,20 +1,20 @@
-"""What users are told when something outside omma fails: one line."""
+"""How errors reach the user: in one line."""
 
 import importlib
 from typing import Any
 
 
 class AlreadyReported(ValueError):
-    """What another process that trains with this one has told the user already."""
+    """An error that another process of the same run has already reported to the user."""
 
 
 def line(error: BaseException) -> str:
-    """What it says, in one line of at most 200 characters; its kind where it says nothing."""
+    """The error's message in one line of at most 200 characters; its type where the message is empty."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def need(module: str, extra: str) -> Any:
-    """A module of an optional package; ValueError that says how that is installed."""
+    """Import a module of an optional package. Raises ValueError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and where those lie that can be made anew."""
+"""Atomic file writes, and the folder of caches that can be rebuilt."""
 
 import contextlib
 import os
@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
-    """The name of a file to write, which takes the place of `path` when all went well, and else is gone.
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary file to write, which replaces `path` on success and is deleted on failure.
 
-    Whoever reads meanwhile, and whatever fails, finds the old file or the new one. Folders are made.
-    lasting: is on the disk before it takes the place, for when the machine goes down.
+    Readers see either the old file or the new one, never half of one. Missing folders are created.
+    durable: flush to disk (fsync) before replacing, so that the file survives a crash of the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if lasting:
+        if durable:
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
@@ -27,13 +27,13 @@ def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` left; nobody may be writing it now."""
+    """Delete temporary files left by killed writers of `path`; no process may be writing it."""
     for partial in path.parent.glob(f".{path.name}.*.partial"):
         partial.unlink(missing_ok=True)
 
 
 def omma_version() -> str:
-    """Of this omma, for files to say what wrote them."""
+    """The installed version, which files record; "unknown" where the package is not installed."""
     try:
         return version("omma")
     except PackageNotFoundError:
@@ -41,7 +41,7 @@ def omma_version() -> str:
 
 
 def cache_folder() -> Path:
-    """OMMA_CACHE, or omma/ in XDG_CACHE_HOME, or ~/.cache/omma."""
+    """$OMMA_CACHE, else $XDG_CACHE_HOME/omma, else ~/.cache/omma."""
     if own := os.environ.get("OMMA_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")

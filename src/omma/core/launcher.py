@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun says of this process: one of how many, and on which machine's found."""
+"""This process's rank and the number of processes, from the environment that torchrun sets."""
 
 import os
 from dataclasses import dataclass
@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """One process among those that train together."""
+    """The ranks of this process among all processes of a run."""
 
     rank: int = 0
     world_size: int = 1  # processes in all
-    local_rank: int = 0  # its number on this machine, and so its GPU's
+    local_rank: int = 0  # rank on this machine, which is also the number of its GPU
     local_world_size: int = 1  # processes on this machine
-    restarts: int = 0  # how often torchrun has started them anew
+    restarts: int = 0  # how often torchrun has restarted the processes
 
 
 def ranks() -> Ranks:
-    """From the variables that torchrun sets, or the four of them that PyTorch itself reads; else alone."""
+    """Ranks from torchrun's environment variables; the defaults, one process, where they are not set.
+
+    RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be set; the others are optional. Raises ValueError for
+    values that are no numbers or contradict each other.
+    """
     if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         return Ranks()
 
@@ -27,15 +31,15 @@ def ranks() -> Ranks:
         except ValueError:
             raise ValueError(f"{name}={value}: must be a number; torchrun sets it") from None
 
-    found = Ranks(
+    result = Ranks(
         rank=number("RANK", 0),
         world_size=number("WORLD_SIZE", 1),
         local_rank=number("LOCAL_RANK", 0),
         local_world_size=number("LOCAL_WORLD_SIZE", 1),
         restarts=number("TORCHELASTIC_RESTART_COUNT", 0),
     )
-    if not 0 <= found.rank < found.world_size:
+    if not 0 <= result.rank < result.world_size:
         raise ValueError(
-            f"RANK={found.rank} of WORLD_SIZE={found.world_size}: start with torchrun, which sets both"
+            f"RANK={result.rank} of WORLD_SIZE={result.world_size}: start with torchrun, which sets both"
         )
-    return found
+    return result

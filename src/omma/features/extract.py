@@ -276,7 +276,7 @@ def _collect(
 def _store(file: Path, features: FeatureSet) -> None:
     """A cache that cannot be written costs time later and nothing now."""
     try:
-        with files.whole(file) as partial:
+        with files.atomic_write(file) as partial:
             safetensors.numpy.save_file(
                 {"vectors": np.ascontiguousarray(features.vectors), "indices": features.indices},
                 partial,

@@ -117,7 +117,7 @@ class Parts:
                 "all machines must see it under the same name"
             )
         rows, bad = 0, list(getattr(self.images, "skipped", ()))
-        with files.whole(self.out) as partial:
+        with files.atomic_write(self.out) as partial:
             with pq.ParquetWriter(partial, self.schema, compression="zstd") as writer:
                 for number in range(self.count):
                     with pa.memory_map(str(self._file(number))) as source:
@@ -155,7 +155,7 @@ class Parts:
         schema = self.schema.with_metadata({"bad": json.dumps(bad)})
         table = pa.table([columns[name] for name in schema.names], schema=schema)
         with (
-            files.whole(self._file(number), lasting=True) as partial,
+            files.atomic_write(self._file(number), durable=True) as partial,
             pa.ipc.new_file(str(partial), schema) as writer,
         ):
             writer.write_table(table)

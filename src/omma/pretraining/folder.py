@@ -68,7 +68,7 @@ class RunFolder:
         self._write({**self.config(), **config})
 
     def _write(self, config: Mapping[str, Any]) -> None:
-        with files.whole(self.path / "config.json") as file:
+        with files.atomic_write(self.path / "config.json") as file:
             file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
@@ -102,7 +102,7 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps that will be repeated."""
         lines = [line for line in self.metrics() if line["step"] <= step]
-        with files.whole(self.path / "metrics.jsonl") as file:
+        with files.atomic_write(self.path / "metrics.jsonl") as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def log(self, line: Mapping[str, Any]) -> None:

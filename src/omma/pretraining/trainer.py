@@ -286,7 +286,7 @@ def _report_profile(run: Run) -> None:
     """Once it is known: to the listener and the run folder."""
     profile = run.watch.taken(run.position.batch)
     if profile is not None:
-        with files.whole(run.folder.path / "profile.json") as file:
+        with files.atomic_write(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(profile.record(), indent=1) + "\n", encoding="utf-8")
         run.listen(profile)
 

@@ -63,7 +63,7 @@ def write_report(
         sections=sections, curves=curves, config=config, notes=notes,
     )  # fmt: skip
     target = Path(path)
-    with files.whole(target) as partial:
+    with files.atomic_write(target) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
     return target
 

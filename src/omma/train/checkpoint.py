@@ -57,7 +57,7 @@ def save(
     path = folder / f"step-{step:09d}.pt"
     _tidy(folder)
     state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), **facts}
-    with files.whole(path, lasting=True) as partial:
+    with files.atomic_write(path, durable=True) as partial:
         torch.save(state, partial)
     _prune(folder)
     return path

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from omma.core import collectives, dist
-from omma.core.dtensor import local, spread
+from omma.core.dtensor import is_sharded, to_local
 
 BUCKET = 25 << 20  # bytes that are sent at a time: large enough for the network, small enough to begin soon
 
@@ -19,7 +19,7 @@ def same(module: nn.Module) -> None:
     """Parameters and buffers as process 0 has them; parts that are a process' own are left alone."""
     if dist.is_distributed():
         for tensor in (*module.parameters(), *module.buffers()):
-            if not spread(tensor):
+            if not is_sharded(tensor):
                 torch.distributed.broadcast(tensor.detach(), 0)
 
 
@@ -46,7 +46,7 @@ class Gradients:
     """
 
     def __init__(self, method: nn.Module, trained: Sequence[nn.Parameter], size: int = BUCKET) -> None:
-        wanted = {id(p) for p in trained if not spread(p)} if dist.is_distributed() else set()
+        wanted = {id(p) for p in trained if not is_sharded(p)} if dist.is_distributed() else set()
         self._params = [p for p in reversed(list(method.parameters())) if id(p) in wanted]
         self._size = size
         self._lane = dist.side_group() if dist.is_distributed() else None
@@ -138,8 +138,8 @@ def _cut(params: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:
     """Of all gradients together, as if none were spread."""
-    whole = nn.utils.get_total_norm([g for g in gradients if not spread(g)])
-    parts = [local(g) for g in gradients if spread(g)]
+    whole = nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)])
+    parts = [to_local(g) for g in gradients if is_sharded(g)]
     if not parts:
         return whole
     squares = torch.stack(torch._foreach_norm(parts)).square().sum()
@@ -150,7 +150,7 @@ def clip(params: Sequence[nn.Parameter], most: float, norm: Tensor) -> None:
     """Scale gradients of this norm to the norm `most`, if it is larger."""
     if norm.device.type == "cpu" and norm <= most:  # elsewhere one would wait to know it
         return
-    nn.utils.clip_grads_with_norm_([p for p in params if not spread(p)], most, norm)
-    parts = [local(p.grad) for p in params if spread(p) and p.grad is not None]
+    nn.utils.clip_grads_with_norm_([p for p in params if not is_sharded(p)], most, norm)
+    parts = [to_local(p.grad) for p in params if is_sharded(p) and p.grad is not None]
     if parts:
         torch._foreach_mul_(parts, (most / (norm + 1e-6)).clamp(max=1.0))

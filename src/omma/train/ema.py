@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from omma.core.dtensor import local
+from omma.core.dtensor import to_local
 from omma.core.protocols import Backbone
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -29,7 +29,7 @@ def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}: must lie in [0, 1]")
-    slow = [local(p) for p in teacher.parameters()]  # spread over processes alike, where they are
-    fast = [local(p) for p in student.parameters()]
+    slow = [to_local(p) for p in teacher.parameters()]  # spread over processes alike, where they are
+    fast = [to_local(p) for p in student.parameters()]
     assert len(slow) == len(fast), "teacher and student differ in shape"
     torch._foreach_lerp_(slow, fast, 1 - momentum)

@@ -10,13 +10,13 @@ from torch.func import functional_call
 
 from omma import backbones
 from omma.core import dist
-from omma.core.dtensor import local, spread, whole
+from omma.core.dtensor import is_sharded, to_full, to_local
 from omma.core.protocols import Backbone, Features, Method
 
 
 def sharded(module: nn.Module) -> bool:
     """Are some of its parameters spread over processes?"""
-    return any(spread(p) for p in module.parameters())
+    return any(is_sharded(p) for p in module.parameters())
 
 
 def shard(method: Method, place: torch.device, dtype: torch.dtype) -> None:
@@ -45,7 +45,7 @@ def shard(method: Method, place: torch.device, dtype: torch.dtype) -> None:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # The method itself holds none of the parts: it is where they are brought together in turn, the next
     # block's while one computes.
-    rest = {p for p in method.parameters() if not spread(p)}
+    rest = {p for p in method.parameters() if not is_sharded(p)}
     fully_shard(method, mesh=mesh, mp_policy=policy, ignored_params=rest)
 
 
@@ -55,12 +55,12 @@ def split(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     A group that was cut in two says in `taken` which group of the original list, and which of its parameters,
     it holds. Without spread parameters the groups are as they were.
     """
-    if not any(spread(p) for group in groups for p in group["params"]):
+    if not any(is_sharded(p) for group in groups for p in group["params"]):
         return [dict(group) for group in groups]
     found = []
     for number, group in enumerate(groups):
         for kind in (False, True):
-            rows = [i for i, p in enumerate(group["params"]) if spread(p) == kind]
+            rows = [i for i, p in enumerate(group["params"]) if is_sharded(p) == kind]
             if rows:
                 params = [group["params"][i] for i in rows]
                 found.append({**group, "params": params, "taken": (number, rows)})
@@ -75,20 +75,21 @@ def unchanged(method: Method, optimizer: torch.optim.Optimizer) -> Iterator[None
     """
     trained = [(p, p.requires_grad) for p in method.parameters()]
     groups = [dict(group) for group in optimizer.param_groups]
-    kept = [(t, local(t.detach()).to("cpu", copy=True)) for t in (*method.parameters(), *method.buffers())]
+    kept = [(t, to_local(t.detach()).to("cpu", copy=True)) for t in (*method.parameters(), *method.buffers())]
     state = {
-        p: {k: (v, local(v).to("cpu", copy=True)) for k, v in s.items()} for p, s in optimizer.state.items()
+        p: {k: (v, to_local(v).to("cpu", copy=True)) for k, v in s.items()}
+        for p, s in optimizer.state.items()
     }
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, copy in kept:
-                local(tensor).copy_(copy)
+                to_local(tensor).copy_(copy)
             optimizer.state.clear()
             for p, entries in state.items():
                 for tensor, copy in entries.values():
-                    local(tensor).copy_(copy)
+                    to_local(tensor).copy_(copy)
                 optimizer.state[p] = {k: tensor for k, (tensor, _) in entries.items()}
         for p, moves in trained:
             p.requires_grad_(moves)
@@ -105,7 +106,7 @@ class Seen(nn.Module):
         self.encoder, self.dtype = encoder, dtype
 
     def forward(self, images: Tensor) -> Features:
-        weights = {n: p.to(self.dtype) for n, p in self.encoder.named_parameters() if not spread(p)}
+        weights = {n: p.to(self.dtype) for n, p in self.encoder.named_parameters() if not is_sharded(p)}
         return functional_call(self.encoder, weights, (images,))
 
 
@@ -113,7 +114,7 @@ def gathered(encoder: Backbone) -> Backbone | None:
     """The whole encoder in process 0's main memory; None on the others. All must ask for it."""
     state = {}
     for name, tensor in encoder.state_dict().items():
-        full = whole(tensor)
+        full = to_full(tensor)
         if dist.rank() == 0:
             state[name] = full.detach().to("cpu", copy=True)
     if dist.rank():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omma.core.dtensor import spread
+from omma.core.dtensor import is_sharded
 from omma.core.protocols import Batch, Clock, Method, StepOutput
 
 
@@ -57,7 +57,7 @@ class Cast:
             id(p) for m in method.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)
         }
         self.lowered = {
-            n: p for n, p in method.named_parameters() if p.ndim and id(p) not in norms and not spread(p)
+            n: p for n, p in method.named_parameters() if p.ndim and id(p) not in norms and not is_sharded(p)
         }
         every = sum(1 for _ in method.named_parameters(remove_duplicate=False))
         self.tied = every > sum(1 for _ in method.parameters())

@@ -36,7 +36,7 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
     with dist.propagate_errors():
         if dist.rank() == 0:
             partial.mkdir(parents=True)
-            with files.whole(partial / FACTS, lasting=True) as file:
+            with files.atomic_write(partial / FACTS, durable=True) as file:
                 file.write_text(json.dumps(dict(facts)), encoding="utf-8")
     moments = {
         name: dict(optimizer.state[p]) for name, p in method.named_parameters() if p in optimizer.state

@@ -132,5 +132,5 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with files.whole(file) as partial:
+    with files.atomic_write(file) as partial:
         partial.write_text(json_.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

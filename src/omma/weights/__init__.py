@@ -1,7 +1,7 @@
-"""Encoders on disk and back, omma's own and published ones.
+"""Save and load encoders, omma's own and published ones.
 
-store.py keeps omma's: one .safetensors file with timm's parameter names, one .json beside it. source.py loads
-whatever a MODEL can be; files.py reads files, hub.py fetches them, published/ makes encoders of them.
+store.py saves omma's: one .safetensors file with timm's parameter names, one .json beside it. source.py loads
+every form of MODEL; read_file.py reads files, hub.py downloads them, published/ turns them into encoders.
 """
 
 from omma.weights.digest import digest

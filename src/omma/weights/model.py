@@ -1,4 +1,4 @@
-"""A trained encoder as its user sees it: images in, vectors out, and where it came from."""
+"""A trained encoder for use: images in, feature vectors out, with its provenance."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,11 +21,12 @@ Picture = str | Path | np.ndarray | Image.Image
 
 
 class Model(nn.Module):
-    """An encoder, how images are prepared for it, and its provenance.
+    """An encoder, its preprocessing and its provenance.
 
-    `model.embed(["a.jpg", array])` takes images as they come; `model(tensor)` takes what
-    `model.preprocess` describes. `extras` is what its method kept beside it.
-    In evaluation mode from the start; `model.to("cuda")` works as ever.
+    `model.embed(["a.jpg", array])` prepares the images itself; `model(tensor)` takes images prepared as
+    `model.preprocess` describes. `extras` holds what the method keeps beside the encoder, such as a
+    classifier.
+    The model is in evaluation mode; `model.to("cuda")` works as for any module.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Model(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of the weights when it was first asked for."""
+        """Fingerprint of the weights at the time of the first access."""
         return digest(self.encoder)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
@@ -57,18 +58,18 @@ class Model(nn.Module):
         """Pooled features, float32, one row for each image in order.
 
         images: paths, arrays [h, w] or [h, w, c] (uint8, or raw values), PIL images, or an opened collection.
-        Raises ValueError that names the image, if one cannot be read: the rows would no longer fit. For whole
-        folders, `omma embed` skips and lists such images, and decodes while the network works.
+        Raises ValueError that names the first image that cannot be read. For whole folders use `omma embed`,
+        which skips and lists such images, and decodes while the network computes.
         """
         if isinstance(images, str | Path | np.ndarray | Image.Image):
             raise ValueError("embed takes a list of images: model.embed([image])")
-        collection = images if isinstance(images, Images) else _Listed(images, self.preprocess.channels)
+        collection = images if isinstance(images, Images) else _PictureList(images, self.preprocess.channels)
         first = next(self.encoder.parameters())
         rows = [np.zeros((0, self.encoder.dim), np.float32)]
         for start in range(0, len(collection), batch):
             indices = np.arange(start, min(start + batch, len(collection)))
             tensor, _, bad = load_batch(collection, indices, self.preprocess, threads)
-            _refuse(collection, bad)
+            _raise_if_bad(collection, bad)
             with torch.inference_mode():
                 pooled = self(tensor.to(first.device, first.dtype)).pooled
             rows.append(pooled.float().cpu().numpy())
@@ -78,33 +79,33 @@ class Model(nn.Module):
     def attention(
         self, images: Float[Tensor, "b c h w"] | Sequence[Picture], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b heads n m"]]:
-        """Attention weights of the asked layers (`Backbone.attention`), of normalised images or of pictures.
+        """Attention weights of the given layers (`Backbone.attention`), for normalised images or pictures.
 
-        Raises NoAttention for a network that has none, ValueError for a layer or an image that does not work.
+        Raises NoAttention for a network without attention, ValueError for an unknown layer or a bad image.
         """
         first = next(self.encoder.parameters())
         if not isinstance(images, Tensor):
-            collection = _Listed(images, self.preprocess.channels)
+            collection = _PictureList(images, self.preprocess.channels)
             images, _, bad = load_batch(collection, np.arange(len(collection)), self.preprocess, 4)
-            _refuse(collection, bad)
+            _raise_if_bad(collection, bad)
         return self.encoder.attention(images.to(first.device, first.dtype), layers)
 
     def untrained(self, seed: int = 0) -> "Model":
-        """The same architecture and preprocessing, freshly initialised: the floor under what was learned."""
+        """The same architecture and preprocessing with new random weights, as a baseline."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             encoder = backbones.build(**self.encoder.spec())
         return Model(encoder, self.preprocess, {"untrained": True, "seed": seed})
 
 
-def _refuse(images: Images, bad: Sequence[tuple[int, str]]) -> None:
+def _raise_if_bad(images: Images, bad: Sequence[tuple[int, str]]) -> None:
     if bad:
         index, reason = bad[0]
         raise ValueError(f"{images.path(index)}: {reason}; leave it out or replace it")
 
 
-class _Listed:
-    """A list of pictures as Images."""
+class _PictureList:
+    """A list of pictures with the interface of `Images`."""
 
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
@@ -132,8 +133,8 @@ class _Listed:
             picture = np.array(picture.convert({1: "L", 3: "RGB"}.get(self.channels, picture.mode)))
         array = picture[:, :, None] if picture.ndim == 2 else picture
         if array.ndim != 3:
-            raise BadImage(f"array of shape {picture.shape}, wanted [height, width, {self.channels}]")
+            raise BadImage(f"array of shape {picture.shape}, expected [height, width, {self.channels}]")
         return as_channels(as_values(array), self.channels)
 
-    def subset(self, indices: np.ndarray) -> "_Listed":
-        return _Listed([self.pictures[i] for i in indices], self.channels)
+    def subset(self, indices: np.ndarray) -> "_PictureList":
+        return _PictureList([self.pictures[i] for i in indices], self.channels)

@@ -1,7 +1,7 @@
-"""Read what torch.save and TorchScript wrote, running nothing that stands in the file.
+"""Read files of torch.save and TorchScript without running any code in them.
 
-Everything goes through torch's restricted unpickler, which builds tensors and plain containers only.
-Official checkpoints also carry their authors' settings (argparse, yacs, omegaconf, numpy scalars, ...): those
+Files are read by torch's restricted unpickler, which builds tensors and plain containers only. Official
+checkpoints also contain their authors' settings (argparse, yacs, omegaconf, numpy scalars, ...): these
 names are bound to empty stand-ins, so that no foreign package is imported or called. Others are refused.
 """
 
@@ -28,11 +28,11 @@ _SETTINGS = re.compile(
     r"|torch\.torch_version\.TorchVersion"
     r"|__torch__\.[\w.]+|torch\.jit\._pickle\.\w+"  # TorchScript's modules and lists
 )
-# OpenAI published DALL-E's tokenizer as whole modules, which are torch's and its own
-_WHOLE = re.compile(r"dall_e\.(encoder|decoder|utils)\.\w+|torch\.nn\.modules\.[\w.]+")
+# OpenAI published DALL-E's tokenizer as pickled modules of torch and of its own package
+_DALLE_MODULES = re.compile(r"dall_e\.(encoder|decoder|utils)\.\w+|torch\.nn\.modules\.[\w.]+")
 _DICTIONARIES = ("CfgNode", "EasyDict", "AttributeDict", "ConfigDict", "Dict", "defaultdict")
-_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}  # torch.save writes that Python's names
-_PLAIN = (
+_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}  # torch.save writes the names of Python 2
+_ALLOWED_BY_TORCH = (
     "torch.",
     "collections.",
     "_codecs.",
@@ -41,7 +41,7 @@ _PLAIN = (
 
 
 class Standin:
-    """In place of a foreign class or function: takes any arguments, keeps the attributes, does nothing."""
+    """Replaces a foreign class or function: takes any arguments, stores the attributes, does nothing."""
 
     attributes: Any = None
 
@@ -55,30 +55,30 @@ class Standin:
 
 
 class _Dictionary:
-    """In place of a foreign subclass of dict: torch fills dict and OrderedDict only."""
+    """Replaces a foreign subclass of dict; torch fills only dict and OrderedDict."""
 
     def __new__(cls, *_: Any) -> OrderedDict:
         return OrderedDict()
 
 
-def unpickled(file: Path, *, stored: bool = False) -> Any:
-    """The content of a torch.save file, zip or older; settings come back as Standin or OrderedDict.
+def load_pickle(file: Path, *, stored: bool = False) -> Any:
+    """The content of a torch.save file (zip or the older format); settings become Standin or OrderedDict.
 
-    stored: the file is an uncompressed zip, so that its tensors can stay on disk until they are used.
-    Raises ValueError in one line, which names what the file would run.
+    stored: the file is an uncompressed zip, so its tensors can be memory-mapped.
+    Raises a one-line ValueError that names what the file would run.
     """
     with open(file, "rb") as opened:
-        # torch.load believes the suffix .safetensors, if given a path
+        # given a path, torch.load trusts the suffix .safetensors
         return _load(file, opened, mmap=stored and file.suffix != ".safetensors")
 
 
-def without_code(file: Path) -> Any:
-    """The module of a TorchScript archive as Standins, whose attributes are its tensors and modules.
+def load_torchscript(file: Path) -> Any:
+    """The module of a TorchScript archive, as Standins whose attributes are its tensors and submodules.
 
-    torch.load refuses archives with code, so it gets the archive without: data.pkl and the tensors.
+    torch.load refuses archives that contain code, so it is given a copy without: data.pkl and the tensors.
     """
     plain = io.BytesIO()
-    with refusing(file), zipfile.ZipFile(file) as source, zipfile.ZipFile(plain, "w") as target:
+    with one_line_errors(file), zipfile.ZipFile(file) as source, zipfile.ZipFile(plain, "w") as target:
         for name in source.namelist():
             if not name.split("/", 1)[-1].startswith(("code/", "constants")):
                 target.writestr(name, source.read(name))
@@ -86,25 +86,25 @@ def without_code(file: Path) -> Any:
 
 
 def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
-    names = _imports(opened)
-    known = _SETTINGS
+    names = _imported_names(opened)
+    allowed = _SETTINGS
     if any(name.startswith("dall_e.encoder.") for name in names):
-        known = re.compile(f"{_SETTINGS.pattern}|{_WHOLE.pattern}")
+        allowed = re.compile(f"{_SETTINGS.pattern}|{_DALLE_MODULES.pattern}")
     standins: list[Any] = [
         (_Dictionary if name.rsplit(".", 1)[-1] in _DICTIONARIES else Standin, name)
         for name in names
-        if known.fullmatch(name)
+        if allowed.fullmatch(name)
     ]
     opened.seek(0)
-    with refusing(file, names), torch.serialization.safe_globals(standins), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they warn of is refused below, or harmless
+    with one_line_errors(file, names), torch.serialization.safe_globals(standins), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the warnings are about what is refused below, or harmless
         return torch.load(file if mmap else opened, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _imports(opened: IO[bytes]) -> list[str]:
-    """Names that the pickles in a file would import; it is torch that refuses them, not this list."""
-    found: dict[str, None] = {}
-    with suppress(Exception):  # damaged: torch.load will say so
+def _imported_names(opened: IO[bytes]) -> list[str]:
+    """Names that the pickles in a file would import; for messages, since torch itself refuses them."""
+    names: dict[str, None] = {}
+    with suppress(Exception):  # torch.load will report the damage
         for pickle in _pickles(opened):
             strings = ["", ""]
             for code, value, _ in pickletools.genops(pickle):
@@ -117,8 +117,8 @@ def _imports(opened: IO[bytes]) -> list[str]:
                     continue
                 if module == "__builtin__":
                     module, name = "builtins", _PYTHON_2.get(name, name)
-                found[f"{module}.{name}"] = None
-    return list(found)
+                names[f"{module}.{name}"] = None
+    return list(names)
 
 
 def _pickles(opened: IO[bytes]) -> Iterator[IO[bytes]]:
@@ -136,21 +136,23 @@ def _pickles(opened: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def refusing(file: Path, names: list[str] | None = None) -> Iterator[None]:
-    """Turn whatever a library says about `file` into one line; a damaged file can fail in any way at all.
+def one_line_errors(file: Path, names: list[str] | None = None) -> Iterator[None]:
+    """Turn any error from reading `file` into a one-line ValueError; a damaged file can fail in many ways.
 
-    names: what the file would import, in case that the library does not say which of them it refused.
+    names: what the file would import, in case the library does not say which name it refused.
     """
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())
-        refused = re.search(r"GLOBAL ([\w.]+)", said)
-        strange = [n for n in names or () if not _SETTINGS.fullmatch(n) and not n.startswith(_PLAIN)]
-        if refused or strange:
+        message = " ".join(str(error).split())
+        match = re.search(r"GLOBAL ([\w.]+)", message)
+        unknown = [
+            n for n in names or () if not _SETTINGS.fullmatch(n) and not n.startswith(_ALLOWED_BY_TORCH)
+        ]
+        if match or unknown:
             raise ValueError(
-                f"{file} would run code: {refused[1] if refused else strange[0]}; refused. If you trust it, "
-                f"load it where it was made and save only its state_dict(), best as .safetensors"
+                f"{file} would run code: {match[1] if match else unknown[0]}; refused. If you trust it, "
+                f"load it where it was made and save only its state_dict(), preferably as .safetensors"
             ) from error
-        said = said.partition("WeightsUnpickler error: ")[2] or said or type(error).__name__
-        raise ValueError(f"{file} is damaged or truncated ({said[:150]}); {AGAIN}") from error
+        message = message.partition("WeightsUnpickler error: ")[2] or message or type(error).__name__
+        raise ValueError(f"{file} is damaged or truncated ({message[:150]}); {AGAIN}") from error

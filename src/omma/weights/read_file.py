@@ -1,4 +1,4 @@
-"""Read the tensors of any published weights file; what it is, its first bytes say, never its name."""
+"""Read the tensors of any published weights file; its format is recognised by its first bytes."""
 
 import json
 import re
@@ -12,15 +12,15 @@ import safetensors
 import torch
 from torch import Tensor
 
-from omma.weights.pickles import AGAIN, Standin, refusing, unpickled, without_code
+from omma.weights.pickles import AGAIN, Standin, load_pickle, load_torchscript, one_line_errors
 
-# Which of a file's parts is meant, best first: the averaged network is the one that the papers evaluate.
-PARTS = (
+# A checkpoint's entries in order of preference: papers evaluate the averaged network.
+ENTRIES = (
     *("teacher", "target_encoder", "model_ema", "state_dict_ema", "ema_state_dict", "ema"),
     *("model", "state_dict", "model_state_dict", "module", "base_encoder", "student"),
     *("encoder", "backbone", "network", "net", "params", "weights"),
 )
-# Which of a folder's files is meant, best first.
+# A folder's weights files in order of preference.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -33,12 +33,12 @@ _MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a file held.
+class WeightsFile:
+    """The content of a weights file.
 
-    tensors: the weights by name, on the CPU, in the file's dtype; they may be views of the file on disk.
-    container: the entry they were under ("teacher", "model", "state_dict.student", ...; "" is the top level).
-    metadata: that of a .safetensors file. others: names of the other top-level entries, left alone.
+    tensors: the weights by name, on the CPU, in the file's dtype; they may be memory-mapped.
+    container: the entry that holds them ("teacher", "model", "state_dict.student", ...; "" is the top level).
+    metadata: that of a .safetensors file. others: names of the other top-level entries.
     """
 
     tensors: dict[str, Tensor]
@@ -47,118 +47,117 @@ class Read:
     others: tuple[str, ...] = ()
 
 
-def read(path: str | Path, part: str | None = None) -> Read:
-    """The weights in a safetensors, torch, TorchScript or .npz file, or in a folder with one (or its shards).
+def read(path: str | Path, entry: str | None = None) -> WeightsFile:
+    """Read a safetensors, torch, TorchScript or .npz file, or a folder with one (or with its shards).
 
-    part: the entry to take ("student", also where it is but a prefix of names); default: the first of PARTS.
-    Raises ValueError in one line (file, reason, remedy), also where the file would run code.
+    entry: the checkpoint entry, or prefix of names, to take ("student"); by default the first of ENTRIES.
+    Raises a one-line ValueError (file, reason, remedy), also for a file that would run code.
     """
     file = Path(path)
     try:
         if file.is_dir():
-            file = _of_folder(file)
-        data, metadata = _content(file)
+            file = _file_in_folder(file)
+        data, metadata = _read_content(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror or error}); check the path") from error
-    if isinstance(data, Standin):  # a whole module, as its attributes are called within torch
+    if isinstance(data, Standin):  # a pickled module: its attributes have torch's internal names
         data = {_WITHIN.sub("", name): x for name, x in _flat(data).items()}
     if not isinstance(data, dict):
-        raise ValueError(f"{file} holds no table of tensors; save its state_dict()")
+        raise ValueError(f"{file} holds no dictionary of tensors; save its state_dict()")
     top = {str(name): value for name, value in dict.items(data)}
-    container, tensors = _chosen(file, top, part)
+    container, tensors = _choose_entry(file, top, entry)
     own = container.split(".")[0]
     first = (name.split(".")[0] for name, x in top.items() if container or not isinstance(x, Tensor))
-    return Read(tensors, container, metadata, tuple(n for n in dict.fromkeys(first) if n != own))
+    return WeightsFile(tensors, container, metadata, tuple(n for n in dict.fromkeys(first) if n != own))
 
 
-def _chosen(file: Path, top: dict[str, Any], part: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The name of the wanted entry, and the tensors in it."""
-    tables = {name: held for name, x in top.items() if isinstance(x, dict) and (held := _flat(x))}
+def _choose_entry(file: Path, top: dict[str, Any], entry: str | None) -> tuple[str, dict[str, Tensor]]:
+    """The name of the chosen entry, and its tensors."""
+    tables = {name: flat for name, x in top.items() if isinstance(x, dict) and (flat := _flat(x))}
     loose = _flat({name: x for name, x in top.items() if isinstance(x, Tensor)})
-    # a network has matrices: an average's own settings (decay, updates) are no network
-    known = next((n for n in PARTS if any(x.ndim > 1 for x in tables.get(n, {}).values())), None)
+    # a network has matrices; an average's settings (decay, updates) have none
+    preferred = next((n for n in ENTRIES if any(x.ndim > 1 for x in tables.get(n, {}).values())), None)
     if not tables and not loose:
-        raise ValueError(
-            f"{file} holds no tensors (only {_listed(top) or 'nothing'}); give a file of weights"
-        )
-    if part is not None:
-        if part in tables:
-            return part, tables[part]
-        places = (("", _flat(top)), ("", loose), (f"{known}.", tables[known] if known else {}))
-        for outside, table in places:
-            if found := {n.removeprefix(f"{part}."): x for n, x in table.items() if n.startswith(f"{part}.")}:
-                return outside + part, found
-        raise ValueError(
-            f"{file} has no part {part!r}; it has {_listed(_beginnings(top, tables.get(known or '', {})))}"
-        )
-    if known is not None:
-        return known, tables[known]
+        raise ValueError(f"{file} holds no tensors (only {_list(top) or 'nothing'}); give a file of weights")
+    if entry is not None:
+        if entry in tables:
+            return entry, tables[entry]
+        within = tables.get(preferred or "", {})
+        for outer, table in (("", _flat(top)), ("", loose), (f"{preferred}.", within)):
+            matches = {n.removeprefix(f"{entry}."): x for n, x in table.items() if n.startswith(f"{entry}.")}
+            if matches:
+                return outer + entry, matches
+        raise ValueError(f"{file} has no entry {entry!r}; it has {_list(_entry_names(top, within))}")
+    if preferred is not None:
+        return preferred, tables[preferred]
     if loose:
         return "", loose
-    plain = [name for name in tables if any(isinstance(x, Tensor) for x in dict.values(top[name]))]
-    if len(plain) == 1:  # an optimizer's tensors lie deeper
-        return plain[0], tables[plain[0]]
+    # an optimizer's tensors are nested deeper than a network's
+    networks = [name for name in tables if any(isinstance(x, Tensor) for x in dict.values(top[name]))]
+    if len(networks) == 1:
+        return networks[0], tables[networks[0]]
     raise ValueError(
-        f"{file}: which of its parts is the model is unclear ({_listed(plain or tables)}); name one, as in "
-        f"{file}:{(plain or list(tables))[0]}"
+        f"{file}: which of its entries is the model is unclear ({_list(networks or tables)}); name one: "
+        f"{file}:{(networks or list(tables))[0]}"
     )
 
 
-def _beginnings(top: dict[str, Any], known: dict[str, Tensor]) -> list[str]:
-    """What a part may be called: entries of the file, and of its network what its names begin with."""
-    within: list[str] = []
-    for depth in (1, 2, 3):  # wrappers that all have in common tell nothing
-        within = [".".join(name.split(".")[:depth]) for name in known]
-        if len(set(within)) > 1:
+def _entry_names(top: dict[str, Any], network: dict[str, Tensor]) -> list[str]:
+    """What `entry` may be: entries of the file, and the first prefixes that differ within its network."""
+    prefixes: list[str] = []
+    for depth in (1, 2, 3):
+        prefixes = [".".join(name.split(".")[:depth]) for name in network]
+        if len(set(prefixes)) > 1:
             break
-    return [name.split(".")[0] for name in _flat(top)] + within
+    return [name.split(".")[0] for name in _flat(top)] + prefixes
 
 
 def _flat(value: Any) -> dict[str, Tensor]:
-    """All tensors at any depth under dotted names; each table is entered once, so that circles end."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    ahead: list[tuple[str, Any]] = [("", value)]
-    while ahead:
-        name, value = ahead.pop()
+    """All tensors at any depth, under dotted names; each dictionary is visited once, so that cycles end."""
+    tensors: dict[str, Tensor] = {}
+    visited: set[int] = set()
+    stack: list[tuple[str, Any]] = [("", value)]
+    while stack:
+        name, value = stack.pop()
         if isinstance(value, Tensor):
             plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-            if plain and value.nbytes <= value.untyped_storage().nbytes():  # else few bytes say to be many
-                found[name] = value.detach()
+            # an expanded tensor could claim far more bytes than the file has
+            if plain and value.nbytes <= value.untyped_storage().nbytes():
+                tensors[name] = value.detach()
             continue
         inner = value.attributes if isinstance(value, Standin) else value
-        if isinstance(inner, dict) and id(inner) not in seen:
-            seen.add(id(inner))
-            items = list(
-                dict.items(inner)
-            )  # not inner.items: a file can hang such an attribute on its tables
-            ahead.extend((f"{name}.{key}" if name else str(key), x) for key, x in reversed(items))
-    return found
+        if isinstance(inner, dict) and id(inner) not in visited:
+            visited.add(id(inner))
+            items = list(dict.items(inner))  # not inner.items, which a file can overwrite by an attribute
+            stack.extend((f"{name}.{key}" if name else str(key), x) for key, x in reversed(items))
+    return tensors
 
 
-def _of_folder(folder: Path) -> Path:
+def _file_in_folder(folder: Path) -> Path:
+    """The weights file of a folder, or its index of shards."""
     files = {f.name: f for f in sorted(folder.iterdir()) if f.is_file()}
     indices = [f for name, f in files.items() if name.endswith(".index.json")]
-    found = (
+    candidates = (
         [files[name] for name in WEIGHTS if name in files][:1]
         or indices
         or [f for f in files.values() if f.suffix in _SUFFIXES]
     )
-    if len(found) != 1:
-        held = f"holds several files of weights ({_listed(f.name for f in found)})"
-        raise ValueError(f"{folder} {held if found else 'holds no file of weights'}; give the file itself")
-    return found[0]
+    if len(candidates) != 1:
+        several = f"holds several files of weights ({_list(f.name for f in candidates)})"
+        problem = several if candidates else "holds no file of weights"
+        raise ValueError(f"{folder} {problem}; give the file itself")
+    return candidates[0]
 
 
-def _content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]:
-    """What the file holds, and its metadata."""
+def _read_content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]:
+    """The file's content, and its metadata."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; check the path")
     with open(file, "rb") as opened:
         head = opened.read(256)
     if not head:
         raise ValueError(f"{file} is empty; {AGAIN}")
-    if text := b"\0" not in head[:8]:  # the length that opens a .safetensors has zeros
+    if text := b"\0" not in head[:8]:  # a .safetensors file begins with a length that has zero bytes
         start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
         if start.startswith(b"version https://git-lfs"):
             raise ValueError(
@@ -167,82 +166,84 @@ def _content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]:
         if start.startswith(b"<"):
             raise ValueError(f"{file} is a web page (login or error?), not the weights; log in and {AGAIN}")
         if start.startswith(b"{") and not shard:
-            return _sharded(file), {}
+            return _read_shards(file), {}
     if head[8:9] == b"{" and not text:
-        return _safetensors(file, int.from_bytes(head[:8], "little"))
+        return _read_safetensors(file, int.from_bytes(head[:8], "little"))
     if head.startswith(b"\x80"):
-        return unpickled(file), {}
+        return load_pickle(file), {}
     if head.startswith(b"PK"):
-        return _zipped(file), {}
+        return _read_zip(file), {}
     raise ValueError(
         f"{file} is no weights file (it begins with {head[:8]!r}); give .safetensors, .pth or .npz"
     )
 
 
-def _safetensors(file: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(file: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = file.stat().st_size
     if header > _MOST_HEADER or header + 8 > size:
         raise ValueError(f"{file} is damaged: a header of {header:,} bytes in a file of {size:,}; {AGAIN}")
-    with refusing(file), safetensors.safe_open(file, framework="pt") as opened:
+    with one_line_errors(file), safetensors.safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return tensors, dict(opened.metadata() or {})
 
 
-def _zipped(file: Path) -> Any:
+def _read_zip(file: Path) -> Any:
     """torch.save's zip, TorchScript's, or numpy's."""
-    with refusing(file), zipfile.ZipFile(file) as archive:
+    with one_line_errors(file), zipfile.ZipFile(file) as archive:
         entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
     if entries and all(name.endswith(".npy") for name in entries):
-        return _arrays(file)
+        return _read_npz(file)
     if "data.pkl" not in entries:
-        raise ValueError(f"{file} is a zip archive of other things ({_listed(entries)}); unpack it")
+        raise ValueError(f"{file} is a zip archive of other things ({_list(entries)}); unpack it")
     if "constants.pkl" in entries:
-        return _flat(without_code(file))
-    return unpickled(file, stored=all(e.compress_type == zipfile.ZIP_STORED for e in entries.values()))
+        return _flat(load_torchscript(file))
+    return load_pickle(file, stored=all(e.compress_type == zipfile.ZIP_STORED for e in entries.values()))
 
 
-def _arrays(file: Path) -> dict[str, Tensor]:
-    """The numeric arrays of an .npz file, as Google publishes; two-byte voids are bfloat16 there."""
-    found: dict[str, Tensor] = {}
-    with refusing(file), np.load(file, allow_pickle=False) as arrays:
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    """The numeric arrays of an .npz file; Google publishes bfloat16 as two-byte voids."""
+    tensors: dict[str, Tensor] = {}
+    with one_line_errors(file), np.load(file, allow_pickle=False) as arrays:
         for name, array in arrays.items():
             if array.dtype == np.dtype("V2"):
-                found[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             elif array.dtype.kind in "biuf":
-                found[name] = torch.from_numpy(array)
-    return found
+                tensors[name] = torch.from_numpy(array)
+    return tensors
 
 
-def places(index: Path) -> dict[str, str]:
-    """Which file of its folder holds each tensor, as an index of shards says."""
+def read_index(index: Path) -> dict[str, str]:
+    """The file (shard) of each tensor, from an index of shards."""
     try:
-        found = {str(name): str(shard) for name, shard in json.loads(index.read_text())["weight_map"].items()}
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shard_of = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is JSON, but no index of weights; give the weights themselves") from error
-    for shard in found.values():
+        raise ValueError(f"{index} is JSON, but no index of weights; give the weights file itself") from error
+    for shard in shard_of.values():
         if Path(shard).name != shard:
             raise ValueError(f"{index} names {shard}, which is not beside it; refused")
-    return found
+    return shard_of
 
 
-def _sharded(index: Path) -> dict[str, Tensor]:
-    """The tensors that an index spreads over several files beside it."""
-    where = places(index)
-    found: dict[str, Tensor] = {}
-    for shard in sorted(set(where.values())):
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all shards that an index names."""
+    shard_of = read_index(index)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shard_of.values())):
         file = index.parent / shard
         if not file.is_file():
             raise ValueError(
-                f"{index} names {shard}, which is not beside it; download all parts into one folder"
+                f"{index} names {shard}, which is not beside it; download all shards into one folder"
             )
-        held = _flat(_content(file, shard=True)[0])
-        wanted = [name for name, place in where.items() if place == shard]
-        if lacking := [name for name in wanted if name not in held]:
-            raise ValueError(f"{file} lacks {_listed(lacking)}, which {index.name} promises; {AGAIN}")
-        found |= {name: held[name] for name in wanted}
-    return found
+        content = _flat(_read_content(file, shard=True)[0])
+        names = [name for name, its_shard in shard_of.items() if its_shard == shard]
+        if missing := [name for name in names if name not in content]:
+            raise ValueError(f"{file} lacks {_list(missing)}, which {index.name} lists; {AGAIN}")
+        tensors |= {name: content[name] for name in names}
+    return tensors
 
 
-def _listed(names: Any) -> str:
+def _list(names: Any) -> str:
+    """Up to five distinct names, for messages."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

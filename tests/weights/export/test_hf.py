@@ -9,7 +9,7 @@ from PIL import Image
 
 from omma.data.batches.preprocess import apply
 from omma.weights.export import compare, hf
-from omma.weights.export.hf_forms import described
+from omma.weights.export.hf_forms import hf_network
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -38,7 +38,7 @@ FORMS = [
 @pytest.mark.parametrize(("kind", "name", "options"), FORMS, ids=str)
 def test_transformers_reads_the_folder_and_computes_the_same(kind, name, options, tmp_path):
     encoder = network(name, **options)
-    assert described(encoder).kind == kind
+    assert hf_network(encoder).kind == kind
     hf.write(encoder, preprocess_of(encoder), tmp_path / "x")
     reopened = hf.reopen(encoder, preprocess_of(encoder), tmp_path / "x")
     assert compare(encoder, reopened, noise(encoder, reopened.sizes)).within(1e-5)
@@ -62,7 +62,7 @@ def test_transformers_reads_the_folder_and_computes_the_same(kind, name, options
 )
 def test_what_transformers_has_not(name, options):
     with pytest.raises(ValueError, match=r"^transformers has .*: export .* instead$"):
-        described(network(name, **options))
+        hf_network(network(name, **options))
 
 
 def test_a_missing_tensor_is_told(tmp_path):

@@ -44,8 +44,8 @@ def test_onnx_tells_names_sizes_and_preprocessing(tmp_path):
     dims = [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim]
     assert (given.name, dims) == ("images", ["batch", 2, "height", "width"])
     assert [o.name for o in graph.graph.output] == ["pooled", "patches"]
-    said = json.loads({p.key: p.value for p in graph.metadata_props}["omma"])
-    assert (said["mean"], said["pool"]) == (list(preprocess.mean), encoder.pool)
+    description = json.loads({p.key: p.value for p in graph.metadata_props}["omma"])
+    assert (description["mean"], description["pool"]) == (list(preprocess.mean), encoder.pool)
     reopened = traced.reopen_onnx(encoder, preprocess, tmp_path / "x.onnx", sizes)
     assert compare(encoder, reopened, noise(encoder, sizes)).within(1e-4)
 

@@ -192,7 +192,7 @@ class Cache:
         rows = self.store.rows(number)
         table = np.zeros((len(rows), 5), np.int64)
         with (
-            files.whole(self.store.file(number), lasting=True) as partial,
+            files.atomic_write(self.store.file(number), durable=True) as partial,
             open(partial, "wb") as out,
             ThreadPoolExecutor(cores()) as pool,
         ):

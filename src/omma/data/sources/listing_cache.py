@@ -31,7 +31,7 @@ def cache_key(source: str) -> str:
 def write_whole(file: Path, data: Any) -> None:
     """All or nothing, so that two processes may write; a cache that cannot be written is done without."""
     try:
-        with files.whole(file) as partial:
+        with files.atomic_write(file) as partial:
             partial.write_bytes(data)
     except OSError as error:
         log.info("cache %s not written: %s", file, error)

@@ -224,7 +224,7 @@ class Shards:
             system, path = fsspec.core.url_to_fs(shard.address)
 
             def copy() -> None:
-                with files.whole(file) as partial:
+                with files.atomic_write(file) as partial:
                     system.get_file(path, str(partial))
                     if shard.size and partial.stat().st_size != shard.size:
                         raise OSError(f"{partial.stat().st_size} of {shard.size} bytes came")

@@ -91,7 +91,7 @@ def found() -> tuple[ctypes.CDLL | None, str]:
     built = files.cache_folder() / f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
     try:
         if not built.exists():
-            with files.whole(built) as partial:
+            with files.atomic_write(built) as partial:
                 command = [compiler, *flags, str(SOURCE / "all.cpp"), "-o", str(partial)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
         library = ctypes.CDLL(str(built))

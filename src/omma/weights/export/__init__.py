@@ -1,4 +1,4 @@
-"""Encoders for other libraries and runtimes: written, read back by them, and compared."""
+"""Export encoders to other libraries and runtimes, read them back there, and compare the features."""
 
 from omma.weights.export.check import compare
 from omma.weights.export.timm_ import timm_twin, twin

@@ -1,4 +1,4 @@
-"""Is what another library read the same network? Its features against omma's, on the same images."""
+"""Compare the features of an exported network, run by another library, with omma's on the same images."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
@@ -15,43 +15,43 @@ Run = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, c, h, w] to pooled
 
 
 class Reopened(NamedTuple):
-    """A network that another library has read, seen as omma sees its own."""
+    """An exported network that another library has loaded."""
 
     run: Run
-    sizes: Sizes  # images that it reads as omma does: any, multiples of the patch, those of one size
-    notes: tuple[str, ...] = ()  # what its user must know
+    sizes: Sizes  # image sizes at which it must agree with omma: any, multiples of the patch, or one
+    notes: tuple[str, ...] = ()  # what its users must know
 
 
-class Compared(NamedTuple):
-    """How far another's features are from omma's."""
+class Comparison(NamedTuple):
+    """The largest difference between exported features and omma's."""
 
-    difference: float  # the largest, absolute
-    scale: float  # the largest feature, absolute
-    images: int
-    sizes: tuple[tuple[int, int], ...]  # height and width in pixels
+    difference: float  # largest absolute difference
+    scale: float  # largest absolute feature of omma's
+    images: int  # in the largest batch
+    sizes: tuple[tuple[int, int], ...]  # heights and widths in pixels
 
     def within(self, limit: float) -> bool:
-        """Is the difference at most this share of the scale? Not a number never is."""
+        """Is the difference at most `limit` times the scale? False for NaN."""
         return self.difference <= limit * self.scale
 
 
 @torch.no_grad()
-def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tensor, "b c h w"]]) -> Compared:
-    """Pooled and patch features of normalised images.
+def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tensor, "b c h w"]]) -> Comparison:
+    """Compare pooled and patch features of batches of normalised images.
 
-    Raises ValueError where the other's features have another shape or cannot be computed.
+    Raises ValueError if the exported network fails, or its features have another shape.
     """
-    difference, scale, most, sizes = 0.0, 0.0, 0, {}
+    difference, scale, largest_batch, sizes = 0.0, 0.0, 0, {}
     for images in batches:
-        ours = encoder(images)
+        own = encoder(images)
         height, width = images.shape[-2:]
         try:
-            theirs = reopened.run(images)
-        except Exception as error:  # whatever another library raises
+            exported = reopened.run(images)
+        except Exception as error:  # other libraries raise errors of many types
             raise ValueError(
-                f"{encoder.name} cannot be run at {height}x{width} px where it was exported to: {line(error)}"
+                f"the exported {encoder.name} cannot be run at {height}x{width} px: {line(error)}"
             ) from error
-        for a, b in zip((ours.pooled, ours.patches), theirs, strict=True):
+        for a, b in zip((own.pooled, own.patches), exported, strict=True):
             if a.shape != b.shape:
                 raise ValueError(
                     f"{encoder.name} at {height}x{width} px: exported features are {tuple(b.shape)}, "
@@ -59,16 +59,16 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
                 )
             if not a.isfinite().all():
                 raise ValueError(f"features of {encoder.name} are not finite: its weights are damaged")
-            # a maximum of Python's would pass over what is no number
+            # unlike Python's max, torch's propagates NaN
             difference = torch.stack([torch.tensor(difference), (a - b).abs().max()]).max().item()
             scale = max(scale, a.abs().max().item())
-        most = max(most, len(images))
+        largest_batch = max(largest_batch, len(images))
         sizes[height, width] = True
-    return Compared(difference, scale, most, tuple(sizes))
+    return Comparison(difference, scale, largest_batch, tuple(sizes))
 
 
 def eight_bit(preprocess: Preprocess) -> tuple[list[float], list[float]]:
-    """Mean and deviation for pixels divided by 255, where (value - low) / (high - low) is folded in."""
+    """Mean and standard deviation for pixels / 255 that also perform (value - low) / (high - low)."""
     channels = zip(preprocess.low, preprocess.high, preprocess.mean, preprocess.std, strict=True)
     means, stds = [], []
     for low, high, mean, std in channels:
@@ -78,7 +78,7 @@ def eight_bit(preprocess: Preprocess) -> tuple[list[float], list[float]]:
 
 
 def raw_note(preprocess: Preprocess) -> tuple[str, ...]:
-    """Said where images are not the 8-bit ones that other libraries read."""
+    """A note for images that are not 8-bit, as other libraries assume; empty for 8-bit images."""
     if set(preprocess.low) == {0.0} and set(preprocess.high) == {255.0}:
         return ()
-    return ("mean and std are for raw values / 255; omma also clips values to the range it was trained on",)
+    return ("mean and std are for raw values / 255; omma also clips values to its training range",)

@@ -1,4 +1,4 @@
-"""To transformers: a folder that AutoModel reads, with the names and layouts of published files."""
+"""Export to transformers: a folder that AutoModel reads, with the names and layouts of published files."""
 
 import json
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from torch import Tensor
 from omma.core.errors import need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.export.check import Reopened, eight_bit, raw_note
-from omma.weights.export.hf_forms import Theirs, described
+from omma.weights.export.hf_forms import HfNetwork, hf_network
 
 
 def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
-    """config.json, model.safetensors and preprocessor_config.json."""
+    """Write config.json, model.safetensors and preprocessor_config.json."""
     transformers = need("transformers", "hf")
-    theirs = described(encoder)
-    config = getattr(transformers, f"{theirs.kind}Config")(**theirs.config)
-    config.architectures = [f"{theirs.kind}Model"]
+    network = hf_network(encoder)
+    config = getattr(transformers, f"{network.kind}Config")(**network.config)
+    config.architectures = [f"{network.kind}Model"]
     config.save_pretrained(folder)
-    state = {name: x.contiguous().clone() for name, x in theirs.state.items()}
+    state = {name: x.contiguous().clone() for name, x in network.state.items()}
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     mean, std = eight_bit(preprocess)
     size = preprocess.size
-    said = {
+    preprocessor = {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": max(size, round(size / preprocess.crop_share))},
@@ -39,43 +39,45 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
         "image_std": std,
         "do_convert_rgb": preprocess.channels == 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
 def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
-    """What transformers makes of the folder. Raises ValueError where it misses or does not know a tensor."""
+    """Load the folder with transformers. Raises ValueError if tensors are missing or unexpected."""
     transformers = need("transformers", "hf")
-    theirs = described(encoder)
+    network = hf_network(encoder)
     bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
+    bars_enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
         model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     finally:
-        if shown:
+        if bars_enabled:
             bars.enable_progress_bar()
-    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if wrong:
-        kind, names = next(iter(wrong.items()))
+    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if problems:
+        kind, names = next(iter(problems.items()))
         raise ValueError(
             f"transformers {transformers.__version__} read {encoder.name} with {kind} "
             f"({', '.join(names[:3])}): export it as timm, onnx or torch instead"
         )
-    notes = (*theirs.notes, *raw_note(preprocess), f"read with transformers {transformers.__version__}")
-    if theirs.kind != "Swin":
-        own = "pooler_output" if encoder.pool != "mean" else f"last_hidden_state[:, {theirs.prefix}:].mean(1)"
-        notes = (f"omma's pooled feature is {own}", *notes)
-    return Reopened(_runner(model.eval(), theirs, encoder.pool), theirs.sizes, notes)
+    notes = (*network.notes, *raw_note(preprocess), f"read with transformers {transformers.__version__}")
+    if network.kind != "Swin":
+        pooled = (
+            "pooler_output" if encoder.pool != "mean" else f"last_hidden_state[:, {network.prefix}:].mean(1)"
+        )
+        notes = (f"omma's pooled feature is {pooled}", *notes)
+    return Reopened(_runner(model.eval(), network, encoder.pool), network.sizes, notes)
 
 
-def _runner(model: Any, theirs: Theirs, pool: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _runner(model: Any, network: HfNetwork, pool: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         out = model(pixel_values=images)
-        last = out.last_hidden_state
-        if theirs.kind == "CLIPVision":
-            last = getattr(model, "vision_model", model).post_layernorm(last)
-        patches = last[:, theirs.prefix :]
-        by_hand = pool == "mean" and theirs.kind != "Swin"
+        tokens = out.last_hidden_state
+        if network.kind == "CLIPVision":
+            tokens = getattr(model, "vision_model", model).post_layernorm(tokens)
+        patches = tokens[:, network.prefix :]
+        by_hand = pool == "mean" and network.kind != "Swin"
         return (patches.mean(1) if by_hand else out.pooler_output), patches
 
     return run

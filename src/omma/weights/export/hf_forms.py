@@ -1,9 +1,9 @@
-"""What transformers calls a network: its configuration, and its tensors as the models on the hub name them.
+"""Convert a network to transformers: its configuration, and its tensors under the names of published files.
 
-Names and layouts are those of published files, which every version of transformers reads, whatever its
-modules are called. What transformers' form of a network has and ours lacks is written as what it amounts to
-(layer scale of ones, biases and mask tokens of zeros), what ours has and theirs lacks is folded into its
-neighbour where that is exact (positions of registers).
+Every version of transformers reads the names and layouts of published files, whatever its modules are called.
+What only transformers' network has is written as values without effect (layer scale of ones, biases and
+mask tokens of zeros); what only omma's has is folded into a neighbour where that is exact (positions of
+registers).
 """
 
 from collections.abc import Iterable
@@ -23,24 +23,24 @@ from omma.weights.export.check import Sizes
 
 State = dict[str, Tensor]
 INTERPOLATED = (
-    "transformers reads other image sizes with interpolate_pos_encoding=True, and interpolates positions in "
-    "another way than omma and timm do"
+    "transformers reads other image sizes with interpolate_pos_encoding=True, and interpolates positions "
+    "differently from omma and timm"
 )
 
 
-class Theirs(NamedTuple):
-    """A network as transformers describes it."""
+class HfNetwork(NamedTuple):
+    """A network in transformers' form."""
 
-    kind: str  # of its configuration: "ViT" for ViTConfig and ViTModel
+    kind: str  # prefix of its classes: "ViT" for ViTConfig and ViTModel
     config: dict[str, Any]
     state: State
-    prefix: int  # tokens before the patches
+    prefix: int  # number of tokens before the patches
     sizes: Sizes
     notes: tuple[str, ...] = ()
 
 
-def described(encoder: Backbone) -> Theirs:
-    """What transformers calls the network. Raises ValueError where it has none that computes the same."""
+def hf_network(encoder: Backbone) -> HfNetwork:
+    """The network in transformers' form. Raises ValueError if none there computes the same."""
     o: Any = SimpleNamespace(**(backbones.options(encoder.name) | encoder.spec()))
     state = {name: x.detach() for name, x in encoder.state_dict().items()}
     if isinstance(encoder, ViT):
@@ -58,40 +58,40 @@ def _refuse(encoder: Backbone, why: str, instead: str = "timm, onnx or torch") -
     raise ValueError(f"transformers has {why}: export {encoder.name} as {instead} instead")
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- shared
 def _renamed(state: State, prefix: str, new: str, names: dict[str, str]) -> State:
-    """Weight and bias of each module that is there, under its new name."""
-    found = {}
-    for old, theirs in names.items():
-        for part in ("weight", "bias"):
-            if f"{prefix}{old}.{part}" in state:
-                found[f"{new}{theirs}.{part}"] = state[f"{prefix}{old}.{part}"]
-    return found
+    """Weights and biases of those modules that exist, under their new names."""
+    out = {}
+    for old, new_name in names.items():
+        for p in ("weight", "bias"):
+            if f"{prefix}{old}.{p}" in state:
+                out[f"{new}{new_name}.{p}"] = state[f"{prefix}{old}.{p}"]
+    return out
 
 
 def _qkv(state: State, prefix: str, new: Iterable[str], biases: Iterable[bool]) -> State:
-    """Queries, keys and values apart, as modules of the names `new`; `biases`: those that theirs has."""
-    found = {}
+    """Separate queries, keys and values, named `new`; biases: whether transformers' module has one each."""
+    out = {}
     fused = state.get(f"{prefix}qkv.weight")
     for i, (name, module, biased) in enumerate(zip("qkv", new, biases, strict=True)):
         weight = state[f"{prefix}{name}_proj.weight"] if fused is None else fused.chunk(3)[i]
-        found[f"{module}.weight"] = weight
+        out[f"{module}.weight"] = weight
         if not biased:
             continue
         own = state.get(f"{prefix}{name}_bias", state.get(f"{prefix}{name}_proj.bias"))
         if f"{prefix}qkv.bias" in state:
             own = state[f"{prefix}qkv.bias"].chunk(3)[i]
-        found[f"{module}.bias"] = weight.new_zeros(len(weight)) if own is None else own
-    return found
+        out[f"{module}.bias"] = weight.new_zeros(len(weight)) if own is None else own
+    return out
 
 
 def _scales(state: State, old: str, new: str, dim: int) -> State:
-    """A layer scale; ones where there is none."""
+    """The layer scale under its new name; ones if the network has none."""
     return {new: state.get(old, torch.ones(dim))}
 
 
 def _front(encoder: Any, o: Any, state: State) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Positions of class token (and distillation token) and patches, and registers with theirs added."""
+    """Positions of class (and distillation) token and patches; registers with theirs; class token."""
     tokens = 2 if o.distilled else 1
     rows, columns = encoder.home
     own = encoder.prefix if o.prefix_positions else 0
@@ -104,7 +104,7 @@ def _front(encoder: Any, o: Any, state: State) -> tuple[Tensor, Tensor | None, T
 
 
 # ---------------------------------------------------------------- ViT, DeiT, DINOv2, CLIP
-def _vit(encoder: ViT, o: Any, state: State) -> Theirs:
+def _vit(encoder: ViT, o: Any, state: State) -> HfNetwork:
     if o.positions == "rope":
         _refuse(encoder, "no rotary positions beside biased keys", "onnx or torch")
     if o.mixer != "softmax":
@@ -138,9 +138,9 @@ def _vit(encoder: ViT, o: Any, state: State) -> Theirs:
         old, new = f"blocks.{i}.", f"encoder.layer.{i}."
         out |= _renamed(state, old, new, names)
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (o.qkv_bias,) * 3)
-    # the pooler is a layer of its own; it is made to pass the class token on
+    # transformers adds a linear pooler; as the identity it returns the class token
     out |= {"pooler.dense.weight": torch.eye(o.dim), "pooler.dense.bias": torch.zeros(o.dim)}
-    return Theirs(
+    return HfNetwork(
         "DeiT" if o.distilled else "ViT",
         config | {"pooler_act": "linear"},
         out,
@@ -156,14 +156,14 @@ def _bert(prefix: str) -> list[str]:
 
 def _dinov2(
     encoder: ViT, o: Any, state: State, config: dict[str, Any], out: State, registers: Tensor | None
-) -> Theirs:
+) -> HfNetwork:
     config.pop("intermediate_size")
     swiglu = o.mlp == "swiglu"
-    widths: dict[int, int] = {}  # theirs follows from a whole number
+    widths: dict[int, int] = {}  # transformers derives the hidden width from an integer ratio
     for ratio in range(1, 33):
         widths.setdefault((ratio * o.dim * 2 // 3 + 7) // 8 * 8 if swiglu else ratio * o.dim, ratio)
     if o.hidden not in widths:
-        _refuse(encoder, f"no such network whose perceptron is {o.hidden} wide")
+        _refuse(encoder, f"no such network whose MLP is {o.hidden} wide")
     config |= {"mlp_ratio": widths[o.hidden], "use_swiglu_ffn": swiglu}
     out["embeddings.mask_token"] = torch.zeros(1, o.dim)
     names = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.output.dense"}
@@ -175,21 +175,21 @@ def _dinov2(
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (o.qkv_bias,) * 3)
         for n in (1, 2):
             out |= _scales(state, f"{old}ls{n}.gamma", f"{new}layer_scale{n}.lambda1", o.dim)
-    notes = ("transformers interpolates positions for other image sizes in another way than omma does",)
+    notes = ("for other image sizes transformers interpolates positions differently from omma",)
     if registers is None:
-        return Theirs("Dinov2", config, out, 1, "fixed", notes)
+        return HfNetwork("Dinov2", config, out, 1, "fixed", notes)
     out["embeddings.register_tokens"] = registers
     config["num_register_tokens"] = o.registers
-    return Theirs("Dinov2WithRegisters", config, out, encoder.prefix, "fixed", notes)
+    return HfNetwork("Dinov2WithRegisters", config, out, encoder.prefix, "fixed", notes)
 
 
-def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor, o: Any) -> Theirs:
+def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor, o: Any) -> HfNetwork:
     config.pop("qkv_bias")
     v = "vision_model."
     out = {f"{v}embeddings.class_embedding": token[0, 0]}
     out |= {f"{v}embeddings.position_embedding.weight": positions[0]}
     names = {"patch_embed.proj": "embeddings.patch_embedding", "norm": "post_layernorm"}
-    out |= _renamed(state, "", v, names | {"norm_pre": "pre_layrnorm"})  # theirs is spelled so
+    out |= _renamed(state, "", v, names | {"norm_pre": "pre_layrnorm"})  # spelled so in transformers
     names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj"}
     names |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
     for i in range(o.depth):
@@ -197,11 +197,11 @@ def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor
         out |= _renamed(state, old, new, names)
         out |= _qkv(state, f"{old}attn.", [f"{new}self_attn.{n}_proj" for n in "qkv"], (True,) * 3)
     note = "omma's patch features are post_layernorm(last_hidden_state)[:, 1:]"
-    return Theirs("CLIPVision", config, out, 1, "fixed", (INTERPOLATED, note))
+    return HfNetwork("CLIPVision", config, out, 1, "fixed", (INTERPOLATED, note))
 
 
 # ---------------------------------------------------------------- BEiT, DINOv3, Swin
-def _beit(encoder: Eva, o: Any, state: State) -> Theirs:
+def _beit(encoder: Eva, o: Any, state: State) -> HfNetwork:
     if o.rope != "none" or o.mlp != "gelu" or o.attn_norm or o.registers:
         _refuse(encoder, "no EVA-02, and no BEiT with these options")
     config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
@@ -227,14 +227,14 @@ def _beit(encoder: Eva, o: Any, state: State) -> Theirs:
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (True, False, True))
         if o.bias == "layer":
             table = "relative_position_bias_table"
-            theirs = f"{new}attention.attention.relative_position_bias.{table}"
-            out[theirs] = state[f"{old}attn.{table}"]
+            new_name = f"{new}attention.attention.relative_position_bias.{table}"
+            out[new_name] = state[f"{old}attn.{table}"]
         for n in (1, 2):
             out |= _scales(state, f"{old}gamma_{n}", f"{new}lambda_{n}", o.dim)
-    return Theirs("Beit", config, out, 1, "fixed", (INTERPOLATED,))
+    return HfNetwork("Beit", config, out, 1, "fixed", (INTERPOLATED,))
 
 
-def _dinov3(encoder: Eva, o: Any, state: State) -> Theirs:
+def _dinov3(encoder: Eva, o: Any, state: State) -> HfNetwork:
     if o.positions != "none" or o.bias != "none" or o.attn_norm or o.sub_norm or o.pool == "mean_fc_norm":
         _refuse(encoder, "no DINOv3 with these options")
     config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
@@ -256,15 +256,15 @@ def _dinov3(encoder: Eva, o: Any, state: State) -> Theirs:
         biases = (o.qkv_bias, False, o.qkv_bias)
         out |= _qkv(state, f"{old}attn.", [f"{new}attention.{n}_proj" for n in "qkv"], biases)
         if o.mlp == "swiglu":
-            for part in ("weight", "bias"):
-                gate, value = state[f"{old}mlp.fc1.{part}"].chunk(2)
-                out |= {f"{new}mlp.gate_proj.{part}": gate, f"{new}mlp.up_proj.{part}": value}
+            for p in ("weight", "bias"):
+                gate, value = state[f"{old}mlp.fc1.{p}"].chunk(2)
+                out |= {f"{new}mlp.gate_proj.{p}": gate, f"{new}mlp.up_proj.{p}": value}
         for n in (1, 2):
             out |= _scales(state, f"{old}gamma_{n}", f"{new}layer_scale{n}.lambda1", o.dim)
-    return Theirs("DINOv3ViT", config, out, encoder.prefix, "multiples")
+    return HfNetwork("DINOv3ViT", config, out, encoder.prefix, "multiples")
 
 
-def _swin(encoder: Swin, o: Any, state: State) -> Theirs:
+def _swin(encoder: Swin, o: Any, state: State) -> HfNetwork:
     sides = [encoder.grid(o.image_size, o.image_size)[0] * 2**i for i in reversed(range(len(o.depths)))]
     window = o.window if isinstance(o.window, int) else max(o.window)
     if not isinstance(o.window, int) and len(set(o.window)) > 1:
@@ -282,7 +282,7 @@ def _swin(encoder: Swin, o: Any, state: State) -> Theirs:
     names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
     table = "relative_position_bias_table"
     for i, depth in enumerate(o.depths):
-        if i:  # theirs merges at the end of a stage, timm's at the beginning of the next
+        if i:  # transformers merges patches at the end of a stage, timm at the start of the next
             merging = {"downsample.norm": "downsample.norm", "downsample.reduction": "downsample.reduction"}
             out |= _renamed(state, f"layers.{i}.", f"encoder.layers.{i - 1}.", merging)
         for j in range(depth):
@@ -290,4 +290,4 @@ def _swin(encoder: Swin, o: Any, state: State) -> Theirs:
             out |= _renamed(state, old, new, names)
             out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.self."), (o.qkv_bias,) * 3)
             out[f"{new}attention.self.{table}"] = state[f"{old}attn.{table}"]
-    return Theirs("Swin", config, out, 0, "fixed")
+    return HfNetwork("Swin", config, out, 0, "fixed")

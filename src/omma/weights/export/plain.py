@@ -1,7 +1,7 @@
-"""Attention of Swin and CaiT as plain formulas of sizes that are not yet known, for tracing.
+"""Attention of Swin and CaiT in a form that can be traced with symbolic image sizes.
 
-What trains fast (windows cut by views, remembered tables, heads folded into the batch) needs numbers for
-sizes. Here sizes may be symbols: whatever depends on them is arithmetic on indices.
+The fast forms for training (windows as views, cached tables, heads folded into the batch) need concrete
+sizes. Here all that depends on sizes is arithmetic on indices.
 """
 
 import copy
@@ -20,7 +20,7 @@ from omma.ops.norm import norm_linear
 
 
 def plain(encoder: Backbone) -> Backbone:
-    """A copy that computes the same, whose forward pass can be traced for any size; in evaluation mode."""
+    """A copy in evaluation mode that computes the same and can be traced for any image size."""
     encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
     for module in list(encoder.modules()):
         for name, child in module.named_children():
@@ -34,25 +34,26 @@ def plain(encoder: Backbone) -> Backbone:
 def _axis(
     side: int, window: int, shifted: bool, device: torch.device
 ) -> tuple[int, Int[Tensor, "w s"], Bool[Tensor, "w s"], Int[Tensor, "n"]]:
-    """Windows along one side: how many, the place in the padded map at each of theirs, and where `side` went.
+    """Windows along one side of the map: their number, source, validity and index.
 
-    The second tensor says which places take part: padding does, unless the map is no longer than a window,
-    which is then the map and not shifted. The last one is the number, among all places, of each of the map's.
+    source: the coordinate in the padded map at each position of each window. validity: which positions take
+    part in attention; padding does, unless a single window covers the map, which is then not shifted. index:
+    for each coordinate of the map, its position among those of all windows.
     """
     count = (side + window - 1) // window
-    several = torch.sym_min(1, (side - 1) // window)  # 1 where there is more than one window, else 0
-    shift = (window // 2) * several if shifted else 0
+    has_several = torch.sym_min(1, (side - 1) // window)  # 1 where there is more than one window, else 0
+    shift = (window // 2) * has_several if shifted else 0
     full = count * window
-    at = torch.arange(full, device=device) + shift
-    at = torch.where(at < full, at, at - full)
-    seen = at < torch.sym_max(side, several * full)
-    home = torch.arange(side, device=device) - shift
-    home = torch.where(home < 0, home + full, home)
-    return count, at.view(count, window), seen.view(count, window), home
+    source = torch.arange(full, device=device) + shift
+    source = torch.where(source < full, source, source - full)
+    valid = source < torch.sym_max(side, has_several * full)
+    index = torch.arange(side, device=device) - shift
+    index = torch.where(index < 0, index + full, index)
+    return count, source.view(count, window), valid.view(count, window), index
 
 
 class Windowed(nn.Module):
-    """Swin's attention within shifted windows, places gathered by number."""
+    """Swin's attention within shifted windows, whose positions are gathered by index."""
 
     def __init__(self, attn: swin.WindowAttention) -> None:
         super().__init__()
@@ -61,52 +62,54 @@ class Windowed(nn.Module):
         self.register_buffer("pairs", relative.distances((attn.side, attn.side)), persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, grid: tuple[int, int]
+        self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm, grid: tuple[int, int]
     ) -> Float[Tensor, "b n d"]:
         attn, window, (rows, columns) = self.attn, self.attn.side, grid
-        down, y, y_seen, y_home = _axis(rows, window, attn.shifted, x.device)
-        across, z, z_seen, z_home = _axis(columns, window, attn.shifted, x.device)
+        n_rows, y, y_valid, y_index = _axis(rows, window, attn.shifted, x.device)
+        n_columns, z, z_valid, z_index = _axis(columns, window, attn.shifted, x.device)
 
-        def each(a: Tensor, b: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            """[windows, places] of what both axes say of a place."""
+        def per_position(a: Tensor, b: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            """Combine values of both axes for each position: [windows, positions]."""
             both = combine(a[:, None, :, None], b[None, :, None, :])
-            return both.reshape(down * across, window * window)
+            return both.reshape(n_rows * n_columns, window * window)
 
-        # the norm comes before the padding, which is a row of zeros after the map's
-        tokens = F.pad(before(x), (0, 0, 0, 1))
-        lost = each(y >= rows, z >= columns, torch.logical_or)
-        source = each(y, z, lambda a, b: a * columns + b).masked_fill(lost, rows * columns)
+        # the norm comes before padding, which is the extra row of zeros at the end
+        tokens = F.pad(norm(x), (0, 0, 0, 1))
+        is_padding = per_position(y >= rows, z >= columns, torch.logical_or)
+        source = per_position(y, z, lambda a, b: a * columns + b).masked_fill(is_padding, rows * columns)
         qkv = F.linear(tokens[:, source.flatten()], attn.qkv.weight, attn.qkv.bias)
-        qkv = qkv.view(-1, down * across, window * window, 3, attn.heads, qkv.shape[-1] // (3 * attn.heads))
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # [b, windows, heads, places, e]
+        qkv = qkv.view(
+            -1, n_rows * n_columns, window * window, 3, attn.heads, qkv.shape[-1] // (3 * attn.heads)
+        )
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # [b, windows, heads, positions, e]
 
-        seen = each(y_seen, z_seen, torch.logical_and)[:, None, :]  # the key, by every query
-        high = each(y, torch.zeros_like(z), torch.add)
-        wide = each(torch.zeros_like(y), z, torch.add)
-        for place in (high, wide):  # far apart in the map: neighbours only by rolling [figure 4]
-            seen = seen & ((place[:, :, None] - place[:, None, :]).abs() < window)
+        valid = per_position(y_valid, z_valid, torch.logical_and)[:, None, :]  # of the key, for every query
+        row_of = per_position(y, torch.zeros_like(z), torch.add)
+        column_of = per_position(torch.zeros_like(y), z, torch.add)
+        for axis in (row_of, column_of):  # neighbours only because of the cyclic shift [figure 4]
+            valid = valid & ((axis[:, :, None] - axis[:, None, :]).abs() < window)
         table = attn.relative_position_bias_table[self.pairs]
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + table.permute(2, 0, 1)
-        scores = scores.masked_fill(~seen[:, None], -torch.inf)
+        scores = scores.masked_fill(~valid[:, None], -torch.inf)
         out = (scores.softmax(-1) @ v).transpose(2, 3).flatten(1, 2).flatten(2)
 
-        number = (y_home // window * across)[:, None] + z_home // window
-        number = number * window * window + (y_home % window * window)[:, None] + z_home % window
-        return attn.proj(out[:, number.flatten()])
+        index = (y_index // window * n_columns)[:, None] + z_index // window
+        index = index * window * window + (y_index % window * window)[:, None] + z_index % window
+        return attn.proj(out[:, index.flatten()])
 
 
 class TalkingHeads(nn.Module):
-    """CaiT's attention, heads mixed before and after the softmax."""
+    """CaiT's attention, with heads mixed before and after the softmax."""
 
     def __init__(self, attn: cait.TalkingHeads) -> None:
         super().__init__()
         self.attn = attn
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, gamma: Float[Tensor, "d"]
+        self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm, gamma: Float[Tensor, "d"]
     ) -> Float[Tensor, "b n d"]:
         attn = self.attn
-        qkv = norm_linear(x, before, attn.qkv.weight, attn.qkv.bias)
+        qkv = norm_linear(x, norm, attn.qkv.weight, attn.qkv.bias)
         q, k, v = attention.split(qkv, attn.proj_l.in_features)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         maps = attn.proj_l(scores.permute(0, 2, 3, 1)).softmax(2)  # [b, n, m, heads]

@@ -1,4 +1,4 @@
-"""To timm: the network of its own that computes the same, and a folder as timm's hub has them."""
+"""Export to timm: the timm network that computes the same, and a folder like those on the hub."""
 
 import json
 from pathlib import Path
@@ -22,34 +22,34 @@ ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions inte
 
 
 class Twin(NamedTuple):
-    """`timm.create_model(architecture, num_classes=0, **args)` has the encoder's parameters, name by name."""
+    """`timm.create_model(architecture, num_classes=0, **args)` has the encoder's parameters."""
 
     architecture: str
     args: dict[str, Any]
 
 
 def twin(encoder: Backbone) -> Twin:
-    """What timm calls the network. Raises ValueError where it has none, or timm is not installed."""
-    for family, named in (
+    """The timm network that computes the same. Raises ValueError if there is none, or no timm."""
+    for family, of_family in (
         (ViT, _vit), (Eva, _eva), (CaiT, _cait), (Swin, _swin), (External, _external)
     ):  # fmt: skip
         if isinstance(encoder, family):
-            return named(encoder, SimpleNamespace(**(backbones.options(encoder.name) | encoder.spec())))
+            return of_family(encoder, SimpleNamespace(**(backbones.options(encoder.name) | encoder.spec())))
     _refuse(encoder, f"no {encoder.name}")
 
 
 def timm_twin(encoder: Backbone) -> nn.Module:
-    """timm's network of the same shape, in evaluation mode; the encoder's state loads into it, strictly."""
+    """timm's network of the same shape, in evaluation mode; it loads the encoder's state_dict strictly."""
     architecture, args = twin(encoder)
     return _create(encoder, architecture, num_classes=0, **args)
 
 
 def _create(encoder: Backbone, name: str, **args: Any) -> Any:
-    """timm's network, or ValueError where the installed timm is too old for it."""
+    """Create timm's network. Raises ValueError if the installed timm is too old for it."""
     timm = need("timm", "timm")
     try:
         return timm.create_model(name, **args).eval()
-    except (TypeError, RuntimeError) as error:  # an option or a network that it does not know yet
+    except (TypeError, RuntimeError) as error:  # an option or a network that this version lacks
         raise ValueError(
             f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): pip install -U timm"
         ) from error
@@ -60,7 +60,7 @@ def _refuse(encoder: Backbone, why: str) -> NoReturn:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """A number that times `dim`, cut to a whole one, is `hidden`."""
+    """An mlp_ratio for which timm's int(dim * ratio) is `hidden`."""
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 
 
@@ -78,28 +78,18 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         _refuse(encoder, f"no mixer like {o.mixer!r}")
     if o.eps not in (1e-6, 1e-5) or ((o.mlp == "swiglu" or o.distilled) and o.eps != 1e-6):
         _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
-    wide = 2 * o.hidden if o.mlp == "swiglu" else o.hidden  # both parts of a gated layer
+    name = _vit_name(encoder, o)
+    wide = 2 * o.hidden if o.mlp == "swiglu" else o.hidden  # gate and value of a gated layer
     args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"} | ANY_SIZE
-    size = {192: "tiny", 384: "small", 1024: "large"}.get(o.dim, "base")
-    name = f"vit_{size}_patch16_224"
-    if o.distilled:
-        if o.registers or o.layer_scale is not None or o.norm_pre or o.mlp != "gelu" or not o.class_token:
-            _refuse(encoder, "a distillation token in plain ViTs only")
-        if o.pool == "mean_fc_norm":
-            _refuse(encoder, "no norm after pooling in networks with a distillation token")
-        name = f"deit_{size if size in ('tiny', 'small') else 'base'}_distilled_patch16_224"
-    elif o.mlp == "swiglu":
-        name = "vit_giant_patch14_dinov2"
-        args["init_values"] = 0.0  # this architecture's own would stand; 0 is none to timm
-    elif o.norm_pre or o.eps == 1e-5:
-        name = "vit_base_patch32_clip_224"
     if o.pool != "token" and not o.distilled:
         args |= {"global_pool": "avg", "fc_norm": o.pool == "mean_fc_norm"}
+    if name == "vit_giant_patch14_dinov2":
+        args["init_values"] = 0.0  # overrides this architecture's default; timm takes 0 as none
     if o.layer_scale is not None:
         args["init_values"] = o.layer_scale
     if o.norm_pre or name.endswith("clip_224"):
         args["pre_norm"] = o.norm_pre
-    for told, key, value in (
+    for needed, key, value in (
         (o.registers, "reg_tokens", o.registers),
         (not o.prefix_positions, "no_embed_class", True),
         (not o.class_token, "class_token", False),
@@ -107,9 +97,35 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         (o.positions == "none", "pos_embed", "none"),
         (o.mlp == "quickgelu", "act_layer", "quick_gelu"),
     ):
-        if told:
+        if needed:
             args[key] = value
     return Twin(name, args)
+
+
+def _vit_name(encoder: Backbone, o: Any) -> str:
+    """The architecture of timm whose fixed choices (activation, eps, tokens) are the encoder's."""
+    size = {192: "tiny", 384: "small", 1024: "large"}.get(o.dim, "base")
+    if o.distilled:
+        if o.registers or o.layer_scale is not None or o.norm_pre or o.mlp != "gelu" or not o.class_token:
+            _refuse(encoder, "a distillation token in plain ViTs only")
+        if o.pool == "mean_fc_norm":
+            _refuse(encoder, "no norm after pooling in networks with a distillation token")
+        return f"deit_{size if size in ('tiny', 'small') else 'base'}_distilled_patch16_224"
+    if o.mlp == "swiglu":
+        return "vit_giant_patch14_dinov2"
+    if o.norm_pre or o.eps == 1e-5:
+        return "vit_base_patch32_clip_224"
+    return f"vit_{size}_patch16_224"
+
+
+def _beit(encoder: Backbone, o: Any, args: dict[str, Any]) -> Twin:
+    if o.rope != "none" or o.mlp == "swiglu" or o.attn_norm or not o.fused or o.eps != 1e-6:
+        _refuse(encoder, "relative biases in networks of BEiT's form only")
+    if o.mlp == "split_swiglu":
+        args |= {"swiglu_mlp": True, "scale_mlp": o.sub_norm}
+    args |= {"init_values": o.layer_scale or 0.0, "use_abs_pos_emb": o.positions == "learned"}
+    args |= {"use_rel_pos_bias": o.bias == "layer", "use_shared_rel_pos_bias": o.bias == "shared"}
+    return Twin("beit_base_patch16_224", args)
 
 
 def _eva(encoder: Backbone, o: Any) -> Twin:
@@ -118,13 +134,7 @@ def _eva(encoder: Backbone, o: Any) -> Twin:
     if o.pool == "mean":
         args["use_fc_norm"] = False
     if o.bias != "none":
-        if o.rope != "none" or o.mlp == "swiglu" or o.attn_norm or not o.fused or o.eps != 1e-6:
-            _refuse(encoder, "relative biases in networks of BEiT's form only")
-        if o.mlp == "split_swiglu":
-            args |= {"swiglu_mlp": True, "scale_mlp": o.sub_norm}
-        args |= {"init_values": o.layer_scale or 0.0, "use_abs_pos_emb": o.positions == "learned"}
-        args |= {"use_rel_pos_bias": o.bias == "layer", "use_shared_rel_pos_bias": o.bias == "shared"}
-        return Twin("beit_base_patch16_224", args)
+        return _beit(encoder, o, args)
     if o.eps not in (1e-6, 1e-5):
         _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
     args |= {"qkv_fused": o.fused, "use_abs_pos_emb": o.positions == "learned"} | ANY_SIZE
@@ -144,7 +154,7 @@ def _eva(encoder: Backbone, o: Any) -> Twin:
     if o.eps == 1e-6:
         name = ("eva02_tiny" if o.fused else "eva02_base") if o.rope == "indexed" else "eva_giant"
         return Twin(f"{name}_patch14_224", args)
-    # DINOv3's: its own rotary positions and layer scale would stand where they are not asked for otherwise
+    # DINOv3's defaults for rotary positions and layer scale must be overridden
     if o.rope == "indexed":
         args |= {"rope_type": "cat", "rope_temperature": 10_000, "rope_rotate_half": False}
     if o.layer_scale is None:
@@ -167,7 +177,7 @@ def _swin(encoder: Backbone, o: Any) -> Twin:
     if any(side > window and side % window for side, window in zip(sides, windows, strict=True)):
         _refuse(
             encoder,
-            f"another way to fill up windows of {o.window} (it shifts first), which {o.image_size} px needs",
+            f"another way to pad windows of {o.window} (it shifts first), which {o.image_size} px needs",
         )
     args = {"img_size": o.image_size, "patch_size": o.token_patch, "in_chans": o.channels}
     args |= {"embed_dim": o.dim, "depths": list(o.depths), "num_heads": list(o.heads)}
@@ -183,11 +193,11 @@ def _external(encoder: Backbone, o: Any) -> Twin:
         _refuse(encoder, "no non-local blocks")
     timm, name = need("timm", "timm"), name.partition(".")[0]
     sized = {"img_size": o.image_size}
-    for wishes in (sized | ANY_SIZE, sized, {}):
-        args = {"in_chans": o.channels, **wishes}
+    for sizes in (sized | ANY_SIZE, sized, {}):
+        args = {"in_chans": o.channels, **sizes}
         try:
             timm.create_model(name, num_classes=0, **args).load_state_dict(encoder.state_dict())
-        except (TypeError, AssertionError):  # it has no such option
+        except (TypeError, AssertionError):  # the network lacks this option
             continue
         except RuntimeError:
             break
@@ -197,11 +207,11 @@ def _external(encoder: Backbone, o: Any) -> Twin:
 
 # ---------------------------------------------------------------- on disk
 def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
-    """config.json and model.safetensors, as timm's models on the hub have them."""
+    """Write config.json and model.safetensors, as timm's models on the hub have them."""
     timm = need("timm", "timm")
     architecture, args = twin(encoder)
     state = {k: v.detach().contiguous().clone() for k, v in encoder.state_dict().items()}
-    known = timm.models.get_pretrained_cfg(architecture)
+    published_cfg = timm.models.get_pretrained_cfg(architecture)
     mean, std = eight_bit(preprocess)
     size = [preprocess.channels, preprocess.size, preprocess.size]
     resized = round(preprocess.size / preprocess.crop_share)
@@ -212,35 +222,37 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
         "fixed_input_size": "img_size" in args and not args.get("dynamic_img_size", False),
         "pool_size": None,
         "interpolation": "bicubic",
-        "crop_pct": preprocess.size / (resized + 1e-3),  # timm cuts the quotient of these to a whole number
+        "crop_pct": preprocess.size / (resized + 1e-3),  # timm truncates size / crop_pct
         "crop_mode": "center",
         "mean": mean,
         "std": std,
-        "classifier": getattr(known, "classifier", None),  # what is new when the network is fine-tuned
-        # other than three channels must not be taken for three by timm: it would refuse or spread them
-        "first_conv": getattr(known, "first_conv", None) if preprocess.channels == 3 else None,
+        "classifier": getattr(published_cfg, "classifier", None),  # the layer that fine-tuning replaces
+        # for other than three channels: timm assumes three here, and would refuse or convert them
+        "first_conv": getattr(published_cfg, "first_conv", None) if preprocess.channels == 3 else None,
     }
-    said = {"architecture": architecture, "num_classes": 0, "num_features": encoder.dim}
-    said |= {"model_args": args, "pretrained_cfg": cfg}
+    config = {"architecture": architecture, "num_classes": 0, "num_features": encoder.dim}
+    config |= {"model_args": args, "pretrained_cfg": cfg}
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
-    """What timm makes of the folder."""
+    """Load the folder with timm."""
     timm = need("timm", "timm")
-    said = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     notes = (*raw_note(preprocess), f"read with timm {timm.__version__}")
     try:
         model = _create(encoder, f"local-dir:{folder}", pretrained=True)
     except AssertionError:  # before 1.0.16 or so
-        args = said["model_args"] | {"checkpoint_path": str(folder / "model.safetensors")}
-        model = _create(encoder, said["architecture"], num_classes=0, **args)
-        notes += ("this timm knows no 'local-dir:'; give create_model the model_args and a checkpoint_path",)
-    by_hand = _pooled_by_hand(encoder)
-    if by_hand:
-        notes += (by_hand,)
+        args = config["model_args"] | {"checkpoint_path": str(folder / "model.safetensors")}
+        model = _create(encoder, config["architecture"], num_classes=0, **args)
+        notes += (
+            "this timm does not support 'local-dir:'; give create_model the model_args and a checkpoint_path",
+        )
+    pooling_note = _pooling_note(encoder)
+    if pooling_note:
+        notes += (pooling_note,)
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         x = model.forward_features(images)
@@ -249,17 +261,17 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
             patches = (x if channels_last else x.permute(0, 2, 3, 1)).flatten(1, 2)
         else:
             patches = x[:, encoder.prefix :]
-        if by_hand:
+        if pooling_note:
             return (x[:, 0] if encoder.pool == "token" else patches.mean(1)), patches
         return model.forward_head(x), patches
 
-    free = "img_size" not in said["model_args"] or said["model_args"].get("dynamic_img_size", False)
+    free = "img_size" not in config["model_args"] or config["model_args"].get("dynamic_img_size", False)
     return Reopened(run, "any" if free else "fixed", notes)
 
 
-def _pooled_by_hand(encoder: Backbone) -> str | None:
-    """What to do where timm's own pooling gives another feature than omma's."""
+def _pooling_note(encoder: Backbone) -> str | None:
+    """How to get omma's pooled feature where timm's pooling differs; None where it does not."""
     if getattr(encoder, "dist_token", None) is None:
         return None
-    wanted = "forward_features(x)[:, 0]" if encoder.pool == "token" else "forward_features(x)[:, 2:].mean(1)"
-    return f"timm averages class and distillation token; omma's pooled feature is {wanted}"
+    feature = "forward_features(x)[:, 0]" if encoder.pool == "token" else "forward_features(x)[:, 2:].mean(1)"
+    return f"timm averages class and distillation token; omma's pooled feature is {feature}"

@@ -1,7 +1,7 @@
-"""Networks as graphs: ONNX for onnxruntime, torch.export's .pt2; batch and image size stay open if they can.
+"""Export as graphs: ONNX for onnxruntime, torch.export's .pt2; batch and image size stay dynamic if possible.
 
-Both take normalised images and give "pooled" [batch, d], the class token's feature or the patches' mean, and
-"patches" [batch, n, d].
+Both take normalised images and return "pooled" [batch, d], the class token's feature or the patches' mean,
+and "patches" [batch, n, d].
 """
 
 import json
@@ -23,18 +23,18 @@ from omma.core.protocols import Backbone, Preprocess
 from omma.weights.export.check import Reopened, Run, Sizes, compare
 from omma.weights.export.plain import plain
 
-LIMIT = 1e-3  # relative difference that a graph may show on noise
+LIMIT = 1e-3  # largest relative difference on noise
 
 
 class Traced(nn.Module):
-    """An encoder whose outputs have names. pads: fill images up to whole patches before it sees them."""
+    """An encoder with named outputs. pads: pad images to multiples of the patch before the encoder."""
 
     def __init__(self, encoder: Backbone, pads: bool) -> None:
         super().__init__()
         self.encoder, self.pads = encoder, pads
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
-        if self.pads:  # as the encoder does, but so that the sum is seen to be a multiple
+        if self.pads:  # as the encoder does, but in a form that tracing recognises as a multiple
             patch, (height, width) = self.encoder.patch, images.shape[-2:]
             rows, columns = ((side + patch - 1) // patch for side in (height, width))
             images = F.pad(images, (0, columns * patch - width, 0, rows * patch - height))
@@ -43,7 +43,7 @@ class Traced(nn.Module):
 
 
 def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
-    """Which sides of the images stay open. One patch along a side would be a case of its own."""
+    """The dynamic dimensions of the images; at least two patches a side, since one is a special case."""
     if sizes == "fixed":
         return {0: Dim("batch")}
     if sizes == "any":
@@ -51,7 +51,7 @@ def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
     return {0: Dim("batch"), 2: patch * Dim("rows", min=2), 3: patch * Dim("columns", min=2)}
 
 
-ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # how open the sizes are; may one be told from many?
+ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # dynamic sizes, and whether a size of 1 may be specialised
     ("any", False),
     ("any", True),
     ("multiples", False),
@@ -61,48 +61,50 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # how open the sizes are; may one 
 
 
 def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, Sizes], Run]) -> Sizes:
-    """Write the graph with as open sizes as the network allows, and say which.
+    """Write the graph with sizes as dynamic as the network allows; returns which.
 
-    convert: writes it, and gives what runs the written one. What fails on noise of several sizes does not
-    count. Raises ValueError where even a graph for images of `image_size` cannot be made.
+    convert: writes the graph and returns a function that runs the file. Each attempt is checked on noise of
+    several sizes. Raises ValueError if not even a graph for images of `image_size` can be made.
     """
-    network, patch, why = plain(encoder), encoder.patch, ""
-    for sizes, tells in ATTEMPTS:
-        # other sizes than the usual, and unequal: equal ones would be taken for the same
+    network, patch, reason = plain(encoder), encoder.patch, ""
+    for sizes, special_cases_one in ATTEMPTS:
+        # unusual and unequal sides, since tracing would identify equal ones
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
         images = torch.zeros(2, encoder.channels, height, width)
         module = Traced(network, pads=encoder.plain and sizes == "any")
         dims = _dims(sizes, patch)
         try:
-            # A size may be one (a window, a patch) here and many there. Where torch has a route of its own
-            # for one, the graph holds for either only; told to expect any number, it takes the general one.
-            # The fused attention kernels lay results out in their own ways, which converters stumble over.
+            # A dimension may be 1 (a window, a patch) for some images. torch specialises on 1, so that the
+            # graph would hold for 1 only or for all others; "oblivious" makes it trace the general case.
+            # Fused attention kernels return layouts that converters do not support.
             with (
-                _config.patch(backed_size_oblivious=not tells),  # pyright: ignore[reportAttributeAccessIssue]
+                _config.patch(backed_size_oblivious=not special_cases_one),  # pyright: ignore[reportAttributeAccessIssue]
                 sdpa_kernel(SDPBackend.MATH),
                 warnings.catch_warnings(),
                 torch.no_grad(),
             ):
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, (images,), dynamic_shapes=(dims,), strict=False)
-                _check(encoder, Reopened(_named(program.module()), sizes), image_size)  # heeds its own limits
+                _check(
+                    encoder, Reopened(_runner(program.module()), sizes), image_size
+                )  # checks its own constraints
                 _check(encoder, Reopened(convert(program, sizes), sizes), image_size)
                 return sizes
         except Exception as error:  # tracing fails in many ways
-            why = line(error)
-    raise ValueError(f"{encoder.name} cannot be traced ({why}): export it as safetensors instead")
+            reason = line(error)
+    raise ValueError(f"{encoder.name} cannot be traced ({reason}): export it as safetensors instead")
 
 
-def _named(module: Any) -> Run:
+def _runner(module: Any) -> Run:
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = module(images)
-        return found["pooled"], found["patches"]
+        out = module(images)
+        return out["pooled"], out["patches"]
 
     return run
 
 
 def _check(encoder: Backbone, reopened: Reopened, size: int) -> None:
-    """See that the graph takes what it should: one image, several, the usual size and, where open, others."""
+    """Check the graph on one image and several, at the usual size and, where dynamic, at others."""
     patch, seeded = encoder.patch, torch.Generator().manual_seed(0)
     shapes = [(1, size, size), (2, size, size)]
     if reopened.sizes != "fixed":
@@ -110,34 +112,36 @@ def _check(encoder: Backbone, reopened: Reopened, size: int) -> None:
     if reopened.sizes == "any":
         shapes.append((1, size + patch // 2, size + patch - 1))
     noise = (torch.randn(b, encoder.channels, h, w, generator=seeded) for b, h, w in shapes)
-    found = compare(encoder, reopened, noise)
-    if not found.within(LIMIT):
-        raise ValueError(f"features differ by {found.difference:.2g} of {found.scale:.2g}")
+    comparison = compare(encoder, reopened, noise)
+    if not comparison.within(LIMIT):
+        raise ValueError(f"features differ by {comparison.difference:.2g} of {comparison.scale:.2g}")
 
 
 def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str, ...]:
     size = preprocess.size
-    said = {
+    accepted = {
         "any": "any batch and image size",
         "multiples": f"any batch; image sizes that are multiples of {encoder.patch}",
         "fixed": f"any batch; images of {size}x{size} px only",
     }[sizes]
     if sizes == "any" and encoder.plain:
-        said += f" from {encoder.patch + 1} px on, padded with zeros to multiples of {encoder.patch}"
+        accepted += f" from {encoder.patch + 1} px on, padded with zeros to multiples of {encoder.patch}"
     pooled = "class token's feature" if encoder.pool == "token" else "mean of the patches' features"
-    return (f"{said}; in: images scaled to [0, 1], then (x - mean) / std; out: pooled ({pooled}), patches",)
+    return (
+        f"{accepted}; in: images scaled to [0, 1], then (x - mean) / std; out: pooled ({pooled}), patches",
+    )
 
 
 def _description(encoder: Backbone, preprocess: Preprocess) -> str:
-    """What a user of the graph needs beside it, as JSON."""
-    said = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
-    said |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
-    return json.dumps(said)
+    """What users of the graph need to prepare images, as JSON."""
+    facts = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
+    facts |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
+    return json.dumps(facts)
 
 
 # ---------------------------------------------------------------- torch.export
 def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
-    """A .pt2 file; `extra_files` "omma.json" says how images are prepared."""
+    """Write a .pt2 file, whose `extra_files` "omma.json" says how images are prepared."""
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
         torch.export.save(program, file, extra_files={"omma.json": _description(encoder, preprocess)})
@@ -147,20 +151,22 @@ def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
 
 
 def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
-    """The file as torch.export.load reads it."""
+    """Load the file with torch.export.load."""
     notes = (*_notes(encoder, preprocess, sizes), f"read with torch {torch.__version__}")
-    return Reopened(_named(torch.export.load(file).module()), sizes, notes)
+    return Reopened(_runner(torch.export.load(file).module()), sizes, notes)
 
 
 # ---------------------------------------------------------------- ONNX
 def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
-    """An .onnx file (weights beside it where they exceed 2 GB); metadata "omma": how images are prepared."""
+    """Write an .onnx file (weights in a second file above 2 GB); metadata "omma" describes preprocessing."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         need(module, "onnx")
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
         names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
-        if any(len(shape) != 4 for shape in _attended(program)):  # ONNX has an operator for four dimensions
+        if any(
+            len(shape) != 4 for shape in _attention_shapes(program)
+        ):  # ONNX's operator needs four dimensions
             program = program.run_decompositions()
         graph = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["images"], output_names=["pooled", "patches"],
@@ -174,19 +180,19 @@ def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
     return trace(encoder, preprocess.size, save)
 
 
-def _attended(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
-    """Shapes of the queries of fused attention."""
+def _attention_shapes(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
+    """Shapes of the queries in all fused attention calls."""
     for node in program.graph.nodes:
         if node.target == torch.ops.aten.scaled_dot_product_attention.default:
             yield node.args[0].meta["val"].shape
 
 
 def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
-    """The file as onnxruntime runs it on the CPU."""
+    """Load the file with onnxruntime, on the CPU."""
     runtime = need("onnxruntime", "onnx")
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 4  # what fails is raised
+    settings.log_severity_level = 4  # errors are raised anyway
     session = runtime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Weights that others publish: recognised by their content, converted to omma's names, fitted to a backbone.
+"""Published weights: recognised by their content, converted to omma's names, loaded into a backbone.
 
-A file's way: `recognise` finds the network (dialects.py: who calls it what; families/: what its shapes say),
-`fit` fills a backbone with it (fit.py), `preprocess` tells how images are prepared for it (inputs.py).
+`recognise` finds the network in a file (dialects.py: naming schemes; families/: what shapes say), `fit`
+loads it into a backbone (fit.py), `preprocess` says how its images are prepared (inputs.py).
 """
 
 from omma.weights.published.configs import readable

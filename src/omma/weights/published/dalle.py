@@ -1,4 +1,4 @@
-"""DALL-E's tokenizer in the names of its own code, and the layer of codes that lies beside its encoder."""
+"""DALL-E's tokenizer: from the names of its own code to omma's, and its output layer of codes."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ KINDS = {"w": "weight", "b": "bias"}
 
 
 def from_dalle(t: Names) -> Mapping[str, Any]:
-    """omma's names: groups and blocks are counted from 0."""
+    """Rename to omma's names, in which groups and blocks are counted from 0."""
     for name in list(t.tensors):
         if m := BLOCK.match(name):
             t.move(name, f"blocks.{int(m[1]) - 1}.{int(m[2]) - 1}.{m[3]}.{KINDS[m[4]]}")
@@ -26,10 +26,10 @@ def from_dalle(t: Names) -> Mapping[str, Any]:
     return {}
 
 
-def beside(tensors: Mapping[str, Tensor], dim: int) -> Extras:
-    """The 1x1 convolution to the codes' logits as a linear layer; nothing for a file that has none."""
-    parts = {KINDS[m[2]]: x for name, x in tensors.items() if (m := LAST.search(name))}
-    if "weight" not in parts or parts["weight"].shape[1:] != (dim, 1, 1):
+def extras_of(tensors: Mapping[str, Tensor], dim: int) -> Extras:
+    """The 1x1 convolution to the codes' logits as a linear layer; no extras if the file has none."""
+    output = {KINDS[m[2]]: x for name, x in tensors.items() if (m := LAST.search(name))}
+    if "weight" not in output or output["weight"].shape[1:] != (dim, 1, 1):
         return NO_EXTRAS
-    codes = {f"codes.{name}": x.float().flatten(1) if x.ndim > 1 else x.float() for name, x in parts.items()}
-    return Extras(codes, {"codes": len(parts["weight"])})
+    codes = {f"codes.{name}": x.float().flatten(1) if x.ndim > 1 else x.float() for name, x in output.items()}
+    return Extras(codes, {"codes": len(output["weight"])})

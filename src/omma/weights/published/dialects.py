@@ -1,8 +1,9 @@
-"""What networks are called in the files that people publish: for each dialect, the way to timm's names.
+"""Naming schemes ("dialects") of published files, each with rules that lead to timm's names.
 
-A file is known by an anchor, the name of its first layer's weight; whatever stands before it (`module.`,
-`teacher.backbone.`, `visual.`) is a wrapper. To add a dialect, add an entry to DIALECTS: the first that fits
-is taken. What names alone do not settle (queries, keys and values apart, say), families/ does.
+A dialect is identified by an anchor, the name of the first layer's weight; whatever precedes it in the
+file (`module.`, `teacher.backbone.`, `visual.`) is a prefix to remove. To add a dialect, add an entry to
+DIALECTS: the first that fits is used. What renaming cannot do, such as fusing queries, keys and values,
+families/ does.
 """
 
 import re
@@ -21,44 +22,44 @@ Rules = tuple[tuple[str, str], ...]
 class Dialect:
     """One way to name a network's tensors.
 
-    name: as reports say it. anchor: the first layer's weight. shows: names that are there too, under the same
-    wrapper. marks: what some name of the whole file matches. rules: regular expressions that lead to timm's
-    names, applied one after the other; queries, keys and values of their own become attn.q, attn.k, attn.v.
-    outside: beyond the wrapper, what belongs to the network all the same. settings: what the file does not
-    say. prepare: done before the rules; returns what it learned.
+    name: for reports. anchor: the first layer's weight. requires: other names that must exist under the same
+    prefix. pattern: a regular expression that some name of the whole file must match. rules: regular
+    expressions and replacements that lead to timm's names, applied in order; separate queries, keys and
+    values become attn.q, attn.k, attn.v. extra_names: names without the prefix that belong to the network
+    too. settings: what the file does not say. convert: called before the rules; returns further settings.
     """
 
     name: str
     anchor: str
-    shows: tuple[str, ...] = ()
-    marks: str = ""
+    requires: tuple[str, ...] = ()
+    pattern: str = ""
     rules: Rules = ()
-    outside: tuple[str, ...] = ()
+    extra_names: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    prepare: Callable[[Names], Mapping[str, Any]] | None = None
+    convert: Callable[[Names], Mapping[str, Any]] | None = None
 
-    def fits(self, names: Set[str], inner: Set[str]) -> bool:
-        """names: of the whole file; inner: those under the wrapper, without it."""
-        marked = not self.marks or any(re.search(self.marks, name) for name in names)
-        return marked and inner >= set(self.shows)
+    def fits(self, names: Set[str], unwrapped: Set[str]) -> bool:
+        """names: all names of the file; unwrapped: those under the prefix, without it."""
+        matched = not self.pattern or any(re.search(self.pattern, name) for name in names)
+        return matched and unwrapped >= set(self.requires)
 
 
 # ---------------------------------------------------------------- official code in timm's names, or nearly so
 TIMM = "patch_embed.proj.weight"
 OFFICIAL: Rules = (
-    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 trains its layers in chunks
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 stores its layers in chunks
     (r"^(register_tokens|storage_tokens)$", "reg_token"),  # DINOv2, DINOv3
-    (r"^(blocks\.\d+\.attn)\.([qkv])_proj\.", r"\1.\2."),  # EVA-02, as all below
+    (r"^(blocks\.\d+\.attn)\.([qkv])_proj\.", r"\1.\2."),  # EVA-02, as the rules below
     (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
     (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
-    (r"\.mlp\.w12\.", ".mlp.fc1."),  # DINOv2's, too
+    (r"\.mlp\.w12\.", ".mlp.fc1."),  # also in DINOv2
     (r"\.mlp\.w1\.", ".mlp.fc1_g."),
     (r"\.mlp\.w2\.", ".mlp.fc1_x."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
 
 # ---------------------------------------------------------------- CLIP's own code, and open_clip
-OPEN_CLIP_SHOWS = ("class_embedding", "positional_embedding", "ln_pre.weight", "ln_post.weight")
+OPEN_CLIP_REQUIRES = ("class_embedding", "positional_embedding", "ln_pre.weight", "ln_post.weight")
 OPEN_CLIP: Rules = (
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),
@@ -75,7 +76,7 @@ OPEN_CLIP: Rules = (
 )
 
 # ---------------------------------------------------------------- transformers
-# Its files keep the names of its version 4; networks of version 5 have newer ones in memory. Both are here.
+# Its files keep the names of version 4; networks of version 5 use newer names in memory. Both are covered.
 HF = "embeddings.patch_embeddings.projection.weight"
 HF_RULES: Rules = (
     (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
@@ -121,8 +122,8 @@ HF_CLIP: Rules = (
 )
 
 # ---------------------------------------------------------------- ResNet
-RESNET_SHOWS = ("bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
-SEQUENTIAL: Rules = (  # lightly's and others' nn.Sequential of torchvision's children
+RESNET_REQUIRES = ("bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
+SEQUENTIAL: Rules = (  # an nn.Sequential of torchvision's children, as lightly's
     (r"^0\.", "conv1."),
     (r"^1\.", "bn1."),
     *((rf"^{i + 3}\.", f"layer{i}.") for i in range(1, 5)),
@@ -132,15 +133,15 @@ DIALECTS = (
     Dialect(
         name="BEiT v2's names",
         anchor=TIMM,
-        marks=r"(^|\.)cls_pt_layers\.",
+        pattern=r"(^|\.)cls_pt_layers\.",
         rules=OFFICIAL,
         settings={"normalised": "ImageNet's"},
     ),
-    Dialect(  # of BEiT's form, whose other files want .5
+    Dialect(  # shaped like BEiT, whose other files are normalised with .5
         name="SimMIM's names",
         anchor=TIMM,
-        shows=("mask_token", "rel_pos_bias.relative_position_bias_table"),
-        marks=r"(^|\.)decoder\.0\.weight$",
+        requires=("mask_token", "rel_pos_bias.relative_position_bias_table"),
+        pattern=r"(^|\.)decoder\.0\.weight$",
         rules=OFFICIAL,
         settings={"normalised": "ImageNet's"},
     ),
@@ -148,57 +149,61 @@ DIALECTS = (
     Dialect(
         name="CLIP's names (OpenAI's file)",
         anchor="conv1.weight",
-        shows=OPEN_CLIP_SHOWS,
-        marks=r"(^|\.)input_resolution$",
+        requires=OPEN_CLIP_REQUIRES,
+        pattern=r"(^|\.)input_resolution$",
         rules=OPEN_CLIP,
         settings={"mlp": "quickgelu"},
     ),
-    Dialect(name="open_clip's names", anchor="conv1.weight", shows=OPEN_CLIP_SHOWS, rules=OPEN_CLIP),
+    Dialect(name="open_clip's names", anchor="conv1.weight", requires=OPEN_CLIP_REQUIRES, rules=OPEN_CLIP),
     Dialect(
         name="transformers' names (CLIP)",
         anchor="embeddings.patch_embedding.weight",
-        shows=("embeddings.class_embedding", "pre_layrnorm.weight", "post_layernorm.weight"),
+        requires=("embeddings.class_embedding", "pre_layrnorm.weight", "post_layernorm.weight"),
         rules=HF_CLIP,
         settings={"likely_mlp": "quickgelu"},
     ),
-    Dialect(name="transformers' names (Swin)", anchor=HF, shows=("embeddings.norm.weight",), rules=HF_RULES),
-    Dialect(name="transformers' names (DINOv2)", anchor=HF, marks=r"layer_scale1\.lambda1$", rules=HF_RULES),
+    Dialect(
+        name="transformers' names (Swin)", anchor=HF, requires=("embeddings.norm.weight",), rules=HF_RULES
+    ),
+    Dialect(
+        name="transformers' names (DINOv2)", anchor=HF, pattern=r"layer_scale1\.lambda1$", rules=HF_RULES
+    ),
     Dialect(
         name="transformers' names (DINOv3)",
         anchor="embeddings.patch_embeddings.weight",
-        marks=r"layer_scale1\.lambda1$",
+        pattern=r"layer_scale1\.lambda1$",
         rules=HF_RULES,
     ),
     Dialect(
         name="transformers' names",  # ViT, DeiT, BEiT, ViTMAE
         anchor=HF,
         rules=HF_RULES,
-        outside=("layernorm.weight", "layernorm.bias"),  # of BEiT with a head for masked patches
+        extra_names=("layernorm.weight", "layernorm.bias"),  # of BEiT with its masked-image-modelling head
         settings={"eps": 1e-12},
     ),
     Dialect(
         name="Google's JAX names",
         anchor="embedding/kernel",
-        shows=("cls", "Transformer/encoder_norm/scale"),
-        prepare=from_jax,
+        requires=("cls", "Transformer/encoder_norm/scale"),
+        convert=from_jax,
         settings={"normalised": "0.5"},
     ),
     Dialect(
         name="DALL-E's names",
         anchor="blocks.input.w",
-        shows=("blocks.group_1.block_1.res_path.conv_1.w",),
-        prepare=from_dalle,
+        requires=("blocks.group_1.block_1.res_path.conv_1.w",),
+        convert=from_dalle,
         settings={"normalised": "DALL-E's"},
     ),
-    Dialect(name="torchvision's names", anchor="conv1.weight", shows=RESNET_SHOWS),
+    Dialect(name="torchvision's names", anchor="conv1.weight", requires=RESNET_REQUIRES),
     Dialect(
         name="torchvision's order",
         anchor="0.weight",
-        shows=("1.running_mean", "4.0.conv1.weight", "7.0.conv1.weight"),
+        requires=("1.running_mean", "4.0.conv1.weight", "7.0.conv1.weight"),
         rules=SEQUENTIAL,
     ),
 )
-KNOWN = (
+SUPPORTED = (
     "ViT, DeiT, CaiT, Swin, BEiT, EVA, EVA-02, DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, SimMIM, CLIP, "
     "ResNet, DALL-E's tokenizer"
 )

@@ -1,4 +1,4 @@
-"""Load a recognised network into an encoder of perhaps another image size, patch, channels or tokens."""
+"""Load a recognised network into an encoder, whose image size, patch, channels and tokens may differ."""
 
 import math
 from collections import Counter
@@ -16,115 +16,119 @@ from omma.weights.published.families import TOKENS
 from omma.weights.published.recognise import Recognised
 from omma.weights.published.report import Report, percent
 
-LEAST = 0.95  # of an encoder's parameters
+MIN_SHARE = 0.95  # of an encoder's parameters, below which a file is refused
 TABLE = "relative_position_bias_table"
 PATCHES = "patch_embed.proj.weight"
-# The last norm, before the pooling or after it.
+# The last norm stands before the pooling or after it.
 NORMS = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an encoder of some shape will get. wrong: why it should not, in words; empty where all is well."""
+class Assignment:
+    """Values for an encoder's parameters. problem: why they do not fit, in words; empty if they do."""
 
     values: dict[str, Tensor]
     report: Report
-    wrong: str
+    problem: str
 
     def check(self, allow_partial: bool) -> None:
-        """Raises ValueError where it should be refused."""
+        """Raise ValueError for a problem (unless partial weights are allowed) or values not finite."""
         source = self.report.source
-        if self.wrong and not allow_partial:
-            raise ValueError(f"{source} does not fit {self.report.name}: {self.wrong}")
+        if self.problem and not allow_partial:
+            raise ValueError(f"{source} does not fit {self.report.name}: {self.problem}")
         for name, x in self.values.items():
-            suspect = x.is_floating_point() and not x.sum().isfinite()  # the sum is quick
+            suspect = x.is_floating_point() and not x.sum().isfinite()  # the sum is a cheap first test
             if suspect and not x.isfinite().all():
                 raise ValueError(f"{source} is damaged: {name} has values that are not finite")
 
     def load(self, encoder: Backbone) -> None:
-        """An encoder without values (on the meta device) takes the tensors themselves."""
-        blank = any(p.is_meta for p in encoder.parameters())
-        assert not (blank and self.report.missing), "an encoder without values, and none for some of it"
-        encoder.load_state_dict(self.values, strict=False, assign=blank)
+        """Load the values; an encoder on the meta device takes over the tensors themselves."""
+        on_meta = any(p.is_meta for p in encoder.parameters())
+        assert not (on_meta and self.report.missing), "an encoder on the meta device needs all its values"
+        encoder.load_state_dict(self.values, strict=False, assign=on_meta)
 
 
 def fit(recognised: Recognised, encoder: Backbone, allow_partial: bool = False) -> Report:
-    """Fill the encoder's parameters with those of the file; what became of each is reported.
+    """Fill the encoder's parameters from the file and report what became of each tensor.
 
-    Positions and relative biases are interpolated to the encoder's grid, the patch embedding's kernel is
-    resampled to its patch and spread over its channels. Tokens may be more or fewer.
-    Raises ValueError in one line, and changes nothing, where less than 95 % of the encoder's parameters would
-    get values, where a tensor has a wrong shape, or where part of the file's network has no place: unless
-    `allow_partial`. Values that are not finite are always refused.
+    Positions and relative biases are interpolated to the encoder's grid; the patch embedding's kernel is
+    resampled to its patch size and converted to its channels. The number of tokens may differ.
+    Raises a one-line ValueError and changes nothing if less than 95 % of the encoder's parameters would be
+    filled, a tensor has a wrong shape, or part of the file's network is not in the encoder; `allow_partial`
+    accepts all three. Values that are not finite are always refused.
     """
-    found = plan(recognised, encoder)
-    found.check(allow_partial)
-    found.load(encoder)
-    return found.report
+    assignment = assign(recognised, encoder)
+    assignment.check(allow_partial)
+    assignment.load(encoder)
+    return assignment.report
 
 
-def plan(recognised: Recognised, encoder: Backbone) -> Plan:
-    """As `fit`, without loading; of the encoder only names and shapes count."""
-    wanted = encoder.state_dict()
-    draft = _Draft(
-        dict(recognised.tensors), dict(recognised.how), dict(recognised.origin), encoder.first_layers
+def assign(recognised: Recognised, encoder: Backbone) -> Assignment:
+    """`fit` without loading; only the names and shapes of the encoder's parameters are used."""
+    targets = encoder.state_dict()
+    conversion = _Conversion(
+        dict(recognised.tensors), dict(recognised.conversions), dict(recognised.origin), encoder.first_layers
     )
-    _norms(draft, wanted)
-    _tokens(draft, recognised, encoder, wanted)
+    _norms(conversion, targets)
+    _tokens(conversion, recognised, encoder, targets)
     values: dict[str, Tensor] = {}
-    wrong: list[str] = []
-    for name, target in wanted.items():
-        if name not in draft.given:
+    mismatches: list[str] = []
+    for name, target in targets.items():
+        if name not in conversion.tensors:
             continue
-        x = draft.adapted(name, target)
+        x = conversion.adapt(name, target)
         if x.shape != target.shape:
-            wrong.append(f"{name} has shape {list(x.shape)}, not {list(target.shape)}")
+            mismatches.append(f"{name} has shape {list(x.shape)}, not {list(target.shape)}")
         elif x.is_floating_point() != target.is_floating_point():
-            wrong.append(f"{name} holds {x.dtype}; quantised weights cannot be read")
+            mismatches.append(f"{name} holds {x.dtype}; quantised weights cannot be read")
         else:
             values[name] = x.to(target.dtype, copy=True, memory_format=torch.contiguous_format)
-    homeless = [n for n in draft.given if n not in wanted and n not in (*TOKENS, *NORMS)]
-    report = draft.report(recognised, encoder, values)
-    return Plan(values, report, _reason(report, wrong, homeless, recognised))
+    unplaced = [n for n in conversion.tensors if n not in targets and n not in (*TOKENS, *NORMS)]
+    report = conversion.report(recognised, encoder, values)
+    return Assignment(values, report, _problem(report, mismatches, unplaced, recognised))
 
 
-def _reason(report: Report, wrong: list[str], homeless: list[str], recognised: Recognised) -> str:
+def _problem(report: Report, mismatches: list[str], unplaced: list[str], recognised: Recognised) -> str:
+    """Why the file does not fit, with a remedy; empty if it fits."""
     reasons: list[str] = []
-    if wrong:
-        reasons.append(wrong[0] + (f" ({len(wrong) - 1} more like it)" if len(wrong) > 1 else ""))
-    if homeless:
-        reasons.append(f"{len(homeless)} of its tensors have no place there ({', '.join(homeless[:3])})")
-    if report.share < LEAST:
-        lacking = ", ".join(report.missing[:3])
-        reasons.append(f"only {percent(report.share)} of the encoder's parameters are in it (not {lacking})")
+    if mismatches:
+        more = f" ({len(mismatches) - 1} more like it)" if len(mismatches) > 1 else ""
+        reasons.append(mismatches[0] + more)
+    if unplaced:
+        reasons.append(
+            f"{len(unplaced)} of its tensors have no counterpart there ({', '.join(unplaced[:3])})"
+        )
+    if report.share < MIN_SHARE:
+        examples = ", ".join(report.missing[:3])
+        reasons.append(f"only {percent(report.share)} of the encoder's parameters are in it (not {examples})")
     if not reasons:
         return ""
-    held = recognised.spec["name"]
-    remedy = "is it whole?" if held == report.name else f"it holds {held}: choose that model"
+    file_model = recognised.spec["name"]
+    remedy = "is it complete?" if file_model == report.name else f"it holds {file_model}: choose that model"
     return f"{'; '.join(reasons)}; {remedy} (allow_partial takes what fits)"
 
 
 @dataclass
-class _Draft:
-    """The file's tensors on their way into an encoder."""
+class _Conversion:
+    """The file's tensors while they are converted to an encoder's shapes."""
 
-    given: dict[str, Tensor]
-    how: dict[str, str]
+    tensors: dict[str, Tensor]
+    conversions: dict[str, str]
     origin: dict[str, tuple[str, ...]]
-    first: tuple[str, ...]  # layers that read the image
+    first_layers: tuple[str, ...]  # layers that read the image
     interpolated: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
-    details: Counter[str] = field(default_factory=Counter)  # in words
+    details: Counter[str] = field(default_factory=Counter)  # sentences for the report, counted
 
-    def adapted(self, name: str, target: Tensor) -> Tensor:
-        """The tensor in the shape of the target where it can be had; else as it is."""
-        x = self.given[name]
-        if name in self.first and x.ndim == target.ndim == 4:
+    def adapt(self, name: str, target: Tensor) -> Tensor:
+        """The tensor converted to the target's shape where omma knows how; otherwise unchanged."""
+        x = self.tensors[name]
+        if name in self.first_layers and x.ndim == target.ndim == 4:
             old, new = x.shape[1], target.shape[1]
             if old != new:
-                x = inflated(x, new)
+                x = inflate(x, new)
                 self.inflated.append(name)
-                self.details[f"first layer spread over {new} channels instead of {old}"] += 1
+                self.details[f"first layer converted from {old} to {new} channels"] += 1
             old, new = x.shape[2], target.shape[2]
             if old != new and name == PATCHES:
                 x = resample_kernel(x, new)
@@ -133,19 +137,20 @@ class _Draft:
         elif (
             name.endswith(TABLE) and x.ndim == 2 and x.shape[1:] == target.shape[1:] and len(x) != len(target)
         ):
-            (old, extra), (new, wanted) = _window(len(x)), _window(len(target))
-            if old and new and extra == wanted:
+            (old, extra), (new, target_extra) = _window(len(x)), _window(len(target))
+            if old and new and extra == target_extra:
                 x = relative.resized(x, (old, old), (new, new), extra)
                 self.interpolated.append(name)
                 self.details[f"relative biases interpolated {old}x{old} -> {new}x{new}"] += 1
         return x
 
     def report(self, recognised: Recognised, encoder: Backbone, values: Mapping[str, Tensor]) -> Report:
+        """What became of each tensor, for the values that the encoder gets."""
         changed = {*self.interpolated, *self.inflated}
-        converted = [name for name in values if name in self.how and name not in changed]
+        converted = [name for name in values if name in self.conversions and name not in changed]
         used = {raw for name in values for raw in self.origin[name]}
         unused = [raw for origin in self.origin.values() for raw in origin if raw not in used]
-        kinds = Counter(self.how[name] for name in converted)
+        kinds = Counter(self.conversions[name] for name in converted)
         details = [f"{n} converted ({_counted(kinds)})" for n in [len(converted)] if n]
         details += [words + (f" ({n})" if n > 1 else "") for words, n in self.details.items()]
         sizes = {name: p.numel() for name, p in encoder.named_parameters()}
@@ -153,30 +158,30 @@ class _Draft:
             name=encoder.name,
             source=recognised.source,
             dialect=recognised.dialect,
-            matched=tuple(n for n in values if n not in self.how and n not in changed),
+            matched=tuple(n for n in values if n not in self.conversions and n not in changed),
             converted=tuple(converted),
             interpolated=tuple(self.interpolated),
             inflated=tuple(self.inflated),
             missing=tuple(n for n in encoder.state_dict() if n not in values),
-            left=tuple(dict.fromkeys((*unused, *recognised.left))),
+            unused=tuple(dict.fromkeys((*unused, *recognised.unused))),
             parameters=sum(sizes.values()),
-            given=sum(n for name, n in sizes.items() if name in values),
+            filled=sum(n for name, n in sizes.items() if name in values),
             details=tuple(details),
             notes=recognised.notes,
         )
 
 
-def inflated(kernel: Tensor, channels: int) -> Tensor:
-    """A first layer's kernel [d, c, p, p] for n channels: the mean over its own, repeated, times c / n.
+def inflate(kernel: Tensor, channels: int) -> Tensor:
+    """Convert a kernel [d, c, p, p] to n input channels: the mean over its channels, repeated, times c / n.
 
-    To an image whose channels are all equal it answers as before; for one channel it is the sum.
+    The response to an image whose channels are all equal stays the same.
     """
     c = kernel.shape[1]
     return kernel.float().mean(1, keepdim=True).mul(c / channels).repeat(1, channels, 1, 1)
 
 
 def _window(entries: int) -> tuple[int, int]:
-    """Rows of a table's grid, and its entries beside distances: 3 for a class token. 0 where it is none."""
+    """A relative bias table's window side and extra entries (3 with a class token); else (0, 0)."""
     for extra in (0, 3):
         side = math.isqrt(max(entries - extra, 0))
         if side % 2 and side**2 == entries - extra:
@@ -184,54 +189,63 @@ def _window(entries: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _norms(draft: _Draft, wanted: Mapping[str, Tensor]) -> None:
-    """The last norm serves the encoder where it has it: before the pooling or after."""
+def _norms(conversion: _Conversion, targets: Mapping[str, Tensor]) -> None:
+    """Use the file's last norm as the encoder's, whether either stands before the pooling or after it."""
+    tensors, origin = conversion.tensors, conversion.origin
     for here, there in (("norm", "fc_norm"), ("fc_norm", "norm")):
         for p in ("weight", "bias"):
             old, new = f"{here}.{p}", f"{there}.{p}"
-            if old in draft.given and old not in wanted and new in wanted and new not in draft.given:
-                draft.given[new], draft.origin[new] = draft.given.pop(old), draft.origin.pop(old)
-                draft.how[new] = f"{here} as {there}"
+            if old in tensors and old not in targets and new in targets and new not in tensors:
+                tensors[new], origin[new] = tensors.pop(old), origin.pop(old)
+                conversion.conversions[new] = f"{here} as {there}"
 
 
-def _tokens(draft: _Draft, recognised: Recognised, encoder: Backbone, wanted: Mapping[str, Tensor]) -> None:
-    """Positions for the encoder's grid and tokens; a token that has none there takes its own into itself."""
-    given = draft.given
+def _tokens(
+    conversion: _Conversion, recognised: Recognised, encoder: Backbone, targets: Mapping[str, Tensor]
+) -> None:
+    """Convert positions to the encoder's grid and tokens.
+
+    A token whose position has no row in the encoder gets its position added to itself.
+    """
+    tensors = conversion.tensors
     rows: dict[str, Tensor] = {}
-    if recognised.front:
-        tokens = [name for name in TOKENS if name in given]
-        counts = [given[name].shape[1] for name in tokens]
-        rows = dict(zip(tokens, given["pos_embed"][:, : sum(counts)].split(counts, 1), strict=True))
+    if recognised.prefix_rows:
+        tokens = [name for name in TOKENS if name in tensors]
+        counts = [tensors[name].shape[1] for name in tokens]
+        rows = dict(zip(tokens, tensors["pos_embed"][:, : sum(counts)].split(counts, 1), strict=True))
     name = "reg_token"
-    if name in given and name in wanted and given[name].shape[1] != wanted[name].shape[1]:
-        del given[name]  # another number of registers is another set of them
+    if name in tensors and name in targets and tensors[name].shape[1] != targets[name].shape[1]:
+        del tensors[name]  # registers of another number cannot be converted: the encoder keeps its own
         rows.pop(name, None)
-    if "pos_embed" not in given or "pos_embed" not in wanted or recognised.grid is None:
+    if "pos_embed" not in tensors or "pos_embed" not in targets or recognised.grid is None:
         return
     size = encoder.image_size
     assert isinstance(size, int)
-    home, grid = recognised.grid, encoder.grid(size, size)
-    own = [name for name in TOKENS if name in wanted]
-    before = wanted["pos_embed"].shape[1] - grid[0] * grid[1]
+    file_grid, grid = recognised.grid, encoder.grid(size, size)
+    own = [name for name in TOKENS if name in targets]
+    before = targets["pos_embed"].shape[1] - grid[0] * grid[1]
     if before == 0:
         own = []
-    elif before != sum(wanted[name].shape[1] for name in own):
-        return  # positions of another kind
-    if grid == home and own == list(rows):
+    elif before != sum(targets[name].shape[1] for name in own):
+        return  # pos_embed has another layout
+    if grid == file_grid and own == list(rows):
         return
     for name, row in rows.items():
-        if name not in own and name in wanted and row.any():
-            given[name] = given[name] + row
-            draft.how[name] = "its position added"
-    places = given["pos_embed"]
-    dim = places.shape[2]
-    front = [rows[n] if n in rows else places.new_zeros(1, wanted[n].shape[1], dim) for n in own]
-    given["pos_embed"] = torch.cat([*front, resample(places[:, recognised.front :], home, grid)], 1)
+        if name not in own and name in targets and row.any():
+            tensors[name] = tensors[name] + row
+            conversion.conversions[name] = "its position added"
+    positions = tensors["pos_embed"]
+    dim = positions.shape[2]
+    prefix = [rows[n] if n in rows else positions.new_zeros(1, targets[n].shape[1], dim) for n in own]
+    patches = resample(positions[:, recognised.prefix_rows :], file_grid, grid)
+    tensors["pos_embed"] = torch.cat([*prefix, patches], 1)
     if own != list(rows):
-        draft.how["pos_embed"] = "rows for other tokens"
-    if grid != home:
-        draft.interpolated.append("pos_embed")
-        draft.details[f"positions interpolated {home[0]}x{home[1]} -> {grid[0]}x{grid[1]}"] += 1
+        conversion.conversions["pos_embed"] = "rows for other tokens"
+    if grid != file_grid:
+        conversion.interpolated.append("pos_embed")
+        conversion.details[
+            f"positions interpolated {file_grid[0]}x{file_grid[1]} -> {grid[0]}x{grid[1]}"
+        ] += 1
 
 
 def _counted(kinds: Counter[str]) -> str:

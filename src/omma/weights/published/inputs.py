@@ -1,4 +1,4 @@
-"""How images are prepared for a published network: as its authors say, or as its kind is known to want."""
+"""Preprocessing of a published network: as its authors state it, else as is usual for its kind."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from omma.core.protocols import Preprocess
 from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from omma.weights.published.recognise import Recognised
 
-NORMALISED = {  # mean and deviation of red, green and blue in [0, 1]
+NORMALISED = {  # mean and standard deviation of red, green and blue in [0, 1]
     "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD),
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -25,30 +25,30 @@ def preprocess(
     preprocessor: Mapping[str, Any] | None = None,
     timm_cfg: Mapping[str, Any] | None = None,
 ) -> tuple[Preprocess, str]:
-    """The input of the network, and one sentence on where that is from.
+    """How the network's images are prepared, and one sentence on where that is from.
 
-    preprocessor: of transformers' preprocessor_config.json. timm_cfg: timm's pretrained_cfg. Without either,
-    the kind of network tells (it must then be `recognised`): EVA and CLIP have CLIP's mean and deviation,
-    BEiT and Google's ViT .5, others ImageNet's. Other channels than red, green and blue get the mean of these
-    three.
+    preprocessor: contents of transformers' preprocessor_config.json. timm_cfg: timm's pretrained_cfg. Without
+    either, the kind of network decides (`recognised` is then required): EVA and CLIP use CLIP's mean and
+    standard deviation, BEiT and Google's ViT .5, others ImageNet's. For other than three channels each one
+    gets the mean over red, green and blue.
     """
     if preprocessor:
-        mean, std, crop_share = _transformers(preprocessor)
+        mean, std, crop_share = _from_transformers(preprocessor)
         note = "input as preprocessor_config.json says"
     elif timm_cfg:
         imagenet = NORMALISED["ImageNet's"]
         mean, std = (timm_cfg.get(k, v) for k, v in zip(("mean", "std"), imagenet, strict=True))
-        # timm cuts the side that it resizes to to a whole number, omma rounds it
+        # timm truncates the size that it resizes to, omma rounds it
         crop_share = size / math.floor(size / float(timm_cfg.get("crop_pct") or 1.0))
         note = "input as timm's pretrained_cfg says"
     else:
-        assert recognised is not None, "nothing is said of the input, and the network is unknown"
-        kind = _usual(recognised)
+        assert recognised is not None, "without settings the network must be recognised"
+        kind = _usual_normalisation(recognised)
         mean, std = NORMALISED[kind]
         crop_share = CROP_SHARE.get(kind, 0.875)
         note = f"input normalised with mean and deviation {kind}, as is usual for {recognised.spec['name']}"
-    mean, std = _spread(mean, channels), _spread(std, channels)
-    said = Preprocess(
+    mean, std = _for_channels(mean, channels), _for_channels(std, channels)
+    result = Preprocess(
         size=size,
         channels=channels,
         low=(0.0,) * channels,
@@ -57,13 +57,13 @@ def preprocess(
         std=std,
         crop_share=crop_share,
     )
-    return said, note
+    return result, note
 
 
 def size_of(
     recognised: Recognised, preprocessor: Mapping[str, Any] | None, timm_cfg: Mapping[str, Any] | None
 ) -> int:
-    """Pixels along a side that the authors evaluate with."""
+    """Image size in pixels that the authors evaluate with."""
     if preprocessor:
         crop, size = preprocessor.get("crop_size"), preprocessor.get("size")
         side = _side(crop) if preprocessor.get("do_center_crop", bool(crop)) else _side(size)
@@ -74,7 +74,7 @@ def size_of(
     return int(recognised.spec["image_size"])
 
 
-def _usual(recognised: Recognised) -> str:
+def _usual_normalisation(recognised: Recognised) -> str:
     if "normalised" in recognised.settings:
         return recognised.settings["normalised"]
     name, clip = recognised.spec["name"], recognised.spec.get("norm_pre", False)
@@ -83,13 +83,13 @@ def _usual(recognised: Recognised) -> str:
     return "0.5" if name.startswith("beit") else "ImageNet's"
 
 
-def _transformers(said: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float]:
-    mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-    if said.get("do_normalize") is False:
+def _from_transformers(config: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float]:
+    mean, std = config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
+    if config.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
-    crop, whole = _side(said.get("crop_size")), _side(said.get("size"))
-    cropped = said.get("do_center_crop", bool(crop)) and crop and whole
-    return mean, std, min(crop / whole, 1.0) if cropped else 1.0
+    crop, resized = _side(config.get("crop_size")), _side(config.get("size"))
+    cropped = config.get("do_center_crop", bool(crop)) and crop and resized
+    return mean, std, min(crop / resized, 1.0) if cropped else 1.0
 
 
 def _side(size: Any) -> int:
@@ -101,7 +101,7 @@ def _side(size: Any) -> int:
     return int(size or 0)
 
 
-def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     values = [float(v) for v in values]
     if len(values) == channels:
         return tuple(values)

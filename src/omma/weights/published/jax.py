@@ -1,4 +1,4 @@
-"""ViT as Google publishes it: arrays of JAX (.npz) with inputs before outputs and heads apart."""
+"""ViT as Google publishes it: JAX arrays (.npz), inputs before outputs, heads as a separate dimension."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ RULES = (
 
 
 def from_jax(names: Names) -> Mapping[str, Any]:
-    """Renamed, outputs before inputs as torch has them; the number of heads is said by the shapes."""
+    """Rename and transpose to torch's layout (outputs before inputs); returns the number of heads."""
     names.rename(RULES)
     heads = names.shape("blocks.0.attn.q.weight")[1]
     for name, x in list(names.tensors.items()):

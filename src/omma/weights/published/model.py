@@ -1,4 +1,4 @@
-"""From a published file's tensors to a backbone with its preprocessing."""
+"""Turn a published file's tensors into a backbone with its preprocessing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor
 from omma import backbones
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.published.configs import readable
-from omma.weights.published.fit import plan
+from omma.weights.published.fit import assign
 from omma.weights.published.inputs import preprocess, size_of
 from omma.weights.published.recognise import recognise
 from omma.weights.published.report import Report
@@ -23,25 +23,25 @@ def into_model(
     preprocessor: Mapping[str, Any] | None = None,
     timm_cfg: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
-    beside: Sequence[str] = (),
+    other_entries: Sequence[str] = (),
 ) -> tuple[Backbone, Preprocess, Report]:
-    """The backbone that a file holds, on the CPU, how its images are prepared, and what its tensors became.
+    """The backbone in a file (on the CPU), its preprocessing, and a report on the file's tensors.
 
-    config, preprocessor: of transformers' config.json and preprocessor_config.json. timm_cfg: timm's
-    pretrained_cfg. beside: names of what else the file holds, which may tell its dialect. Raises ValueError
-    in one line: `recognise`, `fit`, `backbones.build`.
+    config, preprocessor: contents of transformers' config.json and preprocessor_config.json. timm_cfg: timm's
+    pretrained_cfg. other_entries: names of the file's other entries, which may tell its naming scheme. Raises
+    a one-line ValueError, as `recognise`, `fit` and `backbones.build` do.
     """
-    recognised = recognise(tensors, config, source=source, timm_cfg=timm_cfg, beside=beside)
+    recognised = recognise(tensors, config, source=source, timm_cfg=timm_cfg, other_entries=other_entries)
     encoder = backbones.unfilled(**recognised.spec)
-    found = plan(recognised, encoder)
-    found.check(allow_partial)
-    if found.report.missing:
+    assignment = assign(recognised, encoder)
+    assignment.check(allow_partial)
+    if assignment.report.missing:
         encoder = backbones.build(**recognised.spec)
-    found.load(encoder)
+    assignment.load(encoder)
 
     with readable(source):
         size = size_of(recognised, preprocessor, timm_cfg)
         prepared, note = preprocess(
             recognised, size=size, channels=encoder.channels, preprocessor=preprocessor, timm_cfg=timm_cfg
         )
-    return encoder.eval(), prepared, replace(found.report, notes=(*found.report.notes, note))
+    return encoder.eval(), prepared, replace(assignment.report, notes=(*assignment.report.notes, note))

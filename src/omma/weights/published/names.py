@@ -1,4 +1,4 @@
-"""Tensors on their way from a file's names to timm's, and where each of them came from."""
+"""A file's tensors while they are renamed to timm's names, with the origin of each."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# Tensors that follow from others: never used, never missed.
+# Tensors that can be computed from others: neither used nor required.
 DERIVED = re.compile(
     r"(relative_position_index|relative_coords_table|attn_mask|position_ids|freqs_(cos|sin)|rope_embed\.periods"
     r"|qkv\.bias_mask|attn\.k_bias)$"
@@ -14,87 +14,89 @@ DERIVED = re.compile(
 
 
 class Names:
-    """A file's tensors under changing names.
+    """A file's tensors while they are renamed and converted.
 
-    origin: for each tensor, the names in the file that it was made of. how: "fused", "transposed", ... where
-    more happened to it than a wrapper's prefix being cut off. source: the file, for messages.
+    origin: for each tensor, the names in the file that it was made from. conversions: "fused", "transposed",
+    ... for those that were changed beyond removing a prefix. source: the file, for messages.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], source: str, origin: Mapping[str, str]) -> None:
         self.tensors = dict(tensors)
         self.source = source
         self.origin: dict[str, tuple[str, ...]] = {name: (origin[name],) for name in tensors}
-        self.how: dict[str, str] = {}
+        self.conversions: dict[str, str] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def has(self, pattern: str) -> bool:
-        """Does a name match the regular expression?"""
+        """Does any name match the regular expression?"""
         return any(re.search(pattern, name) for name in self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises ValueError where the file lacks the tensor."""
+        """The tensor's shape. Raises ValueError if the file lacks the tensor."""
         if name not in self.tensors:
-            raise ValueError(f"{self.source} lacks {name}, which a network of its kind has; is it whole?")
+            raise ValueError(f"{self.source} lacks {name}, which a network of its kind has; is it complete?")
         return tuple(self.tensors[name].shape)
 
     def matrix(self, name: str) -> tuple[int, int]:
-        """Its rows and columns; ValueError where it is no matrix."""
+        """The tensor's rows and columns. Raises ValueError if it is not a matrix."""
         shape = self.shape(name)
         if len(shape) != 2:
             raise ValueError(f"{self.source}: {name} has shape {list(shape)}, a matrix is expected")
         return shape[0], shape[1]
 
     def count(self, part: str) -> int:
-        """How many numbered parts `part.0`, `part.1`, ... there are; ValueError where one is missing."""
-        found = {int(m[1]) for name in self.tensors if (m := re.match(rf"{re.escape(part)}\.(\d+)\.", name))}
-        count = len(found)
-        if count != max(found, default=-1) + 1:
-            lacking = next(i for i in range(count + 1) if i not in found)
-            raise ValueError(f"{self.source} lacks {part}.{lacking}; is it whole?")
+        """The number of submodules `part.0`, `part.1`, ... Raises ValueError if one is missing."""
+        numbers = {
+            int(m[1]) for name in self.tensors if (m := re.match(rf"{re.escape(part)}\.(\d+)\.", name))
+        }
+        count = len(numbers)
+        if count != max(numbers, default=-1) + 1:
+            missing = next(i for i in range(count + 1) if i not in numbers)
+            raise ValueError(f"{self.source} lacks {part}.{missing}; is it complete?")
         return count
 
-    def replace(self, old: Sequence[str], new: str, tensor: Tensor, how: str) -> None:
-        """`tensor`, made of those called `old`, takes their place."""
+    def replace(self, old: Sequence[str], new: str, tensor: Tensor, conversion: str) -> None:
+        """Replace the tensors called `old` by `tensor`, which was made from them."""
         origin = tuple(raw for name in old for raw in self.origin.pop(name))
-        before = [self.how.pop(name) for name in old if name in self.how]
+        earlier = [self.conversions.pop(name) for name in old if name in self.conversions]
         for name in old:
             del self.tensors[name]
         if new in self.tensors:
             raise ValueError(f"{self.source} holds {new} twice, once as {origin[0]}; give the encoder alone")
         self.tensors[new], self.origin[new] = tensor, origin
-        self.how[new] = before[0] if how == "renamed" and before else how
+        self.conversions[new] = earlier[0] if conversion == "renamed" and earlier else conversion
 
-    def change(self, name: str, tensor: Tensor, how: str) -> None:
-        """Another tensor of the same name."""
-        self.tensors[name], self.how[name] = tensor, how
+    def change(self, name: str, tensor: Tensor, conversion: str) -> None:
+        """Replace the tensor and keep its name."""
+        self.tensors[name], self.conversions[name] = tensor, conversion
 
     def move(self, old: str, new: str) -> None:
-        """Another name, and no more."""
+        """Rename a tensor."""
         self.replace([old], new, self.tensors[old], "renamed")
 
-    def split(self, old: str, parts: Mapping[str, Tensor]) -> None:
-        """Several tensors in its place."""
+    def split(self, old: str, tensors: Mapping[str, Tensor]) -> None:
+        """Replace one tensor by several."""
         origin = self.origin.pop(old)
         self.tensors.pop(old)
-        self.how.pop(old, None)
-        for name, tensor in parts.items():
-            self.tensors[name], self.origin[name], self.how[name] = tensor, origin, "split"
+        self.conversions.pop(old, None)
+        for name, tensor in tensors.items():
+            self.tensors[name], self.origin[name], self.conversions[name] = tensor, origin, "split"
 
     def rename(self, rules: Sequence[tuple[str, str]]) -> None:
-        """Regular expressions and what to put for them, one after the other."""
+        """Apply regular expressions and their replacements, in order, to every name."""
         for name in list(self.tensors):
             new = name
-            for pattern, by in rules:
-                new = re.sub(pattern, by, new)
+            for pattern, replacement in rules:
+                new = re.sub(pattern, replacement, new)
             if new != name:
                 self.move(name, new)
 
     def fuse(self, old: Sequence[str], new: str) -> None:
-        """One above the other, as the parts of one product."""
-        parts = [self.tensors[name] for name in old]
-        if len({p.shape[1:] for p in parts}) > 1 or parts[0].ndim == 0:
-            shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in zip(old, parts, strict=True))
-            raise ValueError(f"{self.source} is damaged: shapes that do not go together ({shapes})")
-        self.replace(old, new, torch.cat(parts), "fused")
+        """Concatenate along the first dimension, so that one matrix product computes all of them."""
+        tensors = [self.tensors[name] for name in old]
+        if len({p.shape[1:] for p in tensors}) > 1 or tensors[0].ndim == 0:
+            shapes = ", ".join(f"{name} {list(p.shape)}" for name, p in zip(old, tensors, strict=True))
+            raise ValueError(f"{self.source} is damaged: shapes that do not match ({shapes})")
+        self.replace(old, new, torch.cat(tensors), "fused")

@@ -1,4 +1,4 @@
-"""What a file's tensors are: found by their names and shapes, never by the file's name."""
+"""Recognise the network in a file by the names and shapes of its tensors, never by the file's name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from omma.weights.published.configs import said_by
-from omma.weights.published.dialects import DIALECTS, KNOWN, Dialect
-from omma.weights.published.families import Built, reader
+from omma.weights.published.configs import read_settings
+from omma.weights.published.dialects import DIALECTS, SUPPORTED, Dialect
+from omma.weights.published.families import NetworkSpec, family_reader
 from omma.weights.published.names import DERIVED, Names
 
-# Which wrapper is meant where a file has several networks of a kind: any of the first, none of the last.
+# Of several networks in a file, prefer prefixes with one of the first and avoid those with one of the second.
 PREFERRED = ("teacher", "target_encoder", "ema.", "base_encoder", "encoder_q", "online", "visual", "vision")
 AVOIDED = ("student", "momentum", "encoder_k", "predictor", "decoder", "text")
-# Where a network's own tensors lie; whatever else is beside them is a head, a decoder or a mask's token.
+# Names of the network's own tensors; all others are heads, decoders or mask tokens.
 TRUNK = re.compile(
     r"(blocks|blocks_token_only|layers|layer|stages|stem|encoder|transformer|embeddings|patch_embed|cls_token|dist_token"
     r"|reg_token|pos_embed|absolute_pos_embed|rope|rel_pos_bias|norm|fc_norm|norm_pre|cls_norm|attn_pool"
@@ -27,10 +27,11 @@ TRUNK = re.compile(
 class Recognised:
     """A network found in a file.
 
-    spec: for backbones.build. tensors: under its parameters' names. origin: the file's names that each was
-    made of; how: what happened to it on the way, where more than a wrapper was taken off. grid, front: what
-    pos_embed is made for, and its rows before the patches'. left: names in the file that are not used (heads,
-    decoders, other networks, what follows from other tensors). settings: what was said beside its tensors.
+    spec: arguments of backbones.build. tensors: by omma's parameter names. origin: the file's names that each
+    was made from. conversions: what happened to each ("fused", "transposed", ...), where more than a prefix
+    was removed. grid: rows and columns of pos_embed; prefix_rows: its rows before those of the patches.
+    unused: names in the file that are not used (heads, decoders, other networks, derived tensors). settings:
+    what config.json or the naming scheme says beyond the tensors.
     """
 
     source: str
@@ -38,10 +39,10 @@ class Recognised:
     spec: dict[str, Any]
     tensors: dict[str, Tensor]
     origin: dict[str, tuple[str, ...]]
-    how: dict[str, str]
+    conversions: dict[str, str]
     grid: tuple[int, int] | None
-    front: int
-    left: tuple[str, ...]
+    prefix_rows: int
+    unused: tuple[str, ...]
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -52,77 +53,85 @@ def recognise(
     *,
     source: str = "the file",
     timm_cfg: Mapping[str, Any] | None = None,
-    beside: Sequence[str] = (),
+    other_entries: Sequence[str] = (),
 ) -> Recognised:
-    """The network in a file, converted to omma's (timm's) names, and the spec that builds it.
+    """Find the network in a file, convert it to omma's (timm's) names, and derive the spec that builds it.
 
-    config: of transformers' config.json (timm's and open_clip's too). timm_cfg: timm's pretrained_cfg.
-    beside: names of what else the file holds.
-    Raises ValueError in one line where it holds no network that omma knows, or does not tell all of it.
+    config: contents of config.json (transformers', timm's or open_clip's). timm_cfg: timm's pretrained_cfg.
+    other_entries: names of the file's other entries.
+    Raises a one-line ValueError if the file holds no supported network, or does not determine it fully.
     """
-    dialect, prefix = _find(tensors, beside, source)
-    t = _without(tensors, prefix, dialect, source)
-    said = dict(dialect.settings)
-    if dialect.prepare is not None:
-        said |= dialect.prepare(t)
+    dialect, prefix = _find_dialect(tensors, other_entries, source)
+    t = _unwrap(tensors, prefix, dialect, source)
+    settings = dict(dialect.settings)
+    if dialect.convert is not None:
+        settings |= dialect.convert(t)
     t.rename(dialect.rules)
-    said |= said_by(config, timm_cfg, source)
-    built = reader(t)(t, said)
-    return _made(tensors, t, built, said, dialect)
+    settings |= read_settings(config, timm_cfg, source)
+    network = family_reader(t)(t, settings)
+    return _recognised(tensors, t, network, settings, dialect)
 
 
-def _find(tensors: Mapping[str, Tensor], beside: Sequence[str], source: str) -> tuple[Dialect, str]:
-    """The first dialect that fits, and the wrapper before its names."""
+def _find_dialect(
+    tensors: Mapping[str, Tensor], other_entries: Sequence[str], source: str
+) -> tuple[Dialect, str]:
+    """The first dialect that fits, and the prefix of its names in the file."""
     names = tensors.keys()
     for dialect in DIALECTS:
-        found: list[str] = []
+        prefixes: list[str] = []
         for name in names:
             prefix = name.removesuffix(dialect.anchor)
             if name.endswith(dialect.anchor) and prefix[-1:] in ("", ".", "/"):
-                inner = {n[len(prefix) :] for n in names if n.startswith(prefix)}
-                if dialect.fits(names | {*beside}, inner):
-                    found.append(prefix)
-        if found:
-            return dialect, min(found, key=_rank)
+                unwrapped = {n[len(prefix) :] for n in names if n.startswith(prefix)}
+                if dialect.fits(names | {*other_entries}, unwrapped):
+                    prefixes.append(prefix)
+        if prefixes:
+            return dialect, min(prefixes, key=_preference)
     few = " ".join(", ".join(list(names)[:4]).split()) or "nothing"
     raise ValueError(
-        f"{source} holds no vision network that omma knows: it has {few}, ...; known are {KNOWN}"
+        f"{source} holds no vision network that omma supports: it has {few}, ...; supported are {SUPPORTED}"
     )
 
 
-def _rank(prefix: str) -> tuple[bool, bool, int]:
-    def among(words: Sequence[str]) -> bool:
+def _preference(prefix: str) -> tuple[bool, bool, int]:
+    """Sorts the preferred network first; the shortest prefix decides among equals."""
+
+    def has_any(words: Sequence[str]) -> bool:
         return any(word in prefix for word in words)
 
-    return among(AVOIDED), not among(PREFERRED), len(prefix)
+    return has_any(AVOIDED), not has_any(PREFERRED), len(prefix)
 
 
-def _without(tensors: Mapping[str, Tensor], prefix: str, dialect: Dialect, source: str) -> Names:
-    """The network's own tensors without the wrapper; derived ones are kept, for what they tell."""
-    inner = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-    for name in dialect.outside:
-        if name in tensors and name not in inner:
-            inner[name] = name
-    return Names({new: tensors[old] for new, old in inner.items()}, source, inner)
+def _unwrap(tensors: Mapping[str, Tensor], prefix: str, dialect: Dialect, source: str) -> Names:
+    """The network's tensors without the prefix, including derived ones, whose shapes may be informative."""
+    unwrapped = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    for name in dialect.extra_names:
+        if name in tensors and name not in unwrapped:
+            unwrapped[name] = name
+    return Names({new: tensors[old] for new, old in unwrapped.items()}, source, unwrapped)
 
 
-def _made(
-    tensors: Mapping[str, Tensor], t: Names, built: Built, said: Mapping[str, Any], dialect: Dialect
+def _recognised(
+    tensors: Mapping[str, Tensor],
+    t: Names,
+    network: NetworkSpec,
+    settings: Mapping[str, Any],
+    dialect: Dialect,
 ) -> Recognised:
-    kept = {n: x for n, x in t.tensors.items() if TRUNK.match(n) and not DERIVED.search(n)}
-    used = {raw for name in kept for raw in t.origin[name]}
+    trunk = {n: x for n, x in t.tensors.items() if TRUNK.match(n) and not DERIVED.search(n)}
+    used = {raw for name in trunk for raw in t.origin[name]}
     first = "conv1.weight" if "patch_embed.proj.weight" not in t else "patch_embed.proj.weight"
-    size, channels = built.image_size, t.shape(first)[1]
+    size, channels = network.image_size, t.shape(first)[1]
     return Recognised(
         source=t.source,
         dialect=dialect.name,
-        spec={"name": built.name, "image_size": size, "channels": channels, **built.options},
-        tensors=kept,
-        origin={name: t.origin[name] for name in kept},
-        how={name: how for name, how in t.how.items() if name in kept},
-        grid=built.grid,
-        front=built.front,
-        left=tuple(name for name in tensors if name not in used),
-        settings=said,
-        notes=built.notes,
+        spec={"name": network.name, "image_size": size, "channels": channels, **network.options},
+        tensors=trunk,
+        origin={name: t.origin[name] for name in trunk},
+        conversions={name: c for name, c in t.conversions.items() if name in trunk},
+        grid=network.grid,
+        prefix_rows=network.prefix_rows,
+        unused=tuple(name for name in tensors if name not in used),
+        settings=settings,
+        notes=network.notes,
     )

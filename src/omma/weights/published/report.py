@@ -1,4 +1,4 @@
-"""What became of a file's tensors and of an encoder's parameters, for people to read."""
+"""Report what became of a file's tensors and of an encoder's parameters."""
 
 import re
 from collections import Counter
@@ -10,12 +10,11 @@ from omma.weights.published.names import DERIVED
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Names are the encoder's, but those in `left`, which are the file's.
+    """Names are the encoder's, except those in `unused`, which are the file's.
 
-    Each of the encoder's tensors is in one of: matched (as it is in the file), converted (renamed, fused,
-    split, transposed), missing (keeps what it had), or in interpolated or inflated or both (the positions,
-    patch or channels are others than the file's). share: of the encoder's parameters, those that got values.
-    details: of the conversions, in words.
+    Each of the encoder's tensors is matched (as in the file), converted (renamed, fused, split, transposed),
+    missing (keeps its initial value), or interpolated, inflated or both (the file has other positions,
+    another patch size or other channels). details: the conversions, in words.
     """
 
     name: str
@@ -26,38 +25,39 @@ class Report:
     interpolated: tuple[str, ...]
     inflated: tuple[str, ...]
     missing: tuple[str, ...]
-    left: tuple[str, ...]
-    parameters: int  # of the encoder
-    given: int  # of them, with values from the file
+    unused: tuple[str, ...]
+    parameters: int  # number in the encoder
+    filled: int  # number of these that got values from the file
     details: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
-        return self.given / max(self.parameters, 1)
+        """Share of the encoder's parameters that got values."""
+        return self.filled / max(self.parameters, 1)
 
     def lines(self) -> list[str]:
         """A few short lines; the first says how much of the encoder was filled."""
-        share = f"{_millions(self.given)} of {_millions(self.parameters)} parameters"
+        share = f"{_millions(self.filled)} of {_millions(self.parameters)} parameters"
         first = f"{self.name} from {self.source} ({self.dialect}): {share} ({percent(self.share)})"
-        said = [first, "; ".join((f"{len(self.matched)} tensors as they are", *self.details))]
+        lines = [first, "; ".join((f"{len(self.matched)} tensors unchanged", *self.details))]
         if self.missing:
-            said.append(f"not in the file, left as they were: {grouped(self.missing)}")
-        if self.left:
-            said.append(f"in the file, not used: {grouped(self.left)}")
-        return said + list(self.notes)
+            lines.append(f"not in the file, initial values kept: {grouped(self.missing)}")
+        if self.unused:
+            lines.append(f"in the file, not used: {grouped(self.unused)}")
+        return lines + list(self.notes)
 
 
 def grouped(names: Iterable[str], most: int = 8) -> str:
-    """Names by their beginning: "decoder_* (104), mask_token"."""
+    """Names grouped by their prefix: "decoder_* (104), mask_token"."""
     names = list(names)
-    heads = [_kind(name) for name in names]
-    groups, whole = Counter(heads), dict(zip(heads, names, strict=True))
-    said = [whole[head] if n == 1 else f"{head}* ({n})" for head, n in groups.items()]
-    return ", ".join(said[:most]) + (f" and {len(said) - most} more kinds" if len(said) > most else "")
+    prefixes = [_prefix(name) for name in names]
+    counts, only = Counter(prefixes), dict(zip(prefixes, names, strict=True))
+    groups = [only[prefix] if n == 1 else f"{prefix}* ({n})" for prefix, n in counts.items()]
+    return ", ".join(groups[:most]) + (f" and {len(groups) - most} more groups" if len(groups) > most else "")
 
 
-def _kind(name: str) -> str:
+def _prefix(name: str) -> str:
     if DERIVED.search(name):
         return name.split(".")[-1]
     return re.split(r"[./_]", re.sub(r"^(module|model)\.", "", name))[0]
@@ -68,5 +68,5 @@ def _millions(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Never 100 % for less than all."""
+    """A share in percent; never "100 %" for less than 1."""
     return "100 %" if share == 1 else f"{min(100 * share, 99.99):.2f} %"

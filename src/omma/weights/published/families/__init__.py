@@ -1,12 +1,12 @@
-"""From tensors in timm's names, or nearly, to each family's parameters and the spec that builds its network.
+"""One function per family of networks: final conversion of the tensors, and the spec that builds the network.
 
-To add a family, add a file with one function and a line to `reader`.
+To add a family, add a file with one function and a line to `family_reader`.
 """
 
 from collections.abc import Callable
 
 from omma.weights.published.families.cait import cait
-from omma.weights.published.families.common import TOKENS, Built, Said
+from omma.weights.published.families.common import TOKENS, NetworkSpec, Settings
 from omma.weights.published.families.dalle import dalle
 from omma.weights.published.families.eva import eva
 from omma.weights.published.families.resnet import resnet
@@ -15,8 +15,8 @@ from omma.weights.published.families.vit import vit
 from omma.weights.published.names import Names
 
 
-def reader(t: Names) -> Callable[[Names, Said], Built]:
-    """The family, by the parameters that only one of them has."""
+def family_reader(t: Names) -> Callable[[Names, Settings], NetworkSpec]:
+    """The function of the family, identified by parameters that only one family has."""
     if t.has(r"^blocks\.\d+\.\d+\.conv_4\.weight$"):
         return dalle
     if "patch_embed.proj.weight" not in t:
@@ -25,11 +25,11 @@ def reader(t: Names) -> Callable[[Names, Said], Built]:
         return swin
     if t.has(r"^blocks_token_only\."):
         return cait
-    only_keys_without = "blocks.0.attn.q.bias" in t and "blocks.0.attn.k.bias" not in t
-    nowhere = "pos_embed" not in t and "cls_token" in t and t.has(r"^blocks\.0\.(gamma_1|ls1\.gamma)$")
-    if only_keys_without or nowhere or t.has(r"relative_position_bias_table$|\.attn\.q_bias$"):
+    keys_without_bias = "blocks.0.attn.q.bias" in t and "blocks.0.attn.k.bias" not in t
+    no_positions = "pos_embed" not in t and "cls_token" in t and t.has(r"^blocks\.0\.(gamma_1|ls1\.gamma)$")
+    if keys_without_bias or no_positions or t.has(r"relative_position_bias_table$|\.attn\.q_bias$"):
         return eva
     return vit
 
 
-__all__ = ("TOKENS", "Built", "Said", "reader")
+__all__ = ("TOKENS", "NetworkSpec", "Settings", "family_reader")

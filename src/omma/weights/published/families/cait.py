@@ -1,18 +1,18 @@
-"""CaiT: heads are as many as the talking heads' mixes."""
+"""CaiT; the number of heads is the size of the talking-heads projection."""
 
 from omma.weights.published.families import common
-from omma.weights.published.families.common import Built, Said
+from omma.weights.published.families.common import NetworkSpec, Settings
 from omma.weights.published.names import Names
 
 
-def cait(t: Names, said: Said) -> Built:
-    """Parameters of omma.backbones.cait."""
+def cait(t: Names, settings: Settings) -> NetworkSpec:
+    """Convert to the parameters of omma.backbones.cait."""
     dim, patch = common.patch_of(t)
     common.shape_tokens(t)
-    grid, front = common.place_tokens(t, said)
-    if front:
+    grid, prefix_rows = common.grid_of_positions(t, settings)
+    if prefix_rows:
         raise ValueError(f"{t.source}: positions for a class token, which CaiT does not have")
-    wanted = {
+    required = {
         "depth": t.count("blocks"),
         "dim": dim,
         "heads": t.matrix("blocks.0.attn.proj_l.weight")[0],
@@ -20,5 +20,5 @@ def cait(t: Names, said: Said) -> Built:
         "class_layers": t.count("blocks_token_only"),
         "patch": patch,
     }
-    name, options = common.named(("cait",), "", wanted)
-    return Built(name, options, max(grid) * patch, grid)
+    name, options = common.closest_model(("cait",), "", required)
+    return NetworkSpec(name, options, max(grid) * patch, grid)
