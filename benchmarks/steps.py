@@ -142,7 +142,7 @@ def parts(s: Setting, bf16: bool, steps: int = STEPS) -> Profile:
     for _ in range(WARM_UPS + steps):
         next(loop)
     made[0].close()
-    found = made[0].taken(s.batch)
+    found = made[0].pop_profile(s.batch)
     assert found is not None
     return found
 

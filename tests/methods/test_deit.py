@@ -12,7 +12,8 @@ from omma import backbones, weights
 from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.methods import deit
 from omma.pretraining import choose
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 
 CLOCK = Clock(1, 10, 0.1)
 CLASSES = ("a", "b", "c")

@@ -18,7 +18,8 @@ from omma.pretraining.folder import RunFolder
 from omma.pretraining.monitor import Monitor
 from omma.train import checkpoint, fine_tune_groups
 from omma.train.budget import Timekeeper
-from omma.train.loop import Position, make_optimizer, schedule
+from omma.train.loop import Position
+from omma.train.optimizer import make_optimizer, schedule
 from omma.verbs.pretrain import pretrain
 
 SIZE = 16

@@ -81,7 +81,7 @@ def _resume(run: Run) -> None:
         if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
             run.folder.rewind(-1)
         return
-    checkpoint.put(saved, run.method, run.optimizer)
+    checkpoint.restore(saved, run.method, run.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
     run.monitor.restore(saved.notes)
@@ -166,7 +166,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
     with stop_on_signals() as stop, contextlib.closing(run.watch):
         loop = train(
             run.method, run.optimizer, batches, run.choice.recipe, position,
-            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, say=say, watch=run.watch,
+            dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, local_values=say, watch=run.watch,
         )  # fmt: skip
         for step in loop:
             now = time.monotonic()
@@ -177,7 +177,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
                 rejected += 1
                 _reject(run, step, rejected)
             # one process says it now, when the step is done; several have heard it within the step
-            stopping, elapsed, overdue, cheap = step.heard if dist.is_distributed() else say()
+            stopping, elapsed, overdue, cheap = step.summed if dist.is_distributed() else say()
             clock.correct(position, steady=position.clock().progress > frozen, elapsed=elapsed)
             rate = position.batch / max(now - pace, 1e-9)
             left = (position.total - position.step) * (now - started) / (position.step - first)
@@ -212,14 +212,14 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
             _tell_profile(run)
             pace = time.monotonic()
     _tell_profile(run)
-    if isinstance(run.watch, Profiler) and not run.watch.told:
+    if isinstance(run.watch, Profiler) and not run.watch.reported:
         run.listen(Note("no profile: it takes two steps at least"))
     if not stopping:
         verdict = verdict or look()
         _save(run)
         kept = run.method.export_encoder()
         if fsdp.sharded(kept):
-            kept = fsdp.gathered(kept)
+            kept = fsdp.gather_encoder(kept)
         if run.primary:
             assert kept is not None
             provenance = {
@@ -242,7 +242,7 @@ def _train(run: Run, stream: loader.Stream, batches: Iterator[Batch], checkpoint
 
 def _tell_profile(run: Run) -> None:
     """Once it is known: to the listener and the run folder."""
-    found = run.watch.taken(run.position.batch)
+    found = run.watch.pop_profile(run.position.batch)
     if found is not None:
         with files.whole(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
@@ -278,7 +278,7 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
     )
     if in_a_row < REJECTED:
         return
-    saved = checkpoint.found(run.folder.checkpoints)
+    saved = checkpoint.paths(run.folder.checkpoints)
     where = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
     raise Diverged(
         f"the loss was not finite in {in_a_row} steps in a row, at step {step.clock.step} (learning rate "
@@ -289,7 +289,7 @@ def _reject(run: Run, step: Step, in_a_row: int) -> None:
 def _seen(run: Run) -> torch.nn.Module:
     """What health is read on: the encoder, or one that computes as its spread blocks do."""
     kept = run.method.export_encoder()
-    return fsdp.Seen(kept, run.dtype) if fsdp.sharded(kept) and run.dtype != torch.float32 else kept
+    return fsdp.CastEncoder(kept, run.dtype) if fsdp.sharded(kept) and run.dtype != torch.float32 else kept
 
 
 def _save(run: Run) -> None:

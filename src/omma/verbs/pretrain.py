@@ -30,7 +30,8 @@ from omma.pretraining.run import Run
 from omma.reporting import run_report
 from omma.train import checkpoint, ddp, fine_tune_groups, fsdp
 from omma.train.budget import Timekeeper, seconds
-from omma.train.loop import Position, make_optimizer
+from omma.train.loop import Position
+from omma.train.optimizer import make_optimizer
 from omma.train.profile import OFF, Profiler
 
 DEFAULT_BUDGET = "30m"
@@ -265,7 +266,7 @@ def pretrain(
     if spread:
         fsdp.shard(built, place, dtype)
     built = built.to(place)
-    ddp.same(built)
+    ddp.broadcast_state(built)
     moves = any(p.requires_grad for p in built.encoder.parameters())
     if origin is None and not moves:
         raise ValueError(
