@@ -211,7 +211,7 @@ def pixels(
 ) -> FeatureSet:
     """The baseline for all features: the preprocessed images themselves, reduced and flattened.
 
-    Cropped and normalised like the model's input, at most 32 pixels a side, and fewer where channels are many:
+    Cropped and normalised like the model's input, at most 32 pixels a side; fewer for many channels, so that
     at most 4,096 numbers describe an image.
     """
     images = with_channels(images, preprocess.channels)
