@@ -43,7 +43,7 @@ def pictures(n, seed=0):
 
 
 def test_round_trip(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr("omma.features.table.ROWS", 8)
     images = ArrayImages(pictures(21), labels=np.arange(21) % 3 - 1, classes=("cat", "dog"))
     seen = []
     done = embed(
@@ -116,7 +116,7 @@ class Read(ArrayImages):
 
 
 def test_the_same_call_goes_on_where_one_was_stopped(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr("omma.features.table.ROWS", 8)
     out, whole = tmp_path / "t.parquet", tmp_path / "whole.parquet"
     options = {"batch": 4, "device": "cpu", "precision": "fp32"}
     images = Read(pictures(21), labels=np.arange(21) % 2)
@@ -135,7 +135,7 @@ def test_the_same_call_goes_on_where_one_was_stopped(run, tmp_path, monkeypatch)
 
 
 def test_parts_of_other_images_are_not_taken(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr("omma.features.table.ROWS", 8)
     out = tmp_path / "t.parquet"
     options = {"batch": 4, "device": "cpu", "precision": "fp32"}
     images = Read(pictures(12))
@@ -188,7 +188,7 @@ def test_engines_that_are_not_there(run, tmp_path, monkeypatch):
 def test_ray_writes_the_same_table(run, tmp_path, monkeypatch):
     """Its actors are other processes, one for each core."""
     ray = pytest.importorskip("ray", reason="ray (extra ray) is not installed")
-    monkeypatch.setattr(parts, "ROWS", 8)
+    monkeypatch.setattr("omma.features.table.ROWS", 8)
     options = {"batch": 4, "device": "cpu", "precision": "fp32"}
     labels, one, other = np.arange(21) % 3 - 1, tmp_path / "one.parquet", tmp_path / "ray.parquet"
     images = ArrayImages(pictures(21), labels=labels, classes=("cat", "dog"))
