@@ -20,7 +20,8 @@ import torch
 
 from omma import backbones, methods, weights
 from omma.core.protocols import Batch, Context, Extras, Key, Preprocess
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 
 SIZE = 224
 PUBLISHED = {"dino": 2.0, "moco": 1.8, "beit": 1.5, "simmim": 1.0}

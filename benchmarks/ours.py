@@ -12,7 +12,8 @@ from setting import DISTILLED, Setting
 
 from omma import backbones, methods
 from omma.core.protocols import Batch, Context, Key, Method, Recipe
-from omma.train.loop import Position, Step, make_optimizer, train
+from omma.train.loop import Position, Step, train
+from omma.train.optimizer import make_optimizer
 from omma.train.profile import OFF, Stopwatch
 
 STEPS = 1_000_000  # of a run that never ends

@@ -142,7 +142,7 @@ def parts(s: Setting, bf16: bool, steps: int = STEPS) -> Profile:
     for _ in range(WARM_UPS + steps):
         next(loop)
     contenders[0].close()
-    results = contenders[0].taken(s.batch)
+    results = contenders[0].pop_profile(s.batch)
     assert results is not None
     return results
 

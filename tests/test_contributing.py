@@ -10,7 +10,8 @@ import torch
 
 from omma import backbones, methods
 from omma.core.protocols import Batch, Context, Key
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from torch import nn
 
 from omma.evaluation import confidence, knn, linear, ridge, split
-from omma.evaluation.result import Result, scores
+from omma.evaluation.score import Score, classification_fields
 from omma.evaluation.split import Split
 
 
@@ -148,15 +150,27 @@ def test_k_is_capped_at_the_bank():
         knn.capped((0,), 4)
 
 
-def test_linear_agrees_with_scikit_learn():
-    from sklearn.linear_model import LogisticRegression
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("penalty", [1.0, 1e-2])
+def test_lbfgs_minimises_the_loss_written_out(classes, penalty):
+    """Few images of the last class, so that predictions depend on the strength of the penalty."""
+    data = blobs(classes, train=60, test=200, gap=0.5, dim=12)
+    rows = data.train_labels < classes - 1
+    rows |= np.arange(len(rows)) % 4 == 0
+    x, w = split.standardise(data.train[rows], data.test)
+    y = data.train_labels[rows]
+    features, targets = torch.from_numpy(x).double(), torch.from_numpy(y)
 
-    data = blobs(classes=5, train=60, test=80, gap=1.2, dim=12)
-    answer = linear.predict(data, solver="lbfgs")
-    x, w = split.standardise(data.train, data.test)
-    theirs = LogisticRegression(C=1 / (answer.settings["penalty"] * len(x)), max_iter=1000)
-    theirs.fit(x, data.train_labels)
-    assert (theirs.predict(w) == answer.predictions).mean() > 0.99
+    def loss(flat):
+        weight = torch.from_numpy(flat).view(13, classes).requires_grad_()
+        logits = features @ weight[:-1] + weight[-1]
+        value = nn.functional.cross_entropy(logits, targets) + penalty / 2 * weight[:-1].square().sum()
+        value.backward()
+        return value.item(), weight.grad.numpy().ravel()
+
+    best = minimize(loss, np.zeros(13 * classes), jac=True, method="BFGS", tol=1e-8).x.reshape(13, classes)
+    (answer,) = linear._lbfgs_path(x, y, w, [penalty])
+    assert (answer == (w @ best[:-1] + best[-1]).argmax(1)).mean() > 0.995
 
 
 def test_the_solver_goes_by_size():
@@ -256,11 +270,11 @@ def test_paired_interval():
 
 
 def test_scores_by_hand():
-    found = scores(np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2]))
-    assert found["value"] == 0.6
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found["majority"] == 0.6
-    assert (found["classes"], found["n_train"], found["n_test"]) == (3, 3, 5)
-    result = Result(subject="trained", protocol="linear", crop="c", split="s", seed=0, **found)
-    assert "k" not in result.to_json()
-    assert result.to_json()["interval95"] == list(result.interval95)
+    fields = classification_fields(np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2]))
+    assert fields["value"] == 0.6
+    assert fields["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert fields["majority"] == 0.6
+    assert (fields["classes"], fields["n_train"], fields["n_test"]) == (3, 3, 5)
+    score = Score(subject="trained", protocol="linear", crop="c", split="s", seed=0, **fields)
+    assert "k" not in score.to_json()
+    assert score.to_json()["interval95"] == list(score.interval95)

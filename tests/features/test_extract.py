@@ -181,8 +181,8 @@ def test_an_unwritable_cache_costs_nothing_but_time(encoder, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 5, 10, 11, 40])
 def test_every_image_comes_once(encoder, n):
-    parts = list(extract.stream(encoder, images(n), preprocess(), batch=5))
-    assert np.concatenate([p.indices for p in parts]).tolist() == list(range(n))
+    batches = list(extract.stream(encoder, images(n), preprocess(), batch=5))
+    assert np.concatenate([b.indices for b in batches]).tolist() == list(range(n))
 
 
 def test_progress_ends_at_the_number_of_images(encoder):

@@ -16,7 +16,8 @@ import torch
 from omma import backbones, methods, weights
 from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.pretraining import requirements
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 from omma.train.precision import Cast
 
 SIZE, BATCH, STEPS = 16, 8, 8

@@ -13,7 +13,8 @@ from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.methods import deit
 from omma.pretraining import requirements
 from omma.pretraining.request import Request
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 
 CLOCK = Clock(1, 10, 0.1)
 CLASSES = ("a", "b", "c")

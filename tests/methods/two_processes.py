@@ -16,7 +16,8 @@ spec.loader.exec_module(conformance)
 
 
 from omma.core.protocols import Batch, Key  # noqa: E402
-from omma.train.loop import Position, make_optimizer, train  # noqa: E402
+from omma.train.loop import Position, train  # noqa: E402
+from omma.train.optimizer import make_optimizer  # noqa: E402
 
 KEYS = ("params", "label", "lr_scale", "decay", "frozen_until")
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from omma.reporting import pictures
 
@@ -69,7 +68,6 @@ def test_neighbours_are_laid_out_marked_and_named():
     ]
     assert grid.rows[0][2].text == "0.88 dog"
     assert (np.asarray(grid.rows[1][3].image)[1::3, 1::3] == near[1, 2]).all()
-    assert grid.picture().size == (4 * 102 + 6, 18 + 2 * (96 + 16 + 6) + 6)
     bare = pictures.neighbours(queries, near)
     assert all(c.mark is None and not c.text for row in bare.rows for c in row)
 
@@ -103,20 +101,6 @@ def test_the_colour_map_grows_lighter():
     assert colours[-1].tolist() == [0xFC, 0xFF, 0xA4]
 
 
-def test_components_give_like_patches_like_colours():
-    features = np.zeros((2, 16, 5))
-    features[:, 8:, 0] = 1
-    features[1, :, 1] = 0.1
-    grid = pictures.pca(images(2), features, (4, 4))
-    shown = np.asarray(grid.rows[0][1].image)
-    assert shown.shape == (96, 96, 3)
-    assert (shown[:48] == shown[0, 0]).all()
-    assert (shown[48:] == shown[-1, -1]).all()
-    assert (shown[0, 0] != shown[-1, -1]).any()
-    for few in (np.zeros((2, 16, 5)), features[..., :1]):
-        assert pictures.pca(images(2), few, (4, 4)).rows[0][1].image.size == (96, 96)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -124,14 +108,9 @@ def test_components_give_like_patches_like_colours():
         lambda: pictures.neighbours(images(2), images(2)[:, None], ["a"]),
         lambda: pictures.attention(images(2), np.ones((2, 8, 8))),
         lambda: pictures.reconstructions(images(2), images(3), images(2)),
-        lambda: pictures.pca(images(2), np.ones((2, 15, 3)), (4, 4)),
         lambda: pictures.attention(images(1)[0], np.ones((1, 1, 8, 8))),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(call):
     with pytest.raises(ValueError, match="must be"):
         call()
-
-
-def test_an_empty_grid_is_a_picture():
-    assert isinstance(pictures.Grid((), ()).picture(), Image.Image)

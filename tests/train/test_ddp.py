@@ -50,11 +50,11 @@ def main(rank: int, folder: Path) -> None:
         for part in range(2):
             if part == 1:
                 early = len(sent)
-                gradients.last()
+                gradients.expect_last()
             net(inputs(rank, part), "ab" if rank == 0 else "bas").backward()
         before = len(sent)
         found = gradients.finish()
-        gradients.settle(dist.sum_floats(found))
+        gradients.drop_absent(dist.sum_floats(found))
         results[f"step {step}"] = {
             name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()
         }
@@ -65,9 +65,9 @@ def main(rank: int, folder: Path) -> None:
     net.requires_grad_(False).a.requires_grad_(True)
     net.zero_grad()
     gradients.begin()
-    gradients.last()
+    gradients.expect_last()
     gradients.add(net.a.weight, torch.full((3, 3), 1.0 + 2 * rank, dtype=torch.bfloat16))
-    gradients.settle(dist.sum_floats(gradients.finish()))
+    gradients.drop_absent(dist.sum_floats(gradients.finish()))
     results["added"] = net.a.weight.grad
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.barrier()
@@ -116,20 +116,20 @@ def test_one_process_sends_nothing():
     net = Net()
     gradients = Gradients(net, list(net.parameters()))
     gradients.begin()
-    gradients.last()
+    gradients.expect_last()
     net(inputs(0, 0), "ab").backward()
     alone = net.a.weight.grad
     assert gradients.finish() == []
-    gradients.settle([])
+    gradients.drop_absent([])
     assert net.a.weight.grad is alone
 
 
 def test_buckets_are_cut_in_order():
     params = [nn.Parameter(torch.zeros(n)) for n in (2, 3, 10, 1, 1)]
     params[4] = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    cut = ddp._cut(params, 20)
+    cut = ddp._bucketed(params, 20)
     assert [[p.numel() for p in piece] for piece in cut] == [[2, 3], [10], [1], [1]]
-    assert ddp._cut([], 20) == []
+    assert ddp._bucketed([], 20) == []
 
 
 def test_norm_and_clipping_are_torchs():

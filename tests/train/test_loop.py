@@ -12,7 +12,8 @@ from omma.backbones import layers
 from omma.backbones.layers.frozen import Frozen
 from omma.core.protocols import Batch, Clock, Extras, Key, ParamGroup, Preprocess, Recipe, StepOutput
 from omma.ops.batch_norm import BatchNorm
-from omma.train.loop import Position, make_optimizer, schedule, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer, schedule
 from omma.train.precision import Cast
 
 

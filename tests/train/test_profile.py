@@ -16,9 +16,10 @@ from omma.core.protocols import Backbone, Batch, Clock, Context, Features, Key, 
 from omma.ops import linear
 from omma.ops.cost import Flops
 from omma.train import ema, profile
-from omma.train.loop import Position, make_optimizer, train
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 from omma.train.precision import Cast
-from omma.train.profile import OFF, Part, Profiler
+from omma.train.profile import OFF, Phase, Profiler
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(config=None, batch=4, lr=0.01, clip=None)
@@ -93,7 +94,7 @@ class Toy(protocols.Method):
 def batches(watch):
     while True:
         TIME.spend(64.0)
-        watch.to(Part.VIEWS)
+        watch.to(Phase.VIEWS)
         TIME.spend(128.0)
         yield Batch((torch.ones(4, 3),), Key(0, np.zeros(4, int), np.arange(4)), None)
 
@@ -111,10 +112,10 @@ def run(steps, accumulate=1, watched=True, stop=None):
     with contextlib.closing(watch):
         for step in loop:
             TIME.spend(256.0)
-            taken.append(watch.taken(4))
+            taken.append(watch.pop_profile(4))
             if step.clock.step == stop:
                 break
-    taken.append(watch.taken(4))
+    taken.append(watch.pop_profile(4))
     return toy, [found for found in taken if found is not None]
 
 
@@ -132,12 +133,12 @@ def timed(monkeypatch):
 def test_every_second_has_one_owner(timed, accumulate):
     _, (found,) = run(40, accumulate)
     each = {
-        Part.WAIT: 64.0, Part.VIEWS: 128.0, Part.STUDENT: 3.0, Part.TEACHER: 3.0, Part.HEADS: 12.0,
-        Part.LOSS: 0.75, Part.BACKWARD: 16.0,
+        Phase.WAIT: 64.0, Phase.VIEWS: 128.0, Phase.STUDENT: 3.0, Phase.TEACHER: 3.0, Phase.HEADS: 12.0,
+        Phase.LOSS: 0.75, Phase.BACKWARD: 16.0,
     }  # fmt: skip
-    once = {Part.OPTIMIZER: 0.0, Part.AFTER: 32.0, Part.REST: 256.0}
+    once = {Phase.OPTIMIZER: 0.0, Phase.AFTER: 32.0, Phase.REST: 256.0}
     assert found.parts == {part: s * accumulate for part, s in each.items()} | once
-    assert list(found.parts) == list(Part)
+    assert list(found.parts) == list(Phase)
     assert found.steps == [found.seconds] * profile.STEPS
     assert found.working == found.seconds - 256.0
     assert found.images_per_second == 4 / found.working
@@ -201,13 +202,13 @@ def test_real_methods_have_the_parts_that_they_have(method, dtype, monkeypatch):
     )  # fmt: skip
     list(loop)
     watch.close()
-    found = watch.taken(4)
+    found = watch.pop_profile(4)
     assert found is not None
     assert found.flops == by_hand.total > 0
-    assert (found.parts[Part.TEACHER] > 0) == (method != "mae")
-    for part in (Part.STUDENT, Part.HEADS, Part.LOSS, Part.BACKWARD, Part.OPTIMIZER):
+    assert (found.parts[Phase.TEACHER] > 0) == (method != "mae")
+    for part in (Phase.STUDENT, Phase.HEADS, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER):
         assert found.parts[part] > 0
-    assert found.parts[Part.VIEWS] == 0
+    assert found.parts[Phase.VIEWS] == 0
 
 
 def test_a_frozen_network_and_what_wraps_it_are_the_teacher(timed):
@@ -218,8 +219,8 @@ def test_a_frozen_network_and_what_wraps_it_are_the_teacher(timed):
 
     toy = Toy()
     toy.frozen = Wrapped()
-    found = profile.places(toy)
-    assert found[id(toy)] is Part.LOSS
-    assert {found[id(m)] for m in toy.frozen.modules()} == {Part.TEACHER}
-    assert {found[id(m)] for m in toy.encoder.modules()} == {Part.STUDENT}
-    assert {found[id(m)] for m in toy.head.modules()} == {Part.HEADS}
+    found = profile.phases_by_module(toy)
+    assert found[id(toy)] is Phase.LOSS
+    assert {found[id(m)] for m in toy.frozen.modules()} == {Phase.TEACHER}
+    assert {found[id(m)] for m in toy.encoder.modules()} == {Phase.STUDENT}
+    assert {found[id(m)] for m in toy.head.modules()} == {Phase.HEADS}

@@ -19,7 +19,8 @@ from omma.pretraining.monitor import Monitor
 from omma.pretraining.request import Request
 from omma.train import checkpoint, fine_tune_groups
 from omma.train.budget import Timekeeper
-from omma.train.loop import Position, make_optimizer, schedule
+from omma.train.loop import Position
+from omma.train.optimizer import make_optimizer, schedule
 from omma.verbs.pretrain import pretrain
 
 SIZE = 16

@@ -169,7 +169,7 @@ def test_two_cannot_write_one_table(run, tmp_path):
 
 def test_every_process_has_a_part_and_no_batch_is_cut():
     for images, batch, processes in ((100_000, 512, 8), (1_000, 16, 3), (5, 16, 2), (10**7, 4096, 64)):
-        size = table.part_size(images, batch, processes)
+        size = table.shard_size(images, batch, processes)
         assert size % batch == 0
         assert size < table.ROWS + batch
         assert -(-images // size) >= min(processes, images // (2 * batch))

@@ -10,7 +10,7 @@ from PIL import Image
 from omma import backbones, weights
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import ArrayImages
-from omma.evaluation.result import Result
+from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison, Evaluation
 from omma.verbs.evaluate import evaluate
 
@@ -96,7 +96,7 @@ def test_many_classes_of_few_images(run):
     assert all(r.classes == 200 for r in found.results)
     assert all(r.value > 0.05 for r in found.results)  # chance is .005
     assert found.comparisons == ()
-    assert "nothing says" in found.verdict()
+    assert "unknown whether" in found.verdict()
 
 
 def test_the_collections_own_split_is_kept(run):
@@ -160,7 +160,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(run, data, options, words)
     ],
 )
 def test_the_verdict_says_what_the_intervals_allow(intervals, words):
-    result = Result(
+    result = Score(
         subject="trained",
         protocol="knn",
         value=0.5,

@@ -157,7 +157,7 @@ def test_other_errors_are_none_of_memorys(tmp_path, lacking):
     ("share", "now", "next_"), [(12, 1, 2), (12, 4, 12), (9, 1, 3), (7, 1, 7), (7, 4, 7)]
 )
 def test_parts_are_of_one_size(share, now, next_):
-    assert out_of_memory.parts(share, now) == next_
+    assert out_of_memory.more_micro_batches(share, now) == next_
 
 
 def main(rank: int, folder: Path) -> None:

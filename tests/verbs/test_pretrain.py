@@ -97,7 +97,7 @@ def test_the_report_says_whether_labels_were_learned_from(tmp_path, method, told
     report = (tmp_path / "run" / "report.html").read_text()
     assert ("Labels were used in training" in report) == told
     assert ("Labels were not used in training" in report) == (not told)
-    assert ("labels for reading only" in report) == (not told)
+    assert ("labels for evaluation only" in report) == (not told)
 
 
 def test_a_bad_image_that_checking_has_missed_does_not_end_a_run(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_spread_blocks_give_what_whole_ones_give(folder, two, name):
     spread = folder / f"{name}-sharded"
     assert losses(spread) == pytest.approx(losses(folder / name), rel=1e-5)
     assert furthest(spread, folder / name) < CLOSE / 20
-    assert all(path.is_dir() for path in checkpoint.found(spread / "checkpoints"))
+    assert all(path.is_dir() for path in checkpoint.paths(spread / "checkpoints"))
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_what_two_have_stopped_goes_on_with_four_and_with_one(folder, two, one):
 @pytest.mark.slow
 def test_a_damaged_folder_of_parts_is_passed_over(folder, two):
     copied = shutil.copytree(folder / "dino-sharded" / "checkpoints", folder / "damaged")
-    (last,) = checkpoint.found(copied)
+    (last,) = checkpoint.paths(copied)
     shutil.copytree(last, last.with_name("step-000000002"))
     data = max(last.glob("*.distcp"), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:-100])
@@ -214,7 +214,7 @@ def test_a_killed_worker_resumes_by_itself_and_one_process_speaks(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while process.poll() is None and not checkpoint.found(out.checkpoints):
+    while process.poll() is None and not checkpoint.paths(out.checkpoints):
         time.sleep(0.02)
     first = min(int(pid) for pid in _children(process.pid))
     os.kill(first, signal.SIGKILL)

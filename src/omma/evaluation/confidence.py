@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over the test images, seeded and vectorised."""
+"""Confidence intervals of scores: seeded, vectorised bootstraps over the test images."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -11,9 +11,9 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the share of correct answers.
 
-    Resampling m right-or-wrong answers with replacement draws a binomial count, so that is what is drawn.
-    All right or all wrong leaves nothing to resample: the open end is then the exact binomial bound
-    (Clopper-Pearson), since 24 of 24 right is no proof of 100 %.
+    The number of correct answers among m drawn with replacement is binomial, so it is drawn directly. If all
+    answers are correct, or none, resampling has no variance, though 24 of 24 correct do not prove 100 %: the
+    open end is then the exact binomial bound (Clopper-Pearson).
     """
     m = len(correct)
     if m == 0:
@@ -36,11 +36,11 @@ def paired(
 ) -> tuple[float, float]:
     """Percentile interval of accuracy(a) - accuracy(b), both over the same test images.
 
-    Sharper than two separate intervals, since hard images are hard for both. An interval above 0 says that
-    `a` is better; (0, 0) says that they answer alike.
+    Narrower than two separate intervals, since hard images are hard for both. An interval above 0 means that
+    `a` is better; (0, 0) that no image tells them apart.
     """
     if len(a) != len(b) or len(a) == 0:
-        raise ValueError(f"paired answers differ in number: {len(a)} and {len(b)}")
+        raise ValueError(f"paired answers must be equal in number and not empty: {len(a)} and {len(b)}")
     m = len(a)
     only_a, only_b = np.count_nonzero(a & ~b), np.count_nonzero(~a & b)
     shares = np.array([only_a, only_b, m - only_a - only_b]) / m
@@ -56,10 +56,10 @@ def clustered(
     level: float = 0.95,
     rounds: int = ROUNDS,
 ) -> tuple[float, float]:
-    """Percentile interval of sum(hits) / sum(queries), where a row's queries are alike: captions of an image.
+    """Percentile interval of sum(hits) / sum(queries), where the queries of a row depend on each other.
 
-    Rows are resampled, not queries. All right or all wrong: the exact bound of that many rows, as in
-    `bootstrap`.
+    Rows (images, with their captions as queries) are resampled, not queries. If all or no queries are hits,
+    the bound is that of `bootstrap` for as many rows.
     """
     if hits.sum() in (0, queries.sum()):
         return bootstrap(hits > 0, seed, level, rounds)
@@ -74,15 +74,17 @@ def paired_clustered(
     level: float = 0.95,
     rounds: int = ROUNDS,
 ) -> tuple[float, float]:
-    """As `paired`, of (sum(a) - sum(b)) / sum(queries)."""
+    """As `paired`, for (sum(a) - sum(b)) / sum(queries)."""
     return _ratio(a - b, queries, seed, level, rounds)
 
 
 def _ratio(
-    above: Int[np.ndarray, "n"], below: Int[np.ndarray, "n"], seed: int, level: float, rounds: int
+    numerator: Int[np.ndarray, "n"], denominator: Int[np.ndarray, "n"], seed: int, level: float, rounds: int
 ) -> tuple[float, float]:
-    # rows that are equal are drawn together: few numbers a round, however many rows there are
-    kinds, counts = np.unique(np.stack([above, below], 1), axis=0, return_counts=True)
-    draws = np.random.default_rng((seed, 0xB007)).multinomial(len(above), counts / len(above), size=rounds)
+    # equal rows are drawn as one multinomial count, so a round draws few numbers however many rows there are
+    kinds, counts = np.unique(np.stack([numerator, denominator], 1), axis=0, return_counts=True)
+    draws = np.random.default_rng((seed, 0xB007)).multinomial(
+        len(numerator), counts / len(numerator), size=rounds
+    )
     low, high = np.quantile(draws @ kinds[:, 0] / (draws @ kinds[:, 1]), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

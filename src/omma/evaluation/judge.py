@@ -1,4 +1,4 @@
-"""A model judged on one set of images: by their labels, or by their captions, every subject alike."""
+"""The evaluation of a model on one set of images, by labels or captions, the same for every subject."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from omma.backbones.layers import text
 from omma.backbones.layers.text import Paired
@@ -19,18 +19,18 @@ from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
 from omma.data.sources import split as splitting
 from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
-from omma.evaluation.result import Result, Subject, scores
+from omma.evaluation.score import Score, Subject, classification_fields
 from omma.evaluation.split import Split
 from omma.evaluation.verdict import NAMES, Comparison
 from omma.features.extract import FeatureSet, extract, pixels
 from omma.weights import Model
 
-Answered = tuple[Subject, str, int | None]  # subject, protocol, k
-Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
+ScoreKey = tuple[Subject, str, int | None]  # subject, protocol, k
+StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 
 
 class Setting(NamedTuple):
-    """What the two parts are and how they are judged: the same for every subject."""
+    """Labels, parts and conditions that all subjects share."""
 
     labels: Int[np.ndarray, "n"]
     is_test: Bool[np.ndarray, "n"]
@@ -39,16 +39,16 @@ class Setting(NamedTuple):
     device: torch.device
 
 
-class Words(NamedTuple):
-    """How a model reads texts, and the prompts that classes are given in."""
+class TextReader(NamedTuple):
+    """A model's text tower, and the templates of prompts for zero-shot classification."""
 
     paired: Paired
-    templates: Sequence[str]  # one at least
+    templates: Sequence[str]  # at least one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked of every set of images."""
+    """One evaluation: model, images and conditions."""
 
     model: Model
     images: Images
@@ -58,21 +58,21 @@ class Job:
     cache: Path | None
     seed: int
     floors: bool
-    progress: Progress | None
-    words: Words | None  # for the protocols that read texts
+    progress: StageProgress | None
+    text_reader: TextReader | None  # for protocols that read texts
 
 
-class Found(NamedTuple):
-    """What came of it."""
+class Judgement(NamedTuple):
+    """The results of an evaluation."""
 
-    results: list[Result]
+    scores: list[Score]
     comparisons: list[Comparison]
     notes: list[str]
     bad: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
 
 
-def words(model: Model, name: str, prompts: str | Path | None, merges: str | Path | None) -> Words:
-    """The model's text tower with its tokenizer; ValueError where it has none."""
+def text_reader(model: Model, name: str, prompts: str | Path | None, merges: str | Path | None) -> TextReader:
+    """The model's text tower with its tokenizer; ValueError if it has none."""
     templates = (zeroshot.TEMPLATE,) if prompts is None else zeroshot.read_templates(prompts)
     paired = text.restored(model.extras, name, None if merges is None else text_tokenizer.read_merges(merges))
     if paired.tokenizer is None:
@@ -80,11 +80,11 @@ def words(model: Model, name: str, prompts: str | Path | None, merges: str | Pat
             f"{name} does not hold its tokenizer's merges: give --merges bpe_simple_vocab_16e6.txt.gz "
             "(docs/clip.md)"
         )
-    return Words(paired, templates)
+    return TextReader(paired, templates)
 
 
-def by_labels(job: Job, protocols: Sequence[str]) -> Found:
-    """Classes of the test part, by probes that learn from the train part or by the classes' names."""
+def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
+    """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
     if images.labels is None:
         raise ValueError(
@@ -94,44 +94,128 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Found:
     rows = np.sort(np.concatenate([train, test]))
     rows = rows[images.labels[rows] >= 0]
     features = _features(job, images.subset(rows))
-    kept = _read_by_all(features)
-    setting = Setting(images.labels[rows[kept]], np.isin(rows[kept], test), description, seed, job.device)
+    readable = _readable(features)
+    setting = Setting(
+        images.labels[rows[readable]], np.isin(rows[readable], test), description, seed, job.device
+    )
 
-    results: list[Result] = []
-    correct: dict[Answered, np.ndarray] = {}  # right or wrong, an entry a test image
-    for subject, found in features.items():
-        data = _split(found, kept, setting)
-        about = _about(subject, found, job.model.preprocess)
+    scores: list[Score] = []
+    correct: dict[ScoreKey, np.ndarray] = {}  # one entry a test image
+    for subject, feature_set in features.items():
+        data = _split(feature_set, readable, setting)
+        conditions = _conditions(subject, feature_set, job.model.preprocess)
         for protocol in protocols:
             if protocol == "zeroshot" and subject == "pixels":
-                continue  # they are in no space that texts are in
+                continue  # pixels have no common space with texts
             if job.progress:
-                job.progress(f"{NAMES[protocol]} on {subject}", len(kept), len(kept))
-            for predictions, said in _answers(protocol, data, setting, job.words, images.classes):
-                results.append(
-                    Result(
+                job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
+            for predictions, fields in _predictions(protocol, data, setting, job.text_reader, images.classes):
+                scores.append(
+                    Score(
                         subject=subject,
                         protocol=protocol,
                         split=setting.split,
                         seed=seed,
-                        **about,
-                        **said,
-                        **scores(predictions, data.test_labels, data.train_labels, seed),
+                        **conditions,
+                        **fields,
+                        **classification_fields(predictions, data.test_labels, data.train_labels, seed),
                     )
                 )
-                correct[subject, protocol, said.get("k")] = predictions == data.test_labels
+                correct[subject, protocol, fields.get("k")] = predictions == data.test_labels
     notes = []
     if unused := len(images) - len(rows):
-        notes.append(f"{unused:,} images without a label, or in neither part, were left out")
+        notes.append(f"{unused:,} images were left out: they have no label, or are in neither part")
     if "zeroshot" in protocols:
         notes += _zeroshot_notes(job, images.classes)
-    return Found(results, list(_comparisons(correct, seed)), notes, features["trained"].bad)
+    return Judgement(scores, list(_comparisons(correct, seed)), notes, features["trained"].bad)
 
 
-def by_captions(job: Job) -> Found:
-    """Captions of images and images of captions, among those of the test part, or of all where none is."""
-    images, seed, words = job.images, job.seed, job.words
-    assert words is not None
+def by_captions(job: Job) -> Judgement:
+    """Retrieve captions by images and images by captions, in the test part or, without one, in all images."""
+    images, reader = job.images, job.text_reader
+    assert reader is not None
+    rows, usable, split, notes = _captioned(job)
+    features = _features(job, images.subset(rows), raw=False)
+    readable = _readable(features)
+    drawn = captions.Captions(usable.take(pa.array(readable)), cast(Tokenizer, reader.paired.tokenizer))
+    owner = np.repeat(np.arange(len(readable)), drawn.counts)
+    if job.progress:
+        job.progress("captions", len(readable), len(readable))
+    texts = reader.paired.texts(drawn.values.to_pylist(), job.device)
+
+    scores: list[Score] = []
+    recalls: dict[tuple[Subject, str], retrieval.Recall] = {}
+    for subject, feature_set in features.items():
+        vectors = reader.paired.images(_rows(feature_set, readable))
+        conditions = _conditions(subject, feature_set, job.model.preprocess)
+        for recall in retrieval.recalls(retrieval.ranks(vectors, texts, owner)):
+            recalls[subject, recall.metric] = recall
+            scores.append(
+                Score(
+                    subject=subject,
+                    protocol="retrieval",
+                    metric=recall.metric,
+                    value=recall.value,
+                    interval95=confidence.clustered(recall.hits, recall.queries, job.seed),
+                    split=split,
+                    seed=job.seed,
+                    n_test=int(recall.queries.sum()),
+                    settings={"images": len(readable), "captions": len(texts), "chance": recall.chance},
+                    **conditions,
+                )
+            )
+    comparisons = list(_retrieval_comparisons(recalls, job.seed))
+    return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
+
+
+# ---------------------------------------------------------------- steps
+def _features(job: Job, images: Images, raw: bool = True) -> dict[Subject, FeatureSet]:
+    """Features of the same images by each subject; raw: include pixels."""
+
+    def image_progress(stage: str) -> Callable[[int, int], None] | None:
+        return partial(job.progress, stage) if job.progress else None
+
+    def features_of(subject: Model, stage: str) -> FeatureSet:
+        return extract(
+            subject.encoder,
+            images,
+            subject.preprocess,
+            job.device,
+            job.precision,
+            cache=job.cache,
+            model_digest=subject.digest,
+            progress=image_progress(stage),
+        )
+
+    features: dict[Subject, FeatureSet] = {"trained": features_of(job.model, "features, trained")}
+    if job.floors:
+        features["untrained"] = features_of(job.model.untrained(job.seed), "features, untrained")
+    if job.floors and raw:
+        features["pixels"] = pixels(images, job.model.preprocess, progress=image_progress("pixels"))
+    return features
+
+
+def _readable(features: Mapping[Subject, FeatureSet]) -> Int[np.ndarray, "n"]:
+    """Indices of the images that every subject has features of."""
+    readable = features["trained"].indices
+    for feature_set in features.values():
+        readable = np.intersect1d(readable, feature_set.indices)
+    return readable
+
+
+def _rows(features: FeatureSet, indices: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n d"]:
+    """The vectors of these images, all of which must be readable."""
+    return features.vectors[np.searchsorted(features.indices, indices)]
+
+
+def _split(features: FeatureSet, readable: Int[np.ndarray, "n"], setting: Setting) -> Split:
+    vectors, test = _rows(features, readable), setting.is_test
+    return Split(vectors[~test], setting.labels[~test], vectors[test], setting.labels[test])
+
+
+def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[str]]:
+    """Rows of the images that have captions, their captions, the name of the split, and notes."""
+    images = job.images
     text = getattr(images, "text", None)
     if text is None:
         raise ValueError(
@@ -143,116 +227,32 @@ def by_captions(job: Job) -> Found:
     fit, usable = captions.fit(text.take(pa.array(rows)))
     rows, usable = rows[fit.has], usable.filter(pa.array(fit.has))
     if len(rows) < 2:
-        raise ValueError(f"{job.source}: {len(rows)} images with captions; retrieval needs two at least")
-    features = _features(job, images.subset(rows), raw=False)
-    kept = _read_by_all(features)
-    usable = usable.take(pa.array(kept))
-    drawn = captions.Captions(usable, cast(Tokenizer, words.paired.tokenizer))
-    owner = np.repeat(np.arange(len(kept)), drawn.counts)
-    if job.progress:
-        job.progress("captions", len(kept), len(kept))
-    texts = words.paired.texts(drawn.values.to_pylist(), job.device)
-
-    results, found = [], dict[tuple[Subject, str], retrieval.Recall]()
-    for subject, features_ in features.items():
-        vectors = words.paired.images(features_.vectors[np.searchsorted(features_.indices, kept)])
-        about = _about(subject, features_, job.model.preprocess)
-        for recall in retrieval.recalls(retrieval.ranks(vectors, texts, owner)):
-            found[subject, recall.metric] = recall
-            results.append(
-                Result(
-                    subject=subject,
-                    protocol="retrieval",
-                    metric=recall.metric,
-                    value=recall.value,
-                    interval95=confidence.clustered(recall.hits, recall.queries, seed),
-                    split=split,
-                    seed=seed,
-                    n_test=int(recall.queries.sum()),
-                    settings={"images": len(kept), "captions": len(texts), "chance": recall.chance},
-                    **about,
-                )
-            )
-    comparisons = [
-        Comparison(
-            protocol="retrieval",
-            against=subject,
-            k=None,
-            metric=metric,
-            difference=found["trained", metric].value - floor.value,
-            interval95=confidence.paired_clustered(
-                found["trained", metric].hits, floor.hits, floor.queries, seed
-            ),
-        )
-        for (subject, metric), floor in found.items()
-        if subject != "trained"
-    ]
-    return Found(results, comparisons, [*fit.notes(), *drawn.cut()], features["trained"].bad)
+        raise ValueError(f"{job.source}: {len(rows)} images with captions; retrieval needs at least two")
+    return rows, usable, split, fit.notes()
 
 
-# ---------------------------------------------------------------- steps
-def _features(job: Job, images: Images, raw: bool = True) -> dict[Subject, FeatureSet]:
-    """Features of the same images by each subject; raw: of pixels too."""
-
-    def counted(said: str) -> Callable[[int, int], None] | None:
-        return partial(job.progress, said) if job.progress else None
-
-    def of(subject: Model, said: str) -> FeatureSet:
-        return extract(
-            subject.encoder,
-            images,
-            subject.preprocess,
-            job.device,
-            job.precision,
-            cache=job.cache,
-            model_digest=subject.digest,
-            progress=counted(said),
-        )
-
-    found: dict[Subject, FeatureSet] = {"trained": of(job.model, "features, trained")}
-    if job.floors:
-        found["untrained"] = of(job.model.untrained(job.seed), "features, untrained")
-    if job.floors and raw:
-        found["pixels"] = pixels(images, job.model.preprocess, progress=counted("pixels"))
-    return found
-
-
-def _read_by_all(features: Mapping[Subject, FeatureSet]) -> Int[np.ndarray, "n"]:
-    """The images that every subject has features of."""
-    kept = features["trained"].indices
-    for found in features.values():
-        kept = np.intersect1d(kept, found.indices)
-    return kept
-
-
-def _split(features: FeatureSet, kept: Int[np.ndarray, "n"], setting: Setting) -> Split:
-    vectors = features.vectors[np.searchsorted(features.indices, kept)]
-    test = setting.is_test
-    return Split(vectors[~test], setting.labels[~test], vectors[test], setting.labels[test])
-
-
-def _answers(
-    protocol: str, data: Split, setting: Setting, words: Words | None, classes: Sequence[str]
+def _predictions(
+    protocol: str, data: Split, setting: Setting, reader: TextReader | None, classes: Sequence[str]
 ) -> Iterator[tuple[Int[np.ndarray, "m"], dict[str, Any]]]:
-    """Predictions of the test part, with the fields of Result that the protocol knows."""
-    device = setting.device if setting.device.type == "cuda" else "cpu"  # fp64 is missing elsewhere
+    """Predictions of the test part, with the fields of `Score` that depend on the protocol."""
+    device = setting.device if setting.device.type == "cuda" else "cpu"  # other devices lack fp64
     if protocol == "knn":
         for k, predictions in knn.predict_each(data, device=device).items():
             yield predictions, {"k": k, "T": knn.TEMPERATURE}
     elif protocol == "zeroshot":
-        assert words is not None
-        embedded = words.paired.texts(zeroshot.prompts(classes, words.templates), setting.device)
+        assert reader is not None
+        embedded = reader.paired.texts(zeroshot.prompts(classes, reader.templates), setting.device)
         vectors = zeroshot.classifier(embedded, len(classes))
-        said = {"templates": len(words.templates), "template": words.templates[0]}
-        yield zeroshot.predict(words.paired.images(data.test), vectors), {"settings": said}
+        settings = {"templates": len(reader.templates), "template": reader.templates[0]}
+        yield zeroshot.predict(reader.paired.images(data.test), vectors), {"settings": settings}
     else:
         predict = {"linear": linear.predict, "ridge": ridge.predict}[protocol]
         answer = predict(data, seed=setting.seed, device=device)
         yield answer.predictions, {"settings": answer.settings}
 
 
-def _about(subject: Subject, features: FeatureSet, preprocess: Preprocess) -> dict[str, Any]:
-    """The fields of Result that say how a vector was made."""
+def _conditions(subject: Subject, features: FeatureSet, preprocess: Preprocess) -> dict[str, Any]:
+    """The fields of `Score` that say how vectors were computed."""
     crop = f"shorter side {shorter_side(preprocess)}, centre {preprocess.size} x {preprocess.size} px"
     if subject == "pixels":
         side = features.provenance["pixels"]["size"]
@@ -262,7 +262,7 @@ def _about(subject: Subject, features: FeatureSet, preprocess: Preprocess) -> di
     return {"layer": "last", "pooling": features.provenance["pooling"], "crop": crop, "precision": precision}
 
 
-def _comparisons(correct: Mapping[Answered, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:
+def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:
     for (subject, protocol, k), floor in correct.items():
         if subject == "trained":
             continue
@@ -276,10 +276,27 @@ def _comparisons(correct: Mapping[Answered, Bool[np.ndarray, "m"]], seed: int) -
         )
 
 
+def _retrieval_comparisons(
+    recalls: Mapping[tuple[Subject, str], retrieval.Recall], seed: int
+) -> Iterator[Comparison]:
+    for (subject, metric), floor in recalls.items():
+        if subject == "trained":
+            continue
+        ours = recalls["trained", metric]
+        yield Comparison(
+            protocol="retrieval",
+            against=subject,
+            k=None,
+            metric=metric,
+            difference=ours.value - floor.value,
+            interval95=confidence.paired_clustered(ours.hits, floor.hits, floor.queries, seed),
+        )
+
+
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
-    assert job.words is not None
-    templates = job.words.templates
+    assert job.text_reader is not None
+    templates = job.text_reader.templates
     more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
     yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
     if all(name.strip().isdigit() for name in classes):
-        yield "the classes' names are numbers, which say nothing of what is seen: name them (docs/clip.md)"
+        yield "the names of the classes are numbers, which describe nothing: name the classes (docs/clip.md)"

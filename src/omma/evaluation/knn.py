@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification by a weighted vote (1805.01978): no training, hence hard to flatter."""
+"""k-nearest-neighbour classification by a weighted vote (1805.01978), which trains nothing."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from omma.evaluation.split import Split, checked
 
 KS = (10, 20, 100, 200)
-HEADLINE = 20  # the k that a table shows; fixed beforehand, never the best on the test part
+HEADLINE = 20  # the k that tables show: fixed beforehand, not chosen on the test part
 TEMPERATURE = 0.07
 
 
@@ -37,10 +37,10 @@ def predict(
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> Int[np.ndarray, "m"]:
-    """Predicted labels of `queries` for one (capped) k; None: of the bank's own, each told by all others.
+    """Predicted labels of `queries` for one (capped) k; None: of the bank's images, each by all others.
 
-    Unlike `predict_each` it never refuses: features that are not finite or a bank of one class get the answer
-    they deserve, so that reading it during training cannot end a run.
+    Unlike `predict_each` it accepts features that are not finite and a bank of one class, so that an
+    evaluation during training cannot end the run.
     """
     (k,) = capped((k,), len(bank) - (queries is None))
     return _vote(bank, bank_labels, queries, (k,), temperature, device)[k]
@@ -57,8 +57,8 @@ def _vote(
 ) -> dict[int, Int[np.ndarray, "m"]]:
     """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
 
-    Deterministic: of equally near neighbours those first in the bank are taken, of equal votes the lowest
-    label wins. Memory: chunks of about 256 MB. Without queries, those of the bank leave themselves out.
+    Deterministic: ties in distance go to the first in the bank, ties in votes to the lowest label. Queries
+    are taken in chunks of about 256 MB. Without queries, every image of the bank leaves itself out.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
@@ -66,20 +66,20 @@ def _vote(
     bank_labels = torch.from_numpy(labels_of_bank).to(device)
     classes = int(bank_labels.max()) + 1
     chunk = max(1, 2**26 // len(bank))
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    asked = torch.from_numpy(bank_features if query_features is None else query_features)
-    for i, queries in enumerate(asked.to(device).split(chunk)):
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    all_queries = torch.from_numpy(bank_features if query_features is None else query_features)
+    for i, queries in enumerate(all_queries.to(device).split(chunk)):
         similarity = _unit(queries) @ bank.T
         if query_features is None:
             similarity.diagonal(i * chunk).fill_(-torch.inf)
         near, index = _nearest(similarity, ks)
-        votes = ((near - near[:, :1]) / temperature).exp()  # the nearest counts 1: no overflow at any T
+        votes = ((near - near[:, :1]) / temperature).exp()  # relative to the nearest, so that no T overflows
         labels = bank_labels[index]
         for k in ks:
             scores = votes.new_zeros(len(queries), classes)
             scores.scatter_add_(1, labels[:, :k], votes[:, :k])
-            found[k].append(scores.argmax(dim=1))
-    return {k: torch.cat(parts).cpu().numpy() for k, parts in found.items()}
+            predicted[k].append(scores.argmax(dim=1))
+    return {k: torch.cat(chunks).cpu().numpy() for k, chunks in predicted.items()}
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -89,8 +89,8 @@ def _unit(x: Tensor) -> Tensor:
 def _nearest(similarity: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Similarities and indices of the ks[-1] nearest, by similarity, then by index.
 
-    topk leaves the choice among equals open, which matters only where the k-th and the next are equal
-    (duplicates, collapsed features); those rows alone are sorted in full.
+    topk orders ties arbitrarily, which matters only where the k-th and the next similarity are equal
+    (duplicates, collapsed features). Only those rows are sorted in full.
     """
     k_max, bank = ks[-1], similarity.shape[1]
     near, index = similarity.topk(min(k_max + 1, bank), dim=1)

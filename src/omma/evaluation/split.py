@@ -1,15 +1,15 @@
-"""What every evaluator asks of its features and labels, and how it holds part of the train labels out."""
+"""The input of every evaluator: features and labels of a train and a test part, checked and split further."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-LIFT = 1_000  # train images below which one hold-out is too noisy, and five are averaged
+FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
 
 class Split(NamedTuple):
-    """Features and labels of the two parts; evaluators fit on train and only ever predict test."""
+    """Features and labels of both parts; evaluators fit on train and only predict test."""
 
     train: Float[np.ndarray, "n d"]
     train_labels: Int[np.ndarray, "n"]
@@ -18,12 +18,12 @@ class Split(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Width of the answers: labels run from 0 to this, those without train images included."""
+        """One more than the largest label, classes without train images included."""
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
 
 def checked(data: Split) -> Split:
-    """The same, in float32 and int64; ValueError on what no evaluator can judge."""
+    """The data in float32 and int64; ValueError if no evaluator can use them."""
     train, train_labels, test, test_labels = data
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.ndim != 2 or len(features) != len(labels):
@@ -40,7 +40,7 @@ def checked(data: Split) -> Split:
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"train features have {train.shape[1]} dimensions, test features {test.shape[1]}")
     if len(np.unique(train_labels)) < 2:
-        raise ValueError("all train images have the same label; a verdict needs at least two classes")
+        raise ValueError("all train images have the same label; give at least two classes")
     return Split(
         np.ascontiguousarray(train, np.float32),
         train_labels.astype(np.int64),
@@ -52,9 +52,9 @@ def checked(data: Split) -> Split:
 def holdouts(
     labels: Int[np.ndarray, "n"], seed: int, share: float = 0.2
 ) -> list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]:
-    """(fit, held) indices into the train part, stratified and seeded: one pair, or five below LIFT images.
+    """(fit, held_out) indices into the train part, stratified and seeded: one pair, or five below FEW images.
 
-    A class with one image stays in fit; every other class has at least one image on either side.
+    A class with a single image stays in fit; all others have at least one image on either side.
     """
     counts = np.bincount(labels)
     if counts.max() < 2:
@@ -62,22 +62,22 @@ def holdouts(
             "no class has two train images, so nothing can be held out to choose a probe's strength; "
             "label more images, or use k-NN alone"
         )
-    held_counts = np.where(counts < 2, 0, np.clip(np.round(counts * share), 1, None)).astype(np.int64)
+    held_out_counts = np.where(counts < 2, 0, np.clip(np.round(counts * share), 1, None)).astype(np.int64)
     rng = np.random.default_rng((seed, 0x401D))
     pairs = []
-    for _ in range(5 if len(labels) < LIFT else 1):
+    for _ in range(5 if len(labels) < FEW else 1):
         order = rng.permutation(len(labels))
         order = order[np.argsort(labels[order], kind="stable")]  # grouped by class, shuffled within
         rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-        held = rank < held_counts[labels[order]]
-        pairs.append((np.sort(order[~held]), np.sort(order[held])))
+        held_out = rank < held_out_counts[labels[order]]
+        pairs.append((np.sort(order[~held_out]), np.sort(order[held_out])))
     return pairs
 
 
 def standardise(
     fit: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]
 ) -> tuple[Float[np.ndarray, "n d"], ...]:
-    """Each dimension to mean 0 and deviation 1 by the statistics of `fit` alone; constant dimensions to 0."""
+    """Each dimension scaled to mean 0 and deviation 1 by the statistics of `fit`; constant ones become 0."""
     mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
     constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
     scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
@@ -86,7 +86,7 @@ def standardise(
 
 
 class Answer(NamedTuple):
-    """What a probe says of the test part, and what it chose on the train part to say it."""
+    """A probe's predictions of the test part and the settings that it chose on the train part."""
 
     predictions: Int[np.ndarray, "m"]
     settings: dict[str, float | int | str]

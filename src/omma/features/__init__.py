@@ -1,5 +1,5 @@
-"""Embedding of any number of images by any number of processes.
+"""Features of images: as an array, or as a table of vectors that several processes write.
 
-parts.py cuts the table into files that processes write each for itself, and joins them; local.py and
-by_ray.py say which processes.
+table.py splits the table into shard files and joins them; local.py and ray.py are the two engines that fill
+the shards.
 """

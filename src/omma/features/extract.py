@@ -1,4 +1,4 @@
-"""From images to an array of features: in order, decoded while the network works, computed once."""
+"""From images to an array of features: in order, decoded while the network computes, and cached."""
 
 import copy
 import hashlib
@@ -26,14 +26,14 @@ from omma.data.sources.decode import as_channels
 log = logging.getLogger(__name__)
 
 Pooling = Literal["pooled", "patches"]
-Progress = Callable[[int, int], None]  # images done, images in all
+ImageProgress = Callable[[int, int], None]  # images done, images in total
 CPU = torch.device("cpu")
-AHEAD = 2  # batches decoded before they are needed
-FORMAT = 1  # of the cache files; raise it when the same inputs give other features
+AHEAD = 2  # batches decoded in advance
+FORMAT = 1  # of the cache files; raise it when the features of the same inputs change
 
 
-class Part(NamedTuple):
-    """Features of some images, as `stream` yields them."""
+class FeatureBatch(NamedTuple):
+    """Features of one batch of images."""
 
     vectors: Float[np.ndarray, "b *n d"]
     indices: Int[np.ndarray, "b"]  # which images these are
@@ -51,7 +51,7 @@ class FeatureSet:
 
 
 class _Converted:
-    """A collection read as grey or as RGB; anything else about it stays."""
+    """A collection read as grey or as RGB, otherwise unchanged."""
 
     def __init__(self, images: Images, channels: int) -> None:
         self.images, self.channels = images, channels
@@ -72,8 +72,8 @@ class _Converted:
         return _Converted(self.images.subset(indices), self.channels)
 
 
-def suited(images: Images, channels: int) -> Images:
-    """The collection with as many channels as the model has; grey and RGB turn into each other.
+def with_channels(images: Images, channels: int) -> Images:
+    """The collection with this number of channels; grey is converted to RGB and RGB to grey.
 
     Raises ValueError for any other difference.
     """
@@ -90,7 +90,7 @@ def suited(images: Images, channels: int) -> Images:
 def batch_size(preprocess: Preprocess, device: torch.device) -> int:
     """Images a forward pass: 0.8 million pixels on a CPU, whose caches are small, 32 times that elsewhere.
 
-    16 or 512 images of 224 px; never more than 512 or 4096.
+    That is 16 or 512 images of 224 px, with a maximum of 512 or 4096 images.
     """
     pixels, most = (802_816, 512) if device.type == "cpu" else (25_690_112, 4096)
     return max(1, min(most, pixels // preprocess.size**2))
@@ -106,24 +106,24 @@ def stream(
     batch: int | None = None,
     pooling: Pooling = "pooled",
     threads: int | None = None,
-) -> Iterator[Part]:
-    """Features of all images in order, a batch at a time, so that any number of them fits in memory.
+) -> Iterator[FeatureBatch]:
+    """Features of all images in order, a batch at a time, so memory does not grow with their number.
 
-    `encoder` stays as it is: a copy is made `ready`. Features are returned in float32. `threads` decode.
+    `encoder` is left unchanged; a copy is prepared. Features are float32. threads: for decoding.
     """
-    network = ready(encoder, device, precision)
-    return passes(network, images, preprocess, batch=batch, pooling=pooling, threads=threads)
+    network = prepare(encoder, device, precision)
+    return stream_prepared(network, images, preprocess, batch=batch, pooling=pooling, threads=threads)
 
 
-def ready(encoder: Backbone, device: torch.device, precision: torch.dtype) -> Backbone:
-    """A copy for `passes`: there, in evaluation mode and, whole, in that precision.
+def prepare(encoder: Backbone, device: torch.device, precision: torch.dtype) -> Backbone:
+    """A copy on the device, in evaluation mode, with all weights in `precision`.
 
-    On a CPU with bf16 units that is several times as fast as autocast.
+    On a CPU with bf16 units this is several times as fast as autocast.
     """
     return copy.deepcopy(encoder).to(device=device, dtype=precision).eval()
 
 
-def passes(
+def stream_prepared(
     network: Backbone,
     images: Images,
     preprocess: Preprocess,
@@ -131,21 +131,21 @@ def passes(
     batch: int | None = None,
     pooling: Pooling = "pooled",
     threads: int | None = None,
-) -> Iterator[Part]:
-    """As `stream`, through a network that is `ready`."""
-    images = suited(images, preprocess.channels)
+) -> Iterator[FeatureBatch]:
+    """As `stream`, for a network that `prepare` returned."""
+    images = with_channels(images, preprocess.channels)
     first = next(network.parameters())
     device, precision = first.device, first.dtype
     for pixels, indices, bad in _batches(
         images, preprocess, batch or batch_size(preprocess, device), threads
     ):
         if len(indices) == 0:
-            yield Part(np.zeros((0, *_empty(network, preprocess, pooling)), np.float32), indices, bad)
+            yield FeatureBatch(np.zeros((0, *_empty(network, preprocess, pooling)), np.float32), indices, bad)
             continue
         with torch.inference_mode():
             features = network(pixels.to(device=device, dtype=precision, non_blocking=True))
-        chosen = features.pooled if pooling == "pooled" else features.patches
-        yield Part(chosen.float().cpu().numpy(), indices, bad)
+        vectors = features.pooled if pooling == "pooled" else features.patches
+        yield FeatureBatch(vectors.float().cpu().numpy(), indices, bad)
 
 
 def extract(
@@ -160,14 +160,14 @@ def extract(
     cache: Path | None = None,
     model_digest: str | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
 ) -> FeatureSet:
     """Features of all images, [n, d] or, for `pooling="patches"`, [n, patches, d].
 
-    With `cache` (a folder) and `model_digest` (of the weights), they are looked up there by the content of
-    model and data, and stored atomically after computing; a damaged or foreign file there is computed anew.
+    With `cache` (a folder) and `model_digest` (of the weights), features are looked up there by the content
+    of model and data and stored atomically once computed. A damaged or foreign file is replaced.
     """
-    images = suited(images, preprocess.channels)
+    images = with_channels(images, preprocess.channels)
     provenance = {
         "format": FORMAT,
         "model": model_digest,
@@ -182,11 +182,11 @@ def extract(
     if cache is not None and model_digest is not None and provenance["data"] is not None:
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
         file = Path(cache) / f"{key[:32]}.safetensors"
-        if (found := _stored(file, provenance)) is not None:
+        if (cached := _load(file, provenance)) is not None:
             if progress:
                 progress(len(images), len(images))
-            return found
-    parts = stream(
+            return cached
+    batches = stream(
         encoder,
         images,
         preprocess,
@@ -196,7 +196,7 @@ def extract(
         pooling=pooling,
         threads=threads,
     )
-    features = _collect(parts, len(images), provenance, progress)
+    features = _collect(batches, len(images), provenance, progress)
     if file is not None:
         _store(file, features)
     return features
@@ -207,28 +207,28 @@ def pixels(
     preprocess: Preprocess,
     *,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
 ) -> FeatureSet:
-    """The floor under every feature: the preprocessed images themselves, small and flattened.
+    """The baseline for all features: the preprocessed images themselves, reduced and flattened.
 
-    Cut and normalised as the model's input, at most 32 pixels a side (fewer for many channels, so that no
-    more than 4,096 numbers describe an image).
+    Cropped and normalised like the model's input, at most 32 pixels a side; fewer for many channels, so that
+    at most 4,096 numbers describe an image.
     """
-    images = suited(images, preprocess.channels)
+    images = with_channels(images, preprocess.channels)
     side = min(32, preprocess.size, math.isqrt(4096 // preprocess.channels))
     small = replace(preprocess, size=max(side, 1))
-    parts = (
-        Part(images_.flatten(1).float().numpy(), indices, bad)
-        for images_, indices, bad in _batches(images, small, 512, threads)
+    batches = (
+        FeatureBatch(inputs.flatten(1).float().numpy(), indices, bad)
+        for inputs, indices, bad in _batches(images, small, 512, threads)
     )
-    return _collect(parts, len(images), {"pixels": asdict(small)}, progress)
+    return _collect(batches, len(images), {"pixels": asdict(small)}, progress)
 
 
 # ---------------------------------------------------------------- inside
 def _batches(
     images: Images, preprocess: Preprocess, batch: int, threads: int | None
 ) -> Iterator[tuple[torch.Tensor, Int[np.ndarray, "b"], list[tuple[str, str]]]]:
-    """Normalised batches of the readable images in order, decoded AHEAD in a thread of their own."""
+    """Normalised batches of the readable images in order; a thread decodes AHEAD batches in advance."""
     threads = threads or min(cores(), 16)
 
     def load(start: int) -> tuple[torch.Tensor, Int[np.ndarray, "b"], list[tuple[str, str]]]:
@@ -257,14 +257,14 @@ def _empty(network: Backbone, preprocess: Preprocess, pooling: Pooling) -> tuple
 
 
 def _collect(
-    parts: Iterator[Part], total: int, provenance: dict[str, Any], progress: Progress | None
+    batches: Iterator[FeatureBatch], total: int, provenance: dict[str, Any], progress: ImageProgress | None
 ) -> FeatureSet:
     vectors, indices, bad, done = [], [], [], 0
-    for part in parts:
-        vectors.append(part.vectors)
-        indices.append(part.indices)
-        bad.extend(part.bad)
-        done += len(part.indices) + len(part.bad)
+    for batch in batches:
+        vectors.append(batch.vectors)
+        indices.append(batch.indices)
+        bad.extend(batch.bad)
+        done += len(batch.indices) + len(batch.bad)
         if progress:
             progress(done, total)
     if not any(len(i) for i in indices):
@@ -274,7 +274,7 @@ def _collect(
 
 
 def _store(file: Path, features: FeatureSet) -> None:
-    """A cache that cannot be written costs time later and nothing now."""
+    """Write the cache file; a folder that cannot be written only costs time later."""
     try:
         with files.atomic_write(file) as partial:
             safetensors.numpy.save_file(
@@ -286,8 +286,8 @@ def _store(file: Path, features: FeatureSet) -> None:
         log.warning("features not cached in %s: %s", file.parent, error)
 
 
-def _stored(file: Path, provenance: dict[str, Any]) -> FeatureSet | None:
-    """What was stored for exactly this provenance, or None."""
+def _load(file: Path, provenance: dict[str, Any]) -> FeatureSet | None:
+    """The features stored for exactly this provenance, or None."""
     if not file.exists():
         return None
     try:
@@ -298,5 +298,5 @@ def _stored(file: Path, provenance: dict[str, Any]) -> FeatureSet | None:
             bad = tuple((path, reason) for path, reason in json.loads(meta["bad"]))
             return FeatureSet(opened.get_tensor("vectors"), opened.get_tensor("indices"), bad, provenance)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s is damaged (%s); its features are computed anew", file, error)
+        log.warning("%s is damaged (%s); its features are computed again", file, error)
         return None

@@ -1,4 +1,4 @@
-"""Embedding by this process and those that torchrun started with it: each writes a share of the parts."""
+"""Embedding by this process and those torchrun started with it: each writes a share of the shards."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ import torch
 from omma.core import device as devices
 from omma.core import dist, launcher
 from omma.core.protocols import Backbone, Preprocess
-from omma.features.extract import passes, ready
-from omma.features.table import Parts
+from omma.features.extract import prepare, stream_prepared
+from omma.features.table import ShardedTable
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalEngine:
     """This process among those of its group."""
 
     device: torch.device
@@ -26,20 +26,27 @@ class Local:
         return dist.world_size()
 
     def share(self, numbers: Sequence[int]) -> list[int]:
-        """Parts that this process writes: neighbours, which lie together in shards."""
+        """Shards that this process writes: neighbours, whose images are often in one archive."""
         return np.array_split(np.array(numbers, int), dist.world_size())[dist.rank()].tolist()
 
     def fill(
-        self, parts: Parts, numbers: Sequence[int], encoder: Backbone, preprocess: Preprocess, batch: int
+        self,
+        table: ShardedTable,
+        numbers: Sequence[int],
+        encoder: Backbone,
+        preprocess: Preprocess,
+        batch: int,
     ) -> Iterator[int]:
-        """Write these parts; yields after every batch how many images it was of."""
-        network = ready(encoder, self.device, self.precision)
+        """Write these shards; yields the number of images of every batch."""
+        network = prepare(encoder, self.device, self.precision)
         threads = max(1, min(16, devices.cores() // launcher.ranks().local_world_size))
-        embed = functools.partial(passes, network, preprocess=preprocess, batch=batch, threads=threads)
-        return parts.fill(numbers, embed)
+        embed = functools.partial(
+            stream_prepared, network, preprocess=preprocess, batch=batch, threads=threads
+        )
+        return table.fill(numbers, embed)
 
 
-def local(device: str, precision: str) -> Local:
-    """On the device of this process' number; "auto" precision as process 0 measures it."""
-    where = devices.pick_device(device)
-    return Local(where, dist.broadcast(devices.pick_precision(precision, where)))
+def local_engine(device: str, precision: str) -> LocalEngine:
+    """On this process' own device; "auto" precision is measured by process 0."""
+    chosen = devices.pick_device(device)
+    return LocalEngine(chosen, dist.broadcast(devices.pick_precision(precision, chosen)))

@@ -1,6 +1,6 @@
-"""Embedding by Ray Data: a pool of actors, each with the network once, that write the parts of a table.
+"""Embedding by Ray Data: a pool of actors, each with a copy of the network, that write a table's shards.
 
-Ray places, watches and restarts them; what they write must lie where all its machines see it.
+Ray places, monitors and restarts the actors; all its machines must see the folder that they write to.
 """
 
 import functools
@@ -15,35 +15,40 @@ import torch
 from omma.core import device as devices
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
-from omma.features.extract import passes, ready
-from omma.features.table import Parts
+from omma.features.extract import prepare, stream_prepared
+from omma.features.table import ShardedTable
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Actors of a cluster: one for each GPU or, without any, for each core."""
+class RayEngine:
+    """Actors of a cluster: one a GPU or, without GPUs, one a core."""
 
     processes: int
-    gpus: int  # of each
-    threads: int  # that decode, of each
+    gpus: int  # an actor
+    threads: int  # for decoding, an actor
     device: torch.device
     precision: torch.dtype
 
     def share(self, numbers: Sequence[int]) -> list[int]:
-        """Parts that are written from here: all."""
+        """Shards that this call has written: all."""
         return list(numbers)
 
     def fill(
-        self, parts: Parts, numbers: Sequence[int], encoder: Backbone, preprocess: Preprocess, batch: int
+        self,
+        table: ShardedTable,
+        numbers: Sequence[int],
+        encoder: Backbone,
+        preprocess: Preprocess,
+        batch: int,
     ) -> Iterator[int]:
-        """Have these parts written, in any order; yields after each how many images it was of."""
+        """Have these shards written, in any order; yields the number of images of each."""
         if not numbers:
             return
         ray, data = need("ray", "ray"), need("ray.data", "ray")
         data.DataContext.get_current().enable_progress_bars = False
-        shared = ray.put(parts), ray.put(encoder)  # once for all, and not in a message to each
-        todo = data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers))
-        done = todo.map_batches(
+        shared = ray.put(table), ray.put(encoder)  # stored once instead of sent to each actor
+        tasks = data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers))
+        done = tasks.map_batches(
             _Actor,
             batch_size=1,
             compute=data.ActorPoolStrategy(size=min(self.processes, len(numbers))),
@@ -57,52 +62,54 @@ class Pool:
 
 
 class _Actor:
-    """Has the network ready, and writes a part a call."""
+    """Keeps the prepared network and writes one shard a call."""
 
-    def __init__(self, parts: Any, encoder: Any, preprocess: Preprocess, pool: Pool, batch: int) -> None:
+    def __init__(
+        self, table: Any, encoder: Any, preprocess: Preprocess, engine: RayEngine, batch: int
+    ) -> None:
         ray = need("ray", "ray")
-        self.parts: Parts = ray.get(parts)
-        network = ready(ray.get(encoder), pool.device, pool.precision)
+        self.table: ShardedTable = ray.get(table)
+        network = prepare(ray.get(encoder), engine.device, engine.precision)
         self.embed = functools.partial(
-            passes, network, preprocess=preprocess, batch=batch, threads=pool.threads
+            stream_prepared, network, preprocess=preprocess, batch=batch, threads=engine.threads
         )
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
-        """Errors that the user can mend are a result: Ray's would hide what they say in its own."""
+        """User errors are returned, because Ray would bury their messages in its own."""
         try:
-            return {"images": [sum(self.parts.fill(rows["number"].tolist(), self.embed))], "error": [""]}
+            return {"images": [sum(self.table.fill(rows["number"].tolist(), self.embed))], "error": [""]}
         except (ValueError, OSError) as error:
             return {"images": [0], "error": [line(error)]}
 
 
 @contextmanager
-def pool(device: str, precision: str) -> Iterator[Pool]:
-    """All GPUs, else all cores, of the caller's cluster, that of RAY_ADDRESS, or one started for the while.
+def ray_engine(device: str, precision: str) -> Iterator[RayEngine]:
+    """All GPUs, or else all cores, of the caller's cluster, of RAY_ADDRESS, or of one started temporarily.
 
-    "auto" is chosen where the actors will run. The cluster that is started gathers no usage statistics.
-    Raises ValueError where Ray is not installed.
+    "auto" is resolved on a machine where actors will run. A cluster started here sends no usage statistics.
+    Raises ValueError if Ray is not installed.
     """
     ray = need("ray", "ray")
     need("ray.data", "ray")
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        there = ray.cluster_resources()
-        cores, gpus = max(1, int(there.get("CPU", 1))), int(there.get("GPU", 0))
-        each = 1 if gpus and device != "cpu" else 0
-        processes = gpus if each else cores
+        resources = ray.cluster_resources()
+        cores, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+        gpus_each = 1 if gpus and device != "cpu" else 0
+        processes = gpus if gpus_each else cores
         try:
-            where, dtype = ray.get(ray.remote(num_gpus=each)(_choose).remote(device, precision))
+            chosen, dtype = ray.get(ray.remote(num_gpus=gpus_each)(_choose).remote(device, precision))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        yield Pool(processes, each, max(1, min(16, cores // processes)), where, dtype)
+        yield RayEngine(processes, gpus_each, max(1, min(16, cores // processes)), chosen, dtype)
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 
 def _choose(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
-    where = devices.pick_device(device)
-    return where, devices.pick_precision(precision, where)
+    chosen = devices.pick_device(device)
+    return chosen, devices.pick_precision(precision, chosen)

@@ -1,4 +1,4 @@
-"""A table of vectors in parts: files that any process writes, found again after a stop, joined in order."""
+"""A table of vectors written in shards: by any process, resumable after a stop, joined in order."""
 
 import contextlib
 import hashlib
@@ -17,24 +17,24 @@ from jaxtyping import Int
 
 from omma.core import files
 from omma.core.protocols import Images
-from omma.features.extract import Part
+from omma.features.extract import FeatureBatch
 
-ROWS = 8192  # images of a part: what is held in memory
+ROWS = 8192  # images a shard: those whose vectors are in memory at a time
 
 
 class Joined(NamedTuple):
-    """What came into the table."""
+    """The contents of the finished table."""
 
     rows: int
     bad: tuple[tuple[str, str], ...]  # (path, reason) of images left out
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The table `out` of these images; part k holds images k * size to (k + 1) * size.
+class ShardedTable:
+    """The table `out` of these images; shard k holds images k * size to (k + 1) * size.
 
-    The parts lie in a hidden folder beside `out`, each there whole or not at all, under names that begin with
-    `key`: parts of another key are another table's. Small to pickle, but for the images.
+    Shards are files in a hidden folder beside `out`, written atomically. Their names begin with `key`; shards
+    with another key belong to another table. Apart from the images, this is small to pickle.
     """
 
     out: Path
@@ -52,17 +52,17 @@ class Parts:
         return -(-len(self.images) // self.size)
 
     def rows(self, number: int) -> Int[np.ndarray, "n"]:
-        """Which images a part is about."""
+        """The images of a shard."""
         return np.arange(number * self.size, min((number + 1) * self.size, len(self.images)))
 
-    def images_in(self, numbers: Sequence[int]) -> int:
+    def count_images(self, numbers: Sequence[int]) -> int:
         return sum(len(self.rows(number)) for number in numbers)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Nobody else may write this table meanwhile; parts of another are removed, and a folder without any.
+    def locked(self) -> Iterator[None]:
+        """Lock this table for writing; removes shards of other tables, and on exit an empty folder.
 
-        Raises ValueError if somebody does. The lock of a process that died is free.
+        Raises ValueError if another process holds the lock; the lock of a process that died is free.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -81,39 +81,42 @@ class Parts:
             ) from None
 
     def missing(self) -> list[int]:
-        """Parts that are still to be written."""
-        there = {file.name for file in self.folder.iterdir()}
-        return [number for number in range(self.count) if self._file(number).name not in there]
+        """Numbers of the shards that are not written yet."""
+        written = {file.name for file in self.folder.iterdir()}
+        return [number for number in range(self.count) if self._file(number).name not in written]
 
-    def fill(self, numbers: Sequence[int], embed: Callable[[Images], Iterator[Part]]) -> Iterator[int]:
-        """Write these parts; yields after every batch how many images it was of.
+    def fill(
+        self, numbers: Sequence[int], embed: Callable[[Images], Iterator[FeatureBatch]]
+    ) -> Iterator[int]:
+        """Write these shards; yields the number of images of every batch once it is embedded.
 
-        embed: features of a collection in order, as `features.stream`, in batches that divide `size`.
+        embed: returns the features of a collection in order, like `extract.stream`, in batches whose size
+        divides `size`.
         """
         if len(numbers) == 0:
             return
         rows = np.concatenate([self.rows(number) for number in numbers])
-        batches = embed(self.images.subset(rows))  # one stream, so that decoding goes on between parts
+        batches = embed(self.images.subset(rows))  # one stream: decoding continues across shards
         for number in numbers:
-            waiting: list[Part] = []
+            collected: list[FeatureBatch] = []
             left = len(self.rows(number))
             while left:
                 batch = next(batches)
                 done = len(batch.indices) + len(batch.bad)
                 left -= done
-                assert left >= 0, "a batch of two parts"
-                waiting.append(batch._replace(indices=rows[batch.indices]))
+                assert left >= 0, "a batch crosses two shards"
+                collected.append(batch._replace(indices=rows[batch.indices]))
                 yield done
-            self._write(number, waiting)
+            self._write(number, collected)
 
     def join(self) -> Joined:
-        """Write the table from its parts, of which one at a time is in memory, and remove them.
+        """Write the table from its shards, with one in memory at a time, and remove them.
 
-        Raises ValueError where parts are missing or no image could be read.
+        Raises ValueError if shards are missing or no image could be read.
         """
         if missing := self.missing():
             raise ValueError(
-                f"{len(missing)} of {self.count} parts are not in {self.folder}: "
+                f"{len(missing)} of {self.count} shards are not in {self.folder}: "
                 "all machines must see it under the same name"
             )
         rows, bad = 0, list(getattr(self.images, "skipped", ()))
@@ -133,14 +136,14 @@ class Parts:
         return Joined(rows, tuple((str(path), str(reason)) for path, reason in bad))
 
     def remove(self) -> None:
-        """All parts, with their folder."""
+        """Remove all shards with their folder."""
         shutil.rmtree(self.folder)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.key}-{number:07d}.arrow"
 
-    def _write(self, number: int, batches: list[Part]) -> None:
-        """The rows of some batches."""
+    def _write(self, number: int, batches: list[FeatureBatch]) -> None:
+        """Write one shard, the rows of these batches."""
         indices = np.concatenate([batch.indices for batch in batches])
         vectors = np.concatenate([batch.vectors.reshape(-1) for batch in batches])
         dim = self.schema.field("vector").type.list_size
@@ -161,21 +164,21 @@ class Parts:
             writer.write_table(table)
 
 
-def part_size(images: int, batch: int, processes: int) -> int:
-    """Images of a part: about ROWS, or fewer so that every process has one; a multiple of the batch.
+def shard_size(images: int, batch: int, processes: int) -> int:
+    """Images a shard: about ROWS, fewer if some process would have none; a multiple of the batch.
 
-    Each image then comes in the same batch whoever embeds it, which gives it the same bits.
+    Every image is then in the same batch whichever process embeds it, so its vector is the same bit for bit.
     """
     return batch * -(-min(ROWS, -(-images // processes)) // batch)
 
 
-def key_of(provenance: dict[str, Any], *sizes: int) -> str:
-    """What parts of the same table have in common."""
+def table_key(provenance: dict[str, Any], *sizes: int) -> str:
+    """The hash that names the shards of a table."""
     return hashlib.sha256(json.dumps([provenance, *sizes], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Schema:
-    """Columns of the table: path, label if anything is labelled, vector; provenance as JSON under "omma"."""
+def table_schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Schema:
+    """Columns path, label (if there are labels) and vector; provenance as JSON under "omma"."""
     fields = [pa.field("path", pa.string(), nullable=False)]
     if labelled:
         fields.append(pa.field("label", pa.string()))
@@ -184,5 +187,5 @@ def schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Schema:
 
 
 def _text(path: str) -> str:
-    """A path as valid UTF-8; bytes that are none become replacement characters."""
+    """A path as valid UTF-8; other bytes become replacement characters."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

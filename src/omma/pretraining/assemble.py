@@ -24,7 +24,8 @@ from omma.pretraining.run import Run
 from omma.pretraining.setup import Setup
 from omma.train import ddp, fine_tune_groups, fsdp
 from omma.train.budget import Timekeeper
-from omma.train.loop import Position, make_optimizer
+from omma.train.loop import Position
+from omma.train.optimizer import make_optimizer
 from omma.train.profile import OFF, Profiler
 
 
@@ -162,7 +163,7 @@ def _place(setup: Setup, method: Method) -> tuple[Method, str, list[str]]:
     if sharded:
         fsdp.shard(method, setup.device, setup.dtype)
     method = method.to(setup.device)
-    ddp.same(method)
+    ddp.broadcast_state(method)
     return method, compile_option, notes
 
 

@@ -49,5 +49,5 @@ def _encoder(run: Run) -> torch.nn.Module:
     """The exported encoder, or one that computes as its sharded blocks do."""
     encoder = run.method.export_encoder()
     if fsdp.sharded(encoder) and run.dtype != torch.float32:
-        return fsdp.Seen(encoder, run.dtype)
+        return fsdp.CastEncoder(encoder, run.dtype)
     return encoder

@@ -17,7 +17,7 @@ from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, moved
-from omma.train.profile import OFF, Part, Stopwatch
+from omma.train.profile import OFF, Phase, Stopwatch
 
 
 @dataclass
@@ -77,11 +77,11 @@ def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, labels and captions, on the device."""
     labels = run.images.labels
     for crops, key, read in stream:
-        run.watch.to(Part.VIEWS)
+        run.watch.to(Phase.VIEWS)
         label = None if labels is None else torch.from_numpy(labels[read])
         text = None if run.captions is None else run.captions(key, read)
         yield moved(
             Batch(augment.augment(crops, run.crops, key, run.preprocess), key, label, text), run.device
         )
         if stream.in_memory:  # the next crops are cut when they are asked for
-            run.watch.to(Part.VIEWS)
+            run.watch.to(Phase.VIEWS)

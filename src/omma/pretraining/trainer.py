@@ -70,7 +70,7 @@ def _resume(run: Run) -> None:
         if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
             run.folder.rewind(-1)
         return
-    checkpoint.put(saved, run.method, run.optimizer)
+    checkpoint.restore(saved, run.method, run.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
     run.monitor.restore(saved.notes)
@@ -138,13 +138,14 @@ class Trainer:
         with stop_on_signals() as self.stop, contextlib.closing(run.watch):
             steps = loop.train(
                 run.method, run.optimizer, batches, run.choice.recipe, run.position,
-                dtype=run.dtype, accumulate=run.accumulate, seed=run.seed, say=self._wishes, watch=run.watch,
+                dtype=run.dtype, accumulate=run.accumulate, seed=run.seed,
+                local_values=self._votes, watch=run.watch,
             )  # fmt: skip
             for step in steps:
                 if stopped := self._after(step):
                     break
         _report_profile(run)
-        if isinstance(run.watch, Profiler) and not run.watch.told:
+        if isinstance(run.watch, Profiler) and not run.watch.reported:
             run.listen(Note("no profile: it takes at least two steps"))
         if not stopped:
             self._finish()
@@ -158,7 +159,7 @@ class Trainer:
             stopped_by=(self.stop.signal or signal.SIGTERM) if stopped else None,
         )
 
-    def _wishes(self) -> tuple[float, ...]:
+    def _votes(self) -> tuple[float, ...]:
         """(should we stop, seconds elapsed, is a checkpoint overdue, is a reading cheap).
 
         Summed over processes: any of them may ask to stop, the rest is up to the primary one and its clock.
@@ -173,7 +174,7 @@ class Trainer:
         now = time.monotonic()
         self._check_finite(step)
         # several processes have exchanged this within the step; one asks itself now
-        stopping, elapsed, overdue, cheap = step.heard if dist.is_distributed() else self._wishes()
+        stopping, elapsed, overdue, cheap = step.summed if dist.is_distributed() else self._votes()
         run.clock.correct(position, steady=position.clock().progress > self.frozen, elapsed=elapsed)
         self._report_progress(step, now)
         reading = position.step >= position.total or (_due(position, READINGS) and bool(cheap))
@@ -223,7 +224,7 @@ class Trainer:
         _keep_rejected(self.run, step, step.rejected)
         if self.rejected < REJECTED:
             return
-        saved = checkpoint.found(self.run.folder.checkpoints)
+        saved = checkpoint.paths(self.run.folder.checkpoints)
         where = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         raise Diverged(
             f"the loss was not finite in {self.rejected} steps in a row, at step {step.clock.step} (learning "
@@ -258,7 +259,7 @@ class Trainer:
         self._save()
         encoder = run.method.export_encoder()
         if fsdp.sharded(encoder):
-            encoder = fsdp.gathered(encoder)
+            encoder = fsdp.gather_encoder(encoder)
         if run.primary:
             assert encoder is not None
             provenance = {
@@ -284,7 +285,7 @@ def _feeding(run: Run, stream: loader.Stream) -> input_bound.Feeding:
 
 def _report_profile(run: Run) -> None:
     """Once it is known: to the listener and the run folder."""
-    profile = run.watch.taken(run.position.batch)
+    profile = run.watch.pop_profile(run.position.batch)
     if profile is not None:
         with files.atomic_write(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(profile.record(), indent=1) + "\n", encoding="utf-8")

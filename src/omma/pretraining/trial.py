@@ -134,7 +134,7 @@ def _shrink(run: Run) -> None:
         run.choice = run.sized(share // 2 * dist.world_size())
         run.position.batch = run.choice.recipe.batch
     else:
-        run.accumulate = out_of_memory.parts(share, run.accumulate)
+        run.accumulate = out_of_memory.more_micro_batches(share, run.accumulate)
 
 
 def _record_sizes(run: Run, batch: int, accumulate: int) -> None:

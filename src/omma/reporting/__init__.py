@@ -1,1 +1,1 @@
-"""What a run looked like, in one page: it sees arrays, numbers and text, never models."""
+"""Reports of runs: pages and pictures made from arrays, numbers and text."""

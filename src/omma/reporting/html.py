@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that stands alone, for any screen, in light and dark."""
+"""The report of a run: one self-contained HTML file, for any screen, in light and dark."""
 
 import base64
 import io
@@ -24,14 +24,14 @@ SIGNS: dict[Level, tuple[str, str]] = {
     "warn": ("!", "Look closer"),
     "bad": ("✕", "Bad"),
 }
-WIDEST = 9  # columns of pictures that stand side by side on a wide screen
-# The page may draw its own pictures and styles, and ask for nothing from anywhere.
+WIDEST = 9  # columns of pictures side by side on a wide screen
+# The page may use its own pictures and styles and load nothing from elsewhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what the reader should look for, and the pictures."""
+    """A heading, a caption that says what to look for, and the pictures."""
 
     title: str
     caption: str
@@ -52,10 +52,10 @@ def write_report(
     config: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write the report; a reader never sees half of it, and an older one stays whole if this fails.
+    """Write the report atomically: if this fails, an older report stays as it was.
 
-    verdict: one sentence in plain words; reason: what it rests on, and the remedy if there is one; facts: the
-    few numbers that describe the run (images, model, time); config: everything, folded away.
+    verdict: one sentence in plain words; reason: its basis, and a remedy if there is one; facts: the few
+    numbers that describe the run (images, model, time); config: the whole configuration, folded away.
     All text is escaped.
     """
     text = page(
@@ -126,7 +126,7 @@ def page(
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as a data: address; PNG while it is small or flat, JPEG where that would be heavy."""
+    """A picture as a data: URI, in PNG, or in JPEG where PNG takes over 12 kB."""
     picture = picture.convert("RGB")
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
@@ -149,7 +149,7 @@ def _svg(chart: Svg) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    """Subjects down, protocols across; the interval below each figure."""
+    """Subjects down, protocols across, intervals below the values."""
     columns = list(dict.fromkeys(r.protocol_name for r in results))
     rows = []
     for subject in dict.fromkeys(r.subject for r in results):
@@ -170,7 +170,7 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def _small_print(results: Sequence[Result]) -> str:
-    """How each column was measured; once where all its subjects were measured alike."""
+    """How each column was measured, once if all its subjects were measured the same way."""
     lines = []
     for column in dict.fromkeys(r.protocol_name for r in results):
         details = {r.subject_name: r.detail for r in results if r.protocol_name == column and r.detail}
@@ -179,7 +179,7 @@ def _small_print(results: Sequence[Result]) -> str:
         for name, detail in details.items():
             lines.append(f"<b>{escape(column)}</b>{f', {escape(name)}' if name else ''}: {escape(detail)}")
     if any(r.interval_text for r in results):
-        lines.append("Below each figure: its 95 % interval.")
+        lines.append("Below each value: its 95 % interval.")
     return f"<p class=print>{'<br>'.join(lines)}</p>" if lines else ""
 
 
@@ -192,12 +192,12 @@ def _picture(picture: Grid | Image.Image | Svg) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    """The grid as HTML; a narrow one is cut into blocks that stand side by side where there is room."""
+    """The grid as HTML; a narrow one is cut into blocks that stand side by side if there is room."""
     columns = max(map(len, grid.rows), default=1)
     blocks = max(1, min(len(grid.rows), WIDEST // columns))
-    tall = max(1, -(-len(grid.rows) // blocks))
-    parts = (_block(grid, grid.rows[i : i + tall], columns) for i in range(0, len(grid.rows), tall))
-    return f"<div class=scroll>{''.join(parts)}</div>"
+    height = max(1, -(-len(grid.rows) // blocks))
+    cut = (_block(grid, grid.rows[i : i + height], columns) for i in range(0, len(grid.rows), height))
+    return f"<div class=scroll>{''.join(cut)}</div>"
 
 
 def _block(grid: Grid, rows: Sequence[tuple[Cell, ...]], columns: int) -> str:

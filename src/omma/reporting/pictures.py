@@ -1,14 +1,14 @@
-"""Grids that show what a model sees: neighbours, attention, reconstructions, principal components."""
+"""Grids of pictures that show what a model sees: neighbours, attention, reconstructions."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 LARGEST = 192  # longest side of a cell's picture, in pixels
-SMALLEST = 96  # shorter pictures are enlarged by a whole factor, pixel for pixel
+SMALLEST = 96  # smaller pictures are enlarged by an integer factor
 # The "inferno" colour map (Smith & van der Walt, 2015; public domain) at 0, 0.1, ... 1: ordered by lightness.
 INFERNO = np.array(
     [
@@ -22,7 +22,7 @@ INFERNO = np.array(
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a grid; `text` stands below it, `mark` says right (True), wrong (False) or neither."""
+    """One picture of a grid with `text` below it; `mark`: right (True), wrong (False) or neither."""
 
     image: Image.Image
     text: str = ""
@@ -31,34 +31,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells under column heads: a page lays it out with text of its own, `picture` draws it whole."""
+    """Rows of cells under column heads."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-
-    def picture(self, gap: int = 6) -> Image.Image:
-        """The whole grid as one RGB picture on white, for a file or TensorBoard."""
-        cells = [cell for row in self.rows for cell in row]
-        if not cells:
-            return Image.new("RGB", (1, 1), "white")
-        font = ImageFont.load_default(12)
-        wide, tall = max(c.image.width for c in cells), max(c.image.height for c in cells)
-        head, foot = 18 * any(self.heads), 16 * any(c.text for c in cells)
-        columns = max(map(len, self.rows))
-        size = (columns * (wide + gap) + gap, head + len(self.rows) * (tall + foot + gap) + gap)
-        sheet = Image.new("RGB", size, "white")
-        pen = ImageDraw.Draw(sheet)
-        for j, text in enumerate(self.heads):
-            pen.text((gap + j * (wide + gap), 3), text, "#444444", font=font)
-        for i, row in enumerate(self.rows):
-            for j, cell in enumerate(row):
-                x, y = gap + j * (wide + gap), head + gap + i * (tall + foot + gap)
-                sheet.paste(cell.image, (x, y))
-                if cell.mark is not None:
-                    box = (x - 2, y - 2, x + cell.image.width + 1, y + cell.image.height + 1)
-                    pen.rectangle(box, outline="#1f7a4d" if cell.mark else "#d08a84", width=1 + cell.mark)
-                pen.text((x, y + tall + 1), cell.text[: wide // 7], "#444444", font=font)
-        return sheet
 
 
 # ---------------------------------------------------------------- the pictures
@@ -69,7 +45,7 @@ def neighbours(
     neighbour_labels: Sequence[Sequence[str]] | None = None,
     similarities: np.ndarray | None = None,
 ) -> Grid:
-    """Each query with its nearest images, nearest first; marked right or wrong where both labels are given.
+    """Each query with its nearest images, nearest first, marked right or wrong where both labels are given.
 
     query_images [q, h, w, c]; neighbour_images [q, k, h, w, c]; neighbour_labels q lists of k; similarities
     [q, k], cosines.
@@ -77,13 +53,13 @@ def neighbours(
     queries, near = _batch(query_images), np.asarray(neighbour_images)
     if near.ndim != 5 or len(near) != len(queries):
         raise ValueError(f"neighbour_images {near.shape}: must be [{len(queries)}, k, h, w, c]")
-    for name, given, shape in (
+    for name, value, shape in (
         ("query_labels", query_labels, (len(queries),)),
         ("neighbour_labels", neighbour_labels, near.shape[:2]),
         ("similarities", similarities, near.shape[:2]),
     ):
-        if given is not None and np.shape(given) != shape:
-            raise ValueError(f"{name} {np.shape(given)}: must be {list(shape)}, one for each image")
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{name} {np.shape(value)}: must be {list(shape)}, one for each image")
     rows = []
     for i, query in enumerate(queries):
         row = [Cell(tile(query), query_labels[i] if query_labels is not None else "")]
@@ -97,28 +73,27 @@ def neighbours(
 
 
 def attention(images: np.ndarray, maps: np.ndarray, heads: int = 6) -> Grid:
-    """Where the last layer looks: the image, the heads' mean, each head or the `heads` most focused ones.
+    """Where the last layer looks: the image, the mean over heads, and the `heads` most focused heads.
 
-    images [n, h, w, c]; maps [n, heads, gh, gw], not negative. The colour of a map runs from 0 to its largest
-    value, or to twice its mean where that is more: attention spread evenly looks even, not blown up into a
-    pattern.
+    images [n, h, w, c]; maps [n, heads, gh, gw], not negative. The colours of a map run from 0 to its largest
+    value, or to twice its mean if that is larger, so that even attention looks even.
     """
     images, maps = _batch(images), np.asarray(maps, dtype=np.float64)
     if maps.ndim != 4 or len(maps) != len(images):
         raise ValueError(f"maps {maps.shape}: must be [{len(images)}, heads, gh, gw]")
     chosen = focused(maps, heads)
     rows = []
-    for image, layers in zip(images, maps):
+    for image, head_maps in zip(images, maps):
         base = tile(image)
-        cells = [Cell(base), Cell(_overlay(base, layers.mean(0)))]
-        rows.append((*cells, *(Cell(_overlay(base, layers[h])) for h in chosen)))
+        cells = [Cell(base), Cell(_overlay(base, head_maps.mean(0)))]
+        rows.append((*cells, *(Cell(_overlay(base, head_maps[h])) for h in chosen)))
     return Grid(("image", "mean", *(f"head {h + 1}" for h in chosen)), tuple(rows))
 
 
 def reconstructions(original: np.ndarray, masked: np.ndarray | None, predicted: np.ndarray) -> Grid:
-    """What the model saw and what it made of it; each [n, h, w, c], NaN (hidden) in `masked` is grey.
+    """What the model saw and what it predicted; each [n, h, w, c], hidden pixels (NaN in `masked`) are grey.
 
-    masked: None where the model saw the original.
+    masked: None if the model saw the original.
     """
     heads = ("original", "seen", "predicted") if masked is not None else ("original", "predicted")
     masked = original if masked is None else masked
@@ -129,42 +104,18 @@ def reconstructions(original: np.ndarray, masked: np.ndarray | None, predicted: 
         )
     rows = []
     for triple in zip(original, masked, predicted):
-        span = limits(triple[0])  # one for all three, so that brightness can be compared
+        span = limits(triple[0])  # one for all three, which makes brightness comparable
         shown = triple if len(heads) == 3 else (triple[0], triple[2])
         rows.append(tuple(Cell(tile(image, span)) for image in shown))
     return Grid(heads, tuple(rows))
 
 
-def pca(images: np.ndarray, patch_features: np.ndarray, grid: tuple[int, int]) -> Grid:
-    """The first three principal components of all patches as red, green and blue: like colour, like feature.
-
-    images [n, h, w, c]; patch_features [n, gh * gw, d]; the components are shared by all images of the grid.
-    """
-    images, features = _batch(images), np.asarray(patch_features, dtype=np.float64)
-    if features.ndim != 3 or features.shape[:2] != (len(images), math.prod(grid)):
-        raise ValueError(f"patch_features {features.shape}: must be [{len(images)}, {math.prod(grid)}, d]")
-    flat = features.reshape(-1, features.shape[-1])
-    flat = flat - flat.mean(0)
-    _, _, axes = np.linalg.svd(flat, full_matrices=False)
-    axes = axes[:3] * np.sign(axes[:3][np.arange(len(axes[:3])), np.abs(axes[:3]).argmax(1)])[:, None]
-    parts = np.zeros((len(flat), 3))
-    parts[:, : len(axes)] = flat @ axes.T
-    low, high = np.percentile(parts, (1, 99), axis=0)
-    parts = (parts - low) / np.where(high > low, high - low, np.inf)
-    colours = (255 * parts.clip(0, 1)).round().astype(np.uint8).reshape(len(images), *grid, 3)
-    rows = []
-    for image, colour in zip(images, colours):
-        base = tile(image)
-        rows.append((Cell(base), Cell(Image.fromarray(colour).resize(base.size, Image.Resampling.NEAREST))))
-    return Grid(("image", "components"), tuple(rows))
-
-
 # ---------------------------------------------------------------- from arrays to colours
 def limits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is shown as black and as white, per channel, for an image [h, w, c].
+    """The values shown as black and as white, per channel, for an image [h, w, c].
 
-    8-bit images of up to three channels keep their 0 to 255 and floats within [0, 1] theirs; any other values
-    are stretched between the 1st and the 99th percentile of the image.
+    0 and 255 for 8-bit images of up to three channels, 0 and 1 for floats within [0, 1], otherwise the 1st
+    and 99th percentile of the image.
     """
     shown = np.where(np.isfinite(image[..., :3]), image[..., :3], np.nan).astype(np.float64)
     shown = shown.reshape(-1, shown.shape[-1])
@@ -182,8 +133,8 @@ def limits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def tile(image: np.ndarray, span: tuple[np.ndarray, np.ndarray] | None = None) -> Image.Image:
     """One image [h, w, c] as RGB: its first three channels (one is grey, two lack blue), large enough to see.
 
-    `span`: what `limits` gives for another image. Values that aren't finite become mid grey. Large images are
-    reduced to LARGEST, small ones enlarged by a whole factor to SMALLEST or more.
+    span: the `limits` to use instead of the image's own. Values that are not finite become mid grey. Large
+    images are reduced to LARGEST, small ones enlarged by an integer factor to SMALLEST or more.
     """
     shown = image[..., :3].astype(np.float64)
     low, high = span or limits(image)
@@ -210,7 +161,7 @@ def inferno(values: np.ndarray) -> np.ndarray:
 
 
 def focused(maps: np.ndarray, most: int) -> list[int]:
-    """The heads of maps [n, heads, gh, gw] with the lowest mean entropy, `most` at most, in their order."""
+    """The `most` heads of maps [n, heads, gh, gw] with the lowest mean entropy, in ascending order."""
     share = maps.reshape(*maps.shape[:2], -1)
     share = share / np.maximum(share.sum(-1, keepdims=True), 1e-12)
     entropy = -(share * np.log(np.maximum(share, 1e-12))).sum(-1).mean(0)

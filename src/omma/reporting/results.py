@@ -1,4 +1,4 @@
-"""One measured figure with its floors' names, its interval and its protocol, and how numbers are written."""
+"""One result with its interval and protocol as text, and how numbers are written."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One figure of the results table.
+    """One number of the results table.
 
-    `low`, `high`: the ends of its 95 % interval, None where there is none; `detail`: how it was measured, in
-    words (k, split, number of images); it becomes the table's small print.
+    low, high: the ends of its 95 % interval, or None; detail: how it was measured, in words (k, split, number
+    of images), which becomes the table's small print.
     """
 
     subject: str  # "pixels" | "untrained" | "trained", or any other name
@@ -34,16 +34,16 @@ class Result:
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> "Result":
-        """From one entry of `omma evaluate --json`; every key it has beyond the common ones is detail."""
+        """From one entry of `omma evaluate --json`; all keys but the common ones become detail."""
         low, high = entry.get("interval95") or (None, None)
-        known = ("subject", "protocol", "metric", "value", "interval95")
+        common = ("subject", "protocol", "metric", "value", "interval95")
         rest = [
             f"{key}={figure(v) if isinstance(v, float) else v}"
             for key, v in entry.items()
-            if key not in known
+            if key not in common
         ]
         return cls(
-            **{key: entry[key] for key in known[:4]},
+            **{key: entry[key] for key in common[:4]},
             low=low,
             high=high,
             detail=entry.get("detail") or ", ".join(rest),
@@ -59,7 +59,7 @@ class Result:
 
     @property
     def is_share(self) -> bool:
-        """Whether the value is a share in [0, 1], to be written in per cent."""
+        """Whether the value is a share in [0, 1], which is written in per cent."""
         return self.metric.lower().startswith(SHARES)
 
     @property

@@ -1,6 +1,7 @@
-"""The report of a run: what the model sees, in pictures, beside its figures."""
+"""The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from omma.evaluation import knn
 from omma.methods.shared.masking import random_keep
 from omma.pretraining import monitor, retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
-from omma.reporting import charts, html, pictures
+from omma.reporting import charts, html, pictures, svg
 from omma.reporting.results import Result
 from omma.train import checkpoint
 
-GALLERY = 2000  # images among which neighbours are looked for
+GALLERY = 2000  # images that neighbours are searched in
 QUERIES, NEIGHBOURS = 8, 7
-LEFT_TO_JSON = ("settings", "balanced_accuracy", "majority")  # of a result: too much for small print
+JSON_ONLY = ("settings", "balanced_accuracy", "majority")  # of a score: too long for small print
 SHOWN = 8  # images whose attention and reconstruction are drawn
+# numbers of a step that have a curve of their own, or none
+COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
 
 
 def shown(images: Float[Tensor, "n c s s"], preprocess: Preprocess) -> Float[np.ndarray, "n s s c"]:
@@ -34,54 +37,64 @@ def shown(images: Float[Tensor, "n c s s"], preprocess: Preprocess) -> Float[np.
 
 
 def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
-    """Write report.html of a finished run; `images`: the gallery that pictures are taken from."""
-    model = weights.load(folder.path)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:GALLERY])
-    pixels, good, _ = load_batch(images, rows, model.preprocess)
-    pixels = pixels[torch.from_numpy(good)]
-    labels = _names(images, rows[good])
-    config, sections = folder.config(), []
-    told = config.get("labels") == "learned"
-    if len(pixels) > 1:
-        sections.append(_neighbours(model, pixels, labels, told, seed))
-    chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
-    if (attention := _attention(model, chosen)) is not None:
-        sections.append(attention)
-    method = trained_method(folder)
-    if hasattr(method, "reconstruct"):
-        sections.append(_reconstructions(method, chosen, model.preprocess, seed))
-    lines = folder.metrics()
-    health = [line for line in lines if line["event"] == "health"]
-    verdict: dict[str, Any] = health[-1] if health else {"text": "no health reading", "verdict": "warn"}
-    facts = [
-        ("Method", config["method"]),
-        ("Model", f"{config['model']} at {config['image_size']} px"),
-        ("Images", Path(config["images"]).name),
-        ("Steps", f"{model.provenance.get('steps', 0):,}"),
-        ("Time", f"{model.provenance.get('seconds', 0):,.0f} s"),
-    ]
+    """Write report.html of a finished run, with pictures of `images`."""
+    model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
+    labels_trained = config.get("labels") == "learned"
+    readings = [line for line in lines if line["event"] == "health"]
+    health: dict[str, Any] = readings[-1] if readings else {"text": "no health reading", "verdict": "warn"}
+    verdict, _, reason = health["text"].partition(":")
     notes = []
-    if "init" in config:
-        facts.append(("Started from", Path(config["init"]["source"]).name))
-        if "neighbours_kept" in verdict and "online_knn_start" not in verdict:
-            notes.append(retention.UNTOLD.capitalize() + ".")
+    if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
+        notes.append(retention.UNTOLD.capitalize() + ".")
     return html.write_report(
         folder.report,
         title=folder.path.name,
-        verdict=verdict["text"].split(":")[0].capitalize(),
-        level=verdict["verdict"],
-        reason=verdict["text"].partition(":")[2].strip(),
-        facts=facts,
+        verdict=verdict.capitalize(),
+        level=health["verdict"],
+        reason=reason.strip(),
+        facts=_facts(config, model.provenance),
         results=_results(folder),
-        sections=sections,
-        curves=_curves(lines, told),
+        sections=_sections(folder, model, images, labels_trained, seed),
+        curves=_curves(lines, labels_trained),
         config=[(key, str(value)) for key, value in flatten(config).items()],
         notes=notes,
     )
 
 
+def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("Method", config["method"]),
+        ("Model", f"{config['model']} at {config['image_size']} px"),
+        ("Images", Path(config["images"]).name),
+        ("Steps", f"{provenance.get('steps', 0):,}"),
+        ("Time", f"{provenance.get('seconds', 0):,.0f} s"),
+    ]
+    if "init" in config:
+        facts.append(("Started from", Path(config["init"]["source"]).name))
+    return facts
+
+
+def _sections(
+    folder: RunFolder, model: weights.Model, images: Images, labels_trained: bool, seed: int
+) -> list[html.Section]:
+    """Neighbours, attention and reconstructions, as far as network and method have them."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:GALLERY])
+    pixels, good, _ = load_batch(images, rows, model.preprocess)
+    pixels = pixels[torch.from_numpy(good)]
+    chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
+    sections = []
+    if len(pixels) > 1:
+        sections.append(_neighbours(model, pixels, _names(images, rows[good]), labels_trained, seed))
+    if (attention := _attention(model, chosen)) is not None:
+        sections.append(attention)
+    method = trained_method(folder)
+    if hasattr(method, "reconstruct"):
+        sections.append(_reconstructions(method, chosen, model.preprocess, seed))
+    return sections
+
+
 def trained_method(folder: RunFolder) -> Any:
-    """The whole method as the last checkpoint has it; None without one, and where it draws no pictures."""
+    """The whole method from the last checkpoint; None without one, or if the method reconstructs nothing."""
     config = folder.config()
     file = methods.get(config["method"])
     saved, _ = checkpoint.newest(folder.checkpoints)
@@ -101,36 +114,36 @@ def _names(images: Images, rows: np.ndarray) -> list[str] | None:
 
 
 def _neighbours(
-    model: weights.Model, pixels: Tensor, labels: list[str] | None, told: bool, seed: int
+    model: weights.Model, pixels: Tensor, labels: list[str] | None, labels_trained: bool, seed: int
 ) -> html.Section:
-    """told: has training seen the labels?"""
+    """labels_trained: whether training used the labels."""
     features = torch.nn.functional.normalize(monitor.vectors(model.encoder, pixels), dim=1)
     queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels))[:QUERIES])
     similarity = features[queries] @ features.T
     similarity[torch.arange(len(queries)), queries] = -2.0
-    best, at = similarity.topk(min(NEIGHBOURS, len(pixels) - 1), dim=1)
+    nearest, index = similarity.topk(min(NEIGHBOURS, len(pixels) - 1), dim=1)
     images = shown(pixels, model.preprocess)
-    caption = "For each image on the left, those whose features are nearest by cosine, nearest first."
+    caption = "For each image on the left, the images with the nearest features by cosine, nearest first."
     if labels is not None:
-        caption += " Outlined green: the same label; dashed red: another. "
-        caption += f"Labels were {'' if told else 'not '}used in training."
+        caption += " Green outline: the same label; dashed red: another. "
+        caption += f"Labels were {'' if labels_trained else 'not '}used in training."
     return html.Section(
         title="Nearest neighbours",
         caption=caption,
         pictures=[
             pictures.neighbours(
                 images[queries.numpy()],
-                images[at.numpy()],
+                images[index.numpy()],
                 None if labels is None else [labels[i] for i in queries],
-                None if labels is None else [[labels[i] for i in row] for row in at],
-                best.numpy(),
+                None if labels is None else [[labels[i] for i in row] for row in index],
+                nearest.numpy(),
             )
         ],
     )
 
 
 def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
-    """None for a network that has none."""
+    """None for a network without attention."""
     try:
         maps = model.encoder.pooled_attention(pixels)
     except NoAttention:
@@ -146,24 +159,24 @@ def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
 
 def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: int) -> html.Section:
     rows, columns = method.encoder.grid(*pixels.shape[-2:])
-    share = getattr(method.config, "mask_share", 0.0)  # a tokenizer is shown all
+    share = getattr(method.config, "mask_share", 0.0)  # a tokenizer sees all patches
     key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
     keep = random_keep(key, Stream.MASK, rows * columns, share)
     masked, predicted = method.reconstruct(pixels, keep)
     if not share:
         return html.Section(
             title="Reconstructions",
-            caption="The image, and what the decoder makes of its codes alone.",
+            caption="The image, and what the decoder predicts from its codes alone.",
             pictures=[
                 pictures.reconstructions(shown(pixels, preprocess), None, shown(predicted, preprocess))
             ],
         )
     visible = shown(masked, preprocess)
-    hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels: nothing was put there
+    hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels
     visible[hidden] = np.nan
     return html.Section(
         title="Reconstructions",
-        caption=f"The image, the {1 - share:.0%} of it that the encoder saw, and what it made of that.",
+        caption=f"The image, the {1 - share:.0%} of it that the encoder saw, and the prediction from that.",
         pictures=[pictures.reconstructions(shown(pixels, preprocess), visible, shown(predicted, preprocess))],
     )
 
@@ -176,14 +189,14 @@ def _results(folder: RunFolder) -> list[Result]:
     ks = {entry["k"] for entry in entries if "k" in entry}
     shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
     return [
-        Result.read({key: value for key, value in entry.items() if key not in LEFT_TO_JSON})
+        Result.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
         for entry in entries
         if entry.get("k", shown_k) == shown_k
     ]
 
 
-def _curves(lines: list[dict[str, Any]], told: bool) -> list[Any]:
-    """Loss first, then health, then what the method reports. told: has training seen the labels?"""
+def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
+    """Loss, health, the method's own metrics, and the learning rate."""
 
     def series(event: str, name: str, label: str | None = None) -> charts.Series:
         points = [(line["step"], line[name]) for line in lines if line["event"] == event and name in line]
@@ -192,29 +205,29 @@ def _curves(lines: list[dict[str, Any]], told: bool) -> list[Any]:
     curves = [charts.line_chart("Loss", [series("step", "loss")], smooth=True)]
     curves.append(
         charts.line_chart(
-            "Effective rank of the watched images' features",
+            "Effective rank of the features of the health sample",
             [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")],
         )
     )
     curves.append(
         charts.line_chart(
-            "Spread of the watched images' features",
+            "Spread of the features of the health sample",
             [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")],
         )
     )
     if any("online_knn_top1" in line for line in lines):
         curves.append(
             charts.line_chart(
-                f"Online k-NN{'' if told else ' (labels for reading only)'}",
+                f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}",
                 [series("health", "online_knn_top1", "top-1")],
             )
         )
     if any("neighbours_kept" in line for line in lines):
-        kept = series("health", "neighbours_kept", "share")
-        curves.append(charts.line_chart("Nearest neighbours kept from the start", [kept]))
+        share = series("health", "neighbours_kept", "share")
+        curves.append(charts.line_chart("Nearest neighbours kept since the start", [share]))
     steps = [line for line in lines if line["event"] == "step"]
-    common = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
-    for name in [k for k in (steps[-1] if steps else {}) if k not in common and not k.endswith("_limit")]:
-        curves.append(charts.line_chart(name.replace("_", " ").capitalize(), [series("step", name)]))
+    for name in steps[-1] if steps else ():
+        if name not in COMMON and not name.endswith("_limit"):
+            curves.append(charts.line_chart(name.replace("_", " ").capitalize(), [series("step", name)]))
     curves.append(charts.line_chart("Learning rate", [series("step", "lr")]))
     return curves

@@ -1,22 +1,22 @@
-"""The parts that charts are drawn from: text, colours that the page may set, ticks, the finished markup."""
+"""Building blocks of charts: text, colours that the page can set, ticks, and the finished markup."""
 
 import math
 import re
 from collections.abc import Sequence
 from html import escape
 
-WIDTH = 480  # of the view box: near its width on the page, so that its text keeps its size
+WIDTH = 480  # of the view box, near its width on the page, so that text keeps its size
 FONT = 12
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 COLOURS = ("#2f6fb5", "#d2691e", "#2a8f7a", "#8a5bb5", "#b8475a", "#8a7a1f")  # the page's --s1 to --s6
 
 
 class Svg(str):
-    """Finished SVG markup: what a page may embed without escaping it."""
+    """Finished SVG markup, which a page embeds without escaping."""
 
 
 def nice_ticks(low: float, high: float, about: int = 5, inside: bool = False) -> list[float]:
-    """Round values (1, 2, 2.5 or 5 times a power of ten) that enclose [low, high], or lie `inside` it."""
+    """Round values (1, 2, 2.5 or 5 times a power of ten) that enclose [low, high], or lie inside it."""
     low, high = float(low), float(high)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         reach = abs(low) * 0.1 or 1.0
@@ -31,7 +31,7 @@ def nice_ticks(low: float, high: float, about: int = 5, inside: bool = False) ->
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose [low, high]; with 2 and 5 between them where there would be few."""
+    """Powers of ten that enclose [low, high], with 2 and 5 times them if they are few."""
     if high <= low * (1 + 1e-9):
         low, high = low / 2, high * 2
     a, b = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
@@ -46,10 +46,12 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def wide(text: str, size: int = FONT) -> float:
+    """The estimated width of a text, in units of the view box."""
     return 0.58 * size * len(text)
 
 
 def tone(i: int) -> str:
+    """The colour of series i: a variable of the page with a fallback."""
     return f"var(--s{i % len(COLOURS) + 1},{COLOURS[i % len(COLOURS)]})"
 
 
@@ -82,7 +84,7 @@ def quote(words: object) -> str:
 
 
 def finish(title: str, height: float, parts: Sequence[str]) -> Svg:
-    """The chart around its parts."""
+    """The whole chart from its elements."""
     return Svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
         f'viewBox="0 0 {WIDTH} {height:.0f}" font-family="system-ui,sans-serif" '

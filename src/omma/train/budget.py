@@ -1,4 +1,4 @@
-"""Ending at a time: steps are timed and undone, and their number is corrected as the speed becomes known."""
+"""Time budgets: trial steps that are timed and undone, and a step count corrected as speed becomes known."""
 
 import dataclasses
 import statistics
@@ -13,8 +13,8 @@ from omma.core.protocols import Batch, Method, Recipe
 from omma.train import fsdp
 from omma.train.loop import Position, moved, train
 
-LONG = 1_000_000_000  # steps, of a run that a trial is the end of
-MOST = 8  # steps of a trial
+LONG = 1_000_000_000  # steps of the run whose end a trial pretends to be
+MOST = 8  # trial steps
 
 
 def trial(
@@ -29,11 +29,11 @@ def trial(
     used: list[Batch],
     most: int = MOST,
 ) -> float:
-    """Seconds a step, from 2 to `most` steps of which nothing remains; used: is given their batches.
+    """Seconds a step, measured over 2 to `most` steps that are undone; their batches are appended to `used`.
 
-    They are the last steps of a long run: nothing is frozen any more, and from the second on AdamW's moments
-    take their memory. The batches wait in main memory. How many steps there are, and what is found, is
-    process 0's to say. Raises whatever a step raises, with everything as it was before, too.
+    They run as the last steps of a long run: nothing is frozen, and from the second step on AdamW's moments
+    are in memory. The batches are kept in main memory. Process 0 decides the number of steps and the result.
+    Whatever a step raises is passed on after everything is undone.
     """
 
     def recorded() -> Iterator[Batch]:
@@ -57,29 +57,29 @@ def trial(
 
 @dataclass
 class Timekeeper:
-    """Keeps a run within `budget` seconds (None: no limit, nothing is changed), earlier sittings included."""
+    """Keeps a run within `budget` seconds, time before a restart included; None: no limit, no correction."""
 
     budget: float | None
-    before: float = 0.0  # seconds of earlier sittings
+    before: float = 0.0  # seconds spent before this process started
     reserve: float = 2.0  # seconds for what follows training
-    started: float = field(default_factory=lambda: time.monotonic())  # of this sitting
-    _mark: tuple[float, int] | None = None  # seconds spent and step from which speed is measured
+    started: float = field(default_factory=lambda: time.monotonic())
+    _mark: tuple[float, int] | None = None  # seconds spent and step at which the speed measurement started
 
     @property
     def elapsed(self) -> float:
-        """Seconds spent in all sittings."""
+        """Seconds spent so far, over all restarts."""
         return self.before + time.monotonic() - self.started
 
     def correct(self, position: Position, steady: bool = True, elapsed: float | None = None) -> None:
         """Set `position.total` so that the run ends in time; call after each step.
 
-        elapsed: seconds spent in all sittings by the clock that counts, where that is not this process' own.
-        Of several processes one's clock counts for all, so that their runs are equally long.
-        `steady`: is this step's speed that of the rest of the run? Others, as those with a frozen encoder,
-        are not measured.
+        elapsed: seconds spent, by another process' clock; with several processes one clock decides for all,
+        so that their runs have the same length.
+        steady: whether this step is as fast as the rest of the run will be. Steps that are not, such as those
+        with a frozen encoder, are not measured.
 
-        Speed is that of the last fifth of the run or so, pauses for readings and checkpoints included.
-        Corrections come about a hundred times a run, so the schedules stay smooth.
+        Speed is measured over about the last fifth of the run, including pauses for health and checkpoints.
+        About a hundred corrections a run keep the schedules smooth.
         """
         if self.budget is None:
             return

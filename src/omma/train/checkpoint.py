@@ -1,4 +1,4 @@
-"""Checkpoints: whole state, written atomically, the last two kept; a file, or a folder of parts."""
+"""Checkpoints: the whole state, written atomically, the last two kept; a file, or a folder of shards."""
 
 import pickle
 import shutil
@@ -17,15 +17,15 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds; of a folder, method and optimizer stay there until they are put in place."""
+    """A checkpoint; of a folder, method and optimizer are empty here and read by `restore`."""
 
     method: dict[str, Any]
     optimizer: dict[str, Any]
     step: int
     total: int
-    elapsed: float  # seconds of all sittings so far
-    notes: dict[str, Any]  # small things of the caller's: numbers, strings, lists
-    parts: Path | None = None  # the folder
+    elapsed: float  # seconds of training so far, over all restarts
+    notes: dict[str, Any]  # the caller's own: numbers, strings, lists
+    folder: Path | None = None  # of shards
 
 
 def save(
@@ -38,15 +38,15 @@ def save(
     elapsed: float,
     notes: dict[str, Any],
 ) -> Path:
-    """Write `step-N.pt` under another name, flush it to the disk, then rename; older ones but two go.
+    """Write `step-N.pt` under a temporary name, flush it to disk and rename it; only the last two stay.
 
-    A network that is spread over processes becomes a folder `step-N` of their parts: then all of them must
-    call, and process 0's numbers and notes count. Otherwise one process calls.
+    A sharded network is written to a folder `step-N` instead: then all processes must call, and process 0's
+    numbers and notes count. Otherwise one process calls.
     """
     facts = {"step": step, "total": total, "elapsed": elapsed, "notes": notes}
     if fsdp.sharded(method):
         path = folder / f"step-{step:09d}"
-        if dist.broadcast(path.exists()):  # resumed there and stopped again, before anything moved
+        if dist.broadcast(path.exists()):  # resumed from it and stopped again before the first step
             return path
         _tidy(folder)
         from omma.train import sharded_checkpoint  # takes a while to import
@@ -64,16 +64,16 @@ def save(
 
 
 def _tidy(folder: Path) -> None:
-    """Clear away what is left of a run that was killed as it saved."""
+    """Remove incomplete files of a run that was killed while saving."""
     if dist.rank() == 0:
-        for left in folder.glob(".*.partial"):
-            _remove(left)
+        for partial in folder.glob(".*.partial"):
+            _remove(partial)
 
 
 def _prune(folder: Path) -> None:
-    """Keep the newest; a folder loses its name first, so that half of one is never taken for a checkpoint."""
+    """Keep the newest; folders are renamed before removal, so that half of one is no checkpoint."""
     if dist.rank() == 0:
-        for old in found(folder)[:-KEPT]:
+        for old in paths(folder)[:-KEPT]:
             _remove(old.rename(old.with_name(f".{old.name}.partial")) if old.is_dir() else old)
 
 
@@ -84,23 +84,23 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def found(folder: Path) -> list[Path]:
+def paths(folder: Path) -> list[Path]:
     """All checkpoints, oldest first."""
     return sorted((*folder.glob("step-*.pt"), *folder.glob("step-" + "[0-9]" * 9)), key=lambda p: p.stem)
 
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that can be read, and a line for each newer one that cannot.
+    """The newest readable checkpoint, and a message about each newer one that is damaged.
 
-    Files are read with `weights_only`, so they cannot run code.
+    Files are read with `weights_only` and cannot run code.
     """
     damaged = []
-    for path in reversed(found(folder)):
+    for path in reversed(paths(folder)):
         try:
             if path.is_dir():
                 from omma.train import sharded_checkpoint
 
-                return Saved({}, {}, **sharded_checkpoint.facts(path), parts=path), damaged
+                return Saved({}, {}, **sharded_checkpoint.facts(path), folder=path), damaged
             state = torch.load(path, map_location="cpu", weights_only=True)
             return Saved(**state), damaged
         except (
@@ -112,22 +112,22 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
             KeyError,
             pickle.UnpicklingError,
         ) as error:
-            damaged.append(f"{path.name} cannot be read ({type(error).__name__}) and is passed over")
+            damaged.append(f"{path.name} cannot be read ({type(error).__name__}) and is skipped")
     return None, damaged
 
 
-def put(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give network and optimizer their state, whichever of the three is spread over processes.
+def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill network and optimizer from a checkpoint; either of them, or both, may be sharded.
 
     All processes must call. Raises ValueError for a folder that turns out to be damaged.
     """
-    if saved.parts is not None or fsdp.sharded(method):
+    if saved.folder is not None or fsdp.sharded(method):
         from omma.train import sharded_checkpoint
 
-    if saved.parts is not None:
-        sharded_checkpoint.load(saved.parts, method, optimizer)
+    if saved.folder is not None:
+        sharded_checkpoint.load(saved.folder, method, optimizer)
     elif fsdp.sharded(method):
-        sharded_checkpoint.divide(saved.method, saved.optimizer, method, optimizer)
+        sharded_checkpoint.scatter(saved.method, saved.optimizer, method, optimizer)
     else:
         method.load_state_dict(saved.method)
         optimizer.load_state_dict(saved.optimizer)

@@ -1,4 +1,4 @@
-"""Gradients of several processes, averaged while the backward pass goes on (docs/adr/0007); their norm."""
+"""Gradients of several processes, averaged during the backward pass (docs/adr/0007), and their norm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from omma.core import collectives, dist
 from omma.core.dtensor import is_sharded, to_local
 
-BUCKET = 25 << 20  # bytes that are sent at a time: large enough for the network, small enough to begin soon
+BUCKET = 25 << 20  # bytes a message: large enough for the network, small enough to start early
 
 
 @torch.no_grad()
-def same(module: nn.Module) -> None:
-    """Parameters and buffers as process 0 has them; parts that are a process' own are left alone."""
+def broadcast_state(module: nn.Module) -> None:
+    """Give all processes the parameters and buffers of process 0; sharded tensors stay as they are."""
     if dist.is_distributed():
         for tensor in (*module.parameters(), *module.buffers()):
             if not is_sharded(tensor):
@@ -25,87 +25,88 @@ def same(module: nn.Module) -> None:
 
 @dataclass
 class _Bucket:
-    """Gradients that are sent together."""
+    """Gradients that are sent in one message."""
 
     params: list[nn.Parameter]
     flat: Tensor
     views: list[Tensor]  # each parameter's gradient in `flat`
-    missing: int = 0  # of the last part of the batch
+    missing: int = 0  # gradients of the last micro-batch that have not arrived
     work: Any = None
 
 
 class Gradients:
-    """Means over processes of the gradients that are not spread; one process alone has nothing to send.
+    """Means over processes of all gradients that are not sharded; a single process sends nothing.
 
-    Gradients lie in buckets, last layers first. A bucket is sent as soon as the last part of the batch has
-    filled it, and buckets always in this order, which all processes have in common whatever the order is in
-    which gradients arrive. When they are sent differs, so they have connections of their own. What no process
-    has a gradient for keeps None, as it would on one alone.
+    Gradients lie in buckets, last layers first. A bucket is sent as soon as the last micro-batch has filled
+    it. The order of buckets is fixed, so all processes send in the same order although gradients arrive in
+    different orders; they send at different times, so these messages have a process group of their own. A
+    parameter without a gradient in any process keeps None, as in a single process.
 
-    A step: `begin`; backward passes, `last` before the last of them; `finish`; `settle`.
+    A step: `begin`; backward passes, with `expect_last` before the last one; `finish`; `drop_absent`.
     """
 
     def __init__(self, method: nn.Module, trained: Sequence[nn.Parameter], size: int = BUCKET) -> None:
-        wanted = {id(p) for p in trained if not is_sharded(p)} if dist.is_distributed() else set()
-        self._params = [p for p in reversed(list(method.parameters())) if id(p) in wanted]
+        averaged = {id(p) for p in trained if not is_sharded(p)} if dist.is_distributed() else set()
+        self._params = [p for p in reversed(list(method.parameters())) if id(p) in averaged]
         self._size = size
-        self._lane = dist.side_group() if dist.is_distributed() else None
+        self._group = dist.side_group() if dist.is_distributed() else None
         self._buckets: list[_Bucket] = []
-        self._places: dict[int, tuple[_Bucket, int]] = {}
+        self._slots: dict[int, tuple[_Bucket, int]] = {}
         self._hooks: list[Any] = []
-        self._found: set[int] = set()
+        self._arrived: set[int] = set()
         self._sent, self._last = 0, False
 
     def begin(self) -> None:
-        """A step begins: room for the gradients of all parameters that are not frozen now."""
-        moving = [p for p in self._params if p.requires_grad]
-        if [id(p) for b in self._buckets for p in b.params] != [id(p) for p in moving]:
-            self._lay_out(moving)
+        """Start a step: make room for the gradients of all parameters that are not frozen."""
+        active = [p for p in self._params if p.requires_grad]
+        if [id(p) for b in self._buckets for p in b.params] != [id(p) for p in active]:
+            self._allocate(active)
         for bucket in self._buckets:
             bucket.flat.zero_()
             bucket.missing, bucket.work = len(bucket.params), None
             for p, view in zip(bucket.params, bucket.views, strict=True):
-                p.grad = view  # autograd adds to what is there
-        # for this step alone: another loop may train these parameters later
-        self._hooks = [p.register_post_accumulate_grad_hook(self._arrive) for p in moving]
-        self._found.clear()
+                p.grad = view  # autograd accumulates into it
+        # hooks last one step: another loop may train these parameters later
+        self._hooks = [p.register_post_accumulate_grad_hook(self._arrive) for p in active]
+        self._arrived.clear()
         self._sent, self._last = 0, False
 
-    def _lay_out(self, params: list[nn.Parameter]) -> None:
-        self._buckets, self._places = [], {}
-        for some in _cut(params, self._size):
-            flat = torch.zeros(sum(p.numel() for p in some), dtype=some[0].dtype, device=some[0].device)
-            parts = flat.split([p.numel() for p in some])
-            bucket = _Bucket(some, flat, [x.view_as(p) for x, p in zip(parts, some, strict=True)])
+    def _allocate(self, params: Sequence[nn.Parameter]) -> None:
+        self._buckets, self._slots = [], {}
+        for members in _bucketed(params, self._size):
+            sizes = [p.numel() for p in members]
+            flat = torch.zeros(sum(sizes), dtype=members[0].dtype, device=members[0].device)
+            views = [x.view_as(p) for x, p in zip(flat.split(sizes), members, strict=True)]
+            bucket = _Bucket(members, flat, views)
             self._buckets.append(bucket)
-            self._places |= {id(p): (bucket, i) for i, p in enumerate(some)}
+            self._slots |= {id(p): (bucket, i) for i, p in enumerate(members)}
 
     def add(self, p: nn.Parameter, gradient: Tensor) -> None:
-        """The gradient of a lower-precision copy of `p`, whose own autograd does not see."""
-        place = self._places.get(id(p))
-        if place is not None:  # of a parameter that the optimizer moves
-            bucket, i = place
+        """Add the gradient of a lower-precision copy of `p`, which autograd does not accumulate into `p`."""
+        slot = self._slots.get(id(p))
+        if slot is not None:  # the optimizer trains this parameter
+            bucket, i = slot
             bucket.views[i].add_(gradient)
             self._arrive(p)
 
-    def last(self) -> None:
-        """The backward pass that comes now is the step's last."""
+    def expect_last(self) -> None:
+        """Announce that the next backward pass is the step's last."""
         self._last = True
 
     def _arrive(self, p: Tensor) -> None:
-        self._found.add(id(p))
+        self._arrived.add(id(p))
         if self._last:
-            self._places[id(p)][0].missing -= 1
+            self._slots[id(p)][0].missing -= 1
             while self._sent < len(self._buckets) and self._buckets[self._sent].missing == 0:
                 self._send()
 
     def _send(self) -> None:
         bucket = self._buckets[self._sent]
-        bucket.work = torch.distributed.all_reduce(bucket.flat, group=self._lane, async_op=True)
+        bucket.work = torch.distributed.all_reduce(bucket.flat, group=self._group, async_op=True)
         self._sent += 1
 
     def finish(self) -> list[float]:
-        """Send what was not filled, and wait; 1 for each parameter that has a gradient here, 0 for others."""
+        """Send the remaining buckets and wait for all; returns 1 a parameter with a gradient here, else 0."""
         for hook in self._hooks:
             hook.remove()
         while self._sent < len(self._buckets):
@@ -113,44 +114,44 @@ class Gradients:
         for bucket in self._buckets:
             bucket.work.wait()
             bucket.flat.div_(dist.world_size())
-        return [float(id(p) in self._found) for bucket in self._buckets for p in bucket.params]
+        return [float(id(p) in self._arrived) for bucket in self._buckets for p in bucket.params]
 
-    def settle(self, found: Sequence[float]) -> None:
-        """Take the gradients of those away that got none anywhere; found: sums over processes."""
+    def drop_absent(self, present: Sequence[float]) -> None:
+        """Set gradients to None where no process has one; present: sums over processes of `finish`."""
         params = [p for bucket in self._buckets for p in bucket.params]
-        for p, anywhere in zip(params, found, strict=True):
-            if not anywhere:
+        for p, processes in zip(params, present, strict=True):
+            if not processes:
                 p.grad = None
 
 
-def _cut(params: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
-    """In order, in pieces of up to `size` bytes and one type; a larger parameter is a piece of its own."""
-    pieces: list[list[nn.Parameter]] = []
+def _bucketed(params: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Parameters in order, in groups of one type and at most `size` bytes; a larger one stands alone."""
+    groups: list[list[nn.Parameter]] = []
     room = 0
     for p in params:
         room -= p.numel() * p.element_size()
-        if not pieces or room < 0 or p.dtype != pieces[-1][0].dtype:
-            pieces.append([])
+        if not groups or room < 0 or p.dtype != groups[-1][0].dtype:
+            groups.append([])
             room = size - p.numel() * p.element_size()
-        pieces[-1].append(p)
-    return pieces
+        groups[-1].append(p)
+    return groups
 
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Of all gradients together, as if none were spread."""
+    """The norm of all gradients, sharded ones included."""
     whole = nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)])
-    parts = [to_local(g) for g in gradients if is_sharded(g)]
-    if not parts:
+    shards = [to_local(g) for g in gradients if is_sharded(g)]
+    if not shards:
         return whole
-    squares = torch.stack(torch._foreach_norm(parts)).square().sum()
+    squares = torch.stack(torch._foreach_norm(shards)).square().sum()
     return (collectives.total(squares) + whole.to(squares.device).square()).sqrt()
 
 
 def clip(params: Sequence[nn.Parameter], most: float, norm: Tensor) -> None:
-    """Scale gradients of this norm to the norm `most`, if it is larger."""
-    if norm.device.type == "cpu" and norm <= most:  # elsewhere one would wait to know it
+    """Scale gradients of norm `norm` down to the norm `most` if it is larger."""
+    if norm.device.type == "cpu" and norm <= most:  # reading it from a GPU would wait
         return
     nn.utils.clip_grads_with_norm_([p for p in params if not is_sharded(p)], most, norm)
-    parts = [to_local(p.grad) for p in params if is_sharded(p) and p.grad is not None]
-    if parts:
-        torch._foreach_mul_(parts, (most / (norm + 1e-6)).clamp(max=1.0))
+    shards = [to_local(p.grad) for p in params if is_sharded(p) and p.grad is not None]
+    if shards:
+        torch._foreach_mul_(shards, (most / (norm + 1e-6)).clamp(max=1.0))

@@ -1,9 +1,9 @@
-"""Where the time of a step goes: some steps of a run, part by part, and what the machine could do at most.
+"""Where the time of a step goes: some steps of a run, phase by phase, and the machine's upper limit.
 
-The loop says what it is about to do (`Stopwatch.to`); within the forward pass it is told by hooks on all
-modules which of them works: those of the trained encoder are the student, other backbones the teacher, what
-is left heads and decoders, and what no module computes is the loss and the rest. Methods know nothing of it.
-Time is exclusive: a part lasts until the next begins, so the parts are the whole.
+The loop announces each phase (`Stopwatch.to`). Within the forward pass, hooks on all modules attribute time:
+to the student for modules of the trained encoder, to the teacher for other backbones, to heads and decoders
+for the remaining modules, and to the loss for what no module computes. Methods need no code for it. Phases do
+not overlap: each lasts until the next begins, so they add up to the whole step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from omma.core import device as machine
 from omma.core.protocols import Backbone, Method
 from omma.ops.cost import Flops
 
-WARM_UPS = 8  # steps before the first that is timed: their batches may be made already (`budget.trial`)
-STEPS = 20  # that are timed
+WARM_UPS = 8  # steps before the first timed one: `budget.trial` may have made their batches already
+STEPS = 20  # timed steps
 
 
-class Part(StrEnum):
-    """What a step consists of, in its order."""
+class Phase(StrEnum):
+    """The phases of a step, in their order."""
 
     WAIT = "wait for data"
     VIEWS = "views"
@@ -34,33 +34,33 @@ class Part(StrEnum):
     HEADS = "heads, decoders"
     LOSS = "loss, rest of forward"  # what no module computes: masks, targets, positions, the loss
     BACKWARD = "backward"
-    OPTIMIZER = "optimizer"  # with schedules, clipping, and reading the step's figures
+    OPTIMIZER = "optimizer"  # including schedules, clipping, and reading loss and metrics
     AFTER = "moving averages"  # the method's `after_step`
     REST = "readings, saving"  # what the run does between steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What was found, on average over the steps that were timed."""
+    """The measurements: means over the timed steps."""
 
-    parts: Mapping[Part, float]  # seconds a step
-    steps: Sequence[float]  # seconds of each of them, whole
+    parts: Mapping[Phase, float]  # seconds a step, by phase
+    steps: Sequence[float]  # seconds of each timed step
     images: int  # a step, over all processes
     flops: int  # operations of a step in this process (`ops.cost.Flops`)
-    limit: float  # operations a second of this machine's best product
-    peak_memory: int  # bytes, of the process so far
+    limit: float  # operations a second of this machine's fastest matrix product
+    peak_memory: int  # bytes, of the whole process
     device: str
     precision: str
 
     @property
     def seconds(self) -> float:
-        """Of a step, whole."""
+        """Seconds a step."""
         return sum(self.parts.values())
 
     @property
     def working(self) -> float:
-        """Seconds of a step without what the run does between steps, which not every step has."""
-        return self.seconds - self.parts[Part.REST]
+        """Seconds a step without readings and saving, which not every step has."""
+        return self.seconds - self.parts[Phase.REST]
 
     @property
     def images_per_second(self) -> float:
@@ -72,7 +72,7 @@ class Profile:
 
     @property
     def share(self) -> float:
-        """Of what the machine could do at most."""
+        """Operations a second, as a share of the machine's limit."""
         return self.flops_per_second / self.limit
 
     def record(self) -> dict[str, Any]:
@@ -80,8 +80,8 @@ class Profile:
         return {
             "schema": 1,
             "parts": {
-                str(part): {"ms": 1000 * seconds, "share": seconds / self.seconds}
-                for part, seconds in self.parts.items()
+                str(phase): {"ms": 1000 * seconds, "share": seconds / self.seconds}
+                for phase, seconds in self.parts.items()
             },
             "step_ms": [1000 * seconds for seconds in self.steps],
             "images": self.images,
@@ -98,19 +98,19 @@ class Profile:
 
 
 class Stopwatch:
-    """Is told by a run what it is about to do; this one takes no notice."""
+    """Receives the phases of a run; this base class ignores them."""
 
     def begin(self, left: int) -> None:
-        """A step begins; it and those after it are `left`."""
+        """A step begins, the first of `left` remaining ones."""
 
-    def to(self, part: Part) -> None:
-        """From now on it is this part's time. `Part.LOSS` is the forward pass, whatever is called in it."""
+    def to(self, phase: Phase) -> None:
+        """A phase begins. `Phase.LOSS` starts the whole forward pass, which hooks then subdivide."""
 
     def close(self) -> None:
         """There is no further step."""
 
-    def taken(self, images: int) -> Profile | None:
-        """What was found, once it is known, and only once; `images`: a step, over all processes."""
+    def pop_profile(self, images: int) -> Profile | None:
+        """The profile once it is complete, and only once; `images`: a step, over all processes."""
         return None
 
 
@@ -118,27 +118,27 @@ OFF = Stopwatch()
 
 
 class Profiler(Stopwatch):
-    """Times up to 20 steps after 8, or the latter half of a shorter run, and then takes its hooks off.
+    """Times up to 20 steps after 8, or the second half of a shorter run, and then removes its hooks.
 
-    The operations of the last step before them are counted, which takes time. On a GPU of NVIDIA's, events
-    are put between what is computed, and nothing is waited for. On Apple's each part is waited for, so that
-    the steps that are timed take longer than the others.
+    Operations are counted in the last step before the timed ones, which slows that step down. On NVIDIA GPUs
+    phases are marked by events, without synchronising. On Apple's GPUs each phase is waited for, so timed
+    steps take longer than others.
     """
 
     def __init__(self, method: Method, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self.places = places(method)
-        self.told = False
+        self.phases = phases_by_module(method)
+        self.reported = False
         self._warm_ups = self._window = 0
         self._begun = 0
         self._counting = self._timing = self._over = False
         self._flops: Flops = Flops()
         self._entered = False
-        self._stack: list[Part] = []  # of modules at work; empty outside the forward pass
-        self._marks: list[tuple[Any, Part, int]] = []  # when, what begins then, in which step
+        self._stack: list[Phase] = []  # of the modules being called; empty outside the forward pass
+        self._marks: list[tuple[Any, Phase, int]] = []  # time, the phase that begins, its step
         self._hooks: list[Any] = []
 
-    # ---------------------------------------------------------------- what the run says
+    # ---------------------------------------------------------------- called by the run
     def begin(self, left: int) -> None:
         if self._over:
             return
@@ -157,18 +157,18 @@ class Profiler(Stopwatch):
                 register_module_forward_hook(self._leave, always_call=True),
             ]
         self._begun += 1
-        self.to(Part.OPTIMIZER)
+        self.to(Phase.OPTIMIZER)
 
-    def to(self, part: Part) -> None:
+    def to(self, phase: Phase) -> None:
         if self._counting:
-            self._count(part in (Part.LOSS, Part.BACKWARD))
+            self._count(phase in (Phase.LOSS, Phase.BACKWARD))
         if self._timing:
-            self._stack = [part] if part is Part.LOSS else []
-            self._mark(part)
+            self._stack = [phase] if phase is Phase.LOSS else []
+            self._mark(phase)
 
     def close(self) -> None:
         if self._timing:
-            self._mark(Part.REST)
+            self._mark(Phase.REST)
         self._count(False)
         for hook in self._hooks:
             hook.remove()
@@ -176,44 +176,44 @@ class Profiler(Stopwatch):
         self._counting = self._timing = False
         self._over = True
 
-    def taken(self, images: int) -> Profile | None:
-        """Measures for a second what the machine can do."""
-        if not self._over or self.told or not self._marks:
+    def pop_profile(self, images: int) -> Profile | None:
+        """As in the base class; takes a second to measure the machine's limit."""
+        if not self._over or self.reported or not self._marks:
             return None
-        self.told = True
+        self.reported = True
         machine.synchronise(self.device)
-        parts, steps = dict.fromkeys(Part, 0.0), [0.0] * (self._marks[-1][2] + 1)
-        for (start, part, step), (end, _, _) in zip(self._marks, self._marks[1:], strict=False):
+        phases, steps = dict.fromkeys(Phase, 0.0), [0.0] * (self._marks[-1][2] + 1)
+        for (start, phase, step), (end, _, _) in zip(self._marks, self._marks[1:], strict=False):
             seconds = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
-            parts[part] += seconds
+            phases[phase] += seconds
             steps[step] += seconds
         return Profile(
-            parts={part: seconds / len(steps) for part, seconds in parts.items()},
+            parts={phase: seconds / len(steps) for phase, seconds in phases.items()},
             steps=steps,
             images=images,
             flops=self._flops.total,
-            peak_memory=machine.peak_memory(self.device),  # before the largest product
+            peak_memory=machine.peak_memory(self.device),  # read before best_product allocates
             limit=machine.best_product(self.device, self.dtype),
             device=str(self.device),
             precision=machine.precision_name(self.dtype),
         )
 
-    # ---------------------------------------------------------------- what the modules say
+    # ---------------------------------------------------------------- called by the modules
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         if self._stack:
-            part = self.places.get(id(module), self._stack[-1])
-            if part is not self._stack[-1]:
-                self._mark(part)
-            self._stack.append(part)
+            phase = self.phases.get(id(module), self._stack[-1])
+            if phase is not self._stack[-1]:
+                self._mark(phase)
+            self._stack.append(phase)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if len(self._stack) > 1:
-            part = self._stack.pop()
-            if part is not self._stack[-1]:
+            phase = self._stack.pop()
+            if phase is not self._stack[-1]:
                 self._mark(self._stack[-1])
 
     # ---------------------------------------------------------------- inside
-    def _mark(self, part: Part) -> None:
+    def _mark(self, phase: Phase) -> None:
         now: Any
         if self.device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)
@@ -221,26 +221,26 @@ class Profiler(Stopwatch):
         else:
             machine.synchronise(self.device)
             now = perf_counter()
-        self._marks.append((now, part, self._begun - self._warm_ups - 1))
+        self._marks.append((now, phase, self._begun - self._warm_ups - 1))
 
-    def _count(self, wanted: bool) -> None:
-        """Let operations be counted, or no longer."""
-        if wanted and not self._entered:
+    def _count(self, on: bool) -> None:
+        """Switch the counting of operations on or off."""
+        if on and not self._entered:
             self._flops.__enter__()
-        elif self._entered and not wanted:
+        elif self._entered and not on:
             self._flops.__exit__(None, None, None)
-        self._entered = wanted
+        self._entered = on
 
 
-def places(method: Method) -> dict[int, Part]:
-    """Whose time each module's is, by its id.
+def phases_by_module(method: Method) -> dict[int, Phase]:
+    """The phase that each module's time belongs to, by the module's id.
 
-    What holds a backbone that is not the student's belongs to the teacher with all that is in it.
+    A module that contains a backbone other than the student belongs to the teacher with all its submodules.
     """
     student = {id(module) for module in method.encoder.modules()}
-    found = {id(module): Part.HEADS for module in method.modules()}
+    phases = {id(module): Phase.HEADS for module in method.modules()}
     for module in method.modules():
         within = list(module.modules())
         if module is not method and any(isinstance(m, Backbone) and id(m) not in student for m in within):
-            found |= {id(m): Part.TEACHER for m in within}
-    return {**found, **dict.fromkeys(student, Part.STUDENT), id(method): Part.LOSS}
+            phases |= {id(m): Phase.TEACHER for m in within}
+    return {**phases, **dict.fromkeys(student, Phase.STUDENT), id(method): Phase.LOSS}

@@ -1,8 +1,8 @@
-"""Checkpoints of networks that are spread over processes: a folder that any number of them can read.
+"""Checkpoints of sharded networks: a folder that any number of processes can read.
 
-torch.distributed.checkpoint writes each process' parts into a file of its own, and reads from all files what
-the reader's parts need, however many readers there are and whether they hold parts or all. Parameters and
-moments go by the parameters' names.
+torch.distributed.checkpoint writes each process' shards into a file of its own. Each reader, whether its
+network is sharded or whole, reads what it needs from all files. Parameters and moments are stored under the
+parameters' names.
 """
 
 import json
@@ -28,9 +28,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each as large as its parameter;
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
-    """Write the folder under another name and rename it when all processes are done; all must call.
+    """Write the folder under a temporary name and rename it when all processes are done; all must call.
 
-    Raises OSError where one of them cannot write.
+    Raises OSError if a process cannot write.
     """
     partial = path.with_name(f".{path.name}.partial")
     with dist.propagate_errors():
@@ -51,21 +51,21 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What was noted beside the state; raises ValueError or OSError for a folder that is not whole."""
+    """The numbers and notes stored beside the state; ValueError or OSError if the folder is incomplete."""
     metadata = _Reader(str(path)).read_metadata()
     for name, size in _sizes(metadata).items():
         if (path / name).stat().st_size < size:
-            raise ValueError(f"{path / name} is shorter than it was")
+            raise ValueError(f"{path / name} is truncated")
     return json.loads((path / FACTS).read_text(encoding="utf-8"))
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill network and optimizer; all processes must call. Raises ValueError where it cannot be read."""
+    """Fill network and optimizer; all processes must call. Raises ValueError if it cannot be read."""
     reader = _Reader(str(path))
-    known = reader.read_metadata().state_dict_metadata
+    stored = reader.read_metadata().state_dict_metadata
     optimizer.state.clear()
     for name, p in method.named_parameters():
-        if f"optimizer.{name}.step" in known:
+        if f"optimizer.{name}.step" in stored:
             blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
     state = {
@@ -73,49 +73,49 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> Non
         "optimizer": {n: optimizer.state[p] for n, p in method.named_parameters() if p in optimizer.state},
     }
     try:
-        with warnings.catch_warnings():  # that one process reads alone is meant
+        with warnings.catch_warnings():  # about a single reading process, which is intended
             warnings.simplefilter("ignore")
             dcp.load(state, storage_reader=reader)
     except CheckpointException as error:
-        # parts of it may be in place by now, so that there is no way back to an older one
+        # some tensors may be overwritten by now, so an older checkpoint cannot be tried instead
         raise ValueError(
-            f"{path}: damaged ({_first(error)}); remove it to go on from the one before"
+            f"{path}: damaged ({_first(error)}); remove it to resume from the previous one"
         ) from error
 
 
 @torch.no_grad()
-def divide(
+def scatter(
     state: Mapping[str, Tensor],
     moments: Mapping[str, Any],
     method: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Give a spread network the state of one that was not, as `state_dict` made it."""
+    """Fill a sharded network and its optimizer from the state dicts of unsharded ones."""
     for name, tensor in method.state_dict().items():
         _fill(tensor, state[name])
     optimizer.state.clear()
     for group in optimizer.param_groups:
-        number, rows = group["taken"]
+        number, rows = group["original"]
         for row, p in zip(rows, group["params"], strict=True):
-            found = moments["state"].get(moments["param_groups"][number]["params"][row])
-            if found is not None:
+            entry = moments["state"].get(moments["param_groups"][number]["params"][row])
+            if entry is not None:
                 blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
-                optimizer.state[p] = {"step": found["step"].to(p.device), **blank}
+                optimizer.state[p] = {"step": entry["step"].to(p.device), **blank}
                 for moment in MOMENTS:
-                    _fill(blank[moment], found[moment])
+                    _fill(blank[moment], entry[moment])
 
 
 def _fill(tensor: Tensor, whole: Tensor) -> None:
     if isinstance(tensor, DTensor):
         mesh, placements = tensor.device_mesh, tensor.placements
-        part = distribute_tensor(whole.to(tensor.device), mesh, placements, src_data_rank=None)
-        tensor.to_local().copy_(part.to_local())
+        shard = distribute_tensor(whole.to(tensor.device), mesh, placements, src_data_rank=None)
+        tensor.to_local().copy_(shard.to_local())
     else:
         tensor.copy_(whole)
 
 
 def _first(error: CheckpointException) -> str:
-    """What went wrong on the first of the processes where something did."""
+    """The error of the first process that failed."""
     return line(next(iter(error.failures.values()))[0])
 
 
@@ -128,15 +128,15 @@ def _sizes(metadata: Metadata) -> dict[str, int]:
 
 
 class _Metadata(pickle.Unpickler):
-    """Reads the description of a checkpoint, and no other kind of object: files cannot run code."""
+    """Reads the classes of a checkpoint's metadata and no others, so files cannot run code."""
 
-    KNOWN = (
+    ALLOWED = (
         *(("torch.distributed.checkpoint.metadata", name) for name in (
             "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
             "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
         )),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("pathlib", "PosixPath"),  # where it was written
+        ("pathlib", "PosixPath"),  # the path it was written to
         ("pathlib._local", "PosixPath"),  # the same from Python 3.13 on
         ("torch", "Size"),
         ("torch.serialization", "_get_layout"),
@@ -146,8 +146,8 @@ class _Metadata(pickle.Unpickler):
     )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"metadata names {module}.{name}, which is not allowed")
         return super().find_class(module, name)
 
 

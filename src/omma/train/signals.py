@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step at hand."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Stop:
-    """Has somebody asked to stop, and by which signal?"""
+    """The signal that asked to stop; false while there was none."""
 
     signal: int | None = None
 
@@ -21,7 +21,7 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into `Stop`; a second one acts as usual.
 
-    Outside the main thread signals cannot be caught: then nothing is changed.
+    Outside the main thread, where signals cannot be caught, this does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -17,8 +17,8 @@ from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
 from omma.features import ray
 from omma.features.extract import batch_size
-from omma.features.local import local
-from omma.features.table import Joined, Parts, key_of, part_size, schema
+from omma.features.local import local_engine
+from omma.features.table import Joined, ShardedTable, shard_size, table_key, table_schema
 from omma.weights import Model
 
 ENGINES = ("local", "ray")
@@ -64,7 +64,9 @@ def embed(
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
     with ExitStack() as held:
         pool = (
-            local(device, precision) if engine == "local" else held.enter_context(ray.pool(device, precision))
+            local_engine(device, precision)
+            if engine == "local"
+            else held.enter_context(ray.ray_engine(device, precision))
         )
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
@@ -73,14 +75,14 @@ def embed(
         parts = _parts(loaded, opened, Path(out), pool.precision, batch, pool.processes)
         with dist.propagate_errors():
             if dist.rank() == 0:
-                held.enter_context(parts.claimed())
+                held.enter_context(parts.locked())
         missing = dist.broadcast(parts.missing() if dist.rank() == 0 else [])
         here, done = pool.share(missing), 0
         with dist.propagate_errors():
             for more in pool.fill(parts, here, loaded.encoder, loaded.preprocess, batch):
                 done += more
                 if progress:
-                    progress(done, parts.images_in(here))
+                    progress(done, parts.count_images(here))
         joined = Joined(0, ())
         with dist.propagate_errors():
             if dist.rank() == 0:
@@ -92,13 +94,13 @@ def embed(
         dim=loaded.encoder.dim,
         bad=joined.bad,
         notes=tuple(loaded.provenance.get("loaded", ())),
-        resumed=len(opened) - parts.images_in(missing),
+        resumed=len(opened) - parts.count_images(missing),
     )
 
 
 def _parts(
     model: Model, images: Images, out: Path, precision: torch.dtype, batch: int, processes: int
-) -> Parts:
+) -> ShardedTable:
     """The table that is to be written, the same on all processes; ValueError if they see other images."""
     fingerprint = getattr(images, "fingerprint", None)
     provenance: dict[str, Any] = {
@@ -118,10 +120,10 @@ def _parts(
         "pooling": "pooled",
         "precision": str(precision).removeprefix("torch."),
     }
-    size = part_size(len(images), batch, processes)
-    key = key_of(provenance, size, batch)
+    size = shard_size(len(images), batch, processes)
+    key = table_key(provenance, size, batch)
     dist.require_same("model and images", key)
     if fingerprint is None:  # nobody can tell whether parts that are there are of these images
         key = dist.broadcast(uuid.uuid4().hex)
-    columns = schema(model.encoder.dim, images.labels is not None, provenance)
-    return Parts(out.absolute(), images, columns, size, key)  # other processes may stand elsewhere
+    columns = table_schema(model.encoder.dim, images.labels is not None, provenance)
+    return ShardedTable(out.absolute(), images, columns, size, key)  # other processes may stand elsewhere

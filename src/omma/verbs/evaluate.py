@@ -11,7 +11,7 @@ from omma.core import files
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
-from omma.evaluation.judge import Found, Job, Progress, by_captions, by_labels, words
+from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
@@ -33,7 +33,7 @@ def evaluate(
     allow_partial: bool = False,
     json: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Evaluation:
     """Judge frozen features with labelled images, or with captions.
 
@@ -59,7 +59,7 @@ def evaluate(
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
-        read = words(loaded, name, prompts, merges)
+        read = text_reader(loaded, name, prompts, merges)
     elif prompts is not None or merges is not None:
         raise ValueError(
             "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
@@ -75,9 +75,9 @@ def evaluate(
         seed=seed,
         floors=floors,
         progress=progress,
-        words=read,
+        text_reader=read,
     )
-    parts: list[Found] = []
+    parts: list[Judgement] = []
     if probed := [p for p in dict.fromkeys(protocols) if p != "retrieval"]:
         parts.append(by_labels(job, probed))
     if "retrieval" in protocols:
@@ -87,7 +87,7 @@ def evaluate(
         model=name,
         digest=loaded.digest,
         data=job.source,
-        results=tuple(result for part in parts for result in part.results),
+        results=tuple(score for part in parts for score in part.scores),
         comparisons=tuple(comparison for part in parts for comparison in part.comparisons),
         notes=(*_notes(job, len(skipped)), *(note for part in parts for note in part.notes)),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),

@@ -18,7 +18,7 @@ from omma import weights
 from omma.core.protocols import Backbone, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import collection
-from omma.features.extract import suited
+from omma.features.extract import with_channels
 from omma.weights import Model
 from omma.weights.export import hf, timm_, traced
 from omma.weights.export.check import Reopened, compare
@@ -77,7 +77,7 @@ def export(
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder = copy.deepcopy(loaded.encoder).cpu().float().eval()
     preprocess = loaded.preprocess
-    pictures = suited(_images(loaded, images), preprocess.channels)
+    pictures = with_channels(_images(loaded, images), preprocess.channels)
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
