@@ -1,5 +1,6 @@
 """The stream is the same whatever the workers, processes and restarts, and outlives bad images and Ctrl-C."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -120,6 +121,18 @@ def test_the_two_modes_agree_within_rounding():
             assert (x.clamp(0, 255) - y.float()).abs().mean() < 1
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_every_view_is_another_one(in_memory):
+    """Two crops of a plan, two views of each: nowhere the same box, and mirrored independently."""
+    plan = (Crop(size=8, count=2, scale=(0.2, 0.9)),) * 2
+    (step,) = take(1, Pictures(20, ragged=not in_memory), 20, plan, in_memory=in_memory, workers=0)
+    views = torch.cat([crop.float() for crop in step.crops], 1)
+    assert views.shape == (20, 4, 3, 8, 8)
+    for one, other in itertools.combinations(views.unbind(1), 2):
+        for view in (other, other.flip(-1)):
+            assert ((one - view).abs().flatten(1).mean(1) > 5).float().mean() > 0.8
+
+
 # ---------------------------------------------------------------- bad images
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_bad_image_is_replaced_by_the_next_good_one(in_memory):
@@ -193,8 +206,8 @@ def test_images_are_asked_for_at_the_size_that_the_plan_needs():
 SCRIPT = """
     import os, signal, sys, time
     import numpy as np
-    from omma.data import loader
-    from omma.protocols import Crop
+    from omma.core.protocols import Crop
+    from omma.data.batches import loader
 
     class Pictures:
         channels = 3
