@@ -95,26 +95,10 @@ def list_folder(root: str) -> Listing:
     todo = [""]
     while todo:
         folder = todo.pop()
-        names = []
+        names: list[str] = []
         try:
             times[folder] = os.stat(os.path.join(root, folder)).st_mtime_ns
-            with os.scandir(os.path.join(root, folder)) as entries:
-                for entry in entries:
-                    if _hidden(entry.name):
-                        continue
-                    if entry.is_dir():
-                        if entry.is_symlink():  # a link may lead back to where we are
-                            real = os.path.realpath(entry.path)
-                            if real in visited:
-                                continue
-                            visited.add(real)
-                        todo.append(f"{folder}/{entry.name}" if folder else entry.name)
-                    elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
-                        path = f"{folder}/{entry.name}" if folder else entry.name
-                        if path != "labels.csv":
-                            skipped.append((_printable(path), reason))
-                    else:
-                        names.append(entry.name)
+            _scan(root, folder, visited, names, todo, skipped)
         except OSError as error:
             if not folder:
                 raise ValueError(f"{root}: {error.strerror}; give a folder that you may read") from None
@@ -133,6 +117,37 @@ def list_folder(root: str) -> Listing:
     return Listing(
         store=Files(root), paths=column, known=known, skipped=sorted(skipped), times=times, started=started
     )
+
+
+def _scan(
+    root: str,
+    folder: str,
+    visited: set[str],
+    names: list[str],
+    subfolders: list[str],
+    skipped: list[tuple[str, str]],
+) -> None:
+    """Append a folder's images, subfolders (from `root`) and other files; an OSError leaves those before it.
+
+    visited: real paths behind links, so that a link which leads back is not followed.
+    """
+    with os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():
+                    real = os.path.realpath(entry.path)
+                    if real in visited:
+                        continue
+                    visited.add(real)
+                subfolders.append(path)
+            elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
+                if path != "labels.csv":
+                    skipped.append((_printable(path), reason))
+            else:
+                names.append(entry.name)
 
 
 def list_glob(pattern: str) -> Listing:
