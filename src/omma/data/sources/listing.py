@@ -301,3 +301,38 @@ def list_arrays(file: str) -> Listing:
         where=np.arange(len(values))[:, None],
         known=Known(labels=codes, classes=classes, splits=splits),
     )
+
+
+def lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
+    """The function that lists a source, and whether its list is worth caching. ValueError: no such source."""
+    if os.path.isdir(source):
+        return list_folder, True
+    if not os.path.exists(source):
+        if globbing.has_magic(source):
+            return list_glob, False
+        if "://" in source:
+            raise ValueError(f"{given}: remote folders are not listed; give a manifest with a `path` column")
+        raise ValueError(f"{given}: not found; give a folder, glob, archive, manifest or array of images")
+    name = source.lower()
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise ValueError(
+            f"{given}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
+        )
+    by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
+        ((".zip",), list_zip, True),
+        ((".tar",), list_tar, True),
+        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
+        ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
+    )
+    for endings, function, cached in by_name:
+        if name.endswith(endings):
+            return function, cached
+    try:
+        with open(source, "rb") as file:
+            if sniff(file.read(HEAD)):
+                return list_file, False
+    except OSError as error:
+        raise ValueError(f"{given}: {error.strerror}; give a file that you may read") from None
+    raise ValueError(
+        f"{given}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+    )
