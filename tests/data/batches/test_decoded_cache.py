@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_in_one_line(folder, monkeypatch):
 
 def test_a_cache_that_is_gone_ends_the_run(folder):
     cache = Cache(open_images(folder), 32)
-    with pytest.raises(ValueError, match=r"No such file.*writes it anew"):
+    with pytest.raises(ValueError, match=r"No such file.*writes it again"):
         cache.images.read(0)
 
 
