@@ -1,56 +1,79 @@
-"""CLIP's byte-level BPE [Sennrich 2015, arXiv 1508.07909; Radford 2021, arXiv 2103.00020]: text to numbers.
+"""CLIP's byte-level BPE [Sennrich 2015, arXiv 1508.07909; Radford 2021, arXiv 2103.00020], by `tokenizers`.
 
-A text is unescaped (html), cleaned of white space and lower-cased, cut into words, and each word's UTF-8
-bytes are joined pair by pair in the order of the merges. Numbers: 256 bytes, 256 bytes that end a word, a
-number a merge, <|startoftext|> and <|endoftext|>: 49,408 with CLIP's merges.
+A text is cleaned (HTML entities, white space, case) and cut into pieces: words, digits, runs of punctuation.
+The UTF-8 bytes of each piece are merged pair by pair in the order of the merges. Token ids: 256 bytes, 256
+bytes that end a piece, one id per merge, <|startoftext|> and <|endoftext|>: 49,408 with CLIP's merges.
 
-It gives what CLIP's own code gives without its `ftfy.fix_text`, which repairs text that was decoded wrongly
-("cafÃ©" to "café"), makes curly quotes straight and takes ligatures and full-width letters apart. Here such
-text stays as it is written. Which characters are letters is Python's Unicode's to say.
+The ids equal those of CLIP's own code without its `ftfy.fix_text`, which repairs wrongly decoded text
+("cafÃ©" to "café"), straightens curly quotes and splits ligatures and full-width letters. Which characters
+are letters or digits is decided by the Unicode version of `tokenizers`.
 """
 
 import gzip
 import html
+import json
 import re
-import unicodedata
 import zlib
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from jaxtyping import Int
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from omma.core.errors import line
 
-CONTEXT = 77  # numbers that CLIP reads of a text, the first and the last included
+CONTEXT = 77  # ids per text in CLIP, start and end included
 MERGES = 49_152 - 256 - 2  # that CLIP takes from its file, which has more
 START, END = "<|startoftext|>", "<|endoftext|>"
-_CACHE = 500_000  # words; then it begins anew
 
 # regex's \s, which CLIP's code uses, does not count the separators 1c to 1f as white space; Python's does
 _WHITE = re.compile(r"[^\S\x1c-\x1f]+")
-# matched as CLIP's pattern does: without regard to case, for which a long s is an s
-_FIRST = re.compile(r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'(?:[sſtmd]|re|ve|ll)")
+# CLIP's pattern ignores case: a long s counts as an s, and U+0345, whose capital is a letter, matches nothing
+_PIECE = r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'(?:[sſtmd]|re|ve|ll)|\p{L}+|\p{N}|[^ \p{L}\p{N}" + "\u0345]+"
+_SPLIT = pre_tokenizers.Split(tokenizers.Regex(_PIECE), "removed", invert=True)
+_SUFFIX = " "  # marks the byte that ends a piece; CLIP's files write </w>, which a text may contain
 
 
-def _alphabet() -> list[int]:
-    """Bytes in the order of their numbers: those that print in Latin-1 first."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return printed + [b for b in range(256) if b not in set(printed)]
+def clean(text: str) -> str:
+    """Unescape HTML (twice, as CLIP's code does), lower the case, separate words by single spaces."""
+    text = html.unescape(html.unescape(text)).strip()
+    text = _WHITE.sub(" ", text).strip().lower()
+    return text.encode(errors="replace").decode()  # a lone surrogate becomes a question mark
+
+
+def _bytes() -> list[str]:
+    """The 512 tokens before the first merge: a printable character for each byte, then with the suffix."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return alphabet + [character + _SUFFIX for character in alphabet]
+
+
+def _tokens(merges: Int[np.ndarray, "m 2"]) -> list[str]:
+    """The token of each id below `Tokenizer.start`."""
+    tokens = _bytes()
+    for left, right in merges.tolist():
+        tokens.append(tokens[left] + tokens[right])
+    return tokens
+
+
+def _engine(model: models.BPE) -> tokenizers.Tokenizer:
+    """The library's tokenizer of cleaned texts, with CLIP's way of cutting them into pieces."""
+    engine = tokenizers.Tokenizer(model)
+    engine.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [_SPLIT, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return engine
 
 
 def read_merges(file: str | Path) -> Int[np.ndarray, "m 2"]:
-    """The merges of a file as pairs of the numbers that they join; merge k makes number 512 + k.
+    """Read a file of merges as pairs of the ids that they join; merge k makes id 512 + k.
 
-    file: CLIP's own (bpe_simple_vocab_16e6.txt.gz), the same unpacked, or transformers' merges.txt: a line a
-    merge, two tokens, a space between them, </w> at a word's end; the first line may tell a version. Of more
-    than CLIP's 48,894 the first are taken. Raises ValueError in one line for anything else.
+    file: CLIP's own (bpe_simple_vocab_16e6.txt.gz), the same unpacked, or transformers' merges.txt: one merge
+    per line, two tokens separated by a space, </w> at the end of a piece; the first line may hold a version.
+    Merges beyond CLIP's 48,894 are ignored. Raises ValueError in one line for anything else.
     """
     path = Path(file)
     try:
@@ -60,103 +83,68 @@ def read_merges(file: str | Path) -> Int[np.ndarray, "m 2"]:
         raise ValueError(
             f"{path} cannot be read as merges ({line(error)}); give CLIP's bpe_simple_vocab_16e6.txt.gz"
         ) from None
-    # the file writes a byte as a character that prints: itself where it does, else one from 0x100 on
-    printed = [chr(b) for b in _alphabet()[:188]] + [chr(0x100 + k) for k in range(68)]
-    numbers = {c: k for k, c in enumerate(printed)} | {c + "</w>": 256 + k for k, c in enumerate(printed)}
-    pairs = []
-    lines = text.split("\n")  # and nothing else: other separators may be tokens
+    ids = {token.replace(_SUFFIX, "</w>"): id for id, token in enumerate(_bytes())}
+    merges = []
+    lines = text.split("\n")  # not splitlines: other separators may be tokens
     first = 1 if "#version" in lines[0] else 0
     for number, each in enumerate(lines[first:], first + 1):
-        if len(pairs) == MERGES:
+        if len(merges) == MERGES:
             break
-        parts = each.split()
-        if not parts and number == len(lines):
-            continue  # after the last line's end
-        joined = "".join(parts)
-        if len(parts) != 2 or not all(part in numbers for part in parts) or joined in numbers:
+        pair = each.split()
+        if not pair and number == len(lines):
+            continue  # the file ends with a line break
+        joined = "".join(pair)
+        if len(pair) != 2 or not all(token in ids for token in pair) or joined in ids:
             raise ValueError(
                 f"{path}, line {number}: {each[:40]!r} does not merge two tokens of lines above into a new "
                 "one; give CLIP's bpe_simple_vocab_16e6.txt.gz or a merges.txt of its kind"
             )
-        numbers[joined] = 512 + len(pairs)
-        pairs.append((numbers[parts[0]], numbers[parts[1]]))
-    return np.array(pairs, np.int32).reshape(-1, 2)
+        ids[joined] = 512 + len(merges)
+        merges.append((ids[pair[0]], ids[pair[1]]))
+    return np.array(merges, np.int32).reshape(-1, 2)
 
 
 def learned(texts: Iterable[str], most: int) -> Int[np.ndarray, "m 2"]:
-    """Merges of the texts' own: again and again the commonest pair within words [Sennrich 2015, algorithm 1].
+    """Learn up to `most` merges: repeatedly the most frequent pair within pieces [Sennrich 2015, alg. 1].
 
-    Of equally common pairs the one with the lower numbers. At most so many, and none that occurs but once.
+    Of equally frequent pairs the one with the lowest ids comes first. A pair that occurs once is not merged.
     """
-    plain = Tokenizer()
-    counted = Counter(part for text in texts for word in plain.words(text) for part in plain.parts(word))
-    words = [list(plain.joined(part)) for part in counted]
-    times = list(counted.values())
-    count: Counter[tuple[int, int]] = Counter()
-    where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)  # words that a pair is (or was) in
-    for i, word in enumerate(words):
-        for pair in pairwise(word):
-            count[pair] += times[i]
-            where[pair].add(i)
-    heap = [(-n, pair) for pair, n in count.items()]
-    heapify(heap)
-    found: list[tuple[int, int]] = []
-    while heap and len(found) < most:
-        n, pair = heappop(heap)
-        if -n != count[pair]:
-            continue  # it has changed since, and was put in again
-        if -n < 2:
-            break
-        changed = set()
-        for i in where.pop(pair):
-            for old in pairwise(words[i]):
-                count[old] -= times[i]
-                changed.add(old)
-            words[i] = _merged(words[i], pair, 512 + len(found))
-            for new in pairwise(words[i]):
-                count[new] += times[i]
-                where[new].add(i)
-                changed.add(new)
-        for each in changed - {pair}:
-            if count[each]:
-                heappush(heap, (-count[each], each))
-        found.append(pair)
-    return np.array(found, np.int64).reshape(-1, 2)
-
-
-def _merged(numbers: list[int], pair: tuple[int, int], into: int) -> list[int]:
-    """One number wherever the pair stands, from the left."""
-    found, i = [], 0
-    while i < len(numbers):
-        if tuple(numbers[i : i + 2]) == pair:
-            found.append(into)
-            i += 2
-        else:
-            found.append(numbers[i])
-            i += 1
-    return found
+    base = _bytes()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(base) + most,
+        min_frequency=2,
+        end_of_word_suffix=_SUFFIX,
+        special_tokens=base,  # so that the ids of bytes, by which ties are broken, do not depend on the texts
+        show_progress=False,
+    )
+    engine = _engine(models.BPE(end_of_word_suffix=_SUFFIX))
+    engine.train_from_iterator(map(clean, texts), trainer)
+    model = json.loads(engine.to_str())["model"]
+    ids = model["vocab"]
+    return np.array([(ids[a], ids[b]) for a, b in model["merges"]], np.int64).reshape(-1, 2)
 
 
 def checked(merges: Int[np.ndarray, "m 2"], source: str) -> Int[np.ndarray, "m 2"]:
-    """The same as int64; ValueError where they join numbers that no merge before them makes."""
+    """Merges as int64; ValueError unless each joins ids of earlier ones into a new token."""
     merges = np.asarray(merges)
-    known = 512 + np.arange(len(merges))[:, None] if merges.ndim == 2 and merges.shape[1] == 2 else None
-    if known is None or merges.dtype.kind not in "iu" or (merges < 0).any() or (merges >= known).any():
+    shaped = merges.ndim == 2 and merges.shape[1] == 2 and merges.dtype.kind in "iu"
+    valid = shaped and (merges >= 0).all() and (merges < 512 + np.arange(len(merges))[:, None]).all()
+    if not valid or len(set(tokens := _tokens(merges))) < len(tokens):
         raise ValueError(f"{source}: its tokenizer's merges are damaged; copy it again")
     return merges.astype(np.int64)
 
 
 def trimmed(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b m"]:
-    """Without columns that follow every row's end, to a multiple of 8: they cost time and change nothing."""
+    """Drop columns behind the longest text's end, to a multiple of 8: they cost time and change nothing."""
     longest = int((tokens == end).int().argmax(1).max()) + 1 if len(tokens) else 1
     return tokens[:, : -(-longest // 8) * 8]
 
 
 class Tokenizer:
-    """Texts to numbers and back; `protocols.Tokenizer`.
+    """Texts to token ids and back; `protocols.Tokenizer`.
 
-    merges: as `read_merges` gives them; none leaves the bytes, 514 numbers in all. context: numbers a text.
-    origin: where the merges are from, in words.
+    merges: as `read_merges` returns them; None: bytes alone, a vocabulary of 514. context: ids per text.
+    origin: where the merges come from, in words.
     """
 
     def __init__(
@@ -164,96 +152,43 @@ class Tokenizer:
     ) -> None:
         if context < 3:
             raise ValueError(f"context={context}: at least 3, for a start, an end and something in between")
-        none = np.zeros((0, 2), np.int64)
-        self.merges = none if merges is None else checked(merges, "the tokenizer")
+        self.merges = checked(np.zeros((0, 2), np.int64) if merges is None else merges, "the tokenizer")
         self.context, self.origin = context, origin
         self.start = 512 + len(self.merges)
         self.end = self.start + 1
         self.vocabulary = self.end + 1
-        self._rank = {pair: k for k, pair in enumerate(map(tuple, self.merges.tolist()))}
-        self._byte = {b: k for k, b in enumerate(_alphabet())}
-        self._words: dict[str, tuple[int, ...]] = {}  # by what stands between white space
-        # the one character that no part of CLIP's pattern matches
-        self._kinds = {"\u0345": ""}
-
-    def words(self, text: str) -> list[str]:
-        """What stands between white space, lower-cased, html taken back twice as in CLIP's code."""
-        text = html.unescape(html.unescape(text)).strip()
-        return _WHITE.sub(" ", text).strip().lower().split(" ")
+        tokens = _tokens(self.merges)
+        pairs = [(tokens[left], tokens[right]) for left, right in self.merges.tolist()]
+        ids = {token: id for id, token in enumerate([*tokens, START, END])}
+        self._engine = _engine(models.BPE(vocab=ids, merges=pairs, end_of_word_suffix=_SUFFIX))
+        self._engine.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+            [decoders.Replace(_SUFFIX, "\u0120"), decoders.ByteLevel()]  # which writes a space as U+0120
+        )
 
     def encode(self, text: str) -> list[int]:
-        """Numbers of a text, without start and end, uncut."""
-        found: list[int] = []
-        for word in self.words(text):
-            numbers = self._words.get(word)
-            if numbers is None:
-                if len(self._words) >= _CACHE:
-                    self._words.clear()
-                numbers = self._words[word] = tuple(n for part in self.parts(word) for n in self.joined(part))
-            found += numbers
-        return found
+        """Ids of a text, without start and end, not truncated."""
+        text = clean(text)
+        if START not in text and END not in text:
+            return self._engine.encode(text, add_special_tokens=False).ids
+        # a text may spell out start or end, which are single ids where they are pieces of their own
+        special = {START: [self.start], END: [self.end]}
+        ids: list[int] = []
+        for piece, _ in _SPLIT.pre_tokenize_str(text):
+            ids += special.get(piece) or self._engine.encode(piece, add_special_tokens=False).ids
+        return ids
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """A row a text: start, the text, end, then zeros. A text that is too long is cut before the end."""
+        """One row per text: start, the text truncated to fit, end, then zeros."""
         rows = np.zeros((len(texts), self.context), np.int64)
         for row, text in zip(rows, texts, strict=True):
-            numbers = self.encode(text)[: self.context - 2]
-            row[: len(numbers) + 2] = [self.start, *numbers, self.end]
+            ids = self.encode(text)[: self.context - 2]
+            row[: len(ids) + 2] = [self.start, *ids, self.end]
         return torch.from_numpy(rows)
 
     def fits(self, text: str) -> bool:
-        """Does nothing of it have to be cut?"""
+        """Whether the text fits into the context without truncation."""
         return len(self.encode(text)) <= self.context - 2
 
-    def decode(self, numbers: Sequence[int]) -> str:
-        """The text of numbers, each word followed by a space; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(self._bytes[n] for n in numbers).decode(errors="replace")
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        one = [bytes([b]) for b in _alphabet()]
-        known = one + [b + b" " for b in one]
-        for a, b in self.merges.tolist():
-            known.append(known[a] + known[b])
-        return [*known, START.encode(), END.encode()]
-
-    def _kind(self, character: str) -> str:
-        kind = self._kinds.get(character)
-        if kind is None:
-            kind = self._kinds[character] = unicodedata.category(character)[0]
-        return kind
-
-    def parts(self, word: str) -> list[str]:
-        """Letters, single digits, runs of other characters; first of all 's, 't, 're, 've, 'm, 'll, 'd."""
-        found, i = [], 0
-        while i < len(word):
-            if match := _FIRST.match(word, i):
-                found.append(match[0])
-                i = match.end()
-                continue
-            kind = self._kind(word[i])
-            end = i + 1
-            if kind == "L":
-                while end < len(word) and self._kind(word[end]) == "L":
-                    end += 1
-            elif kind not in ("N", ""):
-                while end < len(word) and self._kind(word[end]) not in ("L", "N", ""):
-                    end += 1
-            if kind:
-                found.append(word[i:end])
-            i = end
-        return found
-
-    def joined(self, part: str) -> list[int]:
-        """The bytes of a part, joined: always the pair whose merge comes first, wherever it stands."""
-        if part in (START, END):
-            return [self.start if part == START else self.end]
-        numbers = [self._byte[b] for b in part.encode(errors="replace")]
-        numbers[-1] += 256
-        while len(numbers) > 1:
-            ranks = [self._rank.get(pair, len(self._rank)) for pair in pairwise(numbers)]
-            best = min(ranks)
-            if best == len(self._rank):
-                break
-            numbers = _merged(numbers, (int(self.merges[best, 0]), int(self.merges[best, 1])), 512 + best)
-        return numbers
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, each piece followed by a space; bytes that are not valid UTF-8 become U+FFFD."""
+        return self._engine.decode(list(ids), skip_special_tokens=False)

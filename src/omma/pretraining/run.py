@@ -76,7 +76,7 @@ def stream(run: Run) -> loader.Stream:
 def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, labels and captions, on the device."""
     labels = run.images.labels
-    for crops, key, read in stream:
+    for crops, key, read, _ in stream:
         run.watch.to(Phase.VIEWS)
         label = None if labels is None else torch.from_numpy(labels[read])
         text = None if run.captions is None else run.captions(key, read)

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
+from scipy.special import betaincinv
 from torch import Tensor
 
 from omma.core.protocols import Key
 from omma.core.random import uniform
-
-_TRIES = 16  # of a gamma variate; each is accepted with 95 % at the least
 
 
 class Mix(NamedTuple):
@@ -27,27 +26,10 @@ class Mix(NamedTuple):
     box: Int64[np.ndarray, "p 4"]  # top, left, bottom, right of what is exchanged; all 0: pixels are blended
 
 
-def _log_gamma_variate(u: np.ndarray, shape: float) -> np.ndarray:
-    """Logarithm of Gamma(shape) variates from uniform numbers [p, 3 tries + 1] [Marsaglia & Tsang 2000]."""
-    d = shape + 1 - 1 / 3  # for shape + 1, brought down by U^(1 / shape)
-    c = 1 / np.sqrt(9 * d)
-    one, two, three = (u[:, k:-1:3] for k in range(3))
-    x = np.sqrt(-2 * np.log(1 - one)) * np.cos(2 * np.pi * two)
-    v = (1 + c * x) ** 3
-    positive = np.where(v > 0, v, 1.0)
-    accepted = (v > 0) & (np.log(1 - three) < 0.5 * x * x + d - d * v + d * np.log(positive))
-    first = accepted.argmax(1)[:, None]
-    return np.log(d * np.take_along_axis(positive, first, 1)[:, 0]) + np.log(1 - u[:, -1]) / shape
-
-
-def beta(u: Float32[np.ndarray, "p n"], alpha: float) -> Float32[np.ndarray, "p"]:
-    """Beta(alpha, alpha) variates from uniform numbers, `BETA` of them each."""
-    u = u.astype(np.float64)
-    one, two = (_log_gamma_variate(half, alpha) for half in np.split(u, 2, axis=1))
-    return (1 / (1 + np.exp(np.clip(two - one, -700, 700)))).astype(np.float32)
-
-
-BETA = 2 * (3 * _TRIES + 1)
+def beta(u: Float32[np.ndarray, "p"], alpha: float) -> Float32[np.ndarray, "p"]:
+    """Beta(alpha, alpha) variates from numbers of `uniform`, by the inverse of the distribution function."""
+    # uniform numbers are rounded down to multiples of 2^-24: the middle of each step makes shares symmetric
+    return betaincinv(alpha, alpha, u.astype(np.float64) + 2.0**-25).astype(np.float32)
 
 
 def draw(
@@ -60,13 +42,13 @@ def draw(
     """
     pairs = len(key.index) // 2
     first = Key(key.seed, key.epoch[0 : 2 * pairs : 2], key.index[0 : 2 * pairs : 2])
-    u = uniform(first, stream, 4 + BETA)
+    u = uniform(first, stream, 5)
     chance = switch if mixup and cutmix else float(bool(cutmix))
     cuts, mixed = u[:, 1] < chance, (u[:, 0] < p) & bool(mixup or cutmix)
     share = np.ones(pairs, np.float32)
     for which, alpha in ((cuts, cutmix), (~cuts, mixup)):
         if alpha:
-            share = np.where(mixed & which, beta(u[:, 4:], alpha), share)
+            share = np.where(mixed & which, beta(u[:, 4], alpha), share)
     box = np.zeros((pairs, 4), np.int64)
     ratio = np.sqrt(1 - share.astype(np.float64))
     for axis, side in enumerate((height, width)):

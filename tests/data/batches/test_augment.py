@@ -1,5 +1,6 @@
 """Boxes as torchvision draws them, colour as it applies it, and views that depend on their key alone."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omma.core.protocols import Colour, Crop, Key, Preprocess
+from omma.core.protocols import Colour, Crop, Key, Preprocess, RandAugment
 from omma.data.batches import augment
 from omma.data.pixels.resize import blur_radius
 
@@ -146,6 +147,78 @@ def test_one_raw_image_makes_the_batch_float_and_changes_no_value():
     mixed = augment.cut([images[0], images[1].astype(np.float32)], PLAN, key(2))
     assert mixed[0].dtype == torch.float32
     torch.testing.assert_close(mixed[1][0], alone[1][0].float(), atol=0, rtol=0)
+
+
+# ---------------------------------------------------------------- every view has its own draws
+def whole_batch(images, plan, k):
+    return augment.cut_batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), plan, k)
+
+
+def on_a_device(images, plan, k):
+    return augment.cut_each([torch.from_numpy(image).permute(2, 0, 1) for image in images], plan, k)
+
+
+def image_by_image(images, plan, k):
+    return augment.cut(images, plan, k)
+
+
+WAYS = [image_by_image, on_a_device, whole_batch]
+WHOLE = Crop(size=16, count=2, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_p=0.0)  # of square images: no cut
+
+
+def squares(n):
+    return list(np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), np.uint8))
+
+
+def each_view(crops):
+    """Views of all crops of the plan [views, n, c, s, s]."""
+    return torch.cat([crop.float() for crop in crops], 1).transpose(0, 1)
+
+
+def share_equal(one, other):
+    """Share of images whose two views are equal, but for rounding."""
+    return ((one - other).abs().flatten(1).amax(1) < 1.5).float().mean()
+
+
+@pytest.mark.parametrize("cut", WAYS)
+def test_every_view_has_its_own_box(cut):
+    crop = replace(WHOLE, scale=(0.2, 0.9))
+    views = each_view(cut(squares(40), [crop, crop], key(40)))
+    assert len(views) == 4
+    for one, other in itertools.combinations(views, 2):
+        assert share_equal(one, other) < 0.2
+
+
+@pytest.mark.parametrize("cut", WAYS)
+def test_every_view_has_its_own_flip(cut):
+    images, crop = squares(200), replace(WHOLE, flip_p=0.5)
+    straight = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    views = each_view(cut(images, [crop, crop], key(200)))
+    assert len(views) == 4
+    for view in views:
+        assert 0.35 < share_equal(view, straight) < 0.65
+        assert share_equal(view, straight) + share_equal(view, straight.flip(-1)) == 1
+    for one, other in itertools.combinations(views, 2):
+        assert 0.35 < share_equal(one, other) < 0.65
+
+
+@pytest.mark.parametrize(
+    ("channels", "changes"),
+    [
+        (3, {"colour": COLOUR}),  # by compiled loops
+        (4, {"colour": replace(COLOUR, jitter_p=1)}),  # by tensors
+        (3, {"augment": RandAugment(p=1.0)}),
+        (3, {"erase_p": 1.0}),
+    ],
+)
+def test_every_view_has_its_own_changes(channels, changes):
+    images = [np.dstack([image, image])[:, :, :channels] for image in squares(40)]
+    k, pre = key(40), preprocess(channels)
+    for plan in ([WHOLE, WHOLE], [replace(WHOLE, **changes)] * 2):
+        views = each_view(augment.augment(augment.cut(images, plan, k), plan, k, pre)) * 255 * 0.25
+        assert len(views) == 4
+        for one, other in itertools.combinations(views, 2):
+            assert (share_equal(one, other) == 1) if plan[0] == WHOLE else (share_equal(one, other) < 0.3)
 
 
 # ---------------------------------------------------------------- colour

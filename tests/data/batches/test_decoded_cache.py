@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from omma.core.protocols import BadImage, Crop
-from omma.data.batches import decoded_cache, loader
+from omma.data.batches import augment, decoded_cache, loader
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.collection import ArrayImages, IndexedImages, open_images
 
@@ -163,13 +163,13 @@ def test_a_full_disk_is_told_in_one_line(folder, monkeypatch):
 
 def test_a_cache_that_is_gone_ends_the_run(folder):
     cache = Cache(open_images(folder), 32)
-    with pytest.raises(ValueError, match=r"No such file.*writes it anew"):
+    with pytest.raises(ValueError, match=r"No such file.*writes it again"):
         cache.images.read(0)
 
 
 def test_the_stream_from_it_is_the_stream_without_it(folder):
     source, plan = open_images(folder), (Crop(size=64, count=2),)
-    cache = Cache(source, loader.augment.at_least(plan))
+    cache = Cache(source, augment.at_least(plan))
     cache.write()
     taken = []
     for images, workers in ((source, 0), (cache.images, 0), (cache.images, 2)):

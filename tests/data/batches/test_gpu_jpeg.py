@@ -132,7 +132,7 @@ def test_crops_are_those_of_the_workers_within_rounding(folder, channels):
 
 
 def test_workers_and_parts_change_nothing(folder, monkeypatch):
-    monkeypatch.setattr(loader, "_PART", 3)
+    monkeypatch.setattr(loader, "_CHUNK", 3)
     images = collection.open_images(folder)
     assert_alike(take(images, decode=by_cpu)[0], take(images, decode=by_cpu, workers=2)[0], atol=0)
 

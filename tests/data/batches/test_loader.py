@@ -1,5 +1,6 @@
 """The stream is the same whatever the workers, processes and restarts, and outlives bad images and Ctrl-C."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from omma.core.protocols import BadImage, Crop
 from omma.core.random import epoch_order
-from omma.data.batches import augment, loader
+from omma.data.batches import augment, in_memory, loader, order
 
 PLAN = (Crop(size=8, scale=(0.4, 1.0)), Crop(size=6, count=2, scale=(0.1, 0.4)))
 
@@ -62,7 +63,7 @@ def assert_equal(a, b):
 # ---------------------------------------------------------------- which images
 def test_every_epoch_is_a_permutation_across_batch_borders():
     n, batch = 10, 4
-    got = [key for key, _ in zip(loader.keys(n, batch, seed=1), range(10))]
+    got = [key for key, _ in zip(order.keys(n, batch, seed=1), range(10))]
     index = np.concatenate([k.index for k in got]).reshape(4, n)
     epoch = np.concatenate([k.epoch for k in got]).reshape(4, n)
     for e in range(4):
@@ -71,24 +72,24 @@ def test_every_epoch_is_a_permutation_across_batch_borders():
 
 
 def test_a_batch_may_hold_several_epochs():
-    key = next(loader.keys(3, 8, seed=1, start_step=5))
+    key = next(order.keys(3, 8, seed=1, start_step=5))
     assert key.epoch.tolist() == [13, 13, 14, 14, 14, 15, 15, 15]
 
 
 def test_processes_share_the_batch():
-    whole = next(loader.keys(10, 6, 1, start_step=7))
-    parts = [next(loader.keys(10, 6, 1, start_step=7, rank=r, world=3)) for r in range(3)]
+    whole = next(order.keys(10, 6, 1, start_step=7))
+    parts = [next(order.keys(10, 6, 1, start_step=7, rank=r, world=3)) for r in range(3)]
     np.testing.assert_array_equal(whole.index, np.concatenate([p.index for p in parts]))
     with pytest.raises(ValueError, match=r"batch=6.*4 processes"):
-        next(loader.keys(10, 6, 1, world=4))
+        next(order.keys(10, 6, 1, world=4))
     with pytest.raises(ValueError, match="no image"):
-        next(loader.keys(0, 6, 1))
+        next(order.keys(0, 6, 1))
 
 
 # ---------------------------------------------------------------- invariance
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_restart_and_processes_change_nothing(in_memory):
-    options = {"images": Pictures(ragged=not in_memory), "in_memory": in_memory, "workers": 0}
+@pytest.mark.parametrize("memory", [False, True])
+def test_restart_and_processes_change_nothing(memory):
+    options = {"images": Pictures(ragged=not memory), "in_memory": memory, "workers": 0}
     straight = take(6, **options)
     for a, b in zip(straight[4:], take(2, start_step=4, **options), strict=True):
         assert_equal(a, b)
@@ -102,7 +103,7 @@ def test_restart_and_processes_change_nothing(in_memory):
 
 
 def test_workers_change_nothing(monkeypatch):
-    monkeypatch.setattr(loader, "_PART", 4)  # several parts a batch, the last one smaller
+    monkeypatch.setattr(loader, "_CHUNK", 4)  # several parts a batch, the last one smaller
     images, state = Pictures(bad=(3, 4)), torch.random.get_rng_state()
     alone = take(5, images, workers=0)
     for workers in (1, 3):
@@ -120,12 +121,24 @@ def test_the_two_modes_agree_within_rounding():
             assert (x.clamp(0, 255) - y.float()).abs().mean() < 1
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_every_view_is_another_one(memory):
+    """Two crops of a plan, two views of each: nowhere the same box, and mirrored independently."""
+    plan = (Crop(size=8, count=2, scale=(0.2, 0.9)),) * 2
+    (step,) = take(1, Pictures(20, ragged=not memory), 20, plan, in_memory=memory, workers=0)
+    views = torch.cat([crop.float() for crop in step.crops], 1)
+    assert views.shape == (20, 4, 3, 8, 8)
+    for one, other in itertools.combinations(views.unbind(1), 2):
+        for view in (other, other.flip(-1)):
+            assert ((one - view).abs().flatten(1).mean(1) > 5).float().mean() > 0.8
+
+
 # ---------------------------------------------------------------- bad images
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_a_bad_image_is_replaced_by_the_next_good_one(in_memory):
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_bad_image_is_replaced_by_the_next_good_one(memory):
     bad = (3, 4, 22)
-    images = Pictures(bad=bad, ragged=not in_memory)
-    options = {"in_memory": in_memory, "workers": 0}
+    images = Pictures(bad=bad, ragged=not memory)
+    options = {"in_memory": memory, "workers": 0}
     with loader.stream(images, PLAN, 23, 5, **options) as stream:
         first = next(stream)
         assert stream.bad == dict.fromkeys(bad, "truncated")
@@ -150,12 +163,12 @@ def test_no_good_image(workers):
 def test_small_equal_images_go_to_memory(monkeypatch):
     assert loader.fits_in_memory(Pictures(ragged=False))
     assert not loader.fits_in_memory(Pictures())
-    monkeypatch.setattr(loader, "MAX_SIDE", 19)
+    monkeypatch.setattr(in_memory, "MAX_SIDE", 19)
     assert not loader.fits_in_memory(Pictures(ragged=False))
-    monkeypatch.setattr(loader, "MAX_SIDE", 96)
-    monkeypatch.setattr(loader, "memory_bytes", lambda: 23 * 16 * 20 * 3 * 4 - 4)
+    monkeypatch.setattr(in_memory, "MAX_SIDE", 96)
+    monkeypatch.setattr(in_memory, "memory_bytes", lambda: 23 * 16 * 20 * 3 * 4 - 4)
     assert not loader.fits_in_memory(Pictures(ragged=False))
-    assert loader.memory_bytes() > 0
+    assert in_memory.memory_bytes() > 0
 
 
 def test_a_late_surprise_falls_back_to_workers(monkeypatch):
@@ -193,8 +206,8 @@ def test_images_are_asked_for_at_the_size_that_the_plan_needs():
 SCRIPT = """
     import os, signal, sys, time
     import numpy as np
-    from omma.data.batches import loader
     from omma.core.protocols import Crop
+    from omma.data.batches import loader
 
     class Pictures:
         channels = 3

@@ -117,10 +117,10 @@ def test_tiny_and_constant_images(shape, value):
 
 
 def test_draws():
-    draws = randaugment.draw(key(6000), Stream.AUGMENT, RandAugment(), 2, 3)
-    assert draws.operation.shape == (12_000, 2)
+    draws = randaugment.draw(key(20_000), Stream.AUGMENT, RandAugment(), 2, 3)
+    assert draws.operation.shape == (40_000, 2)
     assert abs((draws.operation < 0).mean() - 0.5) < 0.01
-    counts = np.bincount(draws.operation[draws.operation >= 0], minlength=15) / 12_000
+    counts = np.bincount(draws.operation[draws.operation >= 0], minlength=15) / 40_000
     assert abs(counts - 1 / 15).max() < 0.01
     angles = draws.strength[draws.operation == 3]
     assert abs((angles > 0).mean() - 0.5) < 0.04

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from omma.core.protocols import BadImage, Images
-from omma.data.sources import collection
+from omma.data.sources import collection, listing
 from omma.data.sources.collection import ArrayImages, checked, open_images, verify, write_skipped
 from omma.data.sources.labels import encode, from_folders
 from omma.data.sources.readers import as_images
@@ -432,7 +432,7 @@ def test_unchanged_folder_is_not_listed_again(tmp_path, monkeypatch):
     fill(tmp_path, CLASSES)
     settle(tmp_path)
     first = open_images(tmp_path)
-    monkeypatch.setattr(collection, "list_folder", lambda root: pytest.fail("listed again"))
+    monkeypatch.setattr(listing, "list_folder", lambda root: pytest.fail("listed again"))
     second = open_images(tmp_path)
     assert paths(second) == paths(first)
     assert second.fingerprint == first.fingerprint
@@ -456,7 +456,7 @@ def test_changed_archive_is_listed_again(tmp_path, monkeypatch):
     file = packed(tmp_path, "zip", CLASSES)
     assert len(open_images(file)) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(collection, "list_zip", lambda file: pytest.fail("listed again"))
+        patch.setattr(listing, "list_zip", lambda file: pytest.fail("listed again"))
         assert len(open_images(file)) == 8
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("val/b/new.jpg", picture())

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omma.data.sources.collection import ArrayImages
 from omma.data.sources.split import stratified, train_test
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     labels=st.lists(st.integers(-1, 5), max_size=60),
     share=st.floats(0.05, 0.95),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Crop
 from omma.core.random import local_order
-from omma.data.batches import loader
+from omma.data.batches import loader, order
 from omma.data.sources import webdataset_files
 from omma.data.sources.collection import checked, open_images
 from omma.data.sources.webdataset_files import Shards, expand
@@ -280,7 +280,7 @@ def take(images, steps, **options):
 
 
 def test_the_stream_is_the_same_local_remote_resumed_and_by_workers(folder, remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "WINDOW", 2)
+    monkeypatch.setattr(order, "WINDOW", 2)
     local, first = open_images(folder), open_images(remote)
     straight = take(local, 16, workers=0)  # two epochs and more
     store = Shards(first._store.shards, str(tmp_path / "copies"))
@@ -302,15 +302,14 @@ def test_the_stream_is_the_same_local_remote_resumed_and_by_workers(folder, remo
 
 def test_shards_are_fetched_ahead_and_no_further():
     blocks, asked, here = np.repeat(np.arange(20), 3), [], set()
-    order = loader.keys(60, 3, 0, blocks=blocks)
-    keys = loader.fetched(order, blocks, asked.append)
-    plain = loader.keys(60, 3, 0, blocks=blocks)
+    keys = order.fetched(order.keys(60, 3, 0, blocks=blocks), blocks, asked.append)
+    plain = order.keys(60, 3, 0, blocks=blocks)
     for _ in range(12):
         key = next(keys)
         np.testing.assert_array_equal(key.index, next(plain).index)
         here |= set(blocks[key.index].tolist())
         assert here <= set(asked)
-        assert len(set(asked) - here) <= 2 * loader.WINDOW + 2
+        assert len(set(asked) - here) <= 2 * order.WINDOW + 2
     keys.close()
     assert len(asked) == len(set(asked))  # once each, within an epoch
 
@@ -321,4 +320,4 @@ def test_a_failed_fetch_ends_the_stream():
 
     blocks = np.arange(6)
     with pytest.raises(ValueError, match="cannot be fetched"):
-        next(loader.fetched(loader.keys(6, 2, 0, blocks=blocks), blocks, fails))
+        next(order.fetched(order.keys(6, 2, 0, blocks=blocks), blocks, fails))

@@ -6,25 +6,24 @@ size and runs where images are decoded; the rest runs on the device.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Num
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
-from omma.core.protocols import Colour, Crop, Key, Preprocess
+from omma.core.protocols import Crop, Key, Preprocess
 from omma.core.random import Stream, uniform
+from omma.data.batches.colour_draws import ColourDraws, apply_colour, draw_colour
 from omma.data.batches.preprocess import scale
-from omma.data.pixels import colour, erasing, randaugment
+from omma.data.pixels import erasing, randaugment
 from omma.data.pixels.resize import (
     blur_radius,
     crop_resize,
     crop_resize_each,
     cut_into,
-    gaussian_blur,
     gaussian_taps,
 )
 
@@ -150,41 +149,7 @@ def cut_batch(
     return tuple(crops)
 
 
-# ---------------------------------------------------------------- colour
-class Draws(NamedTuple):
-    """Colour parameters of each view; where an operation was not drawn, its flag is False or its sigma 0."""
-
-    jitter: Bool[np.ndarray, "n"]
-    brightness: Float32[np.ndarray, "n"]
-    contrast: Float32[np.ndarray, "n"]
-    saturation: Float32[np.ndarray, "n"]
-    hue: Float32[np.ndarray, "n"]
-    grey: Bool[np.ndarray, "n"]
-    sigma: Float32[np.ndarray, "n"]
-    solarise: Bool[np.ndarray, "n"]
-
-
-def draw_colour(key: Key, colour: Colour, count: int, crop_number: int) -> Draws:
-    """Colour parameters for `count` views of each image, image by image (n = b v)."""
-    u = uniform(key, Stream.COLOUR + crop_number, count * 9).reshape(-1, 9)
-
-    def factor(column: int, strength: float) -> np.ndarray:
-        low = max(0.0, 1 - strength)
-        return (low + (1 + strength - low) * u[:, column]).astype(np.float32)
-
-    low, high = colour.blur_sigma
-    return Draws(
-        jitter=u[:, 0] < colour.jitter_p,
-        brightness=factor(1, colour.brightness),
-        contrast=factor(2, colour.contrast),
-        saturation=factor(3, colour.saturation),
-        hue=((2 * u[:, 4] - 1) * colour.hue).astype(np.float32),
-        grey=u[:, 5] < colour.grey_p,
-        sigma=np.where(u[:, 6] < colour.blur_p, low + (high - low) * u[:, 7], 0).astype(np.float32),
-        solarise=u[:, 8] < colour.solarise_p,
-    )
-
-
+# ---------------------------------------------------------------- augment
 def augment(
     crops: Sequence[Num[Tensor, "b v c s s"]], plan: Sequence[Crop], key: Key, preprocess: Preprocess
 ) -> tuple[Float[Tensor, "b v c s s"], ...]:
@@ -216,7 +181,7 @@ def _compiles(images: Tensor, crop: Crop) -> bool:
     return images.device.type == "cpu" and images.shape[1] == 3 and crop.augment is None
 
 
-def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
+def _compiled(raw: Tensor, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
     """`_by_tensors` for RGB images on the CPU, without RandAugment, in as many threads as PyTorch has."""
     from omma.data.pixels import colour_numba  # Numba takes half a second to import
 
@@ -244,7 +209,7 @@ def _compiled(raw: Tensor, draws: Draws, preprocess: Preprocess) -> Tensor:
 
 
 def _by_tensors(
-    flat: Tensor, crop: Crop, number: int, key: Key, draws: Draws | None, preprocess: Preprocess
+    flat: Tensor, crop: Crop, number: int, key: Key, draws: ColourDraws | None, preprocess: Preprocess
 ) -> Tensor:
     out = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
     mean, std = (out.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
@@ -271,56 +236,13 @@ def _by_tensors(
             some = randaugment.Draws(*(values[chosen] for values in operations))
             images = randaugment.apply_(images, some, preprocess.mean)
         if draws and crop.colour:
-            images = _colour(images, crop.colour, Draws(*(values[chosen] for values in draws)))
+            images = apply_colour(images, crop.colour, ColourDraws(*(values[chosen] for values in draws)))
         images.mul_(gain)  # not `addcmul`, which isn't vectorised where two operands are broadcast
         if isinstance(at, slice):
             torch.add(images, shift, out=out[at])
         else:
             out.index_copy_(0, at, images.add_(shift))
     return out
-
-
-def _colour(images: Float[Tensor, "n c h w"], setting: Colour, draws: Draws) -> Float[Tensor, "n c h w"]:
-    """Jitter, grey, blur, solarise, in this order, each on the images that drew it."""
-    rgb = images.shape[1] == 3
-
-    def jitter(x: Tensor, rows: np.ndarray) -> Tensor:
-        if setting.brightness:
-            colour.brightness_(x, _to(draws.brightness[rows], x))
-        if setting.contrast:
-            colour.contrast_(x, _to(draws.contrast[rows], x))
-        if setting.saturation and rgb:
-            colour.saturation_(x, _to(draws.saturation[rows], x))
-        if setting.hue and rgb:
-            colour.hue_(x, _to(draws.hue[rows], x))
-        return x
-
-    images = _where(images, draws.jitter, jitter)
-    if rgb:
-        images = _where(images, draws.grey, lambda x, rows: colour.grey_(x))
-    images = _where(images, draws.sigma > 0, lambda x, rows: gaussian_blur(x, draws.sigma[rows]))
-    return _where(images, draws.solarise, lambda x, rows: colour.solarise_(x))
-
-
-def _where(images: Tensor, drawn: np.ndarray, operation: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
-    """Apply `operation(images, rows)` to the rows where `drawn`; neighbours are not copied."""
-    rows = np.flatnonzero(drawn)
-    if len(rows) == 0:
-        return images
-    if len(rows) == len(images):
-        return operation(images, rows)
-    if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: a view will do
-        part = images[rows[0] : rows[-1] + 1]
-        done = operation(part, rows)
-        if done is not part:
-            part.copy_(done)
-        return images
-    at = torch.from_numpy(rows).to(images.device)
-    return images.index_copy_(0, at, operation(images.index_select(0, at), rows))
-
-
-def _to(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, like.dtype)
 
 
 def describe(plan: Sequence[Crop], channels: int) -> list[str]:

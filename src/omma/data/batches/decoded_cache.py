@@ -1,8 +1,8 @@
 """Decoded, resized images in memory-mapped files (`--cache`): later epochs and runs decode nothing.
 
-A cache is a folder of parts. A part begins with a table, int64 [images, 5]: where an image's values begin,
-height, width, channels, bytes a value (1: uint8, 4: float32). A bad image's row has bytes 0, and `height`
-bytes of text stand in place of its values: the reason.
+A cache is a folder of parts. A part begins with a table, int64 [images, 5]: offset of an image's values,
+height, width, channels, bytes per value (1: uint8, 4: float32). A bad image's row has 0 bytes per value, and
+`height` bytes of text, the reason, stand in place of its values.
 """
 
 import math
@@ -27,12 +27,12 @@ from omma.core.protocols import BadImage
 from omma.data.pixels.resize import cut_into
 from omma.data.sources.collection import IndexedImages
 
-FORMAT = 1  # of the parts; a change makes what older versions wrote unread
+FORMAT = 1  # of the parts; older versions' caches are not read after a change
 PARTS = 128  # at most: every process that reads holds each of them open
 SMALLEST = 512  # images a part, at the least
-SAMPLE = 64  # images from which the size is told
-TELL = 30.0  # seconds between two words on how far writing is
-_ALIGNED = 64  # bytes; values that lie across two words are read slowly
+SAMPLE = 64  # images from which the size is estimated
+TELL = 30.0  # seconds between two progress messages
+_ALIGNED = 64  # bytes; unaligned values are read slowly
 _AT_ONCE = 64  # decoded images in memory while a part is written
 
 
@@ -49,10 +49,9 @@ def shrunk(image: Num[np.ndarray, "h w c"], side: int) -> Num[np.ndarray, "h2 w2
 
 @dataclass
 class Pixels:
-    """What a cache holds, as a store; `where` is [row]. Parts are mapped once a process, when first read.
+    """The images of a cache, as a store; `where` is [row]. Each process maps a part when it first reads it.
 
-    What `load` gives is a view of the file: who writes into it changes what this process reads later, never
-    the file.
+    `load` returns a view of the file: writing into it changes what this process reads later, never the file.
     """
 
     folder: str
@@ -89,7 +88,7 @@ class Pixels:
             data = np.asarray(np.memmap(self.file(number), np.uint8, "c"))
         except OSError as error:
             raise ValueError(
-                f"cache {self.file(number)}: {line(error)}; the same command writes it anew"
+                f"cache {self.file(number)}: {line(error)}; the same command writes it again"
             ) from None
         table = data[: len(self.rows(number)) * 5 * 8].view(np.int64).reshape(-1, 5)
         self._maps[number] = data, table  # two threads may both map it; one map is then dropped
@@ -101,10 +100,10 @@ class Pixels:
 
 @dataclass
 class Cache:
-    """Images to be kept decoded, `side` pixels along the shorter side.
+    """Decoded images, `side` pixels along the shorter side, in files below `folder`.
 
-    It lies in `folder`, named by the images' fingerprint and the side, so that whoever wants the same finds
-    it. Each part is whole or not there, and written by one process at a time: several share the work.
+    The folder's name has the images' fingerprint and the side, so that later runs find it. Each part is
+    written atomically by one process; several processes share the work.
     """
 
     original: IndexedImages
@@ -119,7 +118,7 @@ class Cache:
 
     @cached_property
     def images(self) -> IndexedImages:
-        """The same collection, read from the cache, which must be written by then."""
+        """The same collection, read from the cache, which must have been written."""
         return self.original.stored(self.store, np.arange(len(self.original))[:, None])
 
     @property
@@ -127,44 +126,44 @@ class Cache:
         return range(math.ceil(self.store.count / self.store.part))
 
     def missing(self) -> list[int]:
-        """Parts that are not written yet."""
+        """Numbers of the parts that are not written yet."""
         return [number for number in self._parts if not self.store.file(number).exists()]
 
     def describe(self, size: int | None = None) -> str:
-        """Size on disk (`size` bytes, or that of what is written), place, images and side, in a line."""
+        """Size on disk (`size` bytes; None: of what is written), location, images and side, in one line."""
         size = size or sum(self.store.file(number).stat().st_size for number in self._parts)
-        told = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-        return f"{told} at {self.store.folder} ({self.store.count:,} images, shorter side {self.side})"
+        amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+        return f"{amount} at {self.store.folder} ({self.store.count:,} images, shorter side {self.side})"
 
     def expected(self) -> tuple[int, float]:
-        """Bytes of an image and seconds of one core to prepare it, means of a few images."""
+        """Mean bytes per image and core seconds to prepare one, estimated from a few images."""
         spread = np.unique(np.linspace(0, self.store.count - 1, min(self.store.count, SAMPLE)).astype(int))
         before = time.monotonic()
-        kept = [self._kept(row) for row in spread.tolist()]
-        size = sum(0 if isinstance(image, str) else image.nbytes for image in kept) / len(kept)
-        return math.ceil(size) + _ALIGNED + 40, (time.monotonic() - before) / len(kept)
+        prepared = [self._prepared(row) for row in spread.tolist()]
+        size = sum(0 if isinstance(image, str) else image.nbytes for image in prepared) / len(prepared)
+        return math.ceil(size) + _ALIGNED + 40, (time.monotonic() - before) / len(prepared)
 
     def write(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """Write what is missing; `tell` is given lines: size, place and time beforehand, then how far it is.
+        """Write what is missing; `tell` receives lines of text: size, location and time first, then progress.
 
-        Raises ValueError, before anything is written, where the disk lacks the room.
+        Raises ValueError before anything is written if the disk is too full.
         """
         missing = self.missing()
         if not missing:
             return
         size, seconds = self.expected()
         images = sum(len(self.store.rows(number)) for number in missing)
-        told = self.describe(size * self.store.count)
+        about = self.describe(size * self.store.count)
         try:
             Path(self.store.folder).mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.store.folder).free
             if (needed := size * images) * 1.05 > free:
                 raise ValueError(
-                    f"cache of about {told}: {needed / 1e9:.1f} GB to write and {free / 1e9:.1f} GB are free"
+                    f"cache of about {about}: {needed / 1e9:.1f} GB to write and {free / 1e9:.1f} GB are free"
                     "; make room, set OMMA_CACHE to a folder on another disk, or do without --cache"
                 )
             done = "" if images == self.store.count else f", {1 - images / self.store.count:.0%} of it there"
-            tell(f"cache of about {told}{done}: writing it takes about {seconds * images / cores():,.0f} s")
+            tell(f"cache of about {about}{done}: writing it takes about {seconds * images / cores():,.0f} s")
             self._write_all(tell)
         except OSError as error:
             raise ValueError(
@@ -172,8 +171,8 @@ class Cache:
             ) from None
 
     def _write_all(self, tell: Callable[[str], None]) -> None:
-        """Those parts first that nobody else is writing, then, after waiting, what others left undone."""
-        told = time.monotonic()
+        """First the parts that no other process is writing, then, after waiting, what those left undone."""
+        last = time.monotonic()
         for wait in (False, True):
             for number in self.missing():
                 file = self.store.file(number)
@@ -184,8 +183,8 @@ class Cache:
                             self._write(number)
                 except Timeout:
                     continue
-                if time.monotonic() - told > TELL:
-                    told = time.monotonic()
+                if time.monotonic() - last > TELL:
+                    last = time.monotonic()
                     tell(f"cache: {1 - len(self.missing()) / len(self._parts):.0%} written")
 
     def _write(self, number: int) -> None:
@@ -198,18 +197,18 @@ class Cache:
         ):
             at = out.seek(_aligned(table.nbytes))
             for first in range(0, len(rows), _AT_ONCE):
-                for k, kept in enumerate(pool.map(self._kept, rows[first : first + _AT_ONCE]), first):
-                    bad = isinstance(kept, str)
-                    data = kept.encode() if bad else kept.tobytes()
-                    table[k] = (at, len(data), 0, 0, 0) if bad else (at, *kept.shape, kept.itemsize)
+                for k, image in enumerate(pool.map(self._prepared, rows[first : first + _AT_ONCE]), first):
+                    bad = isinstance(image, str)
+                    data = image.encode() if bad else image.tobytes()
+                    table[k] = (at, len(data), 0, 0, 0) if bad else (at, *image.shape, image.itemsize)
                     out.write(data)
                     at = out.seek(_aligned(at + len(data)))
             out.truncate(at)
             out.seek(0)
             out.write(table.tobytes())
 
-    def _kept(self, row: int) -> np.ndarray | str:
-        """What is kept of an image: its values, or why there are none."""
+    def _prepared(self, row: int) -> np.ndarray | str:
+        """An image's values, or the reason why it cannot be read."""
         try:
             image = self.original.read(row, self.side)
         except BadImage as error:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from omma.core.errors import line, need
 from omma.core.protocols import Crop, Images, Key
 from omma.data.batches import augment
-from omma.data.batches.skip_bad import Part, Reader
+from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.decode import decode, plain_jpeg
 
 # Files (bytes) as upright images on the device: RGB, or one channel where the file or the caller (the flag)
@@ -111,7 +111,7 @@ class OnDevice:
         self.reader = Reader(images, partial(images.read, at_least=augment.at_least(plan)))
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, files: Files) -> Part:
+    def __call__(self, files: Files) -> RawCrops:
         with torch.cuda.stream(self.stream):  # pyright: ignore[reportArgumentType]  # None changes nothing
             images, read, bad = self._images(files)
             crops = augment.cut_each(images, self.plan, files.key)
@@ -120,7 +120,7 @@ class OnDevice:
             current.wait_stream(self.stream)
             for each in crops:
                 each.record_stream(current)
-        return Part(crops, files.key, read, bad)
+        return RawCrops(crops, files.key, read, bad)
 
     def _images(self, files: Files) -> tuple[list[Num[Tensor, "c h w"]], np.ndarray, dict[int, str]]:
         """Every image on the device, the indices that they come from, and the bad ones."""

@@ -9,26 +9,26 @@ from torch import Tensor
 
 from omma.core.protocols import BadImage, Images, Key
 
-Got = TypeVar("Got")
+Loaded = TypeVar("Loaded")
 
 
-class Part(NamedTuple):
-    """Some images of a batch, cut."""
+class RawCrops(NamedTuple):
+    """Crops of a step's images, or of a worker's chunk of them, before augmentation."""
 
-    crops: tuple[Num[Tensor, "b v c s s"], ...]
-    key: Key
-    read: Int64[np.ndarray, "b"]  # indices of the images that were read
-    bad: dict[int, str]
+    crops: tuple[Num[Tensor, "b v c s s"], ...]  # raw values, for `augment.augment`
+    key: Key  # of positions in the stream: a replacement keeps the key of the bad image that it replaces
+    read: Int64[np.ndarray, "b"]  # indices of the images whose pixels these are
+    bad: dict[int, str]  # index and reason of the bad images that were passed over
 
 
-class Reader(Generic[Got]):
-    """Reads images by `load`, each bad one replaced by the next that can be read; remembers the bad ones."""
+class Reader(Generic[Loaded]):
+    """Reads images by `load`; each bad one is remembered, and replaced by the next that can be read."""
 
-    def __init__(self, images: Images, load: Callable[[int], Got]) -> None:
+    def __init__(self, images: Images, load: Callable[[int], Loaded]) -> None:
         self.images, self.load = images, load
         self.bad: dict[int, str] = {}
 
-    def read(self, index: int) -> tuple[Got, int, list[int]]:
+    def read(self, index: int) -> tuple[Loaded, int, list[int]]:
         """What was loaded, the index that it comes from, and the bad ones passed over."""
         n = len(self.images)
         passed: list[int] = []

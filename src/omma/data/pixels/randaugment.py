@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
+from scipy.special import ndtri
 from torch import Tensor
 
 from omma.core.protocols import Key, RandAugment
@@ -45,17 +46,17 @@ def known(channels: int) -> list[str]:
 
 def draw(key: Key, stream: int, setting: RandAugment, views: int, channels: int) -> Draws:
     """Operations for `views` views of each image, image by image (n = b views)."""
-    u = uniform(key, stream, views * setting.count * 5).reshape(-1, setting.count, 5).astype(np.float64)
+    u = uniform(key, stream, views * setting.count * 4).reshape(-1, setting.count, 4).astype(np.float64)
     names = known(channels)
     places = np.array([OPERATIONS.index(name) for name in names])
     operation = np.where(u[..., 1] < setting.p, places[(u[..., 0] * len(names)).astype(np.int64)], -1)
-    # Box and Muller's normal numbers, from two of the five
-    normal = np.sqrt(-2 * np.log(1 - u[..., 2])) * np.cos(2 * np.pi * u[..., 3])
+    # the middle of each step of 2^-24 between uniform numbers, so that none maps to minus infinity
+    normal = ndtri(u[..., 2] + 2.0**-25)
     level = np.clip(setting.magnitude + setting.deviation * normal, 0, 10)
     values = np.zeros(level.shape, np.float32)
     for place in places:
         of_it = operation == place
-        values[of_it] = strength(OPERATIONS[place], level[of_it], u[..., 4][of_it] < 0.5)
+        values[of_it] = strength(OPERATIONS[place], level[of_it], u[..., 3][of_it] < 0.5)
     return Draws(operation, values)
 
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from glob import has_magic
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,9 @@ import pyarrow as pa
 from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images
 from omma.core.random import local_order
-from omma.data.sources.decode import HEAD, as_channels, sniff
+from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Known, encode
-from omma.data.sources.listing import (
-    Listing,
-    list_arrays,
-    list_file,
-    list_folder,
-    list_glob,
-    list_manifest,
-    list_tar,
-    list_zip,
-)
+from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
 from omma.data.sources.webdataset_files import Shards, find
@@ -220,7 +210,10 @@ def open_images(
     memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
     shards = find(source, given)
     store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
-    list_source, cached = _lister(source, given) if store is None else (_shard_lister(store, tell), True)
+    if store is not None:
+        list_source, cached = (lambda _: list_shards(store, tell)), True
+    else:
+        list_source, cached = lister(source, given)
     listing = recall(memory, source, store) if cached else None
     if listing is None:
         listing = list_source(source)
@@ -245,45 +238,6 @@ def open_images(
         text=listing.known.text,
         skipped=listing.skipped,
         source=given,
-    )
-
-
-def _shard_lister(store: Shards, tell: Callable[[str], None]) -> Callable[[str], Listing]:
-    return lambda source: list_shards(store, tell)
-
-
-def _lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
-    """How to list a source, and whether the list is worth remembering."""
-    if os.path.isdir(source):
-        return list_folder, True
-    if not os.path.exists(source):
-        if has_magic(source):
-            return list_glob, False
-        if "://" in source:
-            raise ValueError(f"{given}: remote folders are not listed; give a manifest with a `path` column")
-        raise ValueError(f"{given}: not found; give a folder, glob, archive, manifest or array of images")
-    name = source.lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise ValueError(
-            f"{given}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
-        )
-    by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
-        ((".zip",), list_zip, True),
-        ((".tar",), list_tar, True),
-        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
-        ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
-    )
-    for endings, lister, cached in by_name:
-        if name.endswith(endings):
-            return lister, cached
-    try:
-        with open(source, "rb") as file:
-            if sniff(file.read(HEAD)):
-                return list_file, False
-    except OSError as error:
-        raise ValueError(f"{given}: {error.strerror}; give a file that you may read") from None
-    raise ValueError(
-        f"{given}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
     )
 
 

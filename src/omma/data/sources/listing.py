@@ -95,26 +95,10 @@ def list_folder(root: str) -> Listing:
     todo = [""]
     while todo:
         folder = todo.pop()
-        names = []
+        names: list[str] = []
         try:
             times[folder] = os.stat(os.path.join(root, folder)).st_mtime_ns
-            with os.scandir(os.path.join(root, folder)) as entries:
-                for entry in entries:
-                    if _hidden(entry.name):
-                        continue
-                    if entry.is_dir():
-                        if entry.is_symlink():  # a link may lead back to where we are
-                            real = os.path.realpath(entry.path)
-                            if real in visited:
-                                continue
-                            visited.add(real)
-                        todo.append(f"{folder}/{entry.name}" if folder else entry.name)
-                    elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
-                        path = f"{folder}/{entry.name}" if folder else entry.name
-                        if path != "labels.csv":
-                            skipped.append((_printable(path), reason))
-                    else:
-                        names.append(entry.name)
+            _scan(root, folder, visited, names, todo, skipped)
         except OSError as error:
             if not folder:
                 raise ValueError(f"{root}: {error.strerror}; give a folder that you may read") from None
@@ -133,6 +117,37 @@ def list_folder(root: str) -> Listing:
     return Listing(
         store=Files(root), paths=column, known=known, skipped=sorted(skipped), times=times, started=started
     )
+
+
+def _scan(
+    root: str,
+    folder: str,
+    visited: set[str],
+    names: list[str],
+    subfolders: list[str],
+    skipped: list[tuple[str, str]],
+) -> None:
+    """Append a folder's images, subfolders (from `root`) and other files; an OSError leaves those before it.
+
+    visited: real paths behind links, so that a link which leads back is not followed.
+    """
+    with os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():
+                    real = os.path.realpath(entry.path)
+                    if real in visited:
+                        continue
+                    visited.add(real)
+                subfolders.append(path)
+            elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
+                if path != "labels.csv":
+                    skipped.append((_printable(path), reason))
+            else:
+                names.append(entry.name)
 
 
 def list_glob(pattern: str) -> Listing:
@@ -285,4 +300,39 @@ def list_arrays(file: str) -> Listing:
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),
         where=np.arange(len(values))[:, None],
         known=Known(labels=codes, classes=classes, splits=splits),
+    )
+
+
+def lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
+    """The function that lists a source, and whether its list is worth caching. ValueError: no such source."""
+    if os.path.isdir(source):
+        return list_folder, True
+    if not os.path.exists(source):
+        if globbing.has_magic(source):
+            return list_glob, False
+        if "://" in source:
+            raise ValueError(f"{given}: remote folders are not listed; give a manifest with a `path` column")
+        raise ValueError(f"{given}: not found; give a folder, glob, archive, manifest or array of images")
+    name = source.lower()
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise ValueError(
+            f"{given}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
+        )
+    by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
+        ((".zip",), list_zip, True),
+        ((".tar",), list_tar, True),
+        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
+        ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
+    )
+    for endings, function, cached in by_name:
+        if name.endswith(endings):
+            return function, cached
+    try:
+        with open(source, "rb") as file:
+            if sniff(file.read(HEAD)):
+                return list_file, False
+    except OSError as error:
+        raise ValueError(f"{given}: {error.strerror}; give a file that you may read") from None
+    raise ValueError(
+        f"{given}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
     )

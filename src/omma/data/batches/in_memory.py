@@ -1,0 +1,79 @@
+"""Small images of one size, decoded once into one tensor."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Num
+from torch import Tensor
+
+from omma.core.protocols import BadImage, Images
+from omma.data.batches.skip_bad import Reader
+
+MAX_SIDE = 96  # pixels: larger images cost more to cut by dense matrices than to decode again
+MAX_BYTES = 2 << 30  # and at most a quarter of the machine's memory
+
+
+def memory_bytes() -> int:
+    """Memory of this machine or container: all of it, not what is free, so that restarts agree."""
+    sizes = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            sizes.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(sizes, default=4 << 30)
+
+
+def fits_in_memory(images: Images) -> bool:
+    """Whether the images are equally large (a few are read to see), small, and small enough in all."""
+    reader = Reader(images, images.read)
+    n = len(images)
+    sample = [reader.read(int(i))[0] for i in np.linspace(0, n - 1, min(n, 8)).astype(int)]
+    if len({image.shape for image in sample}) > 1 or max(sample[0].shape[:2]) > MAX_SIDE:
+        return False
+    return n * sample[0].nbytes <= min(MAX_BYTES, memory_bytes() // 4)
+
+
+@dataclass
+class Decoded:
+    """All images of a collection."""
+
+    pixels: Num[Tensor, "n c h w"]
+    read: Int64[np.ndarray, "n"]  # the image whose pixels stand in each row: the next good one for a bad one
+    bad: dict[int, str]
+
+
+def decode_all(images: Images) -> Decoded | None:
+    """Decode every image; None where they turn out to differ in size or type."""
+    reader = Reader(images, images.read)
+    n = len(images)
+    first = reader.read(0)[0]
+    pixels = np.empty((n, first.shape[2], *first.shape[:2]), dtype=first.dtype)
+    read = np.arange(n)
+
+    def load(i: int) -> bool:
+        try:
+            image = images.read(i)
+        except BadImage as error:
+            reader.bad[i] = str(error)
+            return True
+        if image.shape != first.shape or image.dtype != first.dtype:
+            return False
+        pixels[i] = image.transpose(2, 0, 1)
+        return True
+
+    # in chunks, so that an unexpected size is found before a million futures are waiting
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, n, 4096):
+            if not all(pool.map(load, range(start, min(start + 4096, n)), chunksize=1)):
+                return None
+    for i in reader.bad:
+        read[i] = reader.read(i)[1]
+        pixels[i] = pixels[read[i]]
+    return Decoded(torch.from_numpy(pixels), read, reader.bad)

@@ -1,0 +1,66 @@
+"""Images that health is read on are not trained on, wherever there are enough of them."""
+
+import numpy as np
+import pytest
+
+import omma
+from omma.data.batches import loader
+from omma.pretraining import monitor
+
+
+@pytest.mark.parametrize(("n", "size"), [(2000, 100), (5000, 250), (50_000, 512)])
+def test_images_are_held_out_of_training(n, size):
+    rows = np.arange(n) * 3
+    training, sample = monitor.hold_out(rows, seed=1)
+    assert len(sample) == size
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, sample])), rows)
+    assert (np.diff(training) > 0).all()
+    assert (np.diff(sample) > 0).all()
+    np.testing.assert_array_equal(monitor.hold_out(rows, seed=1)[1], sample)
+    assert not np.array_equal(monitor.hold_out(rows, seed=2)[1], sample)
+
+
+def test_of_few_images_all_are_trained_on():
+    rows = np.arange(1999)
+    training, sample = monitor.hold_out(rows, seed=1)
+    np.testing.assert_array_equal(training, rows)
+    assert len(np.unique(sample)) == 512
+
+
+def test_a_run_reads_health_on_images_that_it_does_not_train_on(tmp_path, monkeypatch):
+    """By the pixels: each image is of a colour of its own."""
+    watched, trained = [], []
+    begin, stream = monitor.Monitor.__post_init__, loader.stream
+
+    def colours(images):
+        return [tuple(images.read(i)[0, 0].tolist()) for i in range(len(images))]
+
+    def watch(self):
+        watched.append((colours(self.sample), colours(self.training)))
+        begin(self)
+
+    def train(images, *arguments, **options):
+        trained.append(colours(images))
+        return stream(images, *arguments, **options)
+
+    monkeypatch.setattr(monitor.Monitor, "__post_init__", watch)
+    monkeypatch.setattr(loader, "stream", train)
+    colour = np.stack([np.arange(2000) // 256, np.arange(2000) % 256, np.zeros(2000)], 1).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", images=np.tile(colour[:, None, None], (1, 8, 8, 1)))
+    omma.pretrain(
+        str(tmp_path / "images.npz"),
+        method="simclr",
+        model="vit-n/4",
+        image_size=8,
+        steps=1,
+        batch_size=4,
+        device="cpu",
+        workers=0,
+        out=tmp_path / "run",
+    )
+    ((sample, bank),) = watched
+    assert len(set(sample)) == 100
+    for images in (bank, *trained):
+        assert len(set(images)) == 1900
+        assert not set(images) & set(sample)
+    assert trained
