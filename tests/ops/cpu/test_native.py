@@ -13,7 +13,7 @@ from omma.ops import attention, packing
 from omma.ops.cpu import native
 from omma.ops.gelu import gelu
 from omma.ops.linear import linear
-from omma.ops.norm import norm, norm_linear
+from omma.ops.norm import norm, norm_for_linear
 
 LIBRARY, WHY = native.found()
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
@@ -220,7 +220,7 @@ def test_torchs_are_used_then(anew: pytest.MonkeyPatch) -> None:
     native.found.cache_clear()
     torch.manual_seed(0)
     qkv, layer, weight = drawn(2, 9, 96).requires_grad_(), nn.LayerNorm(96).bfloat16(), drawn(96, 96)
-    x = norm_linear(qkv, layer, weight, None)
+    x = linear(norm_for_linear(qkv, layer), weight)
     found = gelu(attention.attend(x, 1))
     names, nodes = set(), [found.grad_fn]
     while nodes:
