@@ -142,6 +142,7 @@ class Swin(Backbone):
     """
 
     drops_tokens = False
+    merges_tokens = True
 
     def __init__(
         self,
