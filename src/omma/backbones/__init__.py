@@ -102,7 +102,8 @@ def traits(name: str) -> Traits:
     Where stages merge tokens, and where a name has no size of its own, patch, depth and dim are None. Raises
     ValueError for an unknown name.
     """
-    encoder, known = family(name), options(name)
+    encoder = family(name)
+    known = {k: v for k, v in options(name).items() if v is not inspect.Parameter.empty}
     if encoder.merges_tokens:
         known = {}
     return Traits(

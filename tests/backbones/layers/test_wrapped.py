@@ -84,7 +84,7 @@ class Two(nn.Linear):
         (nn.Sequential(cnn(), nn.Flatten(0)), {}, r"for 2 images: it must give float vectors"),
         (nn.Flatten(), {}, "has no parameters"),
         (Tokens(), {}, "counted by prefix="),
-        (cnn(), {"prefix": 1}, r"gives a map, only tokens \[b, n, d\] have one"),
+        (cnn(), {"prefix": 1}, r"gives a map; only tokens \[b, n, d\] have one"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_in_a_line(module, options, reason):
