@@ -11,10 +11,10 @@ from torch.func import functional_call
 from omma import backbones
 from omma.backbones.layers.block import NOWHERE, Attention, Block, Packed, Where
 from omma.backbones.layers.mlp import Mlp
-from omma.ops.cpu import branches, native
+from omma.ops.cpu import branches, library
 from omma.ops.packing import Shapes
 
-LIBRARY, WHY = native.found()
+LIBRARY, WHY = library.load()
 pytestmark = [pytest.mark.skipif(LIBRARY is None, reason=WHY), pytest.mark.usefixtures("kernels")]
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
 DIM, HEADS = 96, 3
