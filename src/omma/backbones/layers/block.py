@@ -28,31 +28,31 @@ class Size:
 
 
 class Where(NamedTuple):
-    """Where the tokens of a sequence lie, and what follows from it for attention."""
+    """Where the tokens of a sequence lie in the image, with what attention derives from it."""
 
     grid: tuple[int, int]  # rows and columns of the whole image's patches
-    prefix: int = 0  # tokens before the patches, which lie nowhere
-    keep: Int[Tensor, "b m"] | None = None  # which patches these are; None: all, row by row
+    prefix: int = 0  # tokens before the patches; they have no place in the grid
+    keep: Int[Tensor, "b m"] | None = None  # numbers of the patches that are left; None: all, row by row
     rope: Rope | None = None
-    bias: Float[Tensor, "b h n n"] | None = None  # added to every layer's scores
-    pairs: Int[Tensor, "*b n n"] | None = None  # entry of a relative bias's table for each pair of tokens ...
-    home: tuple[int, int] | None = None  # ... that was made for this grid
+    bias: Float[Tensor, "b h n n"] | None = None  # added to the scores in every layer
+    pairs: Int[Tensor, "*b n n"] | None = None  # each pair's entry in a relative bias table ...
+    home: tuple[int, int] | None = None  # ... and the grid that the table was made for
 
     @property
     def shapes(self) -> None:
-        """Nothing is packed."""
+        """None: nothing is packed."""
 
     @property
     def plain(self) -> bool:
-        """Does attention depend on nothing but the tokens?"""
+        """Does attention depend on the tokens alone, and not on their places?"""
         return self.rope is None and self.bias is None
 
     def lengths(self, x: Float[Tensor, "b n d"]) -> Shapes:
-        """How many sequences x holds, and how long."""
+        """Number and length of the sequences in x."""
         return ((x.shape[0], x.shape[1]),)
 
     def select(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
-        """The same for some samples of the batch."""
+        """The same for the chosen samples of the batch."""
         (chosen,) = rows
         keep = None if self.keep is None else self.keep[chosen]
         rope, bias = self.rope, self.bias
@@ -66,14 +66,14 @@ class Where(NamedTuple):
         return self._replace(keep=keep, rope=rope, bias=bias, pairs=pairs)
 
 
-NOWHERE = Where((0, 0))  # of tokens that are a sequence and no more
+NOWHERE = Where((0, 0))  # for sequences of tokens that have no places
 
 
 class Packed(NamedTuple):
-    """The same for sequences of several lengths that are packed in one tensor (ops/packing.py)."""
+    """`Where` for sequences of several lengths packed in one tensor (ops/packing.py)."""
 
     shapes: Shapes
-    each: Sequence[Where]  # length by length
+    each: Sequence[Where]  # one for each length
 
     @property
     def plain(self) -> bool:
@@ -83,7 +83,7 @@ class Packed(NamedTuple):
         return self.shapes
 
     def select(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Packed":
-        """The same for some samples of each length."""
+        """The same for the chosen samples of each length."""
         shapes = tuple((len(r), n) for r, (_, n) in zip(rows, self.shapes, strict=True))
         return Packed(shapes, tuple(w.select([r]) for r, w in zip(rows, self.each, strict=True)))
 
@@ -108,7 +108,7 @@ def attend(
     where: Where | Packed,
     bias: Callable[[Where], Tensor | None] = lambda where: where.bias,
 ) -> Float[Tensor, "b n d"]:
-    """Softmax attention of tokens that lie there."""
+    """Softmax attention of tokens at the given places."""
     if isinstance(where, Where):
         return attention.attend(qkv, heads, where.rope, bias(where))
     ropes, biases = [w.rope for w in where.each], [bias(w) for w in where.each]
@@ -177,7 +177,7 @@ class Block(nn.Module):
 
 
 def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:
-    """Stochastic depth that rises linearly to `drop_path` at the last layer, or is that in all."""
+    """Rates of stochastic depth: linear from 0 to `drop_path` at the last layer, or `drop_path` in all."""
     return [drop_path if uniform else drop_path * i / max(layers - 1, 1) for i in range(layers)]
 
 
