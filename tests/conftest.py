@@ -8,10 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from omma.ops.cpu import native
+from omma.ops.cpu import library
 
 torch.set_num_threads(1)  # tests run in several processes, which would fight over the cores
-KERNELS = native.found()[0]
+KERNELS = library.load()[0]
 
 
 @pytest.fixture(autouse=True)

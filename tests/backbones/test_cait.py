@@ -130,12 +130,12 @@ def test_own_derivative(n, heads):
     x, before, attn, gamma = one_layer(n, heads, torch.float64)
     inputs = [x, gamma, *before.parameters(), *attn.parameters()]
     wanted, _ = talk(x, before, attn, gamma)
-    found = attn(x, before, gamma)
+    found = attn(before(x), gamma)
     torch.testing.assert_close(found, wanted)
     for a, b in zip(gradients(found, inputs), gradients(wanted, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
     with torch.no_grad():
-        torch.testing.assert_close(attn(x, before, gamma), wanted)
+        torch.testing.assert_close(attn(before(x), gamma), wanted)
 
 
 @pytest.mark.parametrize("heads", [2, 4, 6, 16])
@@ -144,7 +144,7 @@ def test_derivative_in_bf16(n, heads):
     """The maps are mixed in pieces there; no gradient is much further from fp64's than plain ones."""
     x, before, attn, gamma = one_layer(n, heads, torch.bfloat16)
     inputs = [x, gamma, *before.parameters(), *attn.parameters()]
-    found = gradients(attn(x, before, gamma), inputs)
+    found = gradients(attn(before(x), gamma), inputs)
     plain = gradients(talk(x, before, attn, gamma)[0], inputs)
     exact_x, exact_gamma = (t.detach().double().requires_grad_() for t in (x, gamma))
     before, attn = before.double(), attn.double()

@@ -38,7 +38,7 @@ def learned(network, encode_many=Transformer.encode_many, dtype=torch.float32):
 @pytest.fixture
 def last_kept(monkeypatch):
     """Stochastic depth keeps the last samples of each length, in whatever order they are asked for."""
-    monkeypatch.setattr(depth, "_drawn", lambda b, drop, device: torch.arange(b)[-round(b * (1 - drop)) :])
+    monkeypatch.setattr(depth, "_draw", lambda b, drop, device: torch.arange(b)[-round(b * (1 - drop)) :])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -80,7 +80,7 @@ def test_stochastic_depth_draws_samples_of_each_length():
         return t
 
     parts = [torch.full((b, n, 4), float(n)) for b, n in shapes]
-    drawn = [depth.residual(packing.pack(parts), branch, 0.5, shapes=shapes) for _ in range(400)]
+    drawn = [depth.residual_on_some(packing.pack(parts), branch, 0.5, shapes=shapes) for _ in range(400)]
     assert set(seen) == {(1, 4 * 2 + 2 * 3 + 1, 4)}
     for i, ((b, n), kept) in enumerate(zip(shapes, (4, 2, 1), strict=True)):
         found = torch.stack([packing.unpack(x, shapes)[i] for x in drawn]) / n

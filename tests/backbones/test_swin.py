@@ -236,7 +236,7 @@ def test_attention_moves_what_the_fast_path_moves(index):
     (maps,) = ours.attention(x, [6 + index])
     total = maps.sum(-1, keepdim=True)  # the rest fell on padding, which a shift by half keeps apart here
     assert (total < 0.99).any() == (index == 0)
-    v = block.attn.qkv(block.norm1(seen["x"])).chunk(3, -1)[2].unflatten(-1, (8, -1)).transpose(1, 2)
+    v = block.attn.qkv(seen["x"]).chunk(3, -1)[2].unflatten(-1, (8, -1)).transpose(1, 2)
     mixed = maps @ v + (1 - total) * block.attn.qkv.bias.chunk(3)[2].view(1, 8, 1, -1)
     found = block.attn.proj(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(found, seen["out"], rtol=1e-4, atol=1e-4)

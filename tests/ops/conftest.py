@@ -4,19 +4,19 @@ import os
 
 import pytest
 
-from omma.ops.cpu import native
+from omma.ops.cpu import library
 
 
 def _forms() -> dict[str, tuple]:
     if "OMMA_KERNELS" in os.environ:
-        return {os.environ["OMMA_KERNELS"]: native.found()}
+        return {os.environ["OMMA_KERNELS"]: library.load()}
     forms: dict[str, tuple] = {}
     with pytest.MonkeyPatch.context() as patch:
         for wanted in ("on", "avx512"):
             patch.setenv("OMMA_KERNELS", wanted)
-            native.found.cache_clear()
-            forms[wanted] = native.found()
-    native.found.cache_clear()
+            library.load.cache_clear()
+            forms[wanted] = library.load()
+    library.load.cache_clear()
     if forms["on"] == forms["avx512"]:  # there is no AMX here, or there are none at all
         del forms["avx512"]
     return forms
@@ -27,4 +27,4 @@ FORMS = _forms()
 
 @pytest.fixture(params=FORMS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "found", lambda: FORMS[request.param])
+    monkeypatch.setattr(library, "load", lambda: FORMS[request.param])

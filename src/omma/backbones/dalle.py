@@ -20,7 +20,7 @@ from omma.ops.patches import padded
 GROUPS = 4  # a pooling after each but the last
 
 
-class Block(nn.Module):
+class DalleBlock(nn.Module):
     """x + g res(x): ReLU and convolution four times, 3x3 three times in a quarter of the width, then 1x1.
 
     g = 1 / layers^2 of the whole network; x is projected where the width changes.
@@ -39,14 +39,14 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         drop, b = self.drop_path if self.training else 0.0, x.shape[0]
-        kept = b if drop == 0 else max(1, round(b * (1 - drop)))  # samples are dropped, as in ops/depth
-        rows = None if kept == b else torch.randperm(b, device=x.device)[:kept]
+        count = b if drop == 0 else max(1, round(b * (1 - drop)))  # samples are dropped, as in ops/depth
+        rows = None if count == b else torch.randperm(b, device=x.device)[:count]
         inner = x if rows is None else x[rows]
         for conv in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
             inner = conv(F.relu(inner))
         if rows is None:
             return self.id_path(x) + self.gain * inner
-        return self.id_path(x).index_add(0, rows, inner, alpha=self.gain * b / kept)
+        return self.id_path(x).index_add(0, rows, inner, alpha=self.gain * b / count)
 
 
 class Dalle(Backbone):
@@ -80,7 +80,7 @@ class Dalle(Backbone):
         for g in range(GROUPS):
             blocks = []
             for _ in range(depth):
-                blocks.append(Block(width, hidden * 2**g, GROUPS * depth, next(drops)))
+                blocks.append(DalleBlock(width, hidden * 2**g, GROUPS * depth, next(drops)))
                 width = hidden * 2**g
             groups.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*groups)

@@ -7,7 +7,6 @@ have no bias.
 """
 
 import re
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,15 +22,15 @@ from omma.backbones.layers import (
     Where,
     attend,
     init_linear,
-    perceive,
     rates,
     relative,
 )
 from omma.backbones.layers.transformer import Transformer, divided
 from omma.core.checks import one_of
-from omma.ops import attention, depth
-from omma.ops.linear import Linear
-from omma.ops.norm import norm_linear
+from omma.ops import attention
+from omma.ops.cpu.residual import Layers, residual
+from omma.ops.linear import Linear, linear, norm_linear
+from omma.ops.norm import DeferredNorm
 from omma.ops.positions import rope_centred, rope_indexed
 
 BIASES = ("none", "layer", "shared")
@@ -39,8 +38,8 @@ ROPES = ("none", "indexed", "centred")
 MLPS = ("gelu", "swiglu", "split_swiglu")
 
 
-class Attention(nn.Module):
-    """Self-attention of its normalised input, without a bias for keys.
+class EvaAttention(nn.Module):
+    """Self-attention without a bias for keys.
 
     fused: one product for queries, keys and values. inner_norm: a norm before the output projection (sub-LN).
     distances: entries of the layer's own table of relative positions; 0 for none.
@@ -66,14 +65,14 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps) if inner_norm else nn.Identity()
         self.proj = Linear(dim, dim)
 
-    def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
+    def _qkv(self, x: Float[Tensor, "b n d"] | DeferredNorm) -> Float[Tensor, "b n 3d"]:
         if self.fused:
             weight, q, v = self.qkv.weight, self.q_bias, self.v_bias
         else:
             weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
             q, v = self.q_proj.bias, self.v_proj.bias
         bias = None if q is None or v is None else torch.cat([q, torch.zeros_like(q), v])
-        return norm_linear(x, before, weight, bias)
+        return linear(x, weight, bias)
 
     def _bias(self, where: Where) -> Tensor | None:
         table = self.relative_position_bias_table
@@ -84,18 +83,20 @@ class Attention(nn.Module):
         return relative.bias(table, where.home, where.grid, where.pairs)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed
+        self, x: Float[Tensor, "b n d"] | DeferredNorm, where: Where | Packed
     ) -> Float[Tensor, "b n d"]:
-        x = attend(self._qkv(x, before), self.heads, where, self._bias)
+        x = attend(self._qkv(x), self.heads, where, self._bias)
         if isinstance(self.norm, nn.LayerNorm):
-            return norm_linear(x, self.norm, self.proj.weight, self.proj.bias)
+            return norm_linear(x, self.norm, self.proj)
         return self.proj(x)
 
-    def weights(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where
-    ) -> Float[Tensor, "b h n n"]:
+    def branch_layers(self) -> Layers:
+        reads = (self.qkv,) if self.fused else (self.q_proj, self.k_proj, self.v_proj)
+        return Layers(reads, self.proj)
+
+    def weights(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b h n n"]:
         """How much each token attends to each."""
-        q, k, _ = attention.split(self._qkv(x, before), self.heads)
+        q, k, _ = attention.split(self._qkv(x), self.heads)
         if where.rope is not None:
             q, k = where.rope.turn(q), where.rope.turn(k)
         return attention.weights(q, k, self._bias(where))
@@ -111,13 +112,13 @@ class Shared(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, heads))
 
 
-class Block(nn.Module):
+class EvaBlock(nn.Module):
     """Pre-norm block; gamma_1 and gamma_2 scale its branches where `layer_scale` is given."""
 
     def __init__(
         self,
         dim: int,
-        attn: Attention,
+        attn: EvaAttention,
         mlp: nn.Module,
         drop_path: float,
         layer_scale: float | None,
@@ -134,15 +135,10 @@ class Block(nn.Module):
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
 
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
-        drop, shapes = self.drop_path if self.training else 0.0, where.shapes
-
-        def mix(t: Tensor, w: Where) -> Tensor:
-            t = self.attn(t, self.norm1, w)
-            return t if self.gamma_1 is None else t * self.gamma_1
-
-        x = depth.residual(x, mix, drop, where, shapes=shapes)
-        perceived = partial(perceive, before=self.norm2, mlp=self.mlp, gamma=self.gamma_2)
-        return depth.residual(x, perceived, drop, shapes=shapes, summed=partial(perceived, add=True))
+        """x + drop_path(gamma_1 * attn(norm1(x))), then x + drop_path(gamma_2 * mlp(norm2(x)))."""
+        drop = self.drop_path if self.training else 0.0
+        x = residual(x, self.norm1, self.attn, self.gamma_1, drop, where.shapes, where)
+        return residual(x, self.norm2, self.mlp, self.gamma_2, drop, where.shapes)
 
 
 class Eva(Transformer):
@@ -208,8 +204,8 @@ class Eva(Transformer):
         if bias == "shared":
             self.rel_pos_bias = Shared(distances, heads)
 
-        def block(rate: float) -> Block:
-            attn = Attention(
+        def block(rate: float) -> EvaBlock:
+            attn = EvaAttention(
                 dim, heads, bias=qkv_bias, fused=fused, inner_norm=attn_norm,
                 distances=distances if bias == "layer" else 0, eps=eps,
             )  # fmt: skip
@@ -218,7 +214,7 @@ class Eva(Transformer):
                 "swiglu": lambda: SwiGLU(dim, hidden),
                 "split_swiglu": lambda: SplitSwiGLU(dim, hidden, sub_norm, eps),
             }[mlp]()
-            return Block(dim, attn, perceptron, rate, layer_scale, eps)
+            return EvaBlock(dim, attn, perceptron, rate, layer_scale, eps)
 
         self.blocks = nn.Sequential(*(block(rate) for rate in rates(drop_path, depth)))
         self._norms(dim, pool, eps)

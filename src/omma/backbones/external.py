@@ -19,6 +19,7 @@ from omma.backbones.layers.foreign import (
     Trunk,
     adopt,
     arrange,
+    drop_nothing,
     probe,
     shapes,
     share_statistics,
@@ -153,10 +154,7 @@ class Encoder(Backbone):
         network.add_module("non_local", blocks)
 
     def drop_nothing(self) -> None:
-        for module in self.modules():
-            for kind, rate in (("DropPath", "drop_prob"), ("StochasticDepth", "p")):
-                if type(module).__name__ == kind:
-                    setattr(module, rate, 0.0)
+        drop_nothing(self)
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,12 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Mlp, PatchEmbed, init_linear, perceive, rates
+from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
 from omma.backbones.layers.transformer import chosen_layers
 from omma.core.protocols import Backbone, Features
-from omma.ops import depth, recompute, windows
-from omma.ops.linear import Linear
-from omma.ops.norm import norm, norm_linear
+from omma.ops import recompute, windows
+from omma.ops.cpu.residual import Layers, residual
+from omma.ops.linear import Linear, norm_linear
+from omma.ops.norm import DeferredNorm, norm
 from omma.ops.patches import padded
 from omma.ops.windows import Windows
 
@@ -42,35 +42,35 @@ class WindowAttention(nn.Module):
         self.proj = Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def _qkv(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, cut: Windows
-    ) -> Float[Tensor, "b r c 3d"]:
-        """Of the rolled map; padding is 0 after the norm, so that the biases are all it has."""
-        qkv = norm_linear(cut.roll(x), before, self.qkv.weight, self.qkv.bias)
+    def _qkv(self, x: Float[Tensor, "b n d"] | DeferredNorm, cut: Windows) -> Float[Tensor, "b r c 3d"]:
+        """Queries, keys and values of the rolled map; padding, zero after the norm, has the biases alone."""
+        rolled = DeferredNorm(cut.roll(x.x), x.layer) if isinstance(x, DeferredNorm) else cut.roll(x)
+        qkv = self.qkv(rolled)
         if cut.real is None:
             return qkv
         blank = qkv.new_zeros(()) if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
         return torch.where(cut.real, qkv, blank)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, grid: tuple[int, int]
+        self, x: Float[Tensor, "b n d"] | DeferredNorm, grid: tuple[int, int]
     ) -> Float[Tensor, "b n d"]:
         table = self.relative_position_bias_table
         cut = windows.windows(grid, self.side, self.shifted, table)
-        out = windows.attend(self._qkv(x, before, cut), self.heads, cut, windows.bias(table, cut))
+        out = windows.attend(self._qkv(x, cut), self.heads, cut, windows.bias(table, cut))
         return cut.unroll(self.proj(out))
 
-    def weights(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, grid: tuple[int, int]
-    ) -> Float[Tensor, "b h n n"]:
+    def branch_layers(self) -> Layers:
+        return Layers((self.qkv,), self.proj)
+
+    def weights(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b h n n"]:
         """How much each token of the map attends to each; what falls on padding is left out."""
         table = self.relative_position_bias_table
         cut = windows.cached(grid, self.side, self.shifted, 1, table.device, table.dtype)
-        return windows.weights(self._qkv(x, before, cut), self.heads, cut, windows.bias(table, cut))
+        return windows.weights(self._qkv(x, cut), self.heads, cut, windows.bias(table, cut))
 
 
-class Block(nn.Module):
-    """Attention within windows and a perceptron, each of the normed input and added to it [eq. 3]."""
+class SwinBlock(nn.Module):
+    """Attention within windows and an MLP, each of the normalised input and added to it [eq. 3]."""
 
     def __init__(self, attn: WindowAttention, dim: int, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        """x + drop_path(attn(norm1(x))), then x + drop_path(mlp(norm2(x)))."""
         drop = self.drop_path if self.training else 0.0
-        x = depth.residual(x, lambda t: self.attn(t, self.norm1, grid), drop)
-        perceived = partial(perceive, before=self.norm2, mlp=self.mlp)
-        return depth.residual(x, perceived, drop, summed=partial(perceived, add=True))
+        x = residual(x, self.norm1, self.attn, None, drop, None, grid)
+        return residual(x, self.norm2, self.mlp, None, drop)
 
 
 class Merging(nn.Module):
@@ -98,13 +98,13 @@ class Merging(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b m e"]:
         """grid: rows and columns of the result."""
         x = rearrange(x, "b (h r w c) d -> b (h w) (c r d)", h=grid[0], r=2, w=grid[1], c=2)
-        return norm_linear(x, self.norm, self.reduction.weight, None)
+        return norm_linear(x, self.norm, self.reduction)
 
 
 class Stage(nn.Module):
     """Blocks at one resolution, every second one shifted; a merging before them, in all but the first."""
 
-    def __init__(self, downsample: Merging | None, blocks: Sequence[Block]) -> None:
+    def __init__(self, downsample: Merging | None, blocks: Sequence[SwinBlock]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
@@ -142,6 +142,7 @@ class Swin(Backbone):
     """
 
     drops_tokens = False
+    merges_tokens = True
 
     def __init__(
         self,
@@ -178,10 +179,10 @@ class Swin(Backbone):
         for i in range(stages):
             wide = dim * 2**i
             side = min(sides[i], self.grid(image_size, image_size)[0] * 2 ** (stages - 1 - i))
-            blocks: list[Block] = []
+            blocks: list[SwinBlock] = []
             for j in range(depths[i]):
                 attn = WindowAttention(wide, heads[i], side, j % 2 == 1, qkv_bias)
-                blocks.append(Block(attn, wide, int(ratio * wide), next(left)))
+                blocks.append(SwinBlock(attn, wide, int(ratio * wide), next(left)))
             self.layers.append(Stage(Merging(wide // 2) if i else None, blocks))
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         self.layers.apply(init_linear)
@@ -200,14 +201,14 @@ class Swin(Backbone):
         assert keep is None, f"{self.name} cannot drop tokens"
         return self.patch_embed(padded(images, self.patch))
 
-    def _steps(self, grid: tuple[int, int]) -> Iterator[tuple[Merging | Block, tuple[int, int]]]:
+    def _steps(self, grid: tuple[int, int]) -> Iterator[tuple[Merging | SwinBlock, tuple[int, int]]]:
         """All that tokens go through, with the rows and columns that they have there; grid: the features'."""
         for i, stage in enumerate(cast(list[Stage], list(self.layers))):
             scale = 2 ** (len(self.layers) - 1 - i)
             here = grid[0] * scale, grid[1] * scale
             if stage.downsample is not None:
                 yield stage.downsample, here
-            for block in cast(list[Block], list(stage.blocks)):
+            for block in cast(list[SwinBlock], list(stage.blocks)):
                 yield block, here
 
     def encode(
@@ -237,14 +238,14 @@ class Swin(Backbone):
     ) -> list[Float[Tensor, "b heads n n"]]:
         """Each map is that of its layer's stage; pairs that share no window have 0."""
         grid = self.grid(*images.shape[-2:])
-        blocks = [step for step, _ in self._steps(grid) if isinstance(step, Block)]
+        blocks = [step for step, _ in self._steps(grid) if isinstance(step, SwinBlock)]
         wanted = chosen_layers(layers, len(blocks), self.name)
         maps: dict[int, Tensor] = {}
         x, i = self.tokenize(images), 0
         for step, here in self._steps(grid):
-            if isinstance(step, Block):
+            if isinstance(step, SwinBlock):
                 if i in wanted:
-                    maps[i] = step.attn.weights(x, step.norm1, here)
+                    maps[i] = step.attn.weights(norm(x, step.norm1), here)
                 if i == max(wanted, default=-1):
                     break
                 i += 1

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
-from omma.backbones.layers.mixers import BigBird, Fourier, Linear
+from omma.backbones.layers.mixers import BigBird, Fourier, LinearAttention
 from omma.backbones.layers.transformer import Transformer, divided
 from omma.core.checks import one_of
 from omma.ops.positions import rope_centred, sincos_2d
@@ -24,7 +24,7 @@ SIZES = {
 }
 PATCHES = (2, 4, 8, 14, 16, 32)
 POSITIONS = ("learned", "sincos", "rope", "none")
-MIXERS = {"softmax": Attention, "linear": Linear, "bigbird": BigBird, "fourier": Fourier}
+MIXERS = {"softmax": Attention, "linear": LinearAttention, "bigbird": BigBird, "fourier": Fourier}
 MLPS = ("gelu", "quickgelu", "swiglu")
 
 

@@ -138,6 +138,7 @@ class Backbone(nn.Module):
     channels: int  # input channels
     drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
     plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
+    merges_tokens: bool = False  # do stages merge neighbouring tokens, as Swin's do?
     packs: bool = False  # does `encode_many` call each block once, for tokens of all lengths?
     distils: bool = False  # can it be built with a distillation token beside its class token?
     recompute: bool = (

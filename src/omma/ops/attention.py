@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from omma.ops.cpu import native
 from omma.ops.packing import Shapes, pack, unpack
 
-WRITTEN_OUT = 1024  # tokens up to which bf16 training on a CPU leaves the fused kernel
-IN_CACHE = 800  # tokens up to which our kernel, which keeps a head at a time in a cache, is the fastest
+WRITTEN_OUT = 1024  # up to this many tokens, bf16 training on a CPU avoids torch's fused kernel
+IN_CACHE = 800  # up to this many tokens, one head fits into a cache and omma's kernel is the fastest
 
 
 class Rope(NamedTuple):
@@ -38,13 +38,13 @@ class Rope(NamedTuple):
         return torch.addcmul(x * self.cos.to(x.dtype), other, -sin if back else sin)
 
     def of(self, keep: Int[Tensor, "b m"], prefix: int) -> "Rope":
-        """Of the `prefix` tokens before the grid and, in each sample, of the kept ones."""
+        """Angles of the `prefix` tokens before the grid and, in each sample, of the patches in `keep`."""
 
-        def kept(x: Tensor) -> Tensor:
+        def chosen(x: Tensor) -> Tensor:
             front = x[:prefix].expand(len(keep), -1, -1)
             return torch.cat([front, x[prefix:][keep]], dim=1)[:, None]
 
-        return self._replace(cos=kept(self.cos), sin=kept(self.sin))
+        return self._replace(cos=chosen(self.cos), sin=chosen(self.sin))
 
 
 def split(qkv: Float[Tensor, "b n 3d"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,8 +75,8 @@ def attend(
 ) -> Float[Tensor, "b n d"]:
     """Multi-head softmax(q k^T / sqrt(e) + bias) v of one sequence with itself.
 
-    The fused kernel, except in bf16 on a CPU: there its backward pass takes several times as long as the
-    formula written out, up to some hundreds of tokens; omma's own (ops/cpu/native.py) is faster than both.
+    torch's fused kernel, except in bf16 on a CPU: there its backward pass is several times slower than the
+    formula written out, up to some hundreds of tokens, and omma's kernel (ops/cpu/) is faster than both.
     """
     n = qkv.shape[1]
     if rope is None and bias is None and _ours(qkv, heads, n):
@@ -105,7 +105,7 @@ def attend_packed(
 ) -> Float[Tensor, "1 t d"]:
     """`attend` for sequences of several lengths (ops/packing.py); ropes, biases: one for each length.
 
-    omma's kernel reads and writes them where they lie; the others are called once a length.
+    omma's kernel takes them packed; the others are called once for each length.
     """
     plain = all(x is None for x in (*ropes, *biases))
     if plain and _ours(qkv, heads, max(n for _, n in shapes)):
@@ -115,7 +115,7 @@ def attend_packed(
 
 
 def _ours(qkv: Tensor, heads: int, longest: int) -> bool:
-    """Is omma's own kernel there for these, and the fastest?"""
+    """Does omma's kernel take these, and is it the fastest?"""
     return qkv.shape[-1] % (96 * heads) == 0 and longest <= IN_CACHE and native.fits(qkv)
 
 
@@ -129,7 +129,7 @@ def _native(qkv: Tensor, heads: int, shapes: Shapes) -> Tensor:
 class _WrittenOut(torch.autograd.Function):
     """The formula and its derivative as batched products of contiguous matrices.
 
-    Left to autograd, each product copies its operands anew, and so does each product of its backward pass.
+    Under autograd each product, forward and backward, would copy its operands.
     """
 
     @staticmethod

@@ -146,7 +146,7 @@ def _mix_backward(grad: Tensor, *known: Any, out_val: Any) -> int:
     return _branch(grad, w1, w1, w1, None, w2, out_val=None) + 2 * _attend(qkv, shapes, out_val=None)
 
 
-# what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/cpu/native.py), and linear
+# what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/cpu/operators.py), and linear
 # layers and attention on Apple's GPUs
 OURS: dict[str, Callable[..., int]] = {
     "mkldnn::_linear_pointwise": _linear,

@@ -1,7 +1,7 @@
 """Stochastic depth that drops samples instead of multiplying them by zero."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,50 +10,39 @@ from torch import Tensor
 from omma.ops.packing import Shapes, pack, unpack
 
 
-class Context(Protocol):
-    """What a branch needs beside its input; may differ between samples."""
-
-    def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> Self:
-        """The same for some samples of each length (of the batch, where there is one)."""
-        ...
-
-
-def residual(
+def residual_on_some(
     x: Float[Tensor, "b n d"],
     branch: Callable[..., Tensor],
     drop: float,
-    *context: Context,
+    *context: Any,
     shapes: Shapes | None = None,
-    summed: Callable[..., Tensor] | None = None,
 ) -> Float[Tensor, "b n d"]:
-    """x + branch(x, *context), the branch run on a random (1 - drop) of the samples, scaled to keep its mean.
+    """x + branch(x, *context) / (1 - drop) for a random (1 - drop) of the samples, x for the others.
 
-    Dropped samples cost nothing [Oquab 2023, section 4, "efficient stochastic depth"]. `drop` in [0, 1); 0
-    where the network is not training. shapes: of the sequences that are packed in x, if they are; samples of
-    each length are then drawn apart. At least one sample of each is kept. summed(x, *context): branch and
-    sum at once, where nothing is dropped.
+    Dropped samples cost nothing [Oquab 2023, section 4, "efficient stochastic depth"]. At least one sample
+    keeps the branch, and the factor is the exact inverse of the share that does. drop: in (0, 1). shapes: of
+    the sequences that are packed in x, if any; each length draws its own samples. context: what the branch
+    needs beside x; one with a method `select(rows)` is reduced to the chosen rows of each length.
     """
-    if drop == 0:
-        return x + branch(x, *context) if summed is None else summed(x, *context)
-    parts = unpack(x, shapes or [(x.shape[0], x.shape[1])])
-    rows = [_drawn(len(part), drop, x.device) for part in parts]
-    some = [part.index_select(0, r) for part, r in zip(parts, rows, strict=True)]  # part[r] is slow to derive
-    out = branch(pack(some), *(c.of(rows) for c in context)).to(x.dtype)
-    outs = unpack(out, [(part.shape[0], part.shape[1]) for part in some])
+    batches = unpack(x, shapes or [(x.shape[0], x.shape[1])])
+    rows = [_draw(len(batch), drop, x.device) for batch in batches]
+    some = [t.index_select(0, r) for t, r in zip(batches, rows, strict=True)]  # t[r] has a slow derivative
+    out = branch(pack(some), *(c.select(rows) if hasattr(c, "select") else c for c in context)).to(x.dtype)
+    outs = unpack(out, [(batch.shape[0], batch.shape[1]) for batch in some])
     return pack(
         [
-            _Added.apply(part, r, o, len(part) / len(r))  # pyright: ignore[reportArgumentType]
-            for part, r, o in zip(parts, rows, outs, strict=True)
+            _AddToRows.apply(batch, r, o, len(batch) / len(r))  # pyright: ignore[reportArgumentType]
+            for batch, r, o in zip(batches, rows, outs, strict=True)
         ]
     )
 
 
-def _drawn(b: int, drop: float, device: torch.device) -> Int[Tensor, "r"]:
+def _draw(b: int, drop: float, device: torch.device) -> Int[Tensor, "r"]:
     return torch.randperm(b, device=device)[: max(1, round(b * (1 - drop)))]
 
 
-class _Added(torch.autograd.Function):
-    """`index_add`, without keeping what is added: torch's own does so for its shape alone."""
+class _AddToRows(torch.autograd.Function):
+    """`index_add` that does not save the addend: torch's saves it for its shape alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, out: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vectors of any length that stand for their directions."""
+"""Lengths of vectors whose direction alone matters."""
 
 import torch
 from jaxtyping import Float
@@ -6,6 +6,6 @@ from torch import Tensor
 
 
 def lengths(vectors: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-    """Euclidean, in fp32 or better, at least 1e-12: what to divide by, be it by a vector of zeros."""
+    """Euclidean norms in fp32 or better, at least 1e-12, so that vectors of zeros can be divided."""
     exact = torch.promote_types(vectors.dtype, torch.float32)
     return torch.linalg.vector_norm(vectors, dim=-1, dtype=exact).clamp_min(1e-12)

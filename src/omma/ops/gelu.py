@@ -8,5 +8,5 @@ from omma.ops.cpu import native
 
 
 def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """x times the normal law's share below x; by omma's kernel where it is there."""
+    """x Phi(x), Phi the standard normal distribution function; by omma's kernel where there is one."""
     return native.Gelu.apply(x) if native.fits(x) else F.gelu(x)  # pyright: ignore[reportReturnType]

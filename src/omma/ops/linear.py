@@ -1,7 +1,7 @@
 """Linear layers by oneDNN's own kernel where that is faster than torch's: bf16 on a CPU.
 
-torch copies the bias into the result first and adds the product to it; that kernel adds the bias, and takes
-the GELU, as it writes the product.
+torch copies the bias into the result and then adds the product; oneDNN's kernel adds the bias and applies
+the GELU as it writes the product.
 """
 
 import functools
@@ -14,49 +14,77 @@ from torch import Tensor, nn
 
 from omma.ops.cpu import native
 from omma.ops.gelu import gelu
+from omma.ops.norm import DeferredNorm, norm, norm_for_linear
 
-LONG, SMALL = 400, 2**20  # rows from which, and weights up to which, our kernel sums gradients faster
+# omma's kernel sums gradients of weights faster from this many rows on and up to this many weights
+MIN_ROWS, MAX_WEIGHTS = 400, 2**20
 
 
 def linear(
-    x: Float[Tensor, "*b d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"] | None = None
+    x: Float[Tensor, "*b d"] | DeferredNorm,
+    weight: Float[Tensor, "o d"],
+    bias: Float[Tensor, "o"] | None = None,
 ) -> Float[Tensor, "*b o"]:
     """x W^T + b."""
-    if not _theirs(x, weight):
+    if isinstance(x, DeferredNorm):
+        x, weight, bias = _folded(x, weight, bias)
+    if not _onednn_is_faster(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
     return _product(x, weight, bias)
 
 
-def linear_gelu(
-    x: Float[Tensor, "*b d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"]
-) -> Float[Tensor, "*b o"]:
-    """gelu(x W^T + b). In one kernel the sum is not rounded to bf16 before the GELU [Hendrycks 2016]."""
-    if torch.is_grad_enabled() or not _theirs(x, weight):
-        return gelu(linear(x, weight, bias))
-    return _product(x, weight, bias, "gelu")
+def linear_gelu(x: Float[Tensor, "*b d"] | DeferredNorm, layer: nn.Module) -> Float[Tensor, "*b o"]:
+    """gelu(layer(x)). In one kernel the sum is not rounded to bf16 before the GELU [Hendrycks 2016]."""
+    fused = (
+        not torch.is_grad_enabled()
+        and type(layer) is Linear
+        and isinstance(x, Tensor)
+        and _onednn_is_faster(x, layer.weight)
+    )
+    return _product(x, layer.weight, layer.bias, "gelu") if fused else gelu(layer(x))  # pyright: ignore
 
 
 class Linear(nn.Linear):
     """torch's layer, computed by `linear`."""
 
-    def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b o"]:
+    def forward(self, input: Float[Tensor, "*b d"] | DeferredNorm) -> Float[Tensor, "*b o"]:
         return linear(input, self.weight, self.bias)
 
 
-def _theirs(x: Tensor, weight: Tensor) -> bool:
+def norm_linear(x: Float[Tensor, "*b d"], before: nn.LayerNorm, layer: nn.Module) -> Float[Tensor, "*b o"]:
+    """layer(before(x))."""
+    return layer(norm_for_linear(x, before) if type(layer) is Linear else norm(x, before))
+
+
+def _folded(
+    deferred: DeferredNorm, weight: Float[Tensor, "o d"], bias: Float[Tensor, "o"] | None
+) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "o d"], Float[Tensor, "o"] | None]:
+    """Input, weight and bias of the same product: W (s x + t) + b = (W s) x + (W t + b).
+
+    Folding passes over the weights, applying the norm over the tokens: the norm of few tokens is applied.
+    """
+    x, layer = deferred
+    if x.numel() // x.shape[-1] < 4 * weight.shape[0]:
+        return norm(x, layer), weight, bias
+    x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    shift = weight @ layer.bias if bias is None else torch.addmv(bias, weight, layer.bias)
+    return x, weight * layer.weight, shift
+
+
+def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.bfloat16
         and not torch.compiler.is_compiling()
-        and _works()
+        and _onednn_has_bf16()
     )
 
 
 @functools.cache
-def _works() -> bool:
-    """Processors without AVX-512 have no such kernel in bf16, whatever is said of oneDNN."""
+def _onednn_has_bf16() -> bool:
+    """Tries the kernel: processors without AVX-512 lack it, whatever torch says of oneDNN."""
     x = torch.zeros(2, 2, dtype=torch.bfloat16, device="cpu")
     try:
         _product(x, x, None)
@@ -70,7 +98,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none")
 
 
 class _Linear(torch.autograd.Function):
-    """That kernel has no derivative of its own."""
+    """oneDNN's kernel with its derivative, which torch does not define."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,7 +111,7 @@ class _Linear(torch.autograd.Function):
         flat = grad.flatten(0, -2)
         of_x, of_weight, of_bias = ctx.needs_input_grad
         dx = (flat @ weight).view_as(x) if of_x else None
-        if of_weight and len(flat) >= LONG and weight.numel() <= SMALL and native.fits(flat, x):
+        if of_weight and len(flat) >= MIN_ROWS and weight.numel() <= MAX_WEIGHTS and native.fits(flat, x):
             flat, rows = flat.contiguous(), x.flatten(0, -2).contiguous()
             return dx, *torch.ops.omma.weight_gradient(flat, rows, of_bias)
         dw = flat.t() @ x.flatten(0, -2) if of_weight else None

@@ -1,8 +1,7 @@
-"""Sequences of several lengths in one tensor, for all that treats tokens one by one.
+"""Sequences of several lengths packed in one tensor [Oquab 2023, arXiv 2304.07193, "sequence packing"].
 
-A norm or a linear layer then runs once, not once a length, and so does its backward pass: on larger products,
-and with one gradient of each weight in place of several to add up [Oquab 2023, arXiv
-2304.07193, "sequence packing"].
+Layers that treat tokens one by one (norms, linear layers) then run once rather than once for each length, and
+so does their backward pass: products are larger, and no gradients of a weight are left to add up.
 """
 
 from collections.abc import Sequence
@@ -11,19 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Shapes = Sequence[tuple[int, int]]  # samples of each length, and tokens of each of them
+Shapes = Sequence[tuple[int, int]]  # for each length: number of samples, tokens of each
 
 
-def pack(parts: Sequence[Float[Tensor, "_b _n d"]]) -> Float[Tensor, "1 t d"]:
-    """All tokens in one row, sample after sample; of one length: the batch as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([part.flatten(0, 1) for part in parts])[None]
+def pack(batches: Sequence[Float[Tensor, "_b _n d"]]) -> Float[Tensor, "1 t d"]:
+    """All tokens in one row, sample after sample; a single batch is returned as it is."""
+    if len(batches) == 1:
+        return batches[0]
+    return torch.cat([batch.flatten(0, 1) for batch in batches])[None]
 
 
 def unpack(x: Float[Tensor, "1 t d"], shapes: Shapes) -> list[Float[Tensor, "_b _n d"]]:
-    """The batch of each length, as views."""
+    """The batch of each length, as views of x."""
     if len(shapes) == 1:
         return [x]
-    parts = x[0].split([b * n for b, n in shapes])
-    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+    batches = x[0].split([b * n for b, n in shapes])
+    return [batch.unflatten(0, shape) for batch, shape in zip(batches, shapes, strict=True)]

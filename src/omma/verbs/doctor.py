@@ -5,7 +5,7 @@ import platform
 import torch
 
 from omma.core import device as machine
-from omma.ops.cpu import native
+from omma.ops.cpu import library
 
 
 def doctor() -> list[tuple[str, str]]:
@@ -20,7 +20,7 @@ def doctor() -> list[tuple[str, str]]:
         ("precision", machine.explain_precision(place)[1]),
     ]
     if place.type == "cpu":
-        facts.append(("kernels", native.found()[1]))
+        facts.append(("kernels", library.load()[1]))
     return facts
 
 

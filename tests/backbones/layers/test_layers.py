@@ -16,22 +16,22 @@ from omma.ops import patches
 @pytest.mark.parametrize(("grid", "prefix"), [((8, 8), 1), ((9, 14), 3), ((3, 2), 1)])
 def test_the_fast_path_is_what_its_weights_say(mixer, grid, prefix):
     torch.manual_seed(0)
-    layer = {"linear": mixers.Linear, "bigbird": mixers.BigBird}[mixer](24, 3)
-    before, where = nn.LayerNorm(24), Where(grid, prefix)
+    layer = {"linear": mixers.LinearAttention, "bigbird": mixers.BigBird}[mixer](24, 3)
+    where = Where(grid, prefix)
     nn.init.normal_(layer.qkv.weight, std=0.5)
     x = torch.randn(2, prefix + grid[0] * grid[1], 24)
-    maps = layer.weights(x, before, where)
-    v = layer._qkv(x, before).chunk(3, dim=-1)[2].unflatten(-1, (3, 8)).transpose(1, 2)
+    maps = layer.weights(x, where)
+    v = layer.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (3, 8)).transpose(1, 2)
     expected = layer.proj((maps @ v).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(layer(x, before, where), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, where), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps.sum(-1)))
 
 
 def test_bigbird_looks_around_at_random_and_everywhere_at_once():
     torch.manual_seed(0)
-    layer, before = mixers.BigBird(16, 2), nn.LayerNorm(16)
+    layer = mixers.BigBird(16, 2)
     grid, prefix = (24, 24), 1
-    maps = layer.weights(torch.randn(1, prefix + 24 * 24, 16), before, Where(grid, prefix))[0, 0]
+    maps = layer.weights(torch.randn(1, prefix + 24 * 24, 16), Where(grid, prefix))[0, 0]
     assert (maps[0] > 0).all()  # the class token sees all
     assert (maps[:, 0] > 0).all()  # and is seen by all
     inner = maps[1:, 1:].view(24, 24, 24, 24)
@@ -43,22 +43,22 @@ def test_bigbird_looks_around_at_random_and_everywhere_at_once():
 def test_bigbird_on_kept_tokens_is_bigbird_on_all():
     """With all tokens kept, in another order, each token's output is the same."""
     torch.manual_seed(0)
-    layer, before = mixers.BigBird(16, 2), nn.LayerNorm(16)
+    layer = mixers.BigBird(16, 2)
     x = torch.randn(2, 1 + 81, 16)
     order = torch.stack([torch.randperm(81), torch.randperm(81)])
     shuffled = torch.cat([x[:, :1], patches.take(x[:, 1:], order)], 1)
-    whole = layer(x, before, Where((9, 9), 1))
-    kept = layer(shuffled, before, Where((9, 9), 1, order))
+    whole = layer(x, Where((9, 9), 1))
+    kept = layer(shuffled, Where((9, 9), 1, order))
     torch.testing.assert_close(kept[:, 1:], patches.take(whole[:, 1:], order), rtol=1e-4, atol=1e-5)
 
 
 def test_fourier_is_the_real_part_of_both_transforms():
-    layer, before = mixers.Fourier(8, 1, True), nn.LayerNorm(8)
+    layer = mixers.Fourier(8, 1, True)
     x = torch.randn(1, 6, 8)
-    y = before(x).to(torch.complex64)
+    y = x.to(torch.complex64)
     n, d = (torch.exp(-2j * torch.pi * torch.outer(torch.arange(k), torch.arange(k)) / k) for k in (6, 8))
     expected = (n @ y[0] @ d).real / (6 * 8) ** 0.5
-    torch.testing.assert_close(layer(x, before)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_each_distance_has_its_entry():
@@ -130,7 +130,8 @@ def test_attention_maps_are_what_the_network_computed_with(name, options):
     tokens, where = net._embed(net.tokenize(x), grid, None), net.where(grid, None)
     block = net.blocks[0]
     (maps,) = net.attention(x, layers=[0])
-    v = block.attn._qkv(tokens, block.norm1).chunk(3, dim=-1)[2]
+    qkv = getattr(block.attn, "_qkv", block.attn.qkv)
+    v = qkv(block.norm1(tokens)).chunk(3, dim=-1)[2]
     v = v.unflatten(-1, (net.heads, -1)).transpose(1, 2)
     expected = block.attn.proj((maps @ v).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(block.attn(tokens, block.norm1, where), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(block.attn(block.norm1(tokens), where), expected, rtol=1e-3, atol=1e-4)

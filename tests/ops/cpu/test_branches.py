@@ -11,10 +11,10 @@ from torch.func import functional_call
 from omma import backbones
 from omma.backbones.layers.block import NOWHERE, Attention, Block, Packed, Where
 from omma.backbones.layers.mlp import Mlp
-from omma.ops.cpu import branches, native
+from omma.ops.cpu import branches, library
 from omma.ops.packing import Shapes
 
-LIBRARY, WHY = native.found()
+LIBRARY, WHY = library.load()
 pytestmark = [pytest.mark.skipif(LIBRARY is None, reason=WHY), pytest.mark.usefixtures("kernels")]
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
 DIM, HEADS = 96, 3
@@ -120,11 +120,11 @@ def test_nothing_is_added_where_samples_are_dropped() -> None:
     for found, wanted in (
         (
             branches.mix(x, block.norm1, attn.qkv, attn.proj, HEADS, ((8, 9),), block.ls1.gamma, False),
-            exact.ls1(exact.attn(wide, exact.norm1)),
+            exact.ls1(exact.attn(exact.norm1(wide))),
         ),
         (
             branches.mlp(x, block.norm2, mlp.fc1, mlp.fc2, block.ls2.gamma, False),
-            exact.ls2(exact.mlp(wide, exact.norm2)),
+            exact.ls2(exact.mlp(exact.norm2(wide))),
         ),
     ):
         assert error(found, wanted) < 2 * ROUNDING
@@ -198,6 +198,41 @@ def test_replaced_layers_and_listeners_are_called(calls: list[str]) -> None:
     block.mlp.fc2.load_state_dict(fc2.state_dict())
     assert error(block(x), by_hand(block, x)) < 2 * ROUNDING
     assert not torch.allclose(block(x), before, atol=0.1)
+
+
+def test_a_block_is_what_its_docstring_says() -> None:
+    block, x = made(scale=0.5).float(), torch.randn(8, 40, DIM)
+    y = x + block.ls1(block.attn(block.norm1(x)))
+    assert torch.equal(block(x), y + block.ls2(block.mlp(block.norm2(y))))
+
+
+class Factor(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+def test_a_replaced_layer_scale_is_called(calls: list[str]) -> None:
+    block, x = made(scale=0.5), torch.randn(8, 9, DIM).bfloat16()
+    block.ls1 = block.ls2 = Factor()
+    assert error(block(x), by_hand(block, x)) < 2 * ROUNDING
+    assert not calls
+
+
+class Doubled(Attention):
+    def forward(self, *inputs: object) -> Tensor:
+        return 2 * super().forward(*inputs)  # pyright: ignore
+
+
+class DoubledMlp(Mlp):
+    def forward(self, *inputs: object) -> Tensor:
+        return 2 * super().forward(*inputs)  # pyright: ignore
+
+
+def test_a_subclass_is_called_and_not_its_parents_kernel(calls: list[str]) -> None:
+    block, x = made(), torch.randn(8, 9, DIM).bfloat16()
+    block.attn.__class__, block.mlp.__class__ = Doubled, DoubledMlp
+    assert error(block(x), by_hand(block, x)) < 2 * ROUNDING
+    assert not calls
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (1, 900)])

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omma.ops import attention, packing
-from omma.ops.cpu import native
+from omma.ops.cpu import library
 from omma.ops.gelu import gelu
 from omma.ops.linear import linear
-from omma.ops.norm import norm, norm_linear
+from omma.ops.norm import norm, norm_for_linear
 
-LIBRARY, WHY = native.found()
+LIBRARY, WHY = library.load()
 ROUNDING = 0.004  # of bf16, relative; twice what one rounding leaves
 
 
@@ -168,17 +168,17 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mon
     """Kernels are looked for once more, in an empty cache."""
     monkeypatch.setenv("OMMA_CACHE", str(tmp_path))
     monkeypatch.delenv("OMMA_KERNELS", raising=False)
-    monkeypatch.setattr(native, "_abilities", lambda: list(native.NEEDED))
-    native.found.cache_clear()
+    monkeypatch.setattr(library, "_cpu_flags", lambda: list(library.NEEDED))
+    library.load.cache_clear()
     yield monkeypatch
-    native.found.cache_clear()
+    library.load.cache_clear()
 
 
 def test_why_there_are_none(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def why() -> str:
-        native.found.cache_clear()
-        library, reason = native.found()
-        assert library is None
+        library.load.cache_clear()
+        compiled, reason = library.load()
+        assert compiled is None
         return reason
 
     anew.setenv("CXX", "false")
@@ -188,7 +188,7 @@ def test_why_there_are_none(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     anew.delenv("CXX")
     anew.setattr("shutil.which", lambda name: None)
     assert "apt install g++" in why()
-    anew.setattr(native, "_abilities", lambda: ["avx512f"])
+    anew.setattr(library, "_cpu_flags", lambda: ["avx512f"])
     assert "avx512_bf16" in why()
     for word in ("off", "sometimes"):
         anew.setenv("OMMA_KERNELS", word)
@@ -205,22 +205,22 @@ def test_the_matrix_unit_is_not_used_unasked(anew: pytest.MonkeyPatch) -> None:
         commands.append(command)
         raise OSError("no more is needed")
 
-    anew.setattr(native.subprocess, "run", compiled)
-    anew.setattr(native, "_abilities", lambda: [*native.NEEDED, *native.MATRIX_UNIT])
+    anew.setattr(library.subprocess, "run", compiled)
+    anew.setattr(library, "_cpu_flags", lambda: [*library.NEEDED, *library.MATRIX_UNIT])
     for granted, wanted in [(True, "on"), (False, "on"), (True, "avx512")]:
-        anew.setattr(native, "_granted", lambda granted=granted: granted)
+        anew.setattr(library, "_amx_granted", lambda granted=granted: granted)
         anew.setenv("OMMA_KERNELS", wanted)
-        native.found.cache_clear()
-        native.found()
+        library.load.cache_clear()
+        library.load()
     assert ["-mno-amx-bf16" in command for command in commands] == [False, True, True]
 
 
 def test_torchs_are_used_then(anew: pytest.MonkeyPatch) -> None:
     anew.setenv("OMMA_KERNELS", "off")
-    native.found.cache_clear()
+    library.load.cache_clear()
     torch.manual_seed(0)
     qkv, layer, weight = drawn(2, 9, 96).requires_grad_(), nn.LayerNorm(96).bfloat16(), drawn(96, 96)
-    x = norm_linear(qkv, layer, weight, None)
+    x = linear(norm_for_linear(qkv, layer), weight)
     found = gelu(attention.attend(x, 1))
     names, nodes = set(), [found.grad_fn]
     while nodes:

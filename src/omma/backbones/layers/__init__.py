@@ -13,7 +13,7 @@ from omma.backbones.layers.block import (
     rates,
 )
 from omma.backbones.layers.embed import PatchEmbed
-from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU, perceive
+from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU
 
 __all__ = (
     "Attention",
@@ -29,6 +29,5 @@ __all__ = (
     "attend",
     "blocks",
     "init_linear",
-    "perceive",
     "rates",
 )

@@ -5,16 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.mlp import Mlp, perceive
-from omma.ops import attention, depth
+from omma.backbones.layers.mlp import Mlp
+from omma.ops import attention
 from omma.ops.attention import Rope
-from omma.ops.cpu import branches
+from omma.ops.cpu.residual import Layers, LayerScale, residual
 from omma.ops.linear import Linear
-from omma.ops.norm import norm_linear
+from omma.ops.norm import DeferredNorm
 from omma.ops.packing import Shapes, pack, unpack
 
 
@@ -29,31 +28,31 @@ class Size:
 
 
 class Where(NamedTuple):
-    """Where the tokens of a sequence lie, and what follows from it for attention."""
+    """Where the tokens of a sequence lie in the image, with what attention derives from it."""
 
     grid: tuple[int, int]  # rows and columns of the whole image's patches
-    prefix: int = 0  # tokens before the patches, which lie nowhere
-    keep: Int[Tensor, "b m"] | None = None  # which patches these are; None: all, row by row
+    prefix: int = 0  # tokens before the patches; they have no place in the grid
+    keep: Int[Tensor, "b m"] | None = None  # numbers of the patches that are left; None: all, row by row
     rope: Rope | None = None
-    bias: Float[Tensor, "b h n n"] | None = None  # added to every layer's scores
-    pairs: Int[Tensor, "*b n n"] | None = None  # entry of a relative bias's table for each pair of tokens ...
-    home: tuple[int, int] | None = None  # ... that was made for this grid
+    bias: Float[Tensor, "b h n n"] | None = None  # added to the scores in every layer
+    pairs: Int[Tensor, "*b n n"] | None = None  # each pair's entry in a relative bias table ...
+    home: tuple[int, int] | None = None  # ... and the grid that the table was made for
 
     @property
     def shapes(self) -> None:
-        """Nothing is packed."""
+        """None: nothing is packed."""
 
     @property
     def plain(self) -> bool:
-        """Does attention depend on nothing but the tokens?"""
+        """Does attention depend on the tokens alone, and not on their places?"""
         return self.rope is None and self.bias is None
 
     def lengths(self, x: Float[Tensor, "b n d"]) -> Shapes:
-        """How many sequences x holds, and how long."""
+        """Number and length of the sequences in x."""
         return ((x.shape[0], x.shape[1]),)
 
-    def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
-        """The same for some samples of the batch."""
+    def select(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Where":
+        """The same for the chosen samples of the batch."""
         (chosen,) = rows
         keep = None if self.keep is None else self.keep[chosen]
         rope, bias = self.rope, self.bias
@@ -67,14 +66,14 @@ class Where(NamedTuple):
         return self._replace(keep=keep, rope=rope, bias=bias, pairs=pairs)
 
 
-NOWHERE = Where((0, 0))  # of tokens that are a sequence and no more
+NOWHERE = Where((0, 0))  # for sequences of tokens that have no places
 
 
 class Packed(NamedTuple):
-    """The same for sequences of several lengths that are packed in one tensor (ops/packing.py)."""
+    """`Where` for sequences of several lengths packed in one tensor (ops/packing.py)."""
 
     shapes: Shapes
-    each: Sequence[Where]  # length by length
+    each: Sequence[Where]  # one for each length
 
     @property
     def plain(self) -> bool:
@@ -83,16 +82,16 @@ class Packed(NamedTuple):
     def lengths(self, x: Float[Tensor, "1 t d"]) -> Shapes:
         return self.shapes
 
-    def of(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Packed":
-        """The same for some samples of each length."""
+    def select(self, rows: Sequence[Int[Tensor, "_r"]]) -> "Packed":
+        """The same for the chosen samples of each length."""
         shapes = tuple((len(r), n) for r, (_, n) in zip(rows, self.shapes, strict=True))
-        return Packed(shapes, tuple(w.of([r]) for r, w in zip(rows, self.each, strict=True)))
+        return Packed(shapes, tuple(w.select([r]) for r, w in zip(rows, self.each, strict=True)))
 
 
-def apart(
+def per_length(
     mix: Callable[[Any, Tensor, Where], Tensor],
 ) -> Callable[[Any, Float[Tensor, "b n i"], Where | Packed], Float[Tensor, "b n o"]]:
-    """Of a method that mixes the tokens of sequences: packed ones are given to it a length at a time."""
+    """Decorates a method that mixes the tokens of sequences: it receives packed ones one length at a time."""
 
     @functools.wraps(mix)
     def each(self: Any, x: Tensor, where: Where | Packed) -> Tensor:
@@ -109,7 +108,7 @@ def attend(
     where: Where | Packed,
     bias: Callable[[Where], Tensor | None] = lambda where: where.bias,
 ) -> Float[Tensor, "b n d"]:
-    """Softmax attention of tokens that lie there."""
+    """Softmax attention of tokens at the given places."""
     if isinstance(where, Where):
         return attention.attend(qkv, heads, where.rope, bias(where))
     ropes, biases = [w.rope for w in where.each], [bias(w) for w in where.each]
@@ -117,10 +116,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of its normalised input (docs/adr/0004).
-
-    A subclass says in `_mix` how else tokens are mixed.
-    """
+    """Multi-head self-attention; a subclass mixes the tokens in another way in `_mix`."""
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -128,43 +124,31 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
 
-    def _qkv(self, x: Float[Tensor, "b n d"], before: nn.LayerNorm) -> Float[Tensor, "b n 3d"]:
-        return norm_linear(x, before, self.qkv.weight, self.qkv.bias)
-
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
         return attend(qkv, self.heads, where)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
+        self, x: Float[Tensor, "b n d"] | DeferredNorm, where: Where | Packed = NOWHERE
     ) -> Float[Tensor, "b n d"]:
-        return self.proj(self._mix(self._qkv(x, before), where))
+        return self.proj(self._mix(self.qkv(x), where))
 
-    def weights(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
-    ) -> Float[Tensor, "b h n n"]:
+    def branch_layers(self) -> Layers:
+        between = "attention" if type(self) is Attention else "other"
+        return Layers((self.qkv,), self.proj, between, self.heads)
+
+    def weights(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b h n n"]:
         """How much each token attends to each."""
-        q, k, _ = attention.split(self._qkv(x, before), self.heads)
+        q, k, _ = attention.split(self.qkv(x), self.heads)
         if where.rope is not None:
             q, k = where.rope.turn(q), where.rope.turn(k)
         return attention.weights(q, k, where.bias)
 
 
-class LayerScale(nn.Module):
-    """A learned factor for each dimension of a residual branch [Touvron 2021, arXiv 2103.17239]."""
-
-    def __init__(self, dim: int, start: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)), each scaled where `layer_scale` is given.
+    """x + attn(norm1(x)), then x + mlp(norm2(x)), each branch scaled where `layer_scale` is given.
 
-    attn, mlp: modules that take the input, the norm before it and (attn) where the tokens lie. Sequences of
-    several lengths come packed, as [1, t, d].
+    attn: a module that takes normalised tokens and where they lie; mlp: one that takes normalised tokens.
+    Sequences of several lengths come packed, as [1, t, d].
     """
 
     def __init__(
@@ -186,35 +170,14 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
-        drop, shapes = self.drop_path if self.training else 0.0, where.shapes
-        mixed, perceived = (
-            functools.partial(self._mixed, add=True),
-            functools.partial(self._perceived, add=True),
-        )
-        x = depth.residual(x, self._mixed, drop, where, shapes=shapes, summed=mixed)
-        return depth.residual(x, self._perceived, drop, shapes=shapes, summed=perceived)
-
-    def _mixed(self, x: Tensor, where: Where | Packed, add: bool = False) -> Tensor:
-        """The first branch, and x where `add`."""
-        attn, norm, gamma = self.attn, self.norm1, _gamma(self.ls1)
-        if type(attn) is Attention and where.plain:
-            shapes = where.lengths(x)
-            if branches.takes_mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, gamma, attn, self.ls1):
-                return branches.mix(x, norm, attn.qkv, attn.proj, attn.heads, shapes, gamma, add)
-        out = self.ls1(attn(x, norm, where))
-        return x + out if add else out
-
-    def _perceived(self, x: Tensor, add: bool = False) -> Tensor:
-        """The second."""
-        return perceive(x, self.norm2, self.mlp, _gamma(self.ls2), add)
-
-
-def _gamma(scale: nn.Module) -> Tensor | None:
-    return scale.gamma if isinstance(scale, LayerScale) else None
+        """x + drop_path(ls1(attn(norm1(x)))), then x + drop_path(ls2(mlp(norm2(x))))."""
+        drop = self.drop_path if self.training else 0.0
+        x = residual(x, self.norm1, self.attn, self.ls1, drop, where.shapes, where)
+        return residual(x, self.norm2, self.mlp, self.ls2, drop, where.shapes)
 
 
 def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:
-    """Stochastic depth that rises linearly to `drop_path` at the last layer, or is that in all."""
+    """Rates of stochastic depth: linear from 0 to `drop_path` at the last layer, or `drop_path` in all."""
     return [drop_path if uniform else drop_path * i / max(layers - 1, 1) for i in range(layers)]
 
 
@@ -243,9 +206,9 @@ __all__ = (
     "Packed",
     "Size",
     "Where",
-    "apart",
     "attend",
     "blocks",
     "init_linear",
+    "per_length",
     "rates",
 )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.backbones.layers.block import Size, blocks, init_linear
-from omma.ops.norm import norm_linear
+from omma.ops.linear import Linear, norm_linear
 from omma.ops.positions import resample, sincos_2d
 
 
@@ -25,7 +25,7 @@ class PixelDecoder(nn.Module):
         self.register_buffer("positions", sincos_2d(size.dim, grid)[None])
         self.blocks = blocks(size)
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
-        self.predict = nn.Linear(size.dim, out)
+        self.predict = Linear(size.dim, out)
         self.apply(init_linear)
 
     def decode(
@@ -35,4 +35,4 @@ class PixelDecoder(nn.Module):
         x = x + resample(self.positions, self.grid, grid).to(x.dtype)
         before = 0 if front is None else front.shape[1]
         x = self.blocks(x if front is None else torch.cat([front, x], dim=1))
-        return norm_linear(x[:, before:], self.norm, self.predict.weight, self.predict.bias)
+        return norm_linear(x[:, before:], self.norm, self.predict)

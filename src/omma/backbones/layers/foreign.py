@@ -66,6 +66,14 @@ def share_statistics(network: nn.Module) -> None:
                 setattr(module, name, adopt(ours, child))
 
 
+def drop_nothing(network: nn.Module) -> None:
+    """Turn off the stochastic depth of timm's and torchvision's modules, in training too."""
+    for module in network.modules():
+        for kind, rate in (("DropPath", "drop_prob"), ("StochasticDepth", "p")):
+            if type(module).__name__ == kind:
+                setattr(module, rate, 0.0)
+
+
 class Trunk(nn.Module):
     """Children of a network that are run one after the other."""
 

@@ -10,12 +10,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.block import NOWHERE, Attention, Packed, Where, apart
+from omma.backbones.layers.block import NOWHERE, Attention, Packed, Where, per_length
 from omma.ops import attention
-from omma.ops.norm import norm
 
 
-class Linear(Attention):
+class LinearAttention(Attention):
     """Linear attention [Katharopoulos 2020, arXiv 2006.16236, eq. 6]: cost grows with n, not n^2.
 
     Queries and keys pass phi(x) = elu(x) + 1; sums over the keys are taken before queries meet them.
@@ -25,18 +24,16 @@ class Linear(Attention):
         q, k, v = attention.split(qkv, self.heads)
         return F.elu(q) + 1, F.elu(k) + 1, v
 
-    @apart
+    @per_length
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         q, k, v = self._split(qkv)
         k = k / k.shape[2]  # sums stay of order one in half precision; the ratio is the same
         total = k.sum(2, keepdim=True).transpose(-1, -2)
         return attention.merge((q @ (k.transpose(-1, -2) @ v)) / (q @ total))
 
-    def weights(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
-    ) -> Float[Tensor, "b h n n"]:
+    def weights(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b h n n"]:
         """phi(q) phi(k)^T, each row divided by its sum."""
-        q, k, _ = self._split(self._qkv(x, before))
+        q, k, _ = self._split(self.qkv(x))
         return F.normalize(q @ k.transpose(-1, -2), p=1, dim=-1)
 
 
@@ -50,14 +47,12 @@ class Fourier(nn.Module):
     def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
 
-    @apart
+    @per_length
     def _mix(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b n d"]:
         return torch.fft.fft2(x.float(), norm="ortho").real.to(x.dtype)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where | Packed = NOWHERE
-    ) -> Float[Tensor, "b n d"]:
-        return self._mix(norm(x, before), where)
+    def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
+        return self._mix(x, where)
 
 
 SIDE = 4  # tokens along a side of BigBird's blocks
@@ -72,7 +67,7 @@ class BigBird(Attention):
     tokens before the patches; those look at, and are seen by, everything.
     """
 
-    @apart
+    @per_length
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         if where.keep is not None:  # what is left lies scattered: masked, and few
             return attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv))
@@ -99,11 +94,9 @@ class BigBird(Attention):
         everywhere = F.scaled_dot_product_attention(q[:, :, :p], k, v)
         return attention.merge(torch.cat([everywhere, local], dim=2))
 
-    def weights(
-        self, x: Float[Tensor, "b n d"], before: nn.LayerNorm, where: Where = NOWHERE
-    ) -> Float[Tensor, "b h n n"]:
+    def weights(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b h n n"]:
         """Zero where a token does not look."""
-        q, k, _ = attention.split(self._qkv(x, before), self.heads)
+        q, k, _ = attention.split(self.qkv(x), self.heads)
         if where.rope is not None:
             q, k = where.rope.turn(q), where.rope.turn(k)
         return attention.weights(q, k, _hidden(where, q))

@@ -158,7 +158,7 @@ class Transformer(Backbone):
             if i in wanted:
                 if not hasattr(block.attn, "weights"):
                     raise NoAttention(f"layer {i} of {self.name} mixes its tokens without attention weights")
-                maps[i] = block.attn.weights(x, block.norm1, where)
+                maps[i] = block.attn.weights(norm(x, block.norm1), where)
             if i == max(wanted, default=-1):
                 break
             x = block(x, where)

@@ -1,7 +1,8 @@
-"""The two branches of a pre-norm transformer block, each in one kernel where omma's fit (ops/cpu/native.py).
+"""The two branches of a pre-norm transformer block, each computed by one kernel (docs/adr/0014).
 
-A thread takes some samples through a whole branch, norm to sum, and what is between the layers stays in its
-cache. The backward pass keeps the branch's input, the GELU's or attention's, and makes the rest anew.
+A thread takes a few samples through a whole branch, from the norm to the sum, and intermediate results stay
+in its cache. The inputs of the branch and of the GELU or attention are saved for the backward pass, which
+recomputes the rest.
 """
 
 from typing import Any, cast
@@ -11,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.ops.attention import IN_CACHE
-from omma.ops.cpu import native
+from omma.ops.cpu import native, operators
 from omma.ops.linear import Linear
 from omma.ops.packing import Shapes
 
-SHARED = 8  # samples from which threads share them rather than the work on each
+MIN_SAMPLES = 8  # with fewer, threads share the work on each sample instead of the samples
 
 
 def mlp(
@@ -26,7 +27,7 @@ def mlp(
     gamma: Float[Tensor, "d"] | None = None,
     add: bool = True,
 ) -> Float[Tensor, "*b d"]:
-    """gamma * second(gelu(first(norm(x)))), and x where `add`; of what `takes_mlp` takes."""
+    """gamma * second(gelu(first(norm(x)))), plus x where `add`; `takes_mlp` must hold of the arguments."""
     weights = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
     return _Mlp.apply(x, *weights, norm.eps, add, torch.is_grad_enabled())  # pyright: ignore
 
@@ -41,9 +42,9 @@ def mix(
     gamma: Float[Tensor, "d"] | None = None,
     add: bool = True,
 ) -> Float[Tensor, "b n d"]:
-    """gamma * second(attention(first(norm(x)))), and x where `add`; of what `takes_mix` takes.
+    """gamma * second(attention(first(norm(x)))), plus x where `add`; `takes_mix` must hold of the arguments.
 
-    shapes: how many sequences x holds, and how long; of each length where several are packed in [1, t, d].
+    shapes: number and length of the sequences in x, for each length where several are packed in [1, t, d].
     """
     weights = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
     numbers = [number for shape in shapes for number in shape]
@@ -59,8 +60,8 @@ def takes_mlp(
     gamma: Tensor | None,
     *others: nn.Module,
 ) -> bool:
-    """Can `mlp` stand for these and for `others`, which are around them?"""
-    return _ours(x, norm, first, second, gamma, *others) and _even(x.shape[-1], _width(first))
+    """Can `mlp` replace these modules and `others`, which contain or scale them?"""
+    return _replaceable(x, norm, first, second, gamma, *others) and _whole_tiles(x.shape[-1], _width(first))
 
 
 def takes_mix(
@@ -73,25 +74,25 @@ def takes_mix(
     gamma: Tensor | None,
     *others: nn.Module,
 ) -> bool:
-    """Can `mix`? Threads must have samples to share, and a head's weights fit into a cache."""
+    """Can `mix` replace them? Threads need samples to share, and a head's weights must fit into a cache."""
     return (
-        _ours(x, norm, first, second, gamma, *others)
+        _replaceable(x, norm, first, second, gamma, *others)
         and x.shape[-1] % heads == 0
-        and _even(x.shape[-1] // heads)
-        and sum(b for b, _ in shapes) >= SHARED
+        and _whole_tiles(x.shape[-1] // heads)
+        and sum(b for b, _ in shapes) >= MIN_SAMPLES
         and max(n for _, n in shapes) <= IN_CACHE
     )
 
 
 def _width(layer: nn.Module) -> int:
-    return cast(nn.Linear, layer).out_features  # `_ours` has seen that it is one
+    return cast(nn.Linear, layer).out_features  # `_replaceable` has checked the type
 
 
-def _even(*widths: int) -> bool:
+def _whole_tiles(*widths: int) -> bool:
     return all(width % 32 == 0 for width in widths)
 
 
-def _ours(
+def _replaceable(
     x: Tensor,
     norm: nn.Module,
     first: nn.Module,
@@ -99,14 +100,14 @@ def _ours(
     gamma: Tensor | None,
     *others: nn.Module,
 ) -> bool:
-    """Are these as the kernels want them, and would nobody miss being called?
+    """Do the kernels take these, and does nothing depend on the modules being called?
 
-    Not where a layer of another class was put in one's place, or somebody listens to one.
+    A layer of another class or one with hooks must be called.
     """
     if type(norm) is not nn.LayerNorm or type(first) is not Linear or type(second) is not Linear:
         return False
-    found = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
-    weights = [w for w in found if w is not None]
+    tensors = (norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, gamma)
+    weights = [w for w in tensors if w is not None]
     return (
         norm.bias is not None
         and native.fits(x, *weights)
@@ -121,11 +122,11 @@ def _ours(
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
-        *layers, eps, add, train = given
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        *layers, eps, add, train = arguments
         x = x.contiguous()
-        y, *kept = torch.ops.omma.mlp.default(x, *layers, x if add else None, eps, train)
-        ctx.save_for_backward(x, *layers, *kept)
+        y, *saved = torch.ops.omma.mlp.default(x, *layers, x if add else None, eps, train)
+        ctx.save_for_backward(x, *layers, *saved)
         ctx.add = add
         return y
 
@@ -137,18 +138,18 @@ class _Mlp(torch.autograd.Function):
         dx, du, again, *of_norm = torch.ops.omma.mlp_backward.default(
             grad, x, scale, shift, mean, inverse, u, w1, _scaled(w2, gamma), onto
         )
-        first = _first(ctx, du, again, native.GRAD, b1)
-        second = _second(ctx, grad, u, native.GELU_OF_INPUT, w2, b2, gamma)
+        first = _first(ctx, du, again, operators.GRAD, b1)
+        second = _second(ctx, grad, u, operators.GELU_OF_INPUT, w2, b2, gamma)
         return dx, *of_norm, *first, *second, None, None, None
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
-        *layers, eps, shapes, heads, add, train = given
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        *layers, eps, shapes, heads, add, train = arguments
         x = x.contiguous()
-        y, *kept = torch.ops.omma.mix.default(x, *layers, x if add else None, eps, shapes, heads, train)
-        ctx.save_for_backward(x, *layers, *kept)
+        y, *saved = torch.ops.omma.mix.default(x, *layers, x if add else None, eps, shapes, heads, train)
+        ctx.save_for_backward(x, *layers, *saved)
         ctx.shapes, ctx.heads, ctx.add = shapes, heads, add
         return y
 
@@ -161,8 +162,8 @@ class _Mix(torch.autograd.Function):
             *(grad, x, scale, shift, mean, inverse, qkv, mixed, log_sum, w1, _scaled(w2, gamma), onto),
             *(ctx.shapes, ctx.heads),
         )
-        first = _first(ctx, dqkv, again, native.NONE, b1)
-        second = _second(ctx, grad, mixed, native.NONE, w2, b2, gamma)
+        first = _first(ctx, dqkv, again, operators.NONE, b1)
+        second = _second(ctx, grad, mixed, operators.NONE, w2, b2, gamma)
         return dx, *of_norm, *first, *second, None, None, None, None, None
 
 
@@ -170,25 +171,28 @@ def _scaled(weight: Tensor, gamma: Tensor | None) -> Tensor:
     return weight if gamma is None else weight * gamma[:, None]
 
 
-def _first(ctx: Any, grad: Tensor, x: Tensor, lie: int, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of the first layer's weight and bias, from its own and its input, which lie so."""
+def _first(ctx: Any, grad: Tensor, x: Tensor, layout: int, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of the first layer's weight and bias, from its output's gradient and its input.
+
+    layout: of these two, as in operators.py.
+    """
     if not any(ctx.needs_input_grad[3:5]):
         return None, None
-    return torch.ops.omma.weight_gradient.default(grad, x, bias is not None, lie)
+    return torch.ops.omma.weight_gradient.default(grad, x, bias is not None, layout)
 
 
 def _second(
-    ctx: Any, grad: Tensor, x: Tensor, lie: int, weight: Tensor, bias: Tensor | None, gamma: Tensor | None
+    ctx: Any, grad: Tensor, x: Tensor, layout: int, weight: Tensor, bias: Tensor | None, gamma: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the second layer's weight and bias, and of gamma.
 
-    The layer's value v = x w^T + b was not kept. With p = grad^T x and s the sums of grad, the gradients of w
-    and b are gamma p and gamma s; gamma's, the sums of grad v, are the sums of w's rows times p's, and b s.
+    The layer's output v = x w^T + b was not saved. With p = grad^T x and s = sum of grad over rows, the
+    gradients of w and b are gamma p and gamma s; gamma's is, for each row of w, sum(w p) + b s.
     """
     if not any(ctx.needs_input_grad[5:8]):
         return None, None, None
     rows = grad.view(-1, grad.shape[-1])
-    p, s = torch.ops.omma.weight_gradient.default(rows, x, bias is not None, lie)
+    p, s = torch.ops.omma.weight_gradient.default(rows, x, bias is not None, layout)
     if gamma is None:
         return p, s, None
     of_gamma = (weight.float() * p.float()).sum(1)

@@ -16,7 +16,6 @@ from omma.backbones import cait, swin
 from omma.backbones.layers import relative
 from omma.core.protocols import Backbone
 from omma.ops import attention
-from omma.ops.norm import norm_linear
 
 
 def plain(encoder: Backbone) -> Backbone:
@@ -61,9 +60,7 @@ class Windowed(nn.Module):
         self.pairs: Tensor
         self.register_buffer("pairs", relative.distances((attn.side, attn.side)), persistent=False)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm, grid: tuple[int, int]
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         attn, window, (rows, columns) = self.attn, self.attn.side, grid
         n_rows, y, y_valid, y_index = _axis(rows, window, attn.shifted, x.device)
         n_columns, z, z_valid, z_index = _axis(columns, window, attn.shifted, x.device)
@@ -73,8 +70,7 @@ class Windowed(nn.Module):
             both = combine(a[:, None, :, None], b[None, :, None, :])
             return both.reshape(n_rows * n_columns, window * window)
 
-        # the norm comes before padding, which is the extra row of zeros at the end
-        tokens = F.pad(norm(x), (0, 0, 0, 1))
+        tokens = F.pad(x, (0, 0, 0, 1))  # the extra row of zeros at the end is the padding
         is_padding = per_position(y >= rows, z >= columns, torch.logical_or)
         source = per_position(y, z, lambda a, b: a * columns + b).masked_fill(is_padding, rows * columns)
         qkv = F.linear(tokens[:, source.flatten()], attn.qkv.weight, attn.qkv.bias)
@@ -105,13 +101,10 @@ class TalkingHeads(nn.Module):
         super().__init__()
         self.attn = attn
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], norm: nn.LayerNorm, gamma: Float[Tensor, "d"]
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         attn = self.attn
-        qkv = norm_linear(x, norm, attn.qkv.weight, attn.qkv.bias)
-        q, k, v = attention.split(qkv, attn.proj_l.in_features)
+        q, k, v = attention.split(attn.qkv(x), attn.proj_l.in_features)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         maps = attn.proj_l(scores.permute(0, 2, 3, 1)).softmax(2)  # [b, n, m, heads]
         maps = attn.proj_w(maps).permute(0, 3, 1, 2)
-        return attn.proj(attention.merge(maps @ v)) * gamma
+        return attn.proj(attention.merge(maps @ v))
