@@ -70,7 +70,7 @@ def build(name, model, channels=3):
     trained = guide(channels)
     context = Context(
         image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained,
-        tokenizer=file.tokenizer(config, None, ()) if hasattr(file, "tokenizer") else None,
+        tokenizer=None if file.tokenizer is None else file.tokenizer(config, None, ()),
     )  # fmt: skip
     return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, context)
 
@@ -86,7 +86,7 @@ def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):
             images.append(torch.randn(crop.count, channels, crop.size, crop.size, generator=g))
         crops.append(torch.zeros_like(torch.stack(images)) if constant else torch.stack(images))
     text = None
-    if hasattr(file, "tokenizer"):
+    if file.tokenizer is not None:
         text = file.tokenizer(recipe.config, None, ())([f"image {i}" for i in index])
     labels = np.where(index % BATCH == 1, -1, index % 3)  # one is missing, in the first half
     return Batch(tuple(crops), Key(0, np.zeros(b, np.int64), index), torch.from_numpy(labels), text)

@@ -27,12 +27,12 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     if name is None:
         table = Table(box=None, show_header=False)
         for each in known.names():
-            table.add_row(each, Text((inspect.getdoc(known.get(each)) or "").splitlines()[0]))
+            table.add_row(each, Text(known.get(each).doc.splitlines()[0]))
         out.print(table)
         out.print("\n`omma methods NAME` explains one.")
         return 0
     file = known.get(name)
-    out.print(inspect.getdoc(file), markup=False)
+    out.print(file.doc, markup=False)
     if wanted := _wanted(choose.needs_of(name, file.paper(224, "vit-s/16").config)):
         out.print(f"\nNeeds beside images: {'; '.join(wanted)}.", markup=False)
     out.print("\noptions (--method.KEY VALUE): the paper's, and what the small-data recipe sets")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -249,6 +249,14 @@ class StepOutput(NamedTuple):
     carry: Any = None  # what after_step needs, one for each micro-batch
 
 
+class Reconstruction(NamedTuple):
+    """Images as a method reconstructs them, for its report."""
+
+    images: Float[Tensor, "b c h w"]  # normalised as what was given
+    hidden: Bool[Tensor, "b h w"] | None  # pixels that the encoder did not see; None: it saw all of them
+    caption: str  # what is shown, in a sentence
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
     """Parameters that are trained alike."""
@@ -380,6 +388,13 @@ class Method(nn.Module):
     def groups(self) -> Iterable[ParamGroup]:
         """What is trained, and how; parameters in no group are frozen."""
         raise NotImplementedError
+
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction | None:
+        """For the report: normalised images as the method reconstructs them; None if it does not.
+
+        A method that overrides this is built for the report without `Context.model` and `Context.preprocess`.
+        """
+        return None
 
 
 # ---------------------------------------------------------------- a trained model's input

@@ -15,17 +15,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, between, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    Key,
+    Needs,
+    ParamGroup,
+    Recipe,
+    Reconstruction,
+    StepOutput,
+)
 from omma.core.random import Stream
 from omma.losses import reconstruction
 from omma.methods.shared.masking import hide, random_units
+from omma.methods.shared.pixel_decoding import masked_reconstruction, patches_of
 from omma.ops.linear import linear
-from omma.ops.patches import normalised, padded, patchify, restored, unpatchify
+from omma.ops.patches import normalised
 from omma.train import param_groups
 
 
@@ -99,20 +112,23 @@ class Method(protocols.Method):
         self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
+    def _mask(self, key: Key, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b n"]:
+        grid = self.encoder.grid(*images.shape[-2:])
+        return random_units(key, Stream.MASK, grid, self.unit, self.config.mask_share).to(images.device)
+
     def _predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n p"]:
         tokens, grid = hide(self.encoder, images, mask, self.mask_token)
         features = self.encoder.encode(tokens, grid).patches
         return linear(features, self.predict.weight, self.predict.bias)
 
     def _target(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        patches = patchify(padded(images, self.encoder.patch), self.encoder.patch).float()
+        patches = patches_of(images, self.encoder.patch).float()
         return normalised(patches) if self.config.normalise_target else patches
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (crops,) = batch.views
         images = crops[:, 0]
-        grid = self.encoder.grid(*images.shape[-2:])
-        mask = random_units(batch.key, Stream.MASK, grid, self.unit, self.config.mask_share).to(images.device)
+        mask = self._mask(batch.key, images)
         count = collectives.mean(mask.sum().float())  # units at the edge may be smaller
         target = self._target(images)
         loss = reconstruction.masked_l1(self._predict(images, mask), target, mask, count)
@@ -127,16 +143,8 @@ class Method(protocols.Method):
         yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Images with all patches but `keep` blanked, and the same with the prediction filled in."""
-        patch, grid = self.encoder.patch, self.encoder.grid(*images.shape[-2:])
-        patches = patchify(padded(images, patch), patch)
-        mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device).scatter(1, keep, False)
-        predicted = self._predict(images, mask).float()
-        if self.config.normalise_target:
-            predicted = restored(predicted, patches)
-        at = mask[:, :, None]
-        blanked, filled = patches.masked_fill(at, 0.0), torch.where(at, predicted, patches)
-        return unpatchify(blanked, patch, grid), unpatchify(filled, patch, grid)
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
+        """The images with their hidden patches as predicted from the visible ones."""
+        mask = self._mask(key, images)
+        predicted = self._predict(images, mask)
+        return masked_reconstruction(self.encoder, images, predicted, mask, self.config.normalise_target)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omma import backbones, methods
 from omma.backbones.layers.heads import several
@@ -64,8 +64,7 @@ class Choice:
 
 def needs_of(method: str, config: Any) -> Needs:
     """What a method wants beside images."""
-    file = methods.get(method)
-    return file.needs(config) if hasattr(file, "needs") else Needs()
+    return methods.get(method).needs(config)
 
 
 def wanted(wishes: Wishes) -> Needs:
@@ -78,7 +77,7 @@ def wanted(wishes: Wishes) -> Needs:
 def _early(method: str, wishes: Wishes) -> Recipe:
     """A method's recipe as far as it is known before the images are."""
     file = methods.get(method)
-    recipe = getattr(file, wishes.recipe or "small", file.small)
+    recipe = file.recipe(wishes.recipe or "small")
     plan = recipe(wishes.image_size or 64, wishes.model or "vit-s/8")
     return dataclasses.replace(plan, config=_configured(method, plan.config, wishes.options))
 
@@ -122,8 +121,7 @@ def refuse(wishes: Wishes, *, classes: Sequence[str] | None, captions: bool) -> 
     if needs.drops_tokens or needs.plain or needs.distils:
         chosen = _chosen("model", model, known, wishes.model_options)
         suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
-    if hasattr(file := methods.get(name), "adapted"):
-        file.adapted(plan, known)
+    methods.get(name).adapted(plan, known)
 
 
 def _enough(method: str, needs: Needs, batch: int, accumulate: int) -> None:
@@ -187,12 +185,9 @@ def choose(facts: Facts, wishes: Wishes) -> Choice:
     if name is None:
         name = "small" if facts.images <= SMALL_DATA or facts.device != "cuda" else "paper"
         reasons.append((f"recipe {name}", f"{facts.images:,} images on {facts.device}"))
-    if name not in ("small", "paper"):
-        raise ValueError(f"recipe {name!r}: choose small or paper")
-    recipe = getattr(file, name)(size, model)
+    recipe = file.recipe(name)(size, model)
     recipe = dataclasses.replace(recipe, config=_configured(method, recipe.config, wishes.options))
-    if hasattr(file, "adapted"):  # what of the recipe follows from the user's options
-        recipe = file.adapted(recipe, backbones.options(model))
+    recipe = file.adapted(recipe, backbones.options(model))
     if init is not None:  # the weights were made for what they have
         recipe = dataclasses.replace(recipe, encoder={})
     batch, why = wishes.batch, ""
@@ -332,8 +327,9 @@ def _configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; refuses unknown ones."""
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     # typed as the field is, not as what the recipe has put there
-    known |= {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
-    known |= {f.name: None for f in dataclasses.fields(config) if f.type in (int | None, float | None)}
+    types = get_type_hints(type(config))  # annotations may be strings
+    known |= {name: "" for name in known if types[name] in (str, str | None)}
+    known |= {name: None for name in known if types[name] in (int | None, float | None)}
     return dataclasses.replace(config, **_chosen("method", method, known, options))
 
 

@@ -10,11 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Context, Images, Key, NoAttention, Preprocess
-from omma.core.random import Stream
+from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import knn
-from omma.methods.shared.masking import random_keep
 from omma.pretraining import monitor, retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.reporting import charts, html, pictures
@@ -48,8 +46,8 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     if (attention := _attention(model, chosen)) is not None:
         sections.append(attention)
     method = trained_method(folder)
-    if hasattr(method, "reconstruct"):
-        sections.append(_reconstructions(method, chosen, model.preprocess, seed))
+    if method is not None and (section := _reconstructions(method, chosen, model.preprocess, seed)):
+        sections.append(section)
     lines = folder.metrics()
     health = [line for line in lines if line["event"] == "health"]
     verdict: dict[str, Any] = health[-1] if health else {"text": "no health reading", "verdict": "warn"}
@@ -80,12 +78,12 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     )
 
 
-def trained_method(folder: RunFolder) -> Any:
-    """The whole method as the last checkpoint has it; None without one, and where it draws no pictures."""
+def trained_method(folder: RunFolder) -> Method | None:
+    """The whole method as the last checkpoint has it; None without one, and if it reconstructs nothing."""
     config = folder.config()
     file = methods.get(config["method"])
     saved, _ = checkpoint.newest(folder.checkpoints)
-    if saved is None or not hasattr(file.Method, "reconstruct"):
+    if saved is None or not file.reconstructs:
         return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])
@@ -144,28 +142,20 @@ def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
     )
 
 
-def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: int) -> html.Section:
-    rows, columns = method.encoder.grid(*pixels.shape[-2:])
-    share = getattr(method.config, "mask_share", 0.0)  # a tokenizer is shown all
+def _reconstructions(
+    method: Method, pixels: Tensor, preprocess: Preprocess, seed: int
+) -> html.Section | None:
+    """None for a method that reconstructs nothing."""
     key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
-    keep = random_keep(key, Stream.MASK, rows * columns, share)
-    masked, predicted = method.reconstruct(pixels, keep)
-    if not share:
-        return html.Section(
-            title="Reconstructions",
-            caption="The image, and what the decoder makes of its codes alone.",
-            pictures=[
-                pictures.reconstructions(shown(pixels, preprocess), None, shown(predicted, preprocess))
-            ],
-        )
-    visible = shown(masked, preprocess)
-    hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels: nothing was put there
-    visible[hidden] = np.nan
-    return html.Section(
-        title="Reconstructions",
-        caption=f"The image, the {1 - share:.0%} of it that the encoder saw, and what it made of that.",
-        pictures=[pictures.reconstructions(shown(pixels, preprocess), visible, shown(predicted, preprocess))],
-    )
+    made = method.reconstruct(pixels, key)
+    if made is None:
+        return None
+    original, visible = shown(pixels, preprocess), None
+    if made.hidden is not None:
+        visible = original.copy()
+        visible[made.hidden.cpu().numpy()] = np.nan
+    pairs = pictures.reconstructions(original, visible, shown(made.images, preprocess))
+    return html.Section(title="Reconstructions", caption=made.caption, pictures=[pairs])
 
 
 def _results(folder: RunFolder) -> list[Result]:

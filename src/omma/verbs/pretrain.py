@@ -235,7 +235,7 @@ def pretrain(
         notes += init_weights.fill(encoder, first, allow_partial)
         first = None  # training needs the memory
     tokenizer, drawn = None, None
-    if some.text is not None and needs.text:
+    if some.text is not None and needs.text and file.tokenizer is not None:
         usable = captions.fit(some.text)[1]
         tokenizer = file.tokenizer(choice.recipe.config, guide, captions.sample(usable))
         drawn = Captions(usable, tokenizer)
