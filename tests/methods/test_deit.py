@@ -43,7 +43,7 @@ def given(**values):
 def build(config=PLAIN, given_=None, **options):
     torch.manual_seed(0)
     encoder = backbones.build(name="vit-n/8", image_size=16, **({"distilled": True} | options))
-    return deit.Method(encoder, config, given_ or context())
+    return deit.Method(encoder, config, given_ or given())
 
 
 def batch_of(n):

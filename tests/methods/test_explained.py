@@ -13,7 +13,7 @@ from omma.cli import about
 def test_a_file_opens_with_what_a_reader_wants(name):
     doc = methods.get(name).doc
     first, blank, *rest = doc.splitlines()
-    assert re.search(r"\[\w.*\d{4}, arXiv \d{4}\.\d{5}\]\.$", first)
+    assert re.search(r"\[\w.*\d{4}, arXiv \d{4}\.\d{4,5}\]\.$", first)
     assert blank == ""
     idea = rest[: rest.index("")]
     assert 2 <= len(idea) <= 6

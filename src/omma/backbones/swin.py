@@ -142,6 +142,7 @@ class Swin(Backbone):
     """
 
     drops_tokens = False
+    hierarchical = True
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omma import backbones
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
 from omma.core.protocols import (
@@ -68,7 +69,8 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method beit --method.tokenizer RUN --recipe paper --model beit-b/16 --epochs 800`
     """
-    scale = 1e-5 if "-l/" in model else 0.1  # [section 2.4 and the code's README]
+    large = backbones.options(model).get("dim") == 1024
+    scale = 1e-5 if large else 0.1  # [section 2.4 and the code's README]
     return Recipe(
         config=Config(), batch=2048, lr=1.5e-3, lr_end=1e-5, warmup=10 / 800, weight_decay=0.05,
         betas=(0.9, 0.999), clip=3.0, drop_path=0.1,

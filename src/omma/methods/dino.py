@@ -20,9 +20,20 @@ from torch import Tensor
 from omma import backbones
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, protocols
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses.distillation import Student, cross_entropy, other_views
-from omma.methods.shared import crops, self_distillation
+from omma.methods.shared import crops, self_distillation, signals
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -111,6 +122,9 @@ class Method(protocols.Method):
         if c.centring == "mean":
             mean = collectives.mean(torch.stack(list(carries)).mean(0))
             self.centre.lerp_(mean, 1 - c.centre_momentum)  # [eq. 4]
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

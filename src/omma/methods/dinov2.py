@@ -26,10 +26,21 @@ from torch import Tensor, nn
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
 from omma.losses.koleo import koleo
-from omma.methods.shared import crops, self_distillation
+from omma.methods.shared import crops, self_distillation, signals
 from omma.methods.shared.masked_crops import MaskedCrops
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
@@ -88,11 +99,10 @@ def paper(image_size: int, model: str) -> Recipe:
     --method.layer-decay 0.9 --method.momentum 0.992 --method.centring mean --method.untied False
     --method.prototypes 65536 --method.teacher-temp-warmup 0.3 --model.drop-path 0.3.
     """
-    batch, fits = 3072, image_size == 224 and model.endswith("/14")
+    batch, config = 3072, Config(local_size=crops.papers_local_size(image_size, model))
     return Recipe(
-        config=Config(local_size=98 if fits else None), batch=batch, lr=2e-4 * (batch / 1024) ** 0.5,
-        warmup=80 / 500, weight_decay=0.04, weight_decay_end=0.2, clip=3.0, drop_path=0.4,
-        encoder={"layer_scale": 1e-5, "drop_uniform": True},
+        config=config, batch=batch, lr=2e-4 * (batch / 1024) ** 0.5, warmup=80 / 500, weight_decay=0.04,
+        weight_decay_end=0.2, clip=3.0, drop_path=0.4, encoder={"layer_scale": 1e-5, "drop_uniform": True},
     )  # fmt: skip
 
 
@@ -309,6 +319,9 @@ class Method(protocols.Method):
             self.patch_centre.lerp_(
                 collectives.total(torch.stack(patches).sum(0)) / number, 1 - c.centre_momentum
             )
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         c = self.config

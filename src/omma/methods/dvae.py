@@ -12,7 +12,7 @@ Choose it when BEiT shall learn from the kind of tokenizer that its paper took; 
 no temperature.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from omma.core.protocols import (
     Context,
     Crop,
     Extras,
+    HealthSignal,
     Key,
     ParamGroup,
     Recipe,
@@ -38,7 +39,7 @@ from omma.core.protocols import (
 )
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
-from omma.methods.shared import gumbel
+from omma.methods.shared import gumbel, signals
 from omma.methods.shared.pixel_decoding import decode, one_crop, patches_of, small_decoder
 from omma.methods.shared.tokenizers import Tokenizing, code_use, codes_extras, reconstruction
 from omma.ops.patches import unpatchify
@@ -177,6 +178,9 @@ class Method(protocols.Method):
                 **code_use(collectives.mean(use)),
             }
         return StepOutput(loss, metrics)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

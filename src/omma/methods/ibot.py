@@ -26,13 +26,14 @@ from omma.core.protocols import (
     Clock,
     Context,
     Crop,
+    HealthSignal,
     Needs,
     ParamGroup,
     Recipe,
     StepOutput,
 )
 from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
-from omma.methods.shared import crops, self_distillation
+from omma.methods.shared import crops, self_distillation, signals
 from omma.methods.shared.masked_crops import MaskedCrops
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
@@ -157,6 +158,9 @@ class Method(protocols.Method):
         images, patches = collectives.mean(torch.stack(means).mean(0))
         self.centre.lerp_(images, 1 - c.centre_momentum)
         self.patch_centre.lerp_(patches, 1 - c.centre_momentum)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

@@ -11,7 +11,7 @@ Choose it to fine-tune afterwards, with a large ViT and long runs; as they are, 
 apart.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from omma.core.protocols import (
     Context,
     Crop,
     Features,
+    HealthSignal,
     Key,
     Needs,
     ParamGroup,
@@ -37,6 +38,7 @@ from omma.core.protocols import (
 )
 from omma.core.random import Stream
 from omma.losses import reconstruction
+from omma.methods.shared import signals
 from omma.methods.shared.masking import random_keep
 from omma.methods.shared.pixel_decoding import (
     PixelDecoding,
@@ -148,6 +150,9 @@ class Method(protocols.Method):
         with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
             blank = reconstruction.masked_mse(target.mean(0, keepdim=True).expand_as(target), target, mask)
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

@@ -11,13 +11,14 @@ Choose it when you want masked image modelling on a Swin, or to fine-tune afterw
 made to be compared as they are (k-NN), and want longer runs than those of methods that compare views.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from omma import backbones
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, between, range_within_one
 from omma.core.protocols import (
@@ -26,6 +27,7 @@ from omma.core.protocols import (
     Clock,
     Context,
     Crop,
+    HealthSignal,
     Key,
     Needs,
     ParamGroup,
@@ -35,6 +37,7 @@ from omma.core.protocols import (
 )
 from omma.core.random import Stream
 from omma.losses import reconstruction
+from omma.methods.shared import signals
 from omma.methods.shared.masking import hide, random_units
 from omma.methods.shared.pixel_decoding import masked_reconstruction, patches_of
 from omma.ops.linear import linear
@@ -74,10 +77,10 @@ def paper(image_size: int, model: str) -> Recipe:
     The paper's runs of 800 epochs (ViT-B too) warm up for 10 epochs and fall to a tenth after 700, at half of
     this rate, which ViTs are given here; their ViT-B has relative positions that all layers share.
     """
+    swin = backbones.family(model).hierarchical
     return Recipe(
-        config=Config(), batch=2048, lr=2e-4 * 2048 / 512 if "swin" in model else 1e-4 * 2048 / 512,
-        lr_end=1e-5 * 2048 / 512, warmup=0.1, weight_decay=0.05, clip=5.0,
-        drop_path=0.0 if "swin" in model else 0.1,
+        config=Config(), batch=2048, lr=(2e-4 if swin else 1e-4) * 2048 / 512, lr_end=1e-5 * 2048 / 512,
+        warmup=0.1, weight_decay=0.05, clip=5.0, drop_path=0.0 if swin else 0.1,
     )  # fmt: skip
 
 
@@ -136,6 +139,9 @@ class Method(protocols.Method):
             constant = target.mean(0, keepdim=True).expand_as(target)
             blank = reconstruction.masked_l1(constant, target, mask, count)
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

@@ -33,6 +33,7 @@ from omma.core.protocols import (
     Context,
     Crop,
     Extras,
+    HealthSignal,
     Key,
     ParamGroup,
     Recipe,
@@ -41,6 +42,7 @@ from omma.core.protocols import (
 )
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
+from omma.methods.shared import signals
 from omma.methods.shared.pixel_decoding import decode, one_crop, patches_of, small_decoder
 from omma.methods.shared.tokenizers import Tokenizing, code_use, codes_extras, reconstruction
 from omma.ops.patches import unpatchify
@@ -233,6 +235,9 @@ class Method(protocols.Method):
 
     def after_step(self, clock: Clock, carries: Sequence[CodeStats]) -> None:
         self.codebook.update(carries, self.config.decay, self.config.revive)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

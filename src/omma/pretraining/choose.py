@@ -118,7 +118,7 @@ def refuse(wishes: Wishes, *, classes: Sequence[str] | None, captions: bool) -> 
     if model is None:
         return
     known = backbones.options(model)
-    if needs.drops_tokens or needs.plain or needs.distils:
+    if needs.drops_tokens or needs.plain or needs.backbone_options:
         chosen = _chosen("model", model, known, wishes.model_options)
         suits(name, needs, backbones.outline(name=model, image_size=wishes.image_size or 64, **chosen))
     methods.get(name).adapted(plan, known)
@@ -139,14 +139,17 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
 
     image_size: where it is known, an image that is a single patch is refused too: none of it can be hidden.
     """
-    lacking = (
-        "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
-        else "embed each patch by itself" if needs.plain and not encoder.plain
-        else "carry a distillation token" if needs.distils and not encoder.distils else ""
-    )  # fmt: skip
+    lacking = []
+    if needs.drops_tokens and not encoder.drops_tokens:
+        lacking.append("leave tokens out")
+    if needs.plain and not encoder.plain:
+        lacking.append("embed each patch by itself")
+    for option, what in needs.backbone_options.items():
+        if option not in backbones.options(encoder.name):
+            lacking.append(what)
     if lacking:
         raise ValueError(
-            f"{method} needs a backbone that can {lacking}, and {encoder.name} cannot: choose a plain ViT "
+            f"{method} needs a backbone that can {lacking[0]}, and {encoder.name} cannot: choose a plain ViT "
             "(--model vit-ti/4) or another method (--method simclr)"
         )
     if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):
@@ -307,7 +310,7 @@ def _unused(facts: Facts, method: str) -> list[tuple[str, str]]:
 def _model(facts: Facts, method: str, needs: Needs, size: int) -> tuple[str, str]:
     hybrid = "vitc-15mf"
     patch = 4 if size <= 64 else 16
-    if needs.drops_tokens or needs.plain or needs.distils:
+    if needs.drops_tokens or needs.plain or needs.backbone_options:
         width = "s" if facts.device == "cuda" else "n"
         return f"vit-{width}/{patch}", f"{method} needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":

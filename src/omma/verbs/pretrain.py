@@ -280,6 +280,7 @@ def pretrain(
         len(training) < len(rows),
         blind=not needs.labels,
         continued=origin is not None,
+        signals=built.health_signals(),
     )
     if watch.labels is not None and not watch.held_out:
         notes.append("k-NN is read on training images too: each is told by all others")
