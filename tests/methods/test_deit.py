@@ -35,7 +35,7 @@ def teacher(classes=3, named=None, size=16, mean=0.5):
     return weights.Model(encoder, prepared(mean, size), extras=Extras(tensors, facts))
 
 
-def given(**values):
+def context(**values):
     values = {"model": teacher(), "preprocess": prepared(), "classes": CLASSES} | values
     return Context(image_size=16, images=100, **values)
 
@@ -43,7 +43,7 @@ def given(**values):
 def build(config=PLAIN, given_=None, **options):
     torch.manual_seed(0)
     encoder = backbones.build(name="vit-n/8", image_size=16, **({"distilled": True} | options))
-    return deit.Method(encoder, config, given_ or given())
+    return deit.Method(encoder, config, given_ or context())
 
 
 def batch_of(n):
