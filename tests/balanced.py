@@ -5,4 +5,4 @@ from omma.methods.shared.sinkhorn import centre
 
 
 def sinkhorn(logits, temperature, *more, **functions):
-    return distillation.targets(logits, centre(logits, temperature, *more, **functions), temperature)
+    return distillation.probabilities(logits, centre(logits, temperature, *more, **functions), temperature)

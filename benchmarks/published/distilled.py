@@ -202,7 +202,7 @@ def dinov2_sinkhorn(references: References, differences: Differences) -> None:
     for n, k in ((6, 4), (37, 24), (8, 64)):
         for temperature in (0.04, 0.07):
             logits = wave(n, k, phase=n)
-            ours = distillation.targets(logits, centre(logits, temperature), temperature)
+            ours = distillation.probabilities(logits, centre(logits, temperature), temperature)
             differences.note("loss", ours, official.DINOLoss(k).sinkhorn_knopp_teacher(logits, temperature))
             count = torch.full((1,), n)
             theirs = official.iBOTPatchLoss(k).sinkhorn_knopp_teacher(logits, temperature, count)
@@ -228,9 +228,10 @@ def dinov2_patches(references: References, differences: Differences) -> None:
         features, their_features = leaf(wave(4, 8, phase=step))
         prototypes, their_prototypes = leaf(wave(24, 8, phase=step + 0.3))
         teacher = wave(4, 24, phase=step + 0.6, scale=3.0).softmax(-1)
-        ours = distillation.together(
-            [distillation.hidden(features, teacher, counts, len(mask))], prototypes, 0.1
-        )[0]
+        ours = distillation.cross_entropy(
+            distillation.Student(features, prototypes, 0.1, normalised=False),
+            distillation.hidden_patches(teacher, counts, len(mask), len(features)),
+        )
         theirs = official.forward_masked(their_features @ their_prototypes.T, teacher.double(), mask)
         ours.backward()
         theirs.backward()

@@ -9,11 +9,11 @@ from omma.backbones import Traits
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("vit-l/14", Traits(14, 24, 1024, plain=True, drops_tokens=True, merges_tokens=False)),
-        ("beit-b/16", Traits(16, 12, 768, plain=True, drops_tokens=True, merges_tokens=False)),
-        ("swin-b", Traits(None, None, None, plain=True, drops_tokens=False, merges_tokens=True)),
-        ("vitc-15mf", Traits(None, None, None, plain=False, drops_tokens=False, merges_tokens=False)),
-        ("vit/8", Traits(8, None, None, plain=True, drops_tokens=True, merges_tokens=False)),
+        ("vit-l/14", Traits(14, 24, 1024, plain=True, drops_tokens=True, hierarchical=False)),
+        ("beit-b/16", Traits(16, 12, 768, plain=True, drops_tokens=True, hierarchical=False)),
+        ("swin-b", Traits(None, None, None, plain=True, drops_tokens=False, hierarchical=True)),
+        ("vitc-15mf", Traits(None, None, None, plain=False, drops_tokens=False, hierarchical=False)),
+        ("vit/8", Traits(8, None, None, plain=True, drops_tokens=True, hierarchical=False)),
     ],
 )
 def test_traits_of_names(name, expected):

@@ -1,4 +1,4 @@
-"""Cross-entropy with prototypes in chunks equals it in one piece, and holds no more logits than it may."""
+"""The chunked cross-entropy equals the dense one, and never exceeds its limit of logits in memory."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from sizes import Sizes
 from waves import wave
 
 from omma.losses import distillation
+from omma.losses.distillation import LazyProbabilities, Student, Teacher
 from omma.ops.directions import lengths
 
 N, K, D = 13, 8, 5
@@ -22,12 +23,14 @@ def inputs(dtype=torch.float64):
     return features, prototypes, targets, rows, weights
 
 
-def cross_entropy(features, prototypes, targets, rows, weights, temperature, values=1 << 24, **options):
-    terms = [distillation.Term(features, targets, rows, weights)]
-    return distillation.together(terms, prototypes, temperature, values=values, **options)[0]
+def cross_entropy(
+    features, prototypes, targets, rows, weights, temperature, values=1 << 24, normalised=False
+):
+    student = Student(features, prototypes, temperature, normalised)
+    return distillation.cross_entropy(student, Teacher(targets, rows, weights), values)
 
 
-def written_out(features, prototypes, targets, rows, weights, temperature):
+def dense(features, prototypes, targets, rows, weights, temperature):
     log = (features.double() @ prototypes.double().T / temperature).log_softmax(-1)
     return -(weights[:, None] * targets[rows] * log).sum()
 
@@ -36,7 +39,7 @@ def written_out(features, prototypes, targets, rows, weights, temperature):
 def test_any_chunk_gives_what_one_piece_gives(values):
     ours, theirs = inputs(), inputs()
     loss = cross_entropy(*ours, 0.1, values)
-    reference = written_out(*theirs, 0.1)
+    reference = dense(*theirs, 0.1)
     (3 * loss).backward()
     (3 * reference).backward()
     torch.testing.assert_close(loss, reference)
@@ -44,19 +47,19 @@ def test_any_chunk_gives_what_one_piece_gives(values):
         torch.testing.assert_close(ours[i].grad, theirs[i].grad)
 
 
-@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
-def test_only_what_is_asked_for_gets_a_gradient(wanted):
+@pytest.mark.parametrize("required", [(True, False), (False, True), (False, False)])
+def test_only_what_is_asked_for_gets_a_gradient(required):
     features, prototypes, *rest = inputs()
-    features.requires_grad_(wanted[0])
-    prototypes.requires_grad_(wanted[1])
+    features.requires_grad_(required[0])
+    prototypes.requires_grad_(required[1])
     loss = cross_entropy(features, prototypes, *rest, 0.1, 3 * K)
-    assert loss.requires_grad == any(wanted)
+    assert loss.requires_grad == any(required)
     twins = inputs()
-    torch.testing.assert_close(loss, written_out(*twins, 0.1), check_dtype=False)
-    if any(wanted):
+    torch.testing.assert_close(loss, dense(*twins, 0.1), check_dtype=False)
+    if any(required):
         loss.backward()
-        written_out(*twins, 0.1).backward()
-        for ours, theirs, asked in zip((features, prototypes), twins[:2], wanted, strict=True):
+        dense(*twins, 0.1).backward()
+        for ours, theirs, asked in zip((features, prototypes), twins[:2], required, strict=True):
             assert (ours.grad is not None) == asked
             if asked:
                 torch.testing.assert_close(ours.grad, theirs.grad)
@@ -90,7 +93,7 @@ def test_no_more_logits_at_a_time_than_allowed():
     assert sizes.largest == values
     assert sizes.products == 3 * n * k // values  # logits and two gradients for each of 20 chunks
     with Sizes() as whole:
-        written_out(features, prototypes, targets, rows, torch.ones(n), 0.1)
+        dense(features, prototypes, targets, rows, torch.ones(n), 0.1)
     assert whole.largest == n * k  # the count does count
 
 
@@ -99,7 +102,7 @@ def test_bf16_is_summed_in_fp32():
     for i in range(2):  # the same rounded numbers
         theirs[i].data.copy_(ours[i].data)
     loss = cross_entropy(*ours, 0.5, 4 * K)
-    reference = written_out(*theirs, 0.5)
+    reference = dense(*theirs, 0.5)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), reference, rtol=1e-2, atol=0)
     loss.backward()
@@ -112,23 +115,23 @@ def test_bf16_is_summed_in_fp32():
 
 
 @pytest.mark.parametrize("values", [1, 3 * K, 1 << 24])
-def test_terms_together_are_their_sum_and_prototypes_stand_for_directions(values):
-    """Two terms of unlike scale with prototypes of unlike lengths, one of them 0."""
+def test_a_sum_of_pairs_and_prototypes_that_stand_for_directions(values):
+    """Two pairs of unlike scale with prototypes of unlike lengths, one of them 0."""
     ours, theirs = inputs(), inputs()
     with torch.no_grad():
         for prototypes in (ours[1], theirs[1]):
             prototypes *= torch.arange(K)[:, None]
     more, twin = (wave(5, D, phase=2.1).requires_grad_() for _ in range(2))
-    told, rows, weights = wave(2, K, phase=0.4).softmax(-1), torch.tensor([0, 1, 1, 0, 1]), wave(5).abs()
+    targets, rows, weights = wave(2, K, phase=0.4).softmax(-1), torch.tensor([0, 1, 1, 0, 1]), wave(5).abs()
     features, prototypes, *rest = ours
-    terms = [
-        distillation.Term(features, *rest),
-        distillation.Term(more, told, rows, weights, scale=0.3),
+    pairs = [
+        (Student(features, prototypes, 0.1), Teacher(*rest)),
+        (Student(more, prototypes, 0.1), Teacher(targets, rows, weights)),
     ]
-    loss, each = distillation.together(terms, prototypes, 0.1, unit=True, values=values)
+    loss, each = distillation.cross_entropies(pairs, (1.0, 0.3), values)
     directions = F.normalize(theirs[1], dim=-1)
-    first = written_out(theirs[0], directions, *theirs[2:], 0.1)
-    second = written_out(twin, directions, told, rows, weights, 0.1)
+    first = dense(theirs[0], directions, *theirs[2:], 0.1)
+    second = dense(twin, directions, targets, rows, weights, 0.1)
     torch.testing.assert_close(loss, first + 0.3 * second)
     torch.testing.assert_close(each, torch.stack([first, second]).detach())
     assert not each.requires_grad
@@ -141,47 +144,79 @@ def test_terms_together_are_their_sum_and_prototypes_stand_for_directions(values
 
 
 def test_one_gradient_of_the_prototypes_and_no_copy(monkeypatch):
-    """Of tensors as large as they are, all terms together make one: their gradient."""
+    """Two pairs allocate a single tensor of the prototypes' size: their gradient."""
     monkeypatch.setattr(distillation, "_SLICE", 1024)
     n, k, d = 32, 512, 16
     prototypes = wave(k, d, phase=1.0).requires_grad_()
-    terms = [
-        distillation.Term(wave(n, d, phase=i).requires_grad_(), wave(3, k).softmax(-1), rows, torch.ones(n))
+    pairs = [
+        (
+            Student(wave(n, d, phase=i).requires_grad_(), prototypes, 0.1),
+            Teacher(wave(3, k).softmax(-1), rows, torch.ones(n)),
+        )
         for i, rows in enumerate((torch.arange(n) % 3, torch.arange(n) % 2))
     ]
     with Sizes() as sizes:
-        distillation.together(terms, prototypes, 0.1, unit=True, values=4 * k)
+        distillation.cross_entropies(pairs, (1.0, 1.0), values=4 * k)
     assert sizes.made[k * d] == 1
     assert sizes.largest == k * d
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_targets_made_row_by_row_are_those_of_all_logits(dtype, digits):
+def test_probabilities_of_indexed_rows_are_those_of_all_logits(dtype, digits):
     features = F.normalize(wave(6, D, phase=0.3), dim=-1).to(dtype)
     prototypes = (wave(K, D, phase=1.7) * torch.arange(1, K + 1)[:, None]).to(dtype)
     centre = wave(K, scale=0.1).float()
-    made = distillation.Targets(features, prototypes, 1 / lengths(prototypes), centre, 0.07)
+    lazy = LazyProbabilities(features, prototypes, 1 / lengths(prototypes), centre, 0.07)
     logits = features.double() @ F.normalize(prototypes.double(), dim=-1).T
     want = ((logits - centre) / 0.07).softmax(-1)
-    assert len(made) == 6
+    assert len(lazy) == 6
     for rows in (torch.arange(6), torch.tensor([5, 0, 0]), torch.tensor([], dtype=torch.long)):
-        found = made[rows]
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), want[rows], rtol=0, atol=5 * digits)
+        probabilities = lazy[rows]
+        assert probabilities.dtype == torch.float32
+        torch.testing.assert_close(probabilities.double(), want[rows], rtol=0, atol=5 * digits)
 
 
 def test_bf16_prototypes_in_slices(monkeypatch):
     """Sums in fp32 whatever the slices are, and lengths do not count."""
-    found = []
+    gradients = []
     for size in (1, 2 * D + 1, 1 << 21):
         monkeypatch.setattr(distillation, "_SLICE", size)
         features, prototypes, *rest = inputs(torch.bfloat16)
-        cross_entropy(features, prototypes, *rest, 0.5, 4 * K, unit=True).backward()
-        found.append(prototypes.grad)
+        cross_entropy(features, prototypes, *rest, 0.5, 4 * K, normalised=True).backward()
+        gradients.append(prototypes.grad)
     reference = inputs()
     for i in range(2):
         reference[i].data.copy_(inputs(torch.bfloat16)[i].data)
-    written_out(reference[0], F.normalize(reference[1], dim=-1), *reference[2:], 0.5).backward()
+    dense(reference[0], F.normalize(reference[1], dim=-1), *reference[2:], 0.5).backward()
     want = reference[1].grad
-    for gradient in found:
+    for gradient in gradients:
         torch.testing.assert_close(gradient.double(), want, rtol=0, atol=float(want.abs().max()) / 50)
+
+
+@pytest.mark.parametrize("values", [3 * K, 1 << 24])
+def test_views_and_hidden_patches_with_heads_of_their_own_are_the_dense_form(values):
+    """iBOT's and DINOv2's whole objective against log_softmax over all logits, value and gradients."""
+    v, g, b, m = 3, 2, 2, 3
+    leaves = [wave(v * b, D), wave(K, D, phase=0.3), wave(m + 2, D, phase=0.6), wave(K, D, phase=0.9)]
+    ours, theirs = ([x.double().clone().requires_grad_() for x in leaves] for _ in range(2))
+    teacher = wave(g, b, K, phase=1.2).double().softmax(-1)
+    patch_teacher, counts = wave(m, K, phase=1.5).double().softmax(-1), torch.tensor([2.0, 2.0, 1.0]).double()
+    pairs = [
+        (Student(ours[0], ours[1], 0.1), distillation.other_views(teacher, v)),
+        (Student(ours[2], ours[3], 0.1), distillation.hidden_patches(patch_teacher, counts, 4, m + 2)),
+    ]
+    loss, each = distillation.cross_entropies(pairs, (1.0, 0.3), values)
+
+    def log_softmax(features, prototypes):
+        return (features @ F.normalize(prototypes, dim=-1).T / 0.1).log_softmax(-1)
+
+    s = log_softmax(theirs[0], theirs[1]).unflatten(0, (v, b))
+    images = [-(teacher[i] * s[j]).sum(-1).mean() for i in range(g) for j in range(v) if i != j]
+    patches = -(patch_teacher * log_softmax(theirs[2], theirs[3])[:m]).sum(-1) / counts / 4
+    image_loss, patch_loss = torch.stack(images).mean(), patches.sum()
+    torch.testing.assert_close(each, torch.stack([image_loss, patch_loss]).detach())
+    torch.testing.assert_close(loss, image_loss + 0.3 * patch_loss)
+    (3 * loss).backward()
+    (3 * (image_loss + 0.3 * patch_loss)).backward()
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)

@@ -16,12 +16,12 @@ def close(a, b, atol=2e-6):
 
 def dino(student, teacher, temperature):
     """The loss of given logits: the prototypes are the axes."""
-    return distillation.together(
-        [distillation.views(student, teacher)], torch.eye(student.shape[-1]).to(student), temperature
-    )[0]
+    axes = torch.eye(student.shape[-1]).to(student)
+    views = distillation.Student(student.flatten(0, 1), axes, temperature, normalised=False)
+    return distillation.cross_entropy(views, distillation.other_views(teacher, len(student)))
 
 
-def written_out(student, teacher, temperature):
+def dense(student, teacher, temperature):
     """[Caron 2021, eq. 3], loop by loop, in fp64."""
     total, pairs = 0.0, 0
     for i, t in enumerate(teacher.double()):
@@ -43,7 +43,7 @@ def test_equals_the_equation(views, globals_):
     student = wave(views, 3, 7).requires_grad_()
     twin = student.detach().clone().requires_grad_()
     teacher = wave(globals_, 3, 7, phase=1.0).softmax(-1)
-    loss, reference = dino(student, teacher, 0.1), written_out(twin, teacher, 0.1)
+    loss, reference = dino(student, teacher, 0.1), dense(twin, teacher, 0.1)
     close(loss, reference)
     loss.backward()
     reference.backward()
@@ -73,7 +73,7 @@ def test_numbers_of_the_published_code_over_three_steps():
     for step, (temperature, loss, norm, corner, centre_after) in enumerate(GOLDEN):
         student = wave(v * b, k, phase=step, scale=0.5).requires_grad_()
         logits = wave(2 * b, k, phase=step + 0.5, scale=0.3, step=1.1)
-        teacher = distillation.targets(logits, centre, temperature).unflatten(0, (2, b))
+        teacher = distillation.probabilities(logits, centre, temperature).unflatten(0, (2, b))
         ours = dino(student.unflatten(0, (v, b)), teacher, 0.1)
         ours.backward()
         centre = centre.lerp(logits.float().mean(0), 0.1)

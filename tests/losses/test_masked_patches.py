@@ -18,24 +18,29 @@ def counts_of(mask):
     return mask.sum(1)[:, None].expand_as(mask)[mask].float()
 
 
+def of_rows(student, teacher, counts, images, prototypes, temperature=0.1):
+    return distillation.cross_entropy(
+        distillation.Student(student, prototypes, temperature, normalised=False),
+        distillation.hidden_patches(teacher, counts, images, len(student)),
+    )
+
+
 def loss_of(student, teacher, mask, temperature=0.1):
     """Of logits [b, n, k]: the prototypes are the axes."""
     axes = torch.eye(student.shape[-1]).to(student)
-    return distillation.together(
-        [distillation.hidden(student[mask], teacher[mask], counts_of(mask), len(mask))], axes, temperature
-    )[0]
+    return of_rows(student[mask], teacher[mask], counts_of(mask), len(mask), axes, temperature)
 
 
 def test_uniform_is_log_k_times_the_share_of_images_with_a_mask():
     k = 11
-    found = loss_of(torch.zeros(3, 4, k), torch.full((3, 4, k), 1 / k), MASK)
-    close(found, math.log(k) * 2 / 3)
+    loss = loss_of(torch.zeros(3, 4, k), torch.full((3, 4, k), 1 / k), MASK)
+    close(loss, math.log(k) * 2 / 3)
 
 
 def test_nothing_masked_is_zero():
     empty = torch.zeros(3, 4).bool()
-    found = loss_of(wave(3, 4, 5), wave(3, 4, 5).softmax(-1), empty)
-    assert found == 0
+    loss = loss_of(wave(3, 4, 5), wave(3, 4, 5).softmax(-1), empty)
+    assert loss == 0
 
 
 def test_equals_the_equation():
@@ -62,9 +67,7 @@ def test_numbers_of_dinov2():
     """facebookresearch/dinov2 b8931f7, iBOTPatchLoss(7).forward_masked(f @ w.T, t, MASK) in fp64."""
     features, prototypes = wave(4, 5, phase=0.1).requires_grad_(), wave(7, 5, phase=0.8).requires_grad_()
     teacher = wave(4, 7, phase=1.3, scale=2.0).softmax(-1)
-    loss = distillation.together(
-        [distillation.hidden(features, teacher, counts_of(MASK), 3)], prototypes, 0.1
-    )[0]
+    loss = of_rows(features, teacher, counts_of(MASK), 3, prototypes)
     loss.backward()
     close(loss, 11.300106217)
     close(features.grad[0], [0.21911778, 0.981611971, 0.074026084, -0.456940135, 0.418832154])
@@ -92,7 +95,7 @@ def test_numbers_of_ibot_over_three_steps():
     for step, (temperature, loss, norm, corner, centre_after) in enumerate(IBOT):
         student = wave(6, 4, 7, phase=step + 0.2, scale=0.5, step=0.9).requires_grad_()
         logits = wave(6, 4, 7, phase=step + 0.7, scale=0.3, step=1.3)
-        ours = loss_of(student, distillation.targets(logits, centre, temperature), IBOT_MASK)
+        ours = loss_of(student, distillation.probabilities(logits, centre, temperature), IBOT_MASK)
         ours.backward()
         centre = centre.lerp(logits.float().mean((0, 1)), 0.1)  # of all patches, masked or not
         close(ours, loss)
@@ -101,19 +104,15 @@ def test_numbers_of_ibot_over_three_steps():
         close(centre, centre_after)
 
 
-def test_rows_beyond_the_teachers_do_not_count():
+def test_rows_of_padding_do_not_count():
     """They are there so that heads see few different shapes."""
     student, teacher = wave(5, 4, step=0.7).requires_grad_(), wave(5, 3, step=1.3).softmax(-1)
     prototypes, counts = wave(3, 4, phase=2), torch.tensor([2.0, 2.0, 1.0])
-    loss = distillation.together([distillation.hidden(student, teacher[:3], counts, 2)], prototypes, 0.1)[0]
-    alone = distillation.together(
-        [distillation.hidden(student[:3], teacher[:3], counts, 2)], prototypes, 0.1
-    )[0]
-    torch.testing.assert_close(loss, alone)
+    loss = of_rows(student, teacher[:3], counts, 2, prototypes)
+    without = of_rows(student[:3], teacher[:3], counts, 2, prototypes)
+    torch.testing.assert_close(loss, without)
     loss.backward()
     assert student.grad[:3].any(1).all()
     assert not student.grad[3:].any()
-    empty = distillation.together(
-        [distillation.hidden(student[:0], teacher[:0], counts[:0], 2)], prototypes, 0.1
-    )[0]
+    empty = of_rows(student[:0], teacher[:0], counts[:0], 2, prototypes)
     assert empty == 0

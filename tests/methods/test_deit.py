@@ -37,7 +37,7 @@ def teacher(classes=3, named=None, size=16, mean=0.5):
     return weights.Model(encoder, prepared(mean, size), extras=Extras(tensors, facts))
 
 
-def given(**values):
+def context(**values):
     values = {"model": teacher(), "preprocess": prepared(), "classes": CLASSES} | values
     return Context(image_size=16, images=100, **values)
 

@@ -68,9 +68,11 @@ def test_forward_is_the_equations():
     with torch.no_grad():
         whole = twin.teacher(images)
         logits, patch_logits = twin.teacher_head(whole.pooled), twin.teacher_head(whole.patches)
-        teacher = distillation.targets(logits, net.centre, 0.04).view(2, 3, 7)
-        patch_teacher = distillation.targets(patch_logits, net.patch_centre, 0.04)
-    image_loss = distillation.together([distillation.views(student, teacher)], torch.eye(7), 0.1)[0]
+        teacher = distillation.probabilities(logits, net.centre, 0.04).view(2, 3, 7)
+        patch_teacher = distillation.probabilities(patch_logits, net.patch_centre, 0.04)
+    log = (student / 0.1).log_softmax(-1)
+    pairs = [(i, j) for i in range(2) for j in range(4) if i != j]
+    image_loss = torch.stack([-(teacher[i] * log[j]).sum(-1).mean() for i, j in pairs]).mean()
     each = -(patch_teacher * (twin.head(seen.patches) / 0.1).log_softmax(-1)).sum(-1)
     patch_loss = ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
     expected = image_loss + 0.7 * patch_loss

@@ -65,11 +65,13 @@ def test_a_perfect_prediction_paints_the_image(norm):
     net, images = method(normalise_target=norm), batch().views[0][:, 0]
     patches = patchify(images, PATCH)
     net._predict = lambda images, mask: normalised(patches) if norm else patches
-    keep = torch.arange(4).expand(5, 4)
-    blanked, filled = net.reconstruct(images, keep)
-    torch.testing.assert_close(filled, images, rtol=1e-4, atol=1e-5)
-    assert torch.equal(blanked[..., :PATCH, : 4 * PATCH], images[..., :PATCH, : 4 * PATCH])
-    assert not blanked[..., PATCH:, :].any()
+    made = net.reconstruct(images, batch().key)
+    torch.testing.assert_close(made.images, images, rtol=1e-4, atol=1e-5)
+    mask = random_units(batch().key, Stream.MASK, net.encoder.grid(*images.shape[-2:]), net.unit, 0.6)
+    hidden = patchify(made.hidden[:, None].float(), PATCH).bool()
+    assert torch.equal(hidden.all(-1), mask)
+    assert torch.equal(hidden.any(-1), mask)
+    assert f"{1 - float(mask.float().mean()):.0%} of it" in made.caption
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from omma.backbones.vit import ViT
 from omma.core.protocols import Batch, Clock, Context, Key
 from omma.losses import quantisation
 from omma.methods import vqvae
-from omma.methods.vqvae import Codebook, Seen
+from omma.methods.shared.pixel_decoding import decode
+from omma.methods.vqvae import Codebook, CodeStats
+from omma.ops.patches import unpatchify
 
 
 def close(a, b, atol=2e-6):
@@ -40,9 +42,9 @@ def book(codes: torch.Tensor, normalised: bool = False) -> Codebook:
     return made
 
 
-def told(made: Codebook, z: torch.Tensor) -> Seen:
+def stats_of(made: Codebook, z: torch.Tensor) -> CodeStats:
     lots = torch.arange(len(z))
-    return made.seen(z, made.nearest(z), lots)
+    return made.stats(z, made.nearest(z), lots)
 
 
 # lucidrains/vector-quantize-pytorch 1.6.30, VectorQuantize(4, 5, decay=.9, commitment_weight=.25), three
@@ -93,7 +95,7 @@ def test_three_steps_of_a_published_quantiser(normalised):
         close(commitment, loss)
         close(raw.grad[0], first)
         close(raw.grad.norm(), norm, atol=1e-5)
-        made.update([told(made, z.detach())], 0.9, 0.0)
+        made.update([stats_of(made, z.detach())], 0.9, 0.0)
     close(made.codes.flatten(), codes)
 
 
@@ -134,7 +136,7 @@ def test_a_codes_place_is_the_mean_of_those_who_chose_it():
     """With decay 0 one update is one step of k-means."""
     made = book(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
     z = torch.tensor([[1.0, 0.0], [0.0, 3.0], [9.0, 9.0]])
-    made.update([told(made, z)], 0.0, 0.0)
+    made.update([stats_of(made, z)], 0.0, 0.0)
     close(made.codes, [[0.5, 1.5], [9.0, 9.0]], atol=1e-4)
     close(made.counts, [2.0, 1.0])
 
@@ -144,7 +146,7 @@ def test_unused_codes_are_put_where_encodings_are_in_the_order_of_the_lots():
     made.counts.copy_(torch.tensor([10.0, 0.0, 0.0, 0.0]))
     z = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
     lots = torch.tensor([70, 10, 40])
-    made.update([made.seen(z, made.nearest(z), lots)], 0.9, 0.1)
+    made.update([made.stats(z, made.nearest(z), lots)], 0.9, 0.1)
     close(made.codes[1:], z[[1, 2, 0]])
     mean = (0.9 * 10 + 0.1 * 3) / 4
     close(made.counts[1:], [mean] * 3)
@@ -155,7 +157,7 @@ def test_without_revival_unused_codes_stay():
     made = book(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
     made.counts.zero_()
     made.sums.zero_()
-    made.update([told(made, torch.tensor([[1.0, 0.0]]))], 0.9, 0.0)
+    made.update([stats_of(made, torch.tensor([[1.0, 0.0]]))], 0.9, 0.0)
     close(made.codes, [[1.0, 0.0], [50.0, 50.0]], atol=1e-2)
 
 
@@ -165,13 +167,13 @@ def test_micro_batches_are_one_batch(parts: int):
     made = book(wave(6, 3).float())
     made.counts[3:] = 0.0
     z, lots = wave(16, 3, phase=0.7, step=1.3).float(), torch.randperm(16)
-    cut: Sequence[Seen] = [
-        made.seen(a, made.nearest(a), b) for a, b in zip(z.chunk(parts), lots.chunk(parts), strict=True)
+    cut: Sequence[CodeStats] = [
+        made.stats(a, made.nearest(a), b) for a, b in zip(z.chunk(parts), lots.chunk(parts), strict=True)
     ]
     made.update(list(reversed(cut)), 0.9, 0.5)
     twin = book(wave(6, 3).float())
     twin.counts[3:] = 0.0
-    twin.update([twin.seen(z, twin.nearest(z), lots)], 0.9, 0.5)
+    twin.update([twin.stats(z, twin.nearest(z), lots)], 0.9, 0.5)
     for name, value in made.state_dict().items():
         close(value, twin.state_dict()[name])
 
@@ -189,9 +191,10 @@ def test_all_codes_are_in_reach_after_the_first_step():
 def test_reconstruct_decodes_the_codes():
     net = method().eval()
     images = batch().views[0][:, 0]
-    seen, painted = net.reconstruct(images, torch.zeros(6, 4, dtype=torch.long))
-    assert torch.equal(seen, images)
-    assert painted.shape == images.shape
+    made = net.reconstruct(images, batch().key)
+    assert made.hidden is None
+    code = net._encode(images)[1]
+    close(made.images, unpatchify(decode(net.decoder, code, (2, 2)), 4, (2, 2)).detach())
 
 
 @pytest.mark.parametrize(

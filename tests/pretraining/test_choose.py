@@ -134,6 +134,24 @@ def test_options_are_typed_as_their_fields_are():
         choose.choose(CPU, Request("images", method="simclr", options={"crop_size": "big"}))
 
 
+def test_options_are_typed_where_annotations_are_strings():
+    """As under `from __future__ import annotations`."""
+    types = {"size": "int | None", "name": "str", "rate": "float"}
+    fields = {"__annotations__": types, "size": 3, "name": "a", "rate": 1.0}
+    config = dataclasses.dataclass(frozen=True)(type("Config", (), fields))
+    made = choose._configured("toy", config(), {"size": "none", "name": "7", "rate": "0.5"})
+    assert (made.size, made.name, made.rate) == (None, "7", 0.5)
+
+
+@pytest.mark.parametrize("recipe", ["views", "Method", "large"])
+@pytest.mark.parametrize("method", ["dino", None])
+def test_recipes_are_a_closed_list(recipe, method):
+    with pytest.raises(ValueError, match=f"recipe '{recipe}': choose small or paper"):
+        choose.wanted(choose.Wishes(method=method, recipe=recipe)) if method else choose.choose(
+            CPU, choose.Wishes(recipe=recipe)
+        )
+
+
 @pytest.mark.parametrize(
     ("wish", "processes", "memory", "blocks", "spread", "said"),
     [

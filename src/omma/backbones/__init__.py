@@ -93,7 +93,7 @@ class Traits(NamedTuple):
     dim: int | None  # width of the features
     plain: bool  # is each patch embedded by itself?
     drops_tokens: bool
-    merges_tokens: bool  # do stages merge neighbouring tokens, as Swin's do?
+    hierarchical: bool  # do stages merge neighbouring tokens, as in Swin?
 
 
 def traits(name: str) -> Traits:
@@ -104,7 +104,7 @@ def traits(name: str) -> Traits:
     """
     encoder = family(name)
     known = {k: v for k, v in options(name).items() if v is not inspect.Parameter.empty}
-    if encoder.merges_tokens:
+    if encoder.hierarchical:
         known = {}
     return Traits(
         patch=known.get("patch"),
@@ -112,7 +112,7 @@ def traits(name: str) -> Traits:
         dim=known.get("dim"),
         plain=encoder.plain,
         drops_tokens=encoder.drops_tokens,
-        merges_tokens=encoder.merges_tokens,
+        hierarchical=encoder.hierarchical,
     )
 
 

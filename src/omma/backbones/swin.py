@@ -142,7 +142,7 @@ class Swin(Backbone):
     """
 
     drops_tokens = False
-    merges_tokens = True
+    hierarchical = True
 
     def __init__(
         self,

@@ -40,8 +40,6 @@ class ViT(Transformer):
     has it, rather than rising. Raises ValueError for values that do not exist or do not go together.
     """
 
-    distils = True
-
     def __init__(
         self,
         name: str,

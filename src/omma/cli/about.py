@@ -27,12 +27,12 @@ def methods(name: Annotated[str | None, tyro.conf.Positional] = None) -> int:
     if name is None:
         table = Table(box=None, show_header=False)
         for method in package.names():
-            table.add_row(method, Text((inspect.getdoc(package.get(method)) or "").splitlines()[0]))
+            table.add_row(method, Text(package.get(method).doc.splitlines()[0]))
         out.print(table)
         out.print("\n`omma methods NAME` explains one.")
         return 0
     file = package.get(name)
-    out.print(inspect.getdoc(file), markup=False)
+    out.print(file.doc, markup=False)
     if needs := _needs_in_words(needs_of(name, file.paper(224, "vit-s/16").config)):
         out.print(f"\nNeeds in addition to images: {'; '.join(needs)}.", markup=False)
     out.print("\noptions (--method.KEY VALUE): the paper's values, and what the small-data recipe changes")

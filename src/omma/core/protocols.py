@@ -1,26 +1,30 @@
-"""What the layers of omma promise each other: samples, views, batches, backbones, methods."""
+"""What the layers of omma promise each other: samples, views, batches, methods (and see backbone.py)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from omma.core.backbone import Backbone as Backbone
+from omma.core.backbone import Features as Features
+from omma.core.backbone import NoAttention as NoAttention
+from omma.core.preprocess import Preprocess as Preprocess
 
 
 # ---------------------------------------------------------------- samples
 class BadImage(ValueError):
-    """One file that cannot be used, with the reason in a few words; it never ends a run."""
+    """A file that cannot be used, with the reason in a few words; it never ends a run."""
 
 
 @runtime_checkable
 class Images(Protocol):
     """An indexed collection of images; nothing is decoded until `read`.
 
-    Must pickle cheaply (data-loading workers receive it) and hold under 200 bytes a path.
+    Must pickle cheaply (data-loading workers receive it) and take under 200 bytes a path.
     """
 
     channels: int  # what `read` returns, for every image
@@ -31,13 +35,13 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def path(self, i: int) -> str:
-        """What a person would call image i: its path relative to the source."""
+        """The name of image i for people: its path relative to the source."""
         ...
 
     def read(self, i: int, at_least: int | None = None) -> np.ndarray:
         """Decode image i to [h, w, channels], uint8 for 8-bit files, float32 with raw values otherwise.
 
-        `at_least`: a shorter side of this many pixels is enough (JPEG is then decoded at reduced scale).
+        `at_least`: a shorter side of this many pixels suffices (JPEG is then decoded at reduced scale).
         Raises BadImage.
         """
         ...
@@ -68,7 +72,7 @@ class Colour:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # shift uniform in [-x, x], in turns, x <= .5
-    jitter_p: float = 0.0  # the four above, in this fixed order, together
+    jitter_p: float = 0.0  # of the four above, all in this fixed order
     grey_p: float = 0.0
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
@@ -77,7 +81,7 @@ class Colour:
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Operations of one kind of crop, drawn for each image with replacement [Cubuk 2019, arXiv 1909.13719].
+    """Operations on one kind of crop, drawn for each image with replacement [Cubuk 2019, arXiv 1909.13719].
 
     The defaults are DeiT's (timm's `rand-m9-mstd0.5-inc1`, 15 operations). The one that needs RGB (colour) is
     left out on other channel counts.
@@ -110,122 +114,12 @@ class Crop:
 
 
 class Batch(NamedTuple):
-    """What a method is given."""
+    """A method's input."""
 
     views: tuple[Float[Tensor, "b v c s s"], ...]  # one tensor for each Crop of the plan, normalised
     key: Key
-    labels: Int[Tensor, "b"] | None = None  # read by supervised methods only; -1 where unlabelled
+    labels: Int[Tensor, "b"] | None = None  # read by supervised methods only; -1: unlabelled
     text: Int[Tensor, "b l"] | None = None  # tokens of one caption an image, read by methods of text only
-
-
-# ---------------------------------------------------------------- networks
-class Features(NamedTuple):
-    pooled: Float[Tensor, "b d"]
-    patches: Float[Tensor, "b n d"]
-    grid: tuple[int, int]  # rows, columns of the patches; for a subset of kept tokens, of the whole image
-    prefix: Float[Tensor, "b p d"] | None = None  # class token and its like, where there are any
-
-
-class NoAttention(ValueError):
-    """The network has no attention weights to look at."""
-
-
-class Backbone(nn.Module):
-    """An encoder in two halves, so that masking lives between them and not inside."""
-
-    dim: int  # width of the features
-    patch: int  # pixels of input for each feature, along a side
-    channels: int  # input channels
-    drops_tokens: bool  # can `tokenize` and `encode` work on a subset of the tokens?
-    plain: bool = True  # is each patch embedded by itself, without a look at its neighbours?
-    merges_tokens: bool = False  # do stages merge neighbouring tokens, as Swin's do?
-    packs: bool = False  # does `encode_many` call each block once, for tokens of all lengths?
-    distils: bool = False  # can it be built with a distillation token beside its class token?
-    recompute: bool = (
-        False  # are activations within blocks computed anew in the backward pass (ops/recompute)?
-    )
-    first_layers: tuple[str, ...] = ("patch_embed.proj.weight",)  # parameters that read the image's channels
-    pool: str = "mean"  # what `pooled` is: "token" for a class token's feature
-    prefix: int = 0  # tokens that stand before the patches in the last layer
-    name: str  # as on the command line: "vit-ti/16"
-    built_from: Mapping[str, Any]  # name, image size, channels and what was chosen beside them
-
-    @property
-    def token_dim(self) -> int:
-        """Width of the tokens that `tokenize` gives."""
-        return self.dim
-
-    @property
-    def token_patch(self) -> int:
-        """Pixels of input for each of these tokens, along a side."""
-        return self.patch
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of features of an image of this size; it is padded where it does not divide."""
-        # no negative numbers: ONNX cuts their quotients towards zero
-        return (height + self.patch - 1) // self.patch, (width + self.patch - 1) // self.patch
-
-    def tokenize(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        """Patch embeddings, without positions; only those numbered in `keep`, where given."""
-        raise NotImplementedError
-
-    def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
-    ) -> Features:
-        """Add positions and run the network; `keep` tells which tokens of the grid these are."""
-        raise NotImplementedError
-
-    def encode_many(
-        self, batches: Sequence[tuple[Float[Tensor, "b n d"], tuple[int, int]]]
-    ) -> list[Features]:
-        """Encode token tensors of several lengths; a backbone that `packs` does so in one."""
-        return [self.encode(tokens, grid) for tokens, grid in batches]
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
-        return self.encode(self.tokenize(images), self.grid(*images.shape[-2:]))
-
-    def attention(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
-    ) -> list[Float[Tensor, "b heads n m"]]:
-        """Softmax weights of the asked layers, over all tokens of each (those before the patches first).
-
-        Only the asked layers compute them. Negative numbers count from the last layer. A map of n tokens
-        takes 4 heads n^2 bytes an image. Raises NoAttention, and ValueError for a layer that does not exist.
-        """
-        raise NoAttention(f"{self.name} has no attention to look at; a transformer has")
-
-    def pooled_attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads n"]:
-        """The last layer's attention to each patch: from the class token, or the mean over all patches."""
-        (maps,) = self.attention(images)
-        maps = maps[..., self.prefix :]
-        return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
-
-    def by_depth(self) -> list[list[nn.Parameter]]:
-        """Its parameters, those of the embedding first, then block by block, those after the last block last.
-
-        One list where the network is not known to have layers.
-        """
-        return [list(self.parameters())]
-
-    def repeated(self) -> list[nn.Module]:
-        """Its blocks, called through their `forward` alone, which together hold nearly all its parameters.
-
-        They are what can be spread over processes (`--shard`) and computed anew (`recompute`); [] where there
-        are none.
-        """
-        return []
-
-    def drop_nothing(self) -> None:
-        """Turn stochastic depth off, in training too."""
-        for module in self.modules():
-            if isinstance(getattr(module, "drop_path", None), float):
-                setattr(module, "drop_path", 0.0)  # noqa: B010 (to the type checker modules have no numbers)
-
-    def spec(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this network: `backbones.build(**spec)`; noted by `build`."""
-        return dict(self.built_from)
 
 
 # ---------------------------------------------------------------- methods
@@ -250,9 +144,17 @@ class StepOutput(NamedTuple):
     carry: Any = None  # what after_step needs, one for each micro-batch
 
 
+class Reconstruction(NamedTuple):
+    """Images as a method reconstructs them, for its report."""
+
+    images: Float[Tensor, "b c h w"]  # normalised as what was given
+    hidden: Bool[Tensor, "b h w"] | None  # pixels that the encoder did not see; None: it saw all of them
+    caption: str  # what is shown, in a sentence
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters that are trained alike."""
+    """Parameters that share their optimizer settings."""
 
     label: str
     params: Sequence[nn.Parameter]
@@ -276,7 +178,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 3.0  # global gradient norm
     drop_path: float = 0.0
-    encoder: Mapping[str, Any] = field(default_factory=dict)  # options of a ViT that the method wants
+    encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
     def __post_init__(self) -> None:
         for name in ("batch", "lr"):
@@ -287,10 +189,10 @@ class Recipe:
 
 
 class Extras(NamedTuple):
-    """What is kept beside an encoder because something else can use it: a classifier, a tokenizer's codes."""
+    """What is saved beside an encoder because others can use it: a classifier, a tokenizer's codes."""
 
     tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any] = MappingProxyType({})  # what JSON can hold: names of classes, numbers of heads
+    facts: Mapping[str, Any] = MappingProxyType({})  # JSON values: names of classes, numbers of heads
 
 
 NO_EXTRAS = Extras({})
@@ -300,58 +202,77 @@ class Trained(Protocol):
     """A trained model that a method learns from."""
 
     encoder: Backbone
-    preprocess: "Preprocess"
+    preprocess: Preprocess
     extras: Extras
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method cannot do without beside images; it is refused before the first of them is decoded.
+    """What a method requires beside images; without it a run is refused before any image is decoded.
 
-    A method's file says it in `needs(config)`, and nothing if any images and any backbone will do.
+    A method's file states it in `needs(config)`; without that, any images and any backbone will do.
     """
 
     labels: bool = False
     text: bool = False
     model: str | None = None  # field of Config that names a trained model to learn from ...
     kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"
-    beside: tuple[str, ...] = ()  # tensors that must have been kept beside its encoder, one of them
-    files: tuple[str, ...] = ()  # fields of Config that name a file, where they are not None
-    drops_tokens: bool = False  # must the backbone be able to leave tokens out ...
+    beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
+    files: tuple[str, ...] = ()  # fields of Config that name a file or are None
+    drops_tokens: bool = False  # the backbone must be able to leave tokens out ...
     plain: bool = False  # ... or embed each patch by itself ...
-    distils: bool = False  # ... or carry a distillation token beside the class token (option `distilled`)?
+    # ... or have these options (of `backbones.options`); each with what it lets the backbone do, in words
+    backbone_options: Mapping[str, str] = field(default_factory=dict)
     batch: int = 1  # images a step, at the least ...
     why_batch: str = ""  # ... and what compares them
 
 
 class Tokenizer(Protocol):
-    """Turns texts into rows of numbers: start, text, end, zeros."""
+    """Turns texts into rows of token numbers: start, text, end, zeros."""
 
-    vocabulary: int  # numbers run from 0 to this, exclusive
-    context: int  # numbers a row
-    end: int  # the number that ends a text
+    vocabulary: int  # token numbers run from 0 to this, exclusive
+    context: int  # tokens a row
+    end: int  # the token that ends a text
     merges: np.ndarray  # int64 [m, 2]: what rebuilds it (data/text_tokenizer.py)
-    origin: str  # where those are from, in words
+    origin: str  # where the merges are from, in words
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """A text that is too long is cut before its end."""
+        """Texts that are too long are cut and ended."""
         ...
 
     def fits(self, text: str) -> bool:
-        """Does nothing of it have to be cut?"""
+        """Is it short enough not to be cut?"""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a method is told of its run beside its configuration."""
+    """Facts of the run that a method is built with, beside its configuration."""
 
     image_size: int  # pixels along a side that the network will see
     images: int = 1  # in the data set; `Key.index` counts them
-    classes: tuple[str, ...] = ()  # what the labels mean
-    preprocess: "Preprocess | None" = None  # how the views were normalised
-    model: Trained | None = None  # what `Needs.model` names
-    tokenizer: Tokenizer | None = None  # what made `Batch.text`, for methods of text
+    classes: tuple[str, ...] = ()  # name of each label
+    preprocess: Preprocess | None = None  # how views are normalised
+    model: Trained | None = None  # the model that `Needs.model` names
+    tokenizer: Tokenizer | None = None  # of `Batch.text`
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthSignal:
+    """A metric of a method that shows trouble when it exceeds a limit (`pretraining.health.judge`).
+
+    kind "verdict": then it decides the verdict, after the features themselves. kind "remedy": then its remedy
+    is given if the features have collapsed. Signals are tried in order; one whose metric is missing is
+    skipped.
+    """
+
+    kind: Literal["verdict", "remedy"]
+    metric: str  # name in StepOutput.metrics
+    limit: float  # the value above which it shows trouble ...
+    of: str | None = None  # ... as a share of this metric
+    level: Literal["warn", "bad"] = "bad"
+    text: str = ""  # what is seen; {value} and {of} stand for the metrics
+    remedy: str
 
 
 class Method(nn.Module):
@@ -360,76 +281,35 @@ class Method(nn.Module):
     encoder: Backbone  # the one that gradients train
 
     def export_encoder(self) -> Backbone:
-        """The one that is evaluated and exported: the teacher's, where the paper keeps the teacher's."""
+        """The one that is evaluated and exported: the teacher's, if the paper evaluates the teacher."""
         return self.encoder
 
     def repeated(self) -> list[nn.Module]:
-        """The repeated blocks of all its backbones, a teacher's too."""
+        """The repeated blocks of all its backbones, including a teacher's."""
         return [block for m in self.modules() if isinstance(m, Backbone) for block in m.repeated()]
 
     def extras(self) -> Extras:
-        """What is kept beside it."""
+        """What is saved beside the exported encoder."""
         return NO_EXTRAS
 
+    def health_signals(self) -> Sequence[HealthSignal]:
+        """Which of its metrics show that it does not learn, and what to do about it."""
+        return ()
+
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        """Loss of one micro-batch; changes no state, batch-norm statistics aside."""
+        """Loss of one micro-batch; changes no state but statistics of batch norms."""
         raise NotImplementedError
 
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
-        """State updates that follow the optimizer's step: EMA, centres."""
+        """State updates after the optimizer's step (EMA, centres); carries: one of each micro-batch."""
 
     def groups(self) -> Iterable[ParamGroup]:
         """What is trained, and how; parameters in no group are frozen."""
         raise NotImplementedError
 
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction | None:
+        """For the report: normalised images as the method reconstructs them; None if it does not.
 
-# ---------------------------------------------------------------- a trained model's input
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """From a decoded image [h, w, c] to the network's input [c, size, size].
-
-    Raw values become (value - low) / (high - low), clipped to [0, 1], then (x - mean) / std. The shorter side
-    is resized to size / crop_share (bicubic, antialiased) and the centre is cut.
-    """
-
-    size: int
-    channels: int
-    low: tuple[float, ...]  # per channel, in raw units: 0 for 8-bit
-    high: tuple[float, ...]  # 255 for 8-bit
-    mean: tuple[float, ...]  # after scaling to [0, 1]
-    std: tuple[float, ...]
-    crop_share: float = 1.0
-
-    def normalise(self, images: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
-        """(x - mean) / std on values in [0, 1]."""
-        mean, std = (torch.tensor(v, device=images.device, dtype=images.dtype) for v in (self.mean, self.std))
-        return (images - mean[:, None, None]) / std[:, None, None]
-
-    def translate(self, images: Float[Tensor, "*b c h w"], other: "Preprocess") -> Float[Tensor, "*b c h w"]:
-        """Images normalised by this, normalised as `other` wants: its network sees the same raw values.
-
-        raw = low + (high - low)(mean + std y) for both. What lies beyond other's range is clipped where the
-        ranges differ. Raises ValueError where the numbers of channels do.
+        A method that overrides this is built for the report without `Context.model` and `Context.preprocess`.
         """
-        if self.channels != other.channels:
-            raise ValueError(
-                f"images have {self.channels} channels, the trained model was made for {other.channels}: "
-                "choose one that was made for such images"
-            )
-        raw = [
-            (low + (high - low) * mean, (high - low) * std)
-            for p in (self, other)
-            for low, high, mean, std in zip(p.low, p.high, p.mean, p.std, strict=True)
-        ]
-        pairs = list(zip(raw[: self.channels], raw[self.channels :], strict=True))
-
-        def each(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), device=images.device, dtype=images.dtype)[:, None, None]
-
-        factor = each(scale / to for (_, scale), (_, to) in pairs)
-        moved = images * factor + each((start - to) / scale for (start, _), (to, scale) in pairs)
-        if self.low == other.low and self.high == other.high:
-            return moved
-        ends = zip(other.mean, other.std, strict=True)
-        least, most = zip(*((-mean / std, (1 - mean) / std) for mean, std in ends), strict=True)
-        return moved.clamp(each(least), each(most))
+        return None

@@ -1,11 +1,12 @@
-"""Cross-entropy between a teacher's and a student's soft assignments [Caron 2021, arXiv 2104.14294].
+"""Cross-entropy between a teacher's and a student's distributions [Caron 2021, arXiv 2104.14294].
 
-Neither side's logits need exist at once: both are made in pieces from features and prototypes.
+`cross_entropy(student, teacher)` is -sum_i w_i sum_k t_ik log s_ik. Both distributions are softmaxes of n x K
+logits, which are computed in chunks from features and prototypes, so that they need not fit into memory.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +15,41 @@ from torch import Tensor
 
 from omma.ops.directions import lengths
 
-_VALUES = 1 << 23  # logits held at a time: 32 MiB of fp32
-_SLICE = 1 << 21  # numbers of a gradient in lower precision at a time
+_VALUES = 1 << 23  # logits in memory at a time: 32 MiB of fp32
+_SLICE = 1 << 21  # numbers of a lower-precision gradient that are added at a time
 
 
-def targets(
+# ---------------------------------------------------------------- distributions
+@dataclass(frozen=True)
+class Student:
+    """s_i = softmax(features_i . p / temperature) over the prototypes p, in rows of any number.
+
+    normalised: prototypes of any length stand for their directions (no normalised copy is made).
+    """
+
+    features: Float[Tensor, "n d"]
+    prototypes: Float[Tensor, "k d"]
+    temperature: float
+    normalised: bool = True
+
+
+def probabilities(
     logits: Float[Tensor, "*b k"], centre: Float[Tensor, "k"], temperature: float
 ) -> Float[Tensor, "*b k"]:
-    """The teacher's centred and sharpened distribution softmax((t - C) / temperature), [eq. 1 and 4]."""
+    """The teacher's centred and sharpened distribution softmax((g - C) / temperature) [eq. 1 and 4]."""
     return ((logits.float() - centre) / temperature).softmax(-1)
 
 
 @dataclass(frozen=True)
-class Targets:
-    """`targets` of cosines between features and prototypes of any length, made when rows are asked for.
+class LazyProbabilities:
+    """`probabilities` of the cosines between features and prototypes, computed for the rows that are indexed.
 
-    A centre by Sinkhorn-Knopp makes them balanced assignments.
+    With a centre by Sinkhorn-Knopp they are balanced assignments.
     """
 
     features: Float[Tensor, "m d"]
     prototypes: Float[Tensor, "k d"]
-    inverse: Float[Tensor, "k"]  # of the prototypes' lengths
+    inverse_lengths: Float[Tensor, "k"]  # of the prototypes
     centre: Float[Tensor, "k"]
     temperature: float
 
@@ -43,161 +58,178 @@ class Targets:
 
     @torch.no_grad()
     def __getitem__(self, rows: Int[Tensor, "r"]) -> Float[Tensor, "r k"]:
-        logits = (self.features[rows] @ self.prototypes.T).to(self.inverse.dtype)
-        return logits.mul_(self.inverse).sub_(self.centre).div_(self.temperature).softmax(-1)
+        logits = (self.features[rows] @ self.prototypes.T).to(self.inverse_lengths.dtype)
+        return logits.mul_(self.inverse_lengths).sub_(self.centre).div_(self.temperature).softmax(-1)
 
 
-class Term(NamedTuple):
-    """scale sum_i weights_i H(targets[rows_i], student's i): what `together` adds up.
+@dataclass(frozen=True)
+class Teacher:
+    """What each of a student's n rows is compared with: probabilities[rows_i], weighted by weights_i.
 
-    Targets are constants and may sum to other numbers than 1.
+    Probabilities are constants; their sum may differ from 1.
     """
 
-    features: Float[Tensor, "n d"]
-    targets: Float[Tensor, "m k"] | Targets
+    probabilities: Float[Tensor, "m k"] | LazyProbabilities
     rows: Int[Tensor, "n"]
     weights: Float[Tensor, "n"]
-    scale: float = 1.0
 
 
-def views(student: Float[Tensor, "v b d"], teacher: Float[Tensor, "g b k"]) -> Term:
-    """Mean of H(t_i, s_j) over images and pairs i != j [eq. 3].
+def other_views(teacher: Float[Tensor, "g b k"], views: int) -> Teacher:
+    """For the mean of H(t_u, s_v) over images and pairs of views u != v [eq. 3].
 
-    `student`: v views of the images before the last layer; the first g of them the teacher saw too.
-    `teacher`: probabilities. The targets are summed before the cross-entropy, so its cost is that of v terms,
-    not of v g. Raises ValueError for v < 2.
+    `teacher`: of g views; the student's rows are v = `views` views of b images, of which the first g are the
+    teacher's. The probabilities are summed over u before the cross-entropy, which then costs v terms, not
+    v g. Raises ValueError for v < 2.
     """
-    number, globals_ = len(student), len(teacher)
-    if number < 2:
+    if views < 2:
         raise ValueError("DINO's loss compares different views of an image: it needs at least 2")
-    b = student.shape[1]
-    # what each of the teacher's views is compared with is the others' sum; all further views share the whole
+    globals_, b, _ = teacher.shape
+    # one of the teacher's views is compared with the sum of the others; all further views share the whole sum
     sums = teacher.new_empty(globals_ + 1, *teacher.shape[1:])
     torch.sum(teacher, 0, out=sums[-1])
     torch.sub(sums[-1], teacher, out=sums[:-1])
-    which = torch.arange(number, device=student.device).clamp(max=globals_)
-    rows = (which[:, None] * b + torch.arange(b, device=student.device)).flatten()
-    weights = sums.new_full((number * b,), 1 / (b * globals_ * (number - 1)))
-    return Term(student.flatten(0, 1), sums.flatten(0, 1), rows, weights)
+    which = torch.arange(views, device=teacher.device).clamp(max=globals_)
+    rows = (which[:, None] * b + torch.arange(b, device=teacher.device)).flatten()
+    weights = sums.new_full((views * b,), 1 / (b * globals_ * (views - 1)))
+    return Teacher(sums.flatten(0, 1), rows, weights)
 
 
-def hidden(
-    student: Float[Tensor, "n d"],
-    teacher: Float[Tensor, "m k"] | Targets,
-    counts: Float[Tensor, "m"],
-    images: int,
-    scale: float = 1.0,
-) -> Term:
-    """Mean over `images` of each one's mean of H(t, s) over its masked patches [Zhou 2021, eq. 2 and 3].
+def hidden_patches(
+    teacher: Float[Tensor, "m k"] | LazyProbabilities, counts: Float[Tensor, "m"], images: int, rows: int
+) -> Teacher:
+    """For the mean over images of each one's mean of H(t, s) over its m masked patches [Zhou 2021, eq. 2, 3].
 
-    The m rows are the masked patches only; `counts`: how many of them the image of each row has. An image
-    (a view of one counts as one) without a masked patch adds 0 and counts, as in the published code. Further
-    rows of the student do not count.
+    `counts`: how many masked patches the image of each row has. An image (each view counts as one) without
+    masked patches adds 0 to the mean, as in the published code. `rows`: of the student; those after the first
+    m are padding and have weight 0.
     """
-    m, n = len(teacher), len(student)
-    rows = torch.arange(n, device=student.device).clamp(max=max(0, m - 1))
-    weights = F.pad(1 / (counts * images), (0, n - m))
-    return Term(student, teacher, rows, weights, scale)
+    m, device = len(teacher), counts.device
+    index = torch.arange(rows, device=device).clamp(max=max(0, m - 1))
+    return Teacher(teacher, index, F.pad(1 / (counts * images), (0, rows - m)))
 
 
-def together(
-    terms: Sequence[Term],
-    prototypes: Float[Tensor, "k d"],
-    temperature: float,
-    unit: bool = False,
-    values: int = _VALUES,
+# ---------------------------------------------------------------- cross-entropy
+def cross_entropy(student: Student, teacher: Teacher, values: int = _VALUES) -> Float[Tensor, ""]:
+    """H(t, s) = -sum_i w_i sum_k t_ik log s_ik, with gradients for the student alone."""
+    return cross_entropies([(student, teacher)], [1.0], values)[0]
+
+
+def cross_entropies(
+    pairs: Sequence[tuple[Student, Teacher]], scales: Sequence[float], values: int = _VALUES
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "t"]]:
-    """The sum of all terms, and each one before its scale, without a gradient.
+    """(sum_j scale_j H(t_j, s_j), each H without its scale and without gradient).
 
-    The student's i is softmax(features_i prototypes^T / temperature). unit: prototypes of any length stand
-    for their directions, of which no copy is made. No more than `values` logits of the student exist at a
-    time, gradients included, and one gradient of the prototypes: they are taken while the loss is computed.
+    Students with the same prototypes and temperature share one gradient of the prototypes. At most `values`
+    of the student's logits exist at a time; gradients are computed together with the loss.
     """
-    features = (term.features for term in terms)  # where autograd sees them
-    return _CrossEntropy.apply(terms, prototypes, temperature, unit, values, *features)  # pyright: ignore
+    order: list[int] = []
+    totals, each = [], []
+    groups: dict[tuple[int, float, bool], list[int]] = {}
+    for number, (student, _) in enumerate(pairs):
+        groups.setdefault((id(student.prototypes), student.temperature, student.normalised), []).append(
+            number
+        )
+    for numbers in groups.values():
+        first = pairs[numbers[0]][0]
+        total, losses = _CrossEntropy.apply(  # pyright: ignore
+            [pairs[i][1] for i in numbers], [scales[i] for i in numbers], first.prototypes, first.temperature,
+            first.normalised, values, *(pairs[i][0].features for i in numbers),
+        )  # fmt: skip
+        order += numbers
+        totals.append(total)
+        each.append(losses)
+    if len(totals) == 1:
+        return totals[0], each[0]
+    by_pair = torch.cat(each)[torch.tensor(order, device=each[0].device).argsort()]
+    return torch.stack(totals).sum(), by_pair
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        terms: Sequence[Term],
+        teachers: Sequence[Teacher],
+        scales: Sequence[float],
         prototypes: Tensor,
         temperature: float,
-        unit: bool,
+        normalised: bool,
         values: int,
-        *features: Tensor,
+        *students: Tensor,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(prototypes.dtype, torch.float32)
-        inverse = 1 / lengths(prototypes) if unit else prototypes.new_ones((), dtype=exact)
-        sharp = inverse / temperature
-        d_prototypes = torch.zeros_like(prototypes, dtype=exact) if ctx.needs_input_grad[1] else None
-        d_features = [
-            torch.empty_like(x) if wanted else None
-            for x, wanted in zip(features, ctx.needs_input_grad[5:], strict=True)
+        inverse = 1 / lengths(prototypes) if normalised else prototypes.new_ones((), dtype=exact)
+        sharpness = inverse / temperature
+        d_prototypes = torch.zeros_like(prototypes, dtype=exact) if ctx.needs_input_grad[2] else None
+        d_students = [
+            torch.empty_like(x) if needed else None
+            for x, needed in zip(students, ctx.needs_input_grad[6:], strict=True)
         ]
-        each = torch.zeros(len(terms), dtype=exact, device=prototypes.device)
+        each = torch.zeros(len(teachers), dtype=exact, device=prototypes.device)
         size = max(1, values // len(prototypes))
-        for number, (term, d_whole) in enumerate(zip(terms, d_features, strict=True)):
-            for start in range(0, len(term.features), size):
-                part = slice(start, start + size)
-                x = term.features[part]
-                target = term.targets[term.rows[part]].to(exact).mul_(term.weights[part, None])
-                loss, gradient = _compared(x, prototypes, sharp, target)
+        for number, (features, teacher, scale) in enumerate(zip(students, teachers, scales, strict=True)):
+            d_features = d_students[number]
+            for start in range(0, len(features), size):
+                chunk = slice(start, start + size)
+                x = features[chunk]
+                target = teacher.probabilities[teacher.rows[chunk]].to(exact)
+                target = target.mul_(teacher.weights[chunk, None])
+                loss, gradient = _loss_and_gradient(x, prototypes, sharpness, target)
                 del target
                 each[number] += loss
-                if d_whole is None and d_prototypes is None:
+                if d_features is None and d_prototypes is None:
                     continue
-                gradient = gradient.mul_(sharp * term.scale).to(x.dtype)
-                if d_whole is not None:
-                    d_whole[part] = gradient @ prototypes
+                gradient = gradient.mul_(sharpness * scale).to(x.dtype)
+                if d_features is not None:
+                    d_features[chunk] = gradient @ prototypes
                 if d_prototypes is not None:
                     _add_product(d_prototypes, gradient.T, x)
-                del gradient  # or it would be there beside the next chunk's
+                del gradient  # or it would stay in memory beside the next chunk's
         if d_prototypes is not None:
-            if unit:
-                _turn(d_prototypes, prototypes, inverse)
+            if normalised:
+                _project_out(d_prototypes, prototypes, inverse)
             d_prototypes = d_prototypes.to(prototypes.dtype)
-        ctx.save_for_backward(d_prototypes, *d_features)
+        ctx.save_for_backward(d_prototypes, *d_students)
         ctx.mark_non_differentiable(each)
-        return each @ each.new_tensor([term.scale for term in terms]), each
+        return each @ each.new_tensor(scales), each
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        d_prototypes, *d_features = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
-        return (None, d_prototypes, None, None, None, *d_features)
+        d_prototypes, *d_students = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
+        return (None, None, d_prototypes, None, None, None, *d_students)
 
 
-def _compared(
+def _loss_and_gradient(
     x: Float[Tensor, "n d"],
     prototypes: Float[Tensor, "k d"],
-    sharp: Float[Tensor, "*k"],
+    sharpness: Float[Tensor, "*k"],
     target: Float[Tensor, "n k"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
-    """Cross-entropy with logits x prototypes^T sharp, and its gradient by these, by one pass of exp."""
+    """Cross-entropy with logits z = x prototypes^T sharpness, and its gradient by z, from one pass of exp."""
     mass = target.sum(-1, keepdim=True)
-    logits = (x @ prototypes.T).to(target.dtype).mul_(sharp)
-    told = torch.einsum("nk,nk->n", target, logits).sum()  # without a product of their size
+    logits = (x @ prototypes.T).to(target.dtype).mul_(sharpness)
+    expected = torch.einsum("nk,nk->n", target, logits).sum()  # sum t z, without a product of their size
     top = logits.amax(-1, keepdim=True)
     exponentials = logits.sub_(top).exp_()
     sums = exponentials.sum(-1, keepdim=True)
-    loss = (mass * (top + sums.log())).sum() - told
+    loss = (mass * (top + sums.log())).sum() - expected
     return loss, exponentials.mul_(mass / sums).sub_(target)
 
 
 def _add_product(total: Float[Tensor, "k d"], a: Float[Tensor, "k n"], b: Float[Tensor, "n d"]) -> None:
-    """total += a b. A product of lower precision than the sum is made in slices."""
+    """total += a b; in slices where the product has a lower precision than the sum."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
         return
     size = max(1, _SLICE // total.shape[1])
-    for some, rows in zip(total.split(size), a.split(size), strict=True):
-        some += rows @ b
+    for sums, rows in zip(total.split(size), a.split(size), strict=True):
+        sums += rows @ b
 
 
-def _turn(gradient: Float[Tensor, "k d"], vectors: Float[Tensor, "k d"], inverse: Float[Tensor, "k"]) -> None:
-    """In place, that with lengths held to that of vectors which stand for their directions."""
+def _project_out(
+    gradient: Float[Tensor, "k d"], prototypes: Float[Tensor, "k d"], inverse: Float[Tensor, "k"]
+) -> None:
+    """Project out, in place, the gradient's component along each prototype: its length has no effect."""
     size = max(1, _SLICE // gradient.shape[1])
-    for g, v, i in zip(gradient.split(size), vectors.split(size), inverse.split(size), strict=True):
-        directions = v * i[:, None]
+    for g, p, i in zip(gradient.split(size), prototypes.split(size), inverse.split(size), strict=True):
+        directions = p * i[:, None]
         g.sub_(directions * torch.linalg.vecdot(directions, g)[:, None])

@@ -1,15 +1,60 @@
 """Pretraining methods, one file each; a method's name is its file's name.
 
-A file offers `Config` (frozen, defaults are the paper's), `views(config, image_size)`, the recipes
-`paper(image_size, model)` and `small(image_size, model)`, and `Method`; where they are of use also
-`needs(config)`, `adapted(recipe, model)` and, of texts, `tokenizer(config, trained, captions)`. See
-CONTRIBUTING.md.
+A file offers `Config` (frozen; its defaults are the paper's), `views(config, image_size)`, the recipes
+`paper(image_size, model)` and `small(image_size, model)`, and `Method`; if it needs more than images also
+`needs(config)`, if options change the recipe `adapted(recipe, options)`, and if it reads texts
+`tokenizer(config, trained, captions)`. `MethodFile` types them; CONTRIBUTING.md walks through one.
 """
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omma.core import protocols
+from omma.core.protocols import Crop, Needs, Recipe, Tokenizer, Trained
+
+RECIPES = ("small", "paper")
+
+
+def _needs_only_images(config: Any) -> Needs:
+    return Needs()
+
+
+def _unchanged(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    return recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFile:
+    """What a method's file offers, with defaults for what it may leave out."""
+
+    name: str
+    doc: str  # the file's docstring, which `omma methods NAME` prints
+    Config: type[Any]  # a frozen dataclass whose fields are the options --method.KEY
+    Method: type[protocols.Method]  # built from (backbone, config, core.protocols.Context)
+    views: Callable[[Any, int], tuple[Crop, ...]]  # of (config, image size in pixels)
+    small: Callable[[int, str], Recipe]  # of (image size, model's name): 1,000 to 100,000 images, one machine
+    paper: Callable[[int, str], Recipe]
+    needs: Callable[[Any], Needs] = _needs_only_images  # of the config
+    # of (recipe with the user's options, the model's options): what else of the recipe follows from them
+    adapted: Callable[[Recipe, Mapping[str, Any]], Recipe] = _unchanged
+    # of (config, the trained model that `needs` names, the captions); None for methods without texts
+    tokenizer: Callable[[Any, Trained | None, Iterable[str]], Tokenizer] | None = None
+
+    def recipe(self, name: str) -> Callable[[int, str], Recipe]:
+        """The recipe of this name; raises ValueError for another than small and paper."""
+        if name not in RECIPES:
+            raise ValueError(f"recipe {name!r}: choose {' or '.join(RECIPES)}")
+        return self.small if name == "small" else self.paper
+
+    @property
+    def reconstructs(self) -> bool:
+        """Has a report of it pictures of reconstructed images?"""
+        return self.Method.reconstruct is not protocols.Method.reconstruct
 
 
 def names() -> list[str]:
@@ -17,9 +62,15 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
-def get(name: str) -> ModuleType:
-    """The file of one method; raises ValueError for an unknown name."""
+def get(name: str) -> MethodFile:
+    """The file of one method; raises ValueError for an unknown name, TypeError for an incomplete file."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=2) or names()
         raise ValueError(f"method {name!r} is unknown: choose {' or '.join(close)}; `omma methods` lists all")
-    return importlib.import_module(f"{__name__}.{name}")
+    file = importlib.import_module(f"{__name__}.{name}")
+    required = ("Config", "Method", "views", *RECIPES)
+    if missing := [each for each in required if not hasattr(file, each)]:
+        raise TypeError(f"{file.__file__} lacks {', '.join(missing)}: see CONTRIBUTING.md")
+    optional = [each for each in ("needs", "adapted", "tokenizer") if hasattr(file, each)]
+    offered = {each: getattr(file, each) for each in (*required, *optional)}
+    return MethodFile(name=name, doc=inspect.getdoc(file) or "", **offered)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omma import backbones
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
-from omma.core.checks import between, range_within_one
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -33,29 +33,17 @@ from omma.core.protocols import (
     StepOutput,
 )
 from omma.losses import prediction
-from omma.methods.shared.masked_head import MaskedHead
-from omma.methods.shared.masking import blocks
+from omma.methods.shared.masked_head import BlockMasking, Hidden, MaskedHead, hidden_blocks
 from omma.ops import statistics
 from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BlockMasking):
     """The paper's defaults."""
 
     tokenizer: str | None = None  # a run of vqvae or dvae, or another model with codes
-    mask_share: float = 75 / 196  # of the patches, at the most
-    block_share: float = 16 / 196  # of the patches that a block covers at the least
-    scale: tuple[float, float] = (0.08, 1.0)
     colour: float = 0.4  # strength of brightness, contrast and saturation jitter
-
-    def __post_init__(self) -> None:
-        between(self, "mask_share", "block_share")
-        range_within_one(self, "scale")
-        if self.block_share > self.mask_share:
-            raise ValueError(
-                f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
-            )
 
 
 def needs(config: Config) -> Needs:
@@ -81,7 +69,8 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method beit --method.tokenizer RUN --recipe paper --model beit-b/16 --epochs 800`
     """
-    scale = 1e-5 if "-l/" in model else 0.1  # [section 2.4 and the code's README]
+    large = backbones.options(model).get("dim") == 1024
+    scale = 1e-5 if large else 0.1  # [section 2.4 and the code's README]
     return Recipe(
         config=Config(), batch=2048, lr=1.5e-3, lr_end=1e-5, warmup=10 / 800, weight_decay=0.05,
         betas=(0.9, 0.999), clip=3.0, drop_path=0.1,
@@ -113,32 +102,21 @@ class Method(protocols.Method):
         self.head = MaskedHead(encoder, self.tokenizer.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        c = self.config
-        (crops,) = batch.views
-        images = crops[:, 0]
-        grid = self.encoder.grid(*images.shape[-2:])
-        mask = blocks(batch.key, grid, c.mask_share, c.block_share).to(images.device)
+        hidden = hidden_blocks(self.config, self.encoder, batch)
+        target = self.tokenizer(hidden.images, hidden.grid)[hidden.mask].argmax(-1)  # c_i
+        logits = self.head(self.encoder, hidden.images, hidden.mask)  # V h_i
+        loss = prediction.codes(logits, target, hidden.count)
+        return StepOutput(loss, self._metrics(logits.detach(), target, hidden))
 
-        target = self.tokenizer(images, grid)[mask].argmax(-1)
-        logits = self.head(self.encoder, images, mask)
-        count = collectives.mean(
-            mask.sum().float()
-        )  # so that every masked patch of all processes counts alike
-        loss = prediction.codes(logits, target, count)
-        use = torch.bincount(target, minlength=self.tokenizer.dim).float()
-        return StepOutput(loss, self._metrics(logits.detach(), target, collectives.mean(use), count, mask))
-
-    @staticmethod
-    def _metrics(
-        logits: Tensor, target: Tensor, use: Tensor, count: Tensor, mask: Tensor
-    ) -> dict[str, Tensor]:
-        right = (logits.argmax(-1) == target).float().sum()
+    def _metrics(self, logits: Tensor, target: Tensor, hidden: Hidden) -> dict[str, Tensor]:
+        correct = (logits.argmax(-1) == target).float().sum()
+        use = collectives.mean(torch.bincount(target, minlength=self.tokenizer.dim).float())
         share = use / use.sum().clamp(min=1)
         return {
-            "accuracy": right / count.clamp(min=1e-6),
-            "accuracy_of_commonest": share.max(),  # what always saying the same would get
+            "accuracy": correct / hidden.count.clamp(min=1e-6),
+            "accuracy_of_commonest": share.max(),  # of always predicting the commonest code
             "target_perplexity": statistics.entropy(share).exp(),
-            "masked": mask.float().mean(),
+            "masked": hidden.mask.float().mean(),
         }
 
     def groups(self) -> Iterable[ParamGroup]:

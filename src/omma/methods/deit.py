@@ -72,7 +72,7 @@ def needs(config: Config) -> Needs:
     """Labels, a distillation token, and a teacher."""
     return Needs(
         labels=True,
-        distils=True,
+        backbone_options={"distilled": "carry a distillation token"},
         model="teacher",
         kind="a teacher that classifies (train one: omma pretrain IMAGES --method supervised --model "
         "timm:regnety_016)",

@@ -20,16 +20,26 @@ from torch import Tensor
 from omma import backbones
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, protocols
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
-from omma.losses import distillation
-from omma.methods.shared import crops as plans
-from omma.methods.shared import self_distillation
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
+from omma.losses.distillation import Student, cross_entropy, other_views
+from omma.methods.shared import crops, self_distillation, signals
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(self_distillation.Distilled):
+class Config(self_distillation.SelfDistillation):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     centrings = ("mean", "sinkhorn", "off")  # Sinkhorn-Knopp: table 7; off: only to study collapse
@@ -42,7 +52,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(config, image_size)
+    return crops.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -85,22 +95,22 @@ class Method(protocols.Method):
         return self.teacher
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        c = self.config
+        c, b = self.config, len(batch.views[0])
         first, second, *rest = batch.views
-        globals_ = torch.cat([first[:, 0], second[:, 0]])
-        locals_ = [local.transpose(0, 1).flatten(0, 1) for local in rest]
-        b = len(first)
+        global_crops = torch.cat([first[:, 0], second[:, 0]])
+        local_crops = [local.transpose(0, 1).flatten(0, 1) for local in rest]
 
-        crops = [globals_, *locals_]
-        tokens = [(self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])) for x in crops]
-        pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])
-        student = self.head.bottleneck(pooled).unflatten(0, (-1, b))
+        tokens = [
+            (self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])) for x in (global_crops, *local_crops)
+        ]
+        pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])  # view after view
+        student = Student(self.head.bottleneck(pooled), self.head.last.weight, c.student_temp)
 
         with torch.no_grad():
-            logits = self.teacher_head(self.teacher(globals_).pooled)
-            teacher = self_distillation.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-        terms = [distillation.views(student, teacher)]
-        loss, _ = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
+            logits = self.teacher_head(self.teacher(global_crops).pooled)
+            teacher = self_distillation.probabilities(c, logits, self.centre, clock).unflatten(0, (2, b))
+
+        loss = cross_entropy(student, other_views(teacher, len(pooled) // b))  # [eq. 3]
         return StepOutput(loss, self_distillation.collapse_stats(teacher), logits.mean(0))
 
     @torch.no_grad()
@@ -112,6 +122,9 @@ class Method(protocols.Method):
         if c.centring == "mean":
             mean = collectives.mean(torch.stack(list(carries)).mean(0))
             self.centre.lerp_(mean, 1 - c.centre_momentum)  # [eq. 4]
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

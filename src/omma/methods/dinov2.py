@@ -26,18 +26,28 @@ from torch import Tensor, nn
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
-from omma.losses import distillation
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
+from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
 from omma.losses.koleo import koleo
-from omma.methods.shared import crops as plans
-from omma.methods.shared import self_distillation
-from omma.methods.shared.masking import hide, places, view_masks
+from omma.methods.shared import crops, self_distillation, signals
+from omma.methods.shared.masked_crops import MaskedCrops
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(self_distillation.Distilled):
+class Config(self_distillation.SelfDistillation):
     """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
     ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
@@ -77,7 +87,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(config, image_size)
+    return crops.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -89,11 +99,10 @@ def paper(image_size: int, model: str) -> Recipe:
     --method.layer-decay 0.9 --method.momentum 0.992 --method.centring mean --method.untied False
     --method.prototypes 65536 --method.teacher-temp-warmup 0.3 --model.drop-path 0.3.
     """
-    batch, fits = 3072, image_size == 224 and model.endswith("/14")
+    batch, config = 3072, Config(local_size=crops.papers_local_size(image_size, model))
     return Recipe(
-        config=Config(local_size=98 if fits else None), batch=batch, lr=2e-4 * (batch / 1024) ** 0.5,
-        warmup=80 / 500, weight_decay=0.04, weight_decay_end=0.2, clip=3.0, drop_path=0.4,
-        encoder={"layer_scale": 1e-5, "drop_uniform": True},
+        config=config, batch=batch, lr=2e-4 * (batch / 1024) ** 0.5, warmup=80 / 500, weight_decay=0.04,
+        weight_decay_end=0.2, clip=3.0, drop_path=0.4, encoder={"layer_scale": 1e-5, "drop_uniform": True},
     )  # fmt: skip
 
 
@@ -246,64 +255,52 @@ class Method(protocols.Method):
         return self.teacher
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        c = self.config
-        first, second, *rest = batch.views
-        b = len(first)
-        globals_ = torch.cat([first[:, 0], second[:, 0]])
-        grid = self.encoder.grid(*globals_.shape[-2:])
-        least = max(1, round(4 / 256 * grid[0] * grid[1]))  # 4 of 16 x 16 in the published code
-        mask = view_masks(batch.key, 2, grid, c.mask_probability, c.mask_share, least)
-        at, hidden = places(mask).to(globals_.device), int(mask.sum())
-        mask = mask.to(globals_.device)
+        c, b = self.config, len(batch.views[0])
+        rows, columns = self.encoder.grid(*batch.views[0].shape[-2:])
+        least = max(1, round(4 / 256 * rows * columns))  # patches of a block: 4 of 16 x 16 in the code
+        masked = MaskedCrops.draw(self.encoder, batch, c.mask_probability, c.mask_share, least)
 
-        crops = [hide(self.encoder, globals_, mask, self.mask_token)]
-        for local in rest:
-            x = local.transpose(0, 1).flatten(0, 1)
-            crops.append((self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])))
-        seen = self.encoder.encode_many(crops)
-        student = self.head.bottleneck(torch.cat([f.pooled for f in seen])).unflatten(0, (-1, b))
         patch_head = self.patch_head or self.head
-        student_patches = patch_head.bottleneck(seen[0].patches.flatten(0, 1)[at])
+        pooled, patches = masked.encode(self.encoder, self.mask_token)
+        student = Student(self.head.bottleneck(pooled), self.head.last.weight, c.student_temp)
+        bottleneck = patch_head.bottleneck(masked.at_hidden(patches))
+        patch_student = Student(bottleneck, patch_head.last.weight, c.student_temp)
 
         with torch.no_grad():
-            whole = self.teacher(globals_)
-            told = self.teacher_head.bottleneck(whole.pooled)
-            teacher = self_distillation.targets(c, self.teacher_head.cosines(told), self.centre, clock)
+            features = self.teacher(masked.global_crops)
+            bottleneck = self.teacher_head.bottleneck(features.pooled)
+            teacher = self_distillation.probabilities(
+                c, self.teacher_head.cosines(bottleneck), self.centre, clock
+            )
             teacher_patch_head = self.teacher_patch_head or self.teacher_head
-            told_patches = teacher_patch_head.bottleneck(whole.patches.flatten(0, 1)[at])[:hidden]
-            patch_teacher = self_distillation.patch_targets(
-                c, teacher_patch_head, told_patches, self.patch_centre, clock
+            patch_bottleneck = teacher_patch_head.bottleneck(masked.at_hidden(features.patches))
+            patch_bottleneck = patch_bottleneck[: masked.hidden]
+            patch_teacher = self_distillation.lazy_probabilities(
+                c, teacher_patch_head, patch_bottleneck, self.patch_centre, clock
             )
 
-        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        images, watched = (
-            distillation.views(student, teacher.unflatten(0, (2, b))),
-            self_distillation.collapse_stats(teacher),
+        stats = self_distillation.collapse_stats(teacher)
+        teacher = other_views(teacher.unflatten(0, (2, b)), len(pooled) // b)
+        images, rows = len(masked.mask), len(patch_student.features)
+        loss, (image_loss, patch_loss) = cross_entropies(
+            [
+                (student, teacher),
+                (patch_student, hidden_patches(patch_teacher, masked.counts(), images, rows)),
+            ],
+            scales=(1.0, c.patch_weight),
         )
-        del teacher  # its sums are all that is compared
-        patches = distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight)
-        if self.patch_head is None:  # one gradient of the prototypes that both have in common
-            compared = [(self.head, [images, patches])]
-        else:
-            compared = [(self.head, [images]), (self.patch_head, [patches])]
-        found = [
-            distillation.together(terms, head.last.weight, c.student_temp, unit=True)
-            for head, terms in compared
-        ]
-        loss = torch.stack([total for total, _ in found]).sum()
-        image_loss, patch_loss = torch.cat([each for _, each in found])
-        metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **watched}
-        if c.koleo:  # each view apart: two views of an image are meant to be neighbours
-            apart = [
+        metrics = {"image_loss": image_loss, "patch_loss": patch_loss, **stats}
+        if c.koleo:  # for each view on its own: two views of an image are meant to be neighbours
+            first, second = (
                 koleo(x, collectives.gather(x.contiguous()), dist.rank() * b)
-                for x in seen[0].pooled.float().chunk(2)
-            ]
-            loss = loss + c.koleo * (apart[0] + apart[1])
-            metrics["koleo"] = ((apart[0] + apart[1]) / 2).detach()
+                for x in pooled[: 2 * b].float().chunk(2)
+            )
+            loss = loss + c.koleo * (first + second)
+            metrics["koleo"] = ((first + second) / 2).detach()
         if c.centring == "sinkhorn":
             return StepOutput(loss, metrics, None)
-        sums = hidden * teacher_patch_head.mean(told_patches)
-        return StepOutput(loss, metrics, (self.teacher_head.mean(told), sums, float(hidden)))
+        sums = masked.hidden * teacher_patch_head.mean(patch_bottleneck)
+        return StepOutput(loss, metrics, (self.teacher_head.mean(bottleneck), sums, float(masked.hidden)))
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
@@ -322,6 +319,9 @@ class Method(protocols.Method):
             self.patch_centre.lerp_(
                 collectives.total(torch.stack(patches).sum(0)) / number, 1 - c.centre_momentum
             )
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         c = self.config

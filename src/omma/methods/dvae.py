@@ -12,23 +12,37 @@ Choose it when BEiT shall learn from the kind of tokenizer that its paper took; 
 no temperature.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from omma.backbones.layers import Size, init_linear
+from omma.backbones.layers import init_linear
 from omma.backbones.layers.decoder import PixelDecoder
 from omma.core import collectives, protocols
-from omma.core.checks import above_zero, decoder, one_of, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Extras, ParamGroup, Recipe, StepOutput
+from omma.core.checks import above_zero, one_of, within_one
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    Extras,
+    HealthSignal,
+    Key,
+    ParamGroup,
+    Recipe,
+    Reconstruction,
+    StepOutput,
+)
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
-from omma.methods.shared import gumbel
-from omma.ops import statistics
-from omma.ops.patches import padded, patchify, unpatchify
+from omma.methods.shared import gumbel, signals
+from omma.methods.shared.pixel_decoding import decode, one_crop, patches_of, small_decoder
+from omma.methods.shared.tokenizers import Tokenizing, code_use, codes_extras, reconstruction
+from omma.ops.patches import unpatchify
 from omma.train import param_groups
 from omma.train.schedules import cosine
 
@@ -36,7 +50,7 @@ RECONSTRUCTIONS = ("laplace", "l1", "l2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Tokenizing):
     """The paper's defaults [appendix A.2], steps as shares of its 3,000,000; transformers for its ResNets."""
 
     codes: int = 8192
@@ -48,26 +62,19 @@ class Config:
     reconstruction: str = (
         "laplace"  # log-likelihood in nats; "l1" and "l2" of normalised values want a smaller kl
     )
-    decoder_depth: int = 4
-    decoder_dim: int = 512
-    decoder_heads: int = 8
-    scale: tuple[float, float] = (0.2, 1.0)
 
     def __post_init__(self) -> None:
-        if self.codes < 2:
-            raise ValueError(f"method.codes={self.codes}: at least 2 are needed")
+        super().__post_init__()
         above_zero(self, "temp_start", "temp")
         within_one(self, "temp_share", "kl_share")
         if self.kl < 0:
             raise ValueError(f"method.kl={self.kl}: must be 0 or more (the paper's: 6.6)")
         one_of("method.reconstruction", self.reconstruction, RECONSTRUCTIONS)
-        decoder(self)
-        range_within_one(self, "scale")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop, flipped at random; no colour augmentation."""
-    return (Crop(size=image_size, scale=config.scale),)
+    return one_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -88,11 +95,7 @@ def small(image_size: int, model: str) -> Recipe:
     in even use (perplexity of a batch), .08 of the mean image's squared error; k-NN 35.0 %, the untrained
     network's 27.9 (docs/benchmarks.md).
     """
-    tiny = image_size < 64
-    config = Config(
-        codes=512, temp_share=0.5, kl=1.0, kl_share=0.1, decoder_depth=1 if tiny else 2,
-        decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4, scale=(0.4, 1.0),
-    )  # fmt: skip
+    config = Config(codes=512, temp_share=0.5, kl=1.0, kl_share=0.1, **small_decoder(image_size))
     return Recipe(
         config=config, batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05, weight_decay=1e-4, betas=(0.9, 0.99),
         clip=3.0, encoder={"pool": "mean"},
@@ -112,10 +115,9 @@ class Method(protocols.Method):
         self.logits = nn.Linear(encoder.dim, config.codes)
         init_linear(self.logits)
         grid = encoder.grid(context.image_size, context.image_size)
-        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
         self.values = encoder.channels * encoder.patch**2  # of a patch
         out = 2 * self.values if config.reconstruction == "laplace" else self.values
-        self.decoder = PixelDecoder(config.codes, size, grid, out)
+        self.decoder = PixelDecoder(config.codes, config.decoder_size(), grid, out)
         with torch.no_grad():  # a mixture of codes is one of embeddings, not a sum over K inputs
             nn.init.normal_(self.decoder.embed.weight)
         known = context.preprocess
@@ -126,14 +128,10 @@ class Method(protocols.Method):
 
     def extras(self) -> Extras:
         """The layer that gives each code's logit."""
-        beside = {f"codes.{name}": p.detach() for name, p in self.logits.named_parameters()}
-        return Extras(beside, {"codes": self.config.codes})
-
-    def _patches(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        return patchify(padded(images, self.encoder.patch), self.encoder.patch)
+        return codes_extras(self.logits.weight, self.logits.bias)
 
     def _decode(self, y: Float[Tensor, "b n k"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
-        return self.decoder.decode(self.decoder.embed(y.to(self.decoder.embed.weight.dtype)), grid).float()
+        return decode(self.decoder, y, grid).float()
 
     def _painted(self, out: Float[Tensor, "b n o"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Normalised images from what the decoder gives."""
@@ -146,13 +144,13 @@ class Method(protocols.Method):
     def _error(self, out: Float[Tensor, "b n o"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
         """Mean over all values: -log-likelihood in nats, absolute or squared error."""
         if self.config.reconstruction == "l1":
-            return pixels.l1(out, self._patches(images))
+            return pixels.l1(out, patches_of(images, self.encoder.patch))
         if self.config.reconstruction == "l2":
-            return pixels.l2(out, self._patches(images))
+            return pixels.l2(out, patches_of(images, self.encoder.patch))
         x = pixels.map_pixels((images.float() * self.std + self.mean).clamp(0, 1))
         mean, log_scale = out.split(self.values, dim=-1)
         return pixels.logit_laplace(
-            mean, log_scale, self._patches(x).clamp(pixels.EPSILON, 1 - pixels.EPSILON)
+            mean, log_scale, patches_of(x, self.encoder.patch).clamp(pixels.EPSILON, 1 - pixels.EPSILON)
         )
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -171,15 +169,18 @@ class Method(protocols.Method):
 
         with torch.no_grad():
             use = torch.bincount(logits.flatten(0, 1).argmax(1), minlength=c.codes).float()
-            use = collectives.mean(use)
-            painted = self._patches(self._painted(out, features.grid))
+            painted = patches_of(self._painted(out, features.grid), self.encoder.patch)
             metrics = {
-                "error_vs_mean_image": pixels.against_mean_image(painted, self._patches(images)),
+                "error_vs_mean_image": pixels.against_mean_image(
+                    painted, patches_of(images, self.encoder.patch)
+                ),
                 "kl": kl.detach(),
-                "code_perplexity": statistics.entropy(use / use.sum()).exp(),
-                "codes_used": (use > 0).float().mean(),
+                **code_use(collectives.mean(use)),
             }
         return StepOutput(loss, metrics)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")
@@ -187,11 +188,9 @@ class Method(protocols.Method):
         yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """The images, and what the decoder makes of each patch's likeliest code; `keep` is not asked."""
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
+        """What the decoder makes of each patch's likeliest code."""
         features = self.encoder(images)
         likeliest = self.logits(features.patches).argmax(-1)
         y = nn.functional.one_hot(likeliest, self.config.codes).float()
-        return images, self._painted(self._decode(y, features.grid), features.grid)
+        return reconstruction(images, self._painted(self._decode(y, features.grid), features.grid))

@@ -22,16 +22,14 @@ import torch.nn.functional as F
 
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
-from omma.core.checks import between, range_within_one
 from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import prediction
-from omma.methods.shared.masked_head import MaskedHead
-from omma.methods.shared.masking import blocks
+from omma.methods.shared.masked_head import BlockMasking, MaskedHead, hidden_blocks
 from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BlockMasking):
     """The code's defaults."""
 
     target: str | None = None  # CLIP weights, or any other model
@@ -39,14 +37,6 @@ class Config:
     block_share: float = 16 / 256  # of the patches that a block covers at the least
     normalise_target: bool = False  # layer norm without scale and shift
     scale: tuple[float, float] = (0.2, 1.0)
-
-    def __post_init__(self) -> None:
-        between(self, "mask_share", "block_share")
-        range_within_one(self, "scale")
-        if self.block_share > self.mask_share:
-            raise ValueError(
-                f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
-            )
 
 
 def needs(config: Config) -> Needs:
@@ -99,24 +89,17 @@ class Method(protocols.Method):
         self.head = MaskedHead(encoder, self.target.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        c = self.config
-        (crops,) = batch.views
-        images = crops[:, 0]
-        grid = self.encoder.grid(*images.shape[-2:])
-        mask = blocks(batch.key, grid, c.mask_share, c.block_share).to(images.device)
-
-        target = self.target(images, grid)[mask].float()
-        if c.normalise_target:
+        hidden = hidden_blocks(self.config, self.encoder, batch)
+        target = self.target(hidden.images, hidden.grid)[hidden.mask].float()  # t_i
+        if self.config.normalise_target:
             target = F.layer_norm(target, target.shape[-1:])
-        count = collectives.mean(
-            mask.sum().float()
-        )  # so that every masked patch of all processes counts alike
-        loss = prediction.cosine(self.head(self.encoder, images, mask), target, count)
-        with torch.no_grad():  # what the best constant would get: the mean direction of all targets
-            same = collectives.mean(F.normalize(target, dim=-1).sum(0)).norm() / count.clamp(min=1e-6)
-        return StepOutput(
-            loss, {"cosine": -loss.detach(), "cosine_of_constant": same, "masked": mask.float().mean()}
-        )
+        predicted = self.head(self.encoder, hidden.images, hidden.mask)  # V h_i
+        loss = prediction.cosine(predicted, target, hidden.count)
+        with torch.no_grad():  # of the best constant prediction: the mean direction of all targets
+            directions = collectives.mean(F.normalize(target, dim=-1).sum(0))
+            constant = directions.norm() / hidden.count.clamp(min=1e-6)
+        metrics = {"cosine": -loss.detach(), "cosine_of_constant": constant}
+        return StepOutput(loss, {**metrics, "masked": hidden.mask.float().mean()})
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

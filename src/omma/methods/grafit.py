@@ -25,9 +25,20 @@ from omma import backbones
 from omma.backbones.layers.heads import projector, several
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses import contrastive
-from omma.methods.shared import crops as plans
+from omma.methods.shared import crops, signals
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -64,7 +75,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Crops of one kind."""
-    colour = plans.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1)
+    colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1)
     size = config.crop_size or image_size
     return (Crop(count=config.views, size=size, scale=config.scale, colour=colour),)
 
@@ -87,7 +98,7 @@ def small(image_size: int, model: str) -> Recipe:
     plain = backbones.family(model).plain
     config = Config(
         hidden=512, out=128, momentum=0.9, scale=(0.4, 1.0), colour=0.1, blur=False,
-        crop_size=plans.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
@@ -135,10 +146,10 @@ class Method(protocols.Method):
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
-        (crops,) = batch.views
+        (views,) = batch.views
         assert batch.labels is not None, "labels are promised by `needs`"
-        b, labels = len(crops), batch.labels
-        images = crops.transpose(0, 1).flatten(0, 1)
+        b, labels = len(views), batch.labels
+        images = views.transpose(0, 1).flatten(0, 1)
         g = self.head(self.encoder(images).pooled)
         with torch.no_grad():
             slow = F.normalize(self.slow_head(self.slow_encoder(images).pooled).float(), dim=-1)
@@ -154,10 +165,10 @@ class Method(protocols.Method):
         )
         same = labels[:, None] == self.memory_labels
         others = others & (labels >= 0)[:, None]
-        views = g.unflatten(0, (c.views, b))
-        each = [neighbour_loss(view, self.memory, same, others, c.temperature) for view in views]
+        by_view = g.unflatten(0, (c.views, b))
+        each = [neighbour_loss(x, self.memory, same, others, c.temperature) for x in by_view]
         neighbours = torch.stack(each).mean()
-        first = views[0].detach()
+        first = by_view[0].detach()
         loss = c.instance_weight * instance + c.neighbour_weight * neighbours
         metrics = {
             "instance_loss": instance.detach(),
@@ -177,6 +188,9 @@ class Method(protocols.Method):
             rows = collectives.gather(index)
             self.memory[rows] = collectives.gather(g)
             self.memory_labels[rows] = collectives.gather(labels)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.CONTRASTIVE
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from omma.backbones.layers.heads import PrototypeHead
@@ -27,22 +26,21 @@ from omma.core.protocols import (
     Clock,
     Context,
     Crop,
-    Key,
+    HealthSignal,
     Needs,
     ParamGroup,
     Recipe,
     StepOutput,
 )
-from omma.losses import distillation
-from omma.methods.shared import crops as plans
-from omma.methods.shared import self_distillation
-from omma.methods.shared.masking import hide, places, view_masks
+from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
+from omma.methods.shared import crops, self_distillation, signals
+from omma.methods.shared.masked_crops import MaskedCrops
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(self_distillation.Distilled):
+class Config(self_distillation.SelfDistillation):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 8192
@@ -68,7 +66,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with unlike blur and solarisation, and the locals."""
-    return plans.multi_crop(config, image_size)
+    return crops.multi_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -112,51 +110,40 @@ class Method(protocols.Method):
     def export_encoder(self) -> Backbone:
         return self.teacher
 
-    def _masks(self, key: Key, grid: tuple[int, int]) -> Bool[Tensor, "vb n"]:
-        c = self.config
-        least = max(1, (min(grid) // 3) ** 2)  # as in the published code
-        return view_masks(key, 2, grid, c.mask_probability, c.mask_share, least)
-
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        c = self.config
-        first, second, *rest = batch.views
-        b = len(first)
-        globals_ = torch.cat([first[:, 0], second[:, 0]])
-        grid = self.encoder.grid(*globals_.shape[-2:])
-        mask = self._masks(batch.key, grid)
-        at, hidden = places(mask).to(globals_.device), int(mask.sum())
-        mask = mask.to(globals_.device)
+        c, b = self.config, len(batch.views[0])
+        grid = self.encoder.grid(*batch.views[0].shape[-2:])
+        least = max(1, (min(grid) // 3) ** 2)  # patches of a block, as in the published code
+        masked = MaskedCrops.draw(self.encoder, batch, c.mask_probability, c.mask_share, least)
 
-        crops = [hide(self.encoder, globals_, mask, self.mask_token)]
-        for local in rest:
-            x = local.transpose(0, 1).flatten(0, 1)
-            crops.append((self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])))
-        seen = self.encoder.encode_many(crops)
-        student = self.head.bottleneck(torch.cat([f.pooled for f in seen])).unflatten(0, (-1, b))
-        student_patches = self.head.bottleneck(seen[0].patches.flatten(0, 1)[at])
+        prototypes = self.head.last.weight  # of images and patches alike
+        pooled, patches = masked.encode(self.encoder, self.mask_token)
+        student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp)
+        patch_student = Student(self.head.bottleneck(masked.at_hidden(patches)), prototypes, c.student_temp)
 
         with torch.no_grad():
-            whole = self.teacher(globals_)
-            logits = self.teacher_head(whole.pooled)
-            patches, carry = whole.patches.flatten(0, 1), None
-            if c.centring == "mean":  # of all patches, hidden or not
-                bottleneck = self.teacher_head.bottleneck(patches)
-                carry = torch.stack([logits.mean(0), self.teacher_head.mean(bottleneck)])
-                bottleneck = bottleneck[at]
+            features, carry = self.teacher(masked.global_crops), None
+            logits = self.teacher_head(features.pooled)
+            if c.centring == "mean":  # over all patches, hidden or not
+                every_patch = self.teacher_head.bottleneck(features.patches.flatten(0, 1))
+                carry = torch.stack([logits.mean(0), self.teacher_head.mean(every_patch)])
+                bottleneck = every_patch[masked.index]
             else:
-                bottleneck = self.teacher_head.bottleneck(patches[at])
-            teacher = self_distillation.targets(c, logits, self.centre, clock).unflatten(0, (2, b))
-            patch_teacher = self_distillation.patch_targets(
-                c, self.teacher_head, bottleneck[:hidden], self.patch_centre, clock
+                bottleneck = self.teacher_head.bottleneck(masked.at_hidden(features.patches))
+            teacher = self_distillation.probabilities(c, logits, self.centre, clock).unflatten(0, (2, b))
+            patch_teacher = self_distillation.lazy_probabilities(
+                c, self.teacher_head, bottleneck[: masked.hidden], self.patch_centre, clock
             )
 
-        counts = mask.sum(1, keepdim=True).expand_as(mask).flatten()[at[:hidden]].float()
-        terms = [
-            distillation.views(student, teacher),
-            distillation.hidden(student_patches, patch_teacher, counts, len(mask), c.patch_weight),
-        ]
-        loss, each = distillation.together(terms, self.head.last.weight, c.student_temp, unit=True)
-        metrics = dict(zip(("image_loss", "patch_loss"), each, strict=True))
+        images, patches = len(masked.mask), len(patch_student.features)
+        loss, (image_loss, patch_loss) = cross_entropies(
+            [
+                (student, other_views(teacher, len(pooled) // b)),  # [eq. 1]
+                (patch_student, hidden_patches(patch_teacher, masked.counts(), images, patches)),  # [eq. 2]
+            ],
+            scales=(1.0, c.patch_weight),
+        )
+        metrics = {"image_loss": image_loss, "patch_loss": patch_loss}
         return StepOutput(loss, metrics | self_distillation.collapse_stats(teacher), carry)
 
     @torch.no_grad()
@@ -165,12 +152,15 @@ class Method(protocols.Method):
         momentum = cosine(c.momentum, 1.0, clock.progress)
         ema.update(self.teacher, self.encoder, momentum)
         ema.update(self.teacher_head, self.head, momentum)
-        told = [carry for carry in carries if carry is not None]
-        if not told:
+        means = [carry for carry in carries if carry is not None]
+        if not means:
             return
-        images, patches = collectives.mean(torch.stack(told).mean(0))
+        images, patches = collectives.mean(torch.stack(means).mean(0))
         self.centre.lerp_(images, 1 - c.centre_momentum)
         self.patch_centre.lerp_(patches, 1 - c.centre_momentum)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

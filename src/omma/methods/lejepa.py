@@ -24,7 +24,7 @@ from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
 from omma.core.random import derive
-from omma.methods.shared import crops as plans
+from omma.methods.shared import crops
 from omma.train import param_groups
 
 FURTHEST = 3.0  # t up to which characteristic functions are compared
@@ -69,12 +69,12 @@ def needs(config: Config) -> Needs:
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Global and local crops, coloured alike."""
     size = config.crop_size or image_size
-    colour = plans.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.2)
-    crops = [Crop(count=config.global_crops, size=size, scale=config.global_scale, colour=colour)]
+    colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.2)
+    kinds = [Crop(count=config.global_crops, size=size, scale=config.global_scale, colour=colour)]
     if config.local_crops:
-        local = config.local_size or plans.small_side(image_size)
-        crops.append(Crop(count=config.local_crops, size=local, scale=config.local_scale, colour=colour))
-    return tuple(crops)
+        local = config.local_size or crops.small_side(image_size)
+        kinds.append(Crop(count=config.local_crops, size=local, scale=config.local_scale, colour=colour))
+    return tuple(kinds)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -82,10 +82,9 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method lejepa --recipe paper --model vit-l/14 --epochs 100`
     """
-    fits = image_size == 224 and model.endswith("/14")
     return Recipe(
-        config=Config(local_size=98 if fits else None), batch=512, lr=5e-4, lr_end=5e-7, warmup=0.1,
-        weight_decay=0.05, clip=None, drop_path=0.1,
+        config=Config(local_size=crops.papers_local_size(image_size, model)), batch=512, lr=5e-4,
+        lr_end=5e-7, warmup=0.1, weight_decay=0.05, clip=None, drop_path=0.1,
     )  # fmt: skip
 
 
@@ -99,7 +98,7 @@ def small(image_size: int, model: str) -> Recipe:
     config = Config(
         weight=0.02, directions=256, hidden=512, out=16, global_crops=4, local_crops=0,
         global_scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=plans.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-6, warmup=0.05, weight_decay=0.05,

@@ -11,17 +11,16 @@ Choose it to fine-tune afterwards, with a large ViT and long runs; as they are, 
 apart.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Size
 from omma.backbones.layers.decoder import PixelDecoder
 from omma.core import protocols
-from omma.core.checks import between, decoder, range_within_one
+from omma.core.checks import between
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -29,33 +28,41 @@ from omma.core.protocols import (
     Context,
     Crop,
     Features,
+    HealthSignal,
+    Key,
     Needs,
     ParamGroup,
     Recipe,
+    Reconstruction,
     StepOutput,
 )
 from omma.core.random import Stream
 from omma.losses import reconstruction
+from omma.methods.shared import signals
 from omma.methods.shared.masking import random_keep
-from omma.ops.patches import normalised, padded, patchify, restored, take, unpatchify
+from omma.methods.shared.pixel_decoding import (
+    PixelDecoding,
+    masked_reconstruction,
+    one_crop,
+    patches_of,
+    small_decoder,
+)
+from omma.ops.patches import normalised
 from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(PixelDecoding):
     """The paper's defaults."""
 
     mask_share: float = 0.75
     decoder_depth: int = 8
-    decoder_dim: int = 512
     decoder_heads: int = 16
     normalise_target: bool = True
-    scale: tuple[float, float] = (0.2, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         between(self, "mask_share")
-        range_within_one(self, "scale")
-        decoder(self)
 
 
 def needs(config: Config) -> Needs:
@@ -65,7 +72,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop, flipped at random; no colour augmentation."""
-    return (Crop(size=image_size, scale=config.scale),)
+    return one_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -85,14 +92,9 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method mae --model vit-n/4 --budget 10m` on two cores: k-NN 47.6 %,
     the untrained network's 28.0 (docs/benchmarks.md).
     """
-    tiny = image_size < 64
-    config = Config(
-        decoder_depth=1 if tiny else 2, decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4,
-        scale=(0.4, 1.0),
-    )  # fmt: skip
     return Recipe(
-        config=config, batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.95),
-        clip=3.0, encoder={"positions": "sincos", "pool": "mean"},
+        config=Config(**small_decoder(image_size)), batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05,
+        weight_decay=0.05, betas=(0.9, 0.95), clip=3.0, encoder={"positions": "sincos", "pool": "mean"},
     )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ class Decoder(PixelDecoder):
     """Encoded visible patches to pixels of all patches."""
 
     def __init__(self, dim: int, config: Config, grid: tuple[int, int], out: int) -> None:
-        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
+        size = config.decoder_size()
         super().__init__(dim, size, grid, out)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -124,6 +126,13 @@ class Method(protocols.Method):
         grid = encoder.grid(context.image_size, context.image_size)
         self.decoder = Decoder(encoder.dim, config, grid, encoder.channels * encoder.patch**2)
 
+    def _mask(
+        self, key: Key, patches: Float[Tensor, "b n p"]
+    ) -> tuple[Int[Tensor, "b m"], Bool[Tensor, "b n"]]:
+        """Numbers of the visible patches, and which are hidden."""
+        keep = random_keep(key, Stream.MASK, patches.shape[1], self.config.mask_share).to(patches.device)
+        return keep, torch.ones(patches.shape[:2], device=patches.device).scatter(1, keep, 0.0).bool()
+
     def _predict(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
         grid = self.encoder.grid(*images.shape[-2:])
         features = self.encoder.encode(self.encoder.tokenize(images, keep), grid, keep)
@@ -132,9 +141,8 @@ class Method(protocols.Method):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (crops,) = batch.views
         images = crops[:, 0]
-        patches = patchify(padded(images, self.encoder.patch), self.encoder.patch)
-        keep = random_keep(batch.key, Stream.MASK, patches.shape[1], self.config.mask_share).to(images.device)
-        mask = torch.ones(patches.shape[:2], device=images.device).scatter(1, keep, 0.0).bool()
+        patches = patches_of(images, self.encoder.patch)
+        keep, mask = self._mask(batch.key, patches)
 
         target = normalised(patches.float()) if self.config.normalise_target else patches.float()
         predicted = self._predict(images, keep)
@@ -143,26 +151,16 @@ class Method(protocols.Method):
             blank = reconstruction.masked_mse(target.mean(0, keepdim=True).expand_as(target), target, mask)
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
 
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
+
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Images with all but `keep` blanked, and the same with the prediction filled in.
-
-        Predictions of normalised patches are put back to the true patch's mean and deviation, as in the
-        paper's pictures.
-        """
-        grid, patch = self.encoder.grid(*images.shape[-2:]), self.encoder.patch
-        patches = patchify(padded(images, patch), patch)
-        predicted = self._predict(images, keep).float()
-        if self.config.normalise_target:
-            predicted = restored(predicted, patches)
-        at = keep[:, :, None].expand(-1, -1, patches.shape[2])
-        masked = torch.zeros_like(patches).scatter(1, at, take(patches, keep))
-        return unpatchify(masked, patch, grid), unpatchify(
-            predicted.scatter(1, at, take(patches, keep)), patch, grid
-        )
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
+        """The images with their hidden patches as predicted from the visible ones."""
+        keep, mask = self._mask(key, patches_of(images, self.encoder.patch))
+        predicted = self._predict(images, keep)
+        return masked_reconstruction(self.encoder, images, predicted, mask, self.config.normalise_target)

@@ -28,9 +28,20 @@ from omma import backbones
 from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.losses import contrastive
-from omma.methods.shared import crops
+from omma.methods.shared import crops, signals
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -171,6 +182,9 @@ class Method(protocols.Method):
         rows = (self.queue_at + torch.arange(len(keys), device=keys.device)) % size
         self.queue[rows] = keys
         self.queue_at.add_(len(keys)).remainder_(size)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.CONTRASTIVE
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

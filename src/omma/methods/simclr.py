@@ -10,7 +10,7 @@ Choose it for small images, small data or little time: of what was measured here
 in ten minutes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,14 @@ from omma.core.protocols import (
     Colour,
     Context,
     Crop,
+    HealthSignal,
     Needs,
     ParamGroup,
     Recipe,
     StepOutput,
 )
 from omma.losses import contrastive
-from omma.methods.shared import crops
+from omma.methods.shared import crops, signals
 from omma.train import param_groups
 
 
@@ -115,6 +116,9 @@ class Method(protocols.Method):
             "uniformity": contrastive.uniformity(one.detach()),
         }
         return StepOutput(loss, metrics)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.CONTRASTIVE
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

@@ -11,21 +11,37 @@ Choose it when you want masked image modelling on a Swin, or to fine-tune afterw
 made to be compared as they are (k-NN), and want longer runs than those of methods that compare views.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from omma import backbones
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, between, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Key,
+    Needs,
+    ParamGroup,
+    Recipe,
+    Reconstruction,
+    StepOutput,
+)
 from omma.core.random import Stream
 from omma.losses import reconstruction
+from omma.methods.shared import signals
 from omma.methods.shared.masking import hide, random_units
+from omma.methods.shared.pixel_decoding import masked_reconstruction, patches_of
 from omma.ops.linear import linear
-from omma.ops.patches import normalised, padded, patchify, restored, unpatchify
+from omma.ops.patches import normalised
 from omma.train import param_groups
 
 
@@ -61,10 +77,10 @@ def paper(image_size: int, model: str) -> Recipe:
     The paper's runs of 800 epochs (ViT-B too) warm up for 10 epochs and fall to a tenth after 700, at half of
     this rate, which ViTs are given here; their ViT-B has relative positions that all layers share.
     """
+    swin = backbones.family(model).hierarchical
     return Recipe(
-        config=Config(), batch=2048, lr=2e-4 * 2048 / 512 if "swin" in model else 1e-4 * 2048 / 512,
-        lr_end=1e-5 * 2048 / 512, warmup=0.1, weight_decay=0.05, clip=5.0,
-        drop_path=0.0 if "swin" in model else 0.1,
+        config=Config(), batch=2048, lr=(2e-4 if swin else 1e-4) * 2048 / 512, lr_end=1e-5 * 2048 / 512,
+        warmup=0.1, weight_decay=0.05, clip=5.0, drop_path=0.0 if swin else 0.1,
     )  # fmt: skip
 
 
@@ -99,20 +115,23 @@ class Method(protocols.Method):
         self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
+    def _mask(self, key: Key, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b n"]:
+        grid = self.encoder.grid(*images.shape[-2:])
+        return random_units(key, Stream.MASK, grid, self.unit, self.config.mask_share).to(images.device)
+
     def _predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n p"]:
         tokens, grid = hide(self.encoder, images, mask, self.mask_token)
         features = self.encoder.encode(tokens, grid).patches
         return linear(features, self.predict.weight, self.predict.bias)
 
     def _target(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        patches = patchify(padded(images, self.encoder.patch), self.encoder.patch).float()
+        patches = patches_of(images, self.encoder.patch).float()
         return normalised(patches) if self.config.normalise_target else patches
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (crops,) = batch.views
         images = crops[:, 0]
-        grid = self.encoder.grid(*images.shape[-2:])
-        mask = random_units(batch.key, Stream.MASK, grid, self.unit, self.config.mask_share).to(images.device)
+        mask = self._mask(batch.key, images)
         count = collectives.mean(mask.sum().float())  # units at the edge may be smaller
         target = self._target(images)
         loss = reconstruction.masked_l1(self._predict(images, mask), target, mask, count)
@@ -121,22 +140,17 @@ class Method(protocols.Method):
             blank = reconstruction.masked_l1(constant, target, mask, count)
         return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
 
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
+
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.predict, "head")
         yield ParamGroup(label="mask token", params=[self.mask_token], decay=False)
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Images with all patches but `keep` blanked, and the same with the prediction filled in."""
-        patch, grid = self.encoder.patch, self.encoder.grid(*images.shape[-2:])
-        patches = patchify(padded(images, patch), patch)
-        mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device).scatter(1, keep, False)
-        predicted = self._predict(images, mask).float()
-        if self.config.normalise_target:
-            predicted = restored(predicted, patches)
-        at = mask[:, :, None]
-        blanked, filled = patches.masked_fill(at, 0.0), torch.where(at, predicted, patches)
-        return unpatchify(blanked, patch, grid), unpatchify(filled, patch, grid)
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
+        """The images with their hidden patches as predicted from the visible ones."""
+        mask = self._mask(key, images)
+        predicted = self._predict(images, mask)
+        return masked_reconstruction(self.encoder, images, predicted, mask, self.config.normalise_target)

@@ -22,15 +22,30 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Size, init_linear
+from omma.backbones.layers import init_linear
 from omma.backbones.layers.decoder import PixelDecoder
 from omma.core import collectives, protocols, random
-from omma.core.checks import above_zero, decoder, one_of, range_within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Extras, ParamGroup, Recipe, StepOutput
+from omma.core.checks import above_zero, one_of
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    Extras,
+    HealthSignal,
+    Key,
+    ParamGroup,
+    Recipe,
+    Reconstruction,
+    StepOutput,
+)
 from omma.core.random import Stream
 from omma.losses import pixels, quantisation
-from omma.ops import statistics
-from omma.ops.patches import padded, patchify, unpatchify
+from omma.methods.shared import signals
+from omma.methods.shared.pixel_decoding import decode, one_crop, patches_of, small_decoder
+from omma.methods.shared.tokenizers import Tokenizing, code_use, codes_extras, reconstruction
+from omma.ops.patches import unpatchify
 from omma.train import param_groups
 
 LOSSES = {"l1": pixels.l1, "l2": pixels.l2}
@@ -38,7 +53,7 @@ ROWS = 8192  # encodings that are compared with the codes at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Tokenizing):
     """Razavi's defaults [table 5]; transformers in place of its convolutions."""
 
     codes: int = 512
@@ -48,14 +63,9 @@ class Config:
     decay: float = 0.99  # of the codes' moving averages
     revive: float = 0.1  # share of the mean use under which a code is put elsewhere; 0: never
     reconstruction: str = "l2"  # or "l1"
-    decoder_depth: int = 4
-    decoder_dim: int = 512
-    decoder_heads: int = 8
-    scale: tuple[float, float] = (0.2, 1.0)
 
     def __post_init__(self) -> None:
-        if self.codes < 2:
-            raise ValueError(f"method.codes={self.codes}: at least 2 are needed")
+        super().__post_init__()
         above_zero(self, "code_dim")
         for name in ("decay", "revive"):
             if not 0 <= getattr(self, name) < 1:
@@ -63,13 +73,11 @@ class Config:
         if self.commitment < 0:
             raise ValueError(f"method.commitment={self.commitment}: must be 0 or more (the paper's: .25)")
         one_of("method.reconstruction", self.reconstruction, LOSSES)
-        decoder(self)
-        range_within_one(self, "scale")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop, flipped at random; no colour augmentation."""
-    return (Crop(size=image_size, scale=config.scale),)
+    return one_crop(config, image_size)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -91,19 +99,15 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method vqvae --model vit-n/4 --steps 600`: 360 of 512 codes in even use
     (perplexity of a batch), .12 of the mean image's squared error.
     """
-    tiny = image_size < 64
-    config = Config(
-        codes=512, code_dim=16, normalised=True, decoder_depth=1 if tiny else 2,
-        decoder_dim=96 if tiny else 128, decoder_heads=3 if tiny else 4, scale=(0.4, 1.0),
-    )  # fmt: skip
+    config = Config(codes=512, code_dim=16, normalised=True, **small_decoder(image_size))
     return Recipe(
         config=config, batch=128, lr=1e-3, lr_end=1e-5, warmup=0.05, weight_decay=1e-4, betas=(0.9, 0.99),
         clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
 
-class Seen(NamedTuple):
-    """What a micro-batch tells the codebook."""
+class CodeStats(NamedTuple):
+    """What the codebook learns from, of one micro-batch."""
 
     counts: Float[Tensor, "k"]  # encodings that chose each code ...
     sums: Float[Tensor, "k e"]  # ... and their sum
@@ -150,22 +154,22 @@ class Codebook(nn.Module):
         return torch.cat([(part.float() @ self.codes.T - half).argmax(1) for part in z.split(ROWS)])
 
     @torch.no_grad()
-    def seen(self, z: Float[Tensor, "m e"], index: Int[Tensor, "m"], lots: Int[Tensor, "m"]) -> Seen:
+    def stats(self, z: Float[Tensor, "m e"], index: Int[Tensor, "m"], lots: Int[Tensor, "m"]) -> CodeStats:
         """Of this micro-batch."""
         counts = torch.bincount(index, minlength=len(self.codes)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, index, z)
         order = lots.argsort(stable=True)[: len(self.codes)]
-        return Seen(counts, sums, z[order], lots[order])
+        return CodeStats(counts, sums, z[order], lots[order])
 
     @torch.no_grad()
-    def update(self, parts: Sequence[Seen], decay: float, revive: float) -> None:
+    def update(self, micro_batches: Sequence[CodeStats], decay: float, revive: float) -> None:
         """Follow the encodings of all micro-batches and processes; move codes that are not in use.
 
         N is smoothed, (N + eps) / (sum N + K eps) sum N, as in the published code. Codes used less than
         `revive` of the mean get the place and the sum of an offered encoding, and the mean use.
         """
-        counts = collectives.total(torch.stack([p.counts for p in parts]).sum(0))
-        sums = collectives.total(torch.stack([p.sums for p in parts]).sum(0))
+        counts = collectives.total(torch.stack([m.counts for m in micro_batches]).sum(0))
+        sums = collectives.total(torch.stack([m.sums for m in micro_batches]).sum(0))
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         total, k, eps = self.counts.sum(), len(self.codes), 1e-5
@@ -174,8 +178,8 @@ class Codebook(nn.Module):
         self.codes[chosen] = self.placed(self.sums / smoothed[:, None])[chosen]
         if not revive:
             return
-        offers = collectives.gather(torch.cat([p.offers for p in parts]))
-        lots = collectives.gather(torch.cat([p.lots for p in parts])[:, None])[:, 0]
+        offers = collectives.gather(torch.cat([m.offers for m in micro_batches]))
+        lots = collectives.gather(torch.cat([m.lots for m in micro_batches])[:, None])[:, 0]
         offers = offers[lots.argsort(stable=True)]
         dead = (self.counts < revive * total / k).nonzero()[: len(offers), 0]
         self.codes[dead] = offers[: len(dead)]
@@ -194,13 +198,12 @@ class Method(protocols.Method):
         init_linear(self.project)
         self.codebook = Codebook(config.codes, config.code_dim, config.normalised)
         grid = encoder.grid(context.image_size, context.image_size)
-        size = Size(config.decoder_depth, config.decoder_dim, config.decoder_heads)
-        self.decoder = PixelDecoder(config.code_dim, size, grid, encoder.channels * encoder.patch**2)
+        values = encoder.channels * encoder.patch**2  # of a patch
+        self.decoder = PixelDecoder(config.code_dim, config.decoder_size(), grid, values)
 
     def extras(self) -> Extras:
         """Encoder's features to codes in one linear map."""
-        weight, bias = self.codebook.linear(self.project.weight, self.project.bias)
-        return Extras({"codes.weight": weight, "codes.bias": bias}, {"codes": self.config.codes})
+        return codes_extras(*self.codebook.linear(self.project.weight, self.project.bias))
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """Encodings [b, n, e], the codes that they are given, these codes' numbers [b n], and the grid."""
@@ -209,15 +212,12 @@ class Method(protocols.Method):
         index = self.codebook.nearest(z.detach().flatten(0, 1))
         return z, self.codebook.codes[index].view_as(z), index, features.grid
 
-    def _decode(self, code: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.decoder.decode(self.decoder.embed(code.to(self.decoder.embed.weight.dtype)), grid)
-
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (crops,) = batch.views
         images = crops[:, 0]
-        target = patchify(padded(images, self.encoder.patch), self.encoder.patch)
+        target = patches_of(images, self.encoder.patch)
         z, code, index, grid = self._encode(images)
-        predicted = self._decode(z + (code - z).detach(), grid)  # straight through
+        predicted = decode(self.decoder, z + (code - z).detach(), grid)  # straight through
         error = LOSSES[self.config.reconstruction](predicted, target)
         commitment = quantisation.commitment(z, code)
         loss = error + self.config.commitment * commitment
@@ -225,18 +225,19 @@ class Method(protocols.Method):
         with torch.no_grad():
             words = random.bits(batch.key, Stream.METHOD, 2 * z.shape[1]).astype(np.int64)
             lots = torch.from_numpy((words[:, ::2] << 30) + words[:, 1::2]).flatten().to(images.device)
-            seen = self.codebook.seen(z.detach().flatten(0, 1), index, lots)
-            use = collectives.mean(seen.counts)
+            stats = self.codebook.stats(z.detach().flatten(0, 1), index, lots)
             metrics = {
                 "error_vs_mean_image": pixels.against_mean_image(predicted, target),
                 "commitment": commitment.detach(),
-                "code_perplexity": statistics.entropy(use / use.sum()).exp(),
-                "codes_used": (use > 0).float().mean(),
+                **code_use(collectives.mean(stats.counts)),
             }
-        return StepOutput(loss, metrics, seen)
+        return StepOutput(loss, metrics, stats)
 
-    def after_step(self, clock: Clock, carries: Sequence[Seen]) -> None:
+    def after_step(self, clock: Clock, carries: Sequence[CodeStats]) -> None:
         self.codebook.update(carries, self.config.decay, self.config.revive)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        return signals.RECONSTRUCTION
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")
@@ -244,9 +245,8 @@ class Method(protocols.Method):
         yield from param_groups.standard(self.decoder, "decoder")
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """The images, and what the decoder makes of their codes; nothing is hidden, `keep` is not asked."""
+    def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
+        """What the decoder makes of the images' codes."""
         _, code, _, grid = self._encode(images)
-        return images, unpatchify(self._decode(code, grid).float(), self.encoder.patch, grid)
+        painted = unpatchify(decode(self.decoder, code, grid).float(), self.encoder.patch, grid)
+        return reconstruction(images, painted)

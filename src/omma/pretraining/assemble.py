@@ -142,8 +142,9 @@ def _captions(setup: Setup) -> tuple[Captions | None, Tokenizer | None]:
     if setup.images.text is None or not setup.needs.text:
         return None, None
     usable = captions.fit(setup.images.text)[1]
-    file = methods.get(setup.choice.method)
-    tokenizer = file.tokenizer(setup.choice.recipe.config, setup.teacher, captions.sample(usable))
+    make_tokenizer = methods.get(setup.choice.method).tokenizer
+    assert make_tokenizer is not None, "a method that needs texts offers a tokenizer"
+    tokenizer = make_tokenizer(setup.choice.recipe.config, setup.teacher, captions.sample(usable))
     return Captions(usable, tokenizer), tokenizer
 
 

@@ -96,9 +96,9 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
 def _recipe(method: str, name: str, size: int, model: str, options: Mapping[str, Any]) -> Recipe:
     """The method's recipe with the user's options, and what of it follows from these."""
     file = methods.get(method)
-    recipe = getattr(file, name)(size, model)
+    recipe = file.recipe(name)(size, model)
     recipe = dataclasses.replace(recipe, config=configured(method, recipe.config, options))
-    return file.adapted(recipe, backbones.options(model)) if hasattr(file, "adapted") else recipe
+    return file.adapted(recipe, backbones.options(model))
 
 
 def _recipe_name(facts: Facts) -> tuple[str, str]:
@@ -164,7 +164,7 @@ def _unused(facts: Facts, method: str) -> list[tuple[str, str]]:
 def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
     patch = 4 if size <= 64 else 16
     needs = needs_of(method, methods.get(method).small(size, "vit-s/8").config)
-    if needs.drops_tokens or needs.plain or needs.distils:
+    if needs.drops_tokens or needs.plain or needs.backbone_options:
         width = "s" if facts.device == "cuda" else "n"
         return f"vit-{width}/{patch}", f"{method} needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":

@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.core.protocols import HealthSignal
 from omma.ops import statistics
 
-TOO_EARLY = 0.1  # share of the run before which nothing but broken numbers is judged
-# 1 - mean cosine between images, under which features count as all alike, unless they span more directions
-# than the untrained network's did: masked methods' share one large direction and differ in many small ones
+TOO_EARLY = 0.1  # share of the run before which only features that are not finite are judged
+# 1 - mean cosine between images, below which features count as equal, unless they span more directions than
+# the untrained network's: features of masked methods share one large direction and differ in many small ones
 SPREAD = 0.02
-NOTHING = 0.001  # the same, under which what differs is rounding
-RANK = 3.0  # effective rank of the centred features, under which they span next to nothing
+ROUNDING = 0.001  # the same, below which features differ by rounding only
+RANK = 3.0  # effective rank of the centred features, below which they have collapsed
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Reading:
     step: int
     progress: float
     rank: float  # RankMe of the features as they are [Garrido 2023]
-    centred_rank: float  # the same after taking off the mean: 0 if all features are equal
-    std: float  # mean over dimensions of the unit features' deviation, times sqrt(d): 1 is the most even
+    centred_rank: float  # the same without the mean feature: 0 if all features are equal
+    std: float  # mean over dimensions of the unit features' deviation, times sqrt(d): 1 if most even
     spread: float  # 1 - mean cosine between different images
     dim: int
     finite: bool = True
@@ -34,10 +35,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to tell the owner."""
+    """The verdict for the owner."""
 
     level: str  # "good" | "warn" | "bad"
-    text: str  # what is seen, with the numbers
+    text: str  # what was measured, with the numbers
     remedy: str = ""  # what to do about it; empty for "good"
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class Verdict:
 
 
 def read(features: Float[Tensor, "n d"], step: int, progress: float) -> Reading:
-    """Measure the features of the held-out sample; needs at least 2 images for anything but the rank."""
+    """Measure the features of the held-out sample; with a single image only the rank is meaningful."""
     d = features.shape[1]
     if not bool(torch.isfinite(features).all()):
         return Reading(step, progress, math.nan, math.nan, math.nan, math.nan, d, False)
@@ -66,63 +67,29 @@ def read(features: Float[Tensor, "n d"], step: int, progress: float) -> Reading:
     )
 
 
-def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
+def judge(
+    readings: Sequence[Reading], metrics: Mapping[str, float], signals: Sequence[HealthSignal] = ()
+) -> Verdict:
     """The verdict after the last reading; the first reading is the untrained network's.
 
-    `metrics`: recent means of what the method reports. Known: `teacher_entropy`, `teacher_kl_to_uniform` and
-    the most that either can be, `teacher_entropy_limit` (nats); `uniformity`; `error_vs_mean_image`.
+    `metrics`: recent means of what the method reports; `signals`: which of them show trouble
+    (`Method.health_signals`).
     """
     first, now = readings[0], readings[-1]
     if not now.finite:
-        return Verdict(
-            "bad",
-            "broken: features are not finite numbers",
-            "Lower the learning rate (--lr) or use --precision fp32",
-        )
+        remedy = "Lower the learning rate (--lr) or use --precision fp32"
+        return Verdict("bad", "broken: features are not finite numbers", remedy)
     if now.progress < TOO_EARLY:
         return Verdict("good", f"too early to tell: {now.progress:.0%} of the run is done")
-
-    seen = f"effective rank {now.rank:.1f} of {now.dim}, images differ by {now.spread:.3f} in cosine"
-    close = now.spread < SPREAD and now.spread < 0.5 * first.spread
-    alike = close and (now.spread < NOTHING or now.centred_rank <= first.centred_rank)
-    if alike or now.centred_rank < RANK:
-        cause = (
-            f"all features within {now.spread:.1e} in cosine"
-            if alike
-            else f"features span {now.centred_rank:.1f} directions of {now.dim}"
-        )
-        return Verdict("bad", f"collapsed: {cause}", _remedy(metrics))
-
-    if "teacher_entropy" in metrics:
-        entropy, kl = metrics["teacher_entropy"], metrics["teacher_kl_to_uniform"]
-        most = metrics["teacher_entropy_limit"]
-        if entropy > 0.98 * most:
-            return Verdict(
-                "bad",
-                f"collapsed: the teacher's targets are uniform (entropy {entropy:.2f} of {most:.2f} nats), "
-                "they teach nothing",
-                "Lower --method.teacher-temp or --lr",
-            )
-        if kl > 0.75 * most:
-            return Verdict(
-                "bad",
-                f"collapsed: nearly all images are given the same prototype (KL to uniform {kl:.2f} of "
-                f"{most:.2f} nats)",
-                "Never switch centring off; raise --method.teacher-temp, or lower --lr",
-            )
-    if metrics.get("uniformity", -1.0) > -0.1:
-        return Verdict(
-            "bad",
-            f"collapsed: projections are all alike (uniformity {metrics['uniformity']:.2f}, 0 is collapse)",
-            "Lower --lr, or use a larger batch",
-        )
-    if metrics.get("error_vs_mean_image", 0.0) > 0.98:
-        return Verdict(
-            "warn",
-            f"not learning yet: reconstructions are no better than a constant picture "
-            f"({metrics['error_vs_mean_image']:.2f} of its error)",
-            "Train longer, or change the learning rate (--lr)",
-        )
+    shown = [signal for signal in signals if _shows(signal, metrics)]
+    if cause := _collapse(first, now):
+        remedy = next((signal.remedy for signal in shown if signal.kind == "remedy"), "Lower --lr")
+        return Verdict("bad", f"collapsed: {cause}", remedy)
+    for signal in shown:
+        if signal.kind == "verdict":
+            most = metrics[signal.of] if signal.of else 1.0
+            text = signal.text.format(value=metrics[signal.metric], of=most)
+            return Verdict(signal.level, text, signal.remedy)
     if now.centred_rank < 0.25 * first.centred_rank and now.centred_rank < 0.1 * now.dim:
         return Verdict(
             "warn",
@@ -130,15 +97,22 @@ def judge(readings: Sequence[Reading], metrics: Mapping[str, float]) -> Verdict:
             f"{first.centred_rank:.1f}",
             "Judge it with labels if you have any (omma evaluate); lower --lr if it goes on",
         )
-    return Verdict("good", f"healthy: {seen}")
+    differ = f"images differ by {now.spread:.3f} in cosine"
+    return Verdict("good", f"healthy: effective rank {now.rank:.1f} of {now.dim}, {differ}")
 
 
-def _remedy(metrics: Mapping[str, float]) -> str:
-    """What usually helps, by the kind of method that the metrics show."""
-    if "teacher_entropy" in metrics:
-        if metrics["teacher_entropy"] > 0.9 * metrics["teacher_entropy_limit"]:
-            return "Lower --method.teacher-temp or --lr"
-        return "Never switch centring off; raise --method.momentum, or lower --lr"
-    if "uniformity" in metrics:
-        return "Lower --lr, use a larger batch, or raise --method.temperature"
-    return "Lower --lr"
+def _collapse(first: Reading, now: Reading) -> str:
+    """How the features have collapsed, in words; "" if they have not."""
+    close = now.spread < SPREAD and now.spread < 0.5 * first.spread
+    if close and (now.spread < ROUNDING or now.centred_rank <= first.centred_rank):
+        return f"all features within {now.spread:.1e} in cosine"
+    if now.centred_rank < RANK:
+        return f"features span {now.centred_rank:.1f} directions of {now.dim}"
+    return ""
+
+
+def _shows(signal: HealthSignal, metrics: Mapping[str, float]) -> bool:
+    """Does the signal's metric exceed its limit? False if it is not reported."""
+    if signal.metric not in metrics:
+        return False
+    return metrics[signal.metric] > signal.limit * (metrics[signal.of] if signal.of else 1.0)

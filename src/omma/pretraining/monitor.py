@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omma.core.protocols import Images, Preprocess
+from omma.core.protocols import HealthSignal, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import confidence, knn
 from omma.pretraining import health, retention
@@ -59,6 +59,7 @@ class Monitor:
     held_out: bool  # are `sample` and `training` disjoint?
     blind: bool = True  # does training see no labels? If it does, k-NN on training images means nothing
     continued: bool = False
+    signals: Sequence[HealthSignal] = ()  # the method's
     readings: list[health.Reading] = field(default_factory=list)
     start: retention.Start | None = None
 
@@ -92,7 +93,7 @@ class Monitor:
         reading = health.read(features, step, progress)
         self.readings.append(reading)
         means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
-        verdict = health.judge(self.readings, means)
+        verdict = health.judge(self.readings, means, self.signals)
         if not reading.finite:
             return HealthReport(reading, verdict, None, None)
         correct = self._correct(encoder, features)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omma import backbones, methods
 from omma.backbones.layers.heads import several
@@ -13,8 +13,7 @@ from omma.pretraining.request import Request, chosen
 
 def needs_of(method: str, config: Any) -> Needs:
     """What a method requires beside images."""
-    file = methods.get(method)
-    return file.needs(config) if hasattr(file, "needs") else Needs()
+    return methods.get(method).needs(config)
 
 
 def of_request(request: Request) -> Needs:
@@ -27,7 +26,7 @@ def of_request(request: Request) -> Needs:
 def _early_recipe(request: Request) -> Recipe:
     """The named method's recipe as far as it is known before the images are."""
     file = methods.get(request.method)
-    recipe = getattr(file, "small" if request.recipe == "auto" else request.recipe)
+    recipe = file.recipe("small" if request.recipe == "auto" else request.recipe)
     plan = recipe(chosen(request.image_size) or 64, chosen(request.model) or "vit-s/8")
     return dataclasses.replace(plan, config=configured(request.method, plan.config, request.options or {}))
 
@@ -79,12 +78,11 @@ def _refuse_options(name: str, needs: Needs, config: Any) -> None:
 
 def _refuse_model(request: Request, needs: Needs, plan: Recipe) -> None:
     options = backbones.options(request.model)
-    if needs.drops_tokens or needs.plain or needs.distils:
+    if needs.drops_tokens or needs.plain or needs.backbone_options:
         size = chosen(request.image_size) or 64
         own = typed("model", request.model, options, request.model_options or {})
         suits(request.method, needs, backbones.outline(name=request.model, image_size=size, **own))
-    if hasattr(file := methods.get(request.method), "adapted"):
-        file.adapted(plan, options)
+    methods.get(request.method).adapted(plan, options)
 
 
 def enough_images(method: str, needs: Needs, batch: int, accumulate: int) -> None:
@@ -102,14 +100,17 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
 
     image_size: if given, an image that is a single patch is refused too: no part of it can be hidden.
     """
-    lacking = (
-        "leave tokens out" if needs.drops_tokens and not encoder.drops_tokens
-        else "embed each patch by itself" if needs.plain and not encoder.plain
-        else "carry a distillation token" if needs.distils and not encoder.distils else ""
-    )  # fmt: skip
+    lacking = []
+    if needs.drops_tokens and not encoder.drops_tokens:
+        lacking.append("leave tokens out")
+    if needs.plain and not encoder.plain:
+        lacking.append("embed each patch by itself")
+    for option, ability in needs.backbone_options.items():
+        if option not in backbones.options(encoder.name):
+            lacking.append(ability)
     if lacking:
         raise ValueError(
-            f"{method} needs a backbone that can {lacking}, and {encoder.name} cannot: choose a plain ViT "
+            f"{method} needs a backbone that can {lacking[0]}, and {encoder.name} cannot: choose a plain ViT "
             "(--model vit-ti/4) or another method (omma methods)"
         )
     if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):
@@ -122,9 +123,10 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
 def configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; raises ValueError for unknown ones."""
     defaults = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    # a field's type decides, not the value that the recipe has put there
-    defaults |= {f.name: "" for f in dataclasses.fields(config) if f.type in (str, str | None)}
-    defaults |= {f.name: None for f in dataclasses.fields(config) if f.type in (int | None, float | None)}
+    # a field's type decides, not the value that the recipe has put there; annotations may be strings
+    types = get_type_hints(type(config))
+    defaults |= {name: "" for name in defaults if types[name] in (str, str | None)}
+    defaults |= {name: None for name in defaults if types[name] in (int | None, float | None)}
     return dataclasses.replace(config, **typed("method", method, defaults, options))
 
 

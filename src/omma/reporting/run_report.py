@@ -11,11 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Context, Images, Key, NoAttention, Preprocess
-from omma.core.random import Stream
+from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import knn
-from omma.methods.shared.masking import random_keep
 from omma.pretraining import monitor, retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.reporting import charts, html, pictures, svg
@@ -88,17 +86,17 @@ def _sections(
     if (attention := _attention(model, chosen)) is not None:
         sections.append(attention)
     method = trained_method(folder)
-    if hasattr(method, "reconstruct"):
-        sections.append(_reconstructions(method, chosen, model.preprocess, seed))
+    if method is not None and (section := _reconstructions(method, chosen, model.preprocess, seed)):
+        sections.append(section)
     return sections
 
 
-def trained_method(folder: RunFolder) -> Any:
+def trained_method(folder: RunFolder) -> Method | None:
     """The whole method from the last checkpoint; None without one, or if the method reconstructs nothing."""
     config = folder.config()
     file = methods.get(config["method"])
     saved, _ = checkpoint.newest(folder.checkpoints)
-    if saved is None or not hasattr(file.Method, "reconstruct"):
+    if saved is None or not file.reconstructs:
         return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])
@@ -157,28 +155,20 @@ def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
     )
 
 
-def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: int) -> html.Section:
-    rows, columns = method.encoder.grid(*pixels.shape[-2:])
-    share = getattr(method.config, "mask_share", 0.0)  # a tokenizer sees all patches
+def _reconstructions(
+    method: Method, pixels: Tensor, preprocess: Preprocess, seed: int
+) -> html.Section | None:
+    """None for a method that reconstructs nothing."""
     key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
-    keep = random_keep(key, Stream.MASK, rows * columns, share)
-    masked, predicted = method.reconstruct(pixels, keep)
-    if not share:
-        return html.Section(
-            title="Reconstructions",
-            caption="The image, and what the decoder predicts from its codes alone.",
-            pictures=[
-                pictures.reconstructions(shown(pixels, preprocess), None, shown(predicted, preprocess))
-            ],
-        )
-    visible = shown(masked, preprocess)
-    hidden = (masked == 0).all(1).numpy()  # exactly zero in all channels
-    visible[hidden] = np.nan
-    return html.Section(
-        title="Reconstructions",
-        caption=f"The image, the {1 - share:.0%} of it that the encoder saw, and the prediction from that.",
-        pictures=[pictures.reconstructions(shown(pixels, preprocess), visible, shown(predicted, preprocess))],
-    )
+    made = method.reconstruct(pixels, key)
+    if made is None:
+        return None
+    original, visible = shown(pixels, preprocess), None
+    if made.hidden is not None:
+        visible = original.copy()
+        visible[made.hidden.cpu().numpy()] = np.nan
+    pairs = pictures.reconstructions(original, visible, shown(made.images, preprocess))
+    return html.Section(title="Reconstructions", caption=made.caption, pictures=[pairs])
 
 
 def _results(folder: RunFolder) -> list[Result]:

@@ -1,8 +1,9 @@
-"""Plans of crops that several methods want."""
+"""Plans of crops that several methods share."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from omma import backbones
 from omma.core.checks import at_least_zero, range_within_one
 from omma.core.protocols import Colour, Crop
 
@@ -41,6 +42,11 @@ def small_side(image_size: int) -> int:
     """Pixels of a local crop: 96/224 of what the network will see, to 16 px (4 under 64 px)."""
     step = 16 if image_size >= 64 else 4
     return max(step, round(image_size * 96 / 224 / step + 0.25) * step)
+
+
+def papers_local_size(image_size: int, model: str) -> int | None:
+    """98 px, seven patches of 14, for local crops of networks with such patches at 224 px; None: as usual."""
+    return 98 if image_size == 224 and backbones.options(model).get("patch") == 14 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,57 @@
-"""The head of methods that hide patches behind a mask token and predict what is there."""
+"""What BEiT and EVA share: blocks of hidden patches, and a prediction of a trained network's output there."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from omma.core.protocols import Backbone
-from omma.methods.shared.masking import hide, places
+from omma.core import collectives
+from omma.core.checks import between, range_within_one
+from omma.core.protocols import Backbone, Batch
+from omma.methods.shared.masking import blocks, hide, places
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMasking:
+    """Options of a method that hides blocks of patches; the defaults are BEiT's."""
+
+    mask_share: float = 75 / 196  # of the patches, at the most
+    block_share: float = 16 / 196  # of the patches that a block covers at the least
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that is cropped
+
+    def __post_init__(self) -> None:
+        between(self, "mask_share", "block_share")
+        range_within_one(self, "scale")
+        if self.block_share > self.mask_share:
+            raise ValueError(
+                f"method.block_share={self.block_share}: must be at most mask_share={self.mask_share}"
+            )
+
+
+class Hidden(NamedTuple):
+    """Images of which blocks of patches are hidden."""
+
+    images: Float[Tensor, "b c h w"]
+    grid: tuple[int, int]  # of patches
+    mask: Bool[Tensor, "b n"]  # M: the hidden patches
+    count: Float[Tensor, ""]  # |M|, as a mean over processes, so that every masked patch weighs the same
+
+
+def hidden_blocks(config: BlockMasking, encoder: Backbone, batch: Batch) -> Hidden:
+    """The batch's only view, with blocks of its patches hidden."""
+    (crops,) = batch.views
+    images = crops[:, 0]
+    grid = encoder.grid(*images.shape[-2:])
+    mask = blocks(batch.key, grid, config.mask_share, config.block_share).to(images.device)
+    return Hidden(images, grid, mask, collectives.mean(mask.sum().float()))
 
 
 class MaskedHead(nn.Module):
     """A mask token in place of hidden patches, and a linear prediction from the encoder's features there.
 
-    Only hidden places reach the linear layer [Bao 2021, arXiv 2106.08254, section 2.3].
+    Only hidden patches reach the linear layer [Bao 2021, arXiv 2106.08254, section 2.3].
     """
 
     def __init__(self, encoder: Backbone, out: int) -> None:
@@ -25,7 +65,7 @@ class MaskedHead(nn.Module):
     def forward(
         self, encoder: Backbone, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "m o"]:
-        """mask: which patches of the encoder's grid are hidden; m of them, image after image."""
+        """Predictions for the m hidden patches of the encoder's grid, image after image."""
         tokens, grid = hide(encoder, images, mask, self.mask_token)
         features = encoder.encode(tokens, grid).patches.flatten(0, 1)
         return self.predict(features[places(mask)])[: int(mask.sum())]

@@ -1,4 +1,4 @@
-"""What DINO, iBOT and DINOv2 share: options, the teacher's targets, and what is watched of them."""
+"""What DINO, iBOT and DINOv2 share: options, the teacher's distributions, and signs of a collapse."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,8 +19,8 @@ from omma.train.schedules import linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distilled(crops.MultiCrop):
-    """What a method whose student learns a teacher's prototypes has in its Config; defaults are DINO's."""
+class SelfDistillation(crops.MultiCrop):
+    """Options of a method whose student learns a teacher's prototype assignments; the defaults are DINO's."""
 
     centrings: ClassVar[tuple[str, ...]] = ("mean", "sinkhorn")
 
@@ -47,8 +47,8 @@ class Distilled(crops.MultiCrop):
             raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
 
 
-def needs(config: Distilled, plain: bool = False, koleo: bool = False) -> Needs:
-    """Other images where a batch is compared with itself."""
+def needs(config: SelfDistillation, plain: bool = False, koleo: bool = False) -> Needs:
+    """At least 2 images where a term of the loss compares the images of a batch."""
     compares = [
         name for name, on in (("KoLeo", koleo), ("Sinkhorn-Knopp", config.centring == "sinkhorn")) if on
     ]
@@ -59,8 +59,8 @@ def needs(config: Distilled, plain: bool = False, koleo: bool = False) -> Needs:
 def small(image_size: int, plain: bool) -> dict[str, Any]:
     """Options for 1,000 to 100,000 images on one machine: few dimensions and sharp, balanced targets.
 
-    In few steps a teacher must follow soon, and a centre that is a mean of the last ten batches lags behind
-    (docs/benchmarks.md). plain: see `plans.small_multi_crop`.
+    In a short run the teacher must follow quickly, and a mean over the last ten batches is too old a centre
+    (docs/benchmarks.md). plain: see `crops.small_multi_crop`.
     """
     return dict(
         prototypes=2048, head_hidden=512, head_bottleneck=32, centring="sinkhorn", teacher_temp_start=0.02,
@@ -68,66 +68,66 @@ def small(image_size: int, plain: bool) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def small_recipe(config: Distilled) -> Recipe:
-    """What goes with `small`."""
+def small_recipe(config: SelfDistillation) -> Recipe:
+    """The optimizer's settings for `small`."""
     return Recipe(
         config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
         drop_path=0.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
 
-def _temperature(config: Distilled, clock: Clock) -> float:
-    """The teacher's."""
+def teacher_temperature(config: SelfDistillation, clock: Clock) -> float:
+    """tau_t, which rises linearly over the warm-up."""
     progress = clock.progress / max(config.teacher_temp_warmup, 1e-9)
     return linear(config.teacher_temp_start, config.teacher_temp, progress)
 
 
-def _balancing(
-    config: Distilled,
+def _sinkhorn(
+    config: SelfDistillation,
     logits: Float[Tensor, "n k"],
     temperature: float,
     scale: Float[Tensor, "k"] | float = 1.0,
 ) -> Float[Tensor, "k"]:
-    """The centre that balances assignments over all processes' batch; logits: before `scale`."""
+    """The centre that balances assignments over the batch of all processes; `scale` multiplies the logits."""
     return sinkhorn.centre(
         logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale
     )
 
 
 @torch.no_grad()
-def targets(
-    config: Distilled, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
+def probabilities(
+    config: SelfDistillation, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
 ) -> Float[Tensor, "n k"]:
-    """The teacher's assignments, sharpened, and balanced over all processes' batch or centred."""
-    temperature = _temperature(config, clock)
+    """The teacher's t = softmax((g - C) / tau_t); C balances the batch, or is the moving mean `centre`."""
+    temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
-        centre = _balancing(config, logits, temperature)
-    return distillation.targets(logits, centre, temperature)
+        centre = _sinkhorn(config, logits, temperature)
+    return distillation.probabilities(logits, centre, temperature)
 
 
 @torch.no_grad()
-def patch_targets(
-    config: Distilled,
+def lazy_probabilities(
+    config: SelfDistillation,
     head: PrototypeHead,
     bottleneck: Float[Tensor, "m e"],
     centre: Float[Tensor, "k"],
     clock: Clock,
-) -> distillation.Targets:
-    """`targets` of head.cosines(bottleneck), which do not exist at once.
+) -> distillation.LazyProbabilities:
+    """`probabilities` of head.cosines(bottleneck), a few rows at a time.
 
-    Balanced ones need the logits before, in the network's precision.
+    Sinkhorn-Knopp needs all logits first; they are then kept in the network's precision until C is known.
     """
-    weight = head.last.weight
-    inverse = 1 / directions.lengths(weight)
-    temperature = _temperature(config, clock)
+    prototypes = head.last.weight
+    inverse = 1 / directions.lengths(prototypes)
+    temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
-        centre = _balancing(config, F.linear(bottleneck, weight), temperature, inverse)
-    return distillation.Targets(bottleneck, weight, inverse, centre, temperature)
+        centre = _sinkhorn(config, F.linear(bottleneck, prototypes), temperature, inverse)
+    return distillation.LazyProbabilities(bottleneck, prototypes, inverse, centre, temperature)
 
 
 @torch.no_grad()
 def collapse_stats(teacher: Float[Tensor, "*b k"]) -> dict[str, Tensor]:
-    """What tells a collapse of the teacher's assignments (`train.health`), in nats."""
+    """What shows a collapse of the teacher's assignments (see `pretraining.health`), in nats."""
     use = collectives.mean(teacher.flatten(0, -2).mean(0))
     return {
         "teacher_entropy": statistics.entropy(teacher).mean(),
