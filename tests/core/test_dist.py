@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from two import run
+from processes import run
 from waves import wave
 
 from omma.core import collectives, dist

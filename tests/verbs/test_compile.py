@@ -9,7 +9,6 @@ from omma.data.sources.collection import ArrayImages
 from omma.pretraining import choose, trial
 from omma.pretraining.events import Plan
 from omma.pretraining.folder import RunFolder
-from omma.reporting import run_report
 from omma.train import compile_blocks
 from omma.verbs.pretrain import pretrain
 
@@ -44,17 +43,13 @@ def undecided(monkeypatch):
 
 
 def train(out, **options):
-    """A run without the report; the notes in its plan."""
+    """A run; the notes in its plan."""
     pixels = torch.randint(0, 256, (8, 16, 16, 3), generator=torch.Generator().manual_seed(0))
     plans = []
-    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
-    try:
-        pretrain(
-            ArrayImages(pixels.to(torch.uint8).numpy()), out=out,
-            listen=lambda e: plans.append(e) if isinstance(e, Plan) else None, **BASE | options,
-        )  # fmt: skip
-    finally:
-        run_report.write_report = report
+    pretrain(
+        ArrayImages(pixels.to(torch.uint8).numpy()), out=out,
+        listen=lambda e: plans.append(e) if isinstance(e, Plan) else None, **BASE | options,
+    )  # fmt: skip
     return "; ".join(plans[0].notes) if plans else ""
 
 
