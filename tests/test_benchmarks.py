@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,14 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_embedding_agrees_with_peers() -> None:
+    """In a process of its own: OpenVINO, where it is installed, and readers of images do not share one."""
     for name in ("timm", "transformers"):
         pytest.importorskip(name, reason=f"{name} (dev group) is not installed")
+    processes.own(__file__, "compare_embeddings")
+
+
+def compare_embeddings() -> None:
+    sys.path.insert(0, str(SCRIPTS))
     import embed
 
     subjects = embed.contenders("vit-ti/16", batch=2, size=32)

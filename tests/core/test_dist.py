@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from processes import run
+from torch import nn
 from waves import wave
 
 from omma.core import collectives, dist

@@ -113,4 +113,3 @@ def main(world: int, folder: Path) -> None:
     # the configuration differs, which process 0 alone sees
     results["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
     (folder / f"results-{world}-{here.rank}.json").write_text(json.dumps(results))
-

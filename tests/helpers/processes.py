@@ -61,7 +61,7 @@ class Child:
 
 
 def start(function: Callable[..., Any], *args: Any, cwd: Path | None = None, **variables: str) -> Child:
-    """Run a function, which can be imported, in a process of its own, with these environment variables too."""
+    """Run a function that can be imported in a process of its own, with these environment variables too."""
     output = Path(tempfile.mkdtemp(prefix="child-", dir=os.environ.get("OMMA_CACHE")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     # not daemonic: it may start processes of its own
@@ -73,7 +73,9 @@ def start(function: Callable[..., Any], *args: Any, cwd: Path | None = None, **v
     return child
 
 
-def _run(output: Path, cwd: Path | None, environment: dict[str, str], function: Callable, args: tuple) -> None:
+def _run(
+    output: Path, cwd: Path | None, environment: dict[str, str], function: Callable, args: tuple
+) -> None:
     for name, number in (("out", 1), ("err", 2)):
         file = os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
@@ -128,17 +130,27 @@ def finish(children: list[Child], timeout: float = 240) -> None:
     assert not any(statuses), "\n".join(child.errors[-3000:] for child in children)
 
 
-def run(module: str, folder: Path, timeout: float = 240) -> list[dict]:
-    """Two processes run the `main(rank, folder)` of a test's file and write RANK.pt there; what they wrote."""
-    finish([start(_main, module, rank, folder) for rank in range(2)], timeout)
+def own(module: str | Path, name: str, *args: Any, timeout: float = 240) -> None:
+    """Run a function of a test's file in a process of its own; what it raises fails the test."""
+    finish([start(_call, str(module), name, *args)], timeout)
+
+
+def both(module: str | Path, folder: Path, timeout: float = 240) -> None:
+    """Two processes run the `main(rank, folder)` of a file."""
+    finish([start(_call, str(module), "main", rank, folder) for rank in range(2)], timeout)
+
+
+def run(module: str | Path, folder: Path, timeout: float = 240) -> list[dict]:
+    """`both`, and what the two wrote to RANK.pt."""
+    both(module, folder, timeout)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _main(module: str, rank: int, folder: Path) -> None:
-    """`main` of a file, which is not imported by its name: names of test files occur more than once."""
+def _call(module: str, name: str, *args: Any) -> None:
+    """A function of a file, which is not imported by its name: names of test files occur more than once."""
     spec = importlib.util.spec_from_file_location(Path(module).stem, module)
     assert spec is not None
     assert spec.loader is not None
     imported = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(imported)
-    imported.main(rank, folder)
+    getattr(imported, name)(*args)

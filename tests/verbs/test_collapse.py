@@ -15,12 +15,15 @@ LITTLE = {
 }  # fmt: skip
 
 
-def alone():
+QUICK = ("simclr", "mae", "supervised")  # one that compares images, one that hides patches, one with labels
+
+
+def on_their_own():
     """Methods that need no other model and no captions."""
     for name in methods.names():
         needs = choose.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
         if needs.model is None and not needs.text:
-            yield name
+            yield pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def verdicts(images, folder, method, rate=1.0, **options):
     return [event.verdict for event in events if isinstance(event, Read)]
 
 
-@pytest.mark.parametrize("method", alone())
+@pytest.mark.parametrize("method", on_their_own())
 def test_healthy_runs_are_not_accused(images, tmp_path, method):
     told = [verdict.level for verdict in verdicts(images, tmp_path, method)]
     assert told[-1] == "good"
@@ -66,7 +69,7 @@ def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
     assert "teacher-temp" in last.remedy
 
 
-@pytest.mark.parametrize("method", alone())
+@pytest.mark.parametrize("method", on_their_own())
 def test_a_thousandfold_learning_rate_is_told(images, tmp_path, method):
     """Where it leads, to one point or to a few directions, is for the processor's rounding to decide."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate

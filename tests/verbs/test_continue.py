@@ -77,6 +77,7 @@ def parameters(state, prefix):
 
 
 # ---------------------------------------------------------------- heads first
+@pytest.mark.report
 @pytest.mark.parametrize("method", ALL)
 def test_heads_learn_at_once_and_the_encoder_after_the_warm_up(tmp_path, first, method):
     run, states, plans = RunFolder(tmp_path / "run"), {}, []
@@ -176,6 +177,7 @@ def test_the_clock_is_not_corrected_while_steps_are_quicker_than_later_ones():
 
 
 # ---------------------------------------------------------------- retention
+@pytest.mark.report
 def test_a_healthy_run_is_told_from_one_that_destroys_what_was_known(tmp_path, first):
     images = pictures(2000, labels=True)
     reads = {}
@@ -232,6 +234,7 @@ def test_neighbours_kept():
     assert retention.overlap(retention.neighbours(x[:4]), retention.neighbours(x[:4])) is None
 
 
+@pytest.mark.report
 def test_without_labels_a_number_is_told_and_no_verdict(tmp_path, first):
     events = []
     go_on(first, tmp_path / "run", steps=4, head_warmup=0.9, listen=events.append)

@@ -164,7 +164,6 @@ def main(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_if_one_process_runs_out_all_cut(tmp_path):
     for found in two_processes(__file__, tmp_path):
         assert "a batch of 12 does not fit into memory: computed in 2 parts" in found["notes"]

@@ -195,7 +195,8 @@ def agent(folder: Path, options: list[str]) -> tuple[str, str]:
     )  # fmt: skip
     elastic_launch(config, processes.worker)(os.environ["OMMA_CACHE"], *options)
     text, errors = (
-        "".join(file.read_text() for file in sorted(folder.rglob(name))) for name in ("stdout.log", "stderr.log")
+        "".join(file.read_text() for file in sorted(folder.rglob(name)))
+        for name in ("stdout.log", "stderr.log")
     )
     return text, errors
 

@@ -18,6 +18,7 @@ def pictures(n=64, size=16, channels=3):
     return ArrayImages(pixels, None, ())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("kind", ["vqvae", "dvae"])
 def test_a_tokenizer_and_then_beit(tmp_path, kind):
     pretrain(pictures(), method=kind, out=tmp_path / "tokenizer", steps=3, options=LIGHT, **SMALL)
