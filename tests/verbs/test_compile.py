@@ -1,4 +1,4 @@
-"""`omma pretrain --compile`: the same run, kept in its configuration; what cannot be compiled."""
+"""`omma pretrain --compile`: the same run, recorded in its configuration; what cannot be compiled."""
 
 import pytest
 import torch
@@ -90,10 +90,10 @@ def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, qu
     times = iter([2.0, 1.0] if quicker else [1.0, 2.0])  # as it is, compiled
     timed = trial.trial
     monkeypatch.setattr(trial, "trial", lambda *a, **k: (timed(*a, **k), next(times))[1])
-    said = train(tmp_path / "run", compile="auto")
+    messages = train(tmp_path / "run", compile="auto")
     assert counter.frame_count > 0
     words = "blocks are compiled: 2.00 times as fast" if quicker else "not compiled: steps took no less time"
-    assert words in said
+    assert words in messages
     assert RunFolder(tmp_path / "run").config().get("compile", False) == quicker
 
 

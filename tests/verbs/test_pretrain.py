@@ -92,13 +92,13 @@ def test_images_in_model_out(tmp_path, method, model):
 
 
 @pytest.mark.report
-@pytest.mark.parametrize(("method", "told"), [("supervised", True), ("simclr", False)])
-def test_the_report_says_whether_labels_were_learned_from(tmp_path, method, told):
+@pytest.mark.parametrize(("method", "learned"), [("supervised", True), ("simclr", False)])
+def test_the_report_says_whether_labels_were_learned_from(tmp_path, method, learned):
     pretrain(pictures(labels=True), method=method, out=tmp_path / "run", steps=2, **SMALL)
     report = (tmp_path / "run" / "report.html").read_text()
-    assert ("Labels were used in training" in report) == told
-    assert ("Labels were not used in training" in report) == (not told)
-    assert ("labels for reading only" in report) == (not told)
+    assert ("Labels were used in training" in report) == learned
+    assert ("Labels were not used in training" in report) == (not learned)
+    assert ("labels for reading only" in report) == (not learned)
 
 
 def test_a_bad_image_that_checking_has_missed_does_not_end_a_run(tmp_path, monkeypatch):
@@ -160,15 +160,15 @@ def test_a_profile_tells_the_parts_of_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr("omma.core.device.best_product", lambda device, dtype: 1e12)
     events = []
     pretrain(pictures(), out=tmp_path / "run", steps=6, profile=True, listen=events.append, **SMALL)
-    (found,) = (event for event in events if isinstance(event, Profile))
-    assert len(found.steps) == 3
-    assert found.seconds == pytest.approx(sum(found.steps) / 3)
-    assert found.flops > 0
-    told = json.loads((tmp_path / "run" / "profile.json").read_text())
-    assert sum(part["share"] for part in told["parts"].values()) == pytest.approx(1)
-    assert told["parts"]["wait for data"]["ms"] == pytest.approx(0, abs=1)  # images are in memory
-    assert told["limit_flops_per_second"] == 1e12
-    assert told["images_per_second"] == pytest.approx(found.images_per_second)
+    (measured,) = (event for event in events if isinstance(event, Profile))
+    assert len(measured.steps) == 3
+    assert measured.seconds == pytest.approx(sum(measured.steps) / 3)
+    assert measured.flops > 0
+    record = json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert sum(part["share"] for part in record["parts"].values()) == pytest.approx(1)
+    assert record["parts"]["wait for data"]["ms"] == pytest.approx(0, abs=1)  # images are in memory
+    assert record["limit_flops_per_second"] == 1e12
+    assert record["images_per_second"] == pytest.approx(measured.images_per_second)
 
     pretrain(pictures(), out=tmp_path / "plain", steps=6, **SMALL)
     assert equal(state(tmp_path / "run"), state(tmp_path / "plain"))
@@ -364,8 +364,8 @@ def ragged(folder, side=16, n=24, kind="png"):
 
 
 def notes(events):
-    said = [event.text for event in events if isinstance(event, Note)]
-    return said, [note for event in events if isinstance(event, Plan) for note in event.notes]
+    messages = [event.text for event in events if isinstance(event, Note)]
+    return messages, [note for event in events if isinstance(event, Plan) for note in event.notes]
 
 
 def test_a_cache_of_images_as_they_are_changes_nothing(tmp_path):
@@ -373,8 +373,8 @@ def test_a_cache_of_images_as_they_are_changes_nothing(tmp_path):
     pretrain(data, out=tmp_path / "plain", steps=4, workers=0, **SMALL)
     pretrain(data, out=tmp_path / "cached", steps=4, workers=0, cache=True, listen=events.append, **SMALL)
     assert equal(state(tmp_path / "plain"), state(tmp_path / "cached"))
-    said, planned = notes(events)
-    assert any("cache of about" in text and "24 images" in text for text in said)
+    messages, planned = notes(events)
+    assert any("cache of about" in text and "24 images" in text for text in messages)
     assert any("read from a cache of" in text for text in planned)
     pretrain(data, out=tmp_path / "again", steps=4, workers=0, cache=True, listen=again.append, **SMALL)
     assert not any("cache" in text for text in notes(again)[0])  # it was there
@@ -432,9 +432,9 @@ def test_a_run_that_waits_is_told_once_what_helps(tmp_path, monkeypatch):
     monkeypatch.setattr(input_bound, "STEPS", 2)
     monkeypatch.setattr(input_bound, "SHARE", 0.01)
     pretrain(data, out=tmp_path / "run", steps=14, workers=0, listen=events.append, **SMALL)
-    said = [text for text in notes(events)[0] if "waiting for data" in text]
-    assert len(said) == 1
-    assert "--cache" in said[0]
+    messages = [text for text in notes(events)[0] if "waiting for data" in text]
+    assert len(messages) == 1
+    assert "--cache" in messages[0]
 
 
 # ---------------------------------------------------------------- shards

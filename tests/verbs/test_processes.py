@@ -70,7 +70,7 @@ def losses(run: Path) -> list[float]:
 def furthest(a: Path, b: Path) -> float:
     """The largest difference of two runs' weights.
 
-    Not of the last shift: a batch norm follows it in SimCLR, so its gradient is rounding alone, of which
+    The last shift is left out: a batch norm follows it in SimCLR, so its gradient is mere rounding, of which
     AdamW makes whole steps.
     """
     one, two = (load_file(run / "model.safetensors") for run in (a, b))
@@ -94,15 +94,15 @@ def test_spread_blocks_give_what_whole_ones_give(folder, two, name):
 
 def test_in_bf16_too(folder, two, one):
     """After one step, whose gradients are the same but for rounding, bf16's AdamW goes its own ways."""
-    first, alone = (RunFolder(run / "bf16").metrics()[1] for run in (folder, one))
-    assert first["event"] == alone["event"] == "step"
-    assert first["loss"] == pytest.approx(alone["loss"], rel=1e-3)
-    assert first["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-3)
+    first, single = (RunFolder(run / "bf16").metrics()[1] for run in (folder, one))
+    assert first["event"] == single["event"] == "step"
+    assert first["loss"] == pytest.approx(single["loss"], rel=1e-3)
+    assert first["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=2e-3)
     spread, whole = losses(folder / "bf16-sharded"), losses(folder / "bf16")
     assert spread[0] == pytest.approx(whole[0], rel=1e-5)
     # Gradients are the same bit for bit, but the norm that clips them is summed in another order where some
     # are spread. Its last bit moves fp32 weights by 1e-8; once that rounds a bf16 weight the other way,
-    # all of bf16's later rounding is drawn anew. With one norm for both, all steps are equal bit for bit.
+    # all of bf16's later rounding differs. With one norm for both, all steps are equal bit for bit.
     assert spread == pytest.approx(whole, rel=1e-3)
     assert furthest(folder / "bf16-sharded", folder / "bf16") < 1e-3
 
@@ -123,20 +123,20 @@ def test_a_signal_to_one_stops_all_after_the_same_step(folder, two):
 
 
 def test_what_two_have_stopped_goes_on_with_four_and_with_one(folder, two, one):
-    """From parts to parts, from a whole to parts, and from parts to a whole; the batches stay the same."""
+    """From shards to shards, from a whole to shards, and from shards to a whole; batches stay the same."""
     for name in ("stopped", "stopped-whole"):
         shutil.copytree(folder / name, folder / f"{name}-four")
         shutil.copytree(folder / name, folder / f"{name}-one")
     stopped = two[0]["stopped"][0]
-    for told in many(4, folder):
-        assert told["four"] == told["four whole"] == [stopped, 4]
+    for result in many(4, folder):
+        assert result["four"] == result["four whole"] == [stopped, 4]
     assert worker.resumed(folder / "stopped-one", **worker.RUNS["dino"]) == [stopped, 4]
     for name in ("stopped-four", "stopped-whole-four", "stopped-one"):
         assert losses(folder / name) == pytest.approx(losses(one / "dino"), rel=1e-5), name
         assert furthest(folder / name, one / "dino") < CLOSE, name
 
 
-def test_a_damaged_folder_of_parts_is_passed_over(folder, two):
+def test_a_damaged_folder_of_shards_is_passed_over(folder, two):
     copied = shutil.copytree(folder / "dino-sharded" / "checkpoints", folder / "damaged")
     (last,) = checkpoint.found(copied)
     shutil.copytree(last, last.with_name("step-000000002"))
@@ -153,11 +153,11 @@ def test_a_damaged_folder_of_parts_is_passed_over(folder, two):
 
 
 def test_what_processes_agree_on(two):
-    for told in two:
-        assert told["sums"] == [2.0, 1.0]
-        assert told["broadcast"] == 5
-        assert "another configuration" in told["refused"]["text"]
-    assert sorted(told["refused"]["kind"] for told in two) == ["AlreadyReported", "ValueError"]
+    for result in two:
+        assert result["sums"] == [2.0, 1.0]
+        assert result["broadcast"] == 5
+        assert "another configuration" in result["refused"]["text"]
+    assert sorted(result["refused"]["kind"] for result in two) == ["AlreadyReported", "ValueError"]
 
 
 # ---------------------------------------------------------------- the command line
@@ -285,7 +285,7 @@ def test_one_process_has_nobody_to_ask():
         assert not torch.distributed.is_initialized()
 
 
-def test_metrics_of_a_run_without_a_checkpoint_are_begun_anew(tmp_path):
+def test_metrics_of_a_run_without_a_checkpoint_are_restarted(tmp_path):
     worker.run(tmp_path, steps=2)
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "model.safetensors").unlink()
