@@ -14,9 +14,15 @@ from typing import Any
 import torch
 import torch.distributed
 
-# torch._dynamo and tensorboard: what a first training step and a first log line import, which takes seconds
-PRELOADED = ["omma.cli", "omma.verbs.pretrain", "omma.verbs.embed", "torch._dynamo"]
-PRELOADED += ["torch.utils.tensorboard", "torch.distributed.checkpoint"]
+# after omma, what a first training step, a first augmentation and a first log line import, which takes seconds
+PRELOADED = [
+    "omma.cli",
+    "omma.verbs.pretrain",
+    "omma.verbs.embed",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+]
+PRELOADED += ["omma.data.pixels.colour_numba", "numba.typed", "numba.np.arraymath", "numba.np.linalg"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 
