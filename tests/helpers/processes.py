@@ -14,15 +14,9 @@ from typing import Any
 import torch
 import torch.distributed
 
-# after omma, what a first training step, a first augmentation and a first log line import, which takes seconds
-PRELOADED = [
-    "omma.cli",
-    "omma.verbs.pretrain",
-    "omma.verbs.embed",
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-]
-PRELOADED += ["omma.data.pixels.colour_numba", "numba.typed", "numba.np.arraymath", "numba.np.linalg"]
+# omma, and what a first training step, a first augmentation and a first log line import, which takes seconds
+PRELOADED = ["omma.cli", "omma.verbs.pretrain", "omma.verbs.embed", "omma.data.pixels.colour_numba"]
+PRELOADED += ["torch._dynamo", "torch.utils.tensorboard", "numba.typed", "numba.np.arraymath"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 
