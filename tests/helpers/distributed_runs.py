@@ -30,7 +30,7 @@ RUNS = {
     "dino": {**DINO, "options": {**DINO["options"], "freeze_last_epochs": 1}},
     "accumulated": {"method": "mae", "accumulate": 2},
 }
-# with and without activations computed anew
+# with and without recomputed activations
 SHARDED = {
     "dino": {**RUNS["dino"], "shard": "fsdp"},
     "accumulated": {**RUNS["accumulated"], "shard": "fsdp", "recompute": True},
@@ -89,7 +89,7 @@ def two(folder: Path) -> dict:
     budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
     results["budget"] = budgeted.steps
     results["planned"] = [plan.steps for plan in plans]
-    # SIGTERM to the second process alone: all stop after the same step, and save
+    # SIGTERM to the second process only: all stop after the same step, and save
     for name, options in (("stopped", SHARDED["dino"]), ("stopped-whole", RUNS["dino"])):
         result = run(folder / name, asked_to_stop_at(1, 1), **options)
         results[name] = [result.steps, result.stopped_by]
@@ -110,6 +110,6 @@ def main(world: int, folder: Path) -> None:
         assert not fsdp.sharded(torch.nn.Linear(1, 1))
         results["sums"] = dist.sum_floats([1.0, here.rank])
         results["broadcast"] = dist.broadcast(here.rank + 5)
-    # the configuration differs, which process 0 alone sees
+    # the configuration differs, which only process 0 sees
     results["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
     (folder / f"results-{world}-{here.rank}.json").write_text(json.dumps(results))

@@ -39,12 +39,12 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def renamed(state: dict, *rules: tuple[str, str], prefix: str = "") -> dict:
     """The same tensors, renamed by regular expressions, behind a prefix."""
-    found = {}
+    result = {}
     for name, x in state.items():
         for pattern, by in rules:
             name = re.sub(pattern, by, name)
-        found[prefix + name] = x
-    return found
+        result[prefix + name] = x
+    return result
 
 
 def fitted(state: dict, source: str = "file.pth", **options) -> tuple:
@@ -58,12 +58,12 @@ def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e
     """Our features are those of timm's network."""
     x = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, found = encoder(x), theirs.forward_features(x)
-        if found.ndim == 4:
-            found = found.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else found
-            found = found.flatten(1, 2)
-        patches = found[:, getattr(theirs, "num_prefix_tokens", 0) :]
-        pooled = found[:, 0] if encoder.pool == "token" else patches.mean(1)
+        ours, features = encoder(x), theirs.forward_features(x)
+        if features.ndim == 4:
+            features = features.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else features
+            features = features.flatten(1, 2)
+        patches = features[:, getattr(theirs, "num_prefix_tokens", 0) :]
+        pooled = features[:, 0] if encoder.pool == "token" else patches.mean(1)
         if encoder.pool == "mean_fc_norm":
             pooled = theirs.fc_norm(pooled)
     assert (ours.patches - patches).abs().max() < tolerance
@@ -84,5 +84,5 @@ def images(channels: int = 3, size: int = 32, equal: bool = False) -> Tensor:
 
 @torch.no_grad()
 def apart(a: nn.Module, b: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """The largest difference of two encoders' patch features, of x and (if given) y."""
+    """The largest difference of two encoders' patch features, of x and, where it is passed, of y."""
     return (a(x).patches - b(x if y is None else y).patches).abs().max()
