@@ -240,6 +240,26 @@ def test_a_killed_worker_resumes_by_itself_and_one_process_speaks(tmp_path, laun
     assert out.finished
 
 
+def test_a_restarted_worker_waits_for_the_lock(tmp_path, monkeypatch):
+    """Readers of images of the one that was killed hold it a little longer."""
+    out, taken = RunFolder(tmp_path / "run"), threading.Event()
+    worker.run(out.path, steps=1, method="simclr")
+
+    def hold() -> None:
+        with out.locked():
+            taken.set()
+            time.sleep(0.5)
+
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (ranks | {"TORCHELASTIC_RESTART_COUNT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    assert worker.run(out.path, steps=1, method="simclr").steps == 1
+    holder.join()
+
+
 def test_two_processes_embed_what_one_does(tmp_path):
     """Each a share; the table is the same, bit for bit, and one speaks."""
     pixels = np.random.default_rng(0).integers(0, 256, (1030, 16, 16, 3), dtype=np.uint8)
