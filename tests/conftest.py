@@ -1,22 +1,56 @@
-"""What all tests share: one thread a process, and no cache outside the test's own folder."""
+"""What all tests share: one thread a process, a cache of the test's own, and runs without a report."""
 
+import itertools
 import os
-import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from omma.ops.cpu import library
+from omma.reporting import run_report
 
 torch.set_num_threads(1)  # tests run in several processes, which would fight over the cores
 KERNELS = library.load()[0]
+WRITE_REPORT = run_report.write_report
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where each test has its cache; fixtures that tests share have one, too."""
+    caches = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMMA_CACHE", str(_cache(caches)))
+        yield caches
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.mktemp("cache")
-    if KERNELS is not None:
-        shutil.copy(KERNELS._name, cache)  # processes that a test starts need not compile them anew
-    monkeypatch.setenv("OMMA_CACHE", str(cache))
+def _own_cache(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMMA_CACHE", str(_cache(_caches)))
+
+
+def _cache(caches: Path) -> Path:
+    cache = caches / str(next(NUMBERS))
+    cache.mkdir()
+    if KERNELS is not None:  # processes that a test starts need not compile them again
+        (cache / Path(KERNELS._name).name).symlink_to(KERNELS._name)
+    return cache
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_report() -> Iterator[None]:
+    """The report takes longer than a tiny run does, so it is written for tests marked `report` alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_report, "write_report", lambda folder, *args: folder.report)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("report") is not None:
+        monkeypatch.setattr(run_report, "write_report", WRITE_REPORT)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,14 @@ def test_what_scripts_import_of_omma_exists(script: Path) -> None:
 
 
 def test_embedding_agrees_with_peers() -> None:
+    """In a process of its own: OpenVINO, where it is installed, and readers of images do not share one."""
     for name in ("timm", "transformers"):
         pytest.importorskip(name, reason=f"{name} (dev group) is not installed")
+    processes.own(__file__, "compare_embeddings")
+
+
+def compare_embeddings() -> None:
+    sys.path.insert(0, str(SCRIPTS))
     import embed
 
     subjects = embed.contenders("vit-ti/16", batch=2, size=32)
@@ -145,16 +152,16 @@ def test_all_subjects_are_given_the_same(method: str) -> None:
 
     references = os.environ.get("OMMA_REFERENCES")
     race = tiny(method, references=None if references is None else Path(references))
-    found = [Seen(build) for build in steps.subjects(race)]
-    assert len(found) >= 4
-    ours, width = found[0], 192
+    seen = [Seen(build) for build in steps.subjects(race)]
+    assert len(seen) >= 4
+    ours, width = seen[0], 192
     views = {"mae": {32: 2}, "supervised": {32: 2}, "simclr": {32: 4}, "moco": {32: 4}}
     distilled = {32: 2 * (2 + 2), 16: 2 * 2}  # two large crops, student and teacher; two small ones
-    assert {tuple(sorted(one.images.items())) for one in found} == {
+    assert {tuple(sorted(one.images.items())) for one in seen} == {
         tuple(sorted(views.get(method, distilled).items()))
     }
     # a weight norm's lengths, norms in and at the end of heads, biases, positions: no matrix of the network
-    assert all(abs(one.trained - ours.trained) < 8 * width for one in found)
+    assert all(abs(one.trained - ours.trained) < 8 * width for one in seen)
     assert ours.trained > 4 * 8 * width * width
 
 
@@ -186,18 +193,18 @@ def test_memory_is_taken_in_a_process_of_its_own(capsys: pytest.CaptureFixture[s
     args = steps.arguments().parse_args([*steps.arguments_of(race), "--subject", "0"])
     assert steps.settings(args) == [race]
     assert len(steps.subjects(race)) == 4
-    found = steps.memory_of(race, 3)
-    assert found["name"] == "lightly fp32"
-    assert not found["ours"]
-    assert found["peak"] >= found["before"] > 0
+    taken = steps.memory_of(race, 3)
+    assert taken["name"] == "lightly fp32"
+    assert not taken["ours"]
+    assert taken["peak"] >= taken["before"] > 0
 
 
 def test_parts_are_those_of_the_step() -> None:
     import steps
 
-    found = steps.parts(tiny("dino"), bf16=False, steps=2)
-    assert len(found.steps) == 2
-    assert all(seconds > 0 for part, seconds in found.parts.items() if "data" not in part and part != "views")
+    parts = steps.parts(tiny("dino"), bf16=False, steps=2)
+    assert len(parts.steps) == 2
+    assert all(seconds > 0 for part, seconds in parts.parts.items() if "data" not in part and part != "views")
 
 
 def test_work_is_a_share_of_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,22 +226,22 @@ def test_memory_of_an_image_is_that_of_a_process_of_its_own(
     import area
 
     monkeypatch.setattr(area, "SUBJECTS", {"vit-s/16 linear": area.SUBJECTS["vit-s/16 linear"]})
-    (found,) = area.memory([512], train=True)
-    assert found["bytes"][0] > 2**20  # 1,024 tokens, and what is kept of them
+    (taken,) = area.memory([512], train=True)
+    assert taken["bytes"][0] > 2**20  # 1,024 tokens, and what the backward pass needs of them
     assert "512 px" in capsys.readouterr().out
 
 
-def test_cost_grows_with_area_as_is_said() -> None:
+def test_cost_grows_with_area_as_documented() -> None:
     import area
 
     sizes = [224, 448, 896]
-    found = {
+    exponents = {
         name: area.exponent(sizes, [area.counted(name, size) for size in sizes]) for name in area.SUBJECTS
     }
-    assert found["swin-t"] == pytest.approx(1, abs=0.01)
-    assert found["vit-s/16 linear"] == pytest.approx(1, abs=0.01)
-    assert found["vit-s/16 bigbird"] == pytest.approx(1, abs=0.03)
-    assert found["vit-s/16"] > 1.2
+    assert exponents["swin-t"] == pytest.approx(1, abs=0.01)
+    assert exponents["vit-s/16 linear"] == pytest.approx(1, abs=0.01)
+    assert exponents["vit-s/16 bigbird"] == pytest.approx(1, abs=0.03)
+    assert exponents["vit-s/16"] > 1.2
     assert area.exponent(sizes, [area.pairs(size) for size in sizes]) == pytest.approx(2, abs=0.01)
     area.contender("swin-t", 64, train=False).run()
 

@@ -131,6 +131,7 @@ def test_options_of_method_and_model_are_taken_out_of_the_words():
     }
 
 
+@pytest.mark.report
 def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     """The whole path by its commands, as the README has it."""
     monkeypatch.chdir(tmp_path)
@@ -192,6 +193,7 @@ def test_the_report_shows_the_headline_k_alone(tmp_path):
     assert [r.value for r in results] == [0.02, 0.5]
 
 
+@pytest.mark.report
 def test_the_demo_is_the_main_job(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
         demo_digits, "make_digits", functools.partial(demo_digits.make_digits, n_train=300, n_test=100)

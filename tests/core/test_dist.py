@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run
 from torch import nn
-from two import run
 from waves import wave
 
 from omma.core import collectives, dist

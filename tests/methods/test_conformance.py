@@ -4,12 +4,10 @@ import copy
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -367,17 +365,7 @@ def test_two_processes_equal_one(tmp_path):
 
     A batch that is broken on one of them is rejected by both.
     """
-    worker = Path(__file__).with_name("two_processes.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == 0, error.decode()[-2000:]
+    processes.both(Path(__file__).with_name("two_processes.py"), tmp_path)
     differences = json.loads((tmp_path / "differences.json").read_text())
     assert len(differences) == len(list(pairs()))
     assert all(d < 3e-6 for d in differences.values()), differences  # weights that count by halves: 4e-6

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -77,7 +76,3 @@ def main(rank, folder):
         (folder / "rejected.json").write_text(json.dumps(broken))
         (folder / "differences.json").write_text(json.dumps(differences))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

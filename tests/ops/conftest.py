@@ -12,12 +12,12 @@ def _forms() -> dict[str, tuple]:
         return {os.environ["OMMA_KERNELS"]: library.load()}
     forms: dict[str, tuple] = {}
     with pytest.MonkeyPatch.context() as patch:
-        for wanted in ("on", "avx512"):
-            patch.setenv("OMMA_KERNELS", wanted)
+        for setting in ("on", "avx512"):
+            patch.setenv("OMMA_KERNELS", setting)
             library.load.cache_clear()
-            forms[wanted] = library.load()
+            forms[setting] = library.load()
     library.load.cache_clear()
-    if forms["on"] == forms["avx512"]:  # there is no AMX here, or there are none at all
+    if forms["on"] == forms["avx512"]:  # no AMX on this machine, or no kernels at all
         del forms["avx512"]
     return forms
 

@@ -139,17 +139,16 @@ def test_options_are_typed_where_annotations_are_strings():
     types = {"size": "int | None", "name": "str", "rate": "float"}
     fields = {"__annotations__": types, "size": 3, "name": "a", "rate": 1.0}
     config = dataclasses.dataclass(frozen=True)(type("Config", (), fields))
-    made = choose._configured("toy", config(), {"size": "none", "name": "7", "rate": "0.5"})
+    made = requirements.configured("toy", config(), {"size": "none", "name": "7", "rate": "0.5"})
     assert (made.size, made.name, made.rate) == (None, "7", 0.5)
 
 
 @pytest.mark.parametrize("recipe", ["views", "Method", "large"])
-@pytest.mark.parametrize("method", ["dino", None])
-def test_recipes_are_a_closed_list(recipe, method):
+def test_recipes_are_a_closed_list(recipe):
+    with pytest.raises(ValueError, match=f"recipe='{recipe}': choose 'auto', 'small', 'paper'"):
+        Request("images", method="dino", recipe=recipe)
     with pytest.raises(ValueError, match=f"recipe '{recipe}': choose small or paper"):
-        choose.wanted(choose.Wishes(method=method, recipe=recipe)) if method else choose.choose(
-            CPU, choose.Wishes(recipe=recipe)
-        )
+        methods.get("dino").recipe(recipe)
 
 
 @pytest.mark.parametrize(

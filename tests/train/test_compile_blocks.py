@@ -22,7 +22,7 @@ MODELS = {
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Blocks become graphs, which torch's own kernels run: no code is generated. Tells how many there are."""
+    """Blocks become graphs, which torch's own kernels run: no code is generated. Counts them."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(compile_blocks, "BACKEND", counter)
     torch.compiler.reset()
@@ -45,7 +45,7 @@ def batch(*sizes, b=8):
 
 
 def learned(network, dtype=torch.float32, views=(32,)):
-    """Loss and all gradients, with stochastic depth drawn anew."""
+    """Loss and all gradients, with new draws of stochastic depth."""
     network.zero_grad()
     torch.manual_seed(2)
     output = Cast(network, dtype)(batch(*views), Clock(0, 2, 0.0))
@@ -60,7 +60,7 @@ def flat(grads):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_computes_the_same(traced, name):
-    """With stochastic depth, and with activations computed anew by the same graphs."""
+    """With stochastic depth, and with activations recomputed by the same graphs."""
     plain = method(name)
     plain.encoder.recompute = True
     loss, grads = learned(plain)
@@ -87,7 +87,7 @@ def test_in_bf16_gradients_are_close_to_those_in_fp32(traced):
 
 @pytest.mark.slow
 def test_generated_code_computes_the_same():
-    """Inductor's, which needs a C++ compiler; with activations computed anew by the same code."""
+    """Inductor's, which needs a C++ compiler; with activations recomputed by the same code."""
     plain = method("vit-n/8", drop_path=0.0)
     plain.encoder.recompute = True
     loss, grads = learned(plain)

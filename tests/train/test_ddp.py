@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run
 from torch import nn
-from two import run
 
 from omma.core import dist
 from omma.core.dtensor import is_sharded, to_full, to_local

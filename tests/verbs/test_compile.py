@@ -1,4 +1,4 @@
-"""`omma pretrain --compile`: the same run, kept in its configuration; what cannot be compiled."""
+"""`omma pretrain --compile`: the same run, recorded in its configuration; what cannot be compiled."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from omma.data.sources.collection import ArrayImages
 from omma.pretraining import placement, trial
 from omma.pretraining.events import Plan
 from omma.pretraining.folder import RunFolder
-from omma.reporting import run_report
 from omma.train import compile_blocks
 from omma.verbs.pretrain import pretrain
 
@@ -44,17 +43,13 @@ def undecided(monkeypatch):
 
 
 def train(out, **options):
-    """A run without the report; the notes in its plan."""
+    """A run; the notes in its plan."""
     pixels = torch.randint(0, 256, (8, 16, 16, 3), generator=torch.Generator().manual_seed(0))
     plans = []
-    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
-    try:
-        pretrain(
-            ArrayImages(pixels.to(torch.uint8).numpy()), out=out,
-            listen=lambda e: plans.append(e) if isinstance(e, Plan) else None, **BASE | options,
-        )  # fmt: skip
-    finally:
-        run_report.write_report = report
+    pretrain(
+        ArrayImages(pixels.to(torch.uint8).numpy()), out=out,
+        listen=lambda e: plans.append(e) if isinstance(e, Plan) else None, **BASE | options,
+    )  # fmt: skip
     return "; ".join(plans[0].notes) if plans else ""
 
 
@@ -95,10 +90,10 @@ def test_auto_keeps_what_is_faster(tmp_path, backend, undecided, monkeypatch, qu
     times = iter([2.0, 1.0] if quicker else [1.0, 2.0])  # as it is, compiled
     timed = trial.trial
     monkeypatch.setattr(trial, "trial", lambda *a, **k: (timed(*a, **k), next(times))[1])
-    said = train(tmp_path / "run", compile="auto")
+    messages = train(tmp_path / "run", compile="auto")
     assert counter.frame_count > 0
     words = "blocks are compiled: 2.00 times as fast" if quicker else "not compiled: steps took no less time"
-    assert words in said
+    assert words in messages
     assert RunFolder(tmp_path / "run").config().get("compile", False) == quicker
 
 

@@ -1,4 +1,4 @@
-"""`omma pretrain --init`: heads first, then the encoder; what it knew is watched; resumed, refused."""
+"""`omma pretrain --init`: heads first, then the encoder; retention of what it knew; resumed, refused."""
 
 import dataclasses
 import json
@@ -61,8 +61,8 @@ def made(folder, spec=SPEC):
 
 
 def little(method):
-    known = {f.name for f in dataclasses.fields(methods.get(method).Config)}
-    return {k: v for k, v in LITTLE.items() if k in known}
+    fields = {f.name for f in dataclasses.fields(methods.get(method).Config)}
+    return {k: v for k, v in LITTLE.items() if k in fields}
 
 
 def go_on(first, out, method="simclr", images=None, **options):
@@ -79,6 +79,7 @@ def parameters(state, prefix):
 
 
 # ---------------------------------------------------------------- heads first
+@pytest.mark.report
 @pytest.mark.parametrize("method", ALL)
 def test_heads_learn_at_once_and_the_encoder_after_the_warm_up(tmp_path, first, method):
     run, states, plans = RunFolder(tmp_path / "run"), {}, []
@@ -108,11 +109,11 @@ def test_heads_learn_at_once_and_the_encoder_after_the_warm_up(tmp_path, first, 
     assert {what for what, why in plan.choice.reasons if str(first) in why} == {
         "model vit-n/8", f"image size {SIZE}",
     }  # fmt: skip
-    kept = omma.load(run.path)
-    assert kept.encoder.spec() == omma.load(first).encoder.spec()
-    assert kept.provenance["init"]["source"] == str(first)
-    assert kept.provenance["init"]["digest"] == omma.load(first).digest
-    assert kept.preprocess == omma.load(first).preprocess
+    trained = omma.load(run.path)
+    assert trained.encoder.spec() == omma.load(first).encoder.spec()
+    assert trained.provenance["init"]["source"] == str(first)
+    assert trained.provenance["init"]["digest"] == omma.load(first).digest
+    assert trained.preprocess == omma.load(first).preprocess
     assert "Started from" in run.report.read_text()
 
 
@@ -178,6 +179,7 @@ def test_the_clock_is_not_corrected_while_steps_are_quicker_than_later_ones():
 
 
 # ---------------------------------------------------------------- retention
+@pytest.mark.report
 def test_a_healthy_run_is_told_from_one_that_destroys_what_was_known(tmp_path, first):
     images = pictures(2000, labels=True)
     reads = {}
@@ -234,6 +236,7 @@ def test_neighbours_kept():
     assert retention.overlap(retention.neighbours(x[:4]), retention.neighbours(x[:4])) is None
 
 
+@pytest.mark.report
 def test_without_labels_a_number_is_told_and_no_verdict(tmp_path, first):
     events = []
     go_on(first, tmp_path / "run", steps=4, head_warmup=0.9, listen=events.append)
@@ -392,9 +395,9 @@ def test_weights_of_another_size_are_fitted(tmp_path, first):
     spec = SPEC | {"name": "vit-n/4", "image_size": 24, "channels": 1}
     fitted = backbones.build(**spec)
     lines = weights.fit(omma.load(first), fitted)
-    kept = omma.load(tmp_path / "run").encoder
-    assert kept.spec() == spec
-    assert same(kept.state_dict(), fitted.state_dict())
+    trained = omma.load(tmp_path / "run").encoder
+    assert trained.spec() == spec
+    assert same(trained.state_dict(), fitted.state_dict())
     notes = next(e for e in events if isinstance(e, Plan)).notes
     assert lines
     assert {*lines} <= {*notes}

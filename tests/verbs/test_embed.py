@@ -64,11 +64,11 @@ def test_round_trip(run, tmp_path, monkeypatch):
     assert table["label"].to_pylist() == [None, "cat", "dog"] * 7
     vectors = np.stack(table["vector"].to_numpy())
     assert np.allclose(vectors, weights.load(run).embed(images), atol=1e-5)
-    said = json.loads(table.schema.metadata[b"omma"])
-    assert said["model"]["provenance"] == {"method": "mae"}
-    assert said["model"]["digest"] == weights.load(run).digest
-    assert said["data"]["images"] == 21
-    assert said["precision"] == "float32"
+    metadata = json.loads(table.schema.metadata[b"omma"])
+    assert metadata["model"]["provenance"] == {"method": "mae"}
+    assert metadata["model"]["digest"] == weights.load(run).digest
+    assert metadata["data"]["images"] == 21
+    assert metadata["precision"] == "float32"
     assert [f.name for f in done.path.parent.iterdir()] == ["t.parquet"]
 
 
@@ -140,7 +140,7 @@ def test_parts_of_other_images_are_not_taken(run, tmp_path, monkeypatch):
     options = {"batch": 4, "device": "cpu", "precision": "fp32"}
     images = Read(pictures(12))
     images.torn = 8
-    for without in (False, True):  # a fingerprint, by which parts are known
+    for without in (False, True):  # a fingerprint, which identifies parts
         if without:
             images.fingerprint = None
         with pytest.raises(RuntimeError, match="unplugged"):

@@ -52,7 +52,7 @@ def images(classes=2, each=60, noise=40, splits=None, seed=0) -> ArrayImages:
 
 def test_two_classes_with_everything(run, tmp_path):
     seen = []
-    found = evaluate(
+    outcome = evaluate(
         run,
         images(),
         protocols=("knn", "linear", "ridge"),
@@ -60,49 +60,49 @@ def test_two_classes_with_everything(run, tmp_path):
         progress=lambda *a: seen.append(a),
         **CPU,
     )
-    assert {r.subject for r in found.results} == {"trained", "untrained", "pixels"}
-    assert [r.k for r in found.results if r.subject == "trained"] == [10, 20, 96, None, None]
-    for r in found.results:
+    assert {r.subject for r in outcome.results} == {"trained", "untrained", "pixels"}
+    assert [r.k for r in outcome.results if r.subject == "trained"] == [10, 20, 96, None, None]
+    for r in outcome.results:
         assert (r.n_train, r.n_test, r.classes, r.seed) == (96, 24, 2, 0)
         assert r.interval95[0] <= r.value <= r.interval95[1]
         assert "stratified" in r.split
         assert r.majority == 0.5
-    trained = next(r for r in found.results if r.subject == "trained" and r.k == 20)
+    trained = next(r for r in outcome.results if r.subject == "trained" and r.k == 20)
     assert (trained.T, trained.layer, trained.pooling, trained.precision) == (0.07, "last", "pooled", "fp32")
     assert "16 x 16" in trained.crop
-    assert next(r for r in found.results if r.protocol == "linear").settings["solver"] == "lbfgs"
-    pixels = next(r for r in found.results if r.subject == "pixels" and r.k == 20)
+    assert next(r for r in outcome.results if r.protocol == "linear").settings["solver"] == "lbfgs"
+    pixels = next(r for r in outcome.results if r.subject == "pixels" and r.k == 20)
     assert pixels.value == 1.0  # the patterns are plain to see
 
-    said = json.loads((tmp_path / "deep" / "r.json").read_text())
-    assert said == json.loads(json.dumps(found.to_json()))
-    assert said["schema"] == 1
-    wanted = {"subject", "protocol", "metric", "value", "interval95", "k", "n_train", "n_test"}
-    assert wanted <= said["results"][0].keys()
-    assert said["digest"] == weights.load(run).digest
+    written = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert written == json.loads(json.dumps(outcome.to_json()))
+    assert written["schema"] == 1
+    required = {"subject", "protocol", "metric", "value", "interval95", "k", "n_train", "n_test"}
+    assert required <= written["results"][0].keys()
+    assert written["digest"] == weights.load(run).digest
 
-    heads, rows = found.table()
+    heads, rows = outcome.table()
     assert heads[1:] == ["pixels", "untrained", "trained"]
     assert [row[0] for row in rows] == ["k-NN (k=20, T=0.07)", "linear probe", "ridge probe"]
     assert rows[0][1].startswith("100.0 % (")
-    assert "96 train and 24 test images of 2 classes" in found.protocol()
-    assert "train part alone" in found.notes[0]
+    assert "96 train and 24 test images of 2 classes" in outcome.protocol()
+    assert "train part alone" in outcome.notes[0]
     assert {text for text, _, _ in seen} >= {"features, trained", "features, untrained", "pixels"}
 
 
 def test_many_classes_of_few_images(run):
-    found = evaluate(run, images(classes=200, each=20), floors=False, **CPU)
-    assert [r.n_train for r in found.results] == [3200] * 5
-    assert all(r.classes == 200 for r in found.results)
-    assert all(r.value > 0.05 for r in found.results)  # chance is .005
-    assert found.comparisons == ()
-    assert "unknown whether" in found.verdict()
+    outcome = evaluate(run, images(classes=200, each=20), floors=False, **CPU)
+    assert [r.n_train for r in outcome.results] == [3200] * 5
+    assert all(r.classes == 200 for r in outcome.results)
+    assert all(r.value > 0.05 for r in outcome.results)  # chance is .005
+    assert outcome.comparisons == ()
+    assert "unknown whether" in outcome.verdict()
 
 
 def test_the_collections_own_split_is_kept(run):
     splits = np.array(["train", "test", "train"] * 40)
-    found = evaluate(run, images(splits=splits), protocols=["knn"], floors=False, **CPU)
-    assert {(r.n_train, r.n_test) for r in found.results} == {(80, 40)}
+    outcome = evaluate(run, images(splits=splits), protocols=["knn"], floors=False, **CPU)
+    assert {(r.n_train, r.n_test) for r in outcome.results} == {(80, 40)}
 
 
 def test_features_are_cached_beside_the_weights(run, monkeypatch):
@@ -111,7 +111,7 @@ def test_features_are_cached_beside_the_weights(run, monkeypatch):
     files = set((run / "features").iterdir())
 
     def fail(*_):
-        raise AssertionError("computed anew")
+        raise AssertionError("computed again")
 
     monkeypatch.setattr(backbones.vit.ViT, "encode", fail)
     assert evaluate(run, data, **CPU).results == first.results
@@ -128,10 +128,10 @@ def test_a_folder_with_a_torn_file(run, tmp_path):
         Image.fromarray(data.read(i)).save(file)
     whole = (tmp_path / "c0" / "03.png").read_bytes()
     (tmp_path / "c0" / "03.png").write_bytes(whole[: len(whole) // 2])
-    found = evaluate(run, tmp_path, protocols=["knn"], floors=True, cache=None, **CPU)
-    assert [path for path, _ in found.skipped] == ["c0/03.png"]
-    assert all(r.n_train + r.n_test == 15 for r in found.results)
-    assert any("1 image" in note for note in found.notes)
+    outcome = evaluate(run, tmp_path, protocols=["knn"], floors=True, cache=None, **CPU)
+    assert [path for path, _ in outcome.skipped] == ["c0/03.png"]
+    assert all(r.n_train + r.n_test == 15 for r in outcome.results)
+    assert any("1 image" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_verdict_says_what_the_intervals_allow(intervals, words):
         Comparison(protocol="knn", against=against, k=20, difference=0, interval95=interval)
         for against, interval in zip(("pixels", "untrained"), intervals)
     )
-    found = Evaluation(
+    outcome = Evaluation(
         model="m", digest="", data="", results=(result,), comparisons=comparisons, notes=(), skipped=()
     )
-    assert found.verdict().startswith(words)
+    assert outcome.verdict().startswith(words)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from two import run as two_processes
+from processes import run as two_processes
 
 from omma import methods
 from omma.core import dist
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining.events import Plan, Progress
 from omma.pretraining.folder import RunFolder
-from omma.reporting import run_report
 from omma.train import out_of_memory
 from omma.verbs.pretrain import pretrain
 
@@ -23,7 +22,7 @@ BASE = {"model": "vit-n/8", "image_size": 16, "device": "cpu", "precision": "fp3
 
 
 def train(out, listen=lambda event: None, **options):
-    """A run without the report, and the notes in its plan."""
+    """A run, and the notes in its plan."""
     pixels = torch.randint(0, 256, (IMAGES, 16, 16, 3), generator=torch.Generator().manual_seed(0))
     images, plans = ArrayImages(pixels.to(torch.uint8).numpy()), []
 
@@ -32,16 +31,12 @@ def train(out, listen=lambda event: None, **options):
         if isinstance(event, Plan):
             plans.append(event)
 
-    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
-    try:
-        pretrain(images, out=out, listen=heard, **BASE | options)
-    finally:
-        run_report.write_report = report
+    pretrain(images, out=out, listen=heard, **BASE | options)
     return "; ".join(plans[0].notes)
 
 
 def limit(method, room, error=torch.OutOfMemoryError):
-    """Such a method runs out of memory with more than `room` images at a time, late in a step as most do."""
+    """Such a method runs out of memory with more than `room` images at a time, late in a step as is usual."""
     forward = method.forward
 
     def limited(self, batch, clock):
@@ -96,9 +91,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_run_is_that_of_the_smaller_setting(tmp_path, lacking, case):
     """Bit for bit: nothing remains of what was tried."""
-    method, options, room, setting, said = CASES[case]
+    method, options, room, setting, message = CASES[case]
     lacking(method, room)
-    assert re.search(said, train(tmp_path / "cut", method=method, **options))
+    assert re.search(message, train(tmp_path / "cut", method=method, **options))
     assert "memory" not in train(tmp_path / "set", method=method, **options, **setting)
     assert same(state(tmp_path / "cut"), state(tmp_path / "set"))
     cut, asked = RunFolder(tmp_path / "cut").config(), RunFolder(tmp_path / "set").config()
@@ -113,7 +108,7 @@ def test_what_fits_is_left_alone(tmp_path, lacking):
 
 
 @pytest.mark.parametrize("method", ["mae", "simclr"])
-def test_a_resumed_run_keeps_what_was_found(tmp_path, lacking, monkeypatch, method):
+def test_a_resumed_run_keeps_what_was_measured(tmp_path, lacking, monkeypatch, method):
     """Though there would be room by now."""
 
     def stop(event):
@@ -129,7 +124,7 @@ def test_a_resumed_run_keeps_what_was_found(tmp_path, lacking, monkeypatch, meth
 
 
 @pytest.mark.parametrize(
-    ("room", "options", "said"),
+    ("room", "options", "message"),
     [
         (6, {"batch_size": 12}, "with a batch of 12: give a smaller --batch-size or a larger --accumulate"),
         (3, {"accumulate": 2}, "with a batch of 12 in 2 micro-batches: give a smaller"),
@@ -137,14 +132,14 @@ def test_a_resumed_run_keeps_what_was_found(tmp_path, lacking, monkeypatch, meth
     ],
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_what_the_user_set_is_kept_and_what_helps_is_said(tmp_path, lacking, error, room, options, said):
+def test_what_the_user_set_is_kept_and_what_helps_is_named(tmp_path, lacking, error, room, options, message):
     lacking("mae", room, error=error)
-    with pytest.raises(ValueError, match=f"out of memory on cpu,? {said}") as raised:
+    with pytest.raises(ValueError, match=f"out of memory on cpu,? {message}") as raised:
         train(tmp_path / "run", method="mae", **options)
     assert "\n" not in str(raised.value)
 
 
-def test_other_errors_are_none_of_memorys(tmp_path, lacking):
+def test_other_errors_are_not_of_memory(tmp_path, lacking):
     assert out_of_memory.ran_out(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
     assert not out_of_memory.ran_out(ValueError("DefaultCPUAllocator: can't allocate memory"))
     lacking("mae", 6, error=NotImplementedError)  # a RuntimeError, too
@@ -169,19 +164,18 @@ def main(rank: int, folder: Path) -> None:
     limit(methods.get("mae").Method, 6 if rank == 0 else 3)
     notes = train(folder / "cut", method="mae")
     with dist.on_this_process():
-        alone = dist.is_distributed(), dist.world_size(), dist.rank()
-    torch.save({"notes": notes, "alone": alone, "active": dist.is_distributed()}, folder / f"{rank}.pt")
+        single = dist.is_distributed(), dist.world_size(), dist.rank()
+    torch.save({"notes": notes, "single": single, "active": dist.is_distributed()}, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_if_one_process_runs_out_all_cut(tmp_path):
-    for found in two_processes(__file__, tmp_path):
-        assert "a batch of 12 does not fit into memory: computed in 2 micro-batches" in found["notes"]
-        assert "2 processes, 6 images of a step each" in found["notes"]
-        assert found["alone"] == (False, 1, 0)
-        assert found["active"]
+    for report in two_processes(__file__, tmp_path):
+        assert "a batch of 12 does not fit into memory: computed in 2 micro-batches" in report["notes"]
+        assert "2 processes, 6 images of a step each" in report["notes"]
+        assert report["single"] == (False, 1, 0)
+        assert report["active"]
     train(tmp_path / "one", method="mae", batch_size=12)
     for name, value in state(tmp_path / "one")[0].items():
         torch.testing.assert_close(state(tmp_path / "cut")[0][name], value, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a method needs and is not given is refused before the first image is decoded."""
+"""What a method needs and lacks is refused before the first image is decoded."""
 
 import numpy as np
 import pytest
@@ -48,14 +48,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("names", "options", "said"), WITHOUT_LABELS)
-def test_before_the_first_image_is_read(folder, monkeypatch, names, options, said):
+@pytest.mark.parametrize(("names", "options", "message"), WITHOUT_LABELS)
+def test_before_the_first_image_is_read(folder, monkeypatch, names, options, message):
     def read(*_, **__):
         raise AssertionError("an image was read")
 
     monkeypatch.setattr(Files, "load", read)
     for name in names:
-        with pytest.raises(ValueError, match=said) as error:
+        with pytest.raises(ValueError, match=message) as error:
             pretrain(folder, method=name, steps=1, out=folder / "run", **options)
         assert "\n" not in str(error.value)
         assert not (folder / "run").exists()

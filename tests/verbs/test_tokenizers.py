@@ -18,12 +18,13 @@ def pictures(n=64, size=16, channels=3):
     return ArrayImages(pixels, None, ())
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("kind", ["vqvae", "dvae"])
 def test_a_tokenizer_and_then_beit(tmp_path, kind):
     pretrain(pictures(), method=kind, out=tmp_path / "tokenizer", steps=3, options=LIGHT, **SMALL)
-    kept = omma.load(tmp_path / "tokenizer")
-    assert kept.extras.tensors["codes.weight"].shape == (16, 192)
-    assert kept.extras.facts["codes"] == 16
+    tokenizer = omma.load(tmp_path / "tokenizer")
+    assert tokenizer.extras.tensors["codes.weight"].shape == (16, 192)
+    assert tokenizer.extras.facts["codes"] == 16
     assert "Reconstructions" in (tmp_path / "tokenizer" / "report.html").read_text()
 
     out = tmp_path / "beit"
@@ -34,7 +35,7 @@ def test_a_tokenizer_and_then_beit(tmp_path, kind):
     lines = [line for line in RunFolder(out).metrics() if line["event"] == "step"]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert 0 <= lines[-1]["accuracy"] <= 1
-    assert RunFolder(out).config()["learns_from"] == kept.digest
+    assert RunFolder(out).config()["learns_from"] == tokenizer.digest
     assert not omma.load(out).extras.tensors
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from exporting_networks import network, noise, preprocess_of
+from export_networks import network, noise, preprocess_of
 from PIL import Image
 
 from omma.data.batches.preprocess import apply

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from exporting_networks import network, noise, preprocess_of
+from export_networks import network, noise, preprocess_of
 
 from omma.weights.export import compare, traced
 from omma.weights.export.plain import plain

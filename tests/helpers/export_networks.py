@@ -1,4 +1,4 @@
-"""Small networks of all families with all parameters random, as tests of exports want them."""
+"""Small networks of all families with all parameters random, for tests of exports."""
 
 import torch
 
@@ -7,7 +7,7 @@ from omma.core.protocols import Preprocess
 
 
 def network(name, **options):
-    """In evaluation mode; a transformer of two layers unless said otherwise. 32 px, 28 for patches of 14."""
+    """In evaluation mode; a transformer has two layers by default. 32 px, 28 for patches of 14."""
     torch.manual_seed(0)
     size = options.pop("image_size", 28 if name.endswith("/14") else 32)
     if "depth" in backbones.options(name):

@@ -38,13 +38,13 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def renamed(state: dict, *rules: tuple[str, str], prefix: str = "") -> dict:
-    """The tensors renamed by regular expressions, with a prefix."""
-    out = {}
+    """The same tensors, renamed by regular expressions, behind a prefix."""
+    result = {}
     for name, x in state.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        out[prefix + name] = x
-    return out
+        for pattern, by in rules:
+            name = re.sub(pattern, by, name)
+        result[prefix + name] = x
+    return result
 
 
 def fitted(state: dict, source: str = "file.pth", **options) -> tuple:
@@ -58,12 +58,12 @@ def same(encoder: nn.Module, theirs: nn.Module, size: int, tolerance: float = 1e
     """Assert that omma's features equal those of timm's network."""
     x = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, out = encoder(x), theirs.forward_features(x)
-        if out.ndim == 4:
-            out = out.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else out
-            out = out.flatten(1, 2)
-        patches = out[:, getattr(theirs, "num_prefix_tokens", 0) :]
-        pooled = out[:, 0] if encoder.pool == "token" else patches.mean(1)
+        ours, features = encoder(x), theirs.forward_features(x)
+        if features.ndim == 4:
+            features = features.permute(0, 2, 3, 1) if encoder.name.startswith("timm") else features
+            features = features.flatten(1, 2)
+        patches = features[:, getattr(theirs, "num_prefix_tokens", 0) :]
+        pooled = features[:, 0] if encoder.pool == "token" else patches.mean(1)
         if encoder.pool == "mean_fc_norm":
             pooled = theirs.fc_norm(pooled)
     assert (ours.patches - patches).abs().max() < tolerance
@@ -84,5 +84,5 @@ def images(channels: int = 3, size: int = 32, equal: bool = False) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(a: nn.Module, b: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Largest difference of two encoders' patch features on x, or on x and y."""
+    """The largest difference of two encoders' patch features, of x and, where it is passed, of y."""
     return (a(x).patches - b(x if y is None else y).patches).abs().max()

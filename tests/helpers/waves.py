@@ -1,4 +1,4 @@
-"""Tensors that any version of anything makes alike: no random numbers."""
+"""Tensors that are the same on any machine with any version of any library: no random numbers."""
 
 import numpy as np
 import torch

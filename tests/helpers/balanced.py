@@ -1,4 +1,4 @@
-"""Balanced assignments as methods make them: a centre by Sinkhorn and Knopp, and the softmax with it."""
+"""Balanced assignments as methods make them: a centre by Sinkhorn-Knopp, then the softmax."""
 
 from omma.losses import distillation
 from omma.methods.shared.sinkhorn import centre

@@ -1,22 +1,19 @@
-"""One of several processes that torchrun starts, with several runs; started by verbs/test_processes.py."""
+"""What each of several processes does in verbs/test_processes.py: several runs, one after another."""
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-torch.set_num_threads(1)
-
-from omma.core import dist, launcher  # noqa: E402
-from omma.data.sources.collection import ArrayImages  # noqa: E402
-from omma.pretraining.events import Plan, Progress  # noqa: E402
-from omma.reporting import run_report  # noqa: E402
-from omma.train import fsdp  # noqa: E402
-from omma.verbs.pretrain import pretrain  # noqa: E402
+from omma.core import dist, launcher
+from omma.data.sources.collection import ArrayImages
+from omma.pretraining.events import Plan, Progress
+from omma.reporting import run_report
+from omma.train import fsdp
+from omma.verbs.pretrain import pretrain
 
 BASE = {
     "model": "vit-n/4",
@@ -33,7 +30,7 @@ RUNS = {
     "dino": {**DINO, "options": {**DINO["options"], "freeze_last_epochs": 1}},
     "accumulated": {"method": "mae", "accumulate": 2},
 }
-# with and without activations computed anew
+# with and without recomputed activations
 SHARDED = {
     "dino": {**RUNS["dino"], "shard": "fsdp"},
     "accumulated": {**RUNS["accumulated"], "shard": "fsdp", "recompute": True},
@@ -49,12 +46,8 @@ def pictures() -> ArrayImages:
 
 
 def run(out: Path, listen=lambda event: None, **options):
-    """One run, without the report, which takes longer than all else."""
-    report, run_report.write_report = run_report.write_report, lambda *args: out / "report.html"
-    try:
-        return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
-    finally:
-        run_report.write_report = report
+    """One run."""
+    return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
 
 
 def resumed(out: Path, **options) -> list[int]:
@@ -84,42 +77,39 @@ def refused(out: Path, **options) -> dict[str, str]:
 
 def two(folder: Path) -> dict:
     """What two processes do."""
-    told: dict = {}
+    results: dict = {}
     for name, options in RUNS.items():
         run(folder / name, **options)
     for name, options in SHARDED.items():
         run(folder / f"{name}-sharded", **options)
-    told["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
+    results["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
     run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16", "recompute": True})
     plans: list[Plan] = []
-    length = {"budget": "8s", "steps": None}
+    length = {"budget": "3s", "steps": None}
     budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
-    told["budget"] = budgeted.steps
-    told["planned"] = [plan.steps for plan in plans]
-    # SIGTERM to the second process alone: all stop after the same step, and save
+    results["budget"] = budgeted.steps
+    results["planned"] = [plan.steps for plan in plans]
+    # SIGTERM to the second process only: all stop after the same step, and save
     for name, options in (("stopped", SHARDED["dino"]), ("stopped-whole", RUNS["dino"])):
         result = run(folder / name, asked_to_stop_at(1, 1), **options)
-        told[name] = [result.steps, result.stopped_by]
-    return told
+        results[name] = [result.steps, result.stopped_by]
+    return results
 
 
 def main(world: int, folder: Path) -> None:
+    run_report.write_report = lambda folder, *args: folder.report
     here = launcher.ranks()
     assert (here.world_size, here.local_world_size) == (world, world)
-    told = {}
+    results = {}
     if world == 2:
-        told = two(folder)
+        results = two(folder)
     else:  # goes on with what two have stopped
-        told["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
-        told["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
+        results["four"] = resumed(folder / "stopped-four", **SHARDED["dino"])
+        results["four whole"] = resumed(folder / "stopped-whole-four", **SHARDED["dino"])
     with dist.process_group():
         assert not fsdp.sharded(torch.nn.Linear(1, 1))
-        told["sums"] = dist.sum_floats([1.0, here.rank])
-        told["told"] = dist.broadcast(here.rank + 5)
-    # the configuration differs, which process 0 alone sees
-    told["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
-    (folder / f"told-{world}-{here.rank}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+        results["sums"] = dist.sum_floats([1.0, here.rank])
+        results["broadcast"] = dist.broadcast(here.rank + 5)
+    # the configuration differs, which only process 0 sees
+    results["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
+    (folder / f"results-{world}-{here.rank}.json").write_text(json.dumps(results))
