@@ -12,8 +12,8 @@ from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.losses import prediction
 from omma.methods import beit
 from omma.methods.shared.masked_head import MaskedHead
-from omma.pretraining import requirements
-from omma.pretraining.request import Request, init_weights
+from omma.pretraining import init_weights, requirements
+from omma.pretraining.request import Request
 
 
 def close(a, b, atol=2e-6):
