@@ -89,17 +89,15 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         args["init_values"] = o.layer_scale
     if o.norm_pre or name.endswith("clip_224"):
         args["pre_norm"] = o.norm_pre
-    for needed, key, value in (
+    optional = (
         (o.registers, "reg_tokens", o.registers),
         (not o.prefix_positions, "no_embed_class", True),
         (not o.class_token, "class_token", False),
         (not o.qkv_bias, "qkv_bias", False),
         (o.positions == "none", "pos_embed", "none"),
         (o.mlp == "quickgelu", "act_layer", "quick_gelu"),
-    ):
-        if needed:
-            args[key] = value
-    return Twin(name, args)
+    )
+    return Twin(name, args | {key: value for needed, key, value in optional if needed})
 
 
 def _vit_name(encoder: Backbone, o: Any) -> str:
@@ -141,12 +139,12 @@ def _eva(encoder: Backbone, o: Any) -> Twin:
     args |= {"use_rot_pos_emb": o.rope != "none", "swiglu_mlp": o.mlp != "gelu", "scale_mlp": o.sub_norm}
     if o.mlp == "split_swiglu" and not o.sub_norm:
         args["swiglu_align_to"] = 8 if o.hidden % 8 == 0 else 1
-    if o.attn_norm:
-        args["scale_attn_inner"] = True
-    if o.registers:
-        args["num_reg_tokens"] = o.registers
-    if o.layer_scale is not None:
-        args["init_values"] = o.layer_scale
+    optional = (
+        (o.attn_norm, "scale_attn_inner", True),
+        (o.registers, "num_reg_tokens", o.registers),
+        (o.layer_scale is not None, "init_values", o.layer_scale),
+    )
+    args |= {key: value for needed, key, value in optional if needed}
     if o.rope == "indexed":
         args["ref_feat_shape"] = [o.rope_home, o.rope_home]
     elif o.rope == "centred":
