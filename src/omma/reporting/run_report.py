@@ -19,7 +19,7 @@ from omma.methods.shared.masking import random_keep
 from omma.pretraining import monitor, retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.reporting import charts, html, pictures, svg
-from omma.reporting.results import Result
+from omma.reporting.results import ReportedScore
 from omma.train import checkpoint
 
 GALLERY = 2000  # images that neighbours are searched in
@@ -181,7 +181,7 @@ def _reconstructions(method: Any, pixels: Tensor, preprocess: Preprocess, seed: 
     )
 
 
-def _results(folder: RunFolder) -> list[Result]:
+def _results(folder: RunFolder) -> list[ReportedScore]:
     path = folder.path / EVALUATION
     if not path.exists():
         return []
@@ -189,7 +189,7 @@ def _results(folder: RunFolder) -> list[Result]:
     ks = {entry["k"] for entry in entries if "k" in entry}
     shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
     return [
-        Result.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
+        ReportedScore.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
         for entry in entries
         if entry.get("k", shown_k) == shown_k
     ]
