@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omma.reporting.charts import Series, interval_chart, line_chart
-from omma.reporting.results import Result, figure
+from omma.reporting.results import ReportedScore, figure
 from omma.reporting.svg import log_ticks, nice_ticks
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x & \x00\ud800 ]]> é"
@@ -23,9 +23,9 @@ def curves(svg: str) -> list[np.ndarray]:
     return [np.array([[float(v) for v in p.split(",")] for p in points.split()]) for points in found]
 
 
-def result(subject="trained", value=0.5, low=0.4, high=0.6, **kw) -> Result:
+def result(subject="trained", value=0.5, low=0.4, high=0.6, **kw) -> ReportedScore:
     given = {"protocol": "knn", "metric": "top1", "detail": "k=20"} | kw
-    return Result(subject=subject, value=value, low=low, high=high, **given)
+    return ReportedScore(subject=subject, value=value, low=low, high=high, **given)
 
 
 def test_a_straight_line_is_drawn_straight_and_upwards():
@@ -158,7 +158,7 @@ def test_a_result_is_read_from_the_evaluation_s_json():
         "value": 0.612,
         "interval95": [0.6, 0.62],
     }
-    read = Result.read({**entry, "k": 20, "n_test": 5000})
+    read = ReportedScore.read({**entry, "k": 20, "n_test": 5000})
     assert (read.value_text, read.interval_text) == ("61.2 %", "60.0 to 62.0")
     assert read.detail == "k=20, n_test=5000"
-    assert Result.read({**entry, "interval95": None}).interval_text == ""
+    assert ReportedScore.read({**entry, "interval95": None}).interval_text == ""

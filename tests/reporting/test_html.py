@@ -13,7 +13,7 @@ from PIL import Image
 from omma.reporting import html, pictures
 from omma.reporting.charts import Series, line_chart
 from omma.reporting.html import Section, write_report
-from omma.reporting.results import Result
+from omma.reporting.results import ReportedScore
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>' \" & \x00\udc80"
 VOID = {"meta", "img", "br"}
@@ -50,7 +50,7 @@ def full(path, word="plain", **kw):
     images = random.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
     grid = pictures.neighbours(images[:2], images[None, :3].repeat(2, 0), [word] * 2, [[word, "b", "c"]] * 2)
     results = [
-        Result(
+        ReportedScore(
             subject=s, protocol=p, metric="top1", value=v, low=v - 0.1, high=v + 0.1, detail=f"k=20 {word}"
         )
         for s, p, v in (("pixels", "knn", 0.41), ("trained", "knn", 0.56), (word, word, 0.6))
@@ -137,7 +137,7 @@ def test_pictures_survive_the_way_into_the_page():
 
 def test_details_that_differ_are_told_apart(tmp_path):
     results = [
-        Result(subject=s, protocol="linear", metric="top1", value=0.5, detail=d)
+        ReportedScore(subject=s, protocol="linear", metric="top1", value=0.5, detail=d)
         for s, d in (("pixels", "d=3072"), ("trained", "d=192"))
     ]
     seen = Reader(full(tmp_path / "r.html", results=results)).text

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from omma.reporting import svg
-from omma.reporting.results import Result, figure, percent
+from omma.reporting.results import ReportedScore, figure, percent
 
 POINTS = 600  # drawn of one curve, at most
 MARKS = 60  # of one curve with a tooltip, at most
@@ -188,7 +188,7 @@ def _curve(curve: _Curve, frame: _Frame, i: int, x_label: str, smooth: bool) -> 
     return parts
 
 
-def interval_chart(results: Sequence[Result], title: str = "Results with 95 % intervals") -> svg.Svg:
+def interval_chart(results: Sequence[ReportedScore], title: str = "Results with 95 % intervals") -> svg.Svg:
     """One bar a result with its interval, grouped by protocol. All metrics share one axis that includes 0."""
     parts = [svg.text(0, 16, title, size=svg.FONT + 2, weight=600, tone="ink")]
     finite = [r for r in results if math.isfinite(r.value)]
@@ -220,7 +220,7 @@ def interval_chart(results: Sequence[Result], title: str = "Results with 95 % in
     return svg.finish(title, at + 22, [*parts, *bars])
 
 
-def _bar(r: Result, across: Callable[[float], float], left: float, at: int) -> list[str]:
+def _bar(r: ReportedScore, across: Callable[[float], float], left: float, at: int) -> list[str]:
     """The bar of one result at height `at`: its subject, interval, value and tooltip."""
     tone = "var(--s1,#2f6fb5)" if r.subject == "trained" else "var(--floor,#9aa3ad)"
     a, b = sorted((across(0.0), across(r.value)))

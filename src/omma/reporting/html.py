@@ -13,7 +13,7 @@ from PIL import Image
 from omma.core import files
 from omma.reporting.charts import interval_chart
 from omma.reporting.pictures import Cell, Grid
-from omma.reporting.results import Result
+from omma.reporting.results import ReportedScore
 from omma.reporting.style import CSS
 from omma.reporting.svg import Svg
 from omma.reporting.svg import quote as escape
@@ -46,7 +46,7 @@ def write_report(
     level: Level,
     reason: str = "",
     facts: Sequence[tuple[str, str]] = (),
-    results: Sequence[Result] = (),
+    results: Sequence[ReportedScore] = (),
     sections: Sequence[Section] = (),
     curves: Sequence[Svg] = (),
     config: Sequence[tuple[str, str]] = (),
@@ -75,7 +75,7 @@ def page(
     level: Level,
     reason: str,
     facts: Sequence[tuple[str, str]],
-    results: Sequence[Result],
+    results: Sequence[ReportedScore],
     sections: Sequence[Section],
     curves: Sequence[Svg],
     config: Sequence[tuple[str, str]],
@@ -148,7 +148,7 @@ def _svg(chart: Svg) -> str:
     return chart
 
 
-def _table(results: Sequence[Result]) -> str:
+def _table(results: Sequence[ReportedScore]) -> str:
     """Subjects down, protocols across, intervals below the values."""
     columns = list(dict.fromkeys(r.protocol_name for r in results))
     rows = []
@@ -169,7 +169,7 @@ def _table(results: Sequence[Result]) -> str:
     )
 
 
-def _small_print(results: Sequence[Result]) -> str:
+def _small_print(results: Sequence[ReportedScore]) -> str:
     """How each column was measured, once if all its subjects were measured the same way."""
     lines = []
     for column in dict.fromkeys(r.protocol_name for r in results):

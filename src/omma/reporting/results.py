@@ -17,7 +17,7 @@ SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class ReportedScore:
     """One number of the results table.
 
     low, high: the ends of its 95 % interval, or None; detail: how it was measured, in words (k, split, number
@@ -33,7 +33,7 @@ class Result:
     detail: str = ""
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> "Result":
+    def read(cls, entry: Mapping[str, Any]) -> "ReportedScore":
         """From one entry of `omma evaluate --json`; all keys but the common ones become detail."""
         low, high = entry.get("interval95") or (None, None)
         common = ("subject", "protocol", "metric", "value", "interval95")

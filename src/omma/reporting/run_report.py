@@ -17,7 +17,7 @@ from omma.evaluation import knn
 from omma.pretraining import monitor, retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.reporting import charts, html, pictures, svg
-from omma.reporting.results import Result
+from omma.reporting.results import ReportedScore
 from omma.train import checkpoint
 
 GALLERY = 2000  # images that neighbours are searched in
@@ -171,7 +171,7 @@ def _reconstructions(
     return html.Section(title="Reconstructions", caption=made.caption, pictures=[pairs])
 
 
-def _results(folder: RunFolder) -> list[Result]:
+def _results(folder: RunFolder) -> list[ReportedScore]:
     path = folder.path / EVALUATION
     if not path.exists():
         return []
@@ -179,7 +179,7 @@ def _results(folder: RunFolder) -> list[Result]:
     ks = {entry["k"] for entry in entries if "k" in entry}
     shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
     return [
-        Result.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
+        ReportedScore.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
         for entry in entries
         if entry.get("k", shown_k) == shown_k
     ]
