@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from omma import backbones
-from omma.backbones.cait import TalkingHeads
+from omma.backbones.layers.talking_heads import TalkingHeads
 
 SMALL = {"name": "cait-xxs24", "depth": 3, "dim": 48, "heads": 4, "patch": 8, "layer_scale": 0.5}
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omma.backbones import cait, swin
-from omma.backbones.layers import relative
+from omma.backbones import swin
+from omma.backbones.layers import relative, talking_heads
 from omma.core.protocols import Backbone
 from omma.ops import attention
 
@@ -25,7 +25,7 @@ def plain(encoder: Backbone) -> Backbone:
         for name, child in module.named_children():
             if isinstance(child, swin.WindowAttention):
                 setattr(module, name, Windowed(child))
-            elif isinstance(child, cait.TalkingHeads):
+            elif isinstance(child, talking_heads.TalkingHeads):
                 setattr(module, name, TalkingHeads(child))
     return encoder
 
@@ -97,7 +97,7 @@ class Windowed(nn.Module):
 class TalkingHeads(nn.Module):
     """CaiT's attention, with heads mixed before and after the softmax."""
 
-    def __init__(self, attn: cait.TalkingHeads) -> None:
+    def __init__(self, attn: talking_heads.TalkingHeads) -> None:
         super().__init__()
         self.attn = attn
 
