@@ -312,7 +312,7 @@ def test_a_tiny_batch_does_not_break_it(built, b):
     file, recipe, method = built
     steps = run(method, make_optimizer(method, recipe), file, recipe, 0, 2, b=b)
     assert all(step.rejected is None and np.isfinite(step.loss) for step in steps), (
-        f"the loss of {b} image(s) is not finite: a last batch may be that small even if needs() asks for more"
+        f"the loss of {b} images is not finite: a last batch may be that small whatever needs() asks for"
     )
 
 
