@@ -300,3 +300,21 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
     if all(name.strip().isdigit() for name in classes):
         yield "the names of the classes are numbers, which describe nothing: name the classes (docs/clip.md)"
+
+
+# ---------------------------------------------------------------- notes
+def notes(job: Job, skipped: int) -> Iterator[str]:
+    """What the user must know of the result; skipped: images that could not be read."""
+    provenance = job.model.provenance
+    yield from provenance.get("loaded", ())  # what became of a published file's tensors
+    fingerprint = provenance.get("fingerprint")
+    same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)
+    if same or provenance.get("images") == job.source:
+        parts = {"train": "its train part alone", "all": "all of its images, the test part's included"}
+        part = parts.get(str(provenance.get("part")), "which part is not recorded")
+        captions = "tokenizer" in provenance
+        use = "their captions were read then" if captions else "labels were not used then"
+        use = "their labels were learned then" if "labels" in provenance else use
+        yield f"the encoder was pretrained on this source ({part}); {use}"
+    if skipped:
+        yield f"{skipped:,} images could not be read and were left out"

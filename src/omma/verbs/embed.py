@@ -51,42 +51,39 @@ def embed(
 ) -> Embedded:
     """Write the pooled features of all readable images, in order, to the Parquet file `out`.
 
-    Columns: `path` (string), `label` (the class's name, null where unknown; only if anything is labelled),
+    Columns: `path` (string), `label` (the class's name, null if unknown; only if any image is labelled),
     `vector` (float32, of fixed length). The schema's metadata holds model, data, preprocessing and precision
-    as JSON under "omma". Written in parts beside `out`, to its name only when complete; the same call again
-    goes on after the parts that are there. model, allow_partial: as for evaluate.
+    as JSON under "omma". The table is written in shards beside `out`, which appears when it is complete; the
+    same call again continues after the shards that exist. model, allow_partial: as for evaluate.
     engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
-    "ray", a Ray cluster's. progress: images done and in all, of this process' share.
-    Raises ValueError where nothing can be read.
+    "ray", the workers of a Ray cluster. progress: images done and in all, of this process' share.
+    Raises ValueError if no image can be read.
     """
     one_of("engine", engine, ENGINES)
     if engine == "ray" and launcher.ranks().world_size > 1:
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
-    with ExitStack() as held:
-        pool = (
-            local_engine(device, precision)
-            if engine == "local"
-            else held.enter_context(ray.ray_engine(device, precision))
-        )
+    with ExitStack() as stack:
+        if engine == "local":
+            workers = local_engine(device, precision)
+        else:
+            workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
             opened = images if isinstance(images, Images) else collection.open_images(images)
-        batch = batch or batch_size(loaded.preprocess, pool.device)
-        parts = _parts(loaded, opened, Path(out), pool.precision, batch, pool.processes)
+        batch = batch or batch_size(loaded.preprocess, workers.device)
+        table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
         with dist.propagate_errors():
             if dist.rank() == 0:
-                held.enter_context(parts.locked())
-        missing = dist.broadcast(parts.missing() if dist.rank() == 0 else [])
-        here, done = pool.share(missing), 0
+                stack.enter_context(table.locked())
+        missing = dist.broadcast(table.missing() if dist.rank() == 0 else [])
+        own, done = workers.share(missing), 0
         with dist.propagate_errors():
-            for more in pool.fill(parts, here, loaded.encoder, loaded.preprocess, batch):
-                done += more
+            for count in workers.fill(table, own, loaded.encoder, loaded.preprocess, batch):
+                done += count
                 if progress:
-                    progress(done, parts.count_images(here))
-        joined = Joined(0, ())
+                    progress(done, table.count_images(own))
         with dist.propagate_errors():
-            if dist.rank() == 0:
-                joined = parts.join()
+            joined = table.join() if dist.rank() == 0 else Joined(0, ())
         joined = dist.broadcast(joined)
     return Embedded(
         path=Path(out),
@@ -94,36 +91,31 @@ def embed(
         dim=loaded.encoder.dim,
         bad=joined.bad,
         notes=tuple(loaded.provenance.get("loaded", ())),
-        resumed=len(opened) - parts.count_images(missing),
+        resumed=len(opened) - table.count_images(missing),
     )
 
 
-def _parts(
+def _table(
     model: Model, images: Images, out: Path, precision: torch.dtype, batch: int, processes: int
 ) -> ShardedTable:
-    """The table that is to be written, the same on all processes; ValueError if they see other images."""
+    """The table to write, the same on all processes; ValueError if they see different images."""
     fingerprint = getattr(images, "fingerprint", None)
+    facts = {"digest": model.digest, "spec": model.encoder.spec(), "preprocess": as_dict(model.preprocess)}
+    source = str(getattr(images, "source", "images"))
     provenance: dict[str, Any] = {
         "schema": 1,
         "omma": files.omma_version(),
-        "model": {
-            "digest": model.digest,
-            "spec": model.encoder.spec(),
-            "preprocess": as_dict(model.preprocess),
-            "provenance": model.provenance,
-        },
-        "data": {
-            "source": str(getattr(images, "source", "images")),
-            "fingerprint": fingerprint,
-            "images": len(images),
-        },
+        "model": {**facts, "provenance": model.provenance},
+        "data": {"source": source, "fingerprint": fingerprint, "images": len(images)},
         "pooling": "pooled",
         "precision": str(precision).removeprefix("torch."),
     }
     size = shard_size(len(images), batch, processes)
     key = table_key(provenance, size, batch)
     dist.require_same("model and images", key)
-    if fingerprint is None:  # nobody can tell whether parts that are there are of these images
+    if fingerprint is None:  # existing shards may be of other images
         key = dist.broadcast(uuid.uuid4().hex)
     columns = table_schema(model.encoder.dim, images.labels is not None, provenance)
-    return ShardedTable(out.absolute(), images, columns, size, key)  # other processes may stand elsewhere
+    return ShardedTable(
+        out.absolute(), images, columns, size, key
+    )  # processes may have other working directories

@@ -1,7 +1,7 @@
 """`omma evaluate`: what the features of a model are worth on labelled images, beside two floors."""
 
 import json as json_
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from omma.core import files
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
+from omma.evaluation import judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
@@ -77,19 +78,19 @@ def evaluate(
         progress=progress,
         text_reader=read,
     )
-    parts: list[Judgement] = []
+    judgements: list[Judgement] = []
     if probed := [p for p in dict.fromkeys(protocols) if p != "retrieval"]:
-        parts.append(by_labels(job, probed))
+        judgements.append(by_labels(job, probed))
     if "retrieval" in protocols:
-        parts.append(by_captions(job))
-    skipped = dict((*getattr(images, "skipped", ()), *(bad for part in parts for bad in part.bad)))
+        judgements.append(by_captions(job))
+    skipped = dict((*getattr(images, "skipped", ()), *(bad for judged in judgements for bad in judged.bad)))
     evaluation = Evaluation(
         model=name,
         digest=loaded.digest,
         data=job.source,
-        results=tuple(score for part in parts for score in part.scores),
-        comparisons=tuple(comparison for part in parts for comparison in part.comparisons),
-        notes=(*_notes(job, len(skipped)), *(note for part in parts for note in part.notes)),
+        results=tuple(score for judged in judgements for score in judged.scores),
+        comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
+        notes=(*judge.notes(job, len(skipped)), *(note for judged in judgements for note in judged.notes)),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     if json is not None:
@@ -97,27 +98,6 @@ def evaluate(
     if not isinstance(model, Model) and RunFolder(Path(model)).config():
         _write(Path(model) / EVALUATION, evaluation.to_json())  # for the run's report
     return evaluation
-
-
-# ---------------------------------------------------------------- steps
-def _notes(job: Job, skipped: int) -> Iterator[str]:
-    model, images = job.model, job.images
-    yield from model.provenance.get("loaded", ())  # what became of a published file's tensors
-    fingerprint = model.provenance.get("fingerprint")
-    same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)
-    if same or model.provenance.get("images") == job.source:
-        part = str(model.provenance.get("part"))
-        which = {"train": "its train part alone", "all": "all of its images, the test part's included"}
-        captioned = "tokenizer" in model.provenance
-        read = "their captions were read then" if captioned else "labels were not used then"
-        if "labels" in model.provenance:
-            read = "their labels were learned then"
-        yield (
-            f"the encoder was pretrained on this source ({which.get(part, 'which part is not recorded')}); "
-            f"{read}"
-        )
-    if skipped:
-        yield f"{skipped:,} images could not be read and were left out"
 
 
 def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
