@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omma.core import device, launcher
-from omma.core.launcher import Place
+from omma.core.launcher import Ranks
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",
@@ -22,13 +22,13 @@ def torchrun(monkeypatch):
 def test_alone(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    assert launcher.ranks() == Place()
+    assert launcher.ranks() == Ranks()
     monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set one of them for their own ends
-    assert launcher.ranks() == Place()
+    assert launcher.ranks() == Ranks()
 
 
 def test_what_torchrun_says(torchrun):
-    assert launcher.ranks() == Place(rank=5, world=8, local_rank=1, local_world=4, restarts=2)
+    assert launcher.ranks() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4, restarts=2)
     torchrun.setenv("RANK", "8")
     with pytest.raises(ValueError, match="RANK=8 of WORLD_SIZE=8"):
         launcher.ranks()
