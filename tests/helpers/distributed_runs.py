@@ -75,6 +75,17 @@ def refused(out: Path, **options) -> dict[str, str]:
     return {}
 
 
+def propagated(rank: int) -> str:
+    """What all processes learn of an error of the first."""
+    try:
+        with dist.propagate_errors():
+            if rank == 0:
+                raise ValueError("of one is of all")
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def two(folder: Path) -> dict:
     """What two processes do."""
     results: dict = {}
@@ -110,6 +121,7 @@ def main(world: int, folder: Path) -> None:
         assert not fsdp.sharded(torch.nn.Linear(1, 1))
         results["sums"] = dist.sum_floats([1.0, here.rank])
         results["broadcast"] = dist.broadcast(here.rank + 5)
+        results["propagated"] = propagated(here.rank)
     # the configuration differs, which only process 0 sees
     results["refused"] = refused(folder / "simclr" if world == 2 else folder / "stopped-four", lr=0.5)
     (folder / f"results-{world}-{here.rank}.json").write_text(json.dumps(results))

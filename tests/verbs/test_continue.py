@@ -309,6 +309,7 @@ def test_resumed_equals_uninterrupted_without_the_first_weights(tmp_path, first,
     events = []
     go_on(first, tmp_path / "run", method, listen=events.append, **how)
     assert next(e for e in events if isinstance(e, Plan)).resumed_at == at - 1
+    assert all(event.retained is not None for event in events if isinstance(event, Read))
     a, b = (omma.load(tmp_path / name) for name in ("straight", "run"))
     assert same(a.encoder.state_dict(), b.encoder.state_dict())
     last = [RunFolder(tmp_path / name).metrics()[-1]["neighbours_kept"] for name in ("straight", "run")]

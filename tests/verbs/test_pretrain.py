@@ -388,7 +388,7 @@ def test_a_run_from_a_cache_resumes_bit_for_bit(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert pretrain(data, out=tmp_path / "two", listen=stop, **same).stopped_by == signal.SIGTERM
-    assert (tmp_path / "two" / "checkpoints" / "step-000000003.pt").exists()
+    assert list((tmp_path / "two" / "checkpoints").glob("step-*.pt"))
     assert RunFolder(tmp_path / "two").config()["cache"] < 90
     pretrain(data, out=tmp_path / "two", **same)
     pretrain(data, out=tmp_path / "one", **same)

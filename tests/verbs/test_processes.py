@@ -67,6 +67,10 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in RunFolder(run).metrics() if line["event"] == "step"]
 
 
+def norms(run: Path) -> list[float]:
+    return [line["gradient_norm"] for line in RunFolder(run).metrics() if line["event"] == "step"]
+
+
 def furthest(a: Path, b: Path) -> float:
     """The largest difference of two runs' weights.
 
@@ -88,6 +92,7 @@ def test_two_processes_equal_one_with_the_joined_batch(folder, one, name):
 def test_spread_blocks_give_what_whole_ones_give(folder, two, name):
     spread = folder / f"{name}-sharded"
     assert losses(spread) == pytest.approx(losses(folder / name), rel=1e-5)
+    assert norms(spread) == pytest.approx(norms(folder / name), rel=3e-6)
     assert furthest(spread, folder / name) < CLOSE / 20
     assert all(path.is_dir() for path in checkpoint.paths(spread / "checkpoints"))
 
@@ -156,6 +161,7 @@ def test_what_processes_agree_on(two):
     for result in two:
         assert result["sums"] == [2.0, 1.0]
         assert result["broadcast"] == 5
+        assert result["propagated"] == "of one is of all"
         assert "another configuration" in result["refused"]["text"]
     assert sorted(result["refused"]["kind"] for result in two) == ["AlreadyReported", "ValueError"]
 
