@@ -38,7 +38,11 @@ def backend(monkeypatch):
 @pytest.fixture
 def undecided(monkeypatch):
     """As on a GPU, in a run that is long enough."""
-    monkeypatch.setattr(choose, "compiling", lambda wish, *, before, **facts: "on" if before else wish)
+    monkeypatch.setattr(
+        placement,
+        "compile_blocks",
+        lambda option, *, compiled_before, **_: "on" if compiled_before else option,
+    )
     monkeypatch.setattr(compile_blocks, "PAYS", 0.0)
 
 

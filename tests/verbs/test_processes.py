@@ -124,7 +124,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(folder, two):
         assert number == signal.SIGTERM
         assert steps in (1, 2)
         assert checkpoint.newest(folder / name / "checkpoints")[0].step == steps
-    assert checkpoint.newest(folder / "stopped" / "checkpoints")[0].parts is not None
+    assert checkpoint.newest(folder / "stopped" / "checkpoints")[0].folder is not None
 
 
 def test_what_two_have_stopped_goes_on_with_four_and_with_one(folder, two, one):
@@ -149,9 +149,9 @@ def test_a_damaged_folder_of_shards_is_passed_over(folder, two):
     data.write_bytes(data.read_bytes()[:-100])
     saved, damaged = checkpoint.newest(copied)
     assert saved is not None
-    assert saved.parts == last.with_name("step-000000002")
+    assert saved.folder == last.with_name("step-000000002")
     assert len(damaged) == 1
-    (saved.parts / ".metadata").write_bytes(
+    (saved.folder / ".metadata").write_bytes(
         b"cos\nsystem\n(S'true'\ntR."
     )  # a pickle that would run a command
     assert checkpoint.newest(copied)[0] is None

@@ -35,7 +35,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
     network = _network(setup)
     method, compile_option, placed_notes = _place(setup, network.method)
     groups, start_notes = _groups(setup, method)
-    watching = _monitor(setup, network.preprocess)
+    watching = _monitor(setup, method, network.preprocess)
     if watching.labels is None and setup.start is not None:
         start_notes.append(retention.UNTOLD)
     if watching.labels is not None and not watching.held_out:
@@ -194,7 +194,7 @@ def _groups(setup: Setup, method: Method) -> tuple[list[ParamGroup] | None, list
     return groups, [init_weights.describe(groups, origin, trained)]
 
 
-def _monitor(setup: Setup, preprocess: Preprocess) -> Monitor:
+def _monitor(setup: Setup, method: Method, preprocess: Preprocess) -> Monitor:
     return Monitor(
         setup.data.source.subset(setup.data.sample),
         setup.images,
@@ -203,6 +203,7 @@ def _monitor(setup: Setup, preprocess: Preprocess) -> Monitor:
         setup.data.held_out,
         blind=not setup.needs.labels,
         continued=setup.start is not None,
+        signals=method.health_signals(),
     )
 
 
