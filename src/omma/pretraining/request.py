@@ -13,7 +13,6 @@ from omma.core.duration import seconds
 
 if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
-    from omma.pretraining.events import Event
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +26,7 @@ ENDS = ("budget", "epochs", "steps")
 DEFAULT_BUDGET = "30m"
 
 
-def ignore(event: "Event") -> None:
+def ignore(event: Any) -> None:
     """Listen to nothing."""
 
 
@@ -72,7 +71,7 @@ class Request:
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
         options: The method's own options, by the names in its Config.
         model_options: The backbone's own options (`backbones.options(name)`).
-        listen: Is called with each `Event` of the run.
+        listen: Is called with each event of the run (`pretraining.events.Event`).
     """
 
     images: "str | Path | IndexedImages"
@@ -105,7 +104,7 @@ class Request:
     profile: bool = False
     options: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
-    listen: "Callable[[Event], None]" = field(default=ignore, repr=False)
+    listen: Callable[[Any], None] = field(default=ignore, repr=False)
 
     def __post_init__(self) -> None:
         ends = [name for name in ENDS if getattr(self, name) is not None]
