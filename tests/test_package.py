@@ -10,6 +10,6 @@ def test_verbs_stay_functions_whatever_was_imported():
     for name in omma.__all__:
         found = getattr(omma, name)
         assert callable(found)
-        if name != "load":
+        if found.__module__.startswith("omma.verbs."):
             importlib.import_module(f"omma.verbs.{name}")
         assert getattr(omma, name) is found
