@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import omma
-from omma import backbones, methods
+from omma import backbones, methods, weights
 from omma.backbones.layers.wrapped import Wrapped
 from omma.core.protocols import Extras
 
@@ -104,7 +104,7 @@ def test_the_pages_table_is_true(name):
         assert "use omma.pretrain" in refusal(vit(), classes=3)
     elif modules.startswith("any"):
         assert refusal(cnn(), **everything) == ""
-    elif "leaves tokens out" in modules:
+    elif "leaves tokens out" in modules:  # all transformers but Swin
         assert "leave tokens out" in refusal(cnn())
         assert "leave tokens out" in refusal(swin)
         assert refusal(vit()) == ""
@@ -150,6 +150,26 @@ def test_gradients_reach_the_module_and_a_copied_run_goes_on_identically(name):
     assert steps(other, other_optimizer, range(3, 6), *labels) == straight
     for key, value in other.state_dict().items():
         assert torch.equal(value, learner.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["beit", "eva", "deit"])
+def test_methods_that_learn_from_a_model(name):
+    encoder = backbones.build(name="vit/8", image_size=SIZE, depth=1, dim=12, heads=2, hidden=24)
+    tensors = {"codes.weight": torch.randn(7, 12), "codes.bias": torch.zeros(7)}
+    tensors |= {"classifier.weight": torch.randn(3, 12), "classifier.bias": torch.zeros(3)}
+    preprocess = objective("simclr").preprocess
+    model = weights.Model(encoder, preprocess, extras=Extras(tensors, {"classes": ["a", "b", "c"]}))
+    before = copy.deepcopy(encoder.state_dict())
+    options = {"distilled": True} if name == "deit" else {}
+    student = backbones.build(name="vit-n/8", image_size=SIZE, **options)
+    learner = objective(name, student, model=model, classes=["a", "b", "c"])
+    steps(learner, torch.optim.AdamW(learner.parameters(), lr=1e-2), range(2), torch.arange(8) % 3)
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    if name != "eva":
+        without = weights.Model(encoder, preprocess, extras=Extras({}))
+        with pytest.raises(ValueError, match="model is not what"):
+            objective(name, student, model=without, classes=3)
 
 
 def test_the_teacher_is_exported_and_moves():
@@ -295,6 +315,7 @@ def test_labels_that_do_not_fit_are_refused(labels):
     ("others", "reason"),
     [
         ({"options": {"prototype": 3}}, "no such option"),
+        ({"steps": 0}, "steps=0: give"),
         ({"recipe": "huge"}, "choose small or paper"),
         ({"mean": (0.5,) * 4}, "cannot read images of 4x32x32"),
         ({"std": (0.5,)}, "give 3 numbers each"),

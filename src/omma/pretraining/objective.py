@@ -58,6 +58,8 @@ class Objective(nn.Module):
         std: Sequence[float] = IMAGENET_STD, normalised: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps={steps}: give the optimizer steps of the whole run")
         c = len(mean)
         if not isinstance(encoder, Backbone):
             encoder = backbones.wrap(encoder, channels=c, image_size=image_size)
