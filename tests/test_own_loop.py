@@ -198,6 +198,36 @@ def test_evaluation_changes_nothing():
         learner.after_step()
 
 
+def test_schedules_follow_the_clock_and_views_the_seed():
+    learner = objective("dino", steps=4, epochs=2)
+    before = learner.batch(images()).views[0]
+    steps(learner, torch.optim.SGD(learner.parameters(), lr=0.1), range(3))
+    assert (learner.clock.step, learner.clock.progress, learner.clock.epoch) == (3, 0.75, 1.5)
+    assert torch.equal(objective("dino").batch(images()).views[0], before)
+    assert not torch.equal(objective("dino", seed=1).batch(images()).views[0], before)
+
+
+def test_a_module_without_a_name_has_the_recipe_of_its_kind():
+    """simmim asks for stages that merge tokens, moco for plain patches, dinov2's ladder for the options."""
+
+    def recipe(name: str, encoder: nn.Module, **options):
+        return objective(name, encoder, options=options).recipe
+
+    def unnamed(name: str):
+        encoder = backbones.outline(name=name, image_size=SIZE)
+        vars(encoder).pop("built_from")
+        return encoder
+
+    assert recipe("moco", cnn()).lr > recipe("moco", vit()).lr == recipe("moco", unnamed("vit-n/8")).lr
+    assert recipe("moco", cnn()) == recipe("moco", backbones.build(name="vitc-15mf", image_size=SIZE))
+    rates = {
+        objective("simmim", encoder, image_size=64, recipe="paper").recipe.lr
+        for encoder in (backbones.outline(name="swin-t", image_size=64), unnamed("swin-t"))
+    }
+    assert rates == {2e-4 * 2048 / 512}
+    assert recipe("dinov2", vit(), ladder=1).lr != recipe("dinov2", vit()).lr
+
+
 def test_micro_batches_are_one_step():
     """Their images are numbered on, so that they equal one batch."""
     learner, x = objective("dino"), images()

@@ -85,11 +85,7 @@ class Objective(nn.Module):
             self.recipe.config,
             Context(image_size=image_size, classes=self.classes, preprocess=self.preprocess, model=model),
         )
-        groups = list(self.method.groups())
-        trained = {id(p) for group in groups for p in group.params}
-        for p in self.method.parameters():
-            p.requires_grad_(id(p) in trained)
-        self._late = [group for group in groups if group.frozen_until or group.frozen_share]
+        self._late = [g for g in self.method.groups() if g.frozen_until or g.frozen_share]
         self.metrics: Mapping[str, Tensor] = {}  # of the latest batch
         self._begin(step=0)
 
