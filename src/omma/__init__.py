@@ -1,12 +1,15 @@
 """omma: from a folder of images to a vision model its owner can trust.
 
 `pretrain`, `evaluate`, `embed` and `report` are the commands of the same names; `load` opens what they made.
+`Objective` and `wrap` are for a training loop and networks of one's own (docs/own_loop.md).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omma.backbones import wrap
+    from omma.pretraining.objective import Objective
     from omma.verbs.embed import embed
     from omma.verbs.evaluate import evaluate
     from omma.verbs.export import export
@@ -14,13 +17,17 @@ if TYPE_CHECKING:
     from omma.verbs.report import report
     from omma.weights import load
 
-__all__ = ["embed", "evaluate", "export", "load", "pretrain", "report"]
+__all__ = ["Objective", "embed", "evaluate", "export", "load", "pretrain", "report", "wrap"]
 
-_HOMES = {"load": "omma.weights"}
+_HOMES = {"Objective": "omma.pretraining.objective", "load": "omma.weights", "wrap": "omma.backbones"}
 
 
 def __getattr__(name: str) -> Any:
-    """Verbs are imported when they are first used, so that `import omma` stays quick."""
+    """Names are imported when they are first used, so that `import omma` stays quick."""
     if name not in __all__:
         raise AttributeError(f"module 'omma' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, f"omma.verbs.{name}")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

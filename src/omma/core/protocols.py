@@ -219,6 +219,7 @@ class Needs:
     kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"
     beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
     files: tuple[str, ...] = ()  # fields of Config that name a file or are None
+    numbered: bool = False  # `Key.index` must number the data set's `Context.images` images
     drops_tokens: bool = False  # the backbone must be able to leave tokens out ...
     plain: bool = False  # ... or embed each patch by itself ...
     # ... or have these options (of `backbones.options`); each with what it lets the backbone do, in words

@@ -69,8 +69,8 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """Coarse labels."""
-    return Needs(labels=True)
+    """Coarse labels, and the images' numbers, under which it remembers them."""
+    return Needs(labels=True, numbered=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

@@ -105,8 +105,9 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
         lacking.append("leave tokens out")
     if needs.plain and not encoder.plain:
         lacking.append("embed each patch by itself")
+    options = backbones.options(encoder.name) if hasattr(encoder, "built_from") else {}
     for option, ability in needs.backbone_options.items():
-        if option not in backbones.options(encoder.name):
+        if option not in options:
             lacking.append(ability)
     if lacking:
         raise ValueError(

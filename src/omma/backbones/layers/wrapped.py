@@ -36,15 +36,15 @@ class Wrapped(Backbone):
 
     @torch.no_grad()
     def _dry_run(self, size: tuple[int, int]) -> Tensor:
-        """What the module gives for two black images, in evaluation mode; its state stays as it is."""
+        """The module's output for two black images, in evaluation mode; its state stays as it is."""
         first = next(self.module.parameters())
         modes = {m: m.training for m in self.module.modules()}
         images = torch.zeros(2, self.channels, *size, device=first.device, dtype=first.dtype)
-        seen = f"{self.name} cannot read images of {self.channels}x{size[0]}x{size[1]}"
+        problem = f"{self.name} cannot read images of {self.channels}x{size[0]}x{size[1]}"
         try:
             out: Any = self.module.eval()(images)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise ValueError(f"{seen} (channels, height, width): {line(error)}") from error
+            raise ValueError(f"{problem} (channels, height, width): {line(error)}") from error
         finally:
             for m, training in modes.items():
                 m.training = training
@@ -70,7 +70,7 @@ class Wrapped(Backbone):
             ) from error
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Found by one dry run for each size. Raises ValueError for a size that the module does not read."""
+        """From one dry run for each size. Raises ValueError for a size that the module cannot read."""
         size = (height, width)
         if size not in self._grids:
             self._grids[size] = self._arrange(self._dry_run(size), size)[1]
@@ -120,11 +120,11 @@ def wrap(
     width, the grid and the patch (the pixels for each feature along a side; of a vector, all of the image).
     The module itself is wrapped, not a copy.
 
-    Every method trains it that needs neither dropping tokens nor patches embedded one by one (simclr, moco,
-    dino, ...). A module that reads one size only needs crops of one size. Its batch norms stay as they are:
-    for several processes, convert them to torch.nn.SyncBatchNorm first.
+    Methods can train it that neither drop tokens nor need each patch embedded by itself (simclr, moco, dino,
+    ...; docs/own_loop.md). A module that reads one size only needs crops of that size. Its batch norms stay
+    as they are: for several processes, convert them to torch.nn.SyncBatchNorm first.
 
-    Raises ValueError where the module refuses such images, gives something else, or has no parameters.
+    Raises ValueError if the module refuses such images, gives something else, or has no parameters.
     """
     return Wrapped(
         module,
