@@ -37,7 +37,7 @@ def test_never_more_than_asked_for(grid, least):
 
 
 def test_a_single_block_is_a_rectangle_within_the_ratios(monkeypatch):
-    monkeypatch.setattr(masking, "_TRIES", 1)
+    monkeypatch.setattr(masking, "_MAX_BLOCKS", 1)
     for mask in blocks(500, 75):
         if mask.any():
             rows, columns = mask.any(1), mask.any(0)
@@ -75,7 +75,7 @@ def test_statistics_of_the_published_generator(least, count, grid, mean, deviati
 
 def test_first_blocks_are_the_published_generators(monkeypatch):
     """Its `_mask` alone, 20,000 times with 75 of 14x14: area, height, width and the area's quantiles."""
-    monkeypatch.setattr(masking, "_TRIES", 1)
+    monkeypatch.setattr(masking, "_MAX_BLOCKS", 1)
     masks = blocks(5000, 75)
     masks = masks[masks.any((1, 2))]  # it tries again where a block has no place
     area, height, width = masks.sum((1, 2)), masks.any(2).sum(1), masks.any(1).sum(1)
