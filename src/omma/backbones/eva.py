@@ -96,9 +96,7 @@ class EvaAttention(nn.Module):
 
     def weights(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b h n n"]:
         """Attention weights between all tokens."""
-        q, k, _ = attention.split(self._qkv(x), self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        q, k, _ = attention.split(self._qkv(x), self.heads, where.rope)
         return attention.weights(q, k, self._bias(where))
 
 

@@ -119,7 +119,7 @@ class Method(protocols.Method):
         self.config, self.classes = config, context.classes
         if encoder.pool != "token" or getattr(encoder, "dist_token", None) is None:
             raise ValueError(
-                f"deit needs a distillation token and the class token as feature, which {encoder.name} lacks: "
+                f"deit needs a distillation token and the class token as feature; {encoder.name} lacks them: "
                 "choose --model deit-s/16, or a ViT with --model.distilled true and --model.pool token"
             )
         assert context.model is not None, "guaranteed by Needs.model"

@@ -2,7 +2,7 @@
 
 A student sees small and large crops of an image, a teacher the large ones only. The student learns to give
 every view the teacher's soft assignment to K prototypes; the teacher is the student's moving average, centred
-so that no prototype wins everywhere and sharpened so that not all win alike.
+so that no prototype dominates, and sharpened so that the assignment does not become uniform.
 
     L = sum over views u != v of -softmax((t(u) - C) / tau_t) log softmax(s(v) / tau_s)
 

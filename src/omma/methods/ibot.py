@@ -1,8 +1,8 @@
 """iBOT: self-distillation of whole images and of masked patches [Zhou 2021, arXiv 2111.07832].
 
-DINO's student and teacher on two global and several local crops; beside that the student's global crops are
-partly hidden, in blocks, and at each hidden patch the student must say what the teacher, which sees the whole
-crop, says there: the teacher is the tokenizer of masked image modelling, and learns with it.
+DINO's student and teacher on two global and several local crops; in addition, blocks of the student's global
+crops are hidden, and at each hidden patch the student predicts the prototypes that the teacher, which sees
+the whole crop, assigns to it: the teacher is an online tokenizer for masked image modelling.
 
     L = H(t_cls(u), s_cls(v)) over views u != v  +  mean over hidden i of H(t_patch(u)_i, s_patch(u hidden)_i)
 
@@ -91,7 +91,7 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Method(protocols.Method):
-    """Student and teacher, each an encoder and a head for images and patches alike, and two centres."""
+    """Student and teacher, each an encoder and a head for both images and patches, and two centres."""
 
     centre: Tensor
     patch_centre: Tensor
@@ -116,7 +116,7 @@ class Method(protocols.Method):
         least = max(1, (min(grid) // 3) ** 2)  # patches of a block, as in the published code
         masked = MaskedCrops.draw(self.encoder, batch, c.mask_probability, c.mask_share, least)
 
-        prototypes = self.head.last.weight  # of images and patches alike
+        prototypes = self.head.last.weight  # of both images and patches
         pooled, patches = masked.encode(self.encoder, self.mask_token)
         student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp)
         patch_student = Student(self.head.bottleneck(masked.at_hidden(patches)), prototypes, c.student_temp)

@@ -47,11 +47,13 @@ class Rope(NamedTuple):
         return self._replace(cos=chosen(self.cos), sin=chosen(self.sin))
 
 
-def split(qkv: Float[Tensor, "b n 3d"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [b, heads, n, e]."""
+def split(
+    qkv: Float[Tensor, "b n 3d"], heads: int, rope: Rope | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each [b, heads, n, e]; the first two rotated by `rope`."""
     b, n, width = qkv.shape
     q, k, v = qkv.view(b, n, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
-    return q, k, v
+    return (q, k, v) if rope is None else (rope.turn(q), rope.turn(k), v)
 
 
 def merge(x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
@@ -90,9 +92,7 @@ def attend(
     )
     if written_out:
         return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]
-    q, k, v = split(qkv, heads)
-    if rope is not None:
-        q, k = rope.turn(q), rope.turn(k)
+    q, k, v = split(qkv, heads, rope)
     return merge(F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)))
 
 

@@ -72,9 +72,7 @@ class BigBird(Attention):
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         if where.keep is not None:  # few scattered tokens: full attention with a mask
             return attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv))
-        q, k, v = attention.split(qkv, self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        q, k, v = attention.split(qkv, self.heads, where.rope)
         p, (rows, columns) = where.prefix, where.grid
         ids, valid = _tables(where.grid, qkv.device)
 
@@ -97,9 +95,7 @@ class BigBird(Attention):
 
     def weights(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b h n n"]:
         """Zero where a token does not attend."""
-        q, k, _ = attention.split(self.qkv(x), self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        q, k, _ = attention.split(self.qkv(x), self.heads, where.rope)
         return attention.weights(q, k, _hidden(where, q))
 
 

@@ -115,7 +115,7 @@ def lazy_probabilities(
 ) -> distillation.LazyProbabilities:
     """`probabilities` of head.cosines(bottleneck), a few rows at a time.
 
-    Sinkhorn-Knopp needs all logits first; they are then kept in the network's precision until C is known.
+    Sinkhorn-Knopp needs all logits first, which are stored in the network's precision to compute C.
     """
     prototypes = head.last.weight
     inverse = 1 / directions.lengths(prototypes)
