@@ -342,7 +342,7 @@ def test_lit_goes_on_from_a_run(trained, tmp_path):
     assert any("its encoder stays as it is" in note for note in plan.notes)
     before, after = omma.load(out).encoder.state_dict(), omma.load(tmp_path / "lit").encoder.state_dict()
     assert all(torch.equal(x, after[name]) for name, x in before.items())
-    with pytest.raises(ValueError, match="give weights to go on from"):
+    with pytest.raises(ValueError, match="give weights to start from"):
         pretrain(pairs, out=tmp_path / "none", steps=1, options=options, **RUN)
 
 

@@ -1,6 +1,6 @@
 """DeiT: a transformer that learns from labels and from a teacher [Touvron 2020, arXiv 2012.12877].
 
-A distillation token with a head of its own stands beside the class token. The class token learns the labels,
+Besides the class token there is a distillation token, each with its head. The class token learns the labels,
 the distillation token the predictions of a trained network, best a convolutional one, on the same mixed view.
 To classify, both heads' probabilities are averaged.
 

@@ -45,9 +45,9 @@ class Config(self_distillation.SelfDistillation):
 
     prototypes: int = 8192
     teacher_temp_warmup: float = 30 / 800  # share of the run
-    patch_weight: float = 1.0  # of the patches' loss beside that of whole images
-    mask_probability: float = 0.5  # that a global crop is masked at all
-    mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches, then
+    patch_weight: float = 1.0  # of the patches' loss
+    mask_probability: float = 0.5  # of masking a global crop
+    mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches
     local_crops: int = 10
     global_scale: tuple[float, float] = (0.25, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
@@ -60,12 +60,12 @@ class Config(self_distillation.SelfDistillation):
 
 
 def needs(config: Config) -> Needs:
-    """Plain patches to hide; other images where a batch is compared with itself."""
+    """Separately embedded patches to hide; two images if Sinkhorn-Knopp balances a batch."""
     return self_distillation.needs(config, plain=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two global crops with unlike blur and solarisation, and the locals."""
+    """Two global crops with different blur and solarisation, and the local ones."""
     return crops.multi_crop(config, image_size)
 
 
@@ -84,7 +84,7 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: DINO's small recipe, and fewer hidden patches of less weight.
 
     `omma pretrain cifar10_25k.zip --method ibot --model vit-n/4 --budget 10m` on two cores: k-NN 54.2 %,
-    the untrained network's 27.9 (docs/benchmarks.md). Young features of single patches are mostly noise.
+    the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise.
     """
     shared = self_distillation.small(image_size, plain=True)
     return self_distillation.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))

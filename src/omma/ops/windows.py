@@ -24,7 +24,7 @@ class Windows(NamedTuple):
     full: tuple[int, int]  # the same, padded to whole windows
     size: tuple[int, int]  # rows and columns of a window
     shift: tuple[int, int]
-    places: Int[Tensor, "w n"]  # indices of the windows' positions in the padded map, row by row
+    positions: Int[Tensor, "w n"]  # of the windows' tokens in the padded map, numbered row by row
     pairs: Int[Tensor, "n m"]  # for query and key, the index into a table of relative positions
     mask: Float[Tensor, "#w 1 n m"] | None  # -inf for pairs that must not attend, else 0
     real: Bool[Tensor, "r c 1"] | None  # False for padding in the rolled map; None without padding
@@ -127,7 +127,7 @@ def weights(
     local = attention.weights(q, k, _masked(bias, windows)[None])  # [b, w, heads, n, n]
     (rows, columns), (high, wide) = windows.grid, windows.full
     dense = local.new_zeros(qkv.shape[0], heads, high * wide, high * wide)
-    dense[:, :, windows.places[:, :, None], windows.places[:, None]] = local.transpose(1, 2)
+    dense[:, :, windows.positions[:, :, None], windows.positions[:, None]] = local.transpose(1, 2)
     dense = dense.view(-1, heads, high, wide, high, wide)[:, :, :rows, :columns, :rows, :columns]
     return dense.flatten(4).flatten(2, 3)
 

@@ -209,8 +209,8 @@ def test_hidden_patches_leave_no_trace(model, finer):
 
 def test_places_are_those_of_the_mask_and_then_zeros():
     mask = torch.zeros(3, 5, dtype=torch.bool)
-    assert masking.places(mask).shape == (0,)
+    assert masking.masked_indices(mask).shape == (0,)
     mask[0, 4] = mask[2, 1] = True
-    assert masking.places(mask, 4).tolist() == [4, 11, 0, 0]
-    assert masking.places(mask, 1).tolist() == [4, 11]
-    assert masking.places(torch.ones(8, 8).bool()).tolist() == list(range(64))
+    assert masking.masked_indices(mask, 4).tolist() == [4, 11, 0, 0]
+    assert masking.masked_indices(mask, 1).tolist() == [4, 11]
+    assert masking.masked_indices(torch.ones(8, 8).bool()).tolist() == list(range(64))

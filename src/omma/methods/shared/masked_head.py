@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omma.core import collectives
 from omma.core.checks import between, range_within_one
 from omma.core.protocols import Backbone, Batch
-from omma.methods.shared.masking import blocks, hide, places
+from omma.methods.shared.masking import blocks, hide, masked_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,4 +68,4 @@ class MaskedHead(nn.Module):
         """Predictions for the m hidden patches of the encoder's grid, image after image."""
         tokens, grid = hide(encoder, images, mask, self.mask_token)
         features = encoder.encode(tokens, grid).patches.flatten(0, 1)
-        return self.predict(features[places(mask)])[: int(mask.sum())]
+        return self.predict(features[masked_indices(mask)])[: int(mask.sum())]

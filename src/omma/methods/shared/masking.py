@@ -118,7 +118,7 @@ def view_masks(
     return torch.cat(masks)
 
 
-def places(mask: Bool[Tensor, "b n"], multiple: int = 64) -> Int[Tensor, "m"]:
+def masked_indices(mask: Bool[Tensor, "b n"], multiple: int = 64) -> Int[Tensor, "m"]:
     """Indices into the flattened mask where it is true, padded by zeros to a multiple of `multiple`.
 
     Padding limits the number of different shapes, for each of which kernels are prepared again.
