@@ -137,9 +137,9 @@ def test_a_model_without_codes_is_refused(tmp_path):
     weights.save(tmp_path, model.encoder, model.preprocess)
     needs = beit.needs(beit.Config())
     with pytest.raises(ValueError, match="is not what beit learns from, a tokenizer"):
-        init_weights.guide(str(tmp_path), "beit", needs)
+        init_weights.needed_model(str(tmp_path), "beit", needs)
     weights.save(tmp_path, model.encoder, model.preprocess, extras=model.extras)
-    assert set(init_weights.guide(str(tmp_path), "beit", needs).extras.tensors) == {
+    assert set(init_weights.needed_model(str(tmp_path), "beit", needs).extras.tensors) == {
         "codes.weight",
         "codes.bias",
     }

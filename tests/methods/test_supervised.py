@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused(values):
 
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"of one class \(a\).*simclr"):
-        build(given=replace(GIVEN, classes=("a",)))
+        build(context=replace(GIVEN, classes=("a",)))
 
 
 # ---------------------------------------------------------------- as a run

@@ -27,7 +27,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     HealthSignal,
     Key,
@@ -69,9 +68,7 @@ class Config(Tokenizing):
         one_of("method.reconstruction", self.reconstruction, RECONSTRUCTIONS)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; no colour augmentation."""
-    return one_crop(config, image_size)
+views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:

@@ -25,7 +25,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     HealthSignal,
     Needs,
     ParamGroup,
@@ -64,9 +63,7 @@ def needs(config: Config) -> Needs:
     return self_distillation.needs(config, plain=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two global crops with different blur and solarisation, and the local ones."""
-    return crops.multi_crop(config, image_size)
+views = crops.multi_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:

@@ -24,7 +24,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Features,
     HealthSignal,
     Key,
@@ -68,9 +67,7 @@ def needs(config: Config) -> Needs:
     return Needs(drops_tokens=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; no colour augmentation."""
-    return one_crop(config, image_size)
+views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:

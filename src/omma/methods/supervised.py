@@ -22,7 +22,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     Needs,
     ParamGroup,
@@ -44,9 +43,7 @@ def needs(config: Config) -> Needs:
     return Needs(labels=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Crops with RandAugment and random erasing."""
-    return labelled_views.plan(config, image_size)
+views = labelled_views.plan
 
 
 def paper(image_size: int, model: str) -> Recipe:
