@@ -187,7 +187,7 @@ def test_attention_is_the_formulas(small):
 
 def test_a_layer_that_does_not_exist(small):
     for layer in (5, -6):
-        with pytest.raises(ValueError, match="numbered 0 to 4"):
+        with pytest.raises(ValueError, match="from 0 to 4"):
             small.attention(torch.randn(1, 3, 32, 32), layers=[layer])
 
 

@@ -80,8 +80,8 @@ def test_what_is_left_out_need_not_be_finite():
 
 def test_both_heads_together():
     one, two = wave(3, 4, scale=2.0), wave(3, 4, phase=1.0)
-    close(c.together(one, two), (one.softmax(1) + two.softmax(1)) / 2)
-    close(c.together(one, one), one.softmax(1))
+    close(c.mean_probabilities(one, two), (one.softmax(1) + two.softmax(1)) / 2)
+    close(c.mean_probabilities(one, one), one.softmax(1))
 
 
 # facebookresearch/deit 7e160fe, losses.DistillationLoss(SoftTargetCrossEntropy(), teacher, kind, alpha, tau)

@@ -329,7 +329,7 @@ def test_captions_that_cannot_be_used(tmp_path):
     assert "1 caption is not valid UTF-8 and is not used" in plan.notes
     assert "1 caption is empty and is not used" in plan.notes
     assert "1 of 62 captions are longer than 77 tokens and are cut" in plan.notes
-    assert any("captions are read with 514 tokens (bytes alone" in note for note in plan.notes)
+    assert any("captions are read with 514 tokens (bytes only" in note for note in plan.notes)
 
 
 def test_lit_goes_on_from_a_run(trained, tmp_path):

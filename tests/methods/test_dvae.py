@@ -13,6 +13,7 @@ from omma.core.random import Stream
 from omma.losses import pixels
 from omma.methods import dvae
 from omma.methods.shared import gumbel
+from omma.methods.shared.pixel_decoding import decode
 from omma.ops.patches import patchify
 
 PREPROCESS = Preprocess(
@@ -44,7 +45,7 @@ def written_out(net: dvae.Method, context: Batch, temperature: float, beta: floa
     logits = net.logits(net.encoder(images).patches).double()
     noise = gumbel.noise(context.key, Stream.METHOD, (4, 5)).double()
     y = ((logits + noise) / temperature).softmax(-1)
-    out = net._decode(y.float(), (2, 2)).double()
+    out = decode(net.decoder, y.float(), (2, 2)).double()
     x = images * torch.tensor(PREPROCESS.std)[:, None, None] + torch.tensor(PREPROCESS.mean)[:, None, None]
     x = patchify(0.8 * x + 0.1, 4).double()
     mu, b = out[..., :values], out[..., values:].exp()
@@ -98,7 +99,7 @@ def test_normalisation_is_part_of_the_state():
 def test_painted_pixels_stay_within_what_can_be_shown():
     net = method()
     out = 50 * wave(2, 4, 96).float()
-    painted = net._painted(out, (2, 2)) * net.std + net.mean
+    painted = net._image(out, (2, 2)) * net.std + net.mean
     assert float(painted.min()) >= -1e-6
     assert float(painted.max()) <= 1 + 1e-6
 
@@ -111,7 +112,10 @@ def test_other_errors_are_of_normalised_values(reconstruction, loss):
     y = gumbel.relaxed(
         net.logits(net.encoder(images).patches), gumbel.noise(context.key, Stream.METHOD, (4, 5)), 1.0
     )
-    close(net(context, Clock(0, 100, 0.0)).loss, loss(net._decode(y, (2, 2)), patchify(images, 4)).detach())
+    close(
+        net(context, Clock(0, 100, 0.0)).loss,
+        loss(decode(net.decoder, y, (2, 2)), patchify(images, 4)).detach(),
+    )
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_perfect_prediction_paints_the_image(norm):
         ({"unit": 0}, "unit=0: must be above 0"),
         ({"scale": (0.5,)}, r"scale=\(0.5,\): must be two shares"),
         ({"scale": (0.0, 0.0)}, "scale"),
-        ({"unit": 24}, "unit=24 hides images of 24 px whole.*choose a smaller --method.unit"),
+        ({"unit": 24}, "unit=24 hides all of an image of 24 px.*choose a smaller --method.unit"),
     ],
 )
 def test_what_would_teach_nothing_is_refused(options, said):

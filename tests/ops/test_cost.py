@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omma import backbones
 from omma.ops import attention, linear
-from omma.ops.cost import Flops, _operations
+from omma.ops.cost import Flops, _flops
 
 B, PATCH, SIDE, DIM, HIDDEN, DEPTH = 2, 4, 16, 32, 48, 2
 
@@ -106,9 +106,9 @@ def test_what_only_other_devices_run_is_counted_by_the_same_formula():
     x, weight, grad = torch.empty(4, 8), torch.empty(16, 8), torch.empty(4, 16)
     back = torch.ops.aten.linear_backward.default
     one = 2 * 4 * 8 * 16
-    assert _operations(torch.ops.aten.linear.default, (x, weight), {}, None) == one
-    assert _operations(back, (x, grad, weight, (True, True, True)), {}, None) == 2 * one
-    assert _operations(back, (x, grad, weight, (False, True, True)), {}, None) == one
+    assert _flops(torch.ops.aten.linear.default, (x, weight), {}, None) == one
+    assert _flops(back, (x, grad, weight, (True, True, True)), {}, None) == 2 * one
+    assert _flops(back, (x, grad, weight, (False, True, True)), {}, None) == one
     heads = torch.empty(2, 3, 5, 7)
     attend = torch.ops.aten._scaled_dot_product_attention_math_for_mps.default
-    assert _operations(attend, (heads, heads, heads), {}, None) == 2 * 2 * 2 * 3 * 5 * 5 * 7
+    assert _flops(attend, (heads, heads, heads), {}, None) == 2 * 2 * 2 * 3 * 5 * 5 * 7

@@ -26,10 +26,10 @@ def traced(monkeypatch):
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(compile_blocks, "BACKEND", counter)
     torch.compiler.reset()
-    compile_blocks._quick.cache_clear()
+    compile_blocks._compiled_in_training.cache_clear()
     yield counter
     torch.compiler.reset()
-    compile_blocks._quick.cache_clear()
+    compile_blocks._compiled_in_training.cache_clear()
 
 
 def method(name, drop_path=0.3, **options):

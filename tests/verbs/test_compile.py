@@ -27,12 +27,12 @@ def backend(monkeypatch):
     def use(made):
         monkeypatch.setattr(compile_blocks, "BACKEND", made)
         torch.compiler.reset()
-        compile_blocks._quick.cache_clear()
+        compile_blocks._compiled_in_training.cache_clear()
         return made
 
     yield use
     torch.compiler.reset()
-    compile_blocks._quick.cache_clear()
+    compile_blocks._compiled_in_training.cache_clear()
 
 
 @pytest.fixture

@@ -82,7 +82,13 @@ CASES = {
         "a batch of 12 .* computed in 4 micro-batches",
     ),
     "one image": ("mae", {}, 1, {"batch_size": 12, "accumulate": 12}, "computed in 12 micro-batches"),
-    "compared": ("simclr", {}, 5, {"batch_size": 3}, "3 instead, learning rate .*each image is told from"),
+    "compared": (
+        "simclr",
+        {},
+        5,
+        {"batch_size": 3},
+        "3 instead, learning rate .*each image is contrasted with",
+    ),
     "batch norms": ("vqvae", {"model": "vitc-15mf"}, 6, {"batch_size": 6}, "6 instead.*batch norms compare"),
     "own rate": ("simclr", {"lr": 0.01}, 6, {"batch_size": 6}, r"6 instead, learning rate 0\.01 "),
 }

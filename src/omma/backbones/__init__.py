@@ -1,7 +1,7 @@
 """Backbones by the names of their papers.
 
-Each file of this folder is a family: `names()` lists its models, `parse(name)` gives the arguments that a
-name stands for (None for another family's), and `Encoder` is the class that they are given to.
+Each file of this folder is a family: `names()` lists its models, `parse(name)` returns the constructor
+arguments of a name (None for another family's), and `Encoder` is the class.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from omma.core.protocols import Backbone
 
 __all__ = ("build", "family", "names", "options", "outline", "paper", "traits", "unfilled", "wrap")
 
-PAPERS = {  # arXiv numbers of names whose family's file opens with another's
+PAPERS = {  # arXiv numbers of models whose family's file opens with another paper
     "deit": "2012.12877",
     "dinov2": "2304.07193",
     "eva": "2211.07636",
@@ -43,7 +43,7 @@ def _families() -> list[Any]:
 
 
 def names() -> list[str]:
-    """The models that have a name; `parse` of a family may know more (any patch size, any of timm's)."""
+    """Listed models; a family's `parse` may accept more names (any patch size, any model of timm)."""
     return [name for file in _families() for name in file.names()]
 
 
@@ -57,7 +57,7 @@ def _find(name: str) -> tuple[type[Backbone], dict[str, Any]]:
 
 
 def family(name: str) -> type[Backbone]:
-    """The class of the model `name`: its attributes `plain`, `drops_tokens`, ... hold for all its members.
+    """The class of the model `name`, with the attributes `plain`, `drops_tokens`, ... of the whole family.
 
     Raises ValueError for an unknown name.
     """
@@ -65,33 +65,33 @@ def family(name: str) -> type[Backbone]:
 
 
 def paper(name: str) -> str:
-    """The arXiv number of the paper that a name comes from; "" where omma does not know it.
+    """The arXiv number of the model's paper, or "".
 
     Raises ValueError for an unknown name.
     """
-    opening = inspect.getdoc(inspect.getmodule(_find(name)[0])) or ""
-    first = re.search(r"arXiv (\d{4}\.\d{4,5})", opening)
+    doc = inspect.getdoc(inspect.getmodule(_find(name)[0])) or ""
+    first = re.search(r"arXiv (\d{4}\.\d{4,5})", doc)
     return PAPERS.get(re.split("[-/]", name)[0], first[1] if first else "")
 
 
 def options(name: str) -> dict[str, Any]:
-    """What can be chosen of a model beside its name, image size and channels, with what it is if nothing is.
+    """A model's options beside image size and channels, with their defaults (`Parameter.empty`: none).
 
     Raises ValueError for an unknown name.
     """
     encoder, arguments = _find(name)
     parameters = inspect.signature(encoder).parameters.values()
-    given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {k: v for k, v in (given | arguments).items() if k not in ("image_size", "channels")}
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {k: v for k, v in (defaults | arguments).items() if k not in ("image_size", "channels")}
 
 
 class Traits(NamedTuple):
-    """What recipes ask of a model, so that they need not read its name."""
+    """Properties of a model that recipes depend on."""
 
-    patch: int | None  # pixels of input for each feature, along a side; None: the options do not give it
+    patch: int | None  # pixels per feature, along a side; None: the options do not give it
     depth: int | None  # layers
     dim: int | None  # width of the features
-    plain: bool  # is each patch embedded by itself?
+    plain: bool  # is each patch embedded separately?
     drops_tokens: bool
     hierarchical: bool  # do stages merge neighbouring tokens, as in Swin?
 
@@ -99,79 +99,71 @@ class Traits(NamedTuple):
 def traits(name: str) -> Traits:
     """Properties of the model `name`, without building it.
 
-    Where stages merge tokens, and where a name has no size of its own, patch, depth and dim are None. Raises
-    ValueError for an unknown name.
+    patch, depth and dim are None for hierarchical models, and for names without a size. Raises ValueError for
+    an unknown name.
     """
     encoder = family(name)
-    known = {k: v for k, v in options(name).items() if v is not inspect.Parameter.empty}
-    if encoder.hierarchical:
-        known = {}
-    return Traits(
-        patch=known.get("patch"),
-        depth=known.get("depth"),
-        dim=known.get("dim"),
-        plain=encoder.plain,
-        drops_tokens=encoder.drops_tokens,
-        hierarchical=encoder.hierarchical,
-    )
+    sizes = {k: v for k, v in options(name).items() if v is not inspect.Parameter.empty}
+    patch, depth, dim = (None if encoder.hierarchical else sizes.get(k) for k in ("patch", "depth", "dim"))
+    return Traits(patch, depth, dim, encoder.plain, encoder.drops_tokens, encoder.hierarchical)
 
 
-# The least that options may be; a tuple is of such numbers.
-WHOLE = dict.fromkeys(
+# Minimum of integer options (and of each number, where an option is a tuple).
+MINIMA = dict.fromkeys(
     ("image_size", "channels", "depth", "depths", "dim", "heads", "hidden", "patch", "token_patch", "window",
      "class_layers", "rope_home"), 1,
 ) | {"registers": 0}  # fmt: skip
 
 
 def _checked(name: str, encoder: type[Backbone], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, numbers as the kind that is meant; ValueError for what no network can have."""
+    """The arguments, with floats converted; ValueError for missing ones and for values out of range."""
     parameters = inspect.signature(encoder).parameters
-    if lacking := [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]:
-        raise ValueError(f"{name} has no size of its own: give {', '.join(lacking)} too")
-    found = dict(arguments)
+    if missing := [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]:
+        raise ValueError(f"{name} has no size of its own: give {', '.join(missing)} too")
+    checked = dict(arguments)
     for key, value in arguments.items():
         kinds = {parameters[key].annotation, *get_args(parameters[key].annotation)}
-        wanted = ""
-        if key in WHOLE:
-            each = value if isinstance(value, tuple | list) and value else (value,)
-            if not all(type(v) is int and v >= WHOLE[key] for v in each):
-                wanted = f"whole and at least {WHOLE[key]}"
+        required = ""
+        if key in MINIMA:
+            values = value if isinstance(value, tuple | list) and value else (value,)
+            if not all(type(v) is int and v >= MINIMA[key] for v in values):
+                required = f"whole and at least {MINIMA[key]}"
         elif bool in kinds:
-            wanted = "" if isinstance(value, bool) else "true or false"
+            required = "" if isinstance(value, bool) else "true or false"
         elif float in kinds and not (value is None and NoneType in kinds):
             number = float(value) if isinstance(value, int | float) else math.nan
-            found[key] = number
+            checked[key] = number
             if key == "drop_path":
-                wanted = "" if 0 <= number < 1 else "in [0, 1)"
+                required = "" if 0 <= number < 1 else "in [0, 1)"
             elif not (0 <= number < math.inf) or (number == 0 and key != "layer_scale"):
-                wanted = "a number above 0"
-        if wanted:
-            raise ValueError(f"{key}={value!r} of {name}: must be {wanted}")
-    return found
+                required = "a number above 0"
+        if required:
+            raise ValueError(f"{key}={value!r} of {name}: must be {required}")
+    return checked
 
 
 def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
     """A freshly initialised backbone.
 
-    `image_size`: pixels along a side that positions are made for; other sizes are interpolated.
-    Raises ValueError for a name or option that does not exist.
+    image_size: pixels along a side that positions are made for; they are interpolated for other sizes.
+    Raises ValueError for an unknown name or option.
     """
     encoder, arguments = _find(name)
-    known = options(name)
-    if unknown := sorted(chosen.keys() - known.keys()):
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    whole = {"name": name, "image_size": image_size, "channels": channels, **arguments, **chosen}
-    network: Any = encoder  # each family's constructor has options of its own
-    built: Backbone = network(**_checked(name, encoder, whole))
-    kept = {k: v for k, v in chosen.items() if not k.startswith("drop_") and v != known[k]}
-    built.built_from = {"name": name, "image_size": image_size, "channels": channels, **kept}
-    return built
+    defaults = options(name)
+    if unknown := sorted(chosen.keys() - defaults.keys()):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(sorted(defaults))}")
+    spec = {"name": name, "image_size": image_size, "channels": channels}
+    constructor: Any = encoder  # each family's constructor has options of its own
+    network: Backbone = constructor(**_checked(name, encoder, {**spec, **arguments, **chosen}))
+    changed = {k: v for k, v in chosen.items() if not k.startswith("drop_") and v != defaults[k]}
+    network.built_from = {**spec, **changed}
+    return network
 
 
 def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
-    """The same without values, on the meta device and frozen, to learn shapes and cost from.
+    """The same on the meta device and frozen, for shapes and cost; no memory is allocated.
 
-    Nothing is allocated, so that the largest take a second too. Raises ValueError as `build` does.
+    Raises ValueError as `build` does.
     """
     with torch.device("meta"):
         network = build(name=name, image_size=image_size, channels=channels, **chosen)
@@ -179,15 +171,15 @@ def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> 
 
 
 def unfilled(**spec: Any) -> Backbone:
-    """For weights that fill every parameter: without values where that is possible.
+    """A backbone to load weights into, without initial values where possible (a ViT-B's take seconds).
 
-    Drawing those of a ViT-B takes seconds. Raises ValueError as `build` does.
+    Raises ValueError as `build` does.
     """
     try:
         with torch.device("meta"):
             network = build(**spec)
-    except RuntimeError:  # its constructor computes with values
+    except RuntimeError:  # the constructor computes with values
         return build(**spec)
     stored = network.state_dict().keys()
-    loose = any(name not in stored for name, _ in network.named_buffers())  # no file holds these
-    return build(**spec) if loose else network
+    unstored = any(name not in stored for name, _ in network.named_buffers())  # weights would not set these
+    return build(**spec) if unstored else network

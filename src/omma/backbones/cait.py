@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Mlp, PatchEmbed, init_linear
 from omma.backbones.layers.talking_heads import TalkingHeads, scaled_linear
-from omma.backbones.layers.transformer import chosen_layers, divided
+from omma.backbones.layers.transformer import check_heads, chosen_layers
 from omma.core.protocols import Backbone, Features
 from omma.ops import attention, recompute
 from omma.ops.cpu.residual import Layers, residual
@@ -23,7 +23,7 @@ from omma.ops.positions import resample
 
 @dataclass(frozen=True)
 class CaitSize:
-    """Trunk layers, width, heads, and what LayerScale starts from."""
+    """Trunk layers, width, heads, and LayerScale's initial value."""
 
     depth: int
     dim: int
@@ -71,7 +71,7 @@ class ClassAttention(nn.Module):
         return scaled_linear(attention.merge(attention.weights(q, k) @ v), self.proj, scale)
 
     def weights(self, token: Float[Tensor, "b 1 d"], tokens: Float[Tensor, "b m d"]) -> Tensor:
-        """How much the class token attends to itself, then to each patch, [b, heads, 1, m]."""
+        """The class token's attention weights to itself, then to each patch, [b, heads, 1, m]."""
         q, k, _ = self._qkv(token, tokens)
         return attention.weights(q, k)
 
@@ -134,9 +134,9 @@ class CaiT(Backbone):
     """Class-attention image transformer; strictly loads into timm's Cait of the same shape, and back.
 
     pooled: the class token after the last norm. Patches go through that norm too, but not through the class
-    layers. class_layers: class-attention layers after the trunk's `depth`. layer_scale: LayerScale's start.
-    drop_path: stochastic depth of the trunk, of one rate in all layers as in the paper's code.
-    Raises ValueError where dim is no multiple of heads.
+    layers. class_layers: class-attention layers after the trunk's `depth`. layer_scale: initial value.
+    drop_path: stochastic depth of the trunk, at the same rate in all layers as in the paper's code.
+    Raises ValueError if dim is no multiple of heads.
     """
 
     drops_tokens = True
@@ -158,7 +158,7 @@ class CaiT(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        divided(name, dim, heads)
+        check_heads(name, dim, heads)
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
         self.image_size = image_size
         rows, columns = self.grid(image_size, image_size)
@@ -215,27 +215,26 @@ class CaiT(Backbone):
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b heads n m"]]:
-        """Softmax weights of the asked layers: the trunk's first, then the class layers'.
+        """Softmax weights of the requested layers, numbered from the trunk's first to the last class layer.
 
         Trunk: [b, heads, n, n] over the patches, after the softmax and before the second mix of the heads,
-        which makes of these distributions weights of any sign. Class layers: [b, heads, 1, 1 + n], the class
-        token first.
+        after which weights may have any sign. Class layers: [b, heads, 1, 1 + n], the class token first.
         """
         trunk = len(self.blocks)
-        wanted = chosen_layers(layers, trunk + len(self.blocks_token_only), self.name)
+        requested = chosen_layers(layers, trunk + len(self.blocks_token_only), self.name)
         x = self._embed(self.tokenize(images), self.grid(*images.shape[-2:]), None)
         token = self.cls_token.repeat(x.shape[0], 1, 1)
         maps: dict[int, Tensor] = {}
-        for i in range(max(wanted, default=-1) + 1):
+        for i in range(max(requested, default=-1) + 1):
             block: Any = self.blocks[i] if i < trunk else self.blocks_token_only[i - trunk]
-            given = (x,) if i < trunk else (token, x)
-            if i in wanted:
-                maps[i] = block.weights(*given)
+            inputs = (x,) if i < trunk else (token, x)
+            if i in requested:
+                maps[i] = block.weights(*inputs)
             if i < trunk:
                 x = block(x)
             else:
                 token = block(token, x)
-        return [maps[i] for i in wanted]
+        return [maps[i] for i in requested]
 
 
 Encoder = CaiT

@@ -1,7 +1,7 @@
 """The encoder of DALL-E's tokenizer [Ramesh 2021, arXiv 2102.12092, appendix A.1]: residual convolutions.
 
-Its last hidden feature map is what a 1x1 convolution turns into the logits of 8,192 codes, which BEiT learns
-to predict; published weights keep that layer beside the encoder as `codes`.
+A 1x1 convolution maps its last feature map to the logits of 8,192 codes, which BEiT learns to predict;
+published weights hold that layer beside the encoder as `codes`.
 """
 
 import math
@@ -21,9 +21,9 @@ GROUPS = 4  # a pooling after each but the last
 
 
 class DalleBlock(nn.Module):
-    """x + g res(x): ReLU and convolution four times, 3x3 three times in a quarter of the width, then 1x1.
+    """x + g res(x), res: three 3x3 convolutions of a quarter of the width and one 1x1, each after a ReLU.
 
-    g = 1 / layers^2 of the whole network; x is projected where the width changes.
+    g = 1 / layers^2, with the layers of the whole network; x is projected where the width changes.
     """
 
     def __init__(self, fan_in: int, width: int, layers: int, drop_path: float) -> None:
@@ -39,7 +39,7 @@ class DalleBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         drop, b = self.drop_path if self.training else 0.0, x.shape[0]
-        count = b if drop == 0 else max(1, round(b * (1 - drop)))  # samples are dropped, as in ops/depth
+        count = b if drop == 0 else max(1, round(b * (1 - drop)))  # drops samples, as in ops/depth.py
         rows = None if count == b else torch.randperm(b, device=x.device)[:count]
         inner = x if rows is None else x[rows]
         for conv in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
@@ -52,11 +52,11 @@ class DalleBlock(nn.Module):
 class Dalle(Backbone):
     """Four groups of residual blocks of 1, 2, 4 and 8 times `hidden` channels, max-pooled 2x2 between them.
 
-    `patches` are the rectified features that the layer of codes reads, `pooled` their mean. There is neither
+    `patches` are the rectified features that the code layer reads, `pooled` their mean. There is neither
     attention nor a norm. depth: blocks in each group.
     """
 
-    drops_tokens = False  # convolutions look at neighbours
+    drops_tokens = False  # convolutions mix neighbours
     plain = False
     first_layers = ("conv1.weight",)
     patch = 2 ** (GROUPS - 1)
@@ -76,11 +76,11 @@ class Dalle(Backbone):
             raise ValueError(f"hidden={hidden} of {name}: must be a multiple of 4")
         self.name, self.image_size, self.channels = name, image_size, channels
         self.conv1 = nn.Conv2d(channels, hidden, 7, padding=3)
-        drops, groups, width = iter(rates(drop_path, GROUPS * depth)), [], hidden
+        drop_rates, groups, width = iter(rates(drop_path, GROUPS * depth)), [], hidden
         for g in range(GROUPS):
             blocks = []
             for _ in range(depth):
-                blocks.append(DalleBlock(width, hidden * 2**g, GROUPS * depth, next(drops)))
+                blocks.append(DalleBlock(width, hidden * 2**g, GROUPS * depth, next(drop_rates)))
                 width = hidden * 2**g
             groups.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*groups)
@@ -92,7 +92,7 @@ class Dalle(Backbone):
 
     @property
     def token_dim(self) -> int:
-        """Of the pooled map before the last group."""
+        """Channels before the last group."""
         return self.dim // 2
 
     def tokenize(
@@ -126,5 +126,5 @@ def parse(name: str) -> dict[str, Any] | None:
     if re.fullmatch(r"dalle/\d+", name) is None:
         return None
     if name != "dalle/8":
-        raise ValueError(f"model {name!r}: it has patches of 8 pixels only, choose dalle/8")
+        raise ValueError(f"model {name!r}: the only patch size is 8, choose dalle/8")
     return {"hidden": 256, "depth": 2}

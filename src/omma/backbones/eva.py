@@ -25,7 +25,7 @@ from omma.backbones.layers import (
     rates,
     relative,
 )
-from omma.backbones.layers.transformer import Transformer, divided
+from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
 from omma.ops import attention
 from omma.ops.cpu.residual import Layers, residual
@@ -78,7 +78,7 @@ class EvaAttention(nn.Module):
         table = self.relative_position_bias_table
         if table is None:
             return where.bias
-        assert where.pairs is not None, "a relative bias, and no places"
+        assert where.pairs is not None, "a relative bias needs pairs"
         assert where.home is not None
         return relative.bias(table, where.home, where.grid, where.pairs)
 
@@ -95,10 +95,8 @@ class EvaAttention(nn.Module):
         return Layers(reads, self.proj)
 
     def weights(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b h n n"]:
-        """How much each token attends to each."""
-        q, k, _ = attention.split(self._qkv(x), self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        """Attention weights between all tokens."""
+        q, k, _ = attention.split(self._qkv(x), self.heads, where.rope)
         return attention.weights(q, k, self._bias(where))
 
 
@@ -145,10 +143,10 @@ class Eva(Transformer):
     """Strictly loads into timm's Beit (where there is a relative bias) or Eva of the same shape, and back.
 
     bias: relative positions in each "layer", "shared" by all, or "none". rope: "none", "indexed" (EVA-02's,
-    by patch numbers stretched to a grid of `rope_home` x `rope_home`), or "centred" (DINOv3's, by place in
+    by patch indices stretched to a grid of `rope_home` x `rope_home`), or "centred" (DINOv3's, by position in
     the image). positions: "learned" for class token and patches, or "none". mlp: "gelu", "swiglu" or
     "split_swiglu" of width `hidden`. sub_norm: a norm within the MLP; attn_norm: one within attention; fused:
-    one product for queries, keys and values. Raises ValueError for values that do not exist.
+    one product for queries, keys and values. Raises ValueError for unknown values.
     """
 
     prefix_positions = True
@@ -184,9 +182,9 @@ class Eva(Transformer):
         one_of("bias", bias, BIASES)
         one_of("rope", rope, ROPES)
         one_of("mlp", mlp, MLPS)
-        divided(name, dim, heads, rotary=rope != "none")
+        check_heads(name, dim, heads, rotary=rope != "none")
         if bias != "none" and registers:
-            raise ValueError(f"registers={registers}: a relative bias knows the class token and patches only")
+            raise ValueError(f"registers={registers}: a relative bias covers class token and patches only")
         if sub_norm and mlp != "split_swiglu":
             raise ValueError(f"sub_norm=True needs mlp='split_swiglu', not {mlp!r}")
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
@@ -221,9 +219,9 @@ class Eva(Transformer):
 
         self.blocks.apply(init_linear)
         for i, each in enumerate(self.blocks, start=1):  # deeper branches start smaller [Bao 2021, 2.4]
-            scaled: Any = each
-            scaled.attn.proj.weight.data.div_((2 * i) ** 0.5)
-            scaled.mlp.fc2.weight.data.div_((2 * i) ** 0.5)
+            deep: Any = each
+            deep.attn.proj.weight.data.div_((2 * i) ** 0.5)
+            deep.mlp.fc2.weight.data.div_((2 * i) ** 0.5)
         for token in self._front():
             nn.init.trunc_normal_(token, std=0.02)
         if self.pos_embed is not None:

@@ -1,8 +1,8 @@
 """Convolutional and other networks of timm and torchvision by name: `timm:resnet50`, `torchvision:alexnet`.
 
-Parameters keep their library's names. Networks of timm load into timm without omma, strictly; those whose
-pooled feature has another width than their map (VGG, MobileNetV3) are kept without their head. Networks of
-torchvision are kept up to the pooling.
+Parameters keep their library's names. Networks of timm load strictly into timm without omma; those whose
+pooled feature has another width than their map (VGG, MobileNetV3) are used without their head. Networks of
+torchvision are used up to the pooling.
 """
 
 import difflib
@@ -41,49 +41,49 @@ NAMES = (
     "timm:resnetv2_152x4_bit",
     "timm:vgg16",
     "timm:convnext_tiny",
-    "torchvision:alexnet",  # as this and the next, which timm lacks
+    "torchvision:alexnet",  # timm lacks this and the next
     "torchvision:googlenet",
     "torchvision:vgg16",
 )
-POOLING = ("avgpool", "classifier", "fc")  # where the feature map of torchvision's networks ends
-HEADS = ("head", "pre_logits", "conv_head", "norm_head", "in_conv", "pre_classifier")  # of timm's
+POOLING = ("avgpool", "classifier", "fc")  # modules after the feature map in torchvision's networks
+HEADS = ("head", "pre_logits", "conv_head", "norm_head", "in_conv", "pre_classifier")  # in timm's networks
 
 
 def names() -> list[str]:
-    """Well-known ones; every other network of the two libraries has a name too."""
+    """Well-known ones; every other network of the two libraries can be named too."""
     return list(NAMES)
 
 
 def parse(name: str) -> dict[str, Any] | None:
-    """No arguments, for the name is the model; None for another family's.
+    """No arguments, since the name determines the model; None for another family's.
 
-    Raises ValueError for a network that the library does not have, and where the library is not installed.
+    Raises ValueError for a network that the library does not have, and if the library is not installed.
     """
     source, colon, model = name.partition(":")
     if not colon or source not in ("timm", "torchvision"):
         return None
     if source == "timm":
         timm = need("timm", "timm")
-        known = timm.list_models() if "." not in model else timm.list_pretrained()  # "resnet50.a1_in1k"
+        available = timm.list_models() if "." not in model else timm.list_pretrained()  # "resnet50.a1_in1k"
     else:
         models = need("torchvision.models", "timm")
-        known = models.list_models(module=models)
-    if model not in known:
-        close = difflib.get_close_matches(model, known, n=3) or known[:3]
-        said = ", ".join(f"{source}:{match}" for match in close)
-        raise ValueError(f"model {name!r}: {source} has no {model!r}; did you mean {said}?")
+        available = models.list_models(module=models)
+    if model not in available:
+        close = difflib.get_close_matches(model, available, n=3) or available[:3]
+        suggestions = ", ".join(f"{source}:{match}" for match in close)
+        raise ValueError(f"model {name!r}: {source} has no {model!r}; did you mean {suggestions}?")
     return {}
 
 
 class Encoder(Backbone):
     """A network of timm or torchvision: its last feature map, and its own pooled feature.
 
-    The tokens that `tokenize` gives are the last feature map; `encode` pools. `pooled` is what timm's own
-    head gives its classifier (pooling and norms) where that is as wide as the map, and the map's mean
-    elsewhere. A transformer's tokens before the patches stay among the tokens and are not among `patches`.
+    `tokenize` returns the last feature map; `encode` pools. `pooled` is the input of timm's classifier (after
+    pooling and norms) if that is as wide as the map, else the map's mean. A transformer's tokens before the
+    patches stay among the tokens and are not among `patches`.
 
-    image_size: made for, where the network has positions; others read any size. non_local: stages that a
-    non-local block [Wang 2018, arXiv 1711.07971] is put after; non_local_pool: its keys are max-pooled 2x2.
+    image_size: that positions are made for, if the network has any; others read any size. non_local: stages
+    to put a non-local block after [Wang 2018, arXiv 1711.07971]; non_local_pool: max-pool its keys 2x2.
     """
 
     drops_tokens = False
@@ -121,31 +121,29 @@ class Encoder(Backbone):
         self._pools = getattr(network, "head_hidden_size", None) == self.dim
         self.patch = stride(twin, name, channels)
         if self._layout == "sequence" and x.shape[1] - self.prefix < (image_size // (2 * self.patch)) ** 2:
-            raise ValueError(f"{name} gives no features of patches, which are needed; choose another network")
+            raise ValueError(f"{name} has no features of patches, which are required; choose another network")
         if not self._pools:
             for child in HEADS:
                 if hasattr(network, child):
                     setattr(network, child, nn.Identity())
         if self._after:
             self._insert(network, twin)
-        # in tuples, which do not register them: this module holds the network's children itself
+        # in tuples, which do not register them: the network's children are registered with this module
         self._network: tuple[Any] = (network,)
         self._twin: tuple[Any] = (twin,)
         self._measured: dict[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]] = {}
         adopt(self, network)
 
     def _insert(self, network: Any, twin: Any) -> None:
-        """Put a non-local block after each asked stage."""
-        known = stages(network)
-        if unknown := set(self._after) - known.keys():
-            said = ", ".join(f"{number} ({stage})" for number, stage in known.items()) or "none"
-            raise ValueError(f"non_local={min(unknown)}: the stages of {self.name} are: {said}")
-        size = (self.image_size, self.image_size)
-        asked = [known[number] for number in self._after]
+        """Put a non-local block after each requested stage."""
+        available = stages(network)
+        if unknown := set(self._after) - available.keys():
+            listed = ", ".join(f"{number} ({stage})" for number, stage in available.items()) or "none"
+            raise ValueError(f"non_local={min(unknown)}: the stages of {self.name} are: {listed}")
+        requested = [available[number] for number in self._after]
+        outputs = shapes(twin, self.name, self.channels, (self.image_size, self.image_size), requested)
         blocks = nn.ModuleDict()
-        for number, stage, shape in zip(
-            self._after, asked, shapes(twin, self.name, self.channels, size, asked), strict=True
-        ):
+        for number, stage, shape in zip(self._after, requested, outputs, strict=True):
             if len(shape) != 4 or self._layout != "NCHW":
                 raise ValueError(f"non_local={number}: {self.name} has no feature map [b, c, h, w] there")
             block = blocks[str(number)] = NonLocal(shape[1], self.non_local_pool)
@@ -162,27 +160,27 @@ class Encoder(Backbone):
         return self
 
     def _measure(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What images of this size are padded to, and the grid of their features."""
+        """The size that images of `size` are padded to, and the grid of their features."""
         if size not in self._measured:
             height, width = (-(-side // self.patch) * self.patch for side in size)
-            read = size
+            padded = size
             try:
                 x = probe(self._twin[0], self.name, self.channels, size)
             except ValueError as error:
-                read = (height, width)
-                if size == read:
+                padded = (height, width)
+                if size == padded:
                     raise
                 try:
-                    x = probe(self._twin[0], self.name, self.channels, read)
+                    x = probe(self._twin[0], self.name, self.channels, padded)
                 except ValueError:
                     raise error from None
-            self._measured[size] = read, self._flatten(x, read)[1]
+            self._measured[size] = padded, self._flatten(x, padded)[1]
         return self._measured[size]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Each network rounds in its own way, so this is measured, once a size and without computing.
+        """Measured on the meta device, once per size, since networks round in different ways.
 
-        Images are padded at the right and bottom where the network takes multiples of its stride only.
+        Images are padded at the right and bottom if the network reads only multiples of its stride.
         """
         return self._measure((height, width))[1]
 
@@ -198,18 +196,18 @@ class Encoder(Backbone):
         if height % self.patch or width % self.patch:
             size = self._measure((height, width))[0]
             images = nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
-        weight = next(p for p in self.parameters() if p.ndim > 1)  # norms may be kept in fp32
+        weight = next(p for p in self.parameters() if p.ndim > 1)  # norms may be in fp32
         images = images.to(weight.dtype, memory_format=torch.channels_last)  # up to 3 times as fast on CPUs
         try:
             x = self._network[0].forward_features(images)
-        except AssertionError as error:  # how timm refuses a size
+        except AssertionError as error:  # timm's way to reject a size
             raise ValueError(f"{self.name} cannot read {height}x{width} px: {error}") from error
         return self._flatten(x, (size[0], size[1]))
 
     def tokenize(
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """The last feature map, row by row; of a transformer, all its tokens."""
+        """The last feature map, row by row; all tokens of a transformer."""
         assert keep is None, f"{self.name} cannot drop tokens"
         return self._tokens(images)[0]
 
@@ -231,49 +229,47 @@ class Encoder(Backbone):
     def _maps(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int]
     ) -> list[tuple[Float[Tensor, "b 1 n m"], tuple[int, int]]]:
-        """The asked blocks' weights, and the grid of the places attended to."""
+        """The weights of the requested non-local blocks, and the grid of their keys."""
         if not self._after:
-            raise NoAttention(f"{self.name} shows no attention; its option `non_local` adds blocks that do")
+            raise NoAttention(f"{self.name} has no attention; its option `non_local` adds blocks that do")
         blocks: list[Any] = list(self._network[0].non_local.values())
-        found: dict[NonLocal, tuple[Tensor, tuple[int, int]]] = {}
+        maps: dict[NonLocal, tuple[Tensor, tuple[int, int]]] = {}
 
-        def look(block: NonLocal, inputs: tuple[Tensor]) -> None:
-            found[block] = block.weights(inputs[0]), block.keys(*inputs[0].shape[2:])
+        def record(block: NonLocal, inputs: tuple[Tensor]) -> None:
+            maps[block] = block.weights(inputs[0]), block.keys(*inputs[0].shape[2:])
 
-        asked = [
-            blocks[i] for i in chosen_layers(layers, len(blocks), f"{self.name}, counting non-local blocks,")
-        ]
-        handles = [block.register_forward_pre_hook(look) for block in dict.fromkeys(asked)]
+        numbers = chosen_layers(layers, len(blocks), f"{self.name}, counting non-local blocks,")
+        handles = [blocks[i].register_forward_pre_hook(record) for i in dict.fromkeys(numbers)]
         training = self.training
         try:
-            self.eval()._tokens(images)  # looking leaves the batch norms' statistics alone
+            self.eval()._tokens(images)  # does not change the batch norms' statistics
         finally:
             self.train(training)
             for handle in handles:
                 handle.remove()
-        return [found[block] for block in asked]
+        return [maps[blocks[i]] for i in numbers]
 
     @torch.no_grad()
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b 1 n m"]]:
-        """The non-local blocks' softmax weights, over the places of the stage that each follows."""
+        """The non-local blocks' softmax weights, over the feature map of the stage that each follows."""
         return [weights for weights, _ in self._maps(images, layers)]
 
     @torch.no_grad()
     def pooled_attention(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 n"]:
-        """What the last non-local block attends to, mean over all places, averaged over each patch."""
+        """Weights of the last non-local block, mean over the queries, averaged over each patch."""
         ((weights, keys),) = self._maps(images, (-1,))
-        seen = weights.mean(2).unflatten(2, keys)
-        seen = nn.functional.adaptive_avg_pool2d(seen, self.grid(*images.shape[-2:])).flatten(2)
-        return seen / seen.sum(-1, keepdim=True)
+        mean = weights.mean(2).unflatten(2, keys)
+        mean = nn.functional.adaptive_avg_pool2d(mean, self.grid(*images.shape[-2:])).flatten(2)
+        return mean / mean.sum(-1, keepdim=True)
 
 
 # ---------------------------------------------------------------- the two libraries
 def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
-    """One of timm's networks without classifier. Options that it does not have are left out."""
+    """One of timm's networks without classifier; options that it lacks are not passed."""
     timm = need("timm", "timm")
-    wishes = {
+    options = {
         "img_size": image_size,
         "dynamic_img_size": True,  # positions are interpolated ...
         "dynamic_img_pad": True,  # ... and images padded
@@ -282,15 +278,15 @@ def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
     while True:
         try:
             return timm.create_model(
-                model.partition(".")[0], pretrained=False, num_classes=0, in_chans=channels, **wishes
+                model.partition(".")[0], pretrained=False, num_classes=0, in_chans=channels, **options
             )
         except TypeError as error:
-            refused = [wish for wish in wishes if f"'{wish}'" in str(error)]
-            if not refused:
+            rejected = [name for name in options if f"'{name}'" in str(error)]
+            if not rejected:
                 raise
-            if "drop_path_rate" in refused and drop_path:
-                log.warning("timm:%s has no stochastic depth: drop_path=%g is left out", model, drop_path)
-            wishes = {wish: value for wish, value in wishes.items() if wish not in refused}
+            if "drop_path_rate" in rejected and drop_path:
+                log.warning("timm:%s has no stochastic depth: drop_path=%g is ignored", model, drop_path)
+            options = {name: value for name, value in options.items() if name not in rejected}
         except AssertionError as error:
             raise ValueError(f"timm:{model} cannot be made for {image_size} px: {error}") from error
 
@@ -299,15 +295,14 @@ def _torchvision(model: str, channels: int, drop_path: float) -> Trunk:
     """One of torchvision's networks up to the pooling, with a new first convolution for other channels."""
     models = need("torchvision.models", "timm")
     inception = model in ("googlenet", "inception_v3")
-    network = models.get_model(
-        model, weights=None, **({"aux_logits": False, "init_weights": True} if inception else {})
-    )
+    options = {"aux_logits": False, "init_weights": True} if inception else {}
+    network = models.get_model(model, weights=None, **options)
     children = dict(network.named_children())
     ends = [i for i, name in enumerate(children) if name in POOLING]
     if not ends or any(isinstance(child, nn.ModuleList) for child in children.values()):
-        raise ValueError(f"torchvision:{model} is no chain of layers up to a pooling; use timm's network")
+        raise ValueError(f"torchvision:{model} is not a chain of layers before a pooling; use timm's network")
     trunk = Trunk(dict(list(children.items())[: ends[0]]))
-    if model.startswith("densenet"):  # its forward has an activation that is no module
+    if model.startswith("densenet"):  # its `forward` applies an activation that is not a module
         trunk.order += ("relu",)
         trunk.add_module("relu", nn.ReLU(inplace=True))
     first, conv = next((n, m) for n, m in trunk.named_modules() if isinstance(m, nn.Conv2d))
@@ -320,5 +315,5 @@ def _torchvision(model: str, channels: int, drop_path: float) -> Trunk:
     for i, depth in enumerate(depths):
         depth.p = drop_path * i / max(len(depths) - 1, 1)
     if drop_path and not depths:
-        log.warning("torchvision:%s has no stochastic depth: drop_path=%g is left out", model, drop_path)
+        log.warning("torchvision:%s has no stochastic depth: drop_path=%g is ignored", model, drop_path)
     return trunk

@@ -31,7 +31,7 @@ EPS = 1e-5
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each relative position [eq. 4].
 
-    side: rows and columns of a window. shifted: are windows moved by half of that?
+    side: rows and columns of a window. shifted: shift windows by half of that.
     """
 
     def __init__(self, dim: int, heads: int, side: int, shifted: bool, qkv_bias: bool) -> None:
@@ -43,13 +43,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def _qkv(self, x: Float[Tensor, "b n d"] | DeferredNorm, cut: Windows) -> Float[Tensor, "b r c 3d"]:
-        """Queries, keys and values of the rolled map; padding, zero after the norm, has the biases alone."""
+        """Queries, keys and values of the rolled map; padding, zero after the norm, has the biases."""
         rolled = DeferredNorm(cut.roll(x.x), x.layer) if isinstance(x, DeferredNorm) else cut.roll(x)
         qkv = self.qkv(rolled)
         if cut.real is None:
             return qkv
-        blank = qkv.new_zeros(()) if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
-        return torch.where(cut.real, qkv, blank)
+        padding = qkv.new_zeros(()) if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
+        return torch.where(cut.real, qkv, padding)
 
     def forward(
         self, x: Float[Tensor, "b n d"] | DeferredNorm, grid: tuple[int, int]
@@ -63,14 +63,14 @@ class WindowAttention(nn.Module):
         return Layers((self.qkv,), self.proj)
 
     def weights(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b h n n"]:
-        """How much each token of the map attends to each; what falls on padding is left out."""
+        """Attention weights between all tokens of the map; weights of padding are left out."""
         table = self.relative_position_bias_table
         cut = windows.cached(grid, self.side, self.shifted, 1, table.device, table.dtype)
         return windows.weights(self._qkv(x, cut), self.heads, cut, windows.bias(table, cut))
 
 
 class SwinBlock(nn.Module):
-    """Attention within windows and an MLP, each of the normalised input and added to it [eq. 3]."""
+    """Attention within windows and an MLP, with pre-norm [eq. 3]."""
 
     def __init__(self, attn: WindowAttention, dim: int, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Merging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, every second one shifted; a merging before them, in all but the first."""
+    """Blocks at one resolution, every second one shifted, after a merging (in all but the first stage)."""
 
     def __init__(self, downsample: Merging | None, blocks: Sequence[SwinBlock]) -> None:
         super().__init__()
@@ -124,21 +124,21 @@ class Embed(PatchEmbed):
 class Swin(Backbone):
     """Swin Transformer; strictly loads into timm's SwinTransformer of the same shape, and back.
 
-    Features are the last stage's tokens after the last norm; pooled, their mean. `tokenize` gives the first
-    stage's patches, of `token_patch` pixels and `token_dim` numbers: patch / token_patch rows and columns
-    for each feature.
+    Features are the last stage's tokens after the last norm; pooled, their mean. `tokenize` returns the first
+    stage's patches, of `token_patch` pixels and `token_dim` channels: patch / token_patch rows and columns
+    per feature.
 
     Any image size: images are padded with zeros, the mean colour, to a multiple of `patch` (32 pixels). Each
     layer's map is padded to whole windows with zeros, which take part in attention, and then shifted, as in
-    the official code for detection and in transformers. (timm shifts, then pads: opposite borders of the
-    image attend to each other. Where nothing is padded, all agree.) On a map no longer than a window, the
-    window is the map and is not shifted.
+    the official code for detection and in transformers. (timm shifts before it pads, so that opposite borders
+    of the image attend to each other. Without padding all agree.) A map that is no longer than a window is
+    one window and is not shifted.
 
-    token_patch: pixels of the first stage's patches. dim: its width, doubled by each next stage. depths,
-    heads: of each stage. window: rows and columns of a window, one number or one a stage. ratio: how many
-    times as wide the MLP is. Tables of relative positions are made for `image_size`: where a stage's map is
-    shorter than the window, the map's side counts, as in timm. Maps that are shorter still use the middle of
-    the table. Raises ValueError for values that do not go together.
+    token_patch: pixels of the first stage's patches. dim: its width, doubled by each further stage. depths,
+    heads: of each stage. window: rows and columns of a window, one number or one per stage. ratio: the MLP's
+    width over the stage's. Tables of relative positions are made for `image_size`: for the side of a stage's
+    map if that is shorter than the window, as in timm. Shorter maps use the middle of the table. Raises
+    ValueError for impossible combinations.
     """
 
     drops_tokens = False
@@ -163,27 +163,25 @@ class Swin(Backbone):
         stages = len(depths)
         sides = [window] * stages if isinstance(window, int) else list(window)
         if not len(heads) == len(sides) == stages:
-            raise ValueError(
-                f"{name}: depths={depths}, heads={heads} and window={window} differ in their stages"
-            )
-        for i, each in enumerate(heads):
-            if dim * 2**i % each:
+            raise ValueError(f"{name}: depths={depths}, heads={heads}, window={window} differ in length")
+        for i, count in enumerate(heads):
+            if dim * 2**i % count:
                 raise ValueError(
-                    f"dim={dim} of {name}: stage {i}, {dim * 2**i} wide, is no multiple of {each} heads"
+                    f"dim={dim} of {name}: stage {i}, {dim * 2**i} wide, is no multiple of {count} heads"
                 )
         self.name, self.channels, self.image_size = name, channels, image_size
         self.dim, self.patch = dim * 2 ** (stages - 1), token_patch * 2 ** (stages - 1)
         self.patch_embed = Embed(channels, token_patch, dim)
         self.layers = nn.ModuleList()
-        left = iter(rates(drop_path, sum(depths)))
+        drop_rates = iter(rates(drop_path, sum(depths)))
         for i in range(stages):
-            wide = dim * 2**i
+            width = dim * 2**i
             side = min(sides[i], self.grid(image_size, image_size)[0] * 2 ** (stages - 1 - i))
             blocks: list[SwinBlock] = []
             for j in range(depths[i]):
-                attn = WindowAttention(wide, heads[i], side, j % 2 == 1, qkv_bias)
-                blocks.append(SwinBlock(attn, wide, int(ratio * wide), next(left)))
-            self.layers.append(Stage(Merging(wide // 2) if i else None, blocks))
+                attn = WindowAttention(width, heads[i], side, j % 2 == 1, qkv_bias)
+                blocks.append(SwinBlock(attn, width, int(ratio * width), next(drop_rates)))
+            self.layers.append(Stage(Merging(width // 2) if i else None, blocks))
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         self.layers.apply(init_linear)
 
@@ -202,32 +200,32 @@ class Swin(Backbone):
         return self.patch_embed(padded(images, self.patch))
 
     def _steps(self, grid: tuple[int, int]) -> Iterator[tuple[Merging | SwinBlock, tuple[int, int]]]:
-        """All that tokens go through, with the rows and columns that they have there; grid: the features'."""
+        """All blocks and mergings with the grid of their result; grid: the features'."""
         for i, stage in enumerate(cast(list[Stage], list(self.layers))):
             scale = 2 ** (len(self.layers) - 1 - i)
-            here = grid[0] * scale, grid[1] * scale
+            stage_grid = grid[0] * scale, grid[1] * scale
             if stage.downsample is not None:
-                yield stage.downsample, here
+                yield stage.downsample, stage_grid
             for block in cast(list[SwinBlock], list(stage.blocks)):
-                yield block, here
+                yield block, stage_grid
 
     def encode(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
     ) -> Features:
         assert keep is None, f"{self.name} cannot drop tokens"
-        for step, here in self._steps(grid):
-            tokens = recompute.run(step, tokens, here, forget=self.recompute)
+        for step, step_grid in self._steps(grid):
+            tokens = recompute.run(step, tokens, step_grid, forget=self.recompute)
         x = norm(tokens, self.norm)
         return Features(x.mean(1), x, grid)
 
     def by_depth(self) -> list[list[nn.Parameter]]:
         """The merging before a stage belongs to the stage's first block."""
-        found = [list(self.patch_embed.parameters())]
+        layers = [list(self.patch_embed.parameters())]
         for stage in cast(list[Stage], list(self.layers)):
             blocks = [list(block.parameters()) for block in stage.blocks]
-            before = [] if stage.downsample is None else list(stage.downsample.parameters())
-            found += [before + blocks[0], *blocks[1:]]
-        return [*found, list(self.norm.parameters())]
+            merging = [] if stage.downsample is None else list(stage.downsample.parameters())
+            layers += [merging + blocks[0], *blocks[1:]]
+        return [*layers, list(self.norm.parameters())]
 
     def repeated(self) -> list[nn.Module]:
         return [block for stage in cast(list[Stage], list(self.layers)) for block in stage.blocks]
@@ -236,21 +234,20 @@ class Swin(Backbone):
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b heads n n"]]:
-        """Each map is that of its layer's stage; pairs that share no window have 0."""
+        """n: tokens of the layer's stage; pairs that share no window have weight 0."""
         grid = self.grid(*images.shape[-2:])
-        blocks = [step for step, _ in self._steps(grid) if isinstance(step, SwinBlock)]
-        wanted = chosen_layers(layers, len(blocks), self.name)
+        requested = chosen_layers(layers, len(self.repeated()), self.name)
         maps: dict[int, Tensor] = {}
         x, i = self.tokenize(images), 0
-        for step, here in self._steps(grid):
+        for step, step_grid in self._steps(grid):
             if isinstance(step, SwinBlock):
-                if i in wanted:
-                    maps[i] = step.attn.weights(norm(x, step.norm1), here)
-                if i == max(wanted, default=-1):
+                if i in requested:
+                    maps[i] = step.attn.weights(norm(x, step.norm1), step_grid)
+                if i == max(requested, default=-1):
                     break
                 i += 1
-            x = step(x, here)
-        return [maps[i] for i in wanted]
+            x = step(x, step_grid)
+        return [maps[i] for i in requested]
 
 
 Encoder = Swin
@@ -261,7 +258,7 @@ def names() -> list[str]:
 
 
 def parse(name: str) -> dict[str, Any] | None:
-    """`swin-SIZE`, `swin-SIZE/wWINDOW` (7 unless said), or None.
+    """`swin-SIZE`, `swin-SIZE/wWINDOW` (default 7), or None.
 
     `swin` has no size of its own: dim, depths and heads must be given.
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
 from omma.backbones.layers.mixers import BigBird, Fourier, LinearAttention
-from omma.backbones.layers.transformer import Transformer, divided
+from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
 from omma.ops.positions import rope_centred, sincos_2d
 
@@ -36,8 +36,8 @@ class ViT(Transformer):
     mixer: "softmax" attention, "linear", "bigbird" or "fourier" (backbones/layers/mixers.py).
     norm_pre: a norm before the first block, and no bias in the patch embedding, as CLIP has it
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
-    hidden: width within the MLP. drop_uniform: stochastic depth at the same rate in all layers, as DINOv2
-    has it, rather than rising. Raises ValueError for values that do not exist or do not go together.
+    hidden: width within the MLP. drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
+    rather than a rising one. Raises ValueError for unknown values and impossible combinations.
     """
 
     def __init__(
@@ -70,11 +70,9 @@ class ViT(Transformer):
         one_of("positions", positions, POSITIONS)
         one_of("mixer", mixer, tuple(MIXERS))
         one_of("mlp", mlp, MLPS)
-        divided(name, dim, heads, rotary=positions == "rope")
+        check_heads(name, dim, heads, rotary=positions == "rope")
         if positions == "rope" and mixer in ("linear", "fourier"):
-            raise ValueError(
-                f"positions='rope' turns queries and keys, which mixer={mixer!r} does not compare"
-            )
+            raise ValueError(f"positions='rope' rotates queries and keys, which mixer={mixer!r} does not use")
         if pool == "token" and not class_token:
             raise ValueError("pool='token' without a class token: choose pool='mean'")
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels

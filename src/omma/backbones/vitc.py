@@ -1,8 +1,8 @@
 """ViT_C: a transformer with a convolutional stem [Xiao 2021, arXiv 2106.14881].
 
 The patch embedding is replaced by a few 3x3 convolutions of stride 2 with batch norm and ReLU, and a 1x1 one.
-It learns from little data and in little time where a plain ViT does not. `vitc-1gf` and `vitc-4gf` are the
-paper's, named by their cost at 224 px; `vitc-*mf` are made by the same rule for images of 32 px.
+It learns from less data and in less time than a plain ViT. `vitc-1gf` and `vitc-4gf` are the paper's, named
+by their cost at 224 px; `vitc-*mf` follow the same rule for images of 32 px.
 """
 
 from typing import Any
@@ -26,10 +26,10 @@ SHAPES = {  # channels of the stem's convolutions, and the transformer
 class ViTC(Transformer):
     """Convolutional stem, learned positions, transformer blocks, norm, mean over the tokens.
 
-    The paper pools by a class token; the mean serves few and coarse tokens better.
+    The paper pools by a class token; the mean works better with few, coarse tokens.
     """
 
-    drops_tokens = False  # a token has seen its neighbours before masking could hide them
+    drops_tokens = False  # the stem mixes neighbours before tokens could be dropped
     plain = False
     first_layers = ("stem.0.weight",)
     prefix_positions = False

@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, and what a classifier learns from a teacher [Touvron 2020]."""
+"""Cross-entropy with soft targets, and distillation of a teacher's classifications [Touvron 2020]."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ def soft_cross_entropy(
     weights: Float[Tensor, "b"] | None = None,
     count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """- sum_b w_b sum_k t_bk log softmax(z_b)_k / count; by default w = 1, and `count` the weights' sum.
+    """- sum_b w_b sum_k t_bk log softmax(z_b)_k / count; w = 1 and count = sum_b w_b by default.
 
-    count: what is divided by where this batch is a part of a larger one. 0 where all weights are 0.
+    count: given where the batch is part of a larger one. The loss is 0 where all weights are 0.
     """
     rows = -(targets.float() * logits.float().log_softmax(-1)).sum(-1)
     return _mean(rows, weights, count)
@@ -44,10 +44,10 @@ def soft_distillation(
     return _mean(rows, weights, count)
 
 
-def together(first: Float[Tensor, "b k"], second: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """Probabilities of two heads: the mean of their softmax [Touvron 2020, section 4].
+def mean_probabilities(first: Float[Tensor, "b k"], second: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """The mean of two heads' softmax, from their logits [Touvron 2020, section 4].
 
-    (The published code takes the mean of the logits, which is the softmaxes' geometric mean.)
+    (The published code averages the logits, which gives the softmaxes' geometric mean.)
     """
     return (first.float().softmax(-1) + second.float().softmax(-1)) / 2
 
@@ -57,7 +57,7 @@ def _mean(
 ) -> Float[Tensor, ""]:
     if weights is None:
         return rows.mean() if count is None else rows.sum() / count
-    # not a product alone: what is left out may not be finite, and 0 x infinity is not 0
+    # not just a product: rows of weight 0 may be infinite, and 0 x infinity is not 0
     rows = torch.where(weights > 0, rows * weights, torch.zeros_like(rows))
     total = weights.sum() if count is None else count
     return rows.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)

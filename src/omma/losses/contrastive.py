@@ -16,14 +16,11 @@ def ntxent(
     """NT-Xent over 2b anchors, in both directions, each against all others [Chen 2020, eq. 1].
 
     `everyone`: the two views of all processes' images, of which this process's begin at row `offset`;
-    by default a and b. Anything that is not normalised is. With one image in all it is 0.
+    by default a and b. Inputs are normalised here. A single image gives 0.
     """
     a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
     rows = torch.arange(len(a), device=a.device)
-    if everyone is None:
-        all_a, all_b = a, b
-    else:
-        all_a, all_b = (F.normalize(x.float(), dim=-1) for x in everyone)
+    all_a, all_b = (a, b) if everyone is None else (F.normalize(x.float(), dim=-1) for x in everyone)
     n = len(all_a)
     logits = torch.cat([a, b]) @ torch.cat([all_a, all_b]).T / temperature  # [2b, 2n]
     same = torch.cat([rows + offset, rows + offset + n])
@@ -35,9 +32,9 @@ def ntxent(
 def infonce(
     q: Float[Tensor, "b d"], keys: Float[Tensor, "n d"], temperature: float, offset: int = 0
 ) -> Float[Tensor, ""]:
-    """Each query against all keys, its own being key `offset` + its row.
+    """InfoNCE: query i against all keys, with key `offset` + i as its own.
 
-    [van den Oord 2018, arXiv 1807.03748]. Anything that is not normalised is. With one key in all it is 0.
+    [van den Oord 2018, arXiv 1807.03748]. Inputs are normalised here. A single key gives 0.
     """
     logits = F.normalize(q.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(q), device=q.device) + offset)
@@ -54,7 +51,7 @@ def infonce_queue(
 
 
 def alignment(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Mean squared distance between the normalised views, in [0, 4] [Wang 2020, arXiv 2005.10242]."""
+    """Mean squared distance between normalised views, in [0, 4] [Wang 2020, arXiv 2005.10242]."""
     return (F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)).square().sum(-1).mean()
 
 
@@ -75,17 +72,17 @@ def clip(
     everyone: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None,
     offset: int = 0,
 ) -> Float[Tensor, ""]:
-    """Each image is told its text among all texts, each text its image, by softmax over scaled cosines.
+    """Cross-entropy of each image's text among all texts and of each text's image, over scaled cosines.
 
     [Radford 2021, arXiv 2103.00020, figure 3]. scale: exp(t). everyone: images and texts of all processes, of
-    which this process's begin at row `offset`; by default its own. Anything that is not normalised is. One
-    pair in all gives 0.
+    which this process's begin at row `offset`; by default its own. Inputs are normalised here. A single pair
+    gives 0.
     """
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     images, texts = (image, text) if everyone is None else (F.normalize(x.float(), dim=-1) for x in everyone)
     own = torch.arange(len(image), device=image.device) + offset
-    forth = F.cross_entropy(scale * image @ texts.T, own)
-    return (forth + F.cross_entropy(scale * text @ images.T, own)) / 2
+    of_images = F.cross_entropy(scale * image @ texts.T, own)
+    return (of_images + F.cross_entropy(scale * text @ images.T, own)) / 2
 
 
 def siglip(
@@ -96,11 +93,11 @@ def siglip(
     everyone: Float[Tensor, "n d"] | None = None,
     offset: int = 0,
 ) -> Float[Tensor, ""]:
-    """Each image and each text are told by a sigmoid whether they belong together, summed over texts.
+    """Binary classification of every image and text as a pair or not, by a sigmoid.
 
     -1/b sum_ij log sigmoid(z_ij (scale cos(x_i, y_j) + bias)), z_ij = 1 for a pair and -1 otherwise [Zhai
     2023, arXiv 2303.15343, eq. 2]. everyone: texts of all processes, of which this process's begin at row
-    `offset`; by default its own. Anything that is not normalised is.
+    `offset`; by default its own. Inputs are normalised here.
     """
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     texts = text if everyone is None else F.normalize(everyone.float(), dim=-1)

@@ -7,15 +7,12 @@ from torch import Tensor
 
 
 def koleo(
-    x: Float[Tensor, "n d"],
-    everyone: Float[Tensor, "m d"] | None = None,
-    offset: int = 0,
-    eps: float = 1e-8,
+    x: Float[Tensor, "n d"], everyone: Float[Tensor, "m d"] | None = None, offset: int = 0, eps: float = 1e-8
 ) -> Float[Tensor, ""]:
-    """-mean log of each row's distance to its nearest neighbour, rows L2-normalised [Oquab 2023, section 4].
+    """-mean log of the distance of each L2-normalised row to its nearest neighbour [Oquab 2023, section 4].
 
     `everyone`: the rows of all processes, of which this process's begin at row `offset`; by default x.
-    In fp32. A single row has no neighbour: 0.
+    In fp32. 0 for a single row, which has no neighbour.
     """
     x = F.normalize(x.float(), dim=-1, eps=eps)
     others = x if everyone is None else F.normalize(everyone.float(), dim=-1, eps=eps)
@@ -26,6 +23,6 @@ def koleo(
         rows = torch.arange(len(x), device=x.device)
         cosine[rows, rows + offset] = -2.0
         nearest = cosine.argmax(1)
-    # eps in the difference, as in the published code: its norm then has a gradient where two rows are equal
+    # eps in the difference, as in the published code, gives the norm a gradient where two rows are equal
     distance = (x - others[nearest] + eps).norm(dim=-1)
     return -(distance + eps).log().mean()

@@ -1,11 +1,11 @@
-"""Errors of whole reconstructed images, as a tokenizer's decoder is trained with."""
+"""Reconstruction errors of whole images, which train a tokenizer's decoder."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-EPSILON = 0.1  # [Ramesh 2021, appendix A.3]: how far from 0 and 1 values are kept
+EPSILON = 0.1  # smallest distance of mapped values from 0 and 1 [Ramesh 2021, appendix A.3]
 
 
 def map_pixels(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -21,9 +21,9 @@ def unmap_pixels(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
 def logit_laplace(
     mean: Float[Tensor, "*b p"], log_scale: Float[Tensor, "*b p"], target: Float[Tensor, "*b p"]
 ) -> Float[Tensor, ""]:
-    """-log f(x | mu, b) = log(2 b x (1 - x)) + |logit(x) - mu| / b [Ramesh 2021, eq. 2], mean of all values.
+    """Mean of -log f(x | mu, b) = log(2 b x (1 - x)) + |logit(x) - mu| / b [Ramesh 2021, eq. 2].
 
-    target: in (0, 1). In nats; below 0 where the density is above 1.
+    target: in (0, 1). In nats; negative where the density is above 1.
     """
     mean, log_scale, target = mean.float(), log_scale.float(), target.float()
     log = torch.log(2 * target * (1 - target)) + log_scale
@@ -43,9 +43,9 @@ def l2(predicted: Float[Tensor, "*b p"], target: Float[Tensor, "*b p"]) -> Float
 def against_mean_image(
     predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"]
 ) -> Float[Tensor, ""]:
-    """Squared error as a share of what the batch's mean image gets: 0 is perfect, 1 no better than that.
+    """Squared error relative to the batch's mean image: 0 is perfect, 1 no better than that.
 
-    1 for a batch whose images are all alike.
+    1 for a batch of equal images.
     """
-    blank = l2(target.mean(0, keepdim=True).expand_as(target), target)
-    return torch.where(blank > 1e-12, l2(predicted, target) / blank.clamp(min=1e-12), torch.ones_like(blank))
+    mean = l2(target.mean(0, keepdim=True).expand_as(target), target)
+    return torch.where(mean > 1e-12, l2(predicted, target) / mean.clamp(min=1e-12), torch.ones_like(mean))

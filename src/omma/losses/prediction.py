@@ -1,4 +1,4 @@
-"""Losses of what is predicted for masked patches in place of their pixels."""
+"""Losses of codes and features predicted for masked patches."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ def codes(
 ) -> Float[Tensor, ""]:
     """-1/count sum_i log softmax(logits_i)[target_i] [Bao 2021, eq. 3]; uniform logits give log k.
 
-    count: what the sum is divided by: m, or the mean m of all processes. 0 where nothing is masked.
+    count: m, or the mean m of all processes. The loss is 0 where nothing is masked.
     """
     return F.cross_entropy(logits.float(), target, reduction="sum") / count.clamp(min=1e-6)
 

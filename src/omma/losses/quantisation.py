@@ -1,4 +1,4 @@
-"""What keeps a tokenizer's codes in use: commitment to them, and their divergence from uniform."""
+"""Regularisers of a tokenizer's codes: commitment, and divergence from a uniform distribution."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def commitment(encoded: Float[Tensor, "*b d"], code: Float[Tensor, "*b d"]) -> Float[Tensor, ""]:
-    """Mean of (z - sg[e])^2 [van den Oord 2017, eq. 3, third term], over all numbers as in its code."""
+    """Mean of (z - sg[e])^2 over all values, as in the code [van den Oord 2017, eq. 3, third term]."""
     return F.mse_loss(encoded.float(), code.detach().float())
 
 

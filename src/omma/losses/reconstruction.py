@@ -18,9 +18,9 @@ def masked_l1(
     mask: Bool[Tensor, "b n"],
     count: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
-    """Absolute error over the values of masked patches only [Xie 2021, eq. 2], as a share of `count` patches.
+    """Absolute error over the masked patches only, divided by `count` [Xie 2021, eq. 2].
 
-    count: how many are masked, as a mean over processes, so that each of them all counts alike.
+    count: number of masked patches, mean over processes, so that all masked patches have the same weight.
     """
     error = (predicted.float() - target.float()).abs().mean(-1)
     return (error * mask).sum() / count

@@ -53,7 +53,7 @@ class MethodFile:
 
     @property
     def reconstructs(self) -> bool:
-        """Has a report of it pictures of reconstructed images?"""
+        """Does a report show reconstructed images?"""
         return self.Method.reconstruct is not protocols.Method.reconstruct
 
 

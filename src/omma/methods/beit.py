@@ -1,14 +1,15 @@
 """BEiT: predict a tokenizer's codes of hidden patches [Bao 2021, arXiv 2106.08254].
 
-Blocks of patches are hidden behind a mask token; at each hidden place the network predicts which of K codes a
-trained tokenizer gives to the whole image there. Codes are what a patch shows rather than its exact pixels.
+Blocks of patches are replaced by a mask token; at each hidden patch the network predicts which of K codes a
+trained tokenizer, which sees the whole image, assigns to it. Codes describe a patch's content rather than its
+exact pixels.
 
     c_i = argmax_k (W f_i + b)_k,   f = the tokenizer's features of the unmasked image
     L = -1/|M| sum_{i in M} log softmax(V h_i)_{c_i},   h = the student's features of the masked image
 
-Costs: a forward pass of the tokenizer beside the student's on all patches.
-Choose it when you have a tokenizer (train one: `--method vqvae`) and will fine-tune; MAE learns the same kind
-of features without one.
+Costs: a forward pass of the tokenizer, and the student's on all patches.
+Choose it when you have a tokenizer (train one: `--method vqvae`) and will fine-tune; MAE learns similar
+features without one.
 """
 
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ class Config(BlockMasking):
 
 
 def needs(config: Config) -> Needs:
-    """A tokenizer, and a backbone that embeds each patch by itself."""
+    """A tokenizer, and a backbone that embeds each patch separately."""
     return Needs(
         model="tokenizer",
         kind="a tokenizer (train one: omma pretrain IMAGES --method vqvae)",
@@ -57,15 +58,14 @@ def needs(config: Config) -> Needs:
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped and jittered; student and tokenizer see the same."""
+    """One crop, flipped and jittered, for both student and tokenizer."""
     c = config.colour
     colour = Colour(brightness=c, contrast=c, saturation=c, jitter_p=1.0) if c else None
     return (Crop(size=image_size, scale=config.scale, colour=colour),)
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """BEiT-B on ImageNet: batch 2048, 800 epochs; `beit-b/16` has the paper's relative positions,
-    which all layers share in pretraining.
+    """BEiT-B on ImageNet: batch 2048, 800 epochs; all layers share the relative positions of `beit-b/16`.
 
     `omma pretrain IMAGES --method beit --method.tokenizer RUN --recipe paper --model beit-b/16 --epochs 800`
     """
@@ -95,7 +95,7 @@ class Method(protocols.Method):
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        assert context.model is not None, "refused before"
+        assert context.model is not None, "guaranteed by Needs.model"
         self.config = config
         self.encoder = encoder
         self.tokenizer = Frozen(context.model, context.preprocess, "codes")
@@ -114,7 +114,7 @@ class Method(protocols.Method):
         share = use / use.sum().clamp(min=1)
         return {
             "accuracy": correct / hidden.count.clamp(min=1e-6),
-            "accuracy_of_commonest": share.max(),  # of always predicting the commonest code
+            "accuracy_of_commonest": share.max(),  # if the most frequent code is always predicted
             "target_perplexity": statistics.entropy(share).exp(),
             "masked": hidden.mask.float().mean(),
         }

@@ -1,17 +1,17 @@
-"""CLIP: images and their captions, told from all others of the batch [Radford 2021, arXiv 2103.00020].
+"""CLIP: match images and captions within a batch [Radford 2021, arXiv 2103.00020].
 
-An image tower and a causal text tower meet in one space; each image must find its caption among the batch's,
+An image tower and a causal text tower map into one space; each image must pick its caption among the batch's,
 and each caption its image. Options: SigLIP's sigmoid loss [Zhai 2023, arXiv 2303.15343], and LiT's locked
-image tower [Zhai 2021, arXiv 2111.07991], with which only the texts learn. What pairs images with texts is
-kept beside the encoder, for zero-shot classification and retrieval (docs/clip.md).
+image tower [Zhai 2021, arXiv 2111.07991], where only the text tower learns. The text tower, projections and
+tokenizer are saved beside the encoder, for zero-shot classification and retrieval (docs/clip.md).
 
     L = (CE(s I T^t, i = j) + CE(s T I^t, i = j)) / 2,   I, T: unit vectors of images and captions, s = exp(t)
 
 Costs: one view through the image tower and one caption through the text tower.
-Choose it when images have captions and you will search them by words, or name classes only afterwards.
+Choose it when images have captions and you will search them by words, or name the classes later.
 
-CLIP's tokenizer needs its file of merges (`merges`). Where none is given, merges are learned from the run's
-own captions: for small data a vocabulary of the words that occur, and a much smaller table of them.
+CLIP's tokenizer reads its merges from a file (`merges`). Without one, merges are learned from the run's own
+captions: on small data this gives a vocabulary of the words that occur and a much smaller embedding table.
 """
 
 import math
@@ -45,7 +45,7 @@ from omma.losses import contrastive
 from omma.train import param_groups
 
 LOSSES = ("clip", "siglip")
-MOST = math.log(100)  # logits are never scaled by more than 100 [section 2.5]
+MAX_LOG_SCALE = math.log(100)  # logits are scaled by at most 100 [section 2.5]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +57,14 @@ class Config:
     text_dim: int = 512
     text_heads: int = 8
     context: int = 77  # tokens a caption; longer ones are cut
-    quickgelu: bool = True  # in the text tower, as OpenAI's; false: GELU, as most of open_clip's
+    quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
-    learned: int = 8192  # merges learned from the captions at most, where none are given; 0: bytes alone
-    text_init: str | None = None  # a run or published CLIP whose text tower to go on from
-    locked: bool = False  # LiT: the image tower is frozen; go on from good weights (--init)
+    learned: int = 8192  # most merges to learn from the captions if there is no file; 0: bytes only
+    text_init: str | None = None  # a run or published CLIP whose text tower to start from
+    locked: bool = False  # LiT: freeze the image tower; start it from good weights (--init)
     loss: str = "clip"  # "clip" or "siglip"
-    scale: tuple[float, float] = (0.6, 1.0)  # area of the square crop; a photo's largest has 2/3 or 3/4
-    flip: float = 0.0  # probability; "left" and writing are mirrored by it
+    scale: tuple[float, float] = (0.6, 1.0)  # area of the square crop; the largest in a photo has 2/3 or 3/4
+    flip: float = 0.0  # probability; flipping makes "left" and text in images wrong
 
     def __post_init__(self) -> None:
         one_of("method.loss", self.loss, LOSSES)
@@ -74,7 +74,7 @@ class Config:
                 f"method.text_dim={self.text_dim}: must be a multiple of text_heads={self.text_heads}"
             )
         if self.learned < 0:
-            raise ValueError(f"method.learned={self.learned}: must be at least 0, which leaves bytes alone")
+            raise ValueError(f"method.learned={self.learned}: must be at least 0 (bytes only)")
         if self.context < 3:
             raise ValueError(f"method.context={self.context}: must be at least 3 (the paper's: 77)")
         range_within_one(self, "scale")
@@ -82,7 +82,7 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """Captions; other pairs to tell apart from; where it is named, the model whose text tower goes on."""
+    """Captions; at least two pairs to contrast; the model of `text_init`, if any."""
     return Needs(
         text=True,
         model=None if config.text_init is None else "text_init",
@@ -90,42 +90,42 @@ def needs(config: Config) -> Needs:
         beside=(text.TABLE,),
         files=("merges",),
         batch=2,
-        why_batch="each image's caption is told from those of the others",
+        why_batch="each image's caption is contrasted with those of the others",
     )
 
 
 def tokenizer(config: Config, model: Trained | None, captions: Iterable[str]) -> Tokenizer:
-    """Of the merges in `config`, or of the text tower that goes on, or of merges learned from the captions.
+    """With the merges of `config.merges`, of `config.text_init`, or learned from the captions.
 
-    Raises ValueError where the first two differ, or where the tower needs merges and none are there.
+    Raises ValueError if the first two differ, or if `text_init` has no merges and none are given.
     """
     merges = None if config.merges is None else text_tokenizer.read_merges(config.merges)
     if config.text_init is None or model is None:
         origin = f"merges of {config.merges}"
         if merges is None:
             merges = text_tokenizer.learned(captions, config.learned)
-            origin = f"{len(merges):,} merges learned from them" if len(merges) else "bytes alone"
+            origin = f"{len(merges):,} merges learned from them" if len(merges) else "bytes only"
             origin += "; --method.merges FILE takes CLIP's own"
         return text_tokenizer.Tokenizer(merges, config.context, origin)
-    found = text.restored(model.extras, config.text_init, merges).tokenizer
-    if found is None:
+    restored = text.restored(model.extras, config.text_init, merges).tokenizer
+    if restored is None:
         raise ValueError(
             f"{config.text_init} does not hold its tokenizer's merges: give --method.merges "
             "bpe_simple_vocab_16e6.txt.gz (docs/clip.md)"
         )
-    if merges is not None and merges.tolist() != found.merges.tolist():
+    if merges is not None and merges.tolist() != restored.merges.tolist():
         raise ValueError(
             f"method.merges={config.merges} are not those of {config.text_init}: leave --method.merges out"
         )
-    found.origin = f"those of {config.text_init}"
-    return found
+    restored.origin = f"those of {config.text_init}"
+    return restored
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """A random square, "the only data augmentation used during training" [section 2.4].
 
-    Squares alone: photographs squashed in training and not in use found 26 % of their own training captions
-    first, in place of 98 % (docs/clip.md).
+    Crops are square: trained on photos squashed to squares, a model ranked 26 % of its own training captions
+    first, instead of 98 % (docs/clip.md).
     """
     return (Crop(size=image_size, scale=config.scale, ratio=(1.0, 1.0), flip_p=config.flip),)
 
@@ -143,7 +143,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 pairs on one machine: a shallow text tower, and a rate that fits small batches.
+    """1,000 to 100,000 pairs on one machine: a shallow text tower, a learning rate for small batches.
 
     `omma pretrain flickr8k_1000_s192.zip --method clip --image-size 32 --method.scale 1,1 --budget 8m` on two
     busy cores: 97.6 % recall@1 of its own training captions, from chance at .1 % (docs/clip.md).
@@ -157,10 +157,10 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 def _same(one: Backbone, other: Backbone) -> bool:
-    """Is it the image tower that the text tower was trained with? Its positions may be for another size."""
+    """Do they have the same weights? Parameters of other shapes (positions for another size) are ignored."""
     a, b = dict(one.named_parameters()), dict(other.named_parameters())
-    alike = [name for name in a.keys() & b.keys() if a[name].shape == b[name].shape]
-    return 2 * len(alike) > max(len(a), len(b)) and all(torch.equal(a[n], b[n]) for n in alike)
+    shared = [name for name in a.keys() & b.keys() if a[name].shape == b[name].shape]
+    return 2 * len(shared) > max(len(a), len(b)) and all(torch.equal(a[n], b[n]) for n in shared)
 
 
 class Method(protocols.Method):
@@ -172,11 +172,11 @@ class Method(protocols.Method):
         self.config = config
         self.encoder = encoder
         self.merges = context.tokenizer.merges
-        others: dict[str, Tensor] = {}
+        saved: dict[str, Tensor] = {}
         if config.text_init is not None:
             assert context.model is not None
             paired = text.restored(context.model.extras, config.text_init, self.merges)
-            self.text, others = paired.tower.train(), dict(context.model.extras.tensors)
+            self.text, saved = paired.tower.train(), dict(context.model.extras.tensors)
         else:
             self.text = text.TextTower(
                 vocabulary=context.tokenizer.vocabulary, end=context.tokenizer.end, context=config.context,
@@ -190,57 +190,58 @@ class Method(protocols.Method):
             and context.model is not None
             and _same(encoder, context.model.encoder)
         ):
-            self.projection.weight.data.copy_(others[text.PROJECTION])
+            self.projection.weight.data.copy_(saved[text.PROJECTION])
         # t: log(1 / .07) [section 2.5]; SigLIP's are log 10 and -10 [table 4]
         start = math.log(10.0) if config.loss == "siglip" else math.log(1 / 0.07)
         self.logit_scale = nn.Parameter(torch.tensor(start))
         if config.loss == "siglip":
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        for name in ("logit_scale", "logit_bias"):  # a tower goes on with the scale that it was trained with
-            own = getattr(self, name, None)
-            if own is not None and name in others and ("logit_bias" in others) == (config.loss == "siglip"):
-                own.data.copy_(others[name].reshape(()))
+        if ("logit_bias" in saved) == (config.loss == "siglip"):  # saved by a run with the same loss
+            for name, scalar in self._scalars().items():
+                if name in saved:
+                    scalar.data.copy_(saved[name].reshape(()))
         if config.locked:
             encoder.requires_grad_(False)
 
+    def _scalars(self) -> dict[str, nn.Parameter]:
+        """The scale and, for SigLIP, the bias of the logits."""
+        return {name: getattr(self, name) for name in ("logit_scale", "logit_bias") if hasattr(self, name)}
+
     def train(self, mode: bool = True) -> "Method":
-        """A locked image tower never changes, statistics of batch norms included."""
+        """A locked image tower never changes, nor do its batch norms' statistics."""
         super().train(mode)
         if self.config.locked:
             self.encoder.eval()
         return self
 
     def extras(self) -> Extras:
-        names = ("logit_scale", "logit_bias")
-        others = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return text.kept(self.text, self.projection.weight, self.merges, others)
+        return text.extras(self.text, self.projection.weight, self.merges, self._scalars())
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (images,) = batch.views
         assert batch.text is not None
-        one = self.projection(self.encoder(images[:, 0]).pooled).float()
-        two = self.text(batch.text).float()
-        everyone, offset = (collectives.gather(one), collectives.gather(two)), dist.rank() * len(one)
+        image = self.projection(self.encoder(images[:, 0]).pooled).float()
+        caption = self.text(batch.text).float()
+        everyone, offset = (collectives.gather(image), collectives.gather(caption)), dist.rank() * len(image)
         scale = self.logit_scale.float().exp()
         if self.config.loss == "siglip":
-            loss = contrastive.siglip(one, two, scale, self.logit_bias.float(), everyone[1], offset)
+            loss = contrastive.siglip(image, caption, scale, self.logit_bias.float(), everyone[1], offset)
         else:
-            loss = contrastive.clip(one, two, scale, everyone, offset)
-        metrics = {"scale": scale.detach(), "alignment": contrastive.alignment(one, two).detach()}
+            loss = contrastive.clip(image, caption, scale, everyone, offset)
+        metrics = {"scale": scale.detach(), "alignment": contrastive.alignment(image, caption).detach()}
         with torch.no_grad():
-            found = (one @ nn.functional.normalize(everyone[1], dim=-1).T).argmax(1)
-            own = torch.arange(len(one), device=one.device) + offset
-            metrics["batch_recall"] = (found == own).float().mean()
+            nearest = (image @ nn.functional.normalize(everyone[1], dim=-1).T).argmax(1)
+            own = torch.arange(len(image), device=image.device) + offset
+            metrics["batch_recall"] = (nearest == own).float().mean()
         return StepOutput(loss, metrics)
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
         if self.config.loss == "clip":
-            self.logit_scale.clamp_(max=MOST)
+            self.logit_scale.clamp_(max=MAX_LOG_SCALE)
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.text, "text")
         yield from param_groups.standard(self.projection, "projection")
-        scalars = [getattr(self, name) for name in ("logit_scale", "logit_bias") if hasattr(self, name)]
-        yield ParamGroup(label="scale", params=scalars, decay=False)
+        yield ParamGroup(label="scale", params=list(self._scalars().values()), decay=False)

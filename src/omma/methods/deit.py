@@ -1,18 +1,18 @@
-"""DeiT: a transformer that learns from labels and from a teacher's answers [Touvron 2020, arXiv 2012.12877].
+"""DeiT: a transformer that learns from labels and from a teacher [Touvron 2020, arXiv 2012.12877].
 
-A distillation token stands beside the class token, with a head of its own. The class token learns the labels,
-the distillation token what a trained network, best a convolutional one, takes the same mixed view for. To
-classify, both heads' probabilities are averaged.
+Besides the class token there is a distillation token, each with its head. The class token learns the labels,
+the distillation token the predictions of a trained network, best a convolutional one, on the same mixed view.
+To classify, both heads' probabilities are averaged.
 
     hard = (CE(z_class, t) + CE(z_distilled, argmax z_teacher)) / 2                                 [eq. 3]
     soft = (1 - l) CE(z_class, t) + l T^2 KL(softmax(z_teacher / T) || softmax(z_distilled / T))    [eq. 2]
 
-Augmentation, mixing and targets are those of `omma methods supervised`. The published code, which is
-followed, divides the soft loss by the number of classes (per_class false is the equation). It averages logits
-to classify; here as in the paper probabilities are averaged.
+Augmentation, mixing and targets are those of `omma methods supervised`. As in the published code, the soft
+loss is divided by the number of classes (per_class false gives the equation). That code averages logits to
+classify; here, as in the paper, probabilities are averaged.
 
-Costs: one forward and backward pass a view, and the teacher's forward pass.
-Choose it when images are labelled and some classifier of them does better than a transformer would.
+Costs: one forward and backward pass per view, and the teacher's forward pass.
+Choose it when images are labelled and another classifier beats a transformer on them.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     Needs,
     ParamGroup,
@@ -43,7 +42,7 @@ from omma.losses import classification
 from omma.methods.shared import labelled_views
 from omma.train import param_groups
 
-WEIGHTS = {"hard": 0.5, "soft": 0.1}  # of what the teacher says, in the paper
+WEIGHTS = {"hard": 0.5, "soft": 0.1}  # of the distillation loss, in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,10 @@ class Config(labelled_views.Labelled):
 
     teacher: str | None = None  # a model that classifies
     distillation: str = "hard"  # or "soft"
-    weight: float | None = None  # of the teacher's part of the loss; None: .5 where hard, .1 where soft
+    weight: float | None = None  # of the distillation loss; None: .5 for hard, .1 for soft
     temperature: float = 3.0  # of the soft loss
-    per_class: bool = True  # is the soft loss divided by the number of classes, as in the published code?
-    teacher_size: int | None = None  # pixels at which the teacher looks; None: those it was trained at
+    per_class: bool = True  # divide the soft loss by the number of classes, as in the published code
+    teacher_size: int | None = None  # pixels of the teacher's input; None: those it was trained at
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,13 +79,11 @@ def needs(config: Config) -> Needs:
     )
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Crops with RandAugment and random erasing."""
-    return labelled_views.plan(config, image_size)
+views = labelled_views.plan
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """1,008 views a step, 300 of the paper's epochs, which are 100 here, for each shows an image three times.
+    """1,008 views a step; 100 epochs are the paper's 300, since each shows every image three times.
 
     `omma pretrain IMAGES --method deit --recipe paper --model deit-b/16 --epochs 100 --method.teacher RUN`
     The paper's top-1 on ImageNet with a RegNetY-16GF (82.9) as teacher: 74.5 (deit-ti), 81.2 (deit-s), 83.4
@@ -99,7 +96,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: weaker augmentation, one view an image, as for supervised.
+    """1,000 to 100,000 images on one machine: weaker augmentation, one view per image, as for supervised.
 
     `omma pretrain cifar10_25k.zip --method deit --method.teacher RUN --model vit-n/4 --budget 10m` on two
     cores with a supervised run that took as long (k-NN 69.0 %): 64.5 %, the untrained network's 28.2
@@ -112,27 +109,26 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Method(protocols.Method):
-    """Encoder with two tokens and a head for each; the teacher, an encoder and its classifier, is frozen."""
+    """Encoder with class and distillation token, a head for each, and the frozen teacher."""
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config, self.classes = config, context.classes
         if encoder.pool != "token" or getattr(encoder, "dist_token", None) is None:
             raise ValueError(
-                f"deit needs a class token that is the feature and a distillation token, and {encoder.name} "
-                "is built without: choose --model deit-s/16, or a ViT with --model.distilled true and "
-                "--model.pool token"
+                f"deit needs a distillation token and the class token as feature; {encoder.name} lacks them: "
+                "choose --model deit-s/16, or a ViT with --model.distilled true and --model.pool token"
             )
-        assert context.model is not None, "Needs.model sees to it"
+        assert context.model is not None, "guaranteed by Needs.model"
         assert context.preprocess is not None
         self.encoder = encoder
         self.head = classifier(encoder.dim, context.classes)
         self.distilled = classifier(encoder.dim, context.classes)
-        self.preprocess, self.theirs = context.preprocess, context.model.preprocess
-        if self.preprocess.channels != self.theirs.channels:
+        self.preprocess, self.teacher_preprocess = context.preprocess, context.model.preprocess
+        if self.preprocess.channels != self.teacher_preprocess.channels:
             raise ValueError(
-                f"the teacher {config.teacher} was made for {self.theirs.channels} channels, these images "
-                f"have {self.preprocess.channels}: choose one that was made for such images"
+                f"the teacher {config.teacher} was made for {self.teacher_preprocess.channels} channels, "
+                f"these images have {self.preprocess.channels}: choose one that was made for such images"
             )
         self.teacher = context.model.encoder
         self.teacher_head = _classifier_of(context.model, context.classes, str(config.teacher))
@@ -140,16 +136,16 @@ class Method(protocols.Method):
         self.teacher_head.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Method":
-        """The teacher stays as it is used: statistics fixed, nothing dropped."""
+        """The teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     @torch.no_grad()
-    def _answers(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The teacher's logits of our views, as it was taught to see them."""
-        images = self.preprocess.translate(images, self.theirs)
-        size = self.config.teacher_size or self.theirs.size
+    def _teacher_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """The teacher's logits of the student's views, normalised and resized as the teacher was trained."""
+        images = self.preprocess.translate(images, self.teacher_preprocess)
+        size = self.config.teacher_size or self.teacher_preprocess.size
         if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
         return self.teacher_head(self.teacher(images).pooled).float()
@@ -158,42 +154,34 @@ class Method(protocols.Method):
         c = self.config
         images, targets, weights = labelled_views.examples(batch, len(self.classes), c)
         count = collectives.mean(weights.sum())
-        teacher = self._answers(images)
+        teacher = self._teacher_logits(images)
         features = self.encoder(images)
         assert features.prefix is not None, "it has a distillation token"
-        own = self.head(features.pooled).float()
-        told = self.distilled(features.prefix[:, 1]).float()
+        logits = self.head(features.pooled).float()
+        distilled = self.distilled(features.prefix[:, 1]).float()
 
-        base = classification.soft_cross_entropy(own, targets, weights, count)
+        supervised = classification.soft_cross_entropy(logits, targets, weights, count)
         if c.distillation == "hard":
-            learned = classification.hard_distillation(told, teacher, weights, count)
+            distillation = classification.hard_distillation(distilled, teacher, weights, count)
         else:
-            learned = classification.soft_distillation(told, teacher, c.temperature, weights, count)
-            learned = learned / len(self.classes) if c.per_class else learned
+            distillation = classification.soft_distillation(distilled, teacher, c.temperature, weights, count)
+            distillation = distillation / len(self.classes) if c.per_class else distillation
         weight = WEIGHTS[c.distillation] if c.weight is None else c.weight
 
-        wanted, said = targets.argmax(-1), teacher.argmax(-1)  # of a mixed image: the larger share's class
-        both = classification.together(own.detach(), told.detach()).argmax(-1)
+        label, teacher_class = targets.argmax(-1), teacher.argmax(-1)  # of a mixed image: the larger share's
+        predicted = classification.mean_probabilities(logits.detach(), distilled.detach()).argmax(-1)
+        agree = distilled.detach().argmax(-1) == teacher_class
         metrics = {
-            "accuracy": labelled_views.share(both == wanted, weights, count),
-            "accuracy_teacher": labelled_views.share(said == wanted, weights, count),
-            "agreement": labelled_views.share(told.detach().argmax(-1) == said, weights, count),
+            "accuracy": labelled_views.share(predicted == label, weights, count),
+            "accuracy_teacher": labelled_views.share(teacher_class == label, weights, count),
+            "agreement": labelled_views.share(agree, weights, count),
         }
-        return StepOutput((1 - weight) * base + weight * learned, metrics)
-
-    @torch.no_grad()
-    def classify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Probabilities of the classes, the mean of both heads'."""
-        features = self.encoder(images)
-        assert features.prefix is not None, "it has a distillation token"
-        return classification.together(self.head(features.pooled), self.distilled(features.prefix[:, 1]))
+        return StepOutput((1 - weight) * supervised + weight * distillation, metrics)
 
     def extras(self) -> Extras:
         """Both heads: `classifier` reads the pooled feature, `distilled` the second of the prefix tokens."""
         heads = {"classifier": self.head, "distilled": self.distilled}
-        tensors = {
-            f"{n}.{part}": x.detach() for n, head in heads.items() for part, x in head.named_parameters()
-        }
+        tensors = {f"{h}.{n}": p.detach() for h, head in heads.items() for n, p in head.named_parameters()}
         return Extras(tensors, {"classes": list(self.classes)})
 
     def groups(self) -> Iterable[ParamGroup]:
@@ -203,34 +191,33 @@ class Method(protocols.Method):
 
 
 def _classifier_of(model: Trained, classes: tuple[str, ...], name: str) -> nn.Linear:
-    """The teacher's linear classifier with its rows in the order of our classes.
+    """The teacher's linear classifier with its rows in the order of `classes`.
 
-    Raises ValueError where it tells other classes apart, or reads other features than its encoder's.
+    Raises ValueError if its classes differ, or if it does not fit its encoder's features.
     """
     weight, bias = model.extras.tensors["classifier.weight"], model.extras.tensors.get("classifier.bias")
     remedy = "train one on these images: omma pretrain IMAGES --method supervised"
     if len(weight) != len(classes):
         raise ValueError(
-            f"the teacher {name} tells {len(weight)} classes apart, and these images have {len(classes)}: "
-            f"{remedy}"
+            f"the teacher {name} has {len(weight)} classes, and these images have {len(classes)}: {remedy}"
         )
     if weight.shape[1] != model.encoder.dim:
         raise ValueError(
-            f"the classifier beside the teacher {name} reads {weight.shape[1]} numbers, its encoder gives "
-            f"{model.encoder.dim}: the files do not belong together, copy them anew"
+            f"the classifier of the teacher {name} reads {weight.shape[1]} numbers, its encoder gives "
+            f"{model.encoder.dim}: the files do not belong together, copy them again"
         )
     rows = torch.arange(len(classes))
-    known = model.extras.facts.get("classes")
-    if known is not None and tuple(known) != classes:
-        if other := sorted(set(known) - set(classes)):
+    theirs = model.extras.facts.get("classes")
+    if theirs is not None and tuple(theirs) != classes:
+        if other := sorted(set(theirs) - set(classes)):
             raise ValueError(
-                f"the teacher {name} knows a class {other[0]!r}, which these images lack: {remedy}"
+                f"the teacher {name} has a class {other[0]!r}, which these images lack: {remedy}"
             )
-        if len(set(known)) < len(known):
+        if len(set(theirs)) < len(theirs):
             raise ValueError(
-                f"classes of the teacher {name} share a name, and come in another order: {remedy}"
+                f"classes of the teacher {name} share a name and are ordered otherwise: {remedy}"
             )
-        rows = torch.tensor([list(known).index(each) for each in classes])
+        rows = torch.tensor([list(theirs).index(each) for each in classes])
     head = nn.Linear(weight.shape[1], len(classes), bias=bias is not None)
     with torch.no_grad():
         head.weight.copy_(weight[rows])

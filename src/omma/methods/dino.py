@@ -1,8 +1,8 @@
 """DINO: self-distillation with no labels [Caron 2021, arXiv 2104.14294].
 
-A student sees small and large crops of an image, a teacher the large ones only. The student learns to give
-every view the teacher's soft assignment to K prototypes; the teacher is the student's moving average, centred
-so that no prototype wins everywhere and sharpened so that not all win alike.
+A student sees small and large crops of an image, a teacher only the large ones. For every crop the student
+learns to predict the teacher's soft assignment of the image to K prototypes. The teacher is the student's
+moving average; its output is centred so that no prototype dominates, and sharpened so that it is not uniform.
 
     L = sum over views u != v of -softmax((t(u) - C) / tau_t) log softmax(s(v) / tau_s)
 
@@ -25,7 +25,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     HealthSignal,
     Needs,
     ParamGroup,
@@ -46,13 +45,11 @@ class Config(self_distillation.SelfDistillation):
 
 
 def needs(config: Config) -> Needs:
-    """Other images where a batch is compared with itself."""
+    """Two images if Sinkhorn-Knopp balances a batch."""
     return self_distillation.needs(config)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two global crops with unlike blur and solarisation, and the locals."""
-    return crops.multi_crop(config, image_size)
+views = crops.multi_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:

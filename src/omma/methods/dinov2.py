@@ -1,18 +1,17 @@
-"""DINOv2: iBOT made to scale, switch by switch [Oquab 2023, arXiv 2304.07193].
+"""DINOv2: iBOT, changed step by step to scale [Oquab 2023, arXiv 2304.07193].
 
-Student and teacher as in DINO and iBOT, with heads of their own for images and for hidden patches. The
-teacher's assignments are balanced over the whole batch (Sinkhorn-Knopp) in place of centred, and images are
-pushed away from their nearest neighbour in the batch (KoLeo), so that features spread evenly.
+Student and teacher as in DINO and iBOT, with separate heads for images and for hidden patches. The teacher's
+assignments are balanced over the whole batch (Sinkhorn-Knopp) instead of centred, and images are pushed away
+from their nearest neighbour in the batch (KoLeo), so that features spread evenly.
 
     L = H(t_cls, s_cls) + H(t_patch, s_patch on hidden) - w mean_i log min_j |x_i - x_j|
 
-Costs: iBOT's step, a few passes over the batch's assignments, and what its larger heads and batches take.
-Choose it for features that are used frozen, from 100,000 images on with a GPU; smaller data want its small
+Costs: iBOT's step, a few passes over the batch's assignments, and larger heads and batches.
+Choose it for features that are used frozen, from 100,000 images on with a GPU; for less data use its small
 recipe.
 
---method.ladder N is row N of the paper's table 1, from iBOT (0) to DINOv2 (11), each one switch more than the
-row before. High resolution comes last and briefly: omma pretrain IMAGES --method dinov2 --init RUN
---image-size 518.
+--method.ladder N is row N of the paper's table 1, from iBOT (0) to DINOv2 (11), with one change per row. A
+short run at high resolution comes last: omma pretrain IMAGES --method dinov2 --init RUN --image-size 518.
 """
 
 import dataclasses
@@ -31,7 +30,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     HealthSignal,
     Needs,
     ParamGroup,
@@ -50,9 +48,9 @@ from omma.train.schedules import cosine
 class Config(self_distillation.SelfDistillation):
     """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
-    ladder: int | None = None  # row of table 1, 0 to 11, in place of the options that it switches
+    ladder: int | None = None  # row of table 1, 0 to 11; overrides the options that rows change
     prototypes: int = 131_072
-    untied: bool = True  # a head of their own for patches
+    untied: bool = True  # a separate head for patches
     head_bottleneck: int = 256  # the published run's head for images: 384
     teacher_temp_warmup: float = 30 / 500
     centring: str = "sinkhorn"  # or "mean"
@@ -77,7 +75,7 @@ class Config(self_distillation.SelfDistillation):
 
 
 def needs(config: Config) -> Needs:
-    """Plain patches to hide; other images where a batch is compared with itself."""
+    """Separately embedded patches to hide; two images if a loss term compares images."""
     if config.ladder is not None:
         on = {switch.name for switch in LADDER[: config.ladder + 1]}
         centring = config.centring if "Sinkhorn-Knopp" in on else "mean"
@@ -85,16 +83,15 @@ def needs(config: Config) -> Needs:
     return self_distillation.needs(config, plain=True, koleo=config.koleo > 0)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two global crops with unlike blur and solarisation, and the locals."""
-    return crops.multi_crop(config, image_size)
+views = crops.multi_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
     """ViT-L/14 on ImageNet-22k: batch 3072, 625,000 steps.
 
     `omma pretrain IMAGES --method dinov2 --recipe paper --model dinov2-l/14 --steps 625000`
-    Its SwiGLU of as many parameters is --method.ladder 11 (on vit-l/16, from which that makes patches of 14).
+    The paper's SwiGLU with the same number of parameters: --method.ladder 11 (on vit-l/16; it changes patches
+    to 14 px).
     The published code's short run, ViT-L/16 on ImageNet in 125,000 steps: --lr 0.0057 --batch-size 2048
     --method.layer-decay 0.9 --method.momentum 0.992 --method.centring mean --method.untied False
     --method.prototypes 65536 --method.teacher-temp-warmup 0.3 --model.drop-path 0.3.
@@ -110,8 +107,8 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a head of few dimensions, sharp targets, no LayerScale.
 
     `omma pretrain cifar10_25k.zip --method dinov2 --model vit-n/4 --budget 10m` on two cores: k-NN 57.0 %,
-    the untrained network's 27.9 (docs/benchmarks.md). Young features of single patches are mostly noise: few
-    are hidden, and their loss weighs little.
+    the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise,
+    so few are hidden, and their loss has a small weight.
     """
     shared = self_distillation.small(image_size, plain=True)
     config = Config(patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, **shared)
@@ -120,9 +117,9 @@ def small(image_size: int, model: str) -> Recipe:
 
 # ---------------------------------------------------------------- the ladder
 class Switch(NamedTuple):
-    """One row of table 1: what it changes, and what ImageNet's k-NN and linear probe then gave (ViT-L).
+    """One row of table 1: its change, and the paper's top-1 on ImageNet by k-NN and linear probe (ViT-L).
 
-    `change` is given the recipe of the row before and the one that the ladder leads to.
+    change: from (the previous row's recipe, the last row's recipe) to this row's.
     """
 
     name: str
@@ -136,7 +133,7 @@ def _configured(recipe: Recipe, **options: Any) -> Recipe:
 
 
 def _method(*names: str) -> Callable[[Recipe, Recipe], Recipe]:
-    """The method's options of these names as the ladder's end has them."""
+    """Set these options of the method to the values of the last row."""
     return lambda r, end: _configured(r, **{name: getattr(end.config, name) for name in names})
 
 
@@ -144,25 +141,25 @@ def _encoder(**options: Any) -> Callable[[Recipe, Recipe], Recipe]:
     return lambda r, end: dataclasses.replace(r, encoder={**r.encoder, **options})
 
 
-def _slower(momentum: float, times: float) -> float:
-    """A teacher's momentum for what the student gives it `times` as quickly."""
+def _momentum_at(momentum: float, times: float) -> float:
+    """The momentum of a teacher that follows the student `times` as fast."""
     return max(0.0, 1 - (1 - momentum) * times)
 
 
 def _ibot(end: Recipe) -> Recipe:
-    """Everything that the rows switch on, off: tied heads of few prototypes, centring, plain blocks.
+    """The recipe before all changes: tied heads of few prototypes, centring, plain blocks.
 
-    The teacher's momentum stands to the end's as iBOT's .996 to .994.
+    The teacher's momentum relates to the last row's as iBOT's .996 to .994.
     """
     c = end.config
     start = _configured(
         end, prototypes=max(2, c.prototypes // 16), untied=False, centring="mean", koleo=0.0, layer_decay=1.0,
-        patch_embed_lr=1.0, momentum=_slower(c.momentum, 2 / 3),
+        patch_embed_lr=1.0, momentum=_momentum_at(c.momentum, 2 / 3),
         teacher_temp_warmup=c.teacher_temp_warmup / 2,
     )  # fmt: skip
-    kept = {k: v for k, v in end.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
+    encoder = {k: v for k, v in end.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
     return dataclasses.replace(
-        start, encoder=kept, drop_path=0.0, batch=max(2, end.batch // 3), lr=end.lr / 2 / 3**0.5,
+        start, encoder=encoder, drop_path=0.0, batch=max(2, end.batch // 3), lr=end.lr / 2 / 3**0.5,
         warmup=end.warmup / 2, weight_decay_end=0.4,
     )  # fmt: skip
 
@@ -170,7 +167,7 @@ def _ibot(end: Recipe) -> Recipe:
 def _reproduced(r: Recipe, end: Recipe) -> Recipe:
     """The settings of the authors' code: a higher rate, a faster teacher (.992), a slow patch embedding."""
     r = _method("layer_decay", "patch_embed_lr")(r, end)
-    r = _configured(r, momentum=_slower(end.config.momentum, 4 / 3))
+    r = _configured(r, momentum=_momentum_at(end.config.momentum, 4 / 3))
     return dataclasses.replace(r, lr=r.lr * 2, weight_decay_end=end.weight_decay_end)
 
 
@@ -204,28 +201,27 @@ LADDER = (
 
 
 def adapted(recipe: Recipe, model: Mapping[str, Any]) -> Recipe:
-    """The recipe of the row that `ladder` names; any other recipe as it is.
+    """The recipe of the row `ladder`; without one, the recipe unchanged.
 
-    `model`: the backbone's options as they are without it. Raises ValueError where it lacks those that rows
-    switch.
+    model: the backbone's options before the changes. Raises ValueError if it lacks options that rows change.
     """
     row = recipe.config.ladder
     if row is None:
         return recipe
-    if lacking := [name for name in ("patch", "mlp", "hidden", "layer_scale") if name not in model]:
+    if missing := [name for name in ("patch", "mlp", "hidden", "layer_scale") if name not in model]:
         raise ValueError(
-            f"method.ladder switches the backbone's {', '.join(lacking)}, and this one has no such options: "
+            f"method.ladder changes the backbone's {', '.join(missing)}, and this one has no such options: "
             "choose a plain ViT (--model vit-s/16)"
         )
-    made = recipe
+    changed = recipe
     for switch in LADDER[: row + 1]:
-        made = switch.change(made, recipe)
-    chosen = dict(made.encoder)
-    if "patch" in chosen:  # 14 for 16
-        chosen["patch"] = max(2, round(int(model["patch"]) * 7 / 8))
-    if "mlp" in chosen:  # as many parameters with three matrices as with two
-        chosen["hidden"] = max(8, round(int(model["hidden"]) * 2 / 3 / 8) * 8)
-    return dataclasses.replace(made, encoder=chosen)
+        changed = switch.change(changed, recipe)
+    encoder = dict(changed.encoder)
+    if "patch" in encoder:  # 14 instead of 16
+        encoder["patch"] = max(2, round(int(model["patch"]) * 7 / 8))
+    if "mlp" in encoder:  # the same number of parameters with three matrices as with two
+        encoder["hidden"] = max(8, round(int(model["hidden"]) * 2 / 3 / 8) * 8)
+    return dataclasses.replace(changed, encoder=encoder)
 
 
 class Method(protocols.Method):
@@ -332,5 +328,5 @@ class Method(protocols.Method):
                 yield from param_groups.standard(head.mlp, label)
                 last = f"{label}'s prototypes"
                 yield from param_groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
-        rate = c.layer_decay ** (len(self.encoder.by_depth()) - 1)  # it stands with the patch embedding
+        rate = c.layer_decay ** (len(self.encoder.by_depth()) - 1)  # as for the patch embedding
         yield ParamGroup(label="mask token", params=[self.mask_token], lr_scale=rate, decay=False)

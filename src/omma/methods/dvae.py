@@ -1,15 +1,14 @@
 """dVAE: a discrete variational autoencoder with Gumbel-softmax codes [Ramesh 2021, arXiv 2102.12092].
 
-Each encoded patch gives a distribution over K codes. In training, a softmax with Gumbel noise stands in for
-a draw from it, ever sharper as its temperature falls, and a small decoder paints the image from the mixtures.
-A divergence from uniform keeps all codes in use.
+Each encoded patch gives a distribution over K codes. In training, a softmax with Gumbel noise relaxes a
+sample from it, sharper as the temperature falls, and a small decoder reconstructs the image from these
+mixtures of codes. A KL divergence from uniform keeps all codes in use.
 
     y = softmax((l + g) / tau),   g ~ Gumbel(0, 1),   tau: 1 -> 1/16
     L = -log p(x | D(y E)) + beta KL(softmax(l) || uniform)
 
-Costs: one encoder pass, a small decoder's, and K noises and exponentials for each patch.
-Choose it when BEiT shall learn from the kind of tokenizer that its paper took; `vqvae` is cheaper, and needs
-no temperature.
+Costs: one encoder pass, a small decoder's, and K random numbers and exponentials for each patch.
+Choose it to train BEiT with the kind of tokenizer in its paper; `vqvae` is cheaper, and has no temperature.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     HealthSignal,
     Key,
@@ -51,17 +49,15 @@ RECONSTRUCTIONS = ("laplace", "l1", "l2")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Tokenizing):
-    """The paper's defaults [appendix A.2], steps as shares of its 3,000,000; transformers for its ResNets."""
+    """The paper's defaults [appendix A.2], with steps as shares of its 3,000,000, and transformers."""
 
     codes: int = 8192
     temp_start: float = 1.0
     temp: float = 1 / 16
     temp_share: float = 0.05  # of the run, in which the temperature falls, by a cosine
-    kl: float = 6.6  # beta, against the log-likelihood of a whole patch's values: as in the paper
+    kl: float = 6.6  # beta, relative to the log-likelihood of all values of a patch
     kl_share: float = 0.0017  # of the run, in which beta rises from 0, by a cosine
-    reconstruction: str = (
-        "laplace"  # log-likelihood in nats; "l1" and "l2" of normalised values want a smaller kl
-    )
+    reconstruction: str = "laplace"  # log-likelihood in nats; "l1" and "l2" need a smaller kl
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +68,7 @@ class Config(Tokenizing):
         one_of("method.reconstruction", self.reconstruction, RECONSTRUCTIONS)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; no colour augmentation."""
-    return one_crop(config, image_size)
+views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -89,7 +83,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: 512 codes, a light decoder, a slower fall of temperature.
+    """1,000 to 100,000 images on one machine: 512 codes, a light decoder, a slower temperature schedule.
 
     `omma pretrain cifar10_25k.zip --method dvae --model vit-n/4 --budget 10m` on two cores: 315 of 512 codes
     in even use (perplexity of a batch), .08 of the mean image's squared error; k-NN 35.0 %, the untrained
@@ -103,7 +97,7 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Method(protocols.Method):
-    """Encoder, a linear layer to the codes' logits, and the decoder, whose embedding holds the codes."""
+    """Encoder, a linear layer to the codes' logits, and the decoder, whose embedding is the codebook."""
 
     mean: Tensor
     std: Tensor
@@ -120,21 +114,17 @@ class Method(protocols.Method):
         self.decoder = PixelDecoder(config.codes, config.decoder_size(), grid, out)
         with torch.no_grad():  # a mixture of codes is one of embeddings, not a sum over K inputs
             nn.init.normal_(self.decoder.embed.weight)
-        known = context.preprocess
-        for name in ("mean", "std"):  # how pixels were normalised: with the state, for it is needed to draw
-            default = (float(name == "std"),) * encoder.channels
-            value = default if known is None else getattr(known, name)
+        pre = context.preprocess
+        for name in ("mean", "std"):  # of the pixels' normalisation; saved, since reconstructions need them
+            value = (float(name == "std"),) * encoder.channels if pre is None else getattr(pre, name)
             self.register_buffer(name, torch.tensor(value)[:, None, None])
 
     def extras(self) -> Extras:
-        """The layer that gives each code's logit."""
+        """The layer that computes the codes' logits."""
         return codes_extras(self.logits.weight, self.logits.bias)
 
-    def _decode(self, y: Float[Tensor, "b n k"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
-        return decode(self.decoder, y, grid).float()
-
-    def _painted(self, out: Float[Tensor, "b n o"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-        """Normalised images from what the decoder gives."""
+    def _image(self, out: Float[Tensor, "b n o"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+        """Normalised images from the decoder's output."""
         patch = self.encoder.patch
         if self.config.reconstruction != "laplace":
             return unpatchify(out, patch, grid)
@@ -143,15 +133,13 @@ class Method(protocols.Method):
 
     def _error(self, out: Float[Tensor, "b n o"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
         """Mean over all values: -log-likelihood in nats, absolute or squared error."""
-        if self.config.reconstruction == "l1":
-            return pixels.l1(out, patches_of(images, self.encoder.patch))
-        if self.config.reconstruction == "l2":
-            return pixels.l2(out, patches_of(images, self.encoder.patch))
+        if self.config.reconstruction != "laplace":
+            error = pixels.l1 if self.config.reconstruction == "l1" else pixels.l2
+            return error(out, patches_of(images, self.encoder.patch))
         x = pixels.map_pixels((images.float() * self.std + self.mean).clamp(0, 1))
+        target = patches_of(x, self.encoder.patch).clamp(pixels.EPSILON, 1 - pixels.EPSILON)
         mean, log_scale = out.split(self.values, dim=-1)
-        return pixels.logit_laplace(
-            mean, log_scale, patches_of(x, self.encoder.patch).clamp(pixels.EPSILON, 1 - pixels.EPSILON)
-        )
+        return pixels.logit_laplace(mean, log_scale, target)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
@@ -162,18 +150,17 @@ class Method(protocols.Method):
         temperature = cosine(c.temp_start, c.temp, clock.progress / max(c.temp_share, 1e-9))
         beta = cosine(0.0, c.kl, clock.progress / max(c.kl_share, 1e-9))
         noise = gumbel.noise(batch.key, Stream.METHOD, (logits.shape[1], c.codes), logits.device)
-        out = self._decode(gumbel.relaxed(logits, noise, temperature), features.grid)
+        out = decode(self.decoder, gumbel.relaxed(logits, noise, temperature), features.grid).float()
         error, kl = self._error(out, images), quantisation.kl_to_uniform(logits)
         # the paper divides both terms by the number of values of an image [appendix A.2]
         loss = error + beta * kl / self.values
 
         with torch.no_grad():
             use = torch.bincount(logits.flatten(0, 1).argmax(1), minlength=c.codes).float()
-            painted = patches_of(self._painted(out, features.grid), self.encoder.patch)
+            reconstructed = patches_of(self._image(out, features.grid), self.encoder.patch)
+            target = patches_of(images, self.encoder.patch)
             metrics = {
-                "error_vs_mean_image": pixels.against_mean_image(
-                    painted, patches_of(images, self.encoder.patch)
-                ),
+                "error_vs_mean_image": pixels.against_mean_image(reconstructed, target),
                 "kl": kl.detach(),
                 **code_use(collectives.mean(use)),
             }
@@ -189,8 +176,8 @@ class Method(protocols.Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
-        """What the decoder makes of each patch's likeliest code."""
+        """The images as decoded from each patch's most probable code."""
         features = self.encoder(images)
-        likeliest = self.logits(features.patches).argmax(-1)
-        y = nn.functional.one_hot(likeliest, self.config.codes).float()
-        return reconstruction(images, self._painted(self._decode(y, features.grid), features.grid))
+        codes = nn.functional.one_hot(self.logits(features.patches).argmax(-1), self.config.codes).float()
+        out = decode(self.decoder, codes, features.grid).float()
+        return reconstruction(images, self._image(out, features.grid))

@@ -1,14 +1,14 @@
 """EVA: predict a trained image tower's features of hidden patches [Fang 2022, arXiv 2211.07636].
 
-Blocks of patches are hidden behind a mask token; at each hidden place the network predicts, up to length,
-the feature that a frozen tower gives to the whole image there. The paper's tower is CLIP's, so that the
-student takes over what language taught it.
+Blocks of patches are replaced by a mask token; at each hidden patch the network predicts the direction of the
+feature that a frozen tower, which sees the whole image, has there. The paper's tower is CLIP's, so that the
+student inherits what CLIP learned from language.
 
     t_i = P f_i,   f = the tower's last patch features of the unmasked image, P its projection
     L = -1/|M| sum_{i in M} cos(V h_i, t_i),   h = the student's features of the masked image
 
-As in the code behind the paper's figures, targets have no further norm (`--method.normalise-target true`
-takes off each one's mean and divides by its deviation first).
+As in the code behind the paper's figures, targets are not normalised further (`--method.normalise-target
+true` subtracts each one's mean and divides by its deviation first).
 
 Costs: a forward pass of the tower and the student's on all patches; the tower is often the larger of the two.
 Choose it when a strong tower exists for images like yours, and you want a network of another size.
@@ -33,14 +33,14 @@ class Config(BlockMasking):
     """The code's defaults."""
 
     target: str | None = None  # CLIP weights, or any other model
-    mask_share: float = 105 / 256  # of the patches, at the most
-    block_share: float = 16 / 256  # of the patches that a block covers at the least
+    mask_share: float = 105 / 256  # largest share of the patches to hide
+    block_share: float = 16 / 256  # smallest share of the patches in one block
     normalise_target: bool = False  # layer norm without scale and shift
     scale: tuple[float, float] = (0.2, 1.0)
 
 
 def needs(config: Config) -> Needs:
-    """A trained model, and a backbone that embeds each patch by itself."""
+    """A trained model, and a backbone that embeds each patch separately."""
     return Needs(
         model="target",
         kind="a trained image tower (CLIP weights, timm:NAME, hf:NAME, or a run of yours)",
@@ -49,7 +49,7 @@ def needs(config: Config) -> Needs:
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; student and tower see the same."""
+    """One crop, flipped at random, for both student and tower."""
     return (Crop(size=image_size, scale=config.scale),)
 
 
@@ -82,7 +82,7 @@ class Method(protocols.Method):
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        assert context.model is not None, "refused before"
+        assert context.model is not None, "guaranteed by Needs.model"
         self.config = config
         self.encoder = encoder
         self.target = Frozen(context.model, context.preprocess, "projection")
@@ -95,7 +95,7 @@ class Method(protocols.Method):
             target = F.layer_norm(target, target.shape[-1:])
         predicted = self.head(self.encoder, hidden.images, hidden.mask)  # V h_i
         loss = prediction.cosine(predicted, target, hidden.count)
-        with torch.no_grad():  # of the best constant prediction: the mean direction of all targets
+        with torch.no_grad():  # the best constant prediction is the mean direction of all targets
             directions = collectives.mean(F.normalize(target, dim=-1).sum(0))
             constant = directions.norm() / hidden.count.clamp(min=1e-6)
         metrics = {"cosine": -loss.detach(), "cosine_of_constant": constant}

@@ -1,16 +1,16 @@
 """Grafit: fine classes from coarse labels [Touvron 2020, arXiv 2011.12982].
 
-Two losses on one embedding: views of an image attract each other (a predictor and a moving average, as in
-BYOL), which keeps what tells images apart; and an image's neighbours in a memory of the whole data set should
-share its coarse label, which brings classes together without melting the finer ones inside them.
+Two losses on one embedding: views of an image attract each other (with a predictor and a moving average, as
+in BYOL), which preserves the differences between images; and an image's neighbours in a memory of the whole
+data set should share its coarse label, which groups classes without merging the finer ones inside them.
 
     L = - mean_(i != j) cos(q(g(v_i)), g_ema(v_j))  -  log sum_(y_j = y_i, j != i) p_ij,
     p_ij = exp(cos(g(x_i), g(x_j)) / s) / sum_(k != i) exp(cos(g(x_i), g(x_k)) / s)
 
-Costs: two views through the encoder and its average, and a product with the memory: `out` numbers for each
-image of the data set, 4 bytes each, in memory and in every checkpoint, and several matrices of batch times
-data set for each view (5 GB each for 1,024 of ImageNet's images).
-Choose it when labels are coarser than what you will ask for: species known by genus, products by category.
+Costs: two views through the encoder and its average, and a product with the memory, which holds `out` fp32
+numbers for each image of the data set (in every checkpoint too). Each view needs several matrices of batch
+times data set (5 GB each for a batch of 1,024 on ImageNet).
+Choose it when labels are coarser than the classes you need: species labelled by genus, products by category.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones
-from omma.backbones.layers.heads import projector, several
+from omma.backbones.layers.heads import projector, require_two_classes
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.core.protocols import (
@@ -50,12 +50,12 @@ class Config:
     temperature: float = 0.05  # of the neighbours' softmax
     hidden: int = 4096
     out: int = 256
-    views: int = 2  # of each image
+    views: int = 2  # per image
     instance_weight: float = 1.0
     neighbour_weight: float = 1.0
     momentum: float = 0.996  # of the average, rising to 1 by a cosine
     scale: tuple[float, float] = (0.08, 1.0)
-    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -74,7 +74,7 @@ def needs(config: Config) -> Needs:
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Crops of one kind."""
+    """`config.views` crops with the same augmentation."""
     colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1)
     size = config.crop_size or image_size
     return (Crop(count=config.views, size=size, scale=config.scale, colour=colour),)
@@ -113,27 +113,27 @@ def neighbour_loss(
     others: Bool[Tensor, "b n"],
     temperature: float,
 ) -> Float[Tensor, "b"]:
-    """-log of the share of `same` in the softmax over `others`' cosines [section 3.2]; 0 where it has none.
+    """-log of the share that entries of the row's label have in a softmax over `others` [section 3.2].
 
-    same: entries of the memory with the row's label; others: all that it may be compared with; both leave out
-    its own. Rows of the memory are unit vectors.
+    memory: unit vectors. same: entries with the row's label. others: entries to compare with, without the
+    row's own. 0 for a row without an entry in both.
     """
     scores = F.normalize(x.float(), dim=-1) @ memory.T / temperature
     low = torch.finfo(scores.dtype).min
-    near = scores.masked_fill(~(same & others), low).logsumexp(1)
-    loss = scores.masked_fill(~others, low).logsumexp(1) - near
+    positives = scores.masked_fill(~(same & others), low).logsumexp(1)
+    loss = scores.masked_fill(~others, low).logsumexp(1) - positives
     return torch.where((same & others).any(1), loss, torch.zeros_like(loss))
 
 
 class Method(protocols.Method):
-    """Encoder, projector and predictor, the averages of the first two, and the memory."""
+    """Encoder, projector, predictor, the moving averages of the first two, and the memory."""
 
     memory: Tensor
     memory_labels: Tensor
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        several(context.classes)
+        require_two_classes(context.classes)
         self.config = config
         self.encoder = encoder
         self.head = projector([encoder.dim, config.hidden, config.out])
@@ -141,13 +141,13 @@ class Method(protocols.Method):
         self.slow_encoder = ema.teacher_of(encoder)
         self.slow_head = ema.teacher_of(self.head)
         self.register_buffer("memory", torch.zeros(context.images, config.out))
-        # -1: without a label, or not seen yet
+        # -1: no label, or not seen yet
         self.register_buffer("memory_labels", torch.full((context.images,), -1))
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
         (views,) = batch.views
-        assert batch.labels is not None, "labels are promised by `needs`"
+        assert batch.labels is not None, "guaranteed by `needs`"
         b, labels = len(views), batch.labels
         images = views.transpose(0, 1).flatten(0, 1)
         g = self.head(self.encoder(images).pooled)
@@ -166,8 +166,8 @@ class Method(protocols.Method):
         same = labels[:, None] == self.memory_labels
         others = others & (labels >= 0)[:, None]
         by_view = g.unflatten(0, (c.views, b))
-        each = [neighbour_loss(x, self.memory, same, others, c.temperature) for x in by_view]
-        neighbours = torch.stack(each).mean()
+        losses = [neighbour_loss(x, self.memory, same, others, c.temperature) for x in by_view]
+        neighbours = torch.stack(losses).mean()
         first = by_view[0].detach()
         loss = c.instance_weight * instance + c.neighbour_weight * neighbours
         metrics = {

@@ -1,8 +1,8 @@
 """iBOT: self-distillation of whole images and of masked patches [Zhou 2021, arXiv 2111.07832].
 
-DINO's student and teacher on two global and several local crops; beside that the student's global crops are
-partly hidden, in blocks, and at each hidden patch the student must say what the teacher, which sees the whole
-crop, says there: the teacher is the tokenizer of masked image modelling, and learns with it.
+DINO's student and teacher on two global and several local crops; in addition, blocks of the student's global
+crops are hidden, and at each hidden patch the student predicts the prototypes that the teacher, which sees
+the whole crop, assigns to it: the teacher is an online tokenizer for masked image modelling.
 
     L = H(t_cls(u), s_cls(v)) over views u != v  +  mean over hidden i of H(t_patch(u)_i, s_patch(u hidden)_i)
 
@@ -25,7 +25,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     HealthSignal,
     Needs,
     ParamGroup,
@@ -45,9 +44,9 @@ class Config(self_distillation.SelfDistillation):
 
     prototypes: int = 8192
     teacher_temp_warmup: float = 30 / 800  # share of the run
-    patch_weight: float = 1.0  # of the patches' loss beside that of whole images
-    mask_probability: float = 0.5  # that a global crop is masked at all
-    mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches, then
+    patch_weight: float = 1.0  # of the patches' loss
+    mask_probability: float = 0.5  # of masking a global crop
+    mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches
     local_crops: int = 10
     global_scale: tuple[float, float] = (0.25, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
@@ -60,13 +59,11 @@ class Config(self_distillation.SelfDistillation):
 
 
 def needs(config: Config) -> Needs:
-    """Plain patches to hide; other images where a batch is compared with itself."""
+    """Separately embedded patches to hide; two images if Sinkhorn-Knopp balances a batch."""
     return self_distillation.needs(config, plain=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two global crops with unlike blur and solarisation, and the locals."""
-    return crops.multi_crop(config, image_size)
+views = crops.multi_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -84,14 +81,14 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: DINO's small recipe, and fewer hidden patches of less weight.
 
     `omma pretrain cifar10_25k.zip --method ibot --model vit-n/4 --budget 10m` on two cores: k-NN 54.2 %,
-    the untrained network's 27.9 (docs/benchmarks.md). Young features of single patches are mostly noise.
+    the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise.
     """
     shared = self_distillation.small(image_size, plain=True)
     return self_distillation.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
 
 
 class Method(protocols.Method):
-    """Student and teacher, each an encoder and a head for images and patches alike, and two centres."""
+    """Student and teacher, each an encoder and a head for both images and patches, and two centres."""
 
     centre: Tensor
     patch_centre: Tensor
@@ -116,7 +113,7 @@ class Method(protocols.Method):
         least = max(1, (min(grid) // 3) ** 2)  # patches of a block, as in the published code
         masked = MaskedCrops.draw(self.encoder, batch, c.mask_probability, c.mask_share, least)
 
-        prototypes = self.head.last.weight  # of images and patches alike
+        prototypes = self.head.last.weight  # of both images and patches
         pooled, patches = masked.encode(self.encoder, self.mask_token)
         student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp)
         patch_student = Student(self.head.bottleneck(masked.at_hidden(patches)), prototypes, c.student_temp)

@@ -1,14 +1,14 @@
-"""LeJEPA: views predict their mean, embeddings are kept Gaussian [Balestriero 2025, arXiv 2511.08544].
+"""LeJEPA: views predict their mean, with Gaussian embeddings [Balestriero 2025, arXiv 2511.08544].
 
-All views of an image should lie at the mean of its global views. What keeps them from collapsing is one test:
-along random directions, a batch's embeddings must look like draws from a standard normal distribution
-(Epps and Pulley's test on characteristic functions, "SIGReg"). No teacher, no centre, no stop-gradient.
+All views of an image should lie at the mean of its global views. A statistical test prevents collapse: along
+random directions, a batch's embeddings must look like draws from a standard normal distribution (Epps and
+Pulley's test on characteristic functions, "SIGReg"). No teacher, no centre, no stop-gradient.
 
     L = (1 - w) mean_v |z_v - mean_globals z|^2 / d + w mean_a n int |phi_a(t) - g(t)|^2 g(t) dt
     g(t) = exp(-t^2 / 2)
 
 Costs: all views through one encoder with gradients; the test is linear in batch and width.
-Choose it for small batches and small data, where methods with a teacher want tuning: it has one weight.
+Choose it for small batches and small data, where methods with a teacher need tuning: it has one weight.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from omma.core.random import derive
 from omma.methods.shared import crops
 from omma.train import param_groups
 
-FURTHEST = 3.0  # t up to which characteristic functions are compared
+MAX_T = 3.0  # characteristic functions are compared up to this t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Config:
 
     weight: float = 0.05  # of SIGReg; the trade-off
     directions: int = 1024
-    knots: int = 17  # values of t
+    knots: int = 17  # values of t at which they are compared
     hidden: int = 2048
     out: int = 64
     global_crops: int = 2
     local_crops: int = 6
     global_scale: tuple[float, float] = (0.3, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.3)
-    crop_size: int | None = None  # pixels of the global crops; None: those that the network will see
-    local_size: int | None = None  # None: 96/224 of what the network will see (98 suits patches of 14 px)
+    crop_size: int | None = None  # pixels of the global crops; None: the image size
+    local_size: int | None = None  # pixels; None: 96/224 of the image size (98 suits patches of 14 px)
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -62,12 +62,12 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """A distribution to test."""
+    """A batch of at least two, whose distribution is tested."""
     return Needs(batch=2, why_batch="the distribution of a batch's embeddings is tested")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Global and local crops, coloured alike."""
+    """Global and local crops with the same colour augmentation."""
     size = config.crop_size or image_size
     colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.2)
     kinds = [Crop(count=config.global_crops, size=size, scale=config.global_scale, colour=colour)]
@@ -89,7 +89,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: four views of one kind, a narrow projection.
+    """1,000 to 100,000 images on one machine: four global views, a narrow projection.
 
     `omma pretrain cifar10_25k.zip --method lejepa --model vit-n/4 --budget 10m` on two cores: k-NN 55.6 %,
     the untrained network's 27.9 (docs/benchmarks.md).
@@ -112,9 +112,9 @@ def sigreg(z: Float[Tensor, "v n d"], directions: Float[Tensor, "d a"], knots: i
     n times the integral over t in [-3, 3] of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the trapezoidal
     rule on [0, 3], doubled. phi is the rows' empirical characteristic function.
     """
-    t = torch.linspace(0, FURTHEST, knots, device=z.device)
+    t = torch.linspace(0, MAX_T, knots, device=z.device)
     normal = (-t.square() / 2).exp()
-    width = FURTHEST / (knots - 1)
+    width = MAX_T / (knots - 1)
     weights = torch.full_like(t, 2 * width)
     weights[[0, -1]] = width
     angles = (z.float() @ directions)[..., None] * t  # [v, n, a, t]
@@ -138,9 +138,9 @@ class Method(protocols.Method):
         pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])
         z = self.head(pooled).float().unflatten(0, (-1, len(batch.views[0])))  # [v, b, d]
         spread = (z - z[: c.global_crops].mean(0)).square().mean()
-        # the same directions everywhere; others at each step
-        draw = torch.Generator().manual_seed(derive(batch.key.seed, clock.step))
-        directions = torch.randn(c.out, c.directions, generator=draw).to(z.device)
+        # the same directions in all processes, new ones at each step
+        generator = torch.Generator().manual_seed(derive(batch.key.seed, clock.step))
+        directions = torch.randn(c.out, c.directions, generator=generator).to(z.device)
         everyone = collectives.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
         test = sigreg(everyone, directions / directions.norm(dim=0), c.knots)
         loss = (1 - c.weight) * spread + c.weight * test

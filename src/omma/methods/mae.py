@@ -1,14 +1,12 @@
 """MAE: masked autoencoding [He 2021, arXiv 2111.06377].
 
-Three quarters of the patches are hidden and the encoder sees the rest only; a small decoder is given the
-encoded patches and a mask token at each hidden place and predicts the hidden pixels, each patch normalised by
-itself.
+Three quarters of the patches are hidden, and the encoder sees only the rest. From the encoded patches and a
+mask token at each hidden patch, a small decoder predicts the hidden pixels, normalised per patch.
 
     L = mean over hidden patches of |decoder(encoder(x_visible)) - normalised(x)|^2
 
 Costs: one view, a quarter of its patches through the encoder: the cheapest step of the family on a large ViT.
-Choose it to fine-tune afterwards, with a large ViT and long runs; as they are, its features tell little
-apart.
+Choose it to fine-tune afterwards, with a large ViT and long runs; its frozen features separate little.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +24,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Features,
     HealthSignal,
     Key,
@@ -66,17 +63,15 @@ class Config(PixelDecoding):
 
 
 def needs(config: Config) -> Needs:
-    """A backbone that can leave tokens out."""
+    """A backbone that can drop tokens."""
     return Needs(drops_tokens=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; no colour augmentation."""
-    return one_crop(config, image_size)
+views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ViT-B to ViT-H on ImageNet: batch 4096, 400 epochs. (Longer runs warm up for 40 epochs all the same.)
+    """ViT-B to ViT-H on ImageNet: batch 4096, 400 epochs. (The paper's longer runs warm up for 40, too.)
 
     `omma pretrain IMAGES --method mae --recipe paper --model vit-b/16 --epochs 400`
     """
@@ -113,11 +108,11 @@ class Decoder(PixelDecoder):
         n = features.grid[0] * features.grid[1]
         x = self.mask_token.to(encoded.dtype).expand(b, n, d)
         x = x.scatter(1, keep[:, :, None].expand(-1, -1, d), encoded[:, 1:])
-        return self.decode(x, features.grid, front=encoded[:, :1])  # the pooled token comes along
+        return self.decode(x, features.grid, front=encoded[:, :1])  # with the pooled token
 
 
 class Method(protocols.Method):
-    """Encoder and decoder; the decoder is kept for pictures of reconstructions only."""
+    """Encoder and decoder; the decoder is not exported."""
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
@@ -129,7 +124,7 @@ class Method(protocols.Method):
     def _mask(
         self, key: Key, patches: Float[Tensor, "b n p"]
     ) -> tuple[Int[Tensor, "b m"], Bool[Tensor, "b n"]]:
-        """Numbers of the visible patches, and which are hidden."""
+        """Indices of the visible patches, and the mask of the hidden ones."""
         keep = random_keep(key, Stream.MASK, patches.shape[1], self.config.mask_share).to(patches.device)
         return keep, torch.ones(patches.shape[:2], device=patches.device).scatter(1, keep, 0.0).bool()
 
@@ -147,9 +142,10 @@ class Method(protocols.Method):
         target = normalised(patches.float()) if self.config.normalise_target else patches.float()
         predicted = self._predict(images, keep)
         loss = reconstruction.masked_mse(predicted, target, mask)
-        with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
-            blank = reconstruction.masked_mse(target.mean(0, keepdim=True).expand_as(target), target, mask)
-        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+        with torch.no_grad():  # the best constant prediction is the targets' mean over the batch
+            constant = target.mean(0, keepdim=True).expand_as(target)
+            baseline = reconstruction.masked_mse(constant, target, mask)
+        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / baseline.clamp(min=1e-12)})
 
     def health_signals(self) -> Sequence[HealthSignal]:
         return signals.RECONSTRUCTION
@@ -160,7 +156,7 @@ class Method(protocols.Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
-        """The images with their hidden patches as predicted from the visible ones."""
+        """The images with predicted hidden patches."""
         keep, mask = self._mask(key, patches_of(images, self.encoder.patch))
         predicted = self._predict(images, keep)
         return masked_reconstruction(self.encoder, images, predicted, mask, self.config.normalise_target)

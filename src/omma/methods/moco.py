@@ -1,19 +1,19 @@
 """MoCo v3: contrast against a momentum encoder's keys [Chen 2021, arXiv 2104.02057].
 
-A query of one view must find its key, the other view as a slowly moving average of the network encodes it,
-among the keys of all other images of the batch. A predictor stands before the queries alone. The random patch
-embedding is frozen, which steadies the training of ViTs.
+A view's query must match its key, the other view encoded by a moving average of the network, among the keys
+of all images of the batch. Only queries pass a predictor. The patch embedding stays frozen at its random
+initial values, which stabilises the training of ViTs.
 
     L = 2 t [ctr(q1, k2) + ctr(q2, k1)],   ctr(q, k) = -log exp(q k+ / t) / sum_k exp(q k / t)
 
 Costs: two views through the encoder and, without gradients, through its average: a third more
 multiply-adds than SimCLR.
-Choose it when SimCLR's batch is too small for your memory, or with --method.queue for the smallest batches.
+Choose it when memory limits SimCLR to too small a batch, or with --method.queue for the smallest batches.
 
-MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are near: --method.queue 65536
+MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are close to --method.queue 65536
 --method.predictor False --method.momentum 0.999 --method.momentum-end 0.999 --method.layers 2 --method.out
-128 --method.freeze-patch-embed False (v1: layers 1, temperature .07). What stays v3's: views, and batch norms
-in the head, of all processes' batch (v1 and v2 have none there, and shuffle the encoder's).
+128 --method.freeze-patch-embed False (v1: layers 1, temperature .07). The views stay v3's, and so do the
+head's batch norms over all processes (v1 and v2 have none, and shuffle the encoder's).
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,10 +57,10 @@ class Config:
     predictor: bool = True
     momentum: float = 0.99
     momentum_end: float = 1.0  # by a cosine
-    queue: int = 0  # keys of earlier batches to contrast with, as v1 and v2 do; 0: those of the batch
+    queue: int = 0  # keys of earlier batches to contrast with, as in v1 and v2; 0: the batch's own keys
     freeze_patch_embed: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
-    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -72,17 +72,13 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """Other images to tell apart from, or, with a queue of them, to take the batch norms' statistics of."""
-    why = (
-        "its batch norms compare images"
-        if config.queue
-        else "each image is told from the others of its batch"
-    )
-    return Needs(batch=2, why_batch=why)
+    """At least two images: to contrast, or, with a queue, for the batch norms' statistics."""
+    contrasted = "each image is contrasted with the others of its batch"
+    return Needs(batch=2, why_batch="its batch norms compare images" if config.queue else contrasted)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two crops with unlike blur and solarisation."""
+    """Two crops with different blur and solarisation."""
     return crops.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
 
 
@@ -116,7 +112,7 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Method(protocols.Method):
-    """Encoder, projector and predictor, and the averages of the first two."""
+    """Encoder, projector and predictor, and the moving averages of the first two."""
 
     queue: Tensor
     queue_at: Tensor
@@ -152,7 +148,7 @@ class Method(protocols.Method):
                 k = F.normalize(self.key_head(self.key_encoder(second).pooled).float(), dim=-1)
             loss = contrastive.infonce_queue(q, k, self.queue, c.temperature)
             return StepOutput(loss, self._metrics(q, k), k)
-        # view by view: batch norms take their statistics from one of them [algorithm 1]
+        # one view at a time: batch norms take their statistics from a single view [algorithm 1]
         one, two = (self.predictor(self.head(self.encoder(x).pooled)) for x in (first, second))
         with torch.no_grad():
             keys = [self.key_head(self.key_encoder(x).pooled) for x in (first, second)]
@@ -176,7 +172,7 @@ class Method(protocols.Method):
                 self._enqueue(collectives.gather(keys))
 
     def _enqueue(self, keys: Float[Tensor, "n d"]) -> None:
-        """The newest keys take the oldest ones' place."""
+        """Replace the oldest keys by `keys`."""
         size = len(self.queue)
         keys = keys[-size:]
         rows = (self.queue_at + torch.arange(len(keys), device=keys.device)) % size

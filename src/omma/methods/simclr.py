@@ -1,13 +1,12 @@
 """SimCLR: agreement of two views against all other images of the batch [Chen 2020, arXiv 2002.05709].
 
-Two augmented views of each image are encoded and projected; for each view, its partner must be told from the
-views of all other images by a softmax over cosine similarities (NT-Xent). The projector is thrown away.
+Two augmented views of each image are encoded and projected; each view must pick its partner among the views
+of all images, by a softmax over cosine similarities (NT-Xent). The projector is not exported.
 
     l(i, j) = -log exp(cos(z_i, z_j) / t) / sum_(k != i) exp(cos(z_i, z_k) / t)
 
 Costs: two views through one encoder and next to nothing else; larger batches contrast with more images.
-Choose it for small images, small data or little time: of what was measured here it learns most
-in ten minutes.
+Choose it for small images, small data or little time: of the methods measured it learns most in ten minutes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +44,7 @@ class Config:
     hidden: int = 2048
     out: int = 128
     scale: tuple[float, float] = (0.08, 1.0)
-    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
@@ -55,8 +54,8 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """Other images to tell apart from."""
-    return Needs(batch=2, why_batch="each image is told from the others of its batch")
+    """At least two images to contrast."""
+    return Needs(batch=2, why_batch="each image is contrasted with the others of its batch")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -78,11 +77,11 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine; views smaller than what the network will see are quicker.
+    """1,000 to 100,000 images on one machine; views are smaller than the image size, which is faster.
 
     `omma pretrain cifar10_25k.zip --budget 10m` on two cores: k-NN 63.6 %, with `--model vit-n/4` 59.6, the
-    untrained networks' 32.6 and 27.9 (docs/benchmarks.md). A plain ViT cuts a view into more tokens than a
-    hybrid does, and gains by smaller ones.
+    untrained networks' 32.6 and 27.9 (docs/benchmarks.md). A plain ViT makes more tokens of a view than a
+    hybrid, and gains from smaller views.
     """
     tiny, plain = image_size < 64, backbones.family(model).plain
     config = Config(
@@ -108,12 +107,12 @@ class Method(protocols.Method):
         (pairs,) = batch.views
         b = len(pairs)
         z = self.head(self.encoder(torch.cat([pairs[:, 0], pairs[:, 1]])).pooled)
-        one, two = z[:b], z[b:]
-        everyone = collectives.gather(one), collectives.gather(two)
-        loss = contrastive.ntxent(one, two, self.config.temperature, everyone, offset=dist.rank() * b)
+        first, second = z[:b], z[b:]
+        everyone = collectives.gather(first), collectives.gather(second)
+        loss = contrastive.ntxent(first, second, self.config.temperature, everyone, offset=dist.rank() * b)
         metrics = {
-            "alignment": contrastive.alignment(one, two).detach(),
-            "uniformity": contrastive.uniformity(one.detach()),
+            "alignment": contrastive.alignment(first, second).detach(),
+            "uniformity": contrastive.uniformity(first.detach()),
         }
         return StepOutput(loss, metrics)
 

@@ -1,14 +1,14 @@
-"""SimMIM: raw pixels of masked patches, by one linear layer [Xie 2021, arXiv 2111.09886].
+"""SimMIM: predict raw pixels of masked patches by one linear layer [Xie 2021, arXiv 2111.09886].
 
-Large square units of the image are hidden: a mask token takes the place of their patches' embeddings. The
-encoder sees all tokens, hidden ones too, and one linear layer on its features predicts the hidden pixels. It
-works with hierarchical networks (Swin) as well as with ViT.
+Large square units of the image are hidden: a mask token replaces the embeddings of their patches. The encoder
+processes all tokens, hidden ones too, and one linear layer on its features predicts the hidden pixels. This
+works with hierarchical networks (Swin) as well as with ViTs.
 
     L = |x_M - y_M|_1 / (values in M),   M: the pixels of the masked patches
 
 Costs: one view, all of its tokens, and next to no head: the cheapest step of the family on a ViT after MAE.
-Choose it when you want masked image modelling on a Swin, or to fine-tune afterwards; its features are not
-made to be compared as they are (k-NN), and want longer runs than those of methods that compare views.
+Choose it for masked image modelling on a Swin, or to fine-tune afterwards; its frozen features are weak
+(k-NN), and need longer runs than those of methods that compare views.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,8 +50,8 @@ class Config:
     """The paper's defaults."""
 
     mask_share: float = 0.6
-    unit: int = 32  # pixels along a side of what is hidden as a whole, rounded to the features' patches
-    normalise_target: bool = False  # each patch by its own mean and deviation, as MAE does
+    unit: int = 32  # pixels along a side of a hidden unit, rounded to whole patches
+    normalise_target: bool = False  # by each patch's mean and deviation, as in MAE
     scale: tuple[float, float] = (0.67, 1.0)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Config:
 
 
 def needs(config: Config) -> Needs:
-    """A mask token hides a patch only where no neighbour's embedding has seen it."""
+    """A backbone that embeds each patch separately: its neighbours' tokens must not show a hidden patch."""
     return Needs(plain=True)
 
 
@@ -74,8 +74,8 @@ def paper(image_size: int, model: str) -> Recipe:
     """Swin-B (192 px) on ImageNet: batch 2048, 100 epochs.
 
     `omma pretrain IMAGES --method simmim --recipe paper --model swin-b --image-size 192 --epochs 100`
-    The paper's runs of 800 epochs (ViT-B too) warm up for 10 epochs and fall to a tenth after 700, at half of
-    this rate, which ViTs are given here; their ViT-B has relative positions that all layers share.
+    The paper's runs of 800 epochs (ViT-B too) have half this learning rate, which is used for ViTs here, warm
+    up for 10 epochs and drop to a tenth after 700. Its ViT-B has relative positions shared by all layers.
     """
     swin = backbones.family(model).hierarchical
     return Recipe(
@@ -104,10 +104,10 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.unit = max(1, round(config.unit / encoder.patch))  # in the features' patches
+        self.unit = max(1, round(config.unit / encoder.patch))  # in patches
         if max(encoder.grid(context.image_size, context.image_size)) <= self.unit:
             raise ValueError(
-                f"method.unit={config.unit} hides images of {context.image_size} px whole "
+                f"method.unit={config.unit} hides all of an image of {context.image_size} px "
                 f"({encoder.name} has a feature every {encoder.patch} px): choose a smaller --method.unit "
                 "or a larger --image-size"
             )
@@ -132,13 +132,13 @@ class Method(protocols.Method):
         (crops,) = batch.views
         images = crops[:, 0]
         mask = self._mask(batch.key, images)
-        count = collectives.mean(mask.sum().float())  # units at the edge may be smaller
+        count = collectives.mean(mask.sum().float())  # differs where units at the edge are smaller
         target = self._target(images)
         loss = reconstruction.masked_l1(self._predict(images, mask), target, mask, count)
-        with torch.no_grad():  # what the best constant, each target's mean over the batch, would get
+        with torch.no_grad():  # a constant prediction: the targets' mean over the batch
             constant = target.mean(0, keepdim=True).expand_as(target)
-            blank = reconstruction.masked_l1(constant, target, mask, count)
-        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / blank.clamp(min=1e-12)})
+            baseline = reconstruction.masked_l1(constant, target, mask, count)
+        return StepOutput(loss, {"error_vs_mean_image": loss.detach() / baseline.clamp(min=1e-12)})
 
     def health_signals(self) -> Sequence[HealthSignal]:
         return signals.RECONSTRUCTION
@@ -150,7 +150,7 @@ class Method(protocols.Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
-        """The images with their hidden patches as predicted from the visible ones."""
+        """The images with predicted hidden patches."""
         mask = self._mask(key, images)
         predicted = self._predict(images, mask)
         return masked_reconstruction(self.encoder, images, predicted, mask, self.config.normalise_target)

@@ -1,14 +1,14 @@
 """Supervised: a classifier that learns from labels, as DeiT's do [Dosovitskiy 2020, arXiv 2010.11929].
 
-A linear layer on the pooled feature tells the classes apart. What keeps it from learning the images by heart
-is the augmentation of [Touvron 2020, arXiv 2012.12877, table 9]: RandAugment, random erasing, mixup or CutMix
-of pairs of images, smoothed labels, stochastic depth.
+A linear layer on the pooled feature predicts the class. The augmentation and regularisation of [Touvron 2020,
+arXiv 2012.12877, table 9] prevent overfitting: RandAugment, random erasing, mixup or CutMix of pairs of
+images, label smoothing, stochastic depth.
 
     x = s x_i + (1 - s) x_j,  t = s t_i + (1 - s) t_j,  s ~ Beta(alpha, alpha)
     loss = - sum_k t_k log softmax(W f(x) + b)_k
 
-Costs: one forward and backward pass a view; 3 views an image in the paper's recipe, 1 in the small one.
-Choose it when most images are labelled with what you want to know, or to train a teacher for deit.
+Costs: one forward and backward pass per view; 3 views per image in the paper's recipe, 1 in the small one.
+Choose it when most images have the labels that you need, or to train a teacher for deit.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     Needs,
     ParamGroup,
@@ -44,13 +43,11 @@ def needs(config: Config) -> Needs:
     return Needs(labels=True)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Crops with RandAugment and random erasing."""
-    return labelled_views.plan(config, image_size)
+views = labelled_views.plan
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """DeiT's: 1,008 views a step, 300 of its epochs, which are 100 here, for each shows an image three times.
+    """DeiT's: 1,008 views a step; 100 epochs are its 300, since each shows every image three times.
 
     `omma pretrain IMAGES --method supervised --recipe paper --model vit-s/16 --epochs 100`. The paper's top-1
     on ImageNet: 72.2 (deit-ti), 79.8 (deit-s), 81.8 (deit-b), at 224 px.
@@ -62,11 +59,11 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: weaker augmentation, one view an image, mean pooling.
+    """1,000 to 100,000 images on one machine: weaker augmentation, one view per image, mean pooling.
 
     `omma pretrain cifar10_25k.zip --method supervised --model vit-n/4 --budget 10m` on two cores: k-NN
-    69.0 %, the untrained network's 27.9 (docs/benchmarks.md). Smaller views are quicker, and no worse after
-    as many steps.
+    69.0 %, the untrained network's 27.9 (docs/benchmarks.md). Smaller views are faster, and no worse after
+    the same number of steps.
     """
     return Recipe(
         config=Config(**labelled_views.small(image_size)), batch=128,
@@ -89,13 +86,13 @@ class Method(protocols.Method):
         count = collectives.mean(weights.sum())
         logits = self.head(self.encoder(images).pooled).float()
         loss = classification.soft_cross_entropy(logits, targets, weights, count)
-        right = logits.detach().argmax(-1) == targets.argmax(-1)  # of a mixed image: the larger share's class
-        return StepOutput(loss, {"accuracy": labelled_views.share(right, weights, count)})
+        correct = logits.detach().argmax(-1) == targets.argmax(-1)  # of a mixed image: the larger share's
+        return StepOutput(loss, {"accuracy": labelled_views.share(correct, weights, count)})
 
     def extras(self) -> Extras:
         """The classifier."""
-        tensors = {"classifier.weight": self.head.weight, "classifier.bias": self.head.bias}
-        return Extras({name: x.detach() for name, x in tensors.items()}, {"classes": list(self.classes)})
+        tensors = {f"classifier.{name}": p.detach() for name, p in self.head.named_parameters()}
+        return Extras(tensors, {"classes": list(self.classes)})
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

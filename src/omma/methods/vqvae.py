@@ -1,15 +1,15 @@
 """VQ-VAE: images as grids of codes from a learned codebook [van den Oord 2017, arXiv 1711.00937].
 
-Each encoded patch is replaced by the nearest of K codes, and a small decoder must paint the image from these
-alone; gradients pass the replacement as if it were not there, and the encoder commits to what it was given.
-Codes are moving averages of the encodings that chose them [Razavi 2019, arXiv 1906.00446], and codes that
-nobody chooses are put where encodings are.
+Each encoded patch is replaced by the nearest of K codes, from which a small decoder reconstructs the image.
+Gradients skip the replacement (straight-through), and a commitment loss pulls encodings towards their codes.
+Codes are moving averages of the encodings assigned to them [Razavi 2019, arXiv 1906.00446]; unused codes are
+moved to encodings drawn from the batch.
 
     k = argmin_j |z - e_j|,   L = |x - D(z + sg[e_k - z])|^2 + beta |z - sg[e_k]|^2
     N_j <- g N_j + (1 - g) n_j,   m_j <- g m_j + (1 - g) sum_{k(z) = j} z,   e_j = m_j / N_j
 
 Costs: one encoder pass and a small decoder's for each image; each patch is compared with K codes.
-Choose it when BEiT shall learn from a tokenizer of your own images (`--method beit --method.tokenizer RUN`).
+Choose it to train a tokenizer of your own images for BEiT (`--method beit --method.tokenizer RUN`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,6 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
-    Crop,
     Extras,
     HealthSignal,
     Key,
@@ -49,7 +48,7 @@ from omma.ops.patches import unpatchify
 from omma.train import param_groups
 
 LOSSES = {"l1": pixels.l1, "l2": pixels.l2}
-ROWS = 8192  # encodings that are compared with the codes at once
+ROWS = 8192  # encodings compared with the codes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,10 @@ class Config(Tokenizing):
 
     codes: int = 512
     code_dim: int = 64
-    normalised: bool = False  # codes and encodings of length 1, as ViT-VQGAN and BEiT v2 have them
+    normalised: bool = False  # codes and encodings of length 1, as in ViT-VQGAN and BEiT v2
     commitment: float = 0.25
     decay: float = 0.99  # of the codes' moving averages
-    revive: float = 0.1  # share of the mean use under which a code is put elsewhere; 0: never
+    revive: float = 0.1  # a code used less than this share of the mean use is moved; 0: never
     reconstruction: str = "l2"  # or "l1"
 
     def __post_init__(self) -> None:
@@ -75,15 +74,13 @@ class Config(Tokenizing):
         one_of("method.reconstruction", self.reconstruction, LOSSES)
 
 
-def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """One crop, flipped at random; no colour augmentation."""
-    return one_crop(config, image_size)
+views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ImageNet: the codes of BEiT v2's tokenizer [Peng 2022, arXiv 2208.06366], 8192 of length 1, of pixels.
+    """ImageNet: 8192 codes of length 1, as in BEiT v2's tokenizer [Peng 2022, arXiv 2208.06366], of pixels.
 
-    BEiT v2's own paints CLIP's features (cosine, commitment 1, crops from .08) with a decoder of 3 x 768.
+    (That one reconstructs CLIP's features: cosine, commitment 1, crops from .08, a decoder of 3 x 768.)
     `omma pretrain IMAGES --method vqvae --recipe paper --model vit-b/16 --epochs 100`
     """
     config = Config(codes=8192, code_dim=32, normalised=True)
@@ -107,18 +104,18 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class CodeStats(NamedTuple):
-    """What the codebook learns from, of one micro-batch."""
+    """A micro-batch's statistics for the codebook's update."""
 
-    counts: Float[Tensor, "k"]  # encodings that chose each code ...
+    counts: Float[Tensor, "k"]  # encodings assigned to each code ...
     sums: Float[Tensor, "k e"]  # ... and their sum
-    offers: Float[Tensor, "r e"]  # encodings that could become codes, drawn by lot ...
-    lots: Int[Tensor, "r"]  # ... the lowest first
+    offers: Float[Tensor, "r e"]  # randomly drawn encodings that may replace unused codes ...
+    lots: Int[Tensor, "r"]  # ... in the order of these random numbers
 
 
 class Codebook(nn.Module):
-    """K codes as moving averages of the encodings that chose them [Razavi 2019, section 3.1].
+    """K codes as moving averages of the encodings assigned to them [Razavi 2019, section 3.1].
 
-    Nobody has chosen any at the start, so that all are put where encodings are by the first update.
+    All codes are unused at the start, so the first update moves them all to encodings.
     """
 
     codes: Tensor
@@ -133,7 +130,7 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, dim))
 
     def placed(self, z: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
-        """Encodings where codes are: on the unit sphere, if `normalised`."""
+        """Encodings in the codes' space: on the unit sphere if `normalised`."""
         return F.normalize(z.float(), dim=-1) if self.normalised else z.float()
 
     @torch.no_grad()
@@ -142,20 +139,23 @@ class Codebook(nn.Module):
     ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
         """W and b for which argmax(W f + b) is the code nearest to z = weight f + bias.
 
-        argmin |z - e|^2 = argmax(e.z - |e|^2 / 2), and cosine is e.z / |z|, where |z| does not matter.
+        argmin |z - e|^2 = argmax(e.z - |e|^2 / 2); with cosines, e.z / |z|, |z| does not matter.
         """
-        half = 0.0 if self.normalised else self.codes.square().sum(1) / 2
-        return self.codes @ weight.float(), self.codes @ bias.float() - half
+        return self.codes @ weight.float(), self.codes @ bias.float() - self._half_squares()
+
+    def _half_squares(self) -> Float[Tensor, "k"] | float:
+        """|e|^2 / 2 of each code; 0 where codes are normalised and it does not matter."""
+        return 0.0 if self.normalised else self.codes.square().sum(1) / 2
 
     @torch.no_grad()
     def nearest(self, z: Float[Tensor, "m e"]) -> Int[Tensor, "m"]:
-        """The code of each encoding, in parts to save memory."""
-        half = 0.0 if self.normalised else self.codes.square().sum(1) / 2
-        return torch.cat([(part.float() @ self.codes.T - half).argmax(1) for part in z.split(ROWS)])
+        """The index of each encoding's code, in chunks to save memory."""
+        half = self._half_squares()
+        return torch.cat([(chunk.float() @ self.codes.T - half).argmax(1) for chunk in z.split(ROWS)])
 
     @torch.no_grad()
     def stats(self, z: Float[Tensor, "m e"], index: Int[Tensor, "m"], lots: Int[Tensor, "m"]) -> CodeStats:
-        """Of this micro-batch."""
+        """Statistics of encodings with the codes `index`; lots: random numbers that order the offers."""
         counts = torch.bincount(index, minlength=len(self.codes)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, index, z)
         order = lots.argsort(stable=True)[: len(self.codes)]
@@ -163,10 +163,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, micro_batches: Sequence[CodeStats], decay: float, revive: float) -> None:
-        """Follow the encodings of all micro-batches and processes; move codes that are not in use.
+        """Update the moving averages from all micro-batches and processes; move unused codes.
 
         N is smoothed, (N + eps) / (sum N + K eps) sum N, as in the published code. Codes used less than
-        `revive` of the mean get the place and the sum of an offered encoding, and the mean use.
+        `revive` of the mean get an offered encoding as code and sum, and the mean use.
         """
         counts = collectives.total(torch.stack([m.counts for m in micro_batches]).sum(0))
         sums = collectives.total(torch.stack([m.sums for m in micro_batches]).sum(0))
@@ -174,8 +174,8 @@ class Codebook(nn.Module):
         self.sums.lerp_(sums, 1 - decay)
         total, k, eps = self.counts.sum(), len(self.codes), 1e-5
         smoothed = (self.counts + eps) / (total + k * eps) * total
-        chosen = self.counts > 0  # those that never were stay where they are
-        self.codes[chosen] = self.placed(self.sums / smoothed[:, None])[chosen]
+        used = self.counts > 0
+        self.codes[used] = self.placed(self.sums / smoothed[:, None])[used]
         if not revive:
             return
         offers = collectives.gather(torch.cat([m.offers for m in micro_batches]))
@@ -202,11 +202,11 @@ class Method(protocols.Method):
         self.decoder = PixelDecoder(config.code_dim, config.decoder_size(), grid, values)
 
     def extras(self) -> Extras:
-        """Encoder's features to codes in one linear map."""
+        """The linear map from the encoder's features to codes."""
         return codes_extras(*self.codebook.linear(self.project.weight, self.project.bias))
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """Encodings [b, n, e], the codes that they are given, these codes' numbers [b n], and the grid."""
+        """Encodings [b, n, e], their codes [b, n, e], the codes' indices [b n], and the grid."""
         features = self.encoder(images)
         z = self.codebook.placed(self.project(features.patches))
         index = self.codebook.nearest(z.detach().flatten(0, 1))
@@ -217,7 +217,7 @@ class Method(protocols.Method):
         images = crops[:, 0]
         target = patches_of(images, self.encoder.patch)
         z, code, index, grid = self._encode(images)
-        predicted = decode(self.decoder, z + (code - z).detach(), grid)  # straight through
+        predicted = decode(self.decoder, z + (code - z).detach(), grid)  # straight-through gradients
         error = LOSSES[self.config.reconstruction](predicted, target)
         commitment = quantisation.commitment(z, code)
         loss = error + self.config.commitment * commitment
@@ -246,7 +246,7 @@ class Method(protocols.Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b c h w"], key: Key) -> Reconstruction:
-        """What the decoder makes of the images' codes."""
+        """The images as decoded from their codes."""
         _, code, _, grid = self._encode(images)
-        painted = unpatchify(decode(self.decoder, code, grid).float(), self.encoder.patch, grid)
-        return reconstruction(images, painted)
+        decoded = unpatchify(decode(self.decoder, code, grid).float(), self.encoder.patch, grid)
+        return reconstruction(images, decoded)

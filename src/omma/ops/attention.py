@@ -12,15 +12,15 @@ from torch.autograd.function import once_differentiable
 from omma.ops.cpu import native
 from omma.ops.packing import Shapes, pack, unpack
 
-WRITTEN_OUT = 1024  # up to this many tokens, bf16 training on a CPU avoids torch's fused kernel
-IN_CACHE = 800  # up to this many tokens, one head fits into a cache and omma's kernel is the fastest
+WRITTEN_OUT = 1024  # most tokens for which bf16 training on a CPU avoids torch's fused kernel
+IN_CACHE = 800  # most tokens for which one head fits into a cache and omma's kernel is the fastest
 
 
 class Rope(NamedTuple):
-    """Rotary positions [Su 2021, arXiv 2104.09864]: each pair of a head's dimensions is turned by an angle.
+    """Rotary positions [Su 2021, arXiv 2104.09864]: each pair of a head's dimensions is rotated by an angle.
 
-    cos, sin: [n, e] or [b, 1, n, e], each pair's value standing at both of its members; 1 and 0 for tokens
-    without a position. paired: members are neighbours (0, 1), (2, 3), ...; otherwise halves (0, e/2), ...
+    cos, sin: [n, e] or [b, 1, n, e], repeated for both dimensions of a pair; 1 and 0 for tokens without a
+    position. paired: pairs are neighbours (0, 1), (2, 3), ...; otherwise halves (0, e/2), (1, e/2 + 1), ...
     """
 
     cos: Float[Tensor, "*b n e"]
@@ -28,14 +28,14 @@ class Rope(NamedTuple):
     paired: bool
 
     def turn(self, x: Float[Tensor, "b h n e"], back: bool = False) -> Float[Tensor, "b h n e"]:
-        """Queries or keys, turned by their angle (or back by it)."""
+        """Queries or keys rotated by their angles; back: the inverse rotation."""
         if self.paired:
-            other = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+            orthogonal = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
         else:
-            one, two = x.chunk(2, dim=-1)
-            other = torch.cat([-two, one], dim=-1)
+            first, second = x.chunk(2, dim=-1)
+            orthogonal = torch.cat([-second, first], dim=-1)
         sin = self.sin.to(x.dtype)
-        return torch.addcmul(x * self.cos.to(x.dtype), other, -sin if back else sin)
+        return torch.addcmul(x * self.cos.to(x.dtype), orthogonal, -sin if back else sin)
 
     def of(self, keep: Int[Tensor, "b m"], prefix: int) -> "Rope":
         """Angles of the `prefix` tokens before the grid and, in each sample, of the patches in `keep`."""
@@ -47,15 +47,17 @@ class Rope(NamedTuple):
         return self._replace(cos=chosen(self.cos), sin=chosen(self.sin))
 
 
-def split(qkv: Float[Tensor, "b n 3d"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [b, heads, n, e]."""
+def split(
+    qkv: Float[Tensor, "b n 3d"], heads: int, rope: Rope | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each [b, heads, n, e]; the first two rotated by `rope`."""
     b, n, width = qkv.shape
     q, k, v = qkv.view(b, n, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
-    return q, k, v
+    return (q, k, v) if rope is None else (rope.turn(q), rope.turn(k), v)
 
 
 def merge(x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
-    """The heads side by side again."""
+    """The heads concatenated again."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -75,8 +77,8 @@ def attend(
 ) -> Float[Tensor, "b n d"]:
     """Multi-head softmax(q k^T / sqrt(e) + bias) v of one sequence with itself.
 
-    torch's fused kernel, except in bf16 on a CPU: there its backward pass is several times slower than the
-    formula written out, up to some hundreds of tokens, and omma's kernel (ops/cpu/) is faster than both.
+    By torch's fused kernel, except in bf16 on a CPU: there, up to some hundreds of tokens, its backward pass
+    is several times slower than the plain formula, and omma's kernel (ops/cpu/) is faster than both.
     """
     n = qkv.shape[1]
     if rope is None and bias is None and _ours(qkv, heads, n):
@@ -90,9 +92,7 @@ def attend(
     )
     if written_out:
         return _WrittenOut.apply(qkv, heads, rope, bias)  # pyright: ignore[reportReturnType]
-    q, k, v = split(qkv, heads)
-    if rope is not None:
-        q, k = rope.turn(q), rope.turn(k)
+    q, k, v = split(qkv, heads, rope)
     return merge(F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)))
 
 
@@ -105,17 +105,17 @@ def attend_packed(
 ) -> Float[Tensor, "1 t d"]:
     """`attend` for sequences of several lengths (ops/packing.py); ropes, biases: one for each length.
 
-    omma's kernel takes them packed; the others are called once for each length.
+    omma's kernel reads them packed; others run once for each length.
     """
     plain = all(x is None for x in (*ropes, *biases))
     if plain and _ours(qkv, heads, max(n for _, n in shapes)):
         return _native(qkv, heads, shapes)
-    each = zip(unpack(qkv, shapes), ropes, biases, strict=True)
-    return pack([attend(part, heads, rope, bias) for part, rope, bias in each])
+    by_length = zip(unpack(qkv, shapes), ropes, biases, strict=True)
+    return pack([attend(x, heads, rope, bias) for x, rope, bias in by_length])
 
 
 def _ours(qkv: Tensor, heads: int, longest: int) -> bool:
-    """Does omma's kernel take these, and is it the fastest?"""
+    """Can omma's kernel compute this, and is it the fastest?"""
     return qkv.shape[-1] % (96 * heads) == 0 and longest <= IN_CACHE and native.fits(qkv)
 
 
@@ -157,16 +157,16 @@ class _WrittenOut(torch.autograd.Function):
         q, k, v = stacked.view(3, b * heads, n, e)
         g = grad.view(b, n, heads, e).transpose(1, 2).reshape(b * heads, n, e)
         dp, dv = g @ v.transpose(1, 2), p.transpose(1, 2) @ g
-        wide = torch.float32 if n < 32 else p.dtype  # rows too short for the bf16 kernel's registers
+        wide = torch.float32 if n < 32 else p.dtype  # rows are too short for the bf16 kernel's registers
         ds = torch._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide)
         dbias = None
         if ctx.bias is not None and ctx.needs_input_grad[3]:
             shape, dtype = ctx.bias
-            each = ds.view(b, heads, n, n)
-            dbias = (each.sum(0, keepdim=True) if shape[0] == 1 else each.clone()).to(dtype)
+            scores = ds.view(b, heads, n, n)
+            dbias = (scores.sum(0, keepdim=True) if shape[0] == 1 else scores.clone()).to(dtype)
         ds = ds.mul_(e**-0.5).to(p.dtype)
-        parts = [x.view(b, heads, n, e) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
+        grads = [x.view(b, heads, n, e) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
         if ctx.rope is not None:
-            parts[:2] = [ctx.rope.turn(x, back=True) for x in parts[:2]]
-        dqkv = torch.stack([x.transpose(1, 2) for x in parts], dim=2).view(b, n, 3 * d)
+            grads[:2] = [ctx.rope.turn(x, back=True) for x in grads[:2]]
+        dqkv = torch.stack([x.transpose(1, 2) for x in grads], dim=2).view(b, n, 3 * d)
         return dqkv, None, None, dbias

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all processes."""
+"""Batch normalisation with statistics over all processes."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ from omma.core.collectives import Sum
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation over [b, d] or [b, d, h, w] whose statistics are those of all processes' batch.
+    """Batch normalisation of [b, d] or [b, d, h, w] with statistics over the batches of all processes.
 
-    torch's SyncBatchNorm does this on GPUs only. Constant inputs and a batch of one give finite values.
+    torch's SyncBatchNorm works on GPUs only. Constant inputs and a batch of one give finite values.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -22,8 +22,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         if not dist.is_distributed():
-            # torch refuses statistics over one value; a zero variance is what they would be
-            if input.numel() == input.shape[1]:
+            if input.numel() == input.shape[1]:  # a single value per channel, which torch rejects
                 zero = input - input  # each value is its own mean, and no gradient passes
                 shape = (1, -1, *[1] * (input.ndim - 2))
                 return zero if not self.affine else zero * self.weight.view(shape) + self.bias.view(shape)
@@ -34,18 +33,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         total = Sum.apply(torch.cat([x.sum(axes), x.new_tensor([count])]))
         mean, n = total[:-1] / total[-1], total[-1].detach()
         shape = (1, -1, *[1] * (x.ndim - 2))
-        x = x - mean.view(shape)  # first, for the squares of nearly equal values would cancel
+        x = x - mean.view(shape)  # before squaring, since squares of nearly equal values would cancel
         variance = Sum.apply(x.square().sum(axes)) / n
-        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
-        momentum = self.momentum
-        assert running_mean is not None
-        assert running_var is not None
-        assert seen is not None
-        assert momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         with torch.no_grad():
-            seen += 1
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * n / (n - 1).clamp(min=1), momentum)
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), self.momentum)
         x = x * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             x = x * self.weight.view(shape) + self.bias.view(shape)

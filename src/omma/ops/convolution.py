@@ -1,6 +1,6 @@
-"""Convolutions whose kernels' gradient is a product of matrices where that is faster: bf16 on a CPU.
+"""Convolutions whose weight gradient is a matrix product where that is faster: bf16 on a CPU.
 
-There oneDNN takes up to ten times as long over small maps as the product of all patches does.
+There, on small maps, oneDNN takes up to ten times as long as the product over all patches.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from omma.ops.cpu import native
 
-SMALL = 64  # places in a map up to which the product is faster
+SMALL = 64  # most output positions for which the product is faster
 
 
 class Conv2d(nn.Conv2d):
-    """torch's layer; its result is torch's too."""
+    """torch's layer with a faster gradient."""
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o i j"]:
         plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
@@ -29,13 +29,13 @@ class Conv2d(nn.Conv2d):
 def patches(
     x: Float[Tensor, "b c h w"], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Float[Tensor, "p d"]:
-    """What lies under each place of the kernel, as rows of its numbers: row, column, channel."""
-    (high, wide), (down, right), (above, before) = kernel, stride, padding
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, before, before, above, above)).contiguous()
+    """The input patch of each output position as a row of values, ordered by row, column, channel."""
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
     b, h, w, c = x.shape
-    i, j = (h - high) // down + 1, (w - wide) // right + 1
-    strides = (h * w * c, down * w * c, right * c, w * c, 1)
-    return x.as_strided((b, i, j, high, wide * c), strides).reshape(b * i * j, high * wide * c)
+    i, j = (h - kh) // sh + 1, (w - kw) // sw + 1
+    strides = (h * w * c, sh * w * c, sw * c, w * c, 1)
+    return x.as_strided((b, i, j, kh, kw * c), strides).reshape(b * i * j, kh * kw * c)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -56,7 +56,7 @@ class _Conv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight = ctx.saved_tensors
-        o, c, high, wide = weight.shape
+        o, c, kh, kw = weight.shape
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         small = of_weight and grad.shape[-2] * grad.shape[-1] <= SMALL
         dx, dw, db = torch.ops.aten.convolution_backward(
@@ -65,7 +65,7 @@ class _Conv2d(torch.autograd.Function):
         )  # fmt: skip
         if small:
             rows = grad.permute(0, 2, 3, 1).reshape(-1, o).contiguous()
-            places = patches(x, (high, wide), ctx.stride, ctx.padding)
-            dw, db = torch.ops.omma.weight_gradient(rows, places, of_bias)
-            dw = dw.view(o, high, wide, c).permute(0, 3, 1, 2)
+            inputs = patches(x, (kh, kw), ctx.stride, ctx.padding)
+            dw, db = torch.ops.omma.weight_gradient(rows, inputs, of_bias)
+            dw = dw.view(o, kh, kw, c).permute(0, 3, 1, 2)
         return dx, dw, db, None, None

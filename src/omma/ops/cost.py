@@ -1,4 +1,4 @@
-"""Multiply-adds of a network, counted without computing them, and operations of whatever runs."""
+"""Multiply-adds of a network, counted without computing them, and FLOPs of running code."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,15 +10,14 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm)  # their last two arguments are the matrices
-ALIKE = (aten.gelu, aten.silu, aten._softmax, aten._safe_softmax)  # the result has the argument's shape
+SAME_SHAPE = (aten.gelu, aten.silu, aten._softmax, aten._safe_softmax)  # as their first argument
 
 
 def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
-    """Those of products of matrices and of convolutions, for an input of this shape, as papers count.
+    """Multiply-adds of matrix products and convolutions for an input of this shape, as papers count them.
 
-    What goes over numbers one by one (norms, activations, softmax, Fourier transforms) is left out. `network`
-    lies on the meta device, in evaluation mode (`backbones.outline`): the same path is counted on any
-    machine, and nothing is allocated.
+    Norms, activations, softmax and Fourier transforms are not counted. `network` is on the meta device, in
+    evaluation mode (`backbones.outline`), so that the count is the same on any machine, without memory.
     """
     with torch.no_grad(), _Counter() as counter:
         network(torch.empty(*shape, device="meta"))
@@ -26,7 +25,7 @@ def multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts as torch's FlopCounterMode does, in a fifth of the time: of most results it makes the shape."""
+    """Counts as torch's FlopCounterMode, in a fifth of the time: it creates most results by their shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,24 +39,23 @@ class _Counter(TorchDispatchMode):
             a, b = args[-2:]
             self.total += a.numel() * b.shape[-1]
             return a.new_empty(*a.shape[:-1], b.shape[-1])
-        if kind in ALIKE:
+        if kind in SAME_SHAPE:
             return torch.empty_like(args[0])
         if kind is aten.native_layer_norm:
             x: Tensor = args[0]
             return torch.empty_like(x), x.new_empty(*x.shape[:-1], 1), x.new_empty(*x.shape[:-1], 1)
         out = func(*args, **(kwargs or {}))
-        if kind in flop_registry:  # convolutions; torch counts products and sums apart
+        if kind in flop_registry:  # convolutions; torch counts multiplications and additions separately
             self.total += flop_registry[kind](*args, **(kwargs or {}), out_val=out) // 2
         return out
 
 
 class Flops(TorchDispatchMode):
-    """Counts what runs while it is entered, forward and backward: products of matrices and convolutions.
+    """A context that counts the FLOPs of matrix products and convolutions, forward and backward.
 
-    `total` is in operations, an addition and a multiplication apart, so twice what `multiply_adds` counts.
-    What goes over numbers one by one is left out, and so is what a kernel computes twice: scores that
-    attention's backward pass makes anew to save memory are no progress. (Layers under activation
-    checkpointing count as often as they run.)
+    `total` counts additions and multiplications separately, so it is twice `multiply_adds`. Elementwise
+    operations are not counted, nor is recomputation within a kernel (attention's scores in its backward
+    pass). Layers under activation checkpointing count each time they run.
     """
 
     def __init__(self) -> None:
@@ -69,29 +67,28 @@ class Flops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if _formula(func) is None and func is not torch.ops.prim.device.default:
-            with self:  # what consists of other operators, which inference mode leaves to us to take apart
+            with self:  # composite operators, which inference mode does not decompose
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        self.total += _operations(func, args, kwargs, out)
+        self.total += _flops(func, args, kwargs, out)
         return out
 
 
 def _formula(func: Any) -> Callable[..., int] | None:
-    """What gives an operator's operations from its arguments and `out_val`; None where they are none."""
-    return OURS.get(func.name()) or flop_registry.get(func.overloadpacket)
+    """An operator's FLOPs as a function of its arguments and `out_val`; None if it is not counted."""
+    return FORMULAS.get(func.name()) or flop_registry.get(func.overloadpacket)
 
 
-def _operations(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
-    """Of one call."""
+def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
     formula = _formula(func)
     if formula is None:
         return 0
     count = formula(*args, **kwargs, out_val=out)
     name = func.name()
     if "attention" in name and name.endswith("_backward"):
-        return count * 4 // 5  # torch's five products are four and the scores once more
+        return count * 4 // 5  # the fifth of torch's products recomputes the scores
     return count
 
 
@@ -99,9 +96,9 @@ def _linear(x: Tensor, weight: Tensor, *_: Any, out_val: Any) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 
-def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, wanted: Sequence[bool], *, out_val: Any) -> int:
-    """Of input and weight, as they are wanted."""
-    return 2 * grad.numel() * weight.shape[1] * sum(wanted[:2])
+def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, mask: Sequence[bool], *, out_val: Any) -> int:
+    """mask: which gradients of input, weight and bias are computed."""
+    return 2 * grad.numel() * weight.shape[1] * sum(mask[:2])
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, out_val: Any, **__: Any) -> int:
@@ -113,8 +110,12 @@ def _weight_gradient(grad: Tensor, x: Tensor, *_: Any, out_val: Any) -> int:
 
 
 def _attend(qkv: Tensor, shapes: Sequence[int], *_: Any, out_val: Any) -> int:
-    pairs = sum(b * n * n for b, n in zip(shapes[::2], shapes[1::2], strict=True))
-    return 2 * 2 * pairs * (qkv.shape[-1] // 3)
+    return _attend_of_width(qkv.shape[-1] // 3, shapes)
+
+
+def _attend_of_width(dim: int, shapes: Sequence[int]) -> int:
+    """shapes: number and length of the sequences, for each length in turn."""
+    return 2 * 2 * dim * sum(b * n * n for b, n in zip(shapes[::2], shapes[1::2], strict=True))
 
 
 def _attend_backward(
@@ -126,29 +127,27 @@ def _attend_backward(
 def _branch(
     x: Tensor, scale: Tensor, shift: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, *_: Any, out_val: Any
 ) -> int:
-    """Both layers of it."""
+    """A branch's two linear layers."""
     return 2 * x.numel() // x.shape[-1] * (w1.numel() + w2.numel())
 
 
-def _mlp_backward(grad: Tensor, *known: Any, out_val: Any) -> int:
-    *_, w1, w2, _ = known
+def _mlp_backward(grad: Tensor, *args: Any, out_val: Any) -> int:
+    *_, w1, w2, _ = args
     return _branch(grad, w1, w1, w1, None, w2, out_val=None)
 
 
-def _mix(x: Tensor, *known: Any, out_val: Any) -> int:
-    shapes = known[-3]
-    pairs = sum(b * n * n for b, n in zip(shapes[::2], shapes[1::2], strict=True))
-    return _branch(x, *known, out_val=None) + 2 * 2 * pairs * x.shape[-1]
+def _mix(x: Tensor, *args: Any, out_val: Any) -> int:
+    return _branch(x, *args, out_val=None) + _attend_of_width(x.shape[-1], args[-3])
 
 
-def _mix_backward(grad: Tensor, *known: Any, out_val: Any) -> int:
-    qkv, *_, w1, w2, _, shapes, _ = known[5:]
+def _mix_backward(grad: Tensor, *args: Any, out_val: Any) -> int:
+    qkv, *_, w1, w2, _, shapes, _ = args[5:]
     return _branch(grad, w1, w1, w1, None, w2, out_val=None) + 2 * _attend(qkv, shapes, out_val=None)
 
 
-# what torch's own counter leaves out: oneDNN's linear layers, our kernels (ops/cpu/operators.py), and linear
-# layers and attention on Apple's GPUs
-OURS: dict[str, Callable[..., int]] = {
+# operators that torch's counter lacks: oneDNN's linear layers, omma's kernels (ops/cpu/operators.py), and
+# linear layers and attention on Apple's GPUs
+FORMULAS: dict[str, Callable[..., int]] = {
     "mkldnn::_linear_pointwise": _linear,
     "omma::weight_gradient": _weight_gradient,
     "omma::mlp": _branch,

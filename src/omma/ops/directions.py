@@ -1,4 +1,4 @@
-"""Lengths of vectors whose direction alone matters."""
+"""Lengths of vectors of which only the direction matters."""
 
 import torch
 from jaxtyping import Float

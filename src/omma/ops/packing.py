@@ -14,7 +14,7 @@ Shapes = Sequence[tuple[int, int]]  # for each length: number of samples, tokens
 
 
 def pack(batches: Sequence[Float[Tensor, "_b _n d"]]) -> Float[Tensor, "1 t d"]:
-    """All tokens in one row, sample after sample; a single batch is returned as it is."""
+    """All tokens in one row, sample after sample; a single batch is returned unchanged."""
     if len(batches) == 1:
         return batches[0]
     return torch.cat([batch.flatten(0, 1) for batch in batches])[None]

@@ -29,16 +29,16 @@ def padded(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b c H
 def resample_kernel(kernel: Float[Tensor, "d c p p"], new: int) -> Float[Tensor, "d c q q"]:
     """A patch embedding's kernel for patches of `new` pixels: B^+T w [Beyer 2022, arXiv 2212.08013, eq. 4].
 
-    B resizes a patch bilinearly from p to `new` pixels, B^+ is its pseudo-inverse: where patches grow, the
-    resized patch and the new kernel have the very product that the patch and its kernel had.
+    B resizes a patch bilinearly from p to `new` pixels, B^+ is its pseudo-inverse. For larger patches, the
+    embedding of a resized patch with the new kernel equals that of the patch with the old one.
     """
     p = kernel.shape[-1]
     if p == new:
         return kernel
     basis = torch.eye(p * p, dtype=torch.float64).view(p * p, 1, p, p)
     resize = F.interpolate(basis, size=(new, new), mode="bilinear", antialias=True).flatten(1)  # B^T
-    found = kernel.double().flatten(2) @ torch.linalg.pinv(resize.T).to(kernel.device)
-    return found.view(*kernel.shape[:2], new, new).to(kernel.dtype)
+    resized = kernel.double().flatten(2) @ torch.linalg.pinv(resize.T).to(kernel.device)
+    return resized.view(*kernel.shape[:2], new, new).to(kernel.dtype)
 
 
 def unpatchify(
@@ -49,25 +49,22 @@ def unpatchify(
 
 
 def take(tokens: Float[Tensor, "b n d"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
-    """Row by row, the tokens that `index` names."""
+    """The tokens at the indices of each row."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def _statistics(patches: Float[Tensor, "b n p"]) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
-    """Mean and deviation of each patch.
-
-    The variance is the unbiased one, as in the code behind the paper's figures.
-    """
+    """Mean and (unbiased) standard deviation of each patch, as in the code behind the paper's figures."""
     return patches.mean(-1, keepdim=True), torch.sqrt(patches.var(-1, keepdim=True) + 1e-6)
 
 
 def normalised(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
-    """Each patch with its own mean taken off and divided by its deviation [He 2021, "normalised pixels"]."""
+    """Each patch minus its mean, divided by its deviation [He 2021, "normalised pixels"]."""
     mean, deviation = _statistics(patches)
     return (patches - mean) / deviation
 
 
 def restored(predicted: Float[Tensor, "b n p"], patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
-    """Predictions of `normalised` patches, put back to the true ones' mean and deviation."""
+    """Predictions of `normalised` patches, with the mean and deviation of the true ones."""
     mean, deviation = _statistics(patches)
     return predicted * deviation + mean

@@ -36,35 +36,35 @@ def resample(
     """Bicubic interpolation of patch positions from grid `old` to grid `new`, equal to F.interpolate's.
 
     Two products with small matrices, computed from the sizes alone, so that an exported network reads any
-    size. (F.interpolate of torch 2.15 errs, antialiasing, where the new grid has but one column.)
+    size. (With antialiasing, F.interpolate of torch 2.15 is wrong for a new grid of one column.)
     """
-    if all(isinstance(n, int) for n in new) and old == new:  # sizes of a traced network are no int
+    if all(isinstance(n, int) for n in new) and old == new:  # sizes of a traced network are symbols
         return positions
     picture = positions[0].float().unflatten(0, old)
     if antialias:
         start = torch.zeros(1, dtype=torch.int64, device=positions.device)
         rows, columns = (resampling(start, start + o, o, n, "bicubic")[0] for o, n in zip(old, new))
     else:
-        picture = picture[_beyond(old[0], picture)][:, _beyond(old[1], picture)]
+        picture = picture[_padded_index(old[0], picture)][:, _padded_index(old[1], picture)]
         rows, columns = (_cubic(o, n, picture) for o, n in zip(old, new))
     picture = (rows @ picture.flatten(1)).unflatten(1, (-1, positions.shape[2]))
     return (columns @ picture).flatten(0, 1)[None].to(positions.dtype)
 
 
-def _beyond(n: int, like: Tensor) -> Int[Tensor, "m"]:
-    """Indices that repeat the first and the last of n values twice more."""
+def _padded_index(n: int, like: Tensor) -> Int[Tensor, "m"]:
+    """Indices of n values, with the first and the last repeated twice more."""
     return torch.arange(-2, n + 2, device=like.device).clamp(0, n - 1)
 
 
 def _cubic(old: int, new: int, like: Tensor) -> Float[Tensor, "new m"]:
-    """Keys' cubic convolution (1981), a = -3/4, from `old` values with two more at each end; never stretched.
+    """Keys' cubic convolution (1981), a = -3/4, of `old` values with two more at each end; not antialiased.
 
     On |x| <= 1 it is (a + 2) |x|^3 - (a + 3) |x|^2 + 1, on 1 < |x| < 2 a (|x|^3 - 5 |x|^2 + 8 |x| - 4).
     """
-    where = {"device": like.device, "dtype": torch.float32}
-    centre = (torch.arange(new, **where) + 0.5) * (old / new) - 0.5
-    x = (torch.arange(-2, old + 2, **where) - centre[:, None]).abs()
-    inner, outer = x.clamp(max=1), x.clamp(1, 2)  # each part vanishes at its bounds, so that they add up
+    fp32 = {"device": like.device, "dtype": torch.float32}
+    centre = (torch.arange(new, **fp32) + 0.5) * (old / new) - 0.5
+    x = (torch.arange(-2, old + 2, **fp32) - centre[:, None]).abs()
+    inner, outer = x.clamp(max=1), x.clamp(1, 2)  # each piece is 0 outside of its range, so they can be added
     return (1.25 * inner - 2.25) * inner**2 + 1 - 0.75 * (((outer - 5) * outer + 8) * outer - 4)
 
 
@@ -79,8 +79,8 @@ def rope(
 ) -> Rope:
     """Axial rotary positions [Heo 2024, arXiv 2403.13298, eq. 11] of a grid, row by row.
 
-    Half of a head's `dim` dimensions (f = dim / 4 pairs) turns by row times frequency, half by column.
-    `prefix` tokens before the patches are not turned.
+    Half of a head's `dim` dimensions (f = dim / 4 pairs) is rotated by row times frequency, half by column.
+    `prefix` tokens before the patches are not rotated.
     """
     if dim % 4:
         raise ValueError(f"heads of {dim} dimensions: rotary positions need a multiple of 4")
@@ -93,15 +93,15 @@ def rope(
 
 def rope_indexed(dim: int, grid: tuple[int, int], home: tuple[int, int], prefix: int, like: Tensor) -> Rope:
     """EVA-02's [Fang 2023, arXiv 2303.11331]: indices of the grid, stretched to the `home` grid's range."""
-    where = {"device": like.device, "dtype": torch.float32}
-    rows, columns = (torch.arange(n, **where) / n * m for n, m in zip(grid, home, strict=True))
-    frequencies = 10_000.0 ** -(torch.arange(dim // 4, **where) / (dim // 4))
+    fp32 = {"device": like.device, "dtype": torch.float32}
+    rows, columns = (torch.arange(n, **fp32) / n * m for n, m in zip(grid, home, strict=True))
+    frequencies = 10_000.0 ** -(torch.arange(dim // 4, **fp32) / (dim // 4))
     return rope(dim, rows, columns, frequencies, paired=True, prefix=prefix)
 
 
 def rope_centred(dim: int, grid: tuple[int, int], prefix: int, like: Tensor, base: float = 100.0) -> Rope:
-    """DINOv3's [Simeoni 2025, arXiv 2508.10104]: patch centres in [-1, 1], whatever the grid."""
-    where = {"device": like.device, "dtype": torch.float32}
-    rows, columns = (2 * (torch.arange(n, **where) + 0.5) / n - 1 for n in grid)
-    frequencies = 2 * math.pi * base ** -(torch.arange(dim // 4, **where) / (dim // 4))
+    """DINOv3's [Simeoni 2025, arXiv 2508.10104]: patch centres in [-1, 1] for any grid."""
+    fp32 = {"device": like.device, "dtype": torch.float32}
+    rows, columns = (2 * (torch.arange(n, **fp32) + 0.5) / n - 1 for n in grid)
+    frequencies = 2 * math.pi * base ** -(torch.arange(dim // 4, **fp32) / (dim // 4))
     return rope(dim, rows, columns, frequencies, paired=False, prefix=prefix)

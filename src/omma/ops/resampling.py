@@ -1,4 +1,4 @@
-"""Matrices that resample rows of values with antialiasing."""
+"""Matrices that resample a row of values with antialiasing."""
 
 from typing import Literal
 
@@ -9,16 +9,16 @@ from torch import Tensor
 Filter = Literal["bilinear", "bicubic"]
 
 
-# Kernels without `where`, which PyTorch runs ten times slower than arithmetic on a CPU.
+# Kernels avoid `where`, which is ten times slower than arithmetic on a CPU.
 def _bilinear(x: Tensor) -> Tensor:
     return x.abs().neg_().add_(1).clamp_(min=0)
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution (1981), a = -1/2, as Pillow and PyTorch use it when antialiasing.
+    """Keys' cubic convolution (1981), a = -1/2, as in Pillow and PyTorch with antialiasing.
 
-    Beyond |x| = 1 it is -(2 - |x|)^2 (|x| - 1) / 2 up to 2; that of |x| clipped to [1, 2], and the inner
-    polynomial of |x| clipped to [0, 1], vanish outside of their parts, so that they add up.
+    On 1 < |x| < 2 it is -(2 - |x|)^2 (|x| - 1) / 2. This of |x| clipped to [1, 2], and the inner polynomial
+    of |x| clipped to [0, 1], are 0 outside of their ranges, so they can be added.
     """
     x = x.abs()
     inner = x.clamp(max=1)
@@ -35,9 +35,9 @@ def resampling(
     filter: Filter = "bilinear",
     flip: Bool[Tensor, "b"] | None = None,
 ) -> Float[Tensor, "b size full"]:
-    """One matrix an image that resamples `length` values from `start` on (of `full`) to `size`, antialiased.
+    """A matrix per image that resamples `length` of `full` values, from `start` on, to `size`, antialiased.
 
-    Where it reduces, the filter is stretched by the factor of reduction; weights of each output sum to 1.
+    To reduce, the filter is stretched by the factor of reduction; weights of each output sum to 1.
     """
     kernel = _bilinear if filter == "bilinear" else _bicubic
     device = start.device
@@ -47,11 +47,9 @@ def resampling(
     if flip is not None:
         out = torch.where(flip[:, None, None], size - 1 - out, out)
     centre = (out + 0.5) * scale
-    source = (
-        torch.arange(full, device=device, dtype=torch.float32) - start[:, None, None]
-    )  # from the box's edge
+    source = torch.arange(full, device=device, dtype=torch.float32) - start[:, None, None]
     weights = kernel((source + 0.5 - centre).div_(stretch))
-    # Nothing from outside of the box. (Within it the kernel vanishes beyond its reach, so that the bounds
-    # that reference implementations round to whole pixels leave out zeros only.)
+    # No weight outside of the box. (Reference implementations also round the kernel's bounds to whole pixels,
+    # which leaves out only zeros.)
     weights.mul_((source >= 0) & (source < length[:, None, None]))
     return weights.div_(weights.sum(-1, keepdim=True))

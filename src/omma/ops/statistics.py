@@ -1,7 +1,6 @@
-"""What features and soft assignments look like without labels: rank, spread, entropy (2210.02885).
+"""Statistics of features and soft assignments without labels: rank, spread, entropy (2210.02885).
 
-Those of features work in fp64 whatever they are given. All answer NaN where an input is not finite: a NaN is
-a finding, and a statistic that hid it would be lying.
+Those of features are computed in fp64. All return NaN for inputs that are not finite, to make these visible.
 """
 
 import math
@@ -21,8 +20,8 @@ def unit(features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
 def effective_rank(features: Float[Tensor, "n d"]) -> float:
     """exp of the entropy of the normalised singular values [Garrido 2023, eq. 1]: RankMe.
 
-    Between 1 and min(n, d). Not centred, as in the paper: features all equal have rank 1, and so, by
-    convention, have features all zero. d orthonormal rows have rank d.
+    Between 1 and min(n, d). Not centred, as in the paper: equal features have rank 1, and so, by convention,
+    have zeros. d orthonormal rows have rank d.
     """
     wide = features.detach().double()
     if not bool(torch.isfinite(wide).all()):
@@ -50,5 +49,5 @@ def entropy(probabilities: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
 
 
 def kl_to_uniform(probabilities: Float[Tensor, "k"]) -> Float[Tensor, ""]:
-    """KL to the uniform distribution, in nats: 0 if all k are as likely, log k if only one is."""
+    """KL to the uniform distribution, in nats: 0 for uniform, log k for one-hot."""
     return math.log(probabilities.numel()) - entropy(probabilities)

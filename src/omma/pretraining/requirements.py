@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from omma import backbones, methods
-from omma.backbones.layers.heads import several
+from omma.backbones.layers.heads import require_two_classes
 from omma.core.protocols import Backbone, Needs, Recipe
 from omma.pretraining.request import Request, chosen
 
@@ -57,7 +57,7 @@ def _refuse_images(name: str, needs: Needs, classes: Sequence[str] | None, capti
             "(omma methods)"
         )
     if needs.labels and classes is not None:
-        several(classes)
+        require_two_classes(classes)
     if needs.text and not captions:
         raise ValueError(
             f"{name} learns from captions, and these images have none: give a manifest with the columns "

@@ -1,4 +1,4 @@
-"""Repeated blocks compiled by torch.compile: blocks that are alike once, for each shape that they meet."""
+"""torch.compile for repeated blocks: equal blocks are compiled once for each input shape."""
 
 import functools
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from omma.core.errors import line
 from omma.core.protocols import Method
 
 BACKEND = "inductor"
-GRAPHS = 1024  # of one kind of block, before torch would give up: rates of stochastic depth times shapes
-SECONDS = 10.0  # that a graph is taken to need; estimated
-PAYS = 20.0  # how many times as long as compiling a run must last
+GRAPHS = 1024  # limit for one kind of block: rates of stochastic depth times shapes
+SECONDS = 10.0  # to compile a graph; estimated
+PAYS = 20.0  # compile only if the run lasts this many times as long
 
 
 @functools.cache
-def _quick(plain: FunctionType) -> Callable[..., Tensor]:
-    """A block's `forward`, compiled for training; in evaluation, whose batches have many sizes, as it is."""
+def _compiled_in_training(plain: FunctionType) -> Callable[..., Tensor]:
+    """A block's `forward`, compiled for training only, since batches in evaluation have many sizes."""
     compiled = torch.compile(plain, backend=BACKEND, dynamic=False, fullgraph=True)
 
     def forward(self: nn.Module, *inputs: Any) -> Tensor:
@@ -29,38 +29,38 @@ def _quick(plain: FunctionType) -> Callable[..., Tensor]:
 
 
 def start(method: Method) -> None:
-    """Let the blocks of its backbones, a teacher's alike, be compiled when they are called in training.
+    """Compile the blocks of all backbones, a teacher's too, when they are first called in training.
 
-    The function belongs to the class, so that blocks of one kind share their graphs. Modules and names of
-    parameters stay as they are. torch's limits of graphs are raised for this process; what cannot be compiled
-    is an error (`failed`), not a silent return to slow steps.
+    The function is compiled per class, so that equal blocks share their graphs. Modules and parameter names
+    do not change. torch's limits on graphs are raised for this process; a block that cannot be compiled is an
+    error (`failed`), not a silent return to slow steps.
     """
     import torch._dynamo.config as limits  # takes a second
 
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * GRAPHS)
     for block in method.repeated():
-        block.forward = MethodType(_quick(type(block).forward), block)
+        block.forward = MethodType(_compiled_in_training(type(block).forward), block)
 
 
 def stop(method: Method) -> None:
-    """As it was before `start`."""
+    """Undo `start`."""
     for block in method.repeated():
         vars(block).pop("forward", None)
 
 
 def failed(error: BaseException) -> str | None:
-    """Why something could not be compiled, in a line; None for other errors."""
+    """The reason of a compilation error, in a line; None for other errors."""
     from torch._dynamo.exc import TorchDynamoException
 
     return line(error) if isinstance(error, TorchDynamoException) else None
 
 
 def seconds(method: Method, sizes: int) -> float:
-    """What compiling is taken to need for crops of so many sizes: SECONDS for each kind of block and size.
+    """Estimated compile time for crops of `sizes` sizes: SECONDS for each kind of block and size.
 
-    A backbone that packs crops has one graph for all of their sizes. Blocks differ in kind by class, shapes,
-    rate of stochastic depth (which fixes how many samples are kept) and whether they are trained.
+    A backbone that packs crops has one graph for all sizes. Blocks differ in kind by class, parameter shapes,
+    rate of stochastic depth (which fixes the number of samples) and whether they are trained.
     """
     kinds = {
         (type(b), getattr(b, "drop_path", 0.0), *((p.shape, p.requires_grad) for p in b.parameters()))

@@ -13,7 +13,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def teacher_of(student: Network) -> Network:
-    """A copy that no gradient trains and that drops nothing: stochastic depth is the student's alone."""
+    """A copy without gradients and without stochastic depth."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():
         if isinstance(module, Backbone):
@@ -23,13 +23,13 @@ def teacher_of(student: Network) -> Network:
 
 @torch.no_grad()
 def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum teacher + (1 - momentum) student, parameters; buffers are left to their owner.
+    """teacher <- momentum teacher + (1 - momentum) student, for parameters but not for buffers.
 
     Raises ValueError for a momentum outside [0, 1].
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}: must lie in [0, 1]")
-    slow = [to_local(p) for p in teacher.parameters()]  # spread over processes alike, where they are
+    slow = [to_local(p) for p in teacher.parameters()]  # sharded in the same way, if at all
     fast = [to_local(p) for p in student.parameters()]
     assert len(slow) == len(fast), "teacher and student differ in shape"
     torch._foreach_lerp_(slow, fast, 1 - momentum)

@@ -1,9 +1,9 @@
 """Mixup [Zhang 2017, arXiv 1710.09412] and CutMix [Yun 2019, arXiv 1905.04899] of neighbours in a batch.
 
-Images 2i and 2i + 1 are mixed with each other, both by the same share and box, drawn from the Key of image
-2i; an odd last image stays as it is. The stream's order is random, so any fixed pairing is a random one, and
-neighbours stay together where a batch is cut into parts of even length, for processes or to accumulate: the
-result is the same. (timm's `pair` mode pairs the first image with the last, which depends on the length.)
+Images 2i and 2i + 1 are mixed with each other, with the same share and box, drawn from the Key of image 2i;
+an odd last image is not mixed. Since the order of images is random, so are these pairs; and they do not
+change when a batch is split into even shards or micro-batches, which therefore give the same result. (timm's
+`pair` mode pairs the first image with the last, which depends on the length.)
 """
 
 from typing import NamedTuple
@@ -22,23 +22,23 @@ from omma.core.random import uniform
 class Mix(NamedTuple):
     """How each of p pairs is mixed."""
 
-    share: Float32[np.ndarray, "p"]  # of an image that stays, in pixels and label; the rest is its partner's
-    box: Int64[np.ndarray, "p 4"]  # top, left, bottom, right of what is exchanged; all 0: pixels are blended
+    share: Float32[np.ndarray, "p"]  # of the image itself, in pixels and label; the rest is its partner's
+    box: Int64[np.ndarray, "p 4"]  # top, left, bottom, right of the exchanged box; 0: pixels are blended
 
 
 def beta(u: Float32[np.ndarray, "p"], alpha: float) -> Float32[np.ndarray, "p"]:
     """Beta(alpha, alpha) variates from numbers of `uniform`, by the inverse of the distribution function."""
-    # uniform numbers are rounded down to multiples of 2^-24: the middle of each step makes shares symmetric
+    # uniform numbers are multiples of 2^-24, rounded down: the middle of each step keeps shares symmetric
     return betaincinv(alpha, alpha, u.astype(np.float64) + 2.0**-25).astype(np.float32)
 
 
 def draw(
     key: Key, stream: int, height: int, width: int, *, mixup: float, cutmix: float, p: float, switch: float
 ) -> Mix:
-    """For each pair of neighbours: mixed with probability `p`, by CutMix in `switch` of these cases.
+    """Mix each pair of neighbours with probability `p`, by CutMix with probability `switch`, else by mixup.
 
-    mixup, cutmix: alpha of the share's Beta(alpha, alpha); 0 leaves the other alone. CutMix's box has
-    1 - share of the area before it is cut at the border, after which the share is what stays.
+    mixup, cutmix: alpha of the share's Beta(alpha, alpha); 0 turns one off. CutMix's box has 1 - share of the
+    area before it is clipped at the border; the share is then computed again.
     """
     pairs = len(key.index) // 2
     first = Key(key.seed, key.epoch[0 : 2 * pairs : 2], key.index[0 : 2 * pairs : 2])
@@ -63,7 +63,7 @@ def draw(
 
 
 def partners(x: Shaped[Tensor, "b *d"]) -> Shaped[Tensor, "b *d"]:
-    """Each image's neighbour in its pair; an odd last image is its own."""
+    """Each image's partner in its pair; an odd last image is its own."""
     even = len(x) // 2 * 2
     swapped = x[:even].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return torch.cat([swapped, x[even:]])
@@ -77,7 +77,7 @@ def mixed(
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
     """Images and soft targets, each mixed with its partner's.
 
-    mixable: a pair stays as it is if either of its images is not.
+    mixable: pairs are mixed only if both images are.
     """
     b, _, h, w = images.shape
     device = images.device
@@ -89,19 +89,19 @@ def mixed(
     horizontal = (columns >= box[:, 1]) & (columns < box[:, 3])
     inside = (vertical[:, :, None] & horizontal[:, None, :])[:, None]
     blended = torch.where(box[:, 2] > 0, 1.0, share[:, None])[:, :, None, None]
-    stays = torch.where(inside, 0.0, blended)
+    own = torch.where(inside, 0.0, blended)  # each pixel's weight of the image itself
     if mixable is not None:
-        alone = ~(mixable & partners(mixable))
-        share, stays = share.masked_fill(alone, 1.0), stays.masked_fill(alone[:, None, None, None], 1.0)
-    images = torch.lerp(partners(images), images, stays.to(images.dtype))
+        unmixed = ~(mixable & partners(mixable))
+        share, own = share.masked_fill(unmixed, 1.0), own.masked_fill(unmixed[:, None, None, None], 1.0)
+    images = torch.lerp(partners(images), images, own.to(images.dtype))
     return images, torch.lerp(partners(targets), targets, share[:, None].to(targets.dtype))
 
 
 def smoothed(labels: Int[Tensor, "b"], classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
-    """One-hot targets of which `smoothing` is spread over all classes [Szegedy 2015, arXiv 1512.00567].
+    """One-hot targets with label smoothing [Szegedy 2015, arXiv 1512.00567].
 
-    1 - s + s / K for the label, s / K for the others. A label of -1 (unknown) gets zeros: no target at all.
+    1 - s + s / K for the label, s / K for the others. Unlabelled images (-1) get zeros.
     """
-    known = (labels >= 0).float()[:, None]
+    labelled = (labels >= 0).float()[:, None]
     one_hot = F.one_hot(labels.clamp(min=0), classes).float()
-    return known * (one_hot * (1 - smoothing) + smoothing / classes)
+    return labelled * (one_hot * (1 - smoothing) + smoothing / classes)

@@ -1,4 +1,4 @@
-"""Training in a lower precision: weights cast once a step, full-precision copies kept."""
+"""Training in a lower precision: fp32 parameters, cast once a step."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,11 +21,11 @@ def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 class _Lowered(torch.autograd.Function):
-    """All weights in `dtype`, and their gradients back in fp32: one node of the graph, not one a weight."""
+    """All weights in `dtype`, and their gradients in fp32, as a single node of the graph."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)  # what took no part in the loss has no gradient, as in fp32
+        ctx.set_materialize_grads(False)  # unused weights have no gradient, as in fp32
         return tuple(_copies(weights, dtype))
 
     @staticmethod
@@ -37,13 +37,13 @@ class _Lowered(torch.autograd.Function):
 class Cast:
     """Calls a method with its weights in `dtype`; gradients reach the fp32 parameters through the cast.
 
-    One cast a step, and activations in one precision throughout, which is faster than autocast's changes back
-    and forth. Batch norms keep their fp32 scale, shift and statistics, single numbers (a logits' scale, whose
-    steps bf16 would swallow) their precision; losses are fp32. Blocks that are spread over processes have
-    theirs cast as they are brought together (train/fsdp.py).
+    One cast a step, and activations in one precision throughout, which is faster than autocast's repeated
+    casts. Batch norms keep their scale, shift and statistics in fp32, and so do scalars (bf16 would round off
+    the updates of a logit scale); losses are fp32. Sharded blocks are cast when they are gathered
+    (train/fsdp.py).
 
-    deliver: is given each parameter with the gradient of its cast copy as soon as the backward pass has it;
-    the one node would give them all at its end, too late to send them meanwhile.
+    deliver: called with each parameter and the gradient of its cast copy as soon as the backward pass has it,
+    so that gradients can be sent meanwhile; the single node would return them all at its end.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Cast:
         return functional_call(self.method, weights, (batch, clock), tie_weights=self.tied)
 
     def _leaves(self, own: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Copies that have gradients of their own, handed on and let go of when they are there."""
+        """Copies whose gradients are delivered and freed as soon as they are complete."""
 
-        def hand_on(p: nn.Parameter, copy: Tensor) -> None:
+        def deliver_grad(p: nn.Parameter, copy: Tensor) -> None:
             assert self.deliver is not None
             assert copy.grad is not None
             self.deliver(p, copy.grad)
@@ -85,5 +85,5 @@ class Cast:
         with torch.no_grad():
             copies = _copies(own, self.dtype)
         for p, copy in zip(own, copies, strict=True):
-            copy.requires_grad_().register_post_accumulate_grad_hook(partial(hand_on, p))
+            copy.requires_grad_().register_post_accumulate_grad_hook(partial(deliver_grad, p))
         return copies

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the progress of a run."""
+"""Schedules as pure functions of a run's progress."""
 
 import math
 
@@ -6,13 +6,13 @@ from omma.core.protocols import Clock
 
 
 def cosine(start: float, end: float, progress: float) -> float:
-    """From `start` to `end` by half a cosine; `progress` in [0, 1], clipped."""
+    """From `start` to `end` along half a cosine; `progress` is clipped to [0, 1]."""
     progress = min(max(progress, 0.0), 1.0)
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(start: float, end: float, progress: float) -> float:
-    """From `start` to `end` in a straight line; `progress` in [0, 1], clipped."""
+    """From `start` to `end` linearly; `progress` is clipped to [0, 1]."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)
 
 

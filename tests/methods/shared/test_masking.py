@@ -37,7 +37,7 @@ def test_never_more_than_asked_for(grid, least):
 
 
 def test_a_single_block_is_a_rectangle_within_the_ratios(monkeypatch):
-    monkeypatch.setattr(masking, "_TRIES", 1)
+    monkeypatch.setattr(masking, "_MAX_BLOCKS", 1)
     for mask in blocks(500, 75):
         if mask.any():
             rows, columns = mask.any(1), mask.any(0)
@@ -75,7 +75,7 @@ def test_statistics_of_the_published_generator(least, count, grid, mean, deviati
 
 def test_first_blocks_are_the_published_generators(monkeypatch):
     """Its `_mask` alone, 20,000 times with 75 of 14x14: area, height, width and the area's quantiles."""
-    monkeypatch.setattr(masking, "_TRIES", 1)
+    monkeypatch.setattr(masking, "_MAX_BLOCKS", 1)
     masks = blocks(5000, 75)
     masks = masks[masks.any((1, 2))]  # it tries again where a block has no place
     area, height, width = masks.sum((1, 2)), masks.any(2).sum(1), masks.any(1).sum(1)
@@ -209,8 +209,8 @@ def test_hidden_patches_leave_no_trace(model, finer):
 
 def test_places_are_those_of_the_mask_and_then_zeros():
     mask = torch.zeros(3, 5, dtype=torch.bool)
-    assert masking.places(mask).shape == (0,)
+    assert masking.masked_indices(mask).shape == (0,)
     mask[0, 4] = mask[2, 1] = True
-    assert masking.places(mask, 4).tolist() == [4, 11, 0, 0]
-    assert masking.places(mask, 1).tolist() == [4, 11]
-    assert masking.places(torch.ones(8, 8).bool()).tolist() == list(range(64))
+    assert masking.masked_indices(mask, 4).tolist() == [4, 11, 0, 0]
+    assert masking.masked_indices(mask, 1).tolist() == [4, 11]
+    assert masking.masked_indices(torch.ones(8, 8).bool()).tolist() == list(range(64))

@@ -1,4 +1,4 @@
-"""What backbones are built of."""
+"""Layers of backbones."""
 
 from omma.backbones.layers.block import (
     Attention,
@@ -16,18 +16,6 @@ from omma.backbones.layers.embed import PatchEmbed
 from omma.backbones.layers.mlp import Mlp, SplitSwiGLU, SwiGLU
 
 __all__ = (
-    "Attention",
-    "Block",
-    "LayerScale",
-    "Mlp",
-    "Packed",
-    "PatchEmbed",
-    "Size",
-    "SplitSwiGLU",
-    "SwiGLU",
-    "Where",
-    "attend",
-    "blocks",
-    "init_linear",
-    "rates",
-)
+    "Attention", "Block", "LayerScale", "Mlp", "Packed", "PatchEmbed", "Size", "SplitSwiGLU", "SwiGLU",
+    "Where", "attend", "blocks", "init_linear", "rates",
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A small transformer that turns encoded patches into pixels; masked autoencoders and tokenizers have one."""
+"""A small transformer that decodes patches to pixels, for masked autoencoders and tokenizers."""
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,8 @@ from omma.ops.positions import resample, sincos_2d
 class PixelDecoder(nn.Module):
     """Embed, add fixed 2-D sine-cosine positions, a few plain blocks, a norm, a linear layer to `out` values.
 
-    dim: width of what it is given; `embed` takes that to the decoder's own, and a subclass may put tokens in
-    between. grid: the one that positions were made for.
+    dim: width of the input of `embed`; a subclass may insert tokens between `embed` and `decode`. grid: the
+    one that positions are made for.
     """
 
     positions: Tensor
@@ -31,8 +31,8 @@ class PixelDecoder(nn.Module):
     def decode(
         self, x: Float[Tensor, "b n d"], grid: tuple[int, int], front: Float[Tensor, "b p d"] | None = None
     ) -> Float[Tensor, "b n o"]:
-        """Embedded patches of the whole grid to pixels; tokens in `front` have no position and come along."""
+        """Embedded patches of the whole grid to pixels; `front`: tokens before them, without position."""
         x = x + resample(self.positions, self.grid, grid).to(x.dtype)
-        before = 0 if front is None else front.shape[1]
+        prefix = 0 if front is None else front.shape[1]
         x = self.blocks(x if front is None else torch.cat([front, x], dim=1))
-        return norm_linear(x[:, before:], self.norm, self.predict)
+        return norm_linear(x[:, prefix:], self.norm, self.predict)

@@ -8,7 +8,7 @@ from omma.ops.patches import padded, patchify, take
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches. The weight has a convolution's shape, the product is a matrix's.
+    """Linear embedding of patches, with a weight of a convolution's shape.
 
     On CPUs reshape + linear trains several times as fast as a strided convolution. An image that is no
     multiple of the patch is padded with zeros, the mean colour, at its right and bottom.
@@ -18,7 +18,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch = patch
         self.proj = nn.Conv2d(channels, dim, patch, patch, bias=bias)
-        nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))  # as a linear layer's [He 2021]
+        nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))  # as for a linear layer [He 2021]
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 
@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b n d"]:
         patches = patchify(padded(images, self.patch), self.patch)
-        if keep is not None:  # before the product: what is dropped is never embedded
+        if keep is not None:  # before the product, so that dropped patches cost nothing
             patches = take(patches, keep)
         weight = self.proj.weight.flatten(1)
         return linear(patches.to(weight.dtype), weight, self.proj.bias)

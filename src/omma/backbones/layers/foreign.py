@@ -1,4 +1,4 @@
-"""Networks of other libraries made ours: parameter names kept, statistics shared, sizes measured."""
+"""Adapters for other libraries' networks: their parameter names, synchronised batch norms, measured sizes."""
 
 import copy
 import math
@@ -20,14 +20,14 @@ STEM = re.compile(r"(?i)(.*\.)?(stem|conv|bn1$|act1$|norm0$|layer0$)")
 
 # ---------------------------------------------------------------- modules under their own names
 def adopt(module: nn.Module, other: nn.Module) -> nn.Module:
-    """`module` holds from now on what `other` does, under the names that it has there; both stay in step."""
+    """`module` shares the parameters, buffers and children of `other`, under the same names, from now on."""
     for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(module, registry, getattr(other, registry))
     return module
 
 
 class Followed(nn.Module):
-    """A stage and the block that follows it; the names of the stage's parameters stay as they are."""
+    """A stage and the block that follows it, with the stage's parameter names."""
 
     def __init__(self, stage: nn.Module, block: NonLocal) -> None:
         super().__init__()
@@ -54,15 +54,14 @@ class _BatchNormAct(BatchNorm):
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Batch norms whose statistics are those of all processes, and which bear a batch of one."""
+    """Replace batch norms by omma's, with statistics over all processes, which accept a batch of one."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             kind = {"BatchNorm2d": BatchNorm, "BatchNormAct2d": _BatchNormAct}.get(type(child).__name__)
             if kind is not None:
                 assert isinstance(child, nn.BatchNorm2d)
-                ours = kind(
-                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-                )
+                c = child
+                ours = kind(c.num_features, c.eps, c.momentum, c.affine, c.track_running_stats)
                 setattr(module, name, adopt(ours, child))
 
 
@@ -75,7 +74,7 @@ def drop_nothing(network: nn.Module) -> None:
 
 
 class Trunk(nn.Module):
-    """Children of a network that are run one after the other."""
+    """Children of a network, applied one after the other."""
 
     def __init__(self, children: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class Trunk(nn.Module):
 
 # ---------------------------------------------------------------- measured without computing
 def without_values(network: nn.Module) -> Any:
-    """A copy on the meta device, in evaluation mode; nothing is allocated."""
+    """A copy on the meta device, in evaluation mode; no memory is allocated."""
     memo: dict[int, Any] = {}
     for p in network.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
@@ -102,9 +101,9 @@ def without_values(network: nn.Module) -> Any:
 
 @torch.no_grad()
 def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
-    """The feature map of one image that a network without values gives.
+    """The feature map of one image, on the meta device (twin: see `without_values`).
 
-    Raises ValueError for a size that the network does not read, and for one that gives several maps.
+    Raises ValueError for a size that the network cannot read, and for a network with several maps.
     """
     weight = next(p for p in twin.parameters() if p.ndim > 1)
     try:
@@ -112,55 +111,55 @@ def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {line(error)}") from error
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
-        raise ValueError(f"{name} gives no single feature map, which is needed; choose another network")
+        raise ValueError(f"{name} has no single feature map, which is required; choose another network")
     return x
 
 
 def shapes(
     twin: Any, name: str, channels: int, size: tuple[int, int], modules: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """What the named modules give for one image."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Shapes of the named modules' outputs for one image."""
+    outputs: dict[str, tuple[int, ...]] = {}
     handles = [
         twin.get_submodule(module).register_forward_hook(
-            lambda _, __, output, module=module: found.update({module: tuple(output.shape)})
+            lambda _, __, output, module=module: outputs.update({module: tuple(output.shape)})
         )
         for module in modules
     ]
     probe(twin, name, channels, size)
     for handle in handles:
         handle.remove()
-    return [found[module] for module in modules]
+    return [outputs[module] for module in modules]
 
 
 def arrange(network: Any, name: str, n: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of n tokens: what the patch embedding says, else the grid of the image's shape."""
+    """Rows and columns of n tokens: the patch embedding's, else the grid nearest to the image's shape."""
     embed: Any = getattr(network, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
         rows, columns = embed.dynamic_feat_size(size)
         if rows * columns == n:
             return rows, columns
     grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
-    off, best = min((abs(math.log(r * size[1] / (c * size[0]))), (r, c)) for r, c in grids)
-    if off > math.log(2):
+    error, nearest = min((abs(math.log(r * size[1] / (c * size[0]))), (r, c)) for r, c in grids)
+    if error > math.log(2):
         raise ValueError(f"{name}: {n} tokens of {size[0]}x{size[1]} px form no grid; choose another network")
-    return best
+    return nearest
 
 
 def stride(twin: Any, name: str, channels: int) -> int:
-    """Pixels for each feature of the map, along a side: as timm says, or measured where it does not."""
+    """Pixels per feature of the map, along a side: from timm's feature_info, else measured."""
     if hasattr(twin, "feature_info"):
         return twin.feature_info[-1]["reduction"]
-    # at sizes so far apart that what the borders take cancels
+    # the difference of two sizes cancels what borders take away
     small, large = (probe(twin, name, channels, (size, size)).shape[2] for size in (256, 512))
     return 256 // (large - small)
 
 
 def stages(network: Any) -> dict[int, str]:
-    """The module that ends each stage, by number, 1 the first after the stem.
+    """The last module of each stage, by number; 1 is the first after the stem.
 
-    timm's are those of its feature_info; VGG's and AlexNet's end before each max-pooling, GoogLeNet's
-    inceptions have the numbers of its paper.
+    Stages are those of timm's feature_info; VGG's and AlexNet's end before each max-pooling, GoogLeNet's have
+    the numbers of its paper.
     """
     if hasattr(network, "feature_info"):
         modules = dict(network.named_modules())

@@ -1,4 +1,4 @@
-"""A trained network that is learned from: it is never trained, and shown what it was made for."""
+"""A frozen network whose features are prediction targets; its input is converted to its preprocessing."""
 
 from typing import Self
 
@@ -11,13 +11,12 @@ from omma.core.protocols import Preprocess, Trained
 
 
 class Frozen(nn.Module):
-    """The patch features of a trained encoder, W f + b of them where it has that layer beside it.
+    """The patch features f of a trained encoder, or W f + b if that layer was saved beside it.
 
-    Always in evaluation mode and without gradients, whatever surrounds it. seen: how the images that it is
-    given were normalised; None: as it wants them. layer: name of the linear map among what was kept beside
-    the encoder ("codes", "projection"); without one, the features are given as they are. It is a
-    buffer, and so stays fp32 where training casts weights: nearly equal codes would come out equal. Raises
-    ValueError where channels or the layer's width do not fit.
+    Always in evaluation mode and without gradients. seen: preprocessing of its input images; None: the
+    encoder's own. layer: name of the linear map W, b in the encoder's extras ("codes", "projection"); without
+    it, f is returned. The map is a buffer, which stays fp32 where training casts weights, since bf16 could
+    not distinguish similar codes. Raises ValueError if channels or the layer's width do not fit.
     """
 
     weight: Tensor | None
@@ -30,15 +29,15 @@ class Frozen(nn.Module):
         if seen is not None and seen.channels != trained.encoder.channels:
             raise ValueError(
                 f"{trained.encoder.name} was made for {trained.encoder.channels} channels, these images have "
-                f"{seen.channels}: learn from a model that was made for such images"
+                f"{seen.channels}: choose a model that was made for such images"
             )
-        beside = trained.extras.tensors
-        weight, bias = beside.get(f"{layer}.weight"), beside.get(f"{layer}.bias")
+        extras = trained.extras.tensors
+        weight, bias = extras.get(f"{layer}.weight"), extras.get(f"{layer}.bias")
         if weight is not None:
             if weight.ndim != 2 or weight.shape[1] != self.dim:
                 raise ValueError(
                     f"{layer}.weight beside {trained.encoder.name} is {tuple(weight.shape)}, its features "
-                    f"are {self.dim} wide: the files do not belong together, copy them anew"
+                    f"are {self.dim} wide: the files do not belong together, copy them again"
                 )
             self.dim = weight.shape[0]
         self.register_buffer("weight", weight)
@@ -47,12 +46,12 @@ class Frozen(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """It stays in evaluation mode: nothing is dropped, and no statistics move."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
-        """Features at each place of `grid`: the images are resized so that this is the encoder's grid too."""
+        """Features for each cell of `grid`; images are resized so that this is the encoder's grid too."""
         if self.seen is not None:
             images = self.seen.translate(images, self.preprocess)
         size = (grid[0] * self.encoder.patch, grid[1] * self.encoder.patch)
@@ -62,6 +61,6 @@ class Frozen(nn.Module):
         if patches.shape[1] != grid[0] * grid[1]:
             raise ValueError(
                 f"{self.encoder.name} gives {patches.shape[1]} features for {size[0]}x{size[1]} px, "
-                f"{grid[0] * grid[1]} are needed: learn from a plain ViT, or a tokenizer trained with one"
+                f"{grid[0] * grid[1]} are needed: choose a plain ViT, or a tokenizer trained with one"
             )
         return patches if self.weight is None else F.linear(patches.float(), self.weight, self.bias)

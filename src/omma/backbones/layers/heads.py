@@ -1,4 +1,4 @@
-"""Projection heads: what sits between an encoder and a loss, and is not exported."""
+"""Projection heads between an encoder and a loss, which are not exported."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from omma.ops import directions
 from omma.ops.batch_norm import BatchNorm
 
-_ROWS = 1 << 13  # of a matrix that are cast at a time
+_ROWS = 1 << 13  # of a matrix, cast at a time
 
 
 def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
-    """Linear, batch norm, ReLU, ..., linear through the widths `dims` [Chen 2020, section 4.2].
+    """Linear, batch norm, ReLU, ..., linear, of widths `dims` [Chen 2020, section 4.2].
 
-    Layers before a norm have no bias. `last_norm` ends with a batch norm without scale and shift.
+    Layers before a norm have no bias. last_norm: end with a batch norm without scale and shift.
     """
     layers: list[nn.Module] = []
     pairs = list(pairwise(dims))
@@ -31,18 +31,18 @@ def projector(dims: list[int], last_norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def several(classes: Sequence[str]) -> None:
-    """Raise ValueError where there is nothing to tell apart."""
+def require_two_classes(classes: Sequence[str]) -> None:
+    """Raise ValueError for fewer than two classes."""
     if len(classes) < 2:
         raise ValueError(
-            f"all images are of one class ({', '.join(classes)}), and labels teach from two on: choose a "
+            f"all images are of one class ({', '.join(classes)}), and at least two are needed: choose a "
             "method without labels (--method simclr)"
         )
 
 
 def classifier(dim: int, classes: Sequence[str]) -> nn.Linear:
-    """A linear layer that starts near 0, so that all classes are as likely [Touvron 2020, 2012.12877]."""
-    several(classes)
+    """A linear layer with initial values near 0, for equal probabilities [Touvron 2020, 2012.12877]."""
+    require_two_classes(classes)
     head = nn.Linear(dim, len(classes))
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
@@ -72,22 +72,21 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def bottleneck(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
-        """Unit vectors that are compared with the prototypes."""
+        """Unit vectors to compare with the prototypes."""
         return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
 
     def cosines(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
-        """Of unit vectors and the prototypes, in fp32 or better."""
+        """Cosines between unit vectors and the prototypes, in fp32 or better."""
         lengths = directions.lengths(self.last.weight)
         return F.linear(bottleneck, self.last.weight).to(lengths.dtype).mul_(1 / lengths)
 
     @torch.no_grad()
     def mean(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "k"]:
-        """Of `cosines`, which are linear, in fp32 or better; 0 for none."""
+        """Mean of `cosines`, which are linear in the vectors, in fp32 or better; 0 for no vectors."""
         weight = self.last.weight
         lengths = directions.lengths(weight)
-        one = bottleneck.to(lengths.dtype).sum(0) / max(1, len(bottleneck))
-        sums = torch.cat([some.to(one.dtype) @ one for some in weight.split(_ROWS)])
-        return sums.div_(lengths)
+        mean = bottleneck.to(lengths.dtype).sum(0) / max(1, len(bottleneck))
+        return torch.cat([rows.to(mean.dtype) @ mean for rows in weight.split(_ROWS)]).div_(lengths)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         return self.cosines(self.bottleneck(x))

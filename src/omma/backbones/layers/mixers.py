@@ -1,4 +1,4 @@
-"""Other ways to mix tokens than full softmax attention, to be put in its place in any ViT."""
+"""Token mixers that can replace full softmax attention in any ViT."""
 
 import functools
 import itertools
@@ -17,7 +17,8 @@ from omma.ops import attention
 class LinearAttention(Attention):
     """Linear attention [Katharopoulos 2020, arXiv 2006.16236, eq. 6]: cost grows with n, not n^2.
 
-    Queries and keys pass phi(x) = elu(x) + 1; sums over the keys are taken before queries meet them.
+    The softmax is replaced by phi(q) phi(k)^T, phi(x) = elu(x) + 1, so that the sum over keys of phi(k) v is
+    computed only once for all queries.
     """
 
     def _split(self, qkv: Float[Tensor, "b n 3d"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +28,7 @@ class LinearAttention(Attention):
     @per_length
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
         q, k, v = self._split(qkv)
-        k = k / k.shape[2]  # sums stay of order one in half precision; the ratio is the same
+        k = k / k.shape[2]  # keeps sums of order one in half precision, and cancels in the ratio
         total = k.sum(2, keepdim=True).transpose(-1, -2)
         return attention.merge((q @ (k.transpose(-1, -2) @ v)) / (q @ total))
 
@@ -40,8 +41,8 @@ class LinearAttention(Attention):
 class Fourier(nn.Module):
     """Re(F_n F_d x) [Lee-Thorp 2021, arXiv 2105.03824, eq. 3]: mixing without parameters.
 
-    The transforms are orthonormal, so that the branch keeps the size of its input (the paper's are not, and a
-    norm follows them). There are no weights to look at, and no leaving tokens out.
+    The transforms are orthonormal, so that the branch preserves the norm of its input (the paper's are not,
+    and a layer norm follows them). It has no attention weights, and cannot drop tokens.
     """
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool) -> None:
@@ -56,55 +57,51 @@ class Fourier(nn.Module):
 
 
 SIDE = 4  # tokens along a side of BigBird's blocks
-RANDOM = 2  # random blocks that each block looks at
+RANDOM = 2  # random blocks that each block attends to
 
 
 class BigBird(Attention):
     """Local, global and random attention [Zaheer 2020, arXiv 2007.14062], for grids: cost grows with n.
 
-    The grid is cut into blocks of 4 x 4 tokens. A block's tokens look at their own block, at its eight
-    neighbours, at two more blocks that were drawn once for all (from a fixed seed and the grid), and at the
-    tokens before the patches; those look at, and are seen by, everything.
+    The grid is cut into blocks of 4 x 4 tokens. A block's tokens attend to their own block, to its eight
+    neighbours, to two random blocks that are fixed for each grid, and to the tokens before the patches; those
+    attend to all tokens, and all attend to them.
     """
 
     @per_length
     def _mix(self, qkv: Float[Tensor, "b n 3d"], where: Where) -> Float[Tensor, "b n d"]:
-        if where.keep is not None:  # what is left lies scattered: masked, and few
+        if where.keep is not None:  # few scattered tokens: full attention with a mask
             return attention.attend(qkv, self.heads, where.rope, _hidden(where, qkv))
-        q, k, v = attention.split(qkv, self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        q, k, v = attention.split(qkv, self.heads, where.rope)
         p, (rows, columns) = where.prefix, where.grid
-        ids, seen = _tables(where.grid, qkv.device)
+        ids, valid = _tables(where.grid, qkv.device)
 
         def cut(t: Tensor) -> Tensor:  # [b, h, n, e] to [b, h, blocks, tokens, e]
             t = t[:, :, p:].unflatten(2, where.grid)
             t = F.pad(t, (0, 0, 0, -columns % SIDE, 0, -rows % SIDE))
             return rearrange(t, "b h (r s) (c t) e -> b h (r c) (s t) e", s=SIDE, t=SIDE)
 
-        def gathered(t: Tensor) -> Tensor:  # [b, h, blocks, keys, e]: those that each block looks at
-            around = cut(t)[:, :, ids].flatten(3, 4)
-            return torch.cat([t[:, :, None, :p].expand(-1, -1, len(ids), -1, -1), around], dim=3)
+        def gathered(t: Tensor) -> Tensor:  # [b, h, blocks, keys, e]: those that each block attends to
+            blocks = cut(t)[:, :, ids].flatten(3, 4)
+            return torch.cat([t[:, :, None, :p].expand(-1, -1, len(ids), -1, -1), blocks], dim=3)
 
-        mask = F.pad(seen, (p, 0), value=True)[:, None]  # [blocks, 1, keys]
+        mask = F.pad(valid, (p, 0), value=True)[:, None]  # [blocks, 1, keys]
         local = F.scaled_dot_product_attention(cut(q), gathered(k), gathered(v), mask)
         r = -(-rows // SIDE)
         local = rearrange(local, "b h (r c) (s t) e -> b h (r s) (c t) e", r=r, s=SIDE)
         local = local[:, :, :rows, :columns].flatten(2, 3)
-        everywhere = F.scaled_dot_product_attention(q[:, :, :p], k, v)
-        return attention.merge(torch.cat([everywhere, local], dim=2))
+        of_prefix = F.scaled_dot_product_attention(q[:, :, :p], k, v)
+        return attention.merge(torch.cat([of_prefix, local], dim=2))
 
     def weights(self, x: Float[Tensor, "b n d"], where: Where = NOWHERE) -> Float[Tensor, "b h n n"]:
-        """Zero where a token does not look."""
-        q, k, _ = attention.split(self.qkv(x), self.heads)
-        if where.rope is not None:
-            q, k = where.rope.turn(q), where.rope.turn(k)
+        """Zero where a token does not attend."""
+        q, k, _ = attention.split(self.qkv(x), self.heads, where.rope)
         return attention.weights(q, k, _hidden(where, q))
 
 
 @functools.lru_cache(maxsize=32)
 def _blocks(grid: tuple[int, int]) -> np.ndarray:
-    """int64 [blocks, 9 + RANDOM]: the blocks that each block looks at, -1 where there is none."""
+    """int64 [blocks, 9 + RANDOM]: the blocks that each block attends to, padded with -1."""
     r, c = -(-grid[0] // SIDE), -(-grid[1] // SIDE)
     rng = np.random.default_rng(0)
     table = np.full((r * c, 9 + RANDOM), -1, np.int64)
@@ -123,28 +120,28 @@ def _blocks(grid: tuple[int, int]) -> np.ndarray:
 
 def _tables(
     grid: tuple[int, int], device: torch.device
-) -> tuple[Int[Tensor, "blocks looked"], Bool[Tensor, "blocks keys"]]:
-    """Blocks that each block looks at, and which of their tokens there are (not padding, not missing)."""
+) -> tuple[Int[Tensor, "blocks attended"], Bool[Tensor, "blocks keys"]]:
+    """Blocks that each block attends to, and which of their tokens exist (no padding)."""
     table = torch.from_numpy(_blocks(grid))
     rows, columns = grid
     real = torch.zeros(-(-rows // SIDE) * SIDE, -(-columns // SIDE) * SIDE, dtype=torch.bool, device="cpu")
     real[:rows, :columns] = True
     real = rearrange(real, "(r s) (c t) -> (r c) (s t)", s=SIDE, t=SIDE)
-    seen = real[table.clamp(min=0)] & (table >= 0)[:, :, None]
-    return table.clamp(min=0).to(device), seen.flatten(1).to(device)
+    valid = real[table.clamp(min=0)] & (table >= 0)[:, :, None]
+    return table.clamp(min=0).to(device), valid.flatten(1).to(device)
 
 
 def _hidden(where: Where, like: Tensor) -> Float[Tensor, "b 1 n n"]:
-    """0 where a token looks at another, -inf where it does not; for all tokens, or the kept ones."""
+    """0 where a token attends to another, otherwise -inf; for all tokens, or those in where.keep."""
     rows, columns = where.grid
     y, x = (torch.arange(side, device="cpu") // SIDE for side in (rows, columns))
     y, x = torch.meshgrid(y, x, indexing="ij")
     block = (y * -(-columns // SIDE) + x).flatten()
     table = torch.from_numpy(_blocks(where.grid))
-    looks = torch.zeros(len(table), len(table) + 1, dtype=torch.bool, device="cpu")
-    looks.scatter_(1, table.where(table >= 0, len(table)), True)
+    attends = torch.zeros(len(table), len(table) + 1, dtype=torch.bool, device="cpu")
+    attends.scatter_(1, table.where(table >= 0, len(table)), True)
     own = block[None] if where.keep is None else block[where.keep.cpu()]
-    allowed = looks[own[:, :, None], own[:, None, :]]
+    allowed = attends[own[:, :, None], own[:, None, :]]
     allowed = F.pad(allowed, (where.prefix, 0, where.prefix, 0), value=True)[:, None]
     hidden = torch.zeros(allowed.shape, device="cpu").masked_fill(~allowed, -torch.inf)
     return hidden.to(like.device, like.dtype)

@@ -37,7 +37,7 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """W (silu(W_g x) * (W_x x)) [Shazeer 2020, arXiv 2002.05202], gate and value in one product.
 
-    hidden: width of the gated part; `fc1` gives twice as many.
+    hidden: width of gate and value each.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:

@@ -1,4 +1,4 @@
-"""The non-local block: attention between all places of a feature map [Wang 2018, arXiv 1711.07971]."""
+"""The non-local block: attention between all positions of a feature map [Wang 2018, arXiv 1711.07971]."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -27,14 +27,14 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def keys(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the map that is attended to."""
+        """Rows and columns of the map of keys."""
         return (-(-height // 2), -(-width // 2)) if self.pool else (height, width)
 
     def _subsample(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c m"]:
         return (F.max_pool2d(x, 2, ceil_mode=True) if self.pool else x).flatten(2)
 
     def weights(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 n m"]:
-        """How much each place attends to each: softmax of products that are not scaled, as in the paper."""
+        """Attention weights between all positions: softmax of unscaled products, as in the paper."""
         theta, phi = self.theta(x).flatten(2), self._subsample(self.phi(x))
         return (theta.transpose(1, 2) @ phi).softmax(-1)[:, None]
 

@@ -15,9 +15,9 @@ from omma.ops.norm import DeferredNorm
 
 
 def _repeats(maps: Float[Tensor, "bh n n"], heads: int) -> int:
-    """Into how many pieces each map is cut before heads are mixed; a divisor of n^2.
+    """The number of chunks to cut each map into before heads are mixed; a divisor of n^2.
 
-    A product with a matrix of 4 x 4 leaves most of a CPU's bf16 units idle. With c pieces it is one of
+    A product with a matrix of 4 x 4 leaves most of a CPU's bf16 units idle. With c chunks the matrix is
     4c x 4c, zero off its blocks' diagonals: more arithmetic, in half the time.
     """
     if maps.device.type != "cpu" or maps.dtype != torch.bfloat16:
@@ -26,12 +26,12 @@ def _repeats(maps: Float[Tensor, "bh n n"], heads: int) -> int:
 
 
 def _mix(matrix: Float[Tensor, "h h"], maps: Float[Tensor, "bh n n"]) -> Float[Tensor, "bh n n"]:
-    """Each sample's maps combined linearly: new map g = sum over h of matrix[g, h] map h."""
+    """Linear combinations of each sample's maps: new map g = sum over h of matrix[g, h] map h."""
     heads, c = len(matrix), _repeats(maps, len(matrix))
     if c > 1:
         matrix = torch.kron(matrix.contiguous(), torch.eye(c, dtype=matrix.dtype))
-    pieces = maps.view(len(maps) // heads, heads * c, maps.shape[1] * maps.shape[2] // c)
-    return torch.bmm(matrix.expand(len(pieces), -1, -1), pieces).view_as(maps)  # matmul would copy the maps
+    chunks = maps.view(len(maps) // heads, heads * c, maps.shape[1] * maps.shape[2] // c)
+    return torch.bmm(matrix.expand(len(chunks), -1, -1), chunks).view_as(maps)  # matmul would copy the maps
 
 
 def _mix_grad(
@@ -56,10 +56,10 @@ def _weights(
 def _talk(
     qkv: Float[Tensor, "b n 3d"], before: Tensor, after: Tensor, shift: Tensor
 ) -> tuple[Float[Tensor, "b n d"], tuple[Tensor, ...]]:
-    """Talking-heads attention, and what its derivative needs.
+    """Talking-heads attention, and the tensors that its derivative needs.
 
-    shift: what the second mix adds to each weight of a head. It reaches the output as a multiple of the
-    values' sum, without a pass over the maps.
+    shift: the second mix's bias, one number per head. Its contribution is a multiple of the values' sum,
+    computed without a pass over the maps.
     """
     heads, (b, n, width) = len(before), qkv.shape
     stacked = torch.stack(attention.split(qkv, heads)).view(3, b * heads, n, width // (3 * heads))
@@ -74,13 +74,13 @@ def _talk(
 class _Talk(torch.autograd.Function):
     """`_talk` with its derivative as batched products of contiguous matrices.
 
-    The first mix's bias is an argument for its gradient's sake, which is 0: the softmax ignores constants.
+    idle: the first mix's bias, which the softmax cancels; its gradient is 0.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, before: Tensor, idle: Tensor, after: Tensor, shift: Tensor) -> Tensor:
-        out, kept = _talk(qkv, before, after, shift)
-        ctx.save_for_backward(before, after, shift, *kept)
+        out, saved = _talk(qkv, before, after, shift)
+        ctx.save_for_backward(before, after, shift, *saved)
         return out
 
     @staticmethod
@@ -100,15 +100,15 @@ class _Talk(torch.autograd.Function):
         ds = torch._softmax_backward_data(dp.to(wide), p.to(wide), -1, wide).to(p.dtype)
         d_before = _mix_grad(ds, scores, heads) * e**-0.5
         ds = _mix(before.T * e**-0.5, ds)
-        parts = [x.view(b, heads, n, e).transpose(1, 2) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
-        d_qkv = torch.stack(parts, dim=2).view(b, n, 3 * d)
+        grads = [x.view(b, heads, n, e).transpose(1, 2) for x in (ds @ k, ds.transpose(1, 2) @ q, dv)]
+        d_qkv = torch.stack(grads, dim=2).view(b, n, 3 * d)
         return d_qkv, d_before, torch.zeros_like(shift), d_after, d_shift
 
 
 def scaled_linear(
     x: Float[Tensor, "*b i"], layer: nn.Linear, scale: Float[Tensor, "o"] | None
 ) -> Float[Tensor, "*b o"]:
-    """scale * layer(x), the factors folded into weight and bias: a LayerScale that passes over no tokens."""
+    """scale * layer(x), with LayerScale's factors folded into weight and bias."""
     return layer(x) if scale is None else linear(x, layer.weight * scale[:, None], layer.bias * scale)
 
 
@@ -137,7 +137,7 @@ class TalkingHeads(nn.Module):
         return Layers((self.qkv,), self.proj, folds_scale=True)
 
     def weights(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n n"]:
-        """softmax of the mixed scores; what multiplies the values is `proj_w`'s mix of these."""
+        """softmax of the mixed scores; `proj_w` mixes these before they multiply the values."""
         heads = self.proj_l.in_features
         q, k, _ = (t.flatten(0, 1) for t in attention.split(self.qkv(x), heads))
         return _weights(q, k, self.proj_l.weight)[1].unflatten(0, (-1, heads))

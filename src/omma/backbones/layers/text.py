@@ -1,8 +1,8 @@
-"""CLIP's text tower [Radford 2021, arXiv 2103.00020], and what a model that pairs images and texts keeps."""
+"""CLIP's text tower [Radford 2021, arXiv 2103.00020], and how it is saved beside an image encoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,16 +19,16 @@ from omma.data.text_tokenizer import Tokenizer
 from omma.ops.norm import norm
 
 TOWER, PROJECTION, MERGES = "text.", "projection.weight", "tokenizer.merges"  # names in `Extras.tensors`
-TABLE = TOWER + "token_embed.weight"  # the one that a text tower is known by
-EMBEDDED = 256  # texts a forward pass
+TABLE = TOWER + "token_embed.weight"  # its presence shows that there is a text tower
+BATCH = 256  # texts per forward pass
 
 
 class TextTower(nn.Module):
-    """A causal transformer over a text's tokens; its feature is that of the token which ends it, projected.
+    """A causal transformer over a text's tokens; its feature is that of the end token, projected.
 
-    vocabulary, context: numbers that tokens may be, and the most of them. end: the number that ends a text.
-    out: width of the space that images and texts share. mlp: "quickgelu", as OpenAI's, or "gelu".
-    Parameters have the names of omma's blocks. Raises ValueError for values that do not go together.
+    vocabulary: number of token ids. context: most tokens of a text. end: id of the end token. out: width of
+    the space that images and texts share. mlp: "quickgelu", as OpenAI's, or "gelu". Parameters have the names
+    of omma's blocks. Raises ValueError for unknown values and impossible combinations.
     """
 
     causal: Tensor
@@ -49,34 +49,30 @@ class TextTower(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"a text tower {dim} wide cannot be cut into {heads} heads: choose a divisor")
+            raise ValueError(f"a text tower {dim} wide cannot be split into {heads} heads: choose a divisor")
         if mlp not in ACTIVATIONS:
             raise ValueError(f"mlp={mlp!r} of the text tower: choose {', '.join(ACTIVATIONS)}")
-        self.facts = {"heads": heads, "mlp": mlp, "eps": eps, "end": end}  # what shapes do not tell
+        self.facts = {"heads": heads, "mlp": mlp, "eps": eps, "end": end}  # that do not follow from shapes
         self.end, self.context, self.out = end, context, out
         self.token_embed = nn.Embedding(vocabulary, dim)
         self.pos_embed = nn.Parameter(torch.empty(context, dim))
-        perceptron: Any = mlp
-        self.blocks = nn.Sequential(
-            *(
-                Block(dim, Attention(dim, heads), Mlp(dim, hidden or 4 * dim, perceptron), eps=eps)
-                for _ in range(depth)
-            )
+        activation, hidden = cast(Any, mlp), hidden or 4 * dim
+        layers = (
+            Block(dim, Attention(dim, heads), Mlp(dim, hidden, activation), eps=eps) for _ in range(depth)
         )
+        self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.projection = nn.Linear(dim, out, bias=False)
-        # a token sees itself and what stands before it
-        self.register_buffer(
-            "causal", torch.full((context, context), float("-inf")).triu(1), persistent=False
-        )
+        causal = torch.full((context, context), float("-inf")).triu(1)
+        self.register_buffer("causal", causal, persistent=False)
         self._initialise(depth, dim)
 
     def _initialise(self, depth: int, dim: int) -> None:
-        """As the paper's code does: residual branches shrink with their number."""
+        """As in the paper's code: the last layers of residual branches start smaller in deeper towers."""
         nn.init.normal_(self.token_embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
-        into = dim**-0.5 * (2 * depth) ** -0.5
-        deviations = {"attn.qkv": dim**-0.5, "attn.proj": into, "mlp.fc1": (2 * dim) ** -0.5, "mlp.fc2": into}
+        last = dim**-0.5 * (2 * depth) ** -0.5
+        deviations = {"attn.qkv": dim**-0.5, "attn.proj": last, "mlp.fc1": (2 * dim) ** -0.5, "mlp.fc2": last}
         for block in self.blocks:
             for name, deviation in deviations.items():
                 layer = block.get_submodule(name)
@@ -86,22 +82,22 @@ class TextTower(nn.Module):
         nn.init.normal_(self.projection.weight, std=dim**-0.5)
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b o"]:
-        """Features of texts, not normalised. Each row holds an end; what follows it changes nothing."""
+        """Features of texts, not normalised. Each row has an end token; later tokens are ignored."""
         length = tokens.shape[1]
         x = self.token_embed(tokens) + self.pos_embed[:length]
         where = Where((0, 0), bias=self.causal[None, None, :length, :length])
         for block in self.blocks:
             x = block(x, where)
-        last = (tokens == self.end).int().argmax(1)  # the first of them
-        return self.projection(norm(x[torch.arange(len(x), device=x.device), last], self.norm))
+        end = (tokens == self.end).int().argmax(1)  # the first one
+        return self.projection(norm(x[torch.arange(len(x), device=x.device), end], self.norm))
 
 
-# ---------------------------------------------------------------- kept beside an encoder
+# ---------------------------------------------------------------- saved beside an encoder
 @dataclass(frozen=True)
 class Paired:
-    """How an encoder's features and texts come into one space.
+    """Maps texts and an encoder's features into one space.
 
-    projection: of the images' pooled features. tokenizer: None where only the weights were published.
+    projection: of the images' pooled features. tokenizer: None if its merges are not known.
     """
 
     tower: TextTower
@@ -113,12 +109,10 @@ class Paired:
         assert self.tokenizer is not None
         tower = self.tower.to(device).eval()
         rows = [np.zeros((0, tower.out), np.float32)]
-        for first in range(0, len(texts), EMBEDDED):
-            tokens = text_tokenizer.trimmed(self.tokenizer(texts[first : first + EMBEDDED]), tower.end).to(
-                device
-            )
+        for first in range(0, len(texts), BATCH):
+            tokens = text_tokenizer.trimmed(self.tokenizer(texts[first : first + BATCH]), tower.end)
             with torch.inference_mode():
-                rows.append(F.normalize(tower(tokens).float(), dim=-1).cpu().numpy())
+                rows.append(F.normalize(tower(tokens.to(device)).float(), dim=-1).cpu().numpy())
         return np.concatenate(rows)
 
     def images(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n o"]:
@@ -126,17 +120,17 @@ class Paired:
         return F.normalize(torch.from_numpy(features).float() @ self.projection.float().T, dim=-1).numpy()
 
 
-def kept(
+def extras(
     tower: TextTower,
     projection: Float[Tensor, "o d"],
     merges: Int[np.ndarray, "m 2"] | None,
-    others: Mapping[str, Tensor],
+    scalars: Mapping[str, Tensor],
 ) -> Extras:
-    """What rebuilds it: the tower, the images' projection, the tokenizer's merges; others: scale and bias.
+    """Extras from which `restored` rebuilds tower, projection and tokenizer.
 
-    merges: None where they are not known.
+    merges: None if they are not known. scalars: the logits' scale and bias.
     """
-    tensors = {PROJECTION: projection, **others}
+    tensors = {PROJECTION: projection, **scalars}
     tensors |= {TOWER + name: x for name, x in tower.state_dict().items()}
     if merges is not None:
         tensors[MERGES] = torch.from_numpy(np.asarray(merges, np.int32))
@@ -144,35 +138,27 @@ def kept(
 
 
 def tower_of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], source: str) -> TextTower:
-    """The tower that tensors (named as its parameters) and `facts` describe; ValueError where they do not."""
+    """The tower of tensors (by parameter name) and `facts`; ValueError where they do not describe one."""
     try:
         vocabulary, dim = tensors["token_embed.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
         tower = TextTower(
-            vocabulary=vocabulary,
-            context=len(tensors["pos_embed"]),
-            depth=depth,
-            dim=dim,
-            out=len(tensors["projection.weight"]),
-            hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
-            heads=int(facts["heads"]),
-            mlp=str(facts["mlp"]),
-            eps=float(facts["eps"]),
-            end=int(facts["end"]),
-        )
+            vocabulary=vocabulary, context=len(tensors["pos_embed"]), depth=depth, dim=dim,
+            out=len(tensors["projection.weight"]), hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
+            heads=int(facts["heads"]), mlp=str(facts["mlp"]), eps=float(facts["eps"]), end=int(facts["end"]),
+        )  # fmt: skip
         tower.load_state_dict({name: x.float() for name, x in tensors.items()})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{source}: its text tower cannot be rebuilt ({line(error)}); copy it again"
-        ) from error
+        reason = line(error)
+        raise ValueError(f"{source}: its text tower cannot be rebuilt ({reason}); copy it again") from error
     return tower.eval()
 
 
 def restored(extras: Extras, source: str, merges: Int[np.ndarray, "m 2"] | None = None) -> Paired:
     """The text tower of a model, its projection and tokenizer, on the CPU in fp32.
 
-    merges: the tokenizer's, where the model does not keep them. Raises ValueError in one line where there is
-    no text tower, where it is damaged, or where the merges are another tokenizer's.
+    merges: the tokenizer's, for a model without them. Raises ValueError if there is no text tower, if it is
+    damaged, or if the merges are another tokenizer's.
     """
     tensors = extras.tensors
     if TABLE not in tensors or PROJECTION not in tensors or "text" not in extras.facts:
@@ -185,12 +171,10 @@ def restored(extras: Extras, source: str, merges: Int[np.ndarray, "m 2"] | None 
     if MERGES in tensors:
         merges = text_tokenizer.checked(tensors[MERGES].numpy(), source)
     tokenizer = None if merges is None else Tokenizer(merges, tower.context)
-    if tokenizer is not None and (tokenizer.vocabulary, tokenizer.end) != (
-        len(own["token_embed.weight"]),
-        tower.end,
-    ):
+    vocabulary = len(own["token_embed.weight"])
+    if tokenizer is not None and (tokenizer.vocabulary, tokenizer.end) != (vocabulary, tower.end):
         raise ValueError(
-            f"{source}: its text tower knows {len(own['token_embed.weight']):,} tokens, these merges make "
+            f"{source}: its text tower knows {vocabulary:,} tokens, these merges make "
             f"{tokenizer.vocabulary:,}: give the merges that it was trained with"
         )
     return Paired(tower, tensors[PROJECTION], tokenizer)

@@ -1,4 +1,4 @@
-"""What plain transformers share: patches in, tokens in front, positions, blocks, a norm, a pooled feature."""
+"""The common part of plain transformers: patches, prefix tokens, positions, blocks, norm, pooling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ from omma.ops.positions import resample
 POOLS = ("token", "mean", "mean_fc_norm")
 
 
-def divided(name: str, dim: int, heads: int, rotary: bool = False) -> None:
-    """Refuse heads that a width cannot be cut into, or whose places cannot be turned along two axes."""
+def check_heads(name: str, dim: int, heads: int, rotary: bool = False) -> None:
+    """Raise ValueError for a width that is no multiple of heads, or (rotary) of 4 heads."""
     if dim % heads:
         raise ValueError(f"dim={dim} of {name} is no multiple of heads={heads}")
     if rotary and dim // heads % 4:
@@ -29,29 +29,27 @@ def divided(name: str, dim: int, heads: int, rotary: bool = False) -> None:
 
 
 def chosen_layers(layers: Sequence[int], count: int, name: str) -> list[int]:
-    """Numbers of layers, negative ones counted from the end, as numbers from 0."""
+    """Layer numbers from 0; negative ones count from the end. Raises ValueError for a missing layer."""
     for layer in layers:
         if not -count <= layer < count:
-            raise ValueError(
-                f"layer {layer}: {name} has {count}, numbered 0 to {count - 1} or -{count} to -1"
-            )
+            raise ValueError(f"layer {layer}: {name} has {count}, from 0 to {count - 1} or -{count} to -1")
     return [layer % count for layer in layers]
 
 
 class Transformer(Backbone):
-    """Tokens of one width from beginning to end; its blocks are called with tokens and `Where` they lie.
+    """A transformer of constant width; blocks are called with the tokens and their positions (`Where`).
 
-    A subclass makes the parts (timm's names) and says `where`: rotary angles and biases for a grid.
+    A subclass creates the modules below (timm's names) and may override `where` (rotary angles, biases).
 
-    pool: "token" gives the class token, "mean" the mean of the patch tokens, both after the last norm;
-    "mean_fc_norm" norms the mean and leaves the patches as they are.
+    pool: "token" is the class token, "mean" the mean of the patch tokens, both after the last norm;
+    "mean_fc_norm" applies the norm to the mean only, not to the patches.
     """
 
     drops_tokens = True
     packs = True
     patch_embed: PatchEmbed
     pos_embed: nn.Parameter | None
-    prefix_positions: bool  # do class token and registers have positions of their own?
+    prefix_positions: bool  # do class token and registers have positions?
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
@@ -59,7 +57,7 @@ class Transformer(Backbone):
     image_size: int
 
     def _norms(self, dim: int, pool: str, eps: float) -> None:
-        """The last norm, before or after pooling."""
+        """Set the last norm, before or after pooling."""
         one_of("pool", pool, POOLS)
         self.pool = pool
         after = pool == "mean_fc_norm"
@@ -67,7 +65,7 @@ class Transformer(Backbone):
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if after else nn.Identity()
 
     def _front(self) -> list[Tensor]:
-        """Class token, DeiT's second one, registers [Darcet 2023, arXiv 2309.16588]: those there are."""
+        """The class token, distillation token and registers [Darcet 2023, arXiv 2309.16588] that exist."""
         tokens = (getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token"))
         return [t for t in tokens if t is not None]
 
@@ -78,11 +76,11 @@ class Transformer(Backbone):
 
     @property
     def home(self) -> tuple[int, int]:
-        """The grid that positions were made for."""
+        """The grid that positions are made for."""
         return self.grid(self.image_size, self.image_size)
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
-        """What attention must know of the tokens' places."""
+        """The tokens' positions, as attention needs them."""
         return Where(grid, self.prefix, keep)
 
     def tokenize(
@@ -94,18 +92,18 @@ class Transformer(Backbone):
     def _embed(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None
     ) -> Float[Tensor, "b m d"]:
-        """Positions added, class token and its like in front."""
-        b, front = tokens.shape[0], self._front()  # len() would fix the batch of an exported graph
-        before = torch.cat(front, 1) if front else None
+        """Add positions and put the prefix tokens in front."""
+        b, front = tokens.shape[0], self._front()  # len() would fix the batch size of an exported graph
+        prefix = torch.cat(front, 1) if front else None
         if self.pos_embed is not None:
             own = self.prefix if self.prefix_positions else 0
             positions = resample(self.pos_embed[:, own:], self.home, grid)
             if keep is not None:
                 positions = take(positions.expand(b, -1, -1), keep)
             tokens = tokens + positions
-            if before is not None and own:
-                before = before + self.pos_embed[:, :own]
-        x = tokens if before is None else torch.cat([before.expand(b, -1, -1), tokens], dim=1)
+            if prefix is not None and own:
+                prefix = prefix + self.pos_embed[:, :own]
+        x = tokens if prefix is None else torch.cat([prefix.expand(b, -1, -1), tokens], dim=1)
         return norm(x, self.norm_pre) if isinstance(self.norm_pre, nn.LayerNorm) else x
 
     def encode(
@@ -118,15 +116,15 @@ class Transformer(Backbone):
     def encode_many(
         self, batches: Sequence[tuple[Float[Tensor, "_b _n d"], tuple[int, int]]]
     ) -> list[Features]:
-        """Packed: what treats tokens one by one does so once, attention alone a length at a time."""
+        """In one pass over the packed tokens; only attention runs per length."""
         embedded = [self._embed(tokens, grid, None) for tokens, grid in batches]
         shapes = tuple((x.shape[0], x.shape[1]) for x in embedded)
-        places = Packed(shapes, tuple(self.where(grid, None) for _, grid in batches))
-        parts = unpack(self._run(pack(embedded), places), shapes)
-        return [self._features(x, grid) for x, (_, grid) in zip(parts, batches, strict=True)]
+        where = Packed(shapes, tuple(self.where(grid, None) for _, grid in batches))
+        outputs = unpack(self._run(pack(embedded), where), shapes)
+        return [self._features(x, grid) for x, (_, grid) in zip(outputs, batches, strict=True)]
 
     def _run(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
-        """All blocks, and the last norm of the tokens."""
+        """All blocks, and the tokens' last norm."""
         for block in self.blocks:
             x = recompute.run(block, x, where, forget=self.recompute)
         return norm(x, self.norm) if isinstance(self.norm, nn.LayerNorm) else x
@@ -149,17 +147,17 @@ class Transformer(Backbone):
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b heads n n"]]:
-        wanted = chosen_layers(layers, len(self.blocks), self.name)
+        requested = chosen_layers(layers, len(self.blocks), self.name)
         grid = self.grid(*images.shape[-2:])
         x, where = self._embed(self.tokenize(images), grid, None), self.where(grid, None)
         maps: dict[int, Tensor] = {}
         for i, each in enumerate(self.blocks):
             block: Any = each
-            if i in wanted:
+            if i in requested:
                 if not hasattr(block.attn, "weights"):
                     raise NoAttention(f"layer {i} of {self.name} mixes its tokens without attention weights")
                 maps[i] = block.attn.weights(norm(x, block.norm1), where)
-            if i == max(wanted, default=-1):
+            if i == max(requested, default=-1):
                 break
             x = block(x, where)
-        return [maps[i] for i in wanted]
+        return [maps[i] for i in requested]

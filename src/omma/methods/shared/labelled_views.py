@@ -1,4 +1,4 @@
-"""Learning from labels as DeiT does: views, mixing, targets [Touvron 2020, arXiv 2012.12877, table 9]."""
+"""Views, mixing and targets for learning from labels as DeiT does [Touvron 2020, 2012.12877, table 9]."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from omma.train import mixing
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What a method that learns from labels has in its Config; the defaults are the paper's, for ImageNet."""
+    """Options of a method that learns from labels; the defaults are the paper's, for ImageNet."""
 
     smoothing: float = 0.1  # of the labels
     mixup: float = 0.8  # Beta's alpha; 0: off
     cutmix: float = 1.0
-    mix_p: float = 1.0  # of a pair to be mixed ...
-    switch_p: float = 0.5  # ... and then by CutMix
+    mix_p: float = 1.0  # probability of mixing a pair ...
+    switch_p: float = 0.5  # ... and then of CutMix rather than mixup
     operations: int = 2  # of RandAugment; 0: off
     magnitude: float = 9.0  # of 10
     erase_p: float = 0.25
-    repeats: int = 3  # views of each image in a batch [Hoffer 2019, arXiv 1901.09335]
+    repeats: int = 3  # views per image in a batch [Hoffer 2019, arXiv 1901.09335]
     scale: tuple[float, float] = (0.08, 1.0)
-    crop_size: int | None = None  # pixels of the views; None: those that the network will see
+    crop_size: int | None = None  # pixels of the views; None: the image size
 
     def __post_init__(self) -> None:
         within_one(self, "mix_p", "switch_p", "erase_p")
@@ -39,14 +39,14 @@ class Labelled:
             raise ValueError(f"method.smoothing={self.smoothing}: must lie in [0, 1) (the paper's: .1)")
         for name in ("mixup", "cutmix", "operations"):
             if getattr(self, name) < 0:
-                raise ValueError(f"method.{name}={getattr(self, name)}: must be at least 0, which is off")
+                raise ValueError(f"method.{name}={getattr(self, name)}: must be at least 0 (off)")
         if not 0 <= self.magnitude <= 10:
             raise ValueError(f"method.magnitude={self.magnitude}: must lie in [0, 10] (the paper's: 9)")
         above_zero(self, "repeats")
 
 
 def small(image_size: int) -> dict[str, Any]:
-    """Options for 1,000 to 100,000 images on one machine: weaker augmentation, one view of each image."""
+    """Options for 1,000 to 100,000 images on one machine: weaker augmentation, one view per image."""
     return {
         "mixup": 0.2, "cutmix": 1.0, "mix_p": 0.5, "operations": 1, "magnitude": 5.0, "erase_p": 0.0,
         "repeats": 1, "scale": (0.4, 1.0), "crop_size": crops.smaller(image_size),
@@ -54,18 +54,15 @@ def small(image_size: int) -> dict[str, Any]:
 
 
 def plan(config: Labelled, image_size: int) -> tuple[Crop, ...]:
-    """One kind of crop, mirrored at random, with RandAugment and random erasing."""
-    augment = None
-    if config.operations:
-        augment = RandAugment(count=config.operations, magnitude=config.magnitude)
-    size = config.crop_size or image_size
-    return (
-        Crop(count=config.repeats, size=size, scale=config.scale, augment=augment, erase_p=config.erase_p),
-    )
+    """`repeats` crops, flipped at random, with RandAugment and random erasing."""
+    c = config
+    augment = RandAugment(count=c.operations, magnitude=c.magnitude) if c.operations else None
+    size = c.crop_size or image_size
+    return (Crop(count=c.repeats, size=size, scale=c.scale, augment=augment, erase_p=c.erase_p),)
 
 
 class Examples(NamedTuple):
-    """What is learned from, view by view: n = v b."""
+    """Mixed views with their targets, view after view: n = v b."""
 
     images: Float[Tensor, "n c s s"]
     targets: Float[Tensor, "n k"]  # zeros without a label
@@ -73,22 +70,22 @@ class Examples(NamedTuple):
 
 
 def examples(batch: Batch, classes: int, config: Labelled) -> Examples:
-    """Views mixed in pairs (`ops.mixing`), with their targets. Images without a label are not mixed in."""
-    assert batch.labels is not None, "a method that needs labels is given them"
+    """Views mixed in pairs (train/mixing.py), with their targets. Images without a label are not mixed."""
+    assert batch.labels is not None, "guaranteed by Needs.labels"
     (views,) = batch.views
-    known = batch.labels >= 0
+    labelled = batch.labels >= 0
     targets = mixing.smoothed(batch.labels, classes, config.smoothing)
-    found = []
-    for number in range(views.shape[1]):  # each with its own partner's view
+    mixed = []
+    for number in range(views.shape[1]):
         mix = mixing.draw(
             batch.key, Stream.MIX + number, *views.shape[-2:],
             mixup=config.mixup, cutmix=config.cutmix, p=config.mix_p, switch=config.switch_p,
         )  # fmt: skip
-        found.append(mixing.mixed(views[:, number], targets, mix, known))
-    images, soft = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Examples(images, soft, known.float().repeat(views.shape[1]))
+        mixed.append(mixing.mixed(views[:, number], targets, mix, labelled))
+    images, soft_targets = (torch.cat(by_view) for by_view in zip(*mixed, strict=True))
+    return Examples(images, soft_targets, labelled.float().repeat(views.shape[1]))
 
 
-def share(right: Tensor, weights: Float[Tensor, "n"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Of the labelled examples, those for which `right` holds."""
-    return (right.float() * weights).sum() / count.clamp(min=1e-9)
+def share(holds: Tensor, weights: Float[Tensor, "n"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The share of the labelled examples for which `holds` is true."""
+    return (holds.float() * weights).sum() / count.clamp(min=1e-9)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma.core.protocols import Backbone, Batch
-from omma.methods.shared.masking import hide, places, view_masks
+from omma.methods.shared.masking import hide, masked_indices, view_masks
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MaskedCrops:
     global_crops: Float[Tensor, "vb c s s"]  # all first ones, then all second ones: v = 2
     local_crops: tuple[Float[Tensor, "lb c r r"], ...]
     mask: Bool[Tensor, "vb n"]  # the hidden patches
-    index: Int[Tensor, "m"]  # of the hidden patches among all v b n, padded by zeros (see masking.places)
+    index: Int[Tensor, "m"]  # of the hidden patches among all v b n, padded by zeros (see masked_indices)
     hidden: int  # how many are hidden: the padding begins here
 
     @classmethod
@@ -29,7 +29,7 @@ class MaskedCrops:
         global_crops = torch.cat([first[:, 0], second[:, 0]])
         grid = encoder.grid(*global_crops.shape[-2:])
         mask = view_masks(batch.key, 2, grid, probability, share, least)
-        index, hidden = places(mask).to(global_crops.device), int(mask.sum())
+        index, hidden = masked_indices(mask).to(global_crops.device), int(mask.sum())
         local_crops = tuple(local.transpose(0, 1).flatten(0, 1) for local in rest)
         return cls(global_crops, local_crops, mask.to(global_crops.device), index, hidden)
 

@@ -1,4 +1,4 @@
-"""What BEiT and EVA share: blocks of hidden patches, and a prediction of a trained network's output there."""
+"""BEiT's and EVA's shared part: hide blocks of patches and predict a trained network's output there."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from omma.core import collectives
 from omma.core.checks import between, range_within_one
 from omma.core.protocols import Backbone, Batch
-from omma.methods.shared.masking import blocks, hide, places
+from omma.methods.shared.masking import blocks, hide, masked_indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMasking:
     """Options of a method that hides blocks of patches; the defaults are BEiT's."""
 
-    mask_share: float = 75 / 196  # of the patches, at the most
-    block_share: float = 16 / 196  # of the patches that a block covers at the least
-    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that is cropped
+    mask_share: float = 75 / 196  # largest share of the patches to hide
+    block_share: float = 16 / 196  # smallest share of the patches in one block
+    scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, as a share of the image's
 
     def __post_init__(self) -> None:
         between(self, "mask_share", "block_share")
@@ -31,16 +31,16 @@ class BlockMasking:
 
 
 class Hidden(NamedTuple):
-    """Images of which blocks of patches are hidden."""
+    """Images with the blocks of patches to hide."""
 
     images: Float[Tensor, "b c h w"]
     grid: tuple[int, int]  # of patches
     mask: Bool[Tensor, "b n"]  # M: the hidden patches
-    count: Float[Tensor, ""]  # |M|, as a mean over processes, so that every masked patch weighs the same
+    count: Float[Tensor, ""]  # |M|, mean over processes, so that all hidden patches have the same weight
 
 
 def hidden_blocks(config: BlockMasking, encoder: Backbone, batch: Batch) -> Hidden:
-    """The batch's only view, with blocks of its patches hidden."""
+    """The batch's only view, and the blocks of patches to hide."""
     (crops,) = batch.views
     images = crops[:, 0]
     grid = encoder.grid(*images.shape[-2:])
@@ -49,9 +49,9 @@ def hidden_blocks(config: BlockMasking, encoder: Backbone, batch: Batch) -> Hidd
 
 
 class MaskedHead(nn.Module):
-    """A mask token in place of hidden patches, and a linear prediction from the encoder's features there.
+    """A mask token for hidden patches, and a linear layer on the encoder's features of these patches only.
 
-    Only hidden patches reach the linear layer [Bao 2021, arXiv 2106.08254, section 2.3].
+    [Bao 2021, arXiv 2106.08254, section 2.3]
     """
 
     def __init__(self, encoder: Backbone, out: int) -> None:
@@ -68,4 +68,4 @@ class MaskedHead(nn.Module):
         """Predictions for the m hidden patches of the encoder's grid, image after image."""
         tokens, grid = hide(encoder, images, mask, self.mask_token)
         features = encoder.encode(tokens, grid).patches.flatten(0, 1)
-        return self.predict(features[places(mask)])[: int(mask.sum())]
+        return self.predict(features[masked_indices(mask)])[: int(mask.sum())]

@@ -1,4 +1,4 @@
-"""What methods share that paint pixels with a small decoder: options, patches, and a report's pictures."""
+"""Shared by methods that predict pixels with a small decoder: options, patches, and a report's pictures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class PixelDecoding:
     decoder_depth: int = 4
     decoder_dim: int = 512
     decoder_heads: int = 8
-    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that is cropped
+    scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as a share of the image's
 
     def __post_init__(self) -> None:
         range_within_one(self, "scale")
@@ -33,10 +33,8 @@ class PixelDecoding:
 
 def small_decoder(image_size: int) -> dict[str, Any]:
     """Options of a light decoder, and milder crops, for 1,000 to 100,000 images on one machine."""
-    tiny = image_size < 64
-    size = (1, 96, 3) if tiny else (2, 128, 4)
-    names = ("decoder_depth", "decoder_dim", "decoder_heads")
-    return dict(zip(names, size, strict=True)) | {"scale": (0.4, 1.0)}
+    depth, dim, heads = (1, 96, 3) if image_size < 64 else (2, 128, 4)
+    return {"decoder_depth": depth, "decoder_dim": dim, "decoder_heads": heads, "scale": (0.4, 1.0)}
 
 
 def one_crop(config: PixelDecoding, image_size: int) -> tuple[Crop, ...]:
@@ -45,7 +43,7 @@ def one_crop(config: PixelDecoding, image_size: int) -> tuple[Crop, ...]:
 
 
 def patches_of(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n p"]:
-    """The pixels of each patch; images are padded by zeros to whole patches."""
+    """The pixels of each patch; images are padded with zeros to whole patches."""
     return patchify(padded(images, patch), patch)
 
 
@@ -63,9 +61,9 @@ def masked_reconstruction(
     mask: Bool[Tensor, "b n"],
     normalised: bool,
 ) -> Reconstruction:
-    """The images with the masked patches as predicted.
+    """The images with the masked patches replaced by predictions.
 
-    normalised: predictions are of normalised patches, and get back the true patch's mean and deviation, as in
+    normalised: predictions are of normalised patches, and get the true patch's mean and deviation, as in
     MAE's pictures.
     """
     patch, (h, w) = encoder.patch, images.shape[-2:]
@@ -73,8 +71,8 @@ def masked_reconstruction(
     patches, predicted = patches_of(images, patch), predicted.float()
     if normalised:
         predicted = restored(predicted, patches)
-    painted = unpatchify(torch.where(mask[:, :, None], predicted, patches), patch, grid)[..., :h, :w]
+    picture = unpatchify(torch.where(mask[:, :, None], predicted, patches), patch, grid)[..., :h, :w]
     hidden = mask.unflatten(1, grid).repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :h, :w]
     visible = 1 - float(mask.float().mean())
-    caption = f"The image, the {visible:.0%} of it that the encoder saw, and what it made of that."
-    return Reconstruction(painted, hidden, caption)
+    caption = f"The image, the {visible:.0%} of it that the encoder saw, and the reconstruction from that."
+    return Reconstruction(picture, hidden, caption)

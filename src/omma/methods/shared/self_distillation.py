@@ -1,4 +1,4 @@
-"""What DINO, iBOT and DINOv2 share: options, the teacher's distributions, and signs of a collapse."""
+"""Shared by DINO, iBOT and DINOv2: options, the teacher's distributions, and statistics of collapse."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,10 +48,9 @@ class SelfDistillation(crops.MultiCrop):
 
 
 def needs(config: SelfDistillation, plain: bool = False, koleo: bool = False) -> Needs:
-    """At least 2 images where a term of the loss compares the images of a batch."""
-    compares = [
-        name for name, on in (("KoLeo", koleo), ("Sinkhorn-Knopp", config.centring == "sinkhorn")) if on
-    ]
+    """At least 2 images if a term of the loss compares the images of a batch."""
+    terms = {"KoLeo": koleo, "Sinkhorn-Knopp": config.centring == "sinkhorn"}
+    compares = [name for name, used in terms.items() if used]
     why = f"{' and '.join(compares)} compare{'s' * (len(compares) == 1)} the images of a batch"
     return Needs(plain=plain, batch=2 if compares else 1, why_batch=why)
 
@@ -115,7 +114,7 @@ def lazy_probabilities(
 ) -> distillation.LazyProbabilities:
     """`probabilities` of head.cosines(bottleneck), a few rows at a time.
 
-    Sinkhorn-Knopp needs all logits first; they are then kept in the network's precision until C is known.
+    Sinkhorn-Knopp needs all logits first, which are stored in the network's precision to compute C.
     """
     prototypes = head.last.weight
     inverse = 1 / directions.lengths(prototypes)
@@ -127,7 +126,7 @@ def lazy_probabilities(
 
 @torch.no_grad()
 def collapse_stats(teacher: Float[Tensor, "*b k"]) -> dict[str, Tensor]:
-    """What shows a collapse of the teacher's assignments (see `pretraining.health`), in nats."""
+    """Statistics that show a collapse of the teacher's assignments (see `signals`), in nats."""
     use = collectives.mean(teacher.flatten(0, -2).mean(0))
     return {
         "teacher_entropy": statistics.entropy(teacher).mean(),

@@ -1,4 +1,4 @@
-"""What shows that a method does not learn, by family (see `core.protocols.HealthSignal`)."""
+"""Signs that a method does not learn, by family (see `core.protocols.HealthSignal`)."""
 
 import math
 
@@ -6,62 +6,44 @@ from omma.core.protocols import HealthSignal
 
 DISTILLATION = (  # of `self_distillation.collapse_stats`
     HealthSignal(
-        kind="remedy",
-        metric="teacher_entropy",
-        limit=0.9,
-        of="teacher_entropy_limit",
+        kind="remedy", metric="teacher_entropy", limit=0.9, of="teacher_entropy_limit",
         remedy="Lower --method.teacher-temp or --lr",
     ),
     HealthSignal(
-        kind="remedy",
-        metric="teacher_entropy",
-        limit=-math.inf,
+        kind="remedy", metric="teacher_entropy", limit=-math.inf,
         remedy="Never switch centring off; raise --method.momentum, or lower --lr",
     ),
     HealthSignal(
-        kind="verdict",
-        metric="teacher_entropy",
-        limit=0.98,
-        of="teacher_entropy_limit",
+        kind="verdict", metric="teacher_entropy", limit=0.98, of="teacher_entropy_limit",
         text="collapsed: the teacher's targets are uniform (entropy {value:.2f} of {of:.2f} nats) and teach "
         "nothing",
         remedy="Lower --method.teacher-temp or --lr",
     ),
     HealthSignal(
-        kind="verdict",
-        metric="teacher_kl_to_uniform",
-        limit=0.75,
-        of="teacher_entropy_limit",
+        kind="verdict", metric="teacher_kl_to_uniform", limit=0.75, of="teacher_entropy_limit",
         text="collapsed: nearly all images are assigned to the same prototype (KL to uniform {value:.2f} of "
         "{of:.2f} nats)",
         remedy="Never switch centring off; raise --method.teacher-temp, or lower --lr",
     ),
-)
+)  # fmt: skip
 
 CONTRASTIVE = (  # of `contrastive.uniformity`
     HealthSignal(
-        kind="remedy",
-        metric="uniformity",
-        limit=-math.inf,
+        kind="remedy", metric="uniformity", limit=-math.inf,
         remedy="Lower --lr, use a larger batch, or raise --method.temperature",
     ),
     HealthSignal(
-        kind="verdict",
-        metric="uniformity",
-        limit=-0.1,
+        kind="verdict", metric="uniformity", limit=-0.1,
         text="collapsed: projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
         remedy="Lower --lr, or use a larger batch",
     ),
-)
+)  # fmt: skip
 
 RECONSTRUCTION = (
     HealthSignal(
-        kind="verdict",
-        metric="error_vs_mean_image",
-        limit=0.98,
-        level="warn",
+        kind="verdict", metric="error_vs_mean_image", limit=0.98, level="warn",
         text="not learning yet: reconstructions are no better than a constant picture ({value:.2f} of its "
         "error)",
         remedy="Train longer, or change the learning rate (--lr)",
     ),
-)
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Assignments that use all prototypes alike, by Sinkhorn and Knopp [Cuturi 2013, arXiv 1306.0895]."""
+"""Assignments that use all prototypes equally, by Sinkhorn-Knopp [Cuturi 2013, arXiv 1306.0895]."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_VALUES = 1 << 22  # of the matrix that are held in fp32 at a time: 16 MiB
+_VALUES = 1 << 22  # of the matrix that exist in fp32 at a time: 16 MiB
 
 
-def _alone(x: Tensor) -> Tensor:
+def _one_process(x: Tensor) -> Tensor:
     return x
 
 
@@ -18,21 +18,21 @@ def centre(
     logits: Float[Tensor, "n k"],
     temperature: float,
     iterations: int = 3,
-    total: Callable[[Tensor], Tensor] = _alone,
-    largest: Callable[[Tensor], Tensor] = _alone,
+    total: Callable[[Tensor], Tensor] = _one_process,
+    largest: Callable[[Tensor], Tensor] = _one_process,
     scale: Float[Tensor, "k"] | float = 1.0,
     values: int = _VALUES,
 ) -> Float[Tensor, "k"]:
-    """The c with which softmax((logits scale - c) / temperature) has columns of about n / k, in fp32.
+    """The c for which columns of softmax((logits scale - c) / temperature) sum to about n / k, in fp32.
 
-    The assignments of [Caron 2020, arXiv 2006.09882, section 3.1], as a softmax with another centre.
+    The assignments of [Caron 2020, arXiv 2006.09882, section 3.1], as a softmax with a centre c.
 
-    total, largest: sum and maximum over all processes, where each holds some of the rows (any number).
+    total, largest: sum and maximum over all processes, each of which has some of the rows (any number).
 
-    Q = diag(u) M diag(v), M = exp(logits / temperature), whose rows sum to 1: u follows from v, and v is what
-    a centre does. No matrix is written; each iteration makes `values` numbers of it at a time. The first is
-    computed in logarithms. From then on the largest entry of a column that summed to 1 is 1 / n k or more
-    when rows do, so that no column's sum leaves fp32 at any temperature.
+    Q = diag(u) M diag(v), M = exp(logits / temperature), with rows that sum to 1: u follows from v, and v is
+    exp(-c / temperature). The matrix is never stored; each iteration computes `values` of its numbers at a
+    time. The first iteration works with logarithms. After it, once rows sum to 1, each column's largest entry
+    is at least 1 / n k, so that no column's sum underflows in fp32 at any temperature.
     """
 
     def scores() -> Iterator[Tensor]:

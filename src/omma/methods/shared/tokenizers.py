@@ -1,4 +1,4 @@
-"""What VQ-VAE and dVAE share: options, the layout of their codes beside the encoder, and figures of use."""
+"""Shared by VQ-VAE and dVAE: options, how codes are saved beside the encoder, and metrics of their use."""
 
 from dataclasses import dataclass
 
@@ -35,9 +35,7 @@ def code_use(counts: Float[Tensor, "k"]) -> dict[str, Tensor]:
     }
 
 
-def reconstruction(images: Float[Tensor, "b c h w"], painted: Float[Tensor, "b c H W"]) -> Reconstruction:
-    """The images as the decoder paints them from their codes, without what pads them to whole patches."""
+def reconstruction(images: Float[Tensor, "b c h w"], decoded: Float[Tensor, "b c H W"]) -> Reconstruction:
+    """Images as decoded from their codes, without the padding to whole patches."""
     h, w = images.shape[-2:]
-    return Reconstruction(
-        painted[..., :h, :w], None, "The image, and what the decoder makes of its codes alone."
-    )
+    return Reconstruction(decoded[..., :h, :w], None, "The image, and its reconstruction from codes alone.")

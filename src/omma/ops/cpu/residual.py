@@ -16,10 +16,10 @@ from omma.ops.packing import Shapes
 
 
 class Layers(NamedTuple):
-    """What a branch consists of. A branch with a method `branch_layers()` can be computed faster.
+    """The layers of a branch. A branch with a method `branch_layers()` can be computed faster.
 
-    between: all that happens between `reads`, one linear layer, and `last`; "other" fits no kernel. A
-    subclass that computes something else with these layers must describe itself anew.
+    between: the operation between `reads`, one linear layer, and `last`; "other" fits no kernel. A subclass
+    that computes something else with these layers must override `branch_layers()`.
     folds_scale: the branch takes LayerScale's factors as the argument `scale`.
     """
 

@@ -129,7 +129,7 @@ def _read(
         f"its text tower ({len(built.blocks)} x {built.pos_embed.shape[1]}, {facts['heads']} heads, "
         f"{facts['mlp']}) and projections to {built.out} are kept beside the encoder"
     )
-    return text.kept(built, projection.float().contiguous(), None, scalar_tensors), used, [message]
+    return text.extras(built, projection.float().contiguous(), None, scalar_tensors), used, [message]
 
 
 def _unsupported(config: Mapping[str, Any]) -> str:
