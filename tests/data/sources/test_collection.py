@@ -149,9 +149,9 @@ def test_labels_csv(tmp_path, kind):
     ],
 )
 def test_what_folders_say(folders, classes, splits):
-    known = from_folders(folders, [2] * len(folders))
-    assert known.classes == classes
-    assert (known.splits if splits is None else set(known.splits.tolist())) == splits
+    annotations = from_folders(folders, [2] * len(folders))
+    assert annotations.classes == classes
+    assert (annotations.splits if splits is None else set(annotations.splits.tolist())) == splits
     assert not from_folders(folders, [1] * len(folders)).classes  # an image a folder names no classes
 
 
@@ -264,7 +264,7 @@ def test_shapes(shape, expected):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 784), (1, 2, 3, 4, 5)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match="no set of images"):
+    with pytest.raises(ValueError, match="not a set of images"):
         as_images(np.zeros(shape))
 
 
@@ -345,11 +345,11 @@ def test_bad_files_are_listed(tmp_path, kind):
         "b/cut.png": picture("PNG", size=(99, 99))[:900],
     }
     images = open_images(packed(tmp_path, kind, CLASSES | bad))
-    kept = checked(images)
-    assert paths(kept) == sorted(CLASSES)
-    assert [path for path, _ in kept.skipped] == sorted(bad)
+    readable = checked(images)
+    assert paths(readable) == sorted(CLASSES)
+    assert [path for path, _ in readable.skipped] == sorted(bad)
     assert len(images) == len(CLASSES) + 4
-    write_skipped(tmp_path / "skipped.csv", kept.skipped)
+    write_skipped(tmp_path / "skipped.csv", readable.skipped)
     with open(tmp_path / "skipped.csv", newline="") as stream:
         rows = list(csv.reader(stream))
     assert rows[0] == ["path", "reason"]
@@ -505,8 +505,8 @@ def test_reading_from_threads(tmp_path, kind):
     expected = [images.read(i) for i in range(8)]
     fresh = pickle.loads(pickle.dumps(images))
     with ThreadPoolExecutor(8) as pool:
-        for i, found in enumerate(pool.map(fresh.read, list(range(8)) * 20)):
-            np.testing.assert_array_equal(found, expected[i % 8])
+        for i, image in enumerate(pool.map(fresh.read, list(range(8)) * 20)):
+            np.testing.assert_array_equal(image, expected[i % 8])
 
 
 # ---------------------------------------------------------------- shared data

@@ -1,4 +1,4 @@
-"""The demo's digits are reproducible and balanced, and not to be told by raw pixels."""
+"""The demo's digits are reproducible and balanced, and not separable by raw pixels."""
 
 import numpy as np
 import pytest

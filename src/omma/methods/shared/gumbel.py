@@ -12,7 +12,7 @@ def noise(
     key: Key, stream: int, shape: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b n k"]:
     """-log E, E exponential, `shape` of them for each image (`random.filled`)."""
-    out = random.filled(key, stream, shape, device, Tensor.exponential_)
+    out = random.fill(key, stream, shape, device, Tensor.exponential_)
     return out.clamp_(min=torch.finfo(out.dtype).tiny).log_().neg_()
 
 
