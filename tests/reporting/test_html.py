@@ -55,7 +55,7 @@ def full(path, word="plain", **kw):
         )
         for s, p, v in (("pixels", "knn", 0.41), ("trained", "knn", 0.56), (word, word, 0.6))
     ]
-    curve = line_chart(word, [Series(word, [0, 1, 2], [1, np.nan, 3])], word, word)
+    curve = line_chart(word, [Series(word, [0, 1, 2], [1, np.nan, 3])])
     given = {
         "title": word, "verdict": f"It learned {word}", "level": "good", "reason": word,
         "facts": [(word, word)],

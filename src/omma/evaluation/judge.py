@@ -164,7 +164,13 @@ def by_captions(job: Job) -> Judgement:
                     **conditions,
                 )
             )
-    comparisons = list(_retrieval_comparisons(recalls, job.seed))
+    comparisons = []
+    for (subject, metric), floor in recalls.items():
+        if subject != "trained":
+            gain = recalls["trained", metric].hits - floor.hits
+            difference = recalls["trained", metric].value - floor.value
+            interval = confidence.ratio(gain, floor.queries, job.seed)
+            comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
     return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
 
 
@@ -264,33 +270,10 @@ def _conditions(subject: Subject, features: FeatureSet, preprocess: Preprocess) 
 
 def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:
     for (subject, protocol, k), floor in correct.items():
-        if subject == "trained":
-            continue
-        ours = correct["trained", protocol, k]
-        yield Comparison(
-            protocol=protocol,
-            against=subject,
-            k=k,
-            difference=float(ours.mean() - floor.mean()),
-            interval95=confidence.paired(ours, floor, seed),
-        )
-
-
-def _retrieval_comparisons(
-    recalls: Mapping[tuple[Subject, str], retrieval.Recall], seed: int
-) -> Iterator[Comparison]:
-    for (subject, metric), floor in recalls.items():
-        if subject == "trained":
-            continue
-        ours = recalls["trained", metric]
-        yield Comparison(
-            protocol="retrieval",
-            against=subject,
-            k=None,
-            metric=metric,
-            difference=ours.value - floor.value,
-            interval95=confidence.paired_clustered(ours.hits, floor.hits, floor.queries, seed),
-        )
+        if subject != "trained":
+            ours = correct["trained", protocol, k]
+            difference = float(ours.mean() - floor.mean())
+            yield Comparison(protocol, subject, k, difference, confidence.paired(ours, floor, seed))
 
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:

@@ -181,13 +181,6 @@ class Method(protocols.Method):
         }
         return StepOutput((1 - weight) * base + weight * learned, metrics)
 
-    @torch.no_grad()
-    def classify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Probabilities of the classes, the mean of both heads'."""
-        features = self.encoder(images)
-        assert features.prefix is not None, "it has a distillation token"
-        return classification.together(self.head(features.pooled), self.distilled(features.prefix[:, 1]))
-
     def extras(self) -> Extras:
         """Both heads: `classifier` reads the pooled feature, `distilled` the second of the prefix tokens."""
         heads = {"classifier": self.head, "distilled": self.distilled}

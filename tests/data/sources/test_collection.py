@@ -21,7 +21,7 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Images
 from omma.data.sources import collection, listing
-from omma.data.sources.collection import ArrayImages, checked, open_images, verify, write_skipped
+from omma.data.sources.collection import ArrayImages, checked, open_images, write_skipped
 from omma.data.sources.labels import encode, from_folders
 from omma.data.sources.readers import as_images
 
@@ -367,9 +367,7 @@ def test_check_is_remembered_and_sees_a_repair(tmp_path, monkeypatch):
     assert len(checked(open_images(tmp_path))) == 2
 
 
-def test_time_limit_and_none_left(tmp_path):
-    images = open_images(fill(tmp_path, CLASSES))
-    assert verify(images, limit_seconds=-1) == ([], False)
+def test_none_left(tmp_path):
     with pytest.raises(ValueError, match=r"none of 2 images can be read \(a.jpg: empty file; b"):
         open_images(fill(tmp_path / "bad", {"a.jpg": b"", "b.jpg": b"x"}))
 

@@ -3,10 +3,10 @@
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -273,30 +273,25 @@ def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
 
 
 # ---------------------------------------------------------------- check
-def verify(
-    images: Images, indices: np.ndarray | None = None, limit_seconds: float | None = None
-) -> tuple[list[tuple[int, str]], bool]:
-    """Decode images in threads; returns (index, reason) of the bad ones, and whether all were checked.
+def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int, str]]:
+    """Decode images in threads; returns (index, reason) of the bad ones.
 
     JPEGs are decoded at 1/8 scale, which still reads every byte and so detects truncation.
     """
     todo = np.arange(len(images)) if indices is None else indices
-    end = None if limit_seconds is None else time.monotonic() + limit_seconds
 
-    def check(chunk: np.ndarray) -> tuple[list[tuple[int, str]], bool]:
+    def check(chunk: np.ndarray) -> list[tuple[int, str]]:
         bad = []
         for i in chunk.tolist():
-            if end is not None and time.monotonic() > end:
-                return bad, False
             try:
                 images.read(i, at_least=1)
             except BadImage as error:
                 bad.append((i, str(error)))
-        return bad, True
+        return bad
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         results = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
-    return sorted(pair for bad, _ in results for pair in bad), all(done for _, done in results)
+    return sorted(itertools.chain(*results))
 
 
 def _read_checked(file: Path) -> list[tuple[int, str]] | None:
@@ -306,9 +301,7 @@ def _read_checked(file: Path) -> list[tuple[int, str]] | None:
         return None
 
 
-def checked(
-    images: IndexedImages, cache: Path | None = None, limit_seconds: float | None = None
-) -> IndexedImages:
+def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
     Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
@@ -325,13 +318,12 @@ def checked(
                 np.random.default_rng(0).permutation(n) if shards is None else local_order(0, 0, shards, 1)
             )
             sample = np.sort(order[:CHECK_SAMPLE])
-        bad, done = verify(images, sample, limit_seconds)
-        if done and len(bad) == (n if sample is None else len(sample)):
+        bad = verify(images, sample)
+        if len(bad) == (n if sample is None else len(sample)):
             raise ValueError(
                 _none_readable(images.source, n, [(images.path(i), reason) for i, reason in bad])
             )
-        if done:
-            write_whole(file, json.dumps(bad).encode())
+        write_whole(file, json.dumps(bad).encode())
     if not bad:
         return images
     good = np.ones(len(images), bool)

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits, load_sample_images
 
-from omma.data.sources.collection import ArrayImages
-
 TEST_ORIGINALS = 0.2  # share of the 1,797 handwritten digits that only test images show
 TEXTURES = 16  # distinct textures, shared by all images
 TEXTURE = 0.3  # of the textures' contrast; at more, backgrounds alone would distinguish the images
@@ -57,18 +55,6 @@ def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed
         chunks = [_paste(inks[rows], tiles, size, rng) for rows in np.split(chosen, range(CHUNK, n, CHUNK))]
         columns += [np.concatenate(chunks), labels[chosen]]
     return Digits(*columns)
-
-
-def digit_images(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> ArrayImages:
-    """`make_digits` as one collection with classes "0" .. "9" and its split."""
-    digits = make_digits(n_train, n_test, size, seed)
-    return ArrayImages(
-        np.concatenate([digits.train, digits.test]),
-        labels=np.concatenate([digits.train_labels, digits.test_labels]),
-        classes=tuple("0123456789"),
-        splits=np.repeat(["train", "test"], [n_train, n_test]),
-        source="digits",
-    )
 
 
 def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
