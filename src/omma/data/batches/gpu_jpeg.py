@@ -87,16 +87,15 @@ class Opener(Dataset):
         return decode(data, self.images.channels, self.at_least)
 
     def __getitem__(self, key: Key) -> Files:
-        read = [self.reader.read(int(i)) for i in key.index]
-        contents = [content for content, _, _ in read]
+        contents, read, bad = self.reader.read_all(key.index)
         files = [content if isinstance(content, bytes) else b"" for content in contents]
         return Files(
             encoded=torch.from_numpy(np.frombuffer(bytearray().join(files), np.uint8)),
             sizes=[len(file) for file in files],
             decoded=[content for content in contents if isinstance(content, np.ndarray)],
             key=key,
-            read=np.array([i for _, i, _ in read]),
-            bad={i: self.reader.bad[i] for _, _, skipped in read for i in skipped},
+            read=read,
+            bad=bad,
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,18 +121,12 @@ def _shifted_sum(flat: Float[Tensor, "b n"], taps: np.ndarray, step: int) -> Flo
     """sum_k taps[|k|] flat[i + k step] for all i where every term exists: m = n - 2 radius step."""
     radius = taps.shape[1] - 1
     n = flat.shape[1] - 2 * radius * step
-    if len(taps) == 1:  # scalars are cheaper than broadcasting
-        weights = [float(v) for v in taps[0]]
-        total = flat[:, radius * step :][:, :n] * weights[0]
-        pair = torch.empty_like(total)
-        for k in range(1, radius + 1):
-            torch.add(flat[:, (radius - k) * step :][:, :n], flat[:, (radius + k) * step :][:, :n], out=pair)
-            total.add_(pair, alpha=weights[k])
-        return total
-    weights = torch.from_numpy(taps.astype(np.float32)).to(flat.device, flat.dtype)
-    total = flat[:, radius * step :][:, :n] * weights[:, :1]
+    weights: Any = taps[0].tolist()  # scalars are cheaper than broadcasting
+    if len(taps) > 1:
+        weights = torch.from_numpy(taps.astype(np.float32)).to(flat.device, flat.dtype).T[..., None]
+    total = flat[:, radius * step :][:, :n] * weights[0]
     pair = torch.empty_like(total)
     for k in range(1, radius + 1):
         torch.add(flat[:, (radius - k) * step :][:, :n], flat[:, (radius + k) * step :][:, :n], out=pair)
-        total.addcmul_(pair, weights[:, k : k + 1])
+        total.add_(pair, alpha=weights[k]) if len(taps) == 1 else total.addcmul_(pair, weights[k])
     return total

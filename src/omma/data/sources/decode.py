@@ -1,5 +1,6 @@
 """Decode the bytes of one image file to an array [h, w, c], whatever the file's name."""
 
+import contextlib
 import io
 import logging
 import struct
@@ -194,23 +195,10 @@ def _jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation; 1 without one."""
     for marker, content in _segments(data):
         if marker == 0xE1 and content[:6] == b"Exif\0\0":
-            return _exif_orientation(content[6:])
-    return 1
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at)
-            if tag == ORIENTATION:
-                return value
-    except struct.error:  # the image is readable even if its metadata is damaged
-        pass
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # the image is readable even if its metadata is damaged
+                exif.load(content)
+                return int(exif.get(ORIENTATION, 1))
     return 1
 
 

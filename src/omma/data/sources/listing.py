@@ -192,15 +192,8 @@ def list_zip(file: str) -> Listing:
                     skipped.append((_printable(member.filename), reason))
                     continue
                 names.append(member.filename)
-                where.append(
-                    (
-                        member.header_offset,
-                        member.compress_size,
-                        member.file_size,
-                        member.compress_type,
-                        member.CRC,
-                    )
-                )
+                position = (member.header_offset, member.compress_size, member.file_size)
+                where.append((*position, member.compress_type, member.CRC))
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{file}: not a readable zip ({error}); create or download it again") from None
     return _from_archive(store, names, where, skipped, table)

@@ -9,6 +9,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,20 +46,27 @@ def _file_stamp(file: str) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-# ---------------------------------------------------------------- files
-@dataclass(frozen=True)
-class Files:
-    """Paths relative to `root`, absolute, or fsspec addresses such as s3://bucket/key."""
+class EncodedStore(ABC):
+    """A store of encoded image files."""
 
-    root: str
+    @abstractmethod
+    def content(self, path: str, where: np.ndarray | None) -> bytes:
+        """The file's bytes, which `load` decodes. Raises BadImage."""
 
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
         return decode(self.content(path, where), channels, at_least)
 
+
+# ---------------------------------------------------------------- files
+@dataclass(frozen=True)
+class Files(EncodedStore):
+    """Paths relative to `root`, absolute, or fsspec addresses such as s3://bucket/key."""
+
+    root: str
+
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         try:
             if "://" in path:
                 with fsspec.open(path, "rb") as remote:
@@ -78,7 +86,7 @@ class Files:
 
 # ---------------------------------------------------------------- archives
 @dataclass
-class Archive:
+class Archive(EncodedStore):
     """A .zip or uncompressed .tar, mapped into memory once per process; reading needs no lock.
 
     `where` is [offset, stored bytes, inflated bytes, method, checksum]. A zip's offset is that of the
@@ -91,13 +99,7 @@ class Archive:
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file, "_map": None}
 
-    def load(
-        self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
-    ) -> np.ndarray:
-        return decode(self.content(path, where), channels, at_least)
-
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         assert where is not None
         return self.bytes(where)
 

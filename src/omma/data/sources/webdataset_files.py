@@ -26,9 +26,8 @@ from filelock import FileLock
 from omma.core import files
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.decode import decode
 from omma.data.sources.listing import IMAGES
-from omma.data.sources.readers import Archive
+from omma.data.sources.readers import Archive, EncodedStore
 
 TRIES = 3  # attempts at a download, with a pause between them
 PAUSE = 2.0  # seconds before the second attempt, doubled each time
@@ -166,7 +165,7 @@ def _remote(source: str, typed: str) -> list[Shard] | None:
 
 # ---------------------------------------------------------------- the store
 @dataclass
-class Shards:
+class Shards(EncodedStore):
     """Images in .tar files; `where` is [shard, *the `where` of `Archive`].
 
     `folder` caches remote shards, for all processes and runs together. The cache may take half of the disk
@@ -181,13 +180,7 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {"shards": self.shards, "folder": self.folder, "_open": {}, "_requests": Counter()}
 
-    def load(
-        self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
-    ) -> np.ndarray:
-        return decode(self.content(path, where), channels, at_least)
-
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         assert where is not None
         number = int(where[0])
         archive = self._open.get(number)
