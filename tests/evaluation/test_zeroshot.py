@@ -94,5 +94,5 @@ def test_intervals_of_captions_that_belong_together():
     assert apart[1] - apart[0] < 0.5 * (high - low)  # ... and not of 500
     assert confidence.clustered(queries, queries)[1] == 1.0
     assert confidence.clustered(0 * hits, queries)[0] == 0.0
-    assert confidence.paired_clustered(hits, hits, queries) == (0.0, 0.0)
-    assert confidence.paired_clustered(queries, 0 * hits, queries) == (1.0, 1.0)
+    assert confidence.ratio(hits - hits, queries) == (0.0, 0.0)
+    assert confidence.ratio(queries, queries) == (1.0, 1.0)

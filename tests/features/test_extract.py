@@ -113,10 +113,6 @@ def test_features_are_those_of_a_plain_forward_pass(encoder):
         assert np.allclose(found, encoder.eval()(inputs).pooled.numpy(), atol=1e-6)
 
 
-def test_patches(encoder):
-    assert extract.extract(encoder, images(), preprocess(), pooling="patches").vectors.shape == (20, 4, 6)
-
-
 def test_bf16_is_close(encoder):
     a, b = (
         extract.extract(encoder, images(), preprocess(), precision=p).vectors
@@ -155,7 +151,7 @@ def test_cached_by_content_of_model_and_data(encoder, tmp_path):
     assert (found[0].vectors == found[1].vectors).all()
     assert (found[0].indices == found[1].indices).all()
     assert passed(encoder, images(seed=1)) == 20  # other data
-    assert passed(encoder, images(), pooling="patches") == 20
+
     assert passed(encoder, images(), precision=torch.bfloat16) == 20
     with torch.no_grad():
         encoder.embed.bias[0] += 1e-3
@@ -181,7 +177,8 @@ def test_an_unwritable_cache_costs_nothing_but_time(encoder, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 5, 10, 11, 40])
 def test_every_image_comes_once(encoder, n):
-    batches = list(extract.stream(encoder, images(n), preprocess(), batch=5))
+    network = extract.prepare(encoder, extract.CPU, torch.float32)
+    batches = list(extract.stream(network, images(n), preprocess(), batch=5))
     assert np.concatenate([b.indices for b in batches]).tolist() == list(range(n))
 
 

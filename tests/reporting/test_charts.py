@@ -8,7 +8,7 @@ import pytest
 
 from omma.reporting.charts import Series, interval_chart, line_chart
 from omma.reporting.results import ReportedScore, figure
-from omma.reporting.svg import log_ticks, nice_ticks
+from omma.reporting.svg import nice_ticks
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x & \x00\ud800 ]]> é"
 
@@ -29,16 +29,11 @@ def result(subject="trained", value=0.5, low=0.4, high=0.6, **kw) -> ReportedSco
 
 
 def test_a_straight_line_is_drawn_straight_and_upwards():
-    (points,) = curves(line_chart("rank", [Series("a", [0, 1, 2], [10.0, 20.0, 30.0])], "step"))
+    (points,) = curves(line_chart("rank", [Series("a", [0, 1, 2], [10.0, 20.0, 30.0])]))
     steps = np.diff(points, axis=0)
     assert np.allclose(steps[0], steps[1], atol=0.11)
     assert (steps[:, 0] > 0).all()
     assert (steps[:, 1] < 0).all()  # SVG's y runs downwards
-
-
-def test_a_power_is_straight_on_the_logarithmic_axis():
-    (points,) = curves(line_chart("lr", [Series("a", [0, 1, 2], [1e-6, 1e-4, 1e-2])], log_y=True))
-    assert np.allclose(*np.diff(points[:, 1]).reshape(2, 1), atol=0.11)
 
 
 def test_what_is_not_finite_is_left_out_and_said():
@@ -47,11 +42,6 @@ def test_what_is_not_finite_is_left_out_and_said():
     assert "3 values left out: not finite" in words(chart)
     assert "nan" not in chart
     assert "inf" not in chart
-
-
-def test_nothing_at_or_below_zero_on_the_logarithmic_axis():
-    chart = line_chart("loss", [Series("a", [0, 1, 2], [0.0, -1.0, 3.0])], log_y=True)
-    assert "2 values left out: not finite, or not above 0" in words(chart)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +57,9 @@ def test_nothing_at_or_below_zero_on_the_logarithmic_axis():
         [Series("a", [2, 2], [1e-30, 2e-30])],
     ],
 )
-@pytest.mark.parametrize("log_y", [False, True])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_odd_series_give_a_sound_chart(series, log_y, smooth):
-    chart = line_chart("t", series, log_y=log_y, smooth=smooth)
+def test_odd_series_give_a_sound_chart(series, smooth):
+    chart = line_chart("t", series, smooth=smooth)
     assert "nan" not in chart
     if not any(np.isfinite(s.y).any() for s in series):
         assert "nothing measured yet" in words(chart)
@@ -78,7 +67,7 @@ def test_odd_series_give_a_sound_chart(series, log_y, smooth):
 
 def test_hostile_names_stay_text():
     for chart in (
-        line_chart(HOSTILE, [Series(HOSTILE, [0, 1], [1, 2])] * 2, HOSTILE, HOSTILE),
+        line_chart(HOSTILE, [Series(HOSTILE, [0, 1], [1, 2])] * 2),
         interval_chart([result(subject=HOSTILE, metric=HOSTILE, protocol=HOSTILE)], HOSTILE),
     ):
         root = ET.fromstring(chart)
@@ -132,12 +121,6 @@ def test_ticks_are_round_and_enclose():
     assert nice_ticks(3, 97)[0] <= 3
     assert nice_ticks(3, 97)[-1] >= 97
     assert all(3 <= t <= 97 for t in nice_ticks(3, 97, inside=True))
-    assert log_ticks(1e-6, 1e-3) == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3])
-    for low, high in ((0.3, 0.4), (1.0, 1.0), (7.0, 45.0), (1e-12, 1e9)):
-        ticks = log_ticks(low, high)
-        assert 2 <= len(ticks) <= 9
-        assert ticks[0] <= low * (1 + 1e-6)
-        assert ticks[-1] >= high * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from omma.reporting import html, pictures
 from omma.reporting.charts import Series, line_chart
-from omma.reporting.html import Section, write_report
+from omma.reporting.html import Section
 from omma.reporting.results import ReportedScore
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>' \" & \x00\udc80"
@@ -55,14 +55,14 @@ def full(path, word="plain", **kw):
         )
         for s, p, v in (("pixels", "knn", 0.41), ("trained", "knn", 0.56), (word, word, 0.6))
     ]
-    curve = line_chart(word, [Series(word, [0, 1, 2], [1, np.nan, 3])], word, word)
+    curve = line_chart(word, [Series(word, [0, 1, 2], [1, np.nan, 3])])
     given = {
         "title": word, "verdict": f"It learned {word}", "level": "good", "reason": word,
         "facts": [(word, word)],
         "results": results, "sections": [Section(word, word, [grid, Image.new("RGB", (8, 8)), curve])],
         "curves": [curve], "config": [(word, word)], "notes": [word],
     }  # fmt: skip
-    return write_report(path, **(given | kw)).read_text(encoding="utf-8")
+    return html.write(path, html.page(**(given | kw))).read_text(encoding="utf-8")
 
 
 def test_it_opens_with_the_verdict_then_results_pictures_curves_configuration(tmp_path):
@@ -95,8 +95,8 @@ def test_hostile_words_stay_words(tmp_path):
     assert reader.tags == plain.tags
 
 
-def test_the_least_report(tmp_path):
-    text = write_report(tmp_path / "r.html", title="t", verdict="v", level="bad").read_text()
+def test_the_least_report():
+    text = html.page(title="t", verdict="v", level="bad")
     Reader(text)
     assert "<h2>" not in text
 
@@ -112,7 +112,7 @@ def test_a_failure_leaves_the_older_report_whole(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(html.os, "replace", broken)
+    monkeypatch.setattr("os.replace", broken)
     with pytest.raises(OSError, match="disk full"):
         full(path, "other")
     assert path.read_text(encoding="utf-8") == before

@@ -3,7 +3,8 @@
 import pytest
 
 from omma import methods
-from omma.data.sources.demo_digits import digit_images
+from omma.data.sources.collection import ArrayImages
+from omma.data.sources.demo_digits import make_digits
 from omma.pretraining import requirements
 from omma.pretraining.events import Read
 from omma.verbs.pretrain import pretrain
@@ -28,7 +29,8 @@ def on_their_own():
 
 @pytest.fixture(scope="module")
 def images():
-    return digit_images(256, 8, size=24)
+    digits = make_digits(256, 8, size=24)
+    return ArrayImages(digits.train, digits.train_labels)
 
 
 def verdicts(images, folder, method, rate=1.0, **options):

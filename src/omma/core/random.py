@@ -1,7 +1,7 @@
 """Counter-based random numbers, Philox-4x32-10 [Salmon et al. 2011], vectorised over the images of a batch.
 
-A number is a pure function of (seed, epoch, index, stream, position): no state is kept, so neither the order
-in which images are visited, nor who else is in the batch, nor a restart changes it.
+A number is a pure function of (seed, epoch, index, stream, position). There is no state, so the numbers do
+not depend on the order of the images, the other images of the batch, or restarts.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from omma.core.protocols import Key
 
 
 class Stream(IntEnum):
-    """Who draws. Each owner has 256 consecutive streams: add a crop's or a layer's number to the constant."""
+    """The purpose of a draw, each with 256 consecutive streams: add a crop's or a layer's number."""
 
-    BOX = 0x0100  # where a crop is cut
+    BOX = 0x0100  # the boxes of crops
     FLIP = 0x0200
     COLOUR = 0x0300
-    MASK = 0x0400  # which patches a method hides
+    MASK = 0x0400  # which patches a method masks
     METHOD = 0x0500  # anything else that a method draws for an image
     AUGMENT = 0x0700  # RandAugment's operations
-    ERASE = 0x0800  # what random erasing hides
+    ERASE = 0x0800  # random erasing
     MIX = 0x0900  # how a pair of images is mixed
     TEXT = 0x0A00  # which of an image's captions is read
 
@@ -34,7 +34,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 _BLOCKS = 1 << 16  # blocks of four words that one stream holds for one image
-_SHUFFLE = 0x5A  # apart from the numbers that order the images themselves
+_SHUFFLE = 0x5A  # separates the order of blocks from the order of images
 
 
 def philox(counter: UInt32[np.ndarray, "4 *n"], key: tuple[int, int]) -> UInt32[np.ndarray, "4 *n"]:
@@ -80,21 +80,20 @@ def permutations(key: Key, stream: int, n: int) -> Int64[np.ndarray, "b n"]:
     return np.argsort(bits(key, stream, n), axis=1, kind="stable").astype(np.int64, copy=False)
 
 
-def filled(
-    key: Key, stream: int, shape: tuple[int, ...], device: torch.device | str, fill: Callable[..., object]
+def fill(
+    key: Key, stream: int, shape: tuple[int, ...], device: torch.device | str, draw_: Callable[..., object]
 ) -> Float[Tensor, "b *shape"]:
-    """Very many numbers for each image: `fill(rows, generator=...)` writes them in place, image by image.
+    """Very many numbers for each image: `draw_(rows, generator=...)` writes them in rank, image by image.
 
-    Philox gives each image a seed and torch's generator of the device the rest, so that an image's numbers
-    depend neither on who else is in the batch nor on what was drawn before; kinds of devices have unlike
-    ones.
+    Philox gives each image a seed for the device's torch generator, so that an image's numbers depend neither
+    on the rest of the batch nor on earlier draws. They differ between kinds of devices.
     """
     words = bits(key, stream, 2).astype(np.uint64)
     seeds = (words[:, 0] << np.uint64(31)) | (words[:, 1] >> np.uint64(1))  # 63 bits
     out = torch.empty(len(seeds), *shape, device=device)
     generator = torch.Generator(device)
     for image, seed in zip(out, seeds.tolist(), strict=True):
-        fill(image, generator=generator.manual_seed(seed))
+        draw_(image, generator=generator.manual_seed(seed))
     return out
 
 
@@ -106,21 +105,21 @@ def derive(seed: int, *numbers: int) -> int:
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
-    """The order in which epoch `epoch` visits a data set of n images: about 1.5 s and 160 MB for ten million.
+    """A permutation of n images for epoch `epoch`: about 1.5 s and 160 MB for ten million.
 
-    Sorting raw words rather than `Generator.permutation`, whose algorithm NumPy may change between versions.
+    It sorts raw words, since NumPy may change the algorithm of `Generator.permutation` between versions.
     """
     words = np.random.Philox(key=derive(seed, epoch)).random_raw(n)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
 def local_order(seed: int, epoch: int, blocks: Int64[np.ndarray, "n"], window: int) -> Int64[np.ndarray, "n"]:
-    """`epoch_order` for images in blocks (each one's number): those of `window` blocks come together.
+    """`epoch_order` for images in blocks (`blocks`: each image's block), reading `window` blocks at a time.
 
-    Blocks in random order, then images in random order within windows of so many consecutive blocks.
+    Blocks are in random order, then images in random order within windows of so many consecutive blocks.
     """
     order = epoch_order(seed, epoch, len(blocks))
     numbers, which = np.unique(blocks, return_inverse=True)
-    place = np.empty(len(numbers), np.int64)
-    place[epoch_order(derive(seed, _SHUFFLE), epoch, len(numbers))] = np.arange(len(numbers))
-    return order[np.argsort((place // window)[which[order]], kind="stable")]
+    rank = np.empty(len(numbers), np.int64)
+    rank[epoch_order(derive(seed, _SHUFFLE), epoch, len(numbers))] = np.arange(len(numbers))
+    return order[np.argsort((rank // window)[which[order]], kind="stable")]

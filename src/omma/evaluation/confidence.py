@@ -3,12 +3,10 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-ROUNDS = 10_000
+ROUNDS, LEVEL = 10_000, 0.95
 
 
-def bootstrap(
-    correct: Bool[np.ndarray, "m"], seed: int = 0, level: float = 0.95, rounds: int = ROUNDS
-) -> tuple[float, float]:
+def bootstrap(correct: Bool[np.ndarray, "m"], seed: int = 0, rounds: int = ROUNDS) -> tuple[float, float]:
     """Percentile interval of the share of correct answers.
 
     The number of correct answers among m drawn with replacement is binomial, so it is drawn directly. If all
@@ -18,7 +16,7 @@ def bootstrap(
     m = len(correct)
     if m == 0:
         raise ValueError("no test images: an interval needs at least one")
-    hits, tail = int(np.count_nonzero(correct)), (1 - level) / 2
+    hits, tail = int(np.count_nonzero(correct)), (1 - LEVEL) / 2
     if hits in (0, m):
         bound = float(tail ** (1 / m))
         return (bound, 1.0) if hits else (0.0, 1 - bound)
@@ -28,11 +26,7 @@ def bootstrap(
 
 
 def paired(
-    a: Bool[np.ndarray, "m"],
-    b: Bool[np.ndarray, "m"],
-    seed: int = 0,
-    level: float = 0.95,
-    rounds: int = ROUNDS,
+    a: Bool[np.ndarray, "m"], b: Bool[np.ndarray, "m"], seed: int = 0, level: float = LEVEL
 ) -> tuple[float, float]:
     """Percentile interval of accuracy(a) - accuracy(b), both over the same test images.
 
@@ -44,17 +38,13 @@ def paired(
     m = len(a)
     only_a, only_b = np.count_nonzero(a & ~b), np.count_nonzero(~a & b)
     shares = np.array([only_a, only_b, m - only_a - only_b]) / m
-    draws = np.random.default_rng((seed, 0xB007)).multinomial(m, shares, size=rounds)
+    draws = np.random.default_rng((seed, 0xB007)).multinomial(m, shares, size=ROUNDS)
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / m, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def clustered(
-    hits: Int[np.ndarray, "n"],
-    queries: Int[np.ndarray, "n"],
-    seed: int = 0,
-    level: float = 0.95,
-    rounds: int = ROUNDS,
+    hits: Int[np.ndarray, "n"], queries: Int[np.ndarray, "n"], seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of sum(hits) / sum(queries), where the queries of a row depend on each other.
 
@@ -62,29 +52,18 @@ def clustered(
     the bound is that of `bootstrap` for as many rows.
     """
     if hits.sum() in (0, queries.sum()):
-        return bootstrap(hits > 0, seed, level, rounds)
-    return _ratio(hits, queries, seed, level, rounds)
+        return bootstrap(hits > 0, seed)
+    return ratio(hits, queries, seed)
 
 
-def paired_clustered(
-    a: Int[np.ndarray, "n"],
-    b: Int[np.ndarray, "n"],
-    queries: Int[np.ndarray, "n"],
-    seed: int = 0,
-    level: float = 0.95,
-    rounds: int = ROUNDS,
+def ratio(
+    numerator: Int[np.ndarray, "n"], denominator: Int[np.ndarray, "n"], seed: int = 0
 ) -> tuple[float, float]:
-    """As `paired`, for (sum(a) - sum(b)) / sum(queries)."""
-    return _ratio(a - b, queries, seed, level, rounds)
-
-
-def _ratio(
-    numerator: Int[np.ndarray, "n"], denominator: Int[np.ndarray, "n"], seed: int, level: float, rounds: int
-) -> tuple[float, float]:
+    """Percentile interval of sum(numerator) / sum(denominator), over rows drawn with replacement."""
     # equal rows are drawn as one multinomial count, so a round draws few numbers however many rows there are
     kinds, counts = np.unique(np.stack([numerator, denominator], 1), axis=0, return_counts=True)
     draws = np.random.default_rng((seed, 0xB007)).multinomial(
-        len(numerator), counts / len(numerator), size=rounds
+        len(numerator), counts / len(numerator), size=ROUNDS
     )
-    low, high = np.quantile(draws @ kinds[:, 0] / (draws @ kinds[:, 1]), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws @ kinds[:, 0] / (draws @ kinds[:, 1]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

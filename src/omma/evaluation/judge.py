@@ -29,16 +29,6 @@ ScoreKey = tuple[Subject, str, int | None]  # subject, protocol, k
 StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 
 
-class Setting(NamedTuple):
-    """Labels, parts and conditions that all subjects share."""
-
-    labels: Int[np.ndarray, "n"]
-    is_test: Bool[np.ndarray, "n"]
-    split: str
-    seed: int
-    device: torch.device
-
-
 class TextReader(NamedTuple):
     """A model's text tower, and the templates of prompts for zero-shot classification."""
 
@@ -95,26 +85,24 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     rows = rows[images.labels[rows] >= 0]
     features = _features(job, images.subset(rows))
     readable = _readable(features)
-    setting = Setting(
-        images.labels[rows[readable]], np.isin(rows[readable], test), description, seed, job.device
-    )
-
+    labels, is_test = images.labels[rows[readable]], np.isin(rows[readable], test)
     scores: list[Score] = []
     correct: dict[ScoreKey, np.ndarray] = {}  # one entry a test image
     for subject, feature_set in features.items():
-        data = _split(feature_set, readable, setting)
+        vectors = _rows(feature_set, readable)
+        data = Split(vectors[~is_test], labels[~is_test], vectors[is_test], labels[is_test])
         conditions = _conditions(subject, feature_set, job.model.preprocess)
         for protocol in protocols:
             if protocol == "zeroshot" and subject == "pixels":
                 continue  # pixels have no common space with texts
             if job.progress:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
-            for predictions, fields in _predictions(protocol, data, setting, job.text_reader, images.classes):
+            for predictions, fields in _predictions(protocol, data, job):
                 scores.append(
                     Score(
                         subject=subject,
                         protocol=protocol,
-                        split=setting.split,
+                        split=description,
                         seed=seed,
                         **conditions,
                         **fields,
@@ -164,7 +152,13 @@ def by_captions(job: Job) -> Judgement:
                     **conditions,
                 )
             )
-    comparisons = list(_retrieval_comparisons(recalls, job.seed))
+    comparisons = []
+    for (subject, metric), floor in recalls.items():
+        if subject != "trained":
+            gain = recalls["trained", metric].hits - floor.hits
+            difference = recalls["trained", metric].value - floor.value
+            interval = confidence.ratio(gain, floor.queries, job.seed)
+            comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
     return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
 
 
@@ -208,11 +202,6 @@ def _rows(features: FeatureSet, indices: Int[np.ndarray, "n"]) -> Float[np.ndarr
     return features.vectors[np.searchsorted(features.indices, indices)]
 
 
-def _split(features: FeatureSet, readable: Int[np.ndarray, "n"], setting: Setting) -> Split:
-    vectors, test = _rows(features, readable), setting.is_test
-    return Split(vectors[~test], setting.labels[~test], vectors[test], setting.labels[test])
-
-
 def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[str]]:
     """Rows of the images that have captions, their captions, the name of the split, and notes."""
     images = job.images
@@ -232,22 +221,23 @@ def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[
 
 
 def _predictions(
-    protocol: str, data: Split, setting: Setting, reader: TextReader | None, classes: Sequence[str]
+    protocol: str, data: Split, job: Job
 ) -> Iterator[tuple[Int[np.ndarray, "m"], dict[str, Any]]]:
     """Predictions of the test part, with the fields of `Score` that depend on the protocol."""
-    device = setting.device if setting.device.type == "cuda" else "cpu"  # other devices lack fp64
+    device = job.device if job.device.type == "cuda" else "cpu"  # other devices lack fp64
+    reader, classes = job.text_reader, job.images.classes
     if protocol == "knn":
         for k, predictions in knn.predict_each(data, device=device).items():
             yield predictions, {"k": k, "T": knn.TEMPERATURE}
     elif protocol == "zeroshot":
         assert reader is not None
-        embedded = reader.paired.texts(zeroshot.prompts(classes, reader.templates), setting.device)
+        embedded = reader.paired.texts(zeroshot.prompts(classes, reader.templates), job.device)
         vectors = zeroshot.classifier(embedded, len(classes))
         settings = {"templates": len(reader.templates), "template": reader.templates[0]}
         yield zeroshot.predict(reader.paired.images(data.test), vectors), {"settings": settings}
     else:
         predict = {"linear": linear.predict, "ridge": ridge.predict}[protocol]
-        answer = predict(data, seed=setting.seed, device=device)
+        answer = predict(data, seed=job.seed, device=device)
         yield answer.predictions, {"settings": answer.settings}
 
 
@@ -264,33 +254,10 @@ def _conditions(subject: Subject, features: FeatureSet, preprocess: Preprocess) 
 
 def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:
     for (subject, protocol, k), floor in correct.items():
-        if subject == "trained":
-            continue
-        ours = correct["trained", protocol, k]
-        yield Comparison(
-            protocol=protocol,
-            against=subject,
-            k=k,
-            difference=float(ours.mean() - floor.mean()),
-            interval95=confidence.paired(ours, floor, seed),
-        )
-
-
-def _retrieval_comparisons(
-    recalls: Mapping[tuple[Subject, str], retrieval.Recall], seed: int
-) -> Iterator[Comparison]:
-    for (subject, metric), floor in recalls.items():
-        if subject == "trained":
-            continue
-        ours = recalls["trained", metric]
-        yield Comparison(
-            protocol="retrieval",
-            against=subject,
-            k=None,
-            metric=metric,
-            difference=ours.value - floor.value,
-            interval95=confidence.paired_clustered(ours.hits, floor.hits, floor.queries, seed),
-        )
+        if subject != "trained":
+            ours = correct["trained", protocol, k]
+            difference = float(ours.mean() - floor.mean())
+            yield Comparison(protocol, subject, k, difference, confidence.paired(ours, floor, seed))
 
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ NAMES = {
 FLOORS = {"untrained": "the same network untrained", "pixels": "raw pixels"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Comparison:
     """The trained network against a floor, on the same test images."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -25,7 +25,7 @@ from omma.data.sources.decode import as_channels
 
 log = logging.getLogger(__name__)
 
-Pooling = Literal["pooled", "patches"]
+
 ImageProgress = Callable[[int, int], None]  # images done, images in total
 CPU = torch.device("cpu")
 AHEAD = 2  # batches decoded in advance
@@ -35,7 +35,7 @@ FORMAT = 1  # of the cache files; raise it when the features of the same inputs 
 class FeatureBatch(NamedTuple):
     """Features of one batch of images."""
 
-    vectors: Float[np.ndarray, "b *n d"]
+    vectors: Float[np.ndarray, "b d"]  # float32
     indices: Int[np.ndarray, "b"]  # which images these are
     bad: list[tuple[str, str]]  # (path, reason) of the images of this batch that could not be read
 
@@ -44,7 +44,7 @@ class FeatureBatch(NamedTuple):
 class FeatureSet:
     """Features of all images that could be read."""
 
-    vectors: Float[np.ndarray, "n *p d"]  # float32
+    vectors: Float[np.ndarray, "n d"]  # float32
     indices: Int[np.ndarray, "n"]  # which images these are
     bad: tuple[tuple[str, str], ...] = ()  # (path, reason) of the others
     provenance: dict[str, Any] = field(default_factory=dict)  # model, data, preprocessing, precision
@@ -96,25 +96,6 @@ def batch_size(preprocess: Preprocess, device: torch.device) -> int:
     return max(1, min(most, pixels // preprocess.size**2))
 
 
-def stream(
-    encoder: Backbone,
-    images: Images,
-    preprocess: Preprocess,
-    *,
-    device: torch.device = CPU,
-    precision: torch.dtype = torch.float32,
-    batch: int | None = None,
-    pooling: Pooling = "pooled",
-    threads: int | None = None,
-) -> Iterator[FeatureBatch]:
-    """Features of all images in order, a batch at a time, so memory does not grow with their number.
-
-    `encoder` is left unchanged; a copy is prepared. Features are float32. threads: for decoding.
-    """
-    network = prepare(encoder, device, precision)
-    return stream_prepared(network, images, preprocess, batch=batch, pooling=pooling, threads=threads)
-
-
 def prepare(encoder: Backbone, device: torch.device, precision: torch.dtype) -> Backbone:
     """A copy on the device, in evaluation mode, with all weights in `precision`.
 
@@ -123,29 +104,28 @@ def prepare(encoder: Backbone, device: torch.device, precision: torch.dtype) -> 
     return copy.deepcopy(encoder).to(device=device, dtype=precision).eval()
 
 
-def stream_prepared(
+def stream(
     network: Backbone,
     images: Images,
     preprocess: Preprocess,
-    *,
     batch: int | None = None,
-    pooling: Pooling = "pooled",
     threads: int | None = None,
 ) -> Iterator[FeatureBatch]:
-    """As `stream`, for a network that `prepare` returned."""
+    """Pooled features of all images in order, a batch at a time, so memory does not grow with their number.
+
+    network: from `prepare`. threads: for decoding.
+    """
     images = with_channels(images, preprocess.channels)
     first = next(network.parameters())
     device, precision = first.device, first.dtype
-    for pixels, indices, bad in _batches(
-        images, preprocess, batch or batch_size(preprocess, device), threads
-    ):
-        if len(indices) == 0:
-            yield FeatureBatch(np.zeros((0, *_empty(network, preprocess, pooling)), np.float32), indices, bad)
-            continue
-        with torch.inference_mode():
-            features = network(pixels.to(device=device, dtype=precision, non_blocking=True))
-        vectors = features.pooled if pooling == "pooled" else features.patches
-        yield FeatureBatch(vectors.float().cpu().numpy(), indices, bad)
+    batch = batch or batch_size(preprocess, device)
+    for pixels, indices, bad in _batches(images, preprocess, batch, threads):
+        vectors = np.zeros((0, network.dim), np.float32)
+        if len(indices):
+            with torch.inference_mode():
+                pooled = network(pixels.to(device=device, dtype=precision, non_blocking=True)).pooled
+            vectors = pooled.float().cpu().numpy()
+        yield FeatureBatch(vectors, indices, bad)
 
 
 def extract(
@@ -156,14 +136,11 @@ def extract(
     precision: torch.dtype = torch.float32,
     *,
     batch: int | None = None,
-    pooling: Pooling = "pooled",
     cache: Path | None = None,
     model_digest: str | None = None,
-    threads: int | None = None,
     progress: ImageProgress | None = None,
 ) -> FeatureSet:
-    """Features of all images, [n, d] or, for `pooling="patches"`, [n, patches, d].
-
+    """Pooled features of all images; `encoder` is left unchanged, a copy of it is prepared.
     With `cache` (a folder) and `model_digest` (of the weights), features are looked up there by the content
     of model and data and stored atomically once computed. A damaged or foreign file is replaced.
     """
@@ -174,7 +151,7 @@ def extract(
         "spec": encoder.spec(),
         "preprocess": asdict(preprocess),
         "precision": str(precision).removeprefix("torch."),
-        "pooling": pooling,
+        "pooling": "pooled",
         "data": getattr(images, "fingerprint", None),
         "images": len(images),
     }
@@ -186,29 +163,14 @@ def extract(
             if progress:
                 progress(len(images), len(images))
             return cached
-    batches = stream(
-        encoder,
-        images,
-        preprocess,
-        device=device,
-        precision=precision,
-        batch=batch,
-        pooling=pooling,
-        threads=threads,
-    )
+    batches = stream(prepare(encoder, device, precision), images, preprocess, batch)
     features = _collect(batches, len(images), provenance, progress)
     if file is not None:
         _store(file, features)
     return features
 
 
-def pixels(
-    images: Images,
-    preprocess: Preprocess,
-    *,
-    threads: int | None = None,
-    progress: ImageProgress | None = None,
-) -> FeatureSet:
+def pixels(images: Images, preprocess: Preprocess, *, progress: ImageProgress | None = None) -> FeatureSet:
     """The baseline for all features: the preprocessed images themselves, reduced and flattened.
 
     Cropped and normalised like the model's input, at most 32 pixels a side; fewer for many channels, so that
@@ -219,14 +181,14 @@ def pixels(
     small = replace(preprocess, size=max(side, 1))
     batches = (
         FeatureBatch(inputs.flatten(1).float().numpy(), indices, bad)
-        for inputs, indices, bad in _batches(images, small, 512, threads)
+        for inputs, indices, bad in _batches(images, small, 512)
     )
     return _collect(batches, len(images), {"pixels": asdict(small)}, progress)
 
 
 # ---------------------------------------------------------------- inside
 def _batches(
-    images: Images, preprocess: Preprocess, batch: int, threads: int | None
+    images: Images, preprocess: Preprocess, batch: int, threads: int | None = None
 ) -> Iterator[tuple[torch.Tensor, Int[np.ndarray, "b"], list[tuple[str, str]]]]:
     """Normalised batches of the readable images in order; a thread decodes AHEAD batches in advance."""
     threads = threads or min(cores(), 16)
@@ -248,12 +210,6 @@ def _batches(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _empty(network: Backbone, preprocess: Preprocess, pooling: Pooling) -> tuple[int, ...]:
-    """Shape of one image's features, for a batch in which none could be read."""
-    rows, columns = network.grid(preprocess.size, preprocess.size)
-    return (network.dim,) if pooling == "pooled" else (rows * columns, network.dim)
 
 
 def _collect(

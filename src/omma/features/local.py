@@ -10,7 +10,7 @@ import torch
 from omma.core import device as devices
 from omma.core import dist, launcher
 from omma.core.protocols import Backbone, Preprocess
-from omma.features.extract import prepare, stream_prepared
+from omma.features.extract import prepare, stream
 from omma.features.table import ShardedTable
 
 
@@ -40,9 +40,7 @@ class LocalEngine:
         """Write these shards; yields the number of images of every batch."""
         network = prepare(encoder, self.device, self.precision)
         threads = max(1, min(16, devices.cores() // launcher.ranks().local_world_size))
-        embed = functools.partial(
-            stream_prepared, network, preprocess=preprocess, batch=batch, threads=threads
-        )
+        embed = functools.partial(stream, network, preprocess=preprocess, batch=batch, threads=threads)
         return table.fill(numbers, embed)
 
 

@@ -15,7 +15,7 @@ import torch
 from omma.core import device as devices
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
-from omma.features.extract import prepare, stream_prepared
+from omma.features.extract import prepare, stream
 from omma.features.table import ShardedTable
 
 
@@ -71,7 +71,7 @@ class _Actor:
         self.table: ShardedTable = ray.get(table)
         network = prepare(ray.get(encoder), engine.device, engine.precision)
         self.embed = functools.partial(
-            stream_prepared, network, preprocess=preprocess, batch=batch, threads=engine.threads
+            stream, network, preprocess=preprocess, batch=batch, threads=engine.threads
         )
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:

@@ -228,7 +228,7 @@ def _pixels(setup: Setup, crops: tuple[Crop, ...]) -> Pixels:
         return Pixels(None, None, ["the GPU has nothing to decode: the images fit into memory, decoded"])
     if decode is not None and not gpu_jpeg.any_plain(images):
         raise ValueError(
-            f"{setup.data.source.source}: no JPEG is among {gpu_jpeg.LOOKED_AT} of its images: leave "
+            f"{setup.data.source.source}: no JPEG is among {gpu_jpeg.SAMPLE} of its images: leave "
             "--decode gpu out"
         )
     return Pixels(None, decode, [])

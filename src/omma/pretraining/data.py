@@ -12,7 +12,7 @@ from omma.core import dist
 from omma.core.protocols import BadImage, Needs
 from omma.data.sources import captions, collection
 from omma.data.sources.collection import IndexedImages
-from omma.data.sources.labels import Known
+from omma.data.sources.labels import Annotations
 from omma.pretraining import monitor, requirements
 from omma.pretraining.choose import Facts
 from omma.pretraining.events import Note
@@ -48,9 +48,9 @@ class Data:
 def open_source(request: Request) -> IndexedImages:
     """List the images, decoding none; raises ValueError if they lack what the named method requires."""
 
-    def check(known: Known | IndexedImages) -> None:
-        classes = None if known.labels is None else known.classes
-        requirements.refuse(request, classes=classes, captions=known.text is not None)
+    def check(annotations: Annotations | IndexedImages) -> None:
+        classes = None if annotations.labels is None else annotations.classes
+        requirements.refuse(request, classes=classes, captions=annotations.text is not None)
 
     if isinstance(request.images, IndexedImages):
         check(request.images)

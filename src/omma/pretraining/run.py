@@ -58,7 +58,7 @@ def stream(run: Run) -> loader.Stream:
     """Crops from the run's position on, without end."""
     workers, here = run.workers, launcher.ranks()
     if workers is None and here.local_world_size > 1:  # of this machine's cores
-        workers = loader.auto_workers(False, processes=here.local_world_size)
+        workers = loader.auto_workers(here.local_world_size)
     return loader.stream(
         run.images,
         run.crops,

@@ -12,6 +12,7 @@ from omma.reporting.results import ReportedScore, figure, percent
 
 POINTS = 600  # drawn of one curve, at most
 MARKS = 60  # of one curve with a tooltip, at most
+HEIGHT = 270  # of a line chart, in units of the view box
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ class _Frame(NamedTuple):
     x_high: float
     y_low: float
     y_high: float
-    log_y: bool
 
     def across(self, x):
         wide = self.x_high > self.x_low
@@ -56,60 +56,45 @@ class _Frame(NamedTuple):
         )
 
     def down(self, y):
-        y, low, high = y, self.y_low, self.y_high
-        if self.log_y:
-            y, low, high = np.log(y), math.log(low), math.log(high)
-        return self.bottom - (self.bottom - self.top) * (y - low) / (high - low)
+        return self.bottom - (self.bottom - self.top) * (y - self.y_low) / (self.y_high - self.y_low)
 
 
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    x_label: str = "step",
-    y_label: str = "",
-    *,
-    log_y: bool = False,
-    smooth: bool = False,
-    height: int = 270,
-) -> svg.Svg:
-    """Curves with ticks, a legend for two or more of them, and each curve's last value at its end.
+def line_chart(title: str, series: Sequence[Series], *, smooth: bool = False) -> svg.Svg:
+    """Curves over steps, with ticks, a legend for two or more, and each curve's last value at its end.
 
-    log_y: logarithmic y; values at or below 0 are left out. smooth: draw each curve faintly and its centred
-    moving mean over 1/25 of its length strongly; the value at the end is the mean's. Long curves are thinned
-    to the extremes of each stretch, so that no spike is lost.
+    smooth: draw each curve faintly and its centred moving mean over 1/25 of its length strongly; the value at
+    the end is the mean's. Long curves are thinned to the extremes of each stretch, so that no spike is lost.
     """
-    curves, dropped = _curves(series, log_y, smooth)
+    curves, dropped = _curves(series, smooth)
     n_dropped = sum(len(s.x) for s in series) - sum(len(curve.x) for curve in curves)
-    parts, top = _heading(title, series, y_label, smooth)
+    parts, top = _heading(title, series, smooth)
     foot = 40 if not n_dropped else 56
-    bottom = height + (top - 42) - foot + 16
+    bottom = HEIGHT + (top - 42) - foot + 16
     full = bottom + foot
     if n_dropped:
-        note = f"{n_dropped} value{'s' * (n_dropped > 1)} left out: not finite" + (
-            ", or not above 0" if log_y else ""
-        )
+        note = f"{n_dropped} value{'s' * (n_dropped > 1)} left out: not finite"
         parts.append(svg.text(0, full - 4, note, tone="bad"))
     drawn = [(i, curve) for i, curve in enumerate(curves) if len(curve.x)]
     if not drawn:
         parts.append(svg.text(svg.WIDTH / 2, (top + bottom) / 2, "nothing measured yet", anchor="middle"))
         return svg.finish(title, full, parts)
-    frame, axes = _axes([curve for _, curve in drawn], dropped, top, bottom, x_label, log_y)
+    frame, axes = _axes([curve for _, curve in drawn], dropped, top, bottom)
     parts += axes
     for i, curve in drawn:
-        parts += _curve(curve, frame, i, x_label, smooth)
+        parts += _curve(curve, frame, i, smooth)
     ends = [(float(frame.down(curve.strong[-1])), i, figure(curve.strong[-1])) for i, curve in drawn]
     for at, i, text in _spread(ends, top + 4, bottom):
         parts.append(svg.text(frame.right + 6, at + 4, text, style=f"{svg.fill(i)};font-weight:600"))
     return svg.finish(title, full, parts)
 
 
-def _curves(series: Sequence[Series], log_y: bool, smooth: bool) -> tuple[list[_Curve], np.ndarray]:
+def _curves(series: Sequence[Series], smooth: bool) -> tuple[list[_Curve], np.ndarray]:
     """The series without values that cannot be drawn, and the finite x of those values."""
     curves, dropped = [], [np.zeros(0)]
     for one in series:
         x, y = np.asarray(one.x, dtype=np.float64), np.asarray(one.y, dtype=np.float64)
         placed = np.isfinite(x)
-        good = placed & np.isfinite(y) & ((y > 0) | (not log_y))
+        good = placed & np.isfinite(y)
         dropped.append(x[placed & ~good])
         order = np.argsort(x[good], kind="stable")
         x, y = x[good][order], y[good][order]
@@ -117,27 +102,26 @@ def _curves(series: Sequence[Series], log_y: bool, smooth: bool) -> tuple[list[_
     return curves, np.unique(np.concatenate(dropped))
 
 
-def _heading(title: str, series: Sequence[Series], y_label: str, smooth: bool) -> tuple[list[str], int]:
-    """Title, legend and the label of y; returns also where the plot begins."""
+def _heading(title: str, series: Sequence[Series], smooth: bool) -> tuple[list[str], int]:
+    """Title, legend and a note on the strong line; returns also where the plot begins."""
     parts = [svg.text(0, 16, title, size=svg.FONT + 2, weight=600, tone="ink")]
     top = 34
     if len(series) > 1:
         legend, rows = _legend([s.name for s in series], top)
         parts.append(legend)
         top += 18 * rows
-    label = ", ".join(filter(None, (y_label, "strong line: moving mean" if smooth else "")))
-    if label:
-        parts.append(svg.text(0, top, label))
+    if smooth:
+        parts.append(svg.text(0, top, "strong line: moving mean"))
         top += 8
     return parts, top + 8
 
 
 def _axes(
-    curves: Sequence[_Curve], dropped: np.ndarray, top: float, bottom: float, x_label: str, log_y: bool
+    curves: Sequence[_Curve], dropped: np.ndarray, top: float, bottom: float
 ) -> tuple[_Frame, list[str]]:
     """The frame that holds all curves, and its grid, ticks and labels; red ticks mark dropped values."""
     xs, ys = np.concatenate([c.x for c in curves]), np.concatenate([c.y for c in curves])
-    y_ticks = svg.log_ticks(ys.min(), ys.max()) if log_y else svg.nice_ticks(ys.min(), ys.max())
+    y_ticks = svg.nice_ticks(ys.min(), ys.max())
     y_text = [figure(v) for v in y_ticks]
     ends = [float(c.strong[-1]) for c in curves]
     all_x = np.concatenate([xs, dropped])
@@ -150,7 +134,6 @@ def _axes(
         x_high=np.max(all_x),
         y_low=min(y_ticks[0], ys.min()),
         y_high=max(y_ticks[-1], ys.max()),
-        log_y=log_y,
     )
     left, right = frame.left, frame.right
     parts = []
@@ -161,7 +144,7 @@ def _axes(
     several = frame.x_high > frame.x_low
     for value in svg.nice_ticks(frame.x_low, frame.x_high, inside=True) if several else [frame.x_low]:
         parts.append(svg.text(frame.across(value), bottom + 17, figure(float(value)), anchor="middle"))
-    parts.append(svg.text((left + right) / 2, bottom + 34, x_label, anchor="middle"))
+    parts.append(svg.text((left + right) / 2, bottom + 34, "step", anchor="middle"))
     parts.append(f'<path d="M{left:.1f} {bottom:.1f}H{right:.1f}" style="stroke:var(--axis,#999)"/>')
     if len(dropped):
         marks = "".join(f"M{v} {bottom:.1f}v-6" for v in np.unique(frame.across(dropped).round()))
@@ -169,7 +152,7 @@ def _axes(
     return frame, parts
 
 
-def _curve(curve: _Curve, frame: _Frame, i: int, x_label: str, smooth: bool) -> list[str]:
+def _curve(curve: _Curve, frame: _Frame, i: int, smooth: bool) -> list[str]:
     """The lines of curve number i, with tooltips."""
     x, strong = curve.x, curve.strong
     parts = []
@@ -180,7 +163,7 @@ def _curve(curve: _Curve, frame: _Frame, i: int, x_label: str, smooth: bool) -> 
         cx, cy = frame.across(x[0]), frame.down(curve.y[0])
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" style="{svg.fill(i)}"/>')
     for j in np.unique(np.linspace(0, len(x) - 1, MARKS).round().astype(int)):
-        hint = f"{curve.name}: {figure(float(strong[j]))} at {x_label} {figure(float(x[j]))}"
+        hint = f"{curve.name}: {figure(float(strong[j]))} at step {figure(float(x[j]))}"
         parts.append(
             f'<circle class="mark" cx="{frame.across(x[j]):.1f}" cy="{frame.down(strong[j]):.1f}" r="5" '
             f'style="{svg.fill(i)}" opacity="0"><title>{svg.quote(hint)}</title></circle>'

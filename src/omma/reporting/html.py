@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,14 @@ class Section:
     pictures: Sequence[Grid | Image.Image | Svg]
 
 
-def write_report(
-    path: str | os.PathLike[str],
+def write(path: Path, text: str) -> Path:
+    """Write a report atomically: if this fails, an older report stays as it was."""
+    with files.atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def page(
     *,
     title: str,
     verdict: str,
@@ -51,37 +56,13 @@ def write_report(
     curves: Sequence[Svg] = (),
     config: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
-) -> Path:
-    """Write the report atomically: if this fails, an older report stays as it was.
+) -> str:
+    """The report as the text of an HTML file.
 
     verdict: one sentence in plain words; reason: its basis, and a remedy if there is one; facts: the few
     numbers that describe the run (images, model, time); config: the whole configuration, folded away.
     All text is escaped.
     """
-    text = page(
-        title=title, verdict=verdict, level=level, reason=reason, facts=facts, results=results,
-        sections=sections, curves=curves, config=config, notes=notes,
-    )  # fmt: skip
-    target = Path(path)
-    with files.atomic_write(target) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-    return target
-
-
-def page(
-    *,
-    title: str,
-    verdict: str,
-    level: Level,
-    reason: str,
-    facts: Sequence[tuple[str, str]],
-    results: Sequence[ReportedScore],
-    sections: Sequence[Section],
-    curves: Sequence[Svg],
-    config: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-) -> str:
-    """The report as text."""
     if level not in SIGNS:
         raise ValueError(f"level={level!r}: must be one of {', '.join(SIGNS)}")
     sign, word = SIGNS[level]

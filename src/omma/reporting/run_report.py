@@ -44,8 +44,7 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
     notes = []
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
-    return html.write_report(
-        folder.report,
+    page = html.page(
         title=folder.path.name,
         verdict=verdict.capitalize(),
         level=health["verdict"],
@@ -57,6 +56,7 @@ def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
         config=[(key, str(value)) for key, value in flatten(config).items()],
         notes=notes,
     )
+    return html.write(folder.report, page)
 
 
 def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

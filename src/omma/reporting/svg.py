@@ -30,24 +30,9 @@ def nice_ticks(low: float, high: float, about: int = 5, inside: bool = False) ->
     return [i * step for i in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose [low, high], with 2 and 5 times them if they are few."""
-    if high <= low * (1 + 1e-9):
-        low, high = low / 2, high * 2
-    a, b = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    every = max(1, math.ceil((b - a) / 6))
-    ticks = [10.0**p for p in range(a, b + every, every)]
-    if b - a <= 2:
-        ticks = [m * 10.0**p for p in range(a, b + 1) for m in (1, 2, 5)]
-        ticks = ticks[
-            max(sum(t <= low for t in ticks) - 1, 0) : len(ticks) - max(sum(t >= high for t in ticks) - 1, 0)
-        ]
-    return ticks
-
-
-def wide(text: str, size: int = FONT) -> float:
+def wide(text: str) -> float:
     """The estimated width of a text, in units of the view box."""
-    return 0.58 * size * len(text)
+    return 0.58 * FONT * len(text)
 
 
 def tone(i: int) -> str:

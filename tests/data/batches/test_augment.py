@@ -275,13 +275,13 @@ def test_augment_equals_torchvision(chunk, monkeypatch):
         monkeypatch.setattr(augment, "_compiles", lambda *_: False)
     pre, k = preprocess(), key(12)
     crops = augment.cut(photographs(12), PLAN, k)
-    kept = [c.clone() for c in crops]
+    copies = [c.clone() for c in crops]
     for number, got in enumerate(augment.augment(crops, PLAN, k, pre)):
         expected = by_hand(crops[number], PLAN[number], number, k, pre)
         # a value that rounding carries across .5 is solarised or not, with the same result within rounding
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
         assert got.dtype == torch.float32
-    for before, after in zip(kept, crops):
+    for before, after in zip(copies, crops):
         assert torch.equal(before, after)  # the input is left alone
 
 

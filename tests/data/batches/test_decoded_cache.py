@@ -40,12 +40,12 @@ def test_what_needs_no_resizing_is_as_decoded(folder):
     source = open_images(folder)
     cache = Cache(source, 100)
     cache.write()
-    kept = pickle.loads(pickle.dumps(cache.images))
+    copy = pickle.loads(pickle.dumps(cache.images))
     assert len(pickle.dumps(cache.store)) < 500
     for i in range(9):
-        np.testing.assert_array_equal(read(kept, i), read(source, i))
-    assert read(kept, 4) == "empty file"
-    part = kept.subset(np.array([7, 2]))
+        np.testing.assert_array_equal(read(copy, i), read(source, i))
+    assert read(copy, 4) == "empty file"
+    part = copy.subset(np.array([7, 2]))
     assert [part.path(0), part.path(1)] == ["7.png", "2.png"]
     np.testing.assert_array_equal(part.read(1), source.read(2))
 
@@ -77,10 +77,10 @@ def test_raw_values_and_any_channels_keep_their_type(channels):
     for side, at in ((20, (20, 20)), (10, (10, 10))):
         cache = Cache(ArrayImages(values), side)
         cache.write()
-        kept = cache.images.read(2)
-        assert (kept.dtype, kept.shape) == (np.float32, (*at, channels))
+        copy = cache.images.read(2)
+        assert (copy.dtype, copy.shape) == (np.float32, (*at, channels))
         if side == 20:
-            np.testing.assert_array_equal(kept, values[2])
+            np.testing.assert_array_equal(copy, values[2])
     eight = Cache(ArrayImages((values % 256).astype(np.uint8)), 10)
     eight.write()
     assert eight.images.read(0).dtype == np.uint8
@@ -134,15 +134,15 @@ def test_two_writers_share_the_work(folder, monkeypatch):
 
 
 def test_size_is_told_before_anything_is_written(folder, monkeypatch):
-    cache, said = Cache(open_images(folder), 100), []
+    cache, messages = Cache(open_images(folder), 100), []
 
     def tell(text):
-        said.append(text)
+        messages.append(text)
         assert cache.missing() == [0, 1, 2]
 
     cache.write(tell)
     where = f" at {cache.store.folder} (9 images, shorter side 100)"
-    assert where in said[0]
+    assert where in messages[0]
     assert cache.describe().endswith(where)
     size, _ = Cache(open_images(folder), 100).expected()
     on_disk = sum(cache.store.file(number).stat().st_size for number in range(3))

@@ -180,13 +180,10 @@ def test_a_late_surprise_falls_back_to_workers(monkeypatch):
         loader.stream(Pictures(), PLAN, 4, 0, in_memory=True)
 
 
-def test_auto_workers():
-    assert loader.auto_workers(True) == 0
-    assert loader.auto_workers(False, 1) == 2
-    assert loader.auto_workers(False, 2) == 2
-    assert loader.auto_workers(False, 64) == 16
-    assert loader.auto_workers(False, 64, processes=8) == 8
-    assert loader.auto_workers(False) >= 2
+def test_auto_workers(monkeypatch):
+    for cores, processes, workers in ((1, 1, 2), (2, 1, 2), (64, 1, 16), (64, 8, 8)):
+        monkeypatch.setattr(loader, "cores", lambda cores=cores: cores)
+        assert loader.auto_workers(processes) == workers
 
 
 def test_images_are_asked_for_at_the_size_that_the_plan_needs():

@@ -31,15 +31,15 @@ def key(n, epoch=0, first=0, seed=1):
 def photographs(size=(64, 64)):
     """[4, h, w, 3], uint8: parts of two photographs, one of them dark, one with few levels."""
     datasets = pytest.importorskip("sklearn.datasets")
-    found = []
+    images = []
     for i, name in enumerate(("china.jpg", "flower.jpg", "china.jpg", "flower.jpg")):
         image = datasets.load_sample_image(name)
         part = np.empty((3, size[0], size[0]), np.uint8)
         cut_into(part, image, (60 * i, 90 * i, 240, 240))
-        found.append(part.transpose(1, 2, 0)[:, : size[1]].copy())
-    found[2] = (found[2] // 3 + 20).astype(np.uint8)
-    found[3] = (found[3] // 64 * 64).astype(np.uint8)
-    return np.stack(found)
+        images.append(part.transpose(1, 2, 0)[:, : size[1]].copy())
+    images[2] = (images[2] // 3 + 20).astype(np.uint8)
+    images[3] = (images[3] // 64 * 64).astype(np.uint8)
+    return np.stack(images)
 
 
 def tensor(images):
@@ -96,7 +96,7 @@ def test_operations_leave_neighbours_alone_and_work_one_after_the_other():
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_any_number_of_channels(channels):
-    names = randaugment.known(channels)
+    names = randaugment.available(channels)
     assert "colour" not in names
     assert len(names) == 14
     x = torch.rand(300, channels, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -251,6 +251,6 @@ def test_describe_says_what_is_left_out():
 
 def test_strengths_at_the_ends():
     ends = {"posterize": (4, 1), "solarize": (256, 0), "rotate": (0, 30), "colour": (1, 1.9)}
-    for name, wanted in ends.items():
+    for name, expected in ends.items():
         values = [randaugment.strength(name, np.array(v), np.array(True)).item() for v in (0.0, 10.0)]
-        assert all(math.isclose(a, b) for a, b in zip(values, wanted)), name
+        assert all(math.isclose(a, b) for a, b in zip(values, expected)), name

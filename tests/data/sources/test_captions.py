@@ -1,4 +1,4 @@
-"""Captions of images: where they are found, which can be used, and how one is drawn."""
+"""Captions of images: where they come from, which can be used, and how one is drawn."""
 
 import json
 import zipfile
@@ -177,8 +177,8 @@ def test_cut_captions_are_counted(monkeypatch):
         "1 of 3 captions are longer than 77 tokens and are cut"
     ]
     assert captions.Captions(TEXT, text_tokenizer.Tokenizer()).cut() == []
-    monkeypatch.setattr(captions, "COUNTED", 2)
+    monkeypatch.setattr(captions, "SAMPLE", 2)
     assert all(
-        "2 captions looked at" in line for line in captions.Captions(long, text_tokenizer.Tokenizer()).cut()
+        "2 captions checked" in line for line in captions.Captions(long, text_tokenizer.Tokenizer()).cut()
     )
     assert len(captions.sample(long)) == 2

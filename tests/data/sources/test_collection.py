@@ -21,7 +21,7 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Images
 from omma.data.sources import collection, listing
-from omma.data.sources.collection import ArrayImages, checked, open_images, verify, write_skipped
+from omma.data.sources.collection import ArrayImages, checked, open_images, write_skipped
 from omma.data.sources.labels import encode, from_folders
 from omma.data.sources.readers import as_images
 
@@ -149,9 +149,9 @@ def test_labels_csv(tmp_path, kind):
     ],
 )
 def test_what_folders_say(folders, classes, splits):
-    known = from_folders(folders, [2] * len(folders))
-    assert known.classes == classes
-    assert (known.splits if splits is None else set(known.splits.tolist())) == splits
+    annotations = from_folders(folders, [2] * len(folders))
+    assert annotations.classes == classes
+    assert (annotations.splits if splits is None else set(annotations.splits.tolist())) == splits
     assert not from_folders(folders, [1] * len(folders)).classes  # an image a folder names no classes
 
 
@@ -264,7 +264,7 @@ def test_shapes(shape, expected):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 784), (1, 2, 3, 4, 5)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match="no set of images"):
+    with pytest.raises(ValueError, match="not a set of images"):
         as_images(np.zeros(shape))
 
 
@@ -345,11 +345,11 @@ def test_bad_files_are_listed(tmp_path, kind):
         "b/cut.png": picture("PNG", size=(99, 99))[:900],
     }
     images = open_images(packed(tmp_path, kind, CLASSES | bad))
-    kept = checked(images)
-    assert paths(kept) == sorted(CLASSES)
-    assert [path for path, _ in kept.skipped] == sorted(bad)
+    readable = checked(images)
+    assert paths(readable) == sorted(CLASSES)
+    assert [path for path, _ in readable.skipped] == sorted(bad)
     assert len(images) == len(CLASSES) + 4
-    write_skipped(tmp_path / "skipped.csv", kept.skipped)
+    write_skipped(tmp_path / "skipped.csv", readable.skipped)
     with open(tmp_path / "skipped.csv", newline="") as stream:
         rows = list(csv.reader(stream))
     assert rows[0] == ["path", "reason"]
@@ -367,9 +367,7 @@ def test_check_is_remembered_and_sees_a_repair(tmp_path, monkeypatch):
     assert len(checked(open_images(tmp_path))) == 2
 
 
-def test_time_limit_and_none_left(tmp_path):
-    images = open_images(fill(tmp_path, CLASSES))
-    assert verify(images, limit_seconds=-1) == ([], False)
+def test_none_left(tmp_path):
     with pytest.raises(ValueError, match=r"none of 2 images can be read \(a.jpg: empty file; b"):
         open_images(fill(tmp_path / "bad", {"a.jpg": b"", "b.jpg": b"x"}))
 
@@ -505,8 +503,8 @@ def test_reading_from_threads(tmp_path, kind):
     expected = [images.read(i) for i in range(8)]
     fresh = pickle.loads(pickle.dumps(images))
     with ThreadPoolExecutor(8) as pool:
-        for i, found in enumerate(pool.map(fresh.read, list(range(8)) * 20)):
-            np.testing.assert_array_equal(found, expected[i % 8])
+        for i, image in enumerate(pool.map(fresh.read, list(range(8)) * 20)):
+            np.testing.assert_array_equal(image, expected[i % 8])
 
 
 # ---------------------------------------------------------------- shared data

@@ -82,10 +82,10 @@ def test_modes(mode, kind):
     except (OSError, ValueError):
         pytest.skip(f"{kind} has no {mode}")
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
-    found = decode(data, channels=3)
-    assert found.shape == expected.shape
-    assert found.dtype == np.uint8
-    assert np.abs(found - expected).max() <= 1
+    image = decode(data, channels=3)
+    assert image.shape == expected.shape
+    assert image.dtype == np.uint8
+    assert np.abs(image - expected).max() <= 1
 
 
 def test_alpha_is_dropped_not_painted():
@@ -129,9 +129,9 @@ def test_16_bit_grey_keeps_raw_values():
         tiff(values),
         encoded(Image.fromarray(values), "TIFF"),
     ):
-        found = decode(data)
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found[..., 0], values)
+        decoded = decode(data)
+        assert decoded.dtype == np.float32
+        np.testing.assert_array_equal(decoded[..., 0], values)
     assert decode(data, channels=3).shape == (20, 30, 3)
 
 
@@ -151,9 +151,9 @@ def test_16_bit_grey_keeps_raw_values():
 def test_many_channels(shape, options):
     values = RNG.integers(0, 65536, shape, dtype=np.uint16)
     expected = values if shape[-1] == 6 else values.transpose(1, 2, 0)
-    found = decode(tiff(values, **options), channels=6)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, expected)
+    decoded = decode(tiff(values, **options), channels=6)
+    assert decoded.dtype == np.float32
+    np.testing.assert_array_equal(decoded, expected)
     with pytest.raises(BadImage, match="6 channels where the collection has 3"):
         decode(tiff(values, **options), channels=3)
 
@@ -256,14 +256,14 @@ def test_name_and_threads():
     with pytest.raises(BadImage, match=r"a\.jpg: empty"):
         decode(b"", name="a.jpg")
     data = [encoded(smooth(), kind) for kind in ("JPEG", "PNG", "TIFF")] * 10
-    expected, found = [decode(d) for d in data], {}
+    expected, decoded = [decode(d) for d in data], {}
     threads = [
-        threading.Thread(target=lambda k=k: found.update({k: [decode(d) for d in data]})) for k in range(4)
+        threading.Thread(target=lambda k=k: decoded.update({k: [decode(d) for d in data]})) for k in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for images in found.values():
+    for images in decoded.values():
         assert all(np.array_equal(a, b) for a, b in zip(images, expected))
-    assert len(found) == 4
+    assert len(decoded) == 4

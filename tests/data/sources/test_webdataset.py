@@ -123,7 +123,7 @@ def test_what_lies_beside_an_image(tmp_path):
     first = {
         "./a.jpg": picture(0, "JPEG"),
         "a.json": json.dumps({"label": "owl", "caption": "an owl"}).encode(),
-        "a.txt": b"an owl",  # said already
+        "a.txt": b"an owl",  # the JSON has it too
         "b.seg.png": picture(1),
         "b.jpg": picture(2, "JPEG"),
         "b.cls": b"newt\n",
@@ -175,10 +175,10 @@ def test_folders_name_parts_and_classes(tmp_path):
 
 
 def test_the_list_is_made_once_and_anew_when_a_shard_changed(folder, monkeypatch):
-    told = []
-    open_images(folder, tell=told.append)
-    assert told
-    assert "6 shards" in told[0]
+    messages = []
+    open_images(folder, tell=messages.append)
+    assert messages
+    assert "6 shards" in messages[0]
     open_images(folder, tell=lambda text: pytest.fail("listed again"))
     (folder / "005.tar").write_bytes(plain(9) + bytes(1024))
     os.utime(folder / "005.tar")
@@ -199,14 +199,14 @@ def test_remote_shards_are_like_local_ones(folder, remote, pattern):
 def test_few_images_are_asked_for_one_by_one_and_many_are_fetched(remote, tmp_path, monkeypatch):
     first = open_images(remote)
     store = Shards(first._store.shards, str(tmp_path / "elsewhere"))
-    images, wanted = first.stored(store, first._where), first.read(0)
+    images, expected = first.stored(store, first._where), first.read(0)
     monkeypatch.setattr(webdataset_files, "MANY", 2)
     for _ in range(2):
-        np.testing.assert_array_equal(images.read(0), wanted)
-        assert not store.here(0)
-    np.testing.assert_array_equal(images.read(0), wanted)
-    assert store.here(0)
-    assert not store.here(1)
+        np.testing.assert_array_equal(images.read(0), expected)
+        assert not store.available(0)
+    np.testing.assert_array_equal(images.read(0), expected)
+    assert store.available(0)
+    assert not store.available(1)
 
 
 def test_copies_are_bounded_and_the_oldest_go(remote, tmp_path, monkeypatch):
@@ -216,9 +216,9 @@ def test_copies_are_bounded_and_the_oldest_go(remote, tmp_path, monkeypatch):
 
     class Usage:
         @property
-        def free(self):  # half of it and what is held is the bound: two shards and a half
-            held = sum(file.stat().st_size for file in (tmp_path / "copies").glob("*.tar"))
-            return 5 * size - held
+        def free(self):  # half of it and what is copied is the bound: two shards and a half
+            copied = sum(file.stat().st_size for file in (tmp_path / "copies").glob("*.tar"))
+            return 5 * size - copied
 
     monkeypatch.setattr(webdataset_files.shutil, "disk_usage", lambda _: Usage())
     images = first.stored(store, first._where)
@@ -226,7 +226,7 @@ def test_copies_are_bounded_and_the_oldest_go(remote, tmp_path, monkeypatch):
         store.fetch(number)
         os.utime(store.local(number), ns=(free.setdefault("t", 0) + 10**9,) * 2)  # clocks may be coarse
         free["t"] += 10**9
-        assert {k for k in range(6) if store.here(k)} == there, number
+        assert {k for k in range(6) if store.available(k)} == there, number
     assert not list((tmp_path / "copies").glob("*.partial"))
     np.testing.assert_array_equal(images.read(0), first.read(0))  # given up, and asked for
     monkeypatch.setattr(webdataset_files.shutil, "disk_usage", lambda _: type("U", (), {"free": 100}))
@@ -284,7 +284,7 @@ def test_the_stream_is_the_same_local_remote_resumed_and_by_workers(folder, remo
     local, first = open_images(folder), open_images(remote)
     straight = take(local, 16, workers=0)  # two epochs and more
     store = Shards(first._store.shards, str(tmp_path / "copies"))
-    monkeypatch.setattr(Shards, "_part", lambda *_: pytest.fail("not fetched ahead"))
+    monkeypatch.setattr(Shards, "_download_image", lambda *_: pytest.fail("not fetched ahead"))
     others = {
         "remote": take(first.stored(store, first._where), 16, workers=0),
         "workers": take(first.stored(store, first._where), 16, workers=2),

@@ -1,8 +1,8 @@
-"""Random crops with augmentation, cut image by image or whole batches at once, augmented in batches.
+"""Random crops, cut image by image or from a whole batch, and their augmentation in batches.
 
-Every random number comes from the image's Key, the crop's place in the plan and the view's number, so a view
-is the same wherever and with whomever it is made. Cutting (with mirroring) is what needs the image's full
-size and runs where images are decoded; the rest runs on the device.
+Every random number depends only on the image's Key, the crop's index in the plan and the view's number, so a
+view does not depend on the process or the batch that makes it. Cropping (with mirroring) needs the image at
+full size and runs where images are decoded; the rest runs on the device.
 """
 
 import math
@@ -30,12 +30,12 @@ from omma.data.pixels.resize import (
 # Papers' crops are bicubic (DINO, MAE, BYOL); it costs a tenth more than bilinear.
 _FILTER = "bicubic"
 _TRIES = 10  # as torchvision's RandomResizedCrop
-# Values that are coloured at a time on a CPU, for each thread (2.4 MB). Measured: a quarter of it takes an
-# eighth longer, a twelfth of it half as long again, for the calls; much more would fall out of the caches.
+# Values per chunk and thread on a CPU (2.4 MB). Measured: a quarter of it takes an eighth longer and a
+# twelfth half as long again, for the overhead of calls; much larger chunks do not fit into the caches.
 _CHUNK = 602_112
 
 
-# ---------------------------------------------------------------- where to cut
+# ---------------------------------------------------------------- boxes
 def draw_boxes(
     key: Key, crop: Crop, crop_number: int, heights: Int64[np.ndarray, "b"], widths: Int64[np.ndarray, "b"]
 ) -> Int64[np.ndarray, "b v 4"]:
@@ -60,11 +60,11 @@ def draw_boxes(
     shape = full_w / full_h
     central_w = np.where(shape > crop.ratio[1], np.rint(full_h * crop.ratio[1]).astype(np.int64), full_w)
     central_h = np.where(shape < crop.ratio[0], np.rint(full_w / crop.ratio[0]).astype(np.int64), full_h)
-    found = fits.any(-1)
-    h = np.where(found, h, np.clip(central_h, 1, full_h))
-    w = np.where(found, w, np.clip(central_w, 1, full_w))
-    top = np.where(found, np.floor(u[..., -2] * (full_h - h + 1)).astype(np.int64), (full_h - h) // 2)
-    left = np.where(found, np.floor(u[..., -1] * (full_w - w + 1)).astype(np.int64), (full_w - w) // 2)
+    any_fits = fits.any(-1)
+    h = np.where(any_fits, h, np.clip(central_h, 1, full_h))
+    w = np.where(any_fits, w, np.clip(central_w, 1, full_w))
+    top = np.where(any_fits, np.floor(u[..., -2] * (full_h - h + 1)).astype(np.int64), (full_h - h) // 2)
+    left = np.where(any_fits, np.floor(u[..., -1] * (full_w - w + 1)).astype(np.int64), (full_w - w) // 2)
     return np.stack([top, left, h, w], axis=-1)
 
 
@@ -74,24 +74,23 @@ def draw_flips(key: Key, crop: Crop, crop_number: int) -> Bool[np.ndarray, "b v"
 
 
 def at_least(plan: Sequence[Crop]) -> int:
-    """Pixels of the shorter side at which an image may be decoded for this plan.
+    """Pixels of the shorter side that suffice when decoding an image for this plan.
 
-    So many that a square crop a quarter up its range of scale is not enlarged beyond what it would be at full
-    size: the smallest crops of a large photograph get somewhat softer, and nothing else changes. Being
-    cautious for the smallest (size / sqrt(scale[0])) would mostly forbid reduced decoding, which is what
-    makes it cheap.
+    With so many, a square crop at the first quarter of its range of scale is not enlarged: only the smallest
+    crops of a large photograph become somewhat softer. A bound for the smallest (size / sqrt(scale[0]))
+    would mostly rule out decoding at reduced size, which is what makes decoding cheap.
     """
     return max(math.ceil(c.size / math.sqrt(0.75 * c.scale[0] + 0.25 * c.scale[1])) for c in plan)
 
 
-# ---------------------------------------------------------------- cut
+# ---------------------------------------------------------------- crops
 def cut(
     images: Sequence[Num[np.ndarray, "h w c"]], plan: Sequence[Crop], key: Key
 ) -> tuple[Num[Tensor, "b v c s s"], ...]:
-    """All crops of the plan from images of any sizes, in raw values: uint8 stays uint8."""
+    """All crops of the plan from images of any sizes, in raw values; uint8 if all images are."""
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
     channels = images[0].shape[2]
-    # one batch has one type: a single 16-bit file among 8-bit ones makes it float
+    # a batch has one dtype: a single 16-bit file among 8-bit ones makes it float
     eight_bit = all(image.dtype == np.uint8 for image in images)
     crops = []
     for number, crop in enumerate(plan):
@@ -109,9 +108,9 @@ def cut(
 def cut_each(
     images: Sequence[Num[Tensor, "c h w"]], plan: Sequence[Crop], key: Key
 ) -> tuple[Num[Tensor, "b v c s s"], ...]:
-    """`cut` of images that lie on a device, where the crops are made and stay.
+    """`cut` for images on a device, where the crops are made and stay.
 
-    By its float kernel, rounded after both passes: GPUs have none for bytes, which rounds after each.
+    Uses the float resize and rounds once at the end: GPUs lack the 8-bit one, which rounds after each pass.
     """
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
     boxes = [draw_boxes(key, crop, n, heights, widths).tolist() for n, crop in enumerate(plan)]
@@ -136,7 +135,7 @@ def cut_each(
 def cut_batch(
     images: Num[Tensor, "b c h w"], plan: Sequence[Crop], key: Key
 ) -> tuple[Float[Tensor, "b v c s s"], ...]:
-    """All crops of the plan from equally large images, in raw values, on the images' device."""
+    """All crops of the plan from images of one size, in raw values, on the images' device."""
     b, c, h, w = images.shape
     sides = np.full(b, h), np.full(b, w)
     crops = []
@@ -153,7 +152,7 @@ def cut_batch(
 def augment(
     crops: Sequence[Num[Tensor, "b v c s s"]], plan: Sequence[Crop], key: Key, preprocess: Preprocess
 ) -> tuple[Float[Tensor, "b v c s s"], ...]:
-    """Augment and normalise crops (raw values) as the plan says; what needs RGB is left out for others.
+    """Augment and normalise crops (raw values) by the plan; without RGB, operations that need it are skipped.
 
     In this order: RandAugment's operations, colour, normalising, erasing.
     """
@@ -182,7 +181,7 @@ def _compiles(images: Tensor, crop: Crop) -> bool:
 
 
 def _compiled(raw: Tensor, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
-    """`_by_tensors` for RGB images on the CPU, without RandAugment, in as many threads as PyTorch has."""
+    """`_by_tensors` for RGB images on the CPU without RandAugment, in as many threads as PyTorch uses."""
     from omma.data.pixels import colour_numba  # Numba takes half a second to import
 
     blurred, count = draws.sigma > 0, torch.get_num_threads()
@@ -218,7 +217,7 @@ def _by_tensors(
     if crop.augment:
         stream = Stream.AUGMENT + number
         operations = randaugment.draw(key, stream, crop.augment, crop.count, flat.shape[1])
-    # images of like blur together, so that a chunk's widest kernel fits the others too
+    # sorted by blur, since a chunk's widest kernel is used for all of its images
     order = np.argsort(draws.sigma, kind="stable") if draws else np.arange(len(flat))
     size = (
         max(1, _CHUNK * torch.get_num_threads() // flat[0].numel())
@@ -233,8 +232,8 @@ def _by_tensors(
             at = torch.from_numpy(chosen).to(flat.device)
         images = scale(flat[at] if isinstance(at, slice) else flat.index_select(0, at), preprocess)
         if operations:
-            some = randaugment.Draws(*(values[chosen] for values in operations))
-            images = randaugment.apply_(images, some, preprocess.mean)
+            chunk = randaugment.Draws(*(values[chosen] for values in operations))
+            images = randaugment.apply_(images, chunk, preprocess.mean)
         if draws and crop.colour:
             images = apply_colour(images, crop.colour, ColourDraws(*(values[chosen] for values in draws)))
         images.mul_(gain)  # not `addcmul`, which isn't vectorised where two operands are broadcast
@@ -246,7 +245,7 @@ def _by_tensors(
 
 
 def describe(plan: Sequence[Crop], channels: int) -> list[str]:
-    """What is done to the images, a line for each kind of crop, and what is left out for want of RGB."""
+    """A line for each kind of crop: its augmentations, and those left out because images are not RGB."""
     lines = []
     for crop in plan:
         low, high = crop.scale
@@ -254,7 +253,7 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
         if a := crop.augment:
-            operations = randaugment.known(channels)
+            operations = randaugment.available(channels)
             strength = f"strength {a.magnitude:g} of 10, p {a.p:g} each"
             parts.append(f"{a.count} of RandAugment's {len(operations)} operations ({strength})")
             left_out += [f"RandAugment's {name}" for name in randaugment.OPERATIONS if name not in operations]

@@ -1,4 +1,4 @@
-"""Which colour changes each view gets, and their application to tensors on any device."""
+"""Draw each view's colour changes, and apply them to tensors on any device."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from omma.data.pixels.resize import gaussian_blur
 
 
 class ColourDraws(NamedTuple):
-    """Colour parameters of each view; where an operation was not drawn, its flag is False or its sigma 0."""
+    """Colour parameters of each view; for an operation that was not drawn, flag False or sigma 0."""
 
     jitter: Bool[np.ndarray, "n"]
     brightness: Float32[np.ndarray, "n"]
@@ -51,7 +51,7 @@ def draw_colour(key: Key, setting: Colour, count: int, crop_number: int) -> Colo
 def apply_colour(
     images: Float[Tensor, "n c h w"], setting: Colour, draws: ColourDraws
 ) -> Float[Tensor, "n c h w"]:
-    """Jitter, grey, blur, solarise, in this order, each on the images that drew it."""
+    """Jitter, grey, blur and solarise, in this order, each on the images for which it was drawn."""
     rgb = images.shape[1] == 3
 
     def jitter(x: Tensor, rows: np.ndarray) -> Tensor:
@@ -73,17 +73,17 @@ def apply_colour(
 
 
 def _where(images: Tensor, drawn: np.ndarray, operation: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
-    """Apply `operation(images, rows)` to the rows where `drawn`; neighbours are not copied."""
+    """Apply `operation(images, rows)` to the rows where `drawn`; consecutive rows are not copied."""
     rows = np.flatnonzero(drawn)
     if len(rows) == 0:
         return images
     if len(rows) == len(images):
         return operation(images, rows)
-    if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: a view will do
-        part = images[rows[0] : rows[-1] + 1]
-        done = operation(part, rows)
-        if done is not part:
-            part.copy_(done)
+    if rows[-1] - rows[0] + 1 == len(rows):  # consecutive: a slice
+        view = images[rows[0] : rows[-1] + 1]
+        result = operation(view, rows)
+        if result is not view:
+            view.copy_(result)
         return images
     at = torch.from_numpy(rows).to(images.device)
     return images.index_copy_(0, at, operation(images.index_select(0, at), rows))

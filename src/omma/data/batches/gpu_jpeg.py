@@ -1,7 +1,7 @@
-"""JPEGs decoded on a GPU (`--decode gpu`): workers read files, the training process decodes and cuts.
+"""JPEGs decoded on a GPU (`--decode gpu`): workers read files, the training process decodes and crops.
 
-The decoder is TorchCodec's, by NVIDIA's nvJPEG (docs/adr/0012). What is not a JPEG that all decoders read
-alike is decoded by the workers; what the GPU refuses, by the training process, as it is without this.
+The decoder is TorchCodec's, which uses NVIDIA's nvJPEG (docs/adr/0012). Workers decode the files that are not
+`plain_jpeg`; the training process decodes on the CPU the files that the GPU decoder rejects.
 """
 
 import io
@@ -22,27 +22,27 @@ from omma.data.batches import augment
 from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.decode import decode, plain_jpeg
 
-# Files (bytes) as upright images on the device: RGB, or one channel where the file or the caller (the flag)
-# says grey. RuntimeError where it refuses any of them.
+# Decodes files (bytes) to upright images on the device: RGB, or one channel if the file is grey or the flag
+# is set. Raises RuntimeError if it rejects any of them.
 Decode = Callable[[list[UInt8[Tensor, "_"]], bool], list[UInt8[Tensor, "c h w"]]]
-LOOKED_AT = 16  # images, to learn whether there are JPEGs
+SAMPLE = 16  # images checked to learn whether there are JPEGs
 
 
 def decoder(device: torch.device) -> Decode:
-    """TorchCodec's, tried on a first image. Raises ValueError where it cannot be had."""
+    """TorchCodec's decoder, tested on one image. Raises ValueError if it is not available."""
     if device.type != "cuda":
         raise ValueError(f"--decode gpu needs an NVIDIA GPU, and this run is on {device}: leave it out")
-    found, first = by_torchcodec(device), io.BytesIO()
-    Image.new("RGB", (16, 16)).save(first, "JPEG")
+    decode_jpeg, file = by_torchcodec(device), io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:
-        found([torch.frombuffer(bytearray(first.getvalue()), dtype=torch.uint8)], False)
+        decode_jpeg([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], False)
     except RuntimeError as error:
         raise ValueError(f"--decode gpu: {device} decodes no JPEG ({line(error)}): leave it out") from error
-    return found
+    return decode_jpeg
 
 
 def by_torchcodec(device: torch.device) -> Decode:
-    """Decoding on any device. Raises ValueError without TorchCodec."""
+    """TorchCodec's decoder for any device. Raises ValueError without TorchCodec."""
     try:
         decode_jpeg = need("torchcodec.decoders", "torchcodec").decode_jpeg
     except (OSError, AttributeError) as error:
@@ -54,27 +54,27 @@ def by_torchcodec(device: torch.device) -> Decode:
 
 
 def any_plain(images: Images) -> bool:
-    """Is any of a few of these images a JPEG for the GPU?"""
+    """Whether any image of a small sample is a JPEG for the GPU."""
     if not getattr(images, "encoded", False):
         return False
     opener = Opener(images, None)
-    some = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int))
-    return any(isinstance(opener.reader.read(int(i))[0], bytes) for i in some)
+    sample = np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int))
+    return any(isinstance(opener.reader.read(int(i))[0], bytes) for i in sample)
 
 
 class Files(NamedTuple):
-    """Some images of a batch, as a worker hands them over."""
+    """A micro-batch of images, as a worker returns them."""
 
-    encoded: UInt8[Tensor, "n"]  # JPEGs, one after the other
-    sizes: list[int]  # bytes of each image's; 0 where a worker has decoded it
-    decoded: list[Num[np.ndarray, "h w c"]]  # these
+    encoded: UInt8[Tensor, "n"]  # concatenated JPEG files
+    sizes: list[int]  # bytes of each image's file; 0 if a worker has decoded it
+    decoded: list[Num[np.ndarray, "h w c"]]  # the images that a worker has decoded
     key: Key
     read: Int64[np.ndarray, "b"]  # indices of the images that were read
     bad: dict[int, str]
 
 
 class Opener(Dataset):
-    """What a worker does with the key of one part: read files, and decode those that are not for the GPU."""
+    """The workers' part: read a micro-batch's files, and decode those that are not for the GPU."""
 
     def __init__(self, images: Images, at_least: int | None) -> None:
         self.images, self.at_least = images, at_least
@@ -87,23 +87,22 @@ class Opener(Dataset):
         return decode(data, self.images.channels, self.at_least)
 
     def __getitem__(self, key: Key) -> Files:
-        read = [self.reader.read(int(i)) for i in key.index]
-        got = [each for each, _, _ in read]
-        files = [each if isinstance(each, bytes) else b"" for each in got]
+        contents, read, bad = self.reader.read_all(key.index)
+        files = [content if isinstance(content, bytes) else b"" for content in contents]
         return Files(
             encoded=torch.from_numpy(np.frombuffer(bytearray().join(files), np.uint8)),
             sizes=[len(file) for file in files],
-            decoded=[each for each in got if isinstance(each, np.ndarray)],
+            decoded=[content for content in contents if isinstance(content, np.ndarray)],
             key=key,
-            read=np.array([i for _, i, _ in read]),
-            bad={i: self.reader.bad[i] for _, _, passed in read for i in passed},
+            read=read,
+            bad=bad,
         )
 
 
 class OnDevice:
-    """What the training process does with a part: decode and cut on the device.
+    """The training process's part: decode and crop a micro-batch on the device.
 
-    On a GPU in a stream of its own, so that waiting for the decoder is not waiting for the step before.
+    On a GPU this runs in its own stream, so that waiting for the decoder does not wait for the previous step.
     """
 
     def __init__(self, images: Images, plan: Sequence[Crop], device: torch.device, decode: Decode) -> None:
@@ -123,21 +122,21 @@ class OnDevice:
         return RawCrops(crops, files.key, read, bad)
 
     def _images(self, files: Files) -> tuple[list[Num[Tensor, "c h w"]], np.ndarray, dict[int, str]]:
-        """Every image on the device, the indices that they come from, and the bad ones."""
+        """All images on the device, their indices, and the reasons of the bad ones."""
         jpegs = iter(self._decoded([file for file in files.encoded.split(files.sizes) if len(file)]))
         others = iter(files.decoded)
         images, read, bad = [], files.read.copy(), dict(files.bad)
-        for place, size in enumerate(files.sizes):
-            image = next(jpegs) if size else self._moved(next(others))
+        for row, size in enumerate(files.sizes):
+            image = next(jpegs) if size else self._to_device(next(others))
             if image is None:
-                pixels, read[place], passed = self.reader.read(int(read[place]))
-                bad |= {i: self.reader.bad[i] for i in passed}
-                image = self._moved(pixels)
-            images.append(image.expand(self.channels, -1, -1))  # grey as RGB, where that is wanted
+                pixels, read[row], skipped = self.reader.read(int(read[row]))
+                bad |= {i: self.reader.bad[i] for i in skipped}
+                image = self._to_device(pixels)
+            images.append(image.expand(self.channels, -1, -1))  # grey becomes RGB in an RGB collection
         return images, read, bad
 
     def _decoded(self, files: list[Tensor]) -> list[Tensor | None]:
-        """None for what the decoder refuses, which is found by halves: it says it of all or none."""
+        """The images; None for a file that the decoder rejects (bisected, since it rejects whole lists)."""
         if not files:
             return []
         try:
@@ -148,5 +147,5 @@ class OnDevice:
         half = len(files) // 2
         return self._decoded(files[:half]) + self._decoded(files[half:])
 
-    def _moved(self, pixels: Num[np.ndarray, "h w c"]) -> Num[Tensor, "c h w"]:
+    def _to_device(self, pixels: Num[np.ndarray, "h w c"]) -> Num[Tensor, "c h w"]:
         return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)

@@ -5,7 +5,6 @@ resumes by naming its step.
 """
 
 import atexit
-import os
 import signal
 import time
 import warnings
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from omma.core.device import cores
 from omma.core.protocols import Crop, Images, Key
 from omma.data.batches import augment, gpu_jpeg
 from omma.data.batches.in_memory import Decoded, decode_all, fits_in_memory
@@ -27,18 +27,12 @@ from omma.data.batches.skip_bad import RawCrops, Reader
 _CHUNK = 32  # images a worker hands over at a time: bounded memory, and several workers share a batch
 
 
-def auto_workers(in_memory: bool, cores: int | None = None, processes: int = 1) -> int:
-    """Workers for each training process.
+def auto_workers(processes: int = 1) -> int:
+    """Workers for each of so many training processes: one per core of its own, at least 2 and at most 16.
 
-    None where images are in memory. Otherwise one for each core that this process may count as its own, at
-    least 2 and at most 16: decoding waits for files, so that on two cores two workers beside the training
-    process measure better than one.
+    Decoding waits for files, so on two cores two workers beside the training process are faster than one.
     """
-    if in_memory:
-        return 0
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(2, cores // processes))
+    return min(16, max(2, cores() // processes))
 
 
 class Stream:
@@ -124,7 +118,7 @@ def stream(
         return Stream(_from_memory(decoded, plan, order, device), True, 0)
     if blocks is not None:
         order = fetched(order, blocks, images.fetch)  # type: ignore[attr-defined]  # what has blocks fetches them
-    workers = auto_workers(False, processes=world) if workers is None else workers
+    workers = auto_workers(world) if workers is None else workers
     chunks = -(-(batch // world) // _CHUNK)
     if decode is None:
         work, finish = _Cutter(images, plan), None
@@ -193,10 +187,8 @@ class _Cutter(Dataset):
         self.reader = Reader(images, partial(images.read, at_least=augment.at_least(plan)))
 
     def __getitem__(self, key: Key) -> RawCrops:
-        read = [self.reader.read(int(i)) for i in key.index]
-        crops = augment.cut([image for image, _, _ in read], self.plan, key)
-        bad = {i: self.reader.bad[i] for _, _, passed in read for i in passed}
-        return RawCrops(crops, key, np.array([i for _, i, _ in read]), bad)
+        images, read, bad = self.reader.read_all(key.index)
+        return RawCrops(augment.cut(images, self.plan, key), key, read, bad)
 
 
 def _start_worker(worker: int) -> None:

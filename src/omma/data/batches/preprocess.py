@@ -1,4 +1,4 @@
-"""From decoded images to a network's input: measured once on the training images, kept beside the weights."""
+"""From decoded images to a network's input, by statistics measured once and stored with the weights."""
 
 import math
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SAMPLE = 256  # images that are measured
-_PIXELS = 4096  # of each of them, so that all count alike and memory stays bounded
+_PIXELS = 4096  # at most, of each image, so that all weigh the same and memory stays bounded
 
 
 def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -> Preprocess:
-    """Preprocessing that suits `images`, from a seeded sample of up to 256 of them.
+    """Preprocessing for `images`, from a seeded sample of up to 256 of them.
 
     8-bit RGB: ImageNet's mean and deviation, so that published weights fit. Other 8-bit images: range 0..255,
-    mean and deviation of each channel as measured. Anything else: each channel's range is its .1 and 99.9
+    measured mean and deviation of each channel. Anything else: each channel's range is its .1 and 99.9
     percentiles (a few hot pixels must not darken the rest), then its mean and deviation within that range.
-    Bad images are passed over; ValueError where none of the images can be read.
+    Bad images are skipped; ValueError if no image can be read.
     """
-    parts: list[np.ndarray] = []
+    samples: list[np.ndarray] = []
     reasons: list[str] = []
     eight_bit = True
     for i in epoch_order(seed, 0, len(images)):
@@ -41,13 +41,13 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
             reasons.append(f"{images.path(int(i))}: {error}")
             continue
         eight_bit &= image.dtype == np.uint8
-        if eight_bit and images.channels == 3 and len(parts) >= 8:
-            break  # nothing will be measured; a few images have shown their type
+        if eight_bit and images.channels == 3 and len(samples) >= 8:
+            break  # nothing is measured, and a few images suffice to see their type
         pixels = image.reshape(-1, images.channels)
-        parts.append(pixels[:: math.ceil(len(pixels) / _PIXELS)].astype(np.float32))
-        if len(parts) == SAMPLE:
+        samples.append(pixels[:: math.ceil(len(pixels) / _PIXELS)].astype(np.float32))
+        if len(samples) == SAMPLE:
             break
-    if not parts:
+    if not samples:
         first = f" (first: {reasons[0]})" if reasons else ""
         raise ValueError(f"none of {len(images)} images can be read{first}")
 
@@ -55,10 +55,10 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
     if eight_bit:
         low, high = np.zeros(c), np.full(c, 255.0)
     else:
-        values = np.concatenate(parts)
+        values = np.concatenate(samples)
         values = values[np.isfinite(values).all(1)]
         if not len(values):
-            raise ValueError(f"no finite pixel in {len(parts)} images")
+            raise ValueError(f"no finite pixel in {len(samples)} images")
         low, high = np.percentile(values, (0.1, 99.9), axis=0)
         high = np.where(
             high > low, high, low + 1
@@ -66,7 +66,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
     if eight_bit and c == 3:
         mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     else:
-        values = np.concatenate([np.clip((p - low) / (high - low), 0, 1) for p in parts])
+        values = np.concatenate([np.clip((p - low) / (high - low), 0, 1) for p in samples])
         values = values[np.isfinite(values).all(1)].astype(np.float64)
         mean, std = values.mean(0), values.std(0)
         std = np.where(std > 1e-3, std, 1.0)  # constant: centred only
@@ -75,7 +75,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
 
 
 def scale(raw: Num[Tensor, "*b c h w"], preprocess: Preprocess) -> Float[Tensor, "*b c h w"]:
-    """Raw values to [0, 1], as a new float32 tensor; values that aren't finite become the channel's low."""
+    """Scale raw values to [0, 1], as a new float32 tensor; non-finite values become the channel's low."""
     if raw.dtype == torch.uint8 and set(preprocess.low) == {0.0} and set(preprocess.high) == {255.0}:
         return raw.to(torch.float32).mul_(1 / 255)  # cannot leave [0, 1]
     low, high = (
@@ -85,7 +85,7 @@ def scale(raw: Num[Tensor, "*b c h w"], preprocess: Preprocess) -> Float[Tensor,
 
 
 def apply(image: Num[np.ndarray, "h w c"], preprocess: Preprocess) -> Float[Tensor, "c size size"]:
-    """One decoded image as the network wants it: resized (bicubic, antialiased), centre cut, normalised."""
+    """One decoded image as the network's input: resized (bicubic, antialiased), cropped, normalised."""
     return preprocess.normalise(_fit(image, preprocess))
 
 
@@ -99,7 +99,7 @@ def _fit(image: np.ndarray, preprocess: Preprocess) -> Float[Tensor, "c size siz
     # the longer side is truncated, as in torchvision's Resize and timm's evaluation transform
     height, width = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    if pixels.dtype != torch.uint8 or c != 3:  # PyTorch's fast 8-bit kernel wants three channels
+    if pixels.dtype != torch.uint8 or c != 3:  # PyTorch's fast 8-bit kernel needs three channels
         pixels = scale(pixels, preprocess)
     if (height, width) != (h, w):
         pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
@@ -110,16 +110,16 @@ def _fit(image: np.ndarray, preprocess: Preprocess) -> Float[Tensor, "c size siz
 
 
 def shorter_side(preprocess: Preprocess) -> int:
-    """Pixels of the shorter side before the centre is cut."""
+    """Pixels of the shorter side before the centre crop."""
     return max(preprocess.size, round(preprocess.size / preprocess.crop_share))
 
 
 def load_batch(
     images: Images, indices: np.ndarray, preprocess: Preprocess, threads: int = 1
 ) -> tuple[Float[Tensor, "b c s s"], Bool[np.ndarray, "b"], list[tuple[int, str]]]:
-    """Read and preprocess images: the batch, which of its rows are good, and (index, reason) of the bad ones.
+    """Read and preprocess images: the batch, which rows are good, and (index, reason) of the bad ones.
 
-    Rows of bad images are zero, which is the mean colour, so that shapes never depend on the data.
+    Rows of bad images are zero (the mean colour), so that shapes never depend on the data.
     """
     s, c = preprocess.size, preprocess.channels
     batch = torch.zeros(len(indices), c, s, s)
@@ -137,10 +137,10 @@ def load_batch(
 
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            answers = list(pool.map(load, range(len(indices))))
+            results = list(pool.map(load, range(len(indices))))
     else:
-        answers = [load(row) for row in range(len(indices))]
-    return batch, good, [answer for answer in answers if answer is not None]
+        results = [load(row) for row in range(len(indices))]
+    return batch, good, [result for result in results if result is not None]
 
 
 def as_dict(preprocess: Preprocess) -> dict[str, Any]:

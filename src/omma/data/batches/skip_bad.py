@@ -42,3 +42,11 @@ class Reader(Generic[Loaded]):
         raise ValueError(
             f"none of {n} images can be read (first: {self.images.path(index)}: {self.bad[index]})"
         )
+
+    def read_all(
+        self, indices: Int64[np.ndarray, "b"]
+    ) -> tuple[list[Loaded], Int64[np.ndarray, "b"], dict[int, str]]:
+        """What was loaded, the indices it comes from, and the bad images passed over with their reasons."""
+        read = [self.read(int(i)) for i in indices]
+        bad = {i: self.bad[i] for _, _, passed in read for i in passed}
+        return [loaded for loaded, _, _ in read], np.array([i for _, i, _ in read]), bad

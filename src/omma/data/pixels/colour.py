@@ -1,6 +1,6 @@
-"""Colour operations on a batch in [0, 1], one factor an image, in place, each equal to torchvision's.
+"""In-place colour operations on a batch in [0, 1], with one factor per image, each equal to torchvision's.
 
-Written as few passes over memory as possible, none of them `where` or `remainder`, which PyTorch runs ten
+They take as few passes over memory as possible and avoid `where` and `remainder`, which PyTorch runs ten
 times slower than arithmetic on a CPU. Nothing is read back from the device.
 """
 
@@ -20,7 +20,7 @@ def _each(factor: Factors) -> Float[Tensor, "b 1 1 1"]:
 
 
 def luma(images: Images) -> Float[Tensor, "b 1 h w"]:
-    """Brightness as perceived; needs three channels."""
+    """Perceived brightness. RGB."""
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -43,12 +43,12 @@ def saturation_(images: Images, factor: Factors) -> Images:
 
 
 def hue_(images: Images, shift: Factors) -> Images:
-    """Turn the hue by `shift` turns in [-.5, .5], at constant HSV saturation and value. RGB.
+    """Rotate the hue by `shift` turns in [-.5, .5], at constant HSV saturation and value. RGB.
 
     With m the least and v the largest channel, chroma c = v - m, and signed hue H in [-3, 3] sixths of a turn
-    from red, the HSV hexagon gives without any case distinction
+    from red, the HSV hexagon gives, without case distinctions,
         c |H| = v - 2 m + g + b - r,    sign H = sign(g - b),
-    and back, after the turn, with clip to [0, 1],
+    and back, after the rotation, with clip to [0, 1],
         r = m + c clip(2 - |H|),  g = m + c (clip(H) + clip(-2 - H)),  b = m + c (clip(-H) + clip(H - 2)).
     """
     red, green, blue = images.unbind(1)
@@ -58,17 +58,17 @@ def hue_(images: Images, shift: Factors) -> Images:
     torch.maximum(chroma, blue, out=chroma)
     hue = (green + blue).sub_(red).add_(chroma).sub_(low, alpha=2)
     chroma.sub_(low)
-    part = torch.mul(chroma, 6).clamp_(min=1e-12)  # grey pixels: 0 / tiny = 0, and chroma 0 hides any hue
-    hue.div_(part)  # |H| / 6: turns
-    torch.sub(green, blue, out=part)
-    hue.copysign_(part).add_(shift[:, None, None])
-    hue.sub_(torch.round(hue, out=part)).mul_(6)  # back to [-3, 3]
+    scratch = torch.mul(chroma, 6).clamp_(min=1e-12)  # grey pixels: 0 / tiny = 0, and chroma 0 hides any hue
+    hue.div_(scratch)  # |H| / 6: turns
+    torch.sub(green, blue, out=scratch)
+    hue.copysign_(scratch).add_(shift[:, None, None])
+    hue.sub_(torch.round(hue, out=scratch)).mul_(6)  # back to [-3, 3]
 
-    torch.abs(hue, out=part)
-    torch.addcmul(low, chroma, torch.sub(2, part, out=part).clamp_(0, 1), out=red)
+    torch.abs(hue, out=scratch)
+    torch.addcmul(low, chroma, torch.sub(2, scratch, out=scratch).clamp_(0, 1), out=red)
     rise = torch.clamp(hue, 0, 1)
-    torch.sub(-2, hue, out=part)
-    torch.addcmul(low, chroma, part.clamp_(0, 1).add_(rise), out=green)
+    torch.sub(-2, hue, out=scratch)
+    torch.addcmul(low, chroma, scratch.clamp_(0, 1).add_(rise), out=green)
     torch.clamp(hue, -1, 0, out=rise)
     torch.addcmul(low, chroma, hue.sub_(2).clamp_(0, 1).sub_(rise), out=blue)
     return images
@@ -80,5 +80,5 @@ def grey_(images: Images) -> Images:
 
 
 def solarise_(images: Images) -> Images:
-    """Invert what is at or above .5, which is min(x, 1 - x)."""
+    """Invert values of at least .5: min(x, 1 - x)."""
     return torch.minimum(images, 1 - images, out=images)

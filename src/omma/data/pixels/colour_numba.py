@@ -1,8 +1,8 @@
-"""Loops over pixels that Numba compiles for this machine's processor, where tensor operations pass too often
-over memory. CPU only; what each does is written with tensors elsewhere in `ops`, and tests hold both equal.
+"""Loops over pixels, compiled by Numba, which pass over memory less often than tensor operations. CPU only.
 
-A first call compiles for some seconds; the code is kept on disk (Numba's `cache`) for later processes. The
-functions release the GIL, so that threads may share a batch.
+`colour` and `resize` have the same operations for tensors; tests require equal results. A first call compiles
+for some seconds; later processes use Numba's cache on disk. The functions release the GIL, so that threads
+may share a batch.
 """
 
 import numpy as np
@@ -65,12 +65,12 @@ def _mirrored(at, n):
 
 
 @_compiled
-def _blur(plane, taps, between, padded):
+def _blur(plane, taps, blurred, padded):
     """`resize.gaussian_blur` of float32 [h, w], in place; taps [radius + 1], from the centre outwards."""
     h, w = plane.shape
     radius = len(taps) - 1
     for y in range(h):
-        out, row = between[y], plane[y]
+        out, row = blurred[y], plane[y]
         for x in range(w):
             out[x] = taps[0] * row[x]
         for k in range(1, radius + 1):
@@ -78,7 +78,7 @@ def _blur(plane, taps, between, padded):
             for x in range(w):
                 out[x] += tap * (above[x] + below[x])
     for y in range(h):
-        out, row = plane[y], between[y]
+        out, row = plane[y], blurred[y]
         padded[radius : radius + w] = row
         for k in range(1, radius + 1):
             padded[radius - k] = row[_mirrored(-k, w)]
@@ -112,13 +112,13 @@ def colour(
 ) -> None:
     """RGB images in raw values, scaled to [0, 1] by `low` and `high`, coloured, normalised into `out`.
 
-    In this order, each on the images that drew it: jitter (factors: brightness, contrast, saturation, hue
-    shift in turns), grey, blur (taps from the centre outwards, `radius` on each side; 0: none), solarise. An
-    image at a time, which stays in the processor's cache from the first operation to the last. Equal to the
-    functions of `ops.colour` and `ops.resize.gaussian_blur` within 1e-4. Arrays are C-contiguous.
+    In this order, each on the images for which it was drawn: jitter (factors: brightness, contrast,
+    saturation, hue shift in turns), grey, blur (taps from the centre outwards, `radius` on each side; 0: no
+    blur), solarise. One image at a time, so that it stays in the processor's cache. Equal to the functions
+    of `colour` and `resize.gaussian_blur` within 1e-4. Arrays are C-contiguous.
     """
     h, w = raw.shape[2:]
-    between, padded = np.empty((h, w), np.float32), np.empty(w + 2 * taps.shape[1], np.float32)
+    blurred, padded = np.empty((h, w), np.float32), np.empty(w + 2 * taps.shape[1], np.float32)
     for i in range(len(raw)):
         image = out[i].reshape(3, h * w)
         for c in range(3):
@@ -134,7 +134,7 @@ def colour(
                 reds[j] = greens[j] = blues[j] = _RED * reds[j] + _GREEN * greens[j] + _BLUE * blues[j]
         for c in range(3):
             if radius[i]:
-                _blur(out[i, c], taps[i, : radius[i] + 1], between, padded)
+                _blur(out[i, c], taps[i, : radius[i] + 1], blurred, padded)
             scaled, gain, shift = image[c], _ONE / std[c], -mean[c] / std[c]
             if solarise[i]:
                 for j in range(h * w):

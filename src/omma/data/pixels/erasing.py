@@ -1,6 +1,6 @@
 """Random erasing: a rectangle of noise in a normalised image [Zhong 2017, arXiv 1708.04896].
 
-As DeiT has it by timm: `pixel` noise, area .02 to 1/3 of the image, aspect .3 to 1 / .3, ten tries to fit.
+As in DeiT and timm: `pixel` noise, area .02 to 1/3 of the image, aspect .3 to 1 / .3, ten tries to fit.
 """
 
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from omma.core.protocols import Key
-from omma.core.random import derive, filled, uniform
+from omma.core.random import derive, fill, uniform
 
 AREA = (0.02, 1 / 3)
 ASPECT = (0.3, 1 / 0.3)
@@ -19,7 +19,7 @@ _TRIES = 10
 
 
 def draw(key: Key, stream: int, p: float, views: int, size: int) -> Int64[np.ndarray, "b v 4"]:
-    """Rectangles (top, left, height, width), without height where nothing is erased."""
+    """Rectangles (top, left, height, width); all zero for a view that is not erased."""
     u = uniform(key, stream, views * (2 * _TRIES + 3)).reshape(len(key.index), views, -1).astype(np.float64)
     low, high = (math.log(r) for r in ASPECT)
     area = size * size * (AREA[0] + (AREA[1] - AREA[0]) * u[..., :_TRIES])
@@ -30,7 +30,7 @@ def draw(key: Key, stream: int, p: float, views: int, size: int) -> Int64[np.nda
     first = fits.argmax(-1)[..., None]
     h, w = (np.take_along_axis(side, first, -1)[..., 0] for side in (h, w))
     top, left = (
-        np.floor(u[..., place] * (size - side + 1)).astype(np.int64) for place, side in ((-3, h), (-2, w))
+        np.floor(u[..., column] * (size - side + 1)).astype(np.int64) for column, side in ((-3, h), (-2, w))
     )
     erased = fits.any(-1) & (u[..., -1] < p)
     return np.stack([top, left, h, w], -1) * erased[..., None]
@@ -39,7 +39,7 @@ def draw(key: Key, stream: int, p: float, views: int, size: int) -> Int64[np.nda
 def erase_(
     views: Float[Tensor, "b v c s s"], boxes: Int64[np.ndarray, "b v 4"], key: Key, stream: int
 ) -> Float[Tensor, "b v c s s"]:
-    """Standard normal numbers in the rectangles, one for each pixel and channel, in place."""
+    """Fill the rectangles with standard normal noise for each pixel and channel, in place."""
     for view in range(views.shape[1]):
         rows = np.flatnonzero(boxes[:, view, 2] * boxes[:, view, 3])
         if not len(rows):
@@ -47,10 +47,10 @@ def erase_(
         at = torch.from_numpy(rows).to(views.device)
         top, left, height, width = torch.from_numpy(boxes[rows, view]).to(views.device)[:, :, None].unbind(1)
         images = views[:, view].index_select(0, at)
-        place = torch.arange(images.shape[-1], device=views.device)
-        inside = ((place >= top) & (place < top + height))[:, None, :, None]
-        inside = inside & ((place >= left) & (place < left + width))[:, None, None, :]
-        of_it = Key(derive(key.seed, stream, view), key.epoch[rows], key.index[rows])
-        noise = filled(of_it, 0, images.shape[1:], views.device, Tensor.normal_)
+        pixel = torch.arange(images.shape[-1], device=views.device)
+        inside = ((pixel >= top) & (pixel < top + height))[:, None, :, None]
+        inside = inside & ((pixel >= left) & (pixel < left + width))[:, None, None, :]
+        view_key = Key(derive(key.seed, stream, view), key.epoch[rows], key.index[rows])
+        noise = fill(view_key, 0, images.shape[1:], views.device, Tensor.normal_)
         views[:, view].index_copy_(0, at, torch.where(inside, noise.to(images.dtype), images))
     return views

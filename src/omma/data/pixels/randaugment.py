@@ -1,8 +1,7 @@
-"""RandAugment's operations on a batch in [0, 1], one strength an image [Cubuk 2019, arXiv 1909.13719].
+"""RandAugment's operations on a batch in [0, 1], one strength per image [Cubuk 2019, arXiv 1909.13719].
 
-Each equals timm's of the same name, which works on 8-bit images by Pillow, within that rounding; strengths
-grow with the level as in timm's `inc1`. Posterising, solarising and equalising think in 256 levels as Pillow
-does.
+Each equals timm's operation of that name within the rounding to the 8 bits of Pillow's images; strengths grow
+with the level as in timm's `inc1`. Posterise, solarise and equalise work on 256 levels, as in Pillow.
 """
 
 import math
@@ -25,47 +24,47 @@ OPERATIONS = (
     "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
 )  # fmt: skip
 NEED_RGB = ("colour",)
-GEOMETRIC = (("rotate",), ("shear_x", "translate_x"), ("shear_y", "translate_y"))  # alike in cost
+GEOMETRIC = (("rotate",), ("shear_x", "translate_x"), ("shear_y", "translate_y"))  # of equal cost
 
 Images = Float[Tensor, "b c h w"]
 Each = Float[Tensor, "b"]
 
 
-# ---------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------- draws
 class Draws(NamedTuple):
-    """Operations of n views, one after the other."""
+    """k operations of each of n views, in the order in which they are applied."""
 
-    operation: Int64[np.ndarray, "n k"]  # its place in OPERATIONS; -1: nothing is done
+    operation: Int64[np.ndarray, "n k"]  # index in OPERATIONS; -1: none
     strength: Float32[np.ndarray, "n k"]  # in the operation's own unit (`strength`)
 
 
-def known(channels: int) -> list[str]:
-    """The operations that are drawn from for images of so many channels."""
+def available(channels: int) -> list[str]:
+    """The operations that are drawn for images of so many channels."""
     return [name for name in OPERATIONS if channels == 3 or name not in NEED_RGB]
 
 
 def draw(key: Key, stream: int, setting: RandAugment, views: int, channels: int) -> Draws:
     """Operations for `views` views of each image, image by image (n = b views)."""
     u = uniform(key, stream, views * setting.count * 4).reshape(-1, setting.count, 4).astype(np.float64)
-    names = known(channels)
-    places = np.array([OPERATIONS.index(name) for name in names])
-    operation = np.where(u[..., 1] < setting.p, places[(u[..., 0] * len(names)).astype(np.int64)], -1)
+    names = available(channels)
+    numbers = np.array([OPERATIONS.index(name) for name in names])
+    operation = np.where(u[..., 1] < setting.p, numbers[(u[..., 0] * len(names)).astype(np.int64)], -1)
     # the middle of each step of 2^-24 between uniform numbers, so that none maps to minus infinity
     normal = ndtri(u[..., 2] + 2.0**-25)
     level = np.clip(setting.magnitude + setting.deviation * normal, 0, 10)
     values = np.zeros(level.shape, np.float32)
-    for place in places:
-        of_it = operation == place
-        values[of_it] = strength(OPERATIONS[place], level[of_it], u[..., 3][of_it] < 0.5)
+    for number in numbers:
+        rows = operation == number
+        values[rows] = strength(OPERATIONS[number], level[rows], u[..., 3][rows] < 0.5)
     return Draws(operation, values)
 
 
 def strength(operation: str, level: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """What a level in [0, 10] means, to the side that `positive` says.
+    """Convert a level in [0, 10] to the operation's own unit, with the sign that `positive` gives.
 
     rotate: degrees, counter-clockwise. posterize: bits kept. solarize: the level of 256 from which on values
     are inverted. solarize_add: what is added, of 255. colour, contrast, brightness, sharpness: a factor.
-    shear_x, shear_y: its tangent. translate_x, translate_y: a share of the side. Others: none, 0.
+    shear_x, shear_y: its tangent. translate_x, translate_y: a share of the side. Others: 0, unused.
     """
     share = level / 10
     sign = np.where(positive, 1.0, -1.0)
@@ -87,11 +86,11 @@ def strength(operation: str, level: np.ndarray, positive: np.ndarray) -> np.ndar
 
 
 def apply_(images: Images, draws: Draws, fill: Sequence[float]) -> Images:
-    """Do what was drawn, in place; `fill` (in [0, 1], one a channel) is what comes in from outside."""
-    places = {name: place for place, name in enumerate(OPERATIONS)}
+    """Apply the drawn operations in place; `fill` (in [0, 1], one per channel) is the colour outside."""
+    numbers = {name: number for number, name in enumerate(OPERATIONS)}
 
     def rows_of(operation: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Tensor]:
-        rows = np.flatnonzero(np.isin(operation, [places[name] for name in names]))
+        rows = np.flatnonzero(np.isin(operation, [numbers[name] for name in names]))
         return rows, torch.from_numpy(rows).to(images.device)
 
     for operation, strengths in zip(draws.operation.T, draws.strength.T, strict=True):
@@ -111,7 +110,7 @@ def apply_(images: Images, draws: Draws, fill: Sequence[float]) -> Images:
 
 # ---------------------------------------------------------------- values
 def autocontrast(images: Images, _: Each | None = None) -> Images:
-    """Each channel stretched to [0, 1]; a constant one is left."""
+    """Stretch each channel to [0, 1]; a constant one is unchanged."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     span = high - low
     constant = span <= 0
@@ -119,7 +118,7 @@ def autocontrast(images: Images, _: Each | None = None) -> Images:
 
 
 def equalize(images: Images, _: Each | None = None) -> Images:
-    """Each channel's histogram of 256 levels made even, as Pillow does it; a channel of one level is left.
+    """Equalise each channel's histogram of 256 levels as Pillow does; a channel of one level is unchanged.
 
     With n pixels, of which m hold the highest level, s = floor((n - m) / 255), level v becomes
     floor((s / 2 + number of pixels below v) / s), 255 at most; nothing changes where s is 0.
@@ -140,24 +139,24 @@ def invert(images: Images, _: Each | None = None) -> Images:
 
 
 def posterize(images: Images, bits: Each) -> Images:
-    """The uppermost `bits` of 8 bits kept."""
+    """Keep the uppermost `bits` of 8 bits."""
     step = torch.exp2(8 - bits)[:, None, None, None]
     return (_levels(images) / step).floor_().mul_(step).mul_(1 / 255)
 
 
 def solarize(images: Images, threshold: Each) -> Images:
-    """Values at and above a level of 256 inverted."""
+    """Invert values at and above `threshold` (of 256 levels)."""
     return torch.where(_levels(images) >= threshold[:, None, None, None], 1 - images, images)
 
 
 def solarize_add(images: Images, added: Each) -> Images:
-    """So many levels of 255 added to the darker half."""
+    """Add `added` levels (of 255) to values below the middle."""
     raised = (images + (added / 255)[:, None, None, None]).clamp_(max=1)
     return torch.where(_levels(images) < 128, raised, images)
 
 
 def sharpness(images: Images, factor: Each) -> Images:
-    """f x + (1 - f) smooth(x), clipped; smooth is 3x3, (1 1 1; 1 5 1; 1 1 1) / 13. The border is left."""
+    """f x + (1 - f) smooth(x), clipped; smooth is 3x3, (1 1 1; 1 5 1; 1 1 1) / 13. The border stays."""
     if min(images.shape[-2:]) < 3:
         return images
     inner = images[:, :, 1:-1, 1:-1]
@@ -185,13 +184,13 @@ _PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- geometry
 def matrices(
     names: Sequence[str], strengths: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "n 6"]:
-    """Where the point (x, y) of the result lies in the image: (a x + b y + c, d x + e y + f)."""
-    found = np.zeros((len(names), 6))
-    for row, name, value in zip(found, names, strengths.tolist(), strict=True):
+    """Coefficients a .. f of the map from a point (x, y) of the result to (a x + b y + c, d x + e y + f)."""
+    rows = np.zeros((len(names), 6))
+    for row, name, value in zip(rows, names, strengths.tolist(), strict=True):
         a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
         if name == "rotate":  # about the centre
             cos, sin = math.cos(math.radians(-value)), math.sin(math.radians(-value))
@@ -206,20 +205,20 @@ def matrices(
         elif name == "translate_y":
             f = value * height
         row[:] = a, b, c, d, e, f
-    return found.astype(np.float32)
+    return rows.astype(np.float32)
 
 
 def _cubic(t: Tensor) -> tuple[Tensor, ...]:
-    """Keys' cubic convolution with a = -1, as Pillow has it here, at distances 1 + t, t, 1 - t, 2 - t."""
+    """Keys' cubic convolution with a = -1, as in Pillow's transform, at distances 1 + t, t, 1 - t, 2 - t."""
     square, cube = t * t, t * t * t
     return 2 * square - t - cube, 1 - 2 * square + cube, t + square - cube, cube - square
 
 
-_STILL = ((slice(3, 6), (0, 1, 0)), (slice(0, 3), (1, 0, 0)))  # coefficients of rows, of columns, kept
+_IDENTITY = ((slice(3, 6), (0, 1, 0)), (slice(0, 3), (1, 0, 0)))  # coefficients that fix rows, columns
 
 
 def affine(images: Images, maps: Float32[np.ndarray, "b 6"], fill: Sequence[float]) -> Images:
-    """Each image seen through its map, bicubic; `fill` where that leads outside, the edge repeated within."""
+    """Warp each image by its map, bicubic with repeated edges; `fill` where the map leads outside."""
     b, c, h, w = images.shape
     a = torch.from_numpy(maps).to(images.device, images.dtype)[:, :, None, None]
     x = torch.arange(w, device=images.device, dtype=images.dtype) + 0.5
@@ -229,8 +228,8 @@ def affine(images: Images, maps: Float32[np.ndarray, "b 6"], fill: Sequence[floa
     left, top = (across - 0.5).floor(), (down - 0.5).floor()
     columns, rows = _cubic(across - 0.5 - left), _cubic(down - 0.5 - top)
     left, top = left.long() - 1, top.long() - 1
-    # what keeps rows or columns where they are has one weight of 1 along them
-    across_only, down_only = (bool((maps[:, cut] == line).all()) for cut, line in _STILL)
+    # a map that fixes rows or columns has a single weight of 1 along them
+    across_only, down_only = (bool((maps[:, cut] == line).all()) for cut, line in _IDENTITY)
     flat = images.reshape(b, c, h * w)
     total = torch.zeros_like(flat)
     for i in (1,) if across_only else range(4):

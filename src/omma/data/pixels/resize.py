@@ -1,7 +1,8 @@
-"""Cut, resize and blur many images at once, each with its own box or sigma."""
+"""Crop, resize and blur many images at once, each with its own box or sigma."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from omma.ops.resampling import Filter, resampling
 
-# Times that CUDA's kernel may reduce a side: at s times it wants 65 (4 s + 1) of 12,288 shared numbers.
+# Largest factor by which CUDA reduces a side: at s its kernel needs 65 (4 s + 1) of 12,288 shared numbers.
 STEEP = 40
 
 
@@ -22,16 +23,16 @@ def crop_resize(
     filter: Filter = "bilinear",
     flip: Bool[Tensor, "b"] | None = None,
 ) -> Float[Tensor, "b c size size"]:
-    """Cut boxes (top, left, height, width) and resize them with antialiasing, then mirror where `flip`.
+    """Crop boxes (top, left, height, width) and resize them with antialiasing, then mirror where `flip`.
 
-    Two batched products, [size, h] and [size, w] matrices, one pair an image. Equal to torchvision's
+    Two batched products with [size, h] and [size, w] matrices, one pair per image. Equal to torchvision's
     `resized_crop(antialias=True)` on float images; values keep their scale (0..255 for uint8).
     """
     b, c, h, w = images.shape
     top, left, height, width = boxes.unbind(1)
     rows = resampling(top, height, h, size, filter)
     columns = resampling(left, width, w, size, filter, flip)
-    # columns first: [size, w] [w, c h] is one product an image, and leaves [size c, h] ready for the rows
+    # columns first: [size, w] [w, c h] is one product per image, whose result is [size c, h] for the rows
     flat = images.float().reshape(b, c * h, w)
     cut = torch.bmm(columns, flat.transpose(1, 2)).view(b, size * c, h)
     cut = torch.bmm(cut, rows.transpose(1, 2)).view(b, size, c, size)
@@ -45,10 +46,10 @@ def cut_into(
     filter: Filter = "bilinear",
     flip: bool = False,
 ) -> None:
-    """Cut one box (top, left, height, width) of an array, resize and mirror it; see `crop_resize`.
+    """Crop one box (top, left, height, width) of an array, resize and mirror it; see `crop_resize`.
 
-    out: uint8 or float32. Images of bytes are resized by PyTorch's 8-bit kernel, which rounds and clips to
-    0..255 after each of its two passes: within 1.5 of the exact result, but more at steps that overshoot.
+    out: uint8 or float32. uint8 images are resized by PyTorch's 8-bit kernel, which rounds and clips to
+    0..255 after each of its two passes: within 1.5 of the exact result, but more at edges that overshoot.
     """
     top, left, height, width = box
     pixels = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)[None]
@@ -61,7 +62,7 @@ def cut_into(
 def crop_resize_each(
     image: Float[Tensor, "1 c h w"], box: Sequence[int], size: int, filter: Filter = "bilinear"
 ) -> Float[Tensor, "1 c size size"]:
-    """Cut one box (top, left, height, width) of an image on any device and resize it; see `crop_resize`."""
+    """Crop one box (top, left, height, width) of an image on any device and resize it; see `crop_resize`."""
     top, left, height, width = box
     piece = image[:, :, top : top + height, left : left + width]
     if max(height, width) > STEEP * size:
@@ -71,12 +72,12 @@ def crop_resize_each(
 
 # ---------------------------------------------------------------- blur
 def blur_radius(sigma: float) -> int:
-    """Taps on each side of the centre: 3 sigma, which leaves out .3 % of a Gaussian's mass; at least one."""
+    """Taps on each side of the centre: 3 sigma (99.7 % of a Gaussian's mass), and at least one."""
     return max(1, math.ceil(3 * sigma))
 
 
 def gaussian_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"]:
-    """Weights from the centre outwards, 0 beyond each sigma's radius; both sides of a kernel sum to 1."""
+    """Weights from the centre outwards, 0 beyond each sigma's radius; the symmetric kernel sums to 1."""
     radii = np.array([[blur_radius(float(s))] for s in sigma])
     k = np.arange(radii.max() + 1)
     taps = np.where(k <= radii, np.exp(-0.5 * (k / sigma[:, None].astype(np.float64)) ** 2), 0)
@@ -84,7 +85,7 @@ def gaussian_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"
 
 
 def _reflected(n: int, radius: int, device: torch.device) -> Int[Tensor, "n_padded"]:
-    """Positions -radius .. n + radius - 1, mirrored at both ends (edges once), as often as needed."""
+    """Indices of positions -radius .. n + radius - 1, mirrored at both ends without repeating the edge."""
     period = max(2 * (n - 1), 1)
     at = torch.arange(-radius, n + radius, device=device).remainder_(period)
     return torch.minimum(at, period - at) if n > 1 else torch.zeros_like(at)
@@ -93,11 +94,11 @@ def _reflected(n: int, radius: int, device: torch.device) -> Int[Tensor, "n_padd
 def gaussian_blur(
     images: Float[Tensor, "b c h w"], sigma: Float[np.ndarray, "b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Blur each image with its own sigma (pixels, above 0), borders reflected.
+    """Blur each image with its own sigma (pixels, above 0), with reflected borders.
 
-    Equal to torchvision's `gaussian_blur` with `kernel_size = 2 * blur_radius(sigma) + 1`, but for images
-    smaller than the radius, which torchvision refuses. Widths are read on the host, so that narrow kernels
-    cost less: batch images of similar sigma.
+    Equal to torchvision's `gaussian_blur` with `kernel_size = 2 * blur_radius(sigma) + 1`; images smaller
+    than the radius, which torchvision rejects, are allowed. The largest sigma of a batch sets the cost: batch
+    images of similar sigma.
     """
     b, c, h, w = images.shape
     taps = gaussian_taps(sigma)
@@ -106,9 +107,9 @@ def gaussian_blur(
         padded = F.pad(images, (radius,) * 4, mode="reflect")
     else:
         padded = images[:, :, _reflected(h, radius, images.device)][..., _reflected(w, radius, images.device)]
-    # Symmetric kernels: one sum of two shifted copies a tap. On the flattened padded image a shift is an
-    # offset, down by rows, then across by pixels; what wraps around lands in the padding. Measured faster on
-    # a CPU than dense or banded matrix products (at 224 px and radius 4: .7 against 2.5 and .9 ms an image).
+    # The kernels are symmetric: each tap weighs the sum of two shifted copies. On the flattened padded image
+    # a shift is an offset, by rows, then by pixels; what wraps around lands in the padding. Measured faster
+    # on a CPU than dense or banded matrix products (at 224 px and radius 4: .7, 2.5 and .9 ms per image).
     step = w + 2 * radius
     flat = padded.reshape(b, -1)
     across = _shifted_sum(_shifted_sum(flat, taps, step), taps, 1)
@@ -117,21 +118,15 @@ def gaussian_blur(
 
 
 def _shifted_sum(flat: Float[Tensor, "b n"], taps: np.ndarray, step: int) -> Float[Tensor, "b m"]:
-    """sum_k taps[|k|] flat[i + k step] wherever all of them exist: m = n - 2 radius step."""
+    """sum_k taps[|k|] flat[i + k step] for all i where every term exists: m = n - 2 radius step."""
     radius = taps.shape[1] - 1
     n = flat.shape[1] - 2 * radius * step
-    if len(taps) == 1:  # scalars are cheaper than broadcasting
-        weights = [float(v) for v in taps[0]]
-        total = flat[:, radius * step :][:, :n] * weights[0]
-        pair = torch.empty_like(total)
-        for k in range(1, radius + 1):
-            torch.add(flat[:, (radius - k) * step :][:, :n], flat[:, (radius + k) * step :][:, :n], out=pair)
-            total.add_(pair, alpha=weights[k])
-        return total
-    weights = torch.from_numpy(taps.astype(np.float32)).to(flat.device, flat.dtype)
-    total = flat[:, radius * step :][:, :n] * weights[:, :1]
+    weights: Any = taps[0].tolist()  # scalars are cheaper than broadcasting
+    if len(taps) > 1:
+        weights = torch.from_numpy(taps.astype(np.float32)).to(flat.device, flat.dtype).T[..., None]
+    total = flat[:, radius * step :][:, :n] * weights[0]
     pair = torch.empty_like(total)
     for k in range(1, radius + 1):
         torch.add(flat[:, (radius - k) * step :][:, :n], flat[:, (radius + k) * step :][:, :n], out=pair)
-        total.addcmul_(pair, weights[:, k : k + 1])
+        total.add_(pair, alpha=weights[k]) if len(taps) == 1 else total.addcmul_(pair, weights[k])
     return total

@@ -1,4 +1,4 @@
-"""Captions of images: read from a table's columns, made fit for use, and drawn one an image."""
+"""Captions of images: read them from a table, drop the unusable ones, and draw one for each image."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,20 +17,20 @@ from omma.core.random import Stream, uniform
 from omma.data.text_tokenizer import trimmed
 
 COLUMN = re.compile(r"(text|caption)s?(\d*)")
-COUNTED = 200_000  # captions whose length is looked at before training
+SAMPLE = 200_000  # captions whose lengths are checked before training
 
 
 def columns(names: Iterable[str]) -> list[str]:
-    """Those of a table's columns that hold captions: text, caption, captions, caption0, caption1, ..."""
-    found = [(m[1], int(m[2] or -1), name) for name in names if (m := COLUMN.fullmatch(name))]
-    return [name for *_, name in sorted(found)]
+    """Names of the columns that hold captions, in order: text, caption, captions, caption0, caption1, ..."""
+    matches = [(m[1], int(m[2] or -1), name) for name in names if (m := COLUMN.fullmatch(name))]
+    return [name for *_, name in sorted(matches)]
 
 
 def from_table(table: pa.Table) -> pa.LargeListArray | None:
-    """Each row's captions as a list of strings, in the columns' order; None without such columns.
+    """Each row's captions as a list of strings, in the columns' order; None if no column holds captions.
 
-    A caption that is no valid UTF-8 is null, one that the row does not have is left out. A column holds
-    strings or lists of them. Raises ValueError for one that holds neither.
+    A caption that is not valid UTF-8 becomes null; missing captions are omitted. Raises ValueError for a
+    column that holds neither strings nor lists of strings.
     """
     rows: list[np.ndarray] = []
     values: list[pa.LargeStringArray] = []
@@ -40,8 +40,7 @@ def from_table(table: pa.Table) -> pa.LargeListArray | None:
             row, column = _np(pc.list_parent_indices(column)), column.flatten()  # pyright: ignore
         else:
             row = np.arange(len(column))
-        given = _np(column.is_valid())
-        rows.append(row[given])
+        rows.append(row[_np(column.is_valid())])
         values.append(_strings(column.drop_null(), name))
     return _lists(rows, values, len(table)) if rows else None
 
@@ -56,7 +55,7 @@ def _np(column: Any) -> np.ndarray:
 
 
 def _lists(rows: Sequence[np.ndarray], values: Sequence[Any], n: int) -> pa.LargeListArray:
-    """Lists of the values by their rows; those of a row in the order in which they are given."""
+    """Group the values by row; within a row they stay in order."""
     row = np.concatenate(rows).astype(np.int64)
     order = np.argsort(row, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
@@ -65,10 +64,10 @@ def _lists(rows: Sequence[np.ndarray], values: Sequence[Any], n: int) -> pa.Larg
 
 
 def _strings(column: Any, name: str) -> pa.LargeStringArray:
-    """As text; null where the bytes are no UTF-8."""
+    """The column as text; null where the bytes are not valid UTF-8."""
     kind = column.type
     try:
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):  # which files may lie about
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):  # a file may claim UTF-8 wrongly
             column = column.cast(pa.large_binary())
         return column.cast(pa.large_string())
     except pa.ArrowInvalid:
@@ -84,29 +83,29 @@ def _decoded(value: bytes) -> str | None:
         return None
 
 
-# ---------------------------------------------------------------- for use
+# ---------------------------------------------------------------- usable captions
 @dataclass(frozen=True)
 class Fit:
-    """What of some images' captions can be used."""
+    """Which images have a usable caption, and how many captions were dropped."""
 
-    has: Bool[np.ndarray, "n"]  # which images have any
-    unreadable: int  # captions that are no valid UTF-8
+    has: Bool[np.ndarray, "n"]  # images with at least one usable caption
+    unreadable: int  # captions that are not valid UTF-8
     empty: int  # captions of nothing but white space
 
     def notes(self) -> list[str]:
-        """What was left out, in lines."""
-        said = []
+        """What was left out, one line for each reason."""
+        notes = []
         if lacking := int((~self.has).sum()):
-            said.append(f"{lacking:,} of {len(self.has):,} images have no usable caption and are left out")
+            notes.append(f"{lacking:,} of {len(self.has):,} images have no usable caption and are left out")
         for count, what in ((self.unreadable, "not valid UTF-8"), (self.empty, "empty")):
             if count:
                 are = "captions are" if count > 1 else "caption is"
-                said.append(f"{count:,} {are} {what} and {are.split()[1]} not used")
-        return said
+                notes.append(f"{count:,} {are} {what} and {are.split()[1]} not used")
+        return notes
 
 
 def fit(text: pa.LargeListArray) -> tuple[Fit, pa.LargeListArray]:
-    """What can be used of captions, and those that can: a list an image, perhaps an empty one."""
+    """Statistics of the captions, and the usable ones: for each image a list, perhaps empty."""
     row = _np(pc.list_parent_indices(text)).astype(np.int64)  # pyright: ignore
     flat: Any = text.flatten()
     valid = _np(flat.is_valid())
@@ -117,16 +116,16 @@ def fit(text: pa.LargeListArray) -> tuple[Fit, pa.LargeListArray]:
 
 
 def sample(usable: pa.LargeListArray, seed: int = 0) -> list[str]:
-    """All captions, or `COUNTED` of them."""
+    """All captions, or a random `SAMPLE` of them."""
     values: Any = usable.flatten()
     n = len(values)
-    if n > COUNTED:
-        values = values.take(pa.array(np.sort(np.random.default_rng(seed).permutation(n)[:COUNTED])))
+    if n > SAMPLE:
+        values = values.take(pa.array(np.sort(np.random.default_rng(seed).permutation(n)[:SAMPLE])))
     return values.to_pylist()
 
 
 class Captions:
-    """Draws a caption for each image of a batch, as tokens; each image must have one."""
+    """Draw one caption for each image of a batch, as tokens; every image must have at least one."""
 
     def __init__(self, usable: pa.LargeListArray, tokenizer: Tokenizer) -> None:
         self.usable = usable
@@ -137,18 +136,18 @@ class Captions:
         assert self.counts.all()
 
     def __call__(self, key: Key, read: Int[np.ndarray, "b"]) -> Int[Tensor, "b l"]:
-        """Tokens of captions of the images `read`, a function of (seed, epoch, index) alone.
+        """Tokens of a caption of each image in `read`; the draw depends on (seed, epoch, index) alone.
 
-        As many columns as the longest needs, to a multiple of 8: what follows a caption's end is never seen.
+        Padded to the longest caption, rounded up to a multiple of 8; no token attends to the padding.
         """
         drawn = (uniform(key, Stream.TEXT, 1)[:, 0] * self.counts[read]).astype(np.int64)
         rows = self.tokenizer(self.values.take(pa.array(self.first[read] + drawn)).to_pylist())
         return trimmed(rows, self.tokenizer.end)
 
     def cut(self) -> list[str]:
-        """How many captions are cut, in a line if there are any."""
-        some, context = sample(self.usable), self.tokenizer.context
-        if cut := sum(not self.tokenizer.fits(each) for each in some):
-            of = f"{len(some):,} captions" + " looked at" * (len(some) < len(self.values))
+        """A line that says how many captions are truncated; none if there are none."""
+        checked, context = sample(self.usable), self.tokenizer.context
+        if cut := sum(not self.tokenizer.fits(each) for each in checked):
+            of = f"{len(checked):,} captions" + " checked" * (len(checked) < len(self.values))
             return [f"{cut:,} of {of} are longer than {context} tokens and are cut"]
         return []

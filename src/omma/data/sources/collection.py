@@ -1,12 +1,12 @@
-"""Open any collection of images as an index: paths, labels, splits; nothing is decoded until it is read."""
+"""Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
-from omma.data.sources.labels import Known, encode
+from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
@@ -29,15 +29,15 @@ from omma.data.sources.webdataset_samples import list_shards
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 32  # images decoded to learn the number of channels
-CHECK_ALL = 20_000  # larger collections are checked by sample; what that misses is found while training
+CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
+CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses
 CHECK_SAMPLE = 2_000
 
 
 class IndexedImages:
-    """The `Images` promise over a store; see protocols.py for what each member means.
+    """`Images` (see core/protocols.py for its members) whose pixels come from a store.
 
-    skipped: (path, reason) of what the source holds beside usable images.
+    skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
     """
 
@@ -80,7 +80,7 @@ class IndexedImages:
         return as_channels(self._store.load(self.path(i), where, self.channels, at_least), self.channels)
 
     def content(self, i: int) -> bytes:
-        """The bytes that `read` would decode; for `encoded` collections. Raises BadImage."""
+        """The file's bytes, before decoding; only for `encoded` collections. Raises BadImage."""
         where = None if self._where is None else self._where[i]
         return self._store.content(self.path(i), where)  # type: ignore[attr-defined]  # of stores of files
 
@@ -89,45 +89,45 @@ class IndexedImages:
         if indices.dtype == bool:
             indices = np.flatnonzero(indices)
         indices = indices.astype(np.int64)  # an empty list has floats
-        part = copy.copy(self)
-        part.__dict__.pop("fingerprint", None)
-        part._paths = self._paths.take(pa.array(indices))
+        subset = copy.copy(self)
+        subset.__dict__.pop("fingerprint", None)
+        subset._paths = self._paths.take(pa.array(indices))
         for name in ("_where", "labels", "splits"):
             column = getattr(self, name)
-            setattr(part, name, None if column is None else column[indices])
-        part.text = None if self.text is None else self.text.take(pa.array(indices))
-        part.skipped = list(self.skipped)
-        return part
+            setattr(subset, name, None if column is None else column[indices])
+        subset.text = None if self.text is None else self.text.take(pa.array(indices))
+        subset.skipped = list(self.skipped)
+        return subset
 
     @property
     def encoded(self) -> bool:
-        """Are there files to decode, rather than arrays?"""
+        """Whether images are files to decode, rather than arrays."""
         return not isinstance(self._store, Arrays)
 
     @property
     def blocks(self) -> np.ndarray | None:
-        """Where images lie in shards, each one's number (int64 [n]): those of one are best read together."""
+        """The shard of each image (int64 [n]), or None; images of a shard are best read together."""
         if not isinstance(self._store, Shards):
             return None
         assert self._where is not None
         return self._where[:, 0]
 
     def fetch(self, block: int) -> None:
-        """Have a shard on this machine, if it isn't. Raises ValueError."""
+        """Download a shard unless it is on this machine. Raises ValueError."""
         if isinstance(self._store, Shards):
             self._store.fetch(block)
 
     def stored(self, store: Store, where: np.ndarray) -> "IndexedImages":
-        """The same collection, its pixels read from another store."""
+        """The same collection with its pixels read from another store."""
         other = self.subset(np.arange(len(self)))
         other._store, other._where = store, where
         return other
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when paths, labels, splits or captions do, or the content as far as sizes and times tell.
+        """A hash of paths, labels, splits and captions, and of the files' sizes and modification times.
 
-        Files are looked up one by one in collections of up to 20,000; of larger ones only the paths count.
+        Above 20,000 files, sizes and times are not read and only the paths count.
         """
         digest = hashlib.blake2b(digest_size=16)
         names: list[str] = self._paths.to_pylist()
@@ -159,7 +159,7 @@ class IndexedImages:
 
 
 class ArrayImages(IndexedImages):
-    """An array in memory as `Images`; `as_images` says which shapes are understood."""
+    """An array in memory as `Images`; see `as_images` for the accepted shapes."""
 
     def __init__(
         self,
@@ -193,58 +193,58 @@ class ArrayImages(IndexedImages):
 def open_images(
     source: str | Path,
     cache: Path | None = None,
-    check: Callable[[Known], None] = lambda known: None,
+    check: Callable[[Annotations], None] = lambda annotations: None,
     tell: Callable[[str], None] = log.info,
 ) -> IndexedImages:
     """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays or one image.
 
-    Lists of folders and archives are remembered in `cache` (default: `cache_folder()`), and made anew when
-    one of the folders or the archive was modified. A file overwritten in place leaves its folder's time as it
-    was: harmless, since nothing but its path is remembered. `check` is told what is known of the
-    images before any is decoded, and may raise. `tell` is given a line where listing takes its time.
-    Raises ValueError in one line where nothing usable is found.
+    Listings of folders and archives are cached in `cache` (default: `cache_folder()`) until one of the
+    folders or the archive is modified. Overwriting a file in place leaves its folder's time unchanged, which
+    is harmless, since only the path is cached. `check` gets labels, splits and captions before any image is
+    decoded, and may raise. `tell` gets a line of text when listing takes long.
+    Raises ValueError, in one line, if there is no usable image.
     """
-    given = str(source)
+    typed = str(source)
     # absolute, so that images can still be read after a change of the working directory
-    source = given if "://" in given else os.path.abspath(os.path.expanduser(given))
+    source = typed if "://" in typed else os.path.abspath(os.path.expanduser(typed))
     memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
-    shards = find(source, given)
+    shards = find(source, typed)
     store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
     if store is not None:
         list_source, cached = (lambda _: list_shards(store, tell)), True
     else:
-        list_source, cached = lister(source, given)
+        list_source, cached = lister(source, typed)
     listing = recall(memory, source, store) if cached else None
     if listing is None:
         listing = list_source(source)
         if not len(listing.paths):
             n = len(listing.skipped)
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
-            raise ValueError(f"{given}: no images in it{others}; give a folder, archive or list of images")
-        check(listing.known)
-        listing.channels = _count_channels(listing, given)
+            raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
+        check(listing.annotations)
+        listing.channels = _count_channels(listing, typed)
         if cached:
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
-        check(listing.known)
+        check(listing.annotations)
     return IndexedImages(
         listing.store,
         listing.paths,
         channels=listing.channels,
         where=listing.where,
-        labels=listing.known.labels,
-        classes=listing.known.classes,
-        splits=listing.known.splits,
-        text=listing.known.text,
+        labels=listing.annotations.labels,
+        classes=listing.annotations.classes,
+        splits=listing.annotations.splits,
+        text=listing.annotations.text,
         skipped=listing.skipped,
-        source=given,
+        source=typed,
     )
 
 
 def _count_channels(listing: Listing, source: str) -> int:
-    """1 if all images looked at are grey, 3 if grey and colour mix, otherwise the most frequent number."""
+    """1 if all sampled images are grey, 3 if grey and RGB mix, otherwise the most frequent number."""
     n = len(listing.paths)
-    spread = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+    spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
     rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
     counts: Counter[int] = Counter()
     bad: list[tuple[str, str]] = []
@@ -258,7 +258,7 @@ def _count_channels(listing: Listing, source: str) -> int:
         except BadImage as error:
             bad.append((path, str(error)))
     if not counts:
-        raise ValueError(_none_left(source, n, bad))
+        raise ValueError(_none_readable(source, n, bad))
     if set(counts) == {1, 3}:
         return 3
     return counts.most_common(1)[0][0]
@@ -268,73 +268,69 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
     return "; ".join(f"{path}: {reason}" for path, reason in skipped[:n])
 
 
-def _none_left(source: str, n: int, bad: list[tuple[str, str]]) -> str:
+def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
     return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
 
 
 # ---------------------------------------------------------------- check
-def verify(
-    images: Images, indices: np.ndarray | None = None, limit_seconds: float | None = None
-) -> tuple[list[tuple[int, str]], bool]:
-    """Decode images in threads; returns (index, reason) of the bad ones, and whether time sufficed for all.
+def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int, str]]:
+    """Decode images in threads; returns (index, reason) of the bad ones.
 
-    JPEGs are decoded at 1/8 scale, which still reads every byte and so finds truncation.
+    JPEGs are decoded at 1/8 scale, which still reads every byte and so detects truncation.
     """
     todo = np.arange(len(images)) if indices is None else indices
-    end = None if limit_seconds is None else time.monotonic() + limit_seconds
 
-    def check(part: np.ndarray) -> tuple[list[tuple[int, str]], bool]:
+    def check(chunk: np.ndarray) -> list[tuple[int, str]]:
         bad = []
-        for i in part.tolist():
-            if end is not None and time.monotonic() > end:
-                return bad, False
+        for i in chunk.tolist():
             try:
                 images.read(i, at_least=1)
             except BadImage as error:
                 bad.append((i, str(error)))
-        return bad, True
+        return bad
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        parts = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
-    return sorted(pair for bad, _ in parts for pair in bad), all(done for _, done in parts)
+        results = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
+    return sorted(itertools.chain(*results))
 
 
-def _known_bad(file: Path) -> list[tuple[int, str]] | None:
+def _read_checked(file: Path) -> list[tuple[int, str]] | None:
     try:
         return [(int(i), str(reason)) for i, reason in json.loads(file.read_text())]
     except (OSError, ValueError, TypeError):  # not checked yet, or damaged
         return None
 
 
-def checked(
-    images: IndexedImages, cache: Path | None = None, limit_seconds: float | None = None
-) -> IndexedImages:
+def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
-    Above 20,000 images a seeded sample of 2,000 is checked, and the rest while training. The verdict is
-    remembered by fingerprint. Raises ValueError if none is left.
+    Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
+    is cached by fingerprint. Raises ValueError if no image can be decoded.
     """
     file = (cache or cache_folder()) / f"checked-{images.fingerprint}.json"
-    bad = _known_bad(file)
+    bad = _read_checked(file)
     if bad is None:
         n = len(images)
         sample = None
         if n > CHECK_ALL:
-            by = images.blocks  # whole shards rather than an image of each
-            order = np.random.default_rng(0).permutation(n) if by is None else local_order(0, 0, by, 1)
+            shards = images.blocks  # whole shards, rather than one image of each
+            order = (
+                np.random.default_rng(0).permutation(n) if shards is None else local_order(0, 0, shards, 1)
+            )
             sample = np.sort(order[:CHECK_SAMPLE])
-        bad, done = verify(images, sample, limit_seconds)
-        if done and len(bad) == (n if sample is None else len(sample)):
-            raise ValueError(_none_left(images.source, n, [(images.path(i), reason) for i, reason in bad]))
-        if done:
-            write_whole(file, json.dumps(bad).encode())
+        bad = verify(images, sample)
+        if len(bad) == (n if sample is None else len(sample)):
+            raise ValueError(
+                _none_readable(images.source, n, [(images.path(i), reason) for i, reason in bad])
+            )
+        write_whole(file, json.dumps(bad).encode())
     if not bad:
         return images
     good = np.ones(len(images), bool)
     good[[i for i, _ in bad]] = False
-    kept = images.subset(np.flatnonzero(good))
-    kept.skipped += [(images.path(i), reason) for i, reason in bad]
-    return kept
+    readable = images.subset(np.flatnonzero(good))
+    readable.skipped += [(images.path(i), reason) for i, reason in bad]
+    return readable
 
 
 def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:

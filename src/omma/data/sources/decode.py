@@ -1,5 +1,6 @@
-"""Decode the bytes of one image file, whatever its name says, to an array [h, w, c]."""
+"""Decode the bytes of one image file to an array [h, w, c], whatever the file's name."""
 
+import contextlib
 import io
 import logging
 import struct
@@ -13,15 +14,15 @@ from PIL import Image
 from omma.core.errors import line
 from omma.core.protocols import BadImage
 
-PIXELS = 2 * 89_478_485  # a larger claim is a bomb; Pillow refuses at the same number
+PIXELS = 2 * 89_478_485  # a larger image is refused as a decompression bomb, as Pillow does
 PAGES = 64  # a TIFF with more grey pages is a film or a stack, not one image of so many channels
 HEAD = 64  # bytes that `sniff` needs
 ORIENTATION = 274  # the EXIF and TIFF tag
 
 
-# ---------------------------------------------------------------- what is it?
+# ---------------------------------------------------------------- format
 def _kind(head: bytes) -> str | None:
-    """Pillow's name of the format that these first bytes announce; None if it is none that we read."""
+    """Pillow's name of the format, by the file's first bytes; None for a format that omma does not read."""
     if head[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
@@ -32,7 +33,7 @@ def _kind(head: bytes) -> str | None:
         return "WEBP"
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "GIF"
-    # "BM" begins many a text; in a picture the size of the next header follows, one of these
+    # text may begin with "BM" too; in a bitmap the size of the next header follows, one of these
     if head[:2] == b"BM" and head[14:18] in {struct.pack("<I", n) for n in (12, 40, 52, 56, 64, 108, 124)}:
         return "BMP"
     if head[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF") and head[2:3].isspace():
@@ -45,15 +46,15 @@ def _kind(head: bytes) -> str | None:
 
 
 def sniff(head: bytes) -> bool:
-    """Do these first bytes (64 are enough) look like an image that `decode` reads?"""
+    """Whether these first bytes (64 are enough) look like an image that `decode` reads."""
     return _kind(head) is not None
 
 
 def plain_jpeg(data: bytes) -> bool:
-    """Is this a JPEG that every decoder reads alike?
+    """Whether this is a JPEG that all decoders read in the same way.
 
-    8 bits, Huffman codes, grey or YCbCr, not too large, and there to its end. Others (CMYK, RGB, cut off,
-    with bytes after the end) need what `decode` knows of them.
+    8 bits, Huffman coded, grey or YCbCr, within the size limit and complete. `decode` handles the others
+    (CMYK, RGB, truncated, with bytes after the end) case by case.
     """
     if _kind(data[:HEAD]) != "JPEG" or not data.endswith(b"\xff\xd9"):
         return False
@@ -73,14 +74,14 @@ def decode(
 ) -> np.ndarray:
     """Decode an image file to [h, w, c]: uint8 for files of 8 bits or less, else float32 with raw values.
 
-    The format is told by the content. EXIF orientation is applied, alpha dropped, CMYK and palettes become
+    The content decides the format. EXIF orientation is applied, alpha dropped, CMYK and palettes become
     RGB, animations give their first frame. 16-bit colour PNGs come as 8 bits (Pillow reads no more). A TIFF
     of 2 to 64 grey pages of one shape is one image with the pages as channels; of several colour pages, the
-    first counts.
+    first is read.
 
-    channels: turns grey into RGB (3) or RGB into grey (1); any other difference is a BadImage.
-    at_least: a shorter side of this many pixels is enough; JPEG is then decoded at 1/2 to 1/8 scale.
-    name: put before the reason of a BadImage, where given.
+    channels: 3 turns grey into RGB, 1 turns RGB into grey; any other mismatch raises BadImage.
+    at_least: required pixels of the shorter side; a larger JPEG is decoded at 1/2 to 1/8 scale.
+    name: prefix of a BadImage's message.
     """
     try:
         return as_channels(as_values(_decode(data, channels, at_least)), channels)
@@ -111,7 +112,7 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
 
 
 def as_values(image: np.ndarray) -> np.ndarray:
-    """uint8 as it is, other numbers as float32; BadImage for what nobody can train on."""
+    """uint8 unchanged, other numbers as float32; BadImage for empty, NaN, infinite or non-numeric ones."""
     if 0 in image.shape:
         raise BadImage("no pixels")
     if image.dtype == np.uint8:
@@ -127,15 +128,15 @@ def as_values(image: np.ndarray) -> np.ndarray:
 
 
 def as_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
-    """[h, w, c] with the wanted number of channels, contiguous; grey and RGB turn into each other."""
-    have = image.shape[-1]
-    if channels == 3 and have == 1:
+    """Contiguous [h, w, channels]; converts between grey and RGB, raises BadImage for other mismatches."""
+    actual = image.shape[-1]
+    if channels == 3 and actual == 1:
         image = np.repeat(image, 3, axis=-1)
-    elif channels == 1 and have == 3:
+    elif channels == 1 and actual == 3:
         grey = image @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow and JPEG
         image = (grey.round().astype(np.uint8) if image.dtype == np.uint8 else grey)[..., None]
-    elif channels is not None and have != channels:
-        raise BadImage(f"{have} channels where the collection has {channels}")
+    elif channels is not None and actual != channels:
+        raise BadImage(f"{actual} channels where the collection has {channels}")
     return np.ascontiguousarray(image)
 
 
@@ -145,7 +146,7 @@ def _limit(height: int, width: int, layers: int = 1) -> None:
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn [h, w, c] upright: EXIF orientations 2 to 8; every other value means upright already."""
+    """Rotate and mirror [h, w, c] by its EXIF orientation 2 to 8; any other value leaves it unchanged."""
     if orientation in (5, 6, 7, 8):  # stored with rows and columns exchanged
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -172,7 +173,7 @@ def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray
             min_factor=2 if at_least else 1,
         )
     except ValueError as error:
-        # strict decoding finds truncation, but also objects to stray bytes that harm nobody
+        # strict decoding detects truncation, but also rejects harmless stray bytes
         if "extraneous bytes" not in str(error):
             raise
         return _pillow(data, "JPEG")
@@ -180,7 +181,7 @@ def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The segments before the first scan: marker and content."""
+    """Marker and content of each segment before the first scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -194,23 +195,10 @@ def _jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation; 1 without one."""
     for marker, content in _segments(data):
         if marker == 0xE1 and content[:6] == b"Exif\0\0":
-            return _exif_orientation(content[6:])
-    return 1
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at)
-            if tag == ORIENTATION:
-                return value
-    except struct.error:  # damaged metadata is no reason to refuse the picture
-        pass
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # the image is readable even if its metadata is damaged
+                exif.load(content)
+                return int(exif.get(ORIENTATION, 1))
     return 1
 
 
@@ -225,7 +213,7 @@ def _pillow(data: bytes, kind: str) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata is no reason to refuse the picture
+    except Exception:  # the image is readable even if its metadata is damaged
         return 1
 
 
@@ -238,7 +226,7 @@ def _array(image: Image.Image) -> np.ndarray:
 
 # ---------------------------------------------------------------- TIFF
 def _tiff(data: bytes) -> np.ndarray:
-    # tifffile logs what is odd about a file; the reason we give is enough, and a run must not be flooded
+    # tifffile logs every oddity of a file, which would flood a run's output; BadImage's reason is enough
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
@@ -250,7 +238,7 @@ def _tiff(data: bytes) -> np.ndarray:
         plain = page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
         if not plain or page.bitspersample not in (8, 16, 32, 64):
             return _tiff_by_pillow(data)  # palettes, CMYK, YCbCr, inverted, 1 and 12 bits
-        # pages of one shape form a series; several colour pages are several pictures
+        # grey pages of one shape form one image; several colour pages are several images
         series = page if "S" in page.axes else tiff.series[0]
         if series.size > 4 * PIXELS:
             raise BadImage(f"claims {series.size // 10**6} million values")
@@ -259,7 +247,7 @@ def _tiff(data: bytes) -> np.ndarray:
         except (ValueError, ImportError) as error:
             if "imagecodecs" not in str(error):
                 raise
-            return _tiff_by_pillow(data)  # LZW, JPEG and others that tifffile leaves to an optional package
+            return _tiff_by_pillow(data)  # LZW, JPEG and others, for which tifffile needs an optional package
         image = _channels_last(values, axes)
         alpha = {int(sample) for sample in page.extrasamples} & {1, 2}  # associated or not
         if alpha and image.shape[-1] in (2, 4):
@@ -297,5 +285,5 @@ def _tiff_by_pillow(data: bytes) -> np.ndarray:
                 _limit(image.height, image.width, frames)
                 layers.append(_array(image))
             if any(layer.shape != layers[0].shape for layer in layers):
-                layers = layers[:1]  # a picture and its thumbnails
+                layers = layers[:1]  # an image and its thumbnails
         return orient(np.concatenate(layers, axis=-1), orientation)

@@ -1,4 +1,4 @@
-"""The demo's images, made from what scikit-learn ships: handwritten digits on pieces of photographs."""
+"""The demo's images, made from scikit-learn's own data: handwritten digits on crops of photographs."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits, load_sample_images
 
-from omma.data.sources.collection import ArrayImages
-
 TEST_ORIGINALS = 0.2  # share of the 1,797 handwritten digits that only test images show
-TEXTURES = 16  # distinct ones, shared by all images
-TEXTURE = 0.3  # of the textures' own contrast; at more, backgrounds tell images apart, digits unseen
-CONTRAST = 70.0  # least difference in brightness (of 255) between a digit's ink and what lies beneath
-CHUNK = 2_000  # images made at once
+TEXTURES = 16  # distinct textures, shared by all images
+TEXTURE = 0.3  # of the textures' contrast; at more, backgrounds alone would distinguish the images
+CONTRAST = 70.0  # minimal difference in brightness (of 255) between a digit's ink and its background
+CHUNK = 2_000  # images made at a time
 
 
 class Digits(NamedTuple):
-    """uint8 images [n, size, size, 3] with labels 0 .. 9, and the same for the test part."""
+    """uint8 images [n, size, size, 3] with labels 0 .. 9, for training and for testing."""
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -25,8 +23,8 @@ class Digits(NamedTuple):
     test_labels: np.ndarray
 
 
-class Quarry(NamedTuple):
-    """Where textures are cut: squares of `side` pixels of a photograph [h, w, 3], at these corners [k, 2]."""
+class TextureSource(NamedTuple):
+    """Squares of `side` pixels in a photograph [h, w, 3], with corners [k, 2], to use as textures."""
 
     photograph: torch.Tensor
     side: int
@@ -34,10 +32,10 @@ class Quarry(NamedTuple):
 
 
 def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> Digits:
-    """Digits at random place, size, slant and colour on textures cut from two photographs.
+    """Digits of random position, size, slant and colour on textures cut from two photographs.
 
-    Neighbours by raw pixels share a background rather than a digit, so shape must be learned. Train and test
-    show different originals; textures come from the same photographs. Equal arguments give equal images.
+    Nearest neighbours by raw pixels share a background rather than a digit, so shape must be learned. Train
+    and test images show different handwritten digits on the same textures. Equal arguments give equal images.
     """
     if size < 16:
         raise ValueError(f"size={size}: too small to paste a digit; give at least 16")
@@ -45,30 +43,18 @@ def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed
     inks = torch.from_numpy(originals.astype(np.float32) / 16).reshape(-1, 8, 8)  # ink is 1
     labels = target.astype(np.int64)
     photographs = [torch.from_numpy(photo.copy()) for photo in load_sample_images().images]
-    quarries = [_quarry(photo, size * factor) for photo in photographs for factor in (2, 3, 4)]
-    tiles = _tiles(quarries, 2 * size)
+    sources = [_texture_source(photo, size * factor) for photo in photographs for factor in (2, 3, 4)]
+    tiles = _tiles(sources, 2 * size)
     order = np.random.default_rng(seed).permutation(len(inks))
     cut = round(TEST_ORIGINALS * len(inks))
-    parts = []
+    columns = []
     for part, (n, pool) in enumerate(((n_train, order[cut:]), (n_test, order[:cut]))):
         rng = np.random.default_rng((seed, part))
-        # as even as possible over the originals, and so over the digits
+        # use every original equally often, and so every digit
         chosen = rng.permutation(np.resize(rng.permutation(pool), n))
         chunks = [_paste(inks[rows], tiles, size, rng) for rows in np.split(chosen, range(CHUNK, n, CHUNK))]
-        parts += [np.concatenate(chunks), labels[chosen]]
-    return Digits(*parts)
-
-
-def digit_images(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> ArrayImages:
-    """`make_digits` as one collection with classes "0" .. "9" and its split."""
-    digits = make_digits(n_train, n_test, size, seed)
-    return ArrayImages(
-        np.concatenate([digits.train, digits.test]),
-        labels=np.concatenate([digits.train_labels, digits.test_labels]),
-        classes=tuple("0123456789"),
-        splits=np.repeat(["train", "test"], [n_train, n_test]),
-        source="digits",
-    )
+        columns += [np.concatenate(chunks), labels[chosen]]
+    return Digits(*columns)
 
 
 def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,7 +64,7 @@ def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Ge
         return torch.from_numpy(rng.uniform(low, high, shape or (n,)).astype(np.float32))
 
     ground = _textures(n, tiles, size, rng)  # [n, 3, size, size], 0 .. 255
-    # the digit covers 40 to 75 % of the side, slants and leans a little, and stays inside
+    # the digit covers 40 to 75 % of the side, is slightly rotated and sheared, and stays inside
     share = uniform(0.4, 0.75)
     room = 1 - share
     x, y = room * uniform(-1, 1), room * uniform(-1, 1)
@@ -93,27 +79,27 @@ def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Ge
     ink = F.grid_sample(smooth, grid, mode="bilinear", align_corners=False)
     ink = ((ink - 0.25) / 0.4).clamp(0, 1)
 
-    # colours by rejection: brightness at least CONTRAST away from that of the ground beneath the ink
+    # colours by rejection: their brightness differs by at least CONTRAST from the background's under the ink
     weights = torch.tensor([0.299, 0.587, 0.114])[None, :, None, None]
     brightness = (ground * weights * ink[:, :1]).sum((1, 2, 3)) / ink.sum((1, 2, 3)).clamp(min=1)
     tries = uniform(0, 255, n, 16, 3)
     difference = ((tries * weights.flatten()).sum(-1) - brightness[:, None]).abs()
-    good = torch.argmax((difference >= CONTRAST).int(), 1)  # the first that will do
-    found = torch.where(difference.amax(1) >= CONTRAST, good, difference.argmax(1))
-    colour = tries[torch.arange(n), found][:, :, None, None]
+    first = torch.argmax((difference >= CONTRAST).int(), 1)
+    chosen = torch.where(difference.amax(1) >= CONTRAST, first, difference.argmax(1))
+    colour = tries[torch.arange(n), chosen][:, :, None, None]
     image = ground * (1 - ink) + colour * ink
     return image.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
-    """The few textures [TEXTURES, 3, size, size] that all images share, in exchanged colours.
+def _tiles(sources: list[TextureSource], size: int) -> torch.Tensor:
+    """The textures [TEXTURES, 3, size, size] that all images share, with permuted colour channels.
 
-    With a texture for each image the background alone would tell images apart, digits unseen.
+    If each image had its own texture, the background alone would distinguish the images.
     """
     rng = np.random.default_rng(0)
     tiles = []
     for i in range(TEXTURES):
-        photograph, side, corners = quarries[i % len(quarries)]
+        photograph, side, corners = sources[i % len(sources)]
         top, left = corners[rng.integers(len(corners))]
         cut = photograph[top : top + side, left : left + side].permute(2, 0, 1).float()
         tiles.append(F.adaptive_avg_pool2d(cut[rng.permutation(3)], size))
@@ -121,23 +107,23 @@ def _tiles(quarries: list[Quarry], size: int) -> torch.Tensor:
 
 
 def _textures(n: int, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Squares [n, 3, size, size] cut from the tiles at random places, paled, flipped and brightened."""
+    """Random crops [n, 3, size, size] of the tiles, with less contrast, some flipped, brightness scaled."""
     which = torch.from_numpy(rng.integers(len(tiles), size=n))[:, None, None]
     room = tiles.shape[-1] - size + 1
     top, left = (torch.from_numpy(rng.integers(room, size=(n, 1, 1))) for _ in range(2))
     rows, columns = top + torch.arange(size)[:, None], left + torch.arange(size)
-    pieces = tiles.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
+    crops = tiles.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
     flip = torch.from_numpy(rng.random(n) < 0.5)[:, None, None, None]
-    pieces = torch.where(flip, pieces.flip(-1), pieces)
-    mean = pieces.mean((2, 3), keepdim=True)
-    pieces = mean + TEXTURE * (pieces - mean)
+    crops = torch.where(flip, crops.flip(-1), crops)
+    mean = crops.mean((2, 3), keepdim=True)
+    crops = mean + TEXTURE * (crops - mean)
     gain = torch.from_numpy(rng.uniform(0.5, 1.1, (n, 1, 1, 1)).astype(np.float32))
-    return (pieces * gain).clamp(0, 255)
+    return (crops * gain).clamp(0, 255)
 
 
-def _quarry(photograph: torch.Tensor, side: int) -> Quarry:
-    """The half of all squares with the most contrast; flat sky would make it too easy."""
+def _texture_source(photograph: torch.Tensor, side: int) -> TextureSource:
+    """The half of all squares with the most contrast; on flat sky digits would be too easy to see."""
     grey = photograph.float().mean(-1)[None, None]
     mean, square = (F.avg_pool2d(x, side, stride=8)[0, 0] for x in (grey, grey**2))
     variance = square - mean**2
-    return Quarry(photograph, side, 8 * torch.nonzero(variance >= variance.median()).numpy())
+    return TextureSource(photograph, side, 8 * torch.nonzero(variance >= variance.median()).numpy())

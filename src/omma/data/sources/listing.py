@@ -1,4 +1,4 @@
-"""List the images of a folder, archive, manifest or array file, and what is not one, without decoding."""
+"""List the images and other files of a folder, archive, manifest or array file, without decoding."""
 
 import glob as globbing
 import io
@@ -20,7 +20,7 @@ from omma.core.errors import line
 from omma.core.protocols import BadImage
 from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
-    Known,
+    Annotations,
     encode,
     from_folders,
     from_labels_csv,
@@ -32,24 +32,24 @@ from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, re
 
 IMAGES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
-)  # taken for images unopened; a lie is found when decoding
+)  # images by their names alone; decoding detects a wrong name
 OTHERS = frozenset(
     "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz mp4 avi".split()  # noqa: SIM905
-)  # never opened; any other name is judged by its first bytes
+)  # never opened; a file with any other extension is an image if its first bytes say so
 
 
 @dataclass(kw_only=True)
 class Listing:
-    """What there is to read; rows of all columns correspond."""
+    """The images of a source; rows of all columns correspond."""
 
     store: Store
     paths: pa.LargeStringArray
-    where: np.ndarray | None = None  # int64 [n, k], the store's own numbers
-    known: Known = field(default_factory=Known)
+    where: np.ndarray | None = None  # int64 [n, k]: the image's position, as the store defines it
+    annotations: Annotations = field(default_factory=Annotations)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     times: dict[str, int] = field(default_factory=dict)  # modification time of each folder, ns
     started: int = 0  # when listing began, ns
-    channels: int = 0  # found out by whoever decodes
+    channels: int = 0  # known once images have been decoded
 
 
 # ---------------------------------------------------------------- which names are images
@@ -58,7 +58,7 @@ def _hidden(name: str) -> bool:
 
 
 def _why_not(name: str, head: Callable[[], bytes]) -> str | None:
-    """Why a file is no image; None if it is one, or will be found out when decoded."""
+    """Why a file is not an image; None if it may be one, which decoding decides."""
     if not name.isascii():
         try:
             name.encode()
@@ -88,7 +88,7 @@ def _printable(name: str) -> str:
 
 # ---------------------------------------------------------------- sources
 def list_folder(root: str) -> Listing:
-    """Every image below `root`; one pass of scandir, no stat for each file."""
+    """Every image below `root`, in one pass of scandir, without a stat call for each file."""
     started = time.time_ns()
     files: dict[str, list[str]] = {}
     skipped, times, visited = [], {}, {os.path.realpath(root)}
@@ -111,11 +111,16 @@ def list_folder(root: str) -> Listing:
         paths += [f"{folder}/{name}" for name in files[folder]] if folder else files[folder]
     column, table = pa.array(paths, pa.large_string()), os.path.join(root, "labels.csv")
     if os.path.isfile(table):
-        known = from_labels_csv(read_csv(table, table), column)
+        annotations = from_labels_csv(read_csv(table, table), column)
     else:
-        known = from_folders(folders, [len(files[folder]) for folder in folders])
+        annotations = from_folders(folders, [len(files[folder]) for folder in folders])
     return Listing(
-        store=Files(root), paths=column, known=known, skipped=sorted(skipped), times=times, started=started
+        store=Files(root),
+        paths=column,
+        annotations=annotations,
+        skipped=sorted(skipped),
+        times=times,
+        started=started,
     )
 
 
@@ -127,9 +132,9 @@ def _scan(
     subfolders: list[str],
     skipped: list[tuple[str, str]],
 ) -> None:
-    """Append a folder's images, subfolders (from `root`) and other files; an OSError leaves those before it.
+    """Append a folder's images, subfolders (relative to `root`) and other files; OSError keeps earlier ones.
 
-    visited: real paths behind links, so that a link which leads back is not followed.
+    visited: real paths of linked folders, so that links that form a cycle are not followed.
     """
     with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
@@ -151,13 +156,13 @@ def _scan(
 
 
 def list_glob(pattern: str) -> Listing:
-    """Files that match, relative to the part of the pattern without wildcards."""
+    """Files that match the pattern, relative to its part without wildcards."""
     root = pattern
     while globbing.has_magic(root):
         root = os.path.dirname(root)
-    found = sorted(path for path in globbing.iglob(pattern, recursive=True) if not os.path.isdir(path))
-    names = [os.path.relpath(path, root or ".").replace(os.sep, "/") for path in found]
-    return _from_names(Files(root or "."), names, None, lambda row: _head(found[row]))
+    paths = sorted(path for path in globbing.iglob(pattern, recursive=True) if not os.path.isdir(path))
+    names = [os.path.relpath(path, root or ".").replace(os.sep, "/") for path in paths]
+    return _from_names(Files(root or "."), names, None, lambda row: _head(paths[row]))
 
 
 def list_file(file: str) -> Listing:
@@ -167,7 +172,7 @@ def list_file(file: str) -> Listing:
 
 
 def list_zip(file: str) -> Listing:
-    """Members of a .zip with where their bytes lie, so that reading needs no directory in memory."""
+    """Members of a .zip with the positions of their bytes, so that reading needs no directory in memory."""
     store, names, where, skipped, table = Archive(file), [], [], [], None
     try:
         with zipfile.ZipFile(file) as archive:
@@ -187,17 +192,10 @@ def list_zip(file: str) -> Listing:
                     skipped.append((_printable(member.filename), reason))
                     continue
                 names.append(member.filename)
-                where.append(
-                    (
-                        member.header_offset,
-                        member.compress_size,
-                        member.file_size,
-                        member.compress_type,
-                        member.CRC,
-                    )
-                )
+                position = (member.header_offset, member.compress_size, member.file_size)
+                where.append((*position, member.compress_type, member.CRC))
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{file}: not a readable zip ({error}); make or fetch it anew") from None
+        raise ValueError(f"{file}: not a readable zip ({error}); create or download it again") from None
     return _from_archive(store, names, where, skipped, table)
 
 
@@ -207,7 +205,7 @@ def list_tar(file: str) -> Listing:
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps them all
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep all of them
                 if not member.isreg():
                     continue
                 name = member.name.removeprefix("./")
@@ -220,7 +218,7 @@ def list_tar(file: str) -> Listing:
                     names.append(name)
                     where.append(row)
     except (tarfile.TarError, OSError, EOFError, BadImage) as error:
-        raise ValueError(f"{file}: not a readable tar ({error}); make or fetch it anew") from None
+        raise ValueError(f"{file}: not a readable tar ({error}); create or download it again") from None
     return _from_archive(store, names, where, skipped, table)
 
 
@@ -235,7 +233,7 @@ def _from_archive(
     listing = _from_names(store, names, rows, lambda row: store.bytes(rows[row], HEAD))
     listing.skipped += skipped
     if table is not None:
-        listing.known = from_labels_csv(
+        listing.annotations = from_labels_csv(
             read_csv(io.BytesIO(table), f"{store.file}/labels.csv"), listing.paths
         )
     return listing
@@ -244,8 +242,8 @@ def _from_archive(
 def _from_names(
     store: Store, names: list[str], where: np.ndarray | None, head: Callable[[int], bytes]
 ) -> Listing:
-    """Listing of those names that are images, sorted by folder and name, as a folder's are."""
-    skipped, kept = [], []
+    """Listing of the images among the names, sorted by folder and name, as `list_folder` does."""
+    skipped, rows = [], []
     for row, name in enumerate(names):
         parts = name.split("/")
         if any(map(_hidden, (part for part in parts if part not in (".", "..")))):
@@ -253,20 +251,20 @@ def _from_names(
         if reason := _why_not(parts[-1], lambda row=row: head(row)):
             skipped.append((_printable(name), reason))
         else:
-            kept.append((name.rpartition("/")[0], name, row))
-    kept.sort()
-    counts = Counter(folder for folder, _, _ in kept)  # in order of first appearance
+            rows.append((name.rpartition("/")[0], name, row))
+    rows.sort()
+    counts = Counter(folder for folder, _, _ in rows)  # in order of first appearance
     return Listing(
         store=store,
-        paths=pa.array([name for _, name, _ in kept], pa.large_string()),
-        where=None if where is None else where[np.array([row for _, _, row in kept], np.int64)],
-        known=from_folders(list(counts), list(counts.values())),
+        paths=pa.array([name for _, name, _ in rows], pa.large_string()),
+        where=None if where is None else where[np.array([row for _, _, row in rows], np.int64)],
+        annotations=from_folders(list(counts), list(counts.values())),
         skipped=sorted(skipped),
     )
 
 
 def list_manifest(file: str) -> Listing:
-    """A .csv, .parquet or .jsonl with a `path` column, and labels, splits and captions where known."""
+    """A .csv, .parquet or .jsonl with a `path` column, and labels, splits and captions if it has them."""
     try:
         if file.lower().endswith(".parquet"):
             table = pq.read_table(file)
@@ -275,17 +273,17 @@ def list_manifest(file: str) -> Listing:
         else:
             table = read_csv(file, file)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable table ({line(error)}); write it anew") from None
+        raise ValueError(f"{file}: not a readable table ({line(error)}); save it again") from None
     if "path" not in table.column_names:
         columns = ", ".join(table.column_names)
         raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")
-    given = np.array([bool(path) for path in strings(table, "path").to_pylist()], bool)
-    table = table.filter(pa.array(given))
+    has_path = np.array([bool(path) for path in strings(table, "path").to_pylist()], bool)
+    table = table.filter(pa.array(has_path))
     return Listing(
         store=Files(os.path.dirname(os.path.abspath(file))),
         paths=strings(table, "path"),
-        known=from_table(table),
-        skipped=[(f"row {row + 1}", "no path") for row in np.flatnonzero(~given)],
+        annotations=from_table(table),
+        skipped=[(f"row {row + 1}", "no path") for row in np.flatnonzero(~has_path)],
     )
 
 
@@ -299,24 +297,27 @@ def list_arrays(file: str) -> Listing:
         store=Arrays(file, values),
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),
         where=np.arange(len(values))[:, None],
-        known=Known(labels=codes, classes=classes, splits=splits),
+        annotations=Annotations(labels=codes, classes=classes, splits=splits),
     )
 
 
-def lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
-    """The function that lists a source, and whether its list is worth caching. ValueError: no such source."""
+def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
+    """The function that lists a source, and whether its listing is worth caching.
+
+    typed: the source as the user typed it, for messages. Raises ValueError if there is no such source.
+    """
     if os.path.isdir(source):
         return list_folder, True
     if not os.path.exists(source):
         if globbing.has_magic(source):
             return list_glob, False
         if "://" in source:
-            raise ValueError(f"{given}: remote folders are not listed; give a manifest with a `path` column")
-        raise ValueError(f"{given}: not found; give a folder, glob, archive, manifest or array of images")
+            raise ValueError(f"{typed}: remote folders are not listed; give a manifest with a `path` column")
+        raise ValueError(f"{typed}: not found; give a folder, glob, archive, manifest or array of images")
     name = source.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise ValueError(
-            f"{given}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
+            f"{typed}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
         )
     by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
         ((".zip",), list_zip, True),
@@ -332,7 +333,7 @@ def lister(source: str, given: str) -> tuple[Callable[[str], Listing], bool]:
             if sniff(file.read(HEAD)):
                 return list_file, False
     except OSError as error:
-        raise ValueError(f"{given}: {error.strerror}; give a file that you may read") from None
+        raise ValueError(f"{typed}: {error.strerror}; give a file that you may read") from None
     raise ValueError(
-        f"{given}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+        f"{typed}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
     )

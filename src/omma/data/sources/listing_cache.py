@@ -1,4 +1,4 @@
-"""Remember the list of a folder's or archive's images for as long as modification times say that it holds."""
+"""Cache the listing of a folder's or archive's images until modification times show a change."""
 
 import hashlib
 import json
@@ -12,24 +12,24 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from omma.core import files
-from omma.data.sources.labels import Known
+from omma.data.sources.labels import Annotations
 from omma.data.sources.listing import Listing
 from omma.data.sources.readers import Archive, Files, Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what is written; a change makes what older versions wrote unread
-SETTLED = 2 * 10**9  # ns; a folder modified so shortly before it was listed may have changed unseen since
+FORMAT = 2  # version of the cache file; files of another version are ignored
+SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
 def cache_key(source: str) -> str:
-    """A file name's worth of where the source lies."""
-    place = source if "://" in source else os.path.abspath(source)
-    return hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()
+    """A hash of the source's address, for use in a file name."""
+    address = source if "://" in source else os.path.abspath(source)
+    return hashlib.blake2b(os.fsencode(address), digest_size=16).hexdigest()
 
 
 def write_whole(file: Path, data: Any) -> None:
-    """All or nothing, so that two processes may write; a cache that cannot be written is done without."""
+    """Write atomically, so that two processes may write; an error is logged and otherwise ignored."""
     try:
         with files.atomic_write(file) as partial:
             partial.write_bytes(data)
@@ -38,12 +38,12 @@ def write_whole(file: Path, data: Any) -> None:
 
 
 def remember(file: Path, source: str, listing: Listing, stamp: str | None = None) -> None:
-    """Write a listing as an Arrow file; `stamp` says when it holds, where it isn't for the source to say."""
+    """Write a listing as an Arrow file; `stamp` (default: the source's) changes when it is stale."""
     columns: dict[str, Any] = {"path": listing.paths}
     if listing.where is not None:
         columns |= {f"where{k}": column for k, column in enumerate(listing.where.T)}
     for name in ("labels", "splits", "text"):
-        if (column := getattr(listing.known, name)) is not None:
+        if (column := getattr(listing.annotations, name)) is not None:
             columns[name] = column
     meta = {
         "format": FORMAT,
@@ -51,7 +51,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
         "times": listing.times,
         "started": listing.started,
         "channels": listing.channels,
-        "classes": listing.known.classes,
+        "classes": listing.annotations.classes,
         "skipped": listing.skipped,
     }
     table = pa.table(columns).replace_schema_metadata({"omma": json.dumps(meta)})
@@ -62,7 +62,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
 
 
 def recall(file: Path, source: str, store: Store | None = None) -> Listing | None:
-    """The listing that was written, if it still holds; by the stamp of `store` where one is given."""
+    """The cached listing if its stamp is still that of `store` (None: of the source); otherwise None."""
     try:
         with pa.OSFile(str(file)) as stream:
             table = ipc.open_file(stream).read_all()
@@ -76,7 +76,7 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
         return None  # absent, damaged or another version's
     columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
     where = [column.to_numpy() for name, column in columns.items() if name.startswith("where")]
-    known = Known(
+    annotations = Annotations(
         labels=columns["labels"].to_numpy() if "labels" in columns else None,
         classes=tuple(meta["classes"]),
         splits=np.array(columns["splits"].to_pylist(), "U5") if "splits" in columns else None,
@@ -86,7 +86,7 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
         store=store or (Files(source) if meta["times"] else Archive(source)),
         paths=columns["path"],
         where=np.stack(where, axis=1) if where else None,
-        known=known,
+        annotations=annotations,
         skipped=[(path, reason) for path, reason in meta["skipped"]],
         times=meta["times"],
         started=meta["started"],
@@ -95,13 +95,13 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
 
 
 def _stamp(source: str, times: dict[str, int], started: int) -> str:
-    """What must be unchanged for the list to hold; "" if it may have changed already."""
+    """A text that changes when the listing is stale; "" if it may be stale already."""
     if not times:
         stat = os.stat(source)
         return f"{stat.st_size} {stat.st_mtime_ns}"
     if max(times.values()) >= started - SETTLED:
         return ""
-    table = os.path.join(source, "labels.csv")  # rewritten in place, it leaves the folder's time alone
+    table = os.path.join(source, "labels.csv")  # rewriting it in place does not change its folder's time
     try:
         if any(os.stat(os.path.join(source, folder)).st_mtime_ns != old for folder, old in times.items()):
             return ""

@@ -1,4 +1,4 @@
-"""Where an image's pixels come from: files, a .zip or .tar read in place, or an array."""
+"""Stores, which read an image's pixels: files, a .zip or .tar read in place, or an array."""
 
 import gzip
 import hashlib
@@ -9,6 +9,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,21 +20,21 @@ import numpy as np
 from omma.core.protocols import BadImage
 from omma.data.sources.decode import as_values, decode
 
-LARGEST = 1 << 30  # bytes of one encoded image; more is a bomb or a film
-FEW = 20_000  # files whose size and time are looked up one by one for a stamp
+LARGEST = 1 << 30  # bytes of one encoded image; a larger file is a decompression bomb or a video
+FEW = 20_000  # the stamp of at most this many files holds the size and time of each
 
 
 class Store(Protocol):
-    """Reads one image of a collection; pickles as addresses, never as open files."""
+    """Reads images of a collection; pickles as addresses, never as open files."""
 
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
-        """The image at `path`, or at `where` (the store's own int64 numbers), as `decode` gives it."""
+        """The image at `path`, or at `where` (int64, as the store defines it), as `decode` returns it."""
         ...
 
     def stamp(self, paths: list[str]) -> str:
-        """A text that changes when the content probably did."""
+        """A text that changes when sizes or modification times do."""
         ...
 
 
@@ -45,20 +46,27 @@ def _file_stamp(file: str) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-# ---------------------------------------------------------------- files
-@dataclass(frozen=True)
-class Files:
-    """Paths relative to `root`, absolute, or fsspec addresses such as s3://bucket/key."""
+class EncodedStore(ABC):
+    """A store of encoded image files."""
 
-    root: str
+    @abstractmethod
+    def content(self, path: str, where: np.ndarray | None) -> bytes:
+        """The file's bytes, which `load` decodes. Raises BadImage."""
 
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
         return decode(self.content(path, where), channels, at_least)
 
+
+# ---------------------------------------------------------------- files
+@dataclass(frozen=True)
+class Files(EncodedStore):
+    """Paths relative to `root`, absolute, or fsspec addresses such as s3://bucket/key."""
+
+    root: str
+
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         try:
             if "://" in path:
                 with fsspec.open(path, "rb") as remote:
@@ -78,8 +86,8 @@ class Files:
 
 # ---------------------------------------------------------------- archives
 @dataclass
-class Archive:
-    """A .zip or uncompressed .tar, mapped into memory once a process; reading needs no lock.
+class Archive(EncodedStore):
+    """A .zip or uncompressed .tar, mapped into memory once per process; reading needs no lock.
 
     `where` is [offset, stored bytes, inflated bytes, method, checksum]. A zip's offset is that of the
     member's local header, method 0 (stored) or 8 (deflated); a tar's is that of the data, with method -1.
@@ -91,18 +99,12 @@ class Archive:
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file, "_map": None}
 
-    def load(
-        self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
-    ) -> np.ndarray:
-        return decode(self.content(path, where), channels, at_least)
-
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         assert where is not None
         return self.bytes(where)
 
     def bytes(self, where: np.ndarray, limit: int | None = None) -> bytes:
-        """The member at `where`; only its first `limit` bytes, where given (unchecked then)."""
+        """The member at `where`, or its first `limit` bytes, whose checksum is not verified."""
         if self._map is None:  # two threads may both map it; one map is then dropped
             try:
                 with open(self.file, "rb") as file:
@@ -115,17 +117,17 @@ class Archive:
             if header[:4] != b"PK\3\4" or len(header) < 30:
                 raise BadImage("damaged archive")
             offset += 30 + sum(struct.unpack_from("<HH", header, 26))  # after name and extra field
-        wanted = size if limit is None else min(limit, size)
+        length = size if limit is None else min(limit, size)
         try:
             if method == 8:
                 # never inflate more than the directory of the archive promised
                 inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-                data = inflate.decompress(self._map[offset : offset + stored], max(wanted, 1))
+                data = inflate.decompress(self._map[offset : offset + stored], max(length, 1))
             else:
-                data = self._map[offset : offset + wanted]
+                data = self._map[offset : offset + length]
         except zlib.error as error:
             raise BadImage(f"damaged archive: {error}") from None
-        if len(data) < wanted or (limit is None and method >= 0 and zlib.crc32(data) != checksum):
+        if len(data) < length or (limit is None and method >= 0 and zlib.crc32(data) != checksum):
             raise BadImage("damaged archive: wrong length or checksum")
         return data
 
@@ -136,7 +138,7 @@ class Archive:
 # ---------------------------------------------------------------- arrays
 @dataclass
 class Arrays:
-    """An array [n, h, w, c], in memory or loaded once a process from an array file; `where` is [row]."""
+    """An array [n, h, w, c], in memory or loaded once per process from an array file; `where` is [row]."""
 
     file: str | None = None
     values: np.ndarray | None = field(default=None, repr=False)
@@ -170,7 +172,7 @@ def as_images(values: np.ndarray, name: str = "array") -> np.ndarray:
 
     Four axes: [n, h, w, c] or [n, c, h, w], channels being the smaller of the last and the second axis (the
     last if equal). Three axes: one image [h, w, c] or [c, h, w] if that axis is at most 32 and the two others
-    at least 32, otherwise n grey images [n, h, w]. Four axes are never mistaken for anything else.
+    at least 32, otherwise n grey images [n, h, w].
     """
     if values.dtype.kind not in "buif":
         raise ValueError(f"{name}: values of type {values.dtype}; store numbers")
@@ -184,7 +186,7 @@ def as_images(values: np.ndarray, name: str = "array") -> np.ndarray:
             return np.moveaxis(values, 0, -1)[None]
         return values[..., None]
     raise ValueError(
-        f"{name}: shape {list(values.shape)} is no set of images; store [n, h, w, channels] or [n, h, w]"
+        f"{name}: shape {list(values.shape)} is not a set of images; store [n, h, w, channels] or [n, h, w]"
     )
 
 
@@ -194,7 +196,7 @@ _LABELS = re.compile(r"(^|_)(y|labels?|targets?)(_|$)", re.IGNORECASE)
 
 
 def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Images [n, h, w, c] of an .npz, .npy or IDX file, with labels [n] and splits [n] where it has them.
+    """Images [n, h, w, c] of an .npz, .npy or IDX file, with labels [n] and splits [n] or None.
 
     In an .npz, labels are a vector whose name says so (y, label, labels, target). Names that say train and
     test (x_train, test_images) give the split; otherwise the largest array with three or four axes is taken.
@@ -207,25 +209,25 @@ def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | 
             return as_images(_load_npy(file, name), name), None, None
         return as_images(_idx(file), name), _idx_labels(file), None
     except (OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{name}: cannot be read ({error}); write it anew") from None
+        raise ValueError(f"{name}: cannot be read ({error}); save it again") from None
 
 
 def _load_npy(file: str, name: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except ValueError as error:
-        raise ValueError(f"{name}: cannot be read ({error}); write it anew") from None
+        raise ValueError(f"{name}: cannot be read ({error}); save it again") from None
 
 
 def _load_npz(file: str) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file), np.load(file) as archive:  # the first refuses what is no archive at all
+    with zipfile.ZipFile(file), np.load(file) as archive:  # zipfile raises for a file that is not an archive
         return {key: value for key in archive.files if (value := _member(archive, key)) is not None}
 
 
 def _member(archive: Any, key: str) -> np.ndarray | None:
     try:
         return archive[key]
-    except ValueError:  # Python objects, which are never unpickled; other arrays beside them are welcome
+    except ValueError:  # an array of Python objects, which is never unpickled, is ignored
         return None
 
 
@@ -234,30 +236,30 @@ def _from_npz(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     pictures = {key: value for key, value in arrays.items() if value.ndim in (3, 4)}
     if not pictures:
-        found = ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items())
-        raise ValueError(f"{name}: no array of images ({found or 'empty'}); store [n, h, w, channels]")
+        shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items())
+        raise ValueError(f"{name}: no array of images ({shapes or 'empty'}); store [n, h, w, channels]")
     train = [key for key in pictures if _TRAIN.search(key)]
     test = [key for key in pictures if _TEST.search(key)]
     if not (train and test):
         train, test = [max(pictures, key=lambda key: pictures[key].size)], []
     values, labels, splits = [], [], []
     for key in train + test:
-        part = as_images(pictures[key], f"{name}[{key}]")
+        images = as_images(pictures[key], f"{name}[{key}]")
         side = next((word.group(2) for word in [_TEST.search(key)] if word), "train" if test else None)
-        values.append(part)
-        labels.append(_labels_beside(arrays, len(part), side))
-        splits.append(np.full(len(part), "test" if key in test else "train"))
-    if len({part.shape[1:] for part in values}) > 1:
-        raise ValueError(f"{name}: train and test images differ in shape; store them alike")
-    known = all(part is not None for part in labels)
+        values.append(images)
+        labels.append(_matching_labels(arrays, len(images), side))
+        splits.append(np.full(len(images), "test" if key in test else "train"))
+    if len({images.shape[1:] for images in values}) > 1:
+        raise ValueError(f"{name}: train and test images differ in shape; store them in one shape")
+    labelled = all(column is not None for column in labels)
     return (
         np.concatenate(values) if len(values) > 1 else values[0],
-        np.concatenate(labels) if known else None,
+        np.concatenate(labels) if labelled else None,
         np.concatenate(splits) if test else None,
     )
 
 
-def _labels_beside(arrays: dict[str, np.ndarray], n: int, side: str | None) -> np.ndarray | None:
+def _matching_labels(arrays: dict[str, np.ndarray], n: int, side: str | None) -> np.ndarray | None:
     for key, value in arrays.items():
         vector = value.dtype.kind in "iuUS" and value.ndim in (1, 2) and value.size == len(value) == n
         if vector and _LABELS.search(key) and (side is None or side.lower() in key.lower()):
@@ -283,7 +285,7 @@ def _idx(file: str) -> np.ndarray:
 
 
 def _idx_labels(file: str) -> np.ndarray | None:
-    """Labels from the file beside it, named as MNIST names them."""
+    """Labels from the file in the same folder, named as in MNIST; None without one."""
     folder, name = os.path.split(file)
-    beside = os.path.join(folder, re.sub(r"images([-.])idx\d", r"labels\1idx1", name))
-    return _idx(beside) if beside != file and os.path.exists(beside) else None
+    labels = os.path.join(folder, re.sub(r"images([-.])idx\d", r"labels\1idx1", name))
+    return _idx(labels) if labels != file and os.path.exists(labels) else None

@@ -1,4 +1,4 @@
-"""Divide labelled images into a part to learn from and a part to be judged on."""
+"""Split labelled images into a train and a test part."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from omma.core.protocols import Images
 def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of a train and a test part; each class of two images or more is in both.
 
-    A class gives round(test_share * size) of its images to the test part, but at least one, and keeps at
-    least one; a class of one image trains. Unlabelled images (-1) are in neither part. The choice within a
-    class depends on the seed and on that class alone.
+    round(test_share * size) images of a class are in the test part, but at least one in each part; a class of
+    one image is in the train part. Unlabelled images (-1) are in neither. The choice within a class depends
+    on the seed and on that class alone.
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}: must lie between 0 and 1")
@@ -26,29 +26,31 @@ def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tu
 
 
 def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[np.ndarray, np.ndarray, str]:
-    """Indices of labelled images to learn from and to be judged on, and in words how they came about.
+    """Indices of labelled images to train and to test on, and a description of the split.
 
-    The collection's own split is honoured where it has both parts with labels; otherwise a stratified one is
-    made. Raises ValueError, with the remedy, where labels do not suffice.
+    The collection's own split is used if both of its parts have labels; otherwise a stratified one is made.
+    Raises ValueError, with the remedy, if there are too few labels.
     """
     source = getattr(images, "source", "") or "images"
     labels = images.labels
     remedy = "put images into one folder a class, or give a table with the columns path and label"
     if labels is None or not (labels >= 0).any():
         raise ValueError(f"{source}: no labels; {remedy}")
-    known = labels >= 0
-    found = np.unique(labels[known])
-    if len(found) < 2:
-        only = images.classes[int(found[0])] if images.classes else int(found[0])
+    labelled = labels >= 0
+    codes = np.unique(labels[labelled])
+    if len(codes) < 2:
+        only = images.classes[int(codes[0])] if images.classes else int(codes[0])
         raise ValueError(f"{source}: only one class ({only}); {remedy}, with at least two classes")
     if images.splits is not None:
-        train, test = (np.flatnonzero(known & (images.splits == side)) for side in ("train", "test"))
+        train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
         if len(train) and len(test) and len(np.unique(labels[train])) > 1:
             return train, test, f"the collection's own split: {len(train):,} train, {len(test):,} test"
     train, test = stratified(labels, test_share, seed)
     if not len(test):
         raise ValueError(
-            f"{source}: one image a class leaves none to be judged on; label at least two of each"
+            f"{source}: with one image per class none is left to test on; label at least two of each"
         )
-    how = f"stratified split, {test_share:.0%} test, seed {seed}: {len(train):,} train, {len(test):,} test"
-    return train, test, how
+    description = (
+        f"stratified split, {test_share:.0%} test, seed {seed}: {len(train):,} train, {len(test):,} test"
+    )
+    return train, test, description

@@ -1,8 +1,8 @@
 """WebDataset shards: .tar files, local or at any fsspec address, whose members of one name are one sample.
 
-`000.tar` holds `a.jpg`, `a.cls`, `a.txt`, `a.json`, `b.jpg`, ...: what follows the first dot says what a
-member is of sample `a`. Local shards are read in place; remote ones are fetched whole into a folder of
-bounded size, whose oldest go first, or asked for single images where few are wanted.
+`000.tar` holds `a.jpg`, `a.cls`, `a.txt`, `a.json`, `b.jpg`, ...: what follows the first dot says which
+field of sample `a` a member holds. Local shards are read in place; remote ones are downloaded whole into a
+folder of bounded size (least recently used first out), or image by image when few are needed.
 """
 
 import glob as globbing
@@ -26,25 +26,32 @@ from filelock import FileLock
 from omma.core import files
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.decode import decode
 from omma.data.sources.listing import IMAGES
-from omma.data.sources.readers import Archive
+from omma.data.sources.readers import Archive, EncodedStore
 
-TRIES = 3  # to fetch something, with a pause between
-PAUSE = 2.0  # seconds, twice as long each time
-MANY = 8  # images asked for one by one, after which a remote shard is fetched whole
-OPEN = 32  # shards held open in each process
-FETCHERS = 4  # shards fetched at a time
-_CHANGES = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "generation")  # of fsspec's
-_Got = TypeVar("_Got")
+TRIES = 3  # attempts at a download, with a pause between them
+PAUSE = 2.0  # seconds before the second attempt, doubled each time
+MANY = 8  # images downloaded one by one before the whole shard is downloaded
+OPEN = 32  # shards that each process keeps open
+FETCHERS = 4  # shards downloaded at a time
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+    "generation",
+)  # fsspec's
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One .tar file: where it is, its size, and what changes when it does."""
+    """One .tar file: its address, its size, and a stamp that changes with its content."""
 
     address: str
-    name: str  # relative to what all shards have in common
+    name: str  # relative to the shards' common folder
     size: int
     stamp: str
 
@@ -56,28 +63,29 @@ class Shard:
 # ---------------------------------------------------------------- which shards
 def expand(pattern: str) -> list[str]:
     """Write out `{000..099}` and `{a,b}`, as shells do; numbers keep their leading zeros."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if found is None:
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
         return [pattern]
-    if found[1] is not None:
-        first, last = int(found[1]), int(found[2])
-        way = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        parts = [f"{number:0{len(found[1])}}" for number in way]
+    if match[1] is not None:
+        first, last = int(match[1]), int(match[2])
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        choices = [f"{number:0{len(match[1])}}" for number in numbers]
     else:
-        parts = found[3].split(",")
-    tails = expand(pattern[found.end() :])
-    return [pattern[: found.start()] + part + tail for part in parts for tail in tails]
+        choices = match[3].split(",")
+    tails = expand(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + tail for choice in choices for tail in tails]
 
 
-def find(source: str, given: str) -> list[Shard] | None:
-    """The shards of a folder or pattern, in order of their names; None for a source of another kind.
+def find(source: str, typed: str) -> list[Shard] | None:
+    """The shards of a folder or pattern, sorted by name; None if the source is not a set of shards.
 
-    A folder is one of shards if it holds .tar files and no image, at any depth. Raises ValueError.
+    A folder is a set of shards if it holds .tar files and no image, at any depth. `typed`: the source as
+    the user wrote it, for messages. Raises ValueError for missing shards.
     """
     if "://" in source:
         if "." in source.rpartition("/")[2] and not source.endswith(".tar"):
             return None
-        return _remote(source, given)
+        return _remote(source, typed)
     if os.path.isdir(source):
         names = _tars(source)
     elif source.endswith(".tar") and not os.path.exists(source) and re.search(r"[{*?\[]", source):
@@ -85,17 +93,17 @@ def find(source: str, given: str) -> list[Shard] | None:
             name for part in expand(source) for name in (globbing.glob(part, recursive=True) or [part])
         )
         if missing := [name for name in names if not os.path.exists(name)]:
-            raise ValueError(f"{given}: {missing[0]} is not there; give a pattern of existing .tar files")
+            raise ValueError(f"{typed}: {missing[0]} not found; give a pattern of existing .tar files")
     else:
         return None
     stats = [os.stat(name) for name in names]
-    found = [(n, s.st_size, f"{s.st_size} {s.st_mtime_ns}") for n, s in zip(names, stats, strict=True)]
-    return _shards(found) if names else None
+    tars = [(n, s.st_size, f"{s.st_size} {s.st_mtime_ns}") for n, s in zip(names, stats, strict=True)]
+    return _shards(tars) if names else None
 
 
 def _tars(root: str) -> list[str]:
-    """All .tar files below a folder; none where an image lies beside them, which ends the search."""
-    found, todo = [], [root]
+    """All .tar files below a folder; an empty list as soon as an image is found."""
+    tars, todo = [], [root]
     while todo:
         try:
             with os.scandir(todo.pop()) as entries:
@@ -108,21 +116,21 @@ def _tars(root: str) -> list[str]:
                     elif extension in IMAGES:
                         return []
                     elif extension == "tar":
-                        found.append(entry.path)
-        except OSError:  # whoever lists it as a folder says so
+                        tars.append(entry.path)
+        except OSError:  # listing it as a folder reports the error
             continue
-    return sorted(found)
+    return sorted(tars)
 
 
-def _shards(found: list[tuple[str, int, str]]) -> list[Shard]:
-    levels = zip(*(address.split("/")[:-1] for address, _, _ in found))
+def _shards(tars: list[tuple[str, int, str]]) -> list[Shard]:
+    levels = zip(*(address.split("/")[:-1] for address, _, _ in tars))
     start = sum(
         len(level[0]) + 1 for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels)
     )
-    return [Shard(address, address[start:], size, stamp) for address, size, stamp in found]
+    return [Shard(address, address[start:], size, stamp) for address, size, stamp in tars]
 
 
-def _remote(source: str, given: str) -> list[Shard] | None:
+def _remote(source: str, typed: str) -> list[Shard] | None:
     try:
         system, path = fsspec.core.url_to_fs(source)
         if not source.endswith(".tar"):
@@ -131,7 +139,7 @@ def _remote(source: str, given: str) -> list[Shard] | None:
             }
             if not infos:
                 raise ValueError(
-                    f"{given}: no .tar files in it, and other remote folders are not listed; give a manifest "
+                    f"{typed}: no .tar files in it, and other remote folders are not listed; give a manifest "
                     "with a `path` column"
                 )
         elif globbing.has_magic(path):
@@ -144,50 +152,43 @@ def _remote(source: str, given: str) -> list[Shard] | None:
                 infos = dict(zip(names, pool.map(system.info, names), strict=True))
     except ValueError:
         raise
-    except Exception as error:  # a package that is not installed, whatever a network's library raises
-        raise ValueError(f"{given}: cannot be found ({line(error)}); check the address") from None
+    except Exception as error:  # a missing package, or any error of a network library
+        raise ValueError(f"{typed}: cannot be found ({line(error)}); check the address") from None
     if not infos:
-        raise ValueError(f"{given}: no such shards; check the address")
-    found = []
+        raise ValueError(f"{typed}: no such shards; check the address")
+    tars = []
     for name, info in sorted(infos.items()):
-        changes = " ".join(str(info[key]) for key in _CHANGES if info.get(key) is not None)
-        found.append((system.unstrip_protocol(name), int(info["size"] or 0), f"{info['size']} {changes}"))
-    return _shards(found)
+        version = " ".join(str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None)
+        tars.append((system.unstrip_protocol(name), int(info["size"] or 0), f"{info['size']} {version}"))
+    return _shards(tars)
 
 
 # ---------------------------------------------------------------- the store
 @dataclass
-class Shards:
-    """Images in .tar files; `where` is [shard, offset, stored bytes, size, -1, -1], as `Archive` has them.
+class Shards(EncodedStore):
+    """Images in .tar files; `where` is [shard, *the `where` of `Archive`].
 
-    `folder` holds copies of remote shards. All processes and runs share it: half of what would be free on its
-    disk without them is theirs, and those that were not asked for for the longest time are given up for
-    others.
+    `folder` caches remote shards, for all processes and runs together. The cache may take half of the disk
+    space that would be free without it; the least recently used shards are deleted first.
     """
 
     shards: list[Shard]
     folder: str
     _open: dict[int, Archive] = field(default_factory=dict, repr=False)
-    _asked: Counter[int] = field(default_factory=Counter, repr=False)
+    _requests: Counter[int] = field(default_factory=Counter, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "folder": self.folder, "_open": {}, "_asked": Counter()}
-
-    def load(
-        self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
-    ) -> np.ndarray:
-        return decode(self.content(path, where), channels, at_least)
+        return {"shards": self.shards, "folder": self.folder, "_open": {}, "_requests": Counter()}
 
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        """What `load` decodes."""
         assert where is not None
         number = int(where[0])
         archive = self._open.get(number)
         if archive is None:
-            if not self.here(number):
-                self._asked[number] += 1
-                if self._asked[number] <= MANY:
-                    return self._part(number, int(where[1]), int(where[3]))
+            if not self.available(number):
+                self._requests[number] += 1
+                if self._requests[number] <= MANY:
+                    return self._download_image(number, int(where[1]), int(where[3]))
                 self.fetch(number)
             while len(self._open) >= OPEN:  # threads may both drop one
                 self._open.pop(next(iter(self._open)), None)
@@ -198,19 +199,19 @@ class Shards:
         return "\n".join(f"{shard.address} {shard.stamp}" for shard in self.shards)
 
     def local(self, number: int) -> Path:
-        """Where a shard is read."""
+        """The file from which a shard is read."""
         shard = self.shards[number]
         if not shard.remote:
             return Path(shard.address)
         name = hashlib.blake2b(f"{shard.address} {shard.stamp}".encode(), digest_size=16).hexdigest()
         return Path(self.folder) / f"{name}.tar"
 
-    def here(self, number: int) -> bool:
-        """Can it be read at once?"""
+    def available(self, number: int) -> bool:
+        """Whether a shard is on this machine."""
         return not self.shards[number].remote or self.local(number).exists()
 
     def fetch(self, number: int) -> None:
-        """Have a shard here; it counts as asked for just now. Raises ValueError where that fails."""
+        """Download a shard unless it is on this machine, and mark it as just used. Raises ValueError."""
         shard, file = self.shards[number], self.local(number)
         if not shard.remote:
             return
@@ -227,20 +228,20 @@ class Shards:
                 with files.atomic_write(file) as partial:
                     system.get_file(path, str(partial))
                     if shard.size and partial.stat().st_size != shard.size:
-                        raise OSError(f"{partial.stat().st_size} of {shard.size} bytes came")
+                        raise OSError(f"{partial.stat().st_size} of {shard.size} bytes received")
 
             try:
-                _tried(copy)
+                _retry(copy)
             except OSError as error:
                 raise ValueError(
-                    f"{shard.address}: cannot be fetched ({line(error)}); the same command goes on from here"
+                    f"{shard.address}: cannot be fetched ({line(error)}); rerun the command to continue"
                 ) from None
 
-    def _part(self, number: int, start: int, size: int) -> bytes:
+    def _download_image(self, number: int, start: int, size: int) -> bytes:
         shard = self.shards[number]
         system, path = fsspec.core.url_to_fs(shard.address)
         try:
-            data = _tried(lambda: system.cat_file(path, start=start, end=start + size))
+            data = _retry(lambda: system.cat_file(path, start=start, end=start + size))
         except OSError as error:
             raise BadImage(f"{shard.name}: {line(error)}") from None
         if len(data) != size:
@@ -250,38 +251,38 @@ class Shards:
     def _make_room(self, shard: Shard) -> None:
         folder = Path(self.folder)
         with FileLock(folder / ".room.lock"):
-            held = {file: stat for file in folder.glob("*.tar") if (stat := _stat(file))}
-            total = sum(stat.st_size for stat in held.values())
+            copies = {file: stat for file in folder.glob("*.tar") if (stat := _stat(file))}
+            total = sum(stat.st_size for stat in copies.values())
             limit = (shutil.disk_usage(folder).free + total) // 2
             if shard.size > limit:
                 raise ValueError(
                     f"{shard.address}: {shard.size / 1e9:.1f} GB, and shards may take {limit / 1e9:.1f} GB "
                     f"at {folder}; make room or set OMMA_CACHE to a folder on another disk"
                 )
-            for file, stat in sorted(held.items(), key=lambda item: item[1].st_mtime_ns):
+            for file, stat in sorted(copies.items(), key=lambda item: item[1].st_mtime_ns):
                 if total + shard.size <= limit:
                     break
-                file.unlink(missing_ok=True)  # whoever has it open goes on reading it
+                file.unlink(missing_ok=True)  # processes that have it open can still read it
                 total -= stat.st_size
 
 
 def _stat(file: Path) -> os.stat_result | None:
     try:
         return file.stat()
-    except OSError:  # just given up
+    except OSError:  # another process has deleted it
         return None
 
 
-def _tried(what: Callable[[], _Got]) -> _Got:
-    """What that gives, after some tries; OSError for whatever a network's library raises."""
+def _retry(download: Callable[[], _Result]) -> _Result:
+    """Call `download`, up to `TRIES` times; raises OSError for any error of a network library."""
     for attempt in range(1, TRIES):
         try:
-            return what()
+            return download()
         except FileNotFoundError:
             raise
         except Exception:
             time.sleep(PAUSE * 2 ** (attempt - 1))
     try:
-        return what()
+        return download()
     except Exception as error:
         raise OSError(line(error)) from error

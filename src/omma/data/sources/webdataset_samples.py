@@ -1,4 +1,4 @@
-"""What WebDataset shards hold: each image with the labels and captions that lie beside it."""
+"""List the samples in WebDataset shards: images with their labels and captions."""
 
 import itertools
 import json
@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from omma.core.errors import line
-from omma.data.sources.labels import Known, from_folders, from_table
+from omma.data.sources.labels import Annotations, from_folders, from_table
 from omma.data.sources.listing import IMAGES, Listing
 from omma.data.sources.readers import LARGEST
 from omma.data.sources.webdataset_files import FETCHERS, Shards
 
-_NOTE = 1 << 20  # bytes of a member that says something of an image
+_LARGEST_TEXT = 1 << 20  # bytes of a member that holds a label, captions or JSON
 _FURTHER = "a further image of its sample"
 _TEXTS = ("txt", "text", "caption")
 _KEYS = {
@@ -30,39 +30,39 @@ _KEYS = {
 
 
 def list_shards(store: Shards, tell: Callable[[str], None]) -> Listing:
-    """One pass over all shards: images in the shards' order, with labels and captions from beside them.
+    """One pass over all shards: images in the shards' order, with their samples' labels and captions.
 
-    A shard that cannot be read to its end is listed as skipped, and what came before stays.
+    A shard that cannot be read to its end is listed as skipped; the images before the damage are kept.
     """
     total = sum(shard.size for shard in store.shards)
-    fetched = "fetching each, " * any(shard.remote for shard in store.shards)
-    tell(f"{len(store.shards):,} shards ({total / 1e9:.1f} GB): {fetched}listing what is in them, once")
-    found: list[_Sample] = []
+    download = "fetching each, " * any(shard.remote for shard in store.shards)
+    tell(f"{len(store.shards):,} shards ({total / 1e9:.1f} GB): {download}listing their contents, once")
+    samples: list[_Sample] = []
     skipped: list[tuple[str, str]] = []
     with ThreadPoolExecutor(FETCHERS) as pool:
         for first in range(0, len(store.shards), FETCHERS):
-            some = range(first, min(first + FETCHERS, len(store.shards)))
-            list(pool.map(store.fetch, some))
-            for number in some:
-                found += _samples(store, number, skipped)
+            numbers = range(first, min(first + FETCHERS, len(store.shards)))
+            list(pool.map(store.fetch, numbers))
+            for number in numbers:
+                samples += _samples(store, number, skipped)
     return Listing(
         store=store,
-        paths=pa.array([sample.path for sample in found], pa.large_string()),
-        where=np.array([sample.where for sample in found], np.int64).reshape(-1, 6),
-        known=_known(found),
+        paths=pa.array([sample.path for sample in samples], pa.large_string()),
+        where=np.array([sample.where for sample in samples], np.int64).reshape(-1, 6),
+        annotations=_annotations(samples),
         skipped=skipped,
     )
 
 
 @dataclass
 class _Sample:
-    """What is known of one image."""
+    """The members of one name in a shard."""
 
     path: str = ""
-    folder: str = ""  # of the shard, then within it
+    folder: str = ""  # the shard's folder, then the one within the shard
     where: tuple[int, ...] = ()
-    simple: bool = False  # a.jpg, rather than a.seg.jpg?
-    said: dict[str, Any] = field(default_factory=dict)
+    simple: bool = False  # whether the name is like a.jpg, rather than a.seg.jpg
+    fields: dict[str, Any] = field(default_factory=dict)
     texts: list[bytes] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> Iter
     try:
         with tarfile.open(store.local(number), "r:") as archive:
             for member in archive:
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps them all
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep all of them
                 if member.isreg() and (
                     reason := _take(samples, skipped, number, shard.name, member, archive)
                 ):
@@ -90,7 +90,7 @@ def _take(
     member: tarfile.TarInfo,
     archive: tarfile.TarFile,
 ) -> str | None:
-    """Take a member for its sample, or say why not."""
+    """Add a member to its sample; returns why it was skipped, or None."""
     name = member.name.removeprefix("./")
     folder, _, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
@@ -118,13 +118,13 @@ def _take(
     if extension not in ("cls", "json", *_TEXTS):
         return "not an image"
     stream = archive.extractfile(member)
-    if stream is None or member.size > _NOTE:
+    if stream is None or member.size > _LARGEST_TEXT:
         return "over 1 MB"
     data = stream.read()
     if extension in _TEXTS:
         sample.texts.append(data)
     elif extension == "cls":
-        sample.said["label"] = data.decode(errors="replace").strip()
+        sample.fields["label"] = data.decode(errors="replace").strip()
     else:
         return _read_json(sample, data)
     return None
@@ -132,38 +132,38 @@ def _take(
 
 def _read_json(sample: _Sample, data: bytes) -> str | None:
     try:
-        said = json.loads(data)
+        content = json.loads(data)
     except ValueError:
         return "not readable as JSON"
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         return None  # an array of boxes, say
     for name, key in _KEYS.items():
-        if isinstance(said.get(name), str | int) and key not in sample.said:
-            sample.said[key] = str(said[name])
+        if isinstance(content.get(name), str | int) and key not in sample.fields:
+            sample.fields[key] = str(content[name])
     for name in ("text", "texts", "caption", "captions"):
-        texts = said.get(name)
+        texts = content.get(name)
         texts = texts if isinstance(texts, list) else [texts]
         sample.texts += [text.encode(errors="replace") for text in texts if isinstance(text, str)]
     return None
 
 
-def _known(found: Sequence[_Sample]) -> Known:
-    """From what lies beside the images, and where that is silent from the names of folders."""
+def _annotations(samples: Sequence[_Sample]) -> Annotations:
+    """Labels, splits and captions from the samples' members; else labels and splits from folder names."""
     columns: dict[str, Any] = {}
     for key in ("label", "class", "split"):
-        if any(key in sample.said for sample in found):
-            columns[key] = pa.array([sample.said.get(key) for sample in found], pa.large_string())
-    if any(sample.texts for sample in found):
-        # many a shard says the same in .txt and .json
-        texts = [list(dict.fromkeys(sample.texts)) for sample in found]
+        if any(key in sample.fields for sample in samples):
+            columns[key] = pa.array([sample.fields.get(key) for sample in samples], pa.large_string())
+    if any(sample.texts for sample in samples):
+        # many shards repeat a caption in .txt and .json
+        texts = [list(dict.fromkeys(sample.texts)) for sample in samples]
         columns["text"] = pa.array(texts, pa.large_list(pa.large_binary()))
-    said = from_table(pa.table(columns)) if columns else Known()
-    runs = [(name, len(list(same))) for name, same in itertools.groupby(sample.folder for sample in found)]
+    table = from_table(pa.table(columns)) if columns else Annotations()
+    runs = [(name, len(list(same))) for name, same in itertools.groupby(sample.folder for sample in samples)]
     folders = from_folders([name for name, _ in runs], [count for _, count in runs])
-    named = folders if said.labels is None else said
-    return Known(
+    named = folders if table.labels is None else table
+    return Annotations(
         labels=named.labels,
         classes=named.classes,
-        splits=folders.splits if said.splits is None else said.splits,
-        text=said.text,
+        splits=folders.splits if table.splits is None else table.splits,
+        text=table.text,
     )

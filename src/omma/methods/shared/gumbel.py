@@ -11,8 +11,8 @@ from omma.core.protocols import Key
 def noise(
     key: Key, stream: int, shape: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b n k"]:
-    """Gumbel noise: -log E, E exponential, of `shape` for each image (`random.filled`)."""
-    out = random.filled(key, stream, shape, device, Tensor.exponential_)
+    """Gumbel noise: -log E, E exponential, of `shape` for each image (`random.fill`)."""
+    out = random.fill(key, stream, shape, device, Tensor.exponential_)
     return out.clamp_(min=torch.finfo(out.dtype).tiny).log_().neg_()
 
 

@@ -59,6 +59,19 @@ def _refuse(encoder: Backbone, why: str, instead: str = "timm, onnx or torch") -
 
 
 # ---------------------------------------------------------------- shared
+BERT_NAMES = {
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+}  # fmt: skip
+
+
+def _config(o: Any) -> dict[str, Any]:
+    """The settings that all plain transformers have."""
+    config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
+    config |= {"intermediate_size": o.hidden, "layer_norm_eps": o.eps, "image_size": o.image_size}
+    return config | {"patch_size": o.patch, "num_channels": o.channels}
+
+
 def _renamed(state: State, prefix: str, new: str, names: dict[str, str]) -> State:
     """Weights and biases of those modules that exist, under their new names."""
     out = {}
@@ -114,9 +127,7 @@ def _vit(encoder: ViT, o: Any, state: State) -> HfNetwork:
     if o.pool == "mean_fc_norm":
         _refuse(encoder, "no norm after pooling in this network")
     positions, registers, token = _front(encoder, o, state)
-    config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
-    config |= {"intermediate_size": o.hidden, "layer_norm_eps": o.eps, "image_size": o.image_size}
-    config |= {"patch_size": o.patch, "num_channels": o.channels, "qkv_bias": o.qkv_bias}
+    config = _config(o) | {"qkv_bias": o.qkv_bias}
     config["hidden_act"] = "quick_gelu" if o.mlp == "quickgelu" else "gelu"
     plain = registers is None and o.layer_scale is None and o.mlp != "swiglu"
     if o.norm_pre:
@@ -132,11 +143,9 @@ def _vit(encoder: ViT, o: Any, state: State) -> HfNetwork:
         return _dinov2(encoder, o, state, config, out, registers)
     if o.distilled:
         out["embeddings.distillation_token"] = state["dist_token"]
-    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
-    names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
     for i in range(o.depth):
         old, new = f"blocks.{i}.", f"encoder.layer.{i}."
-        out |= _renamed(state, old, new, names)
+        out |= _renamed(state, old, new, BERT_NAMES)
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (o.qkv_bias,) * 3)
     # transformers adds a linear pooler; as the identity it returns the class token
     out |= {"pooler.dense.weight": torch.eye(o.dim), "pooler.dense.bias": torch.zeros(o.dim)}
@@ -204,9 +213,7 @@ def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor
 def _beit(encoder: Eva, o: Any, state: State) -> HfNetwork:
     if o.rope != "none" or o.mlp != "gelu" or o.attn_norm or o.registers:
         _refuse(encoder, "no EVA-02, and no BEiT with these options")
-    config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
-    config |= {"intermediate_size": o.hidden, "layer_norm_eps": o.eps, "image_size": o.image_size}
-    config |= {"patch_size": o.patch, "num_channels": o.channels, "hidden_act": "gelu"}
+    config = _config(o) | {"hidden_act": "gelu"}
     config |= {"use_relative_position_bias": o.bias == "layer", "drop_path_rate": 0.0}
     config |= {"use_shared_relative_position_bias": o.bias == "shared"}
     config |= {"use_absolute_position_embeddings": o.positions == "learned"}
@@ -219,11 +226,10 @@ def _beit(encoder: Eva, o: Any, state: State) -> HfNetwork:
         out[f"encoder.relative_position_bias.{table}"] = state[f"rel_pos_bias.{table}"]
     names = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
     out |= _renamed(state, "", "", names | {"fc_norm": "pooler.layernorm"})
-    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
-    names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+
     for i in range(o.depth):
         old, new = f"blocks.{i}.", f"encoder.layer.{i}."
-        out |= _renamed(state, old, new, names)
+        out |= _renamed(state, old, new, BERT_NAMES)
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (True, False, True))
         if o.bias == "layer":
             table = "relative_position_bias_table"
@@ -237,9 +243,7 @@ def _beit(encoder: Eva, o: Any, state: State) -> HfNetwork:
 def _dinov3(encoder: Eva, o: Any, state: State) -> HfNetwork:
     if o.positions != "none" or o.bias != "none" or o.attn_norm or o.sub_norm or o.pool == "mean_fc_norm":
         _refuse(encoder, "no DINOv3 with these options")
-    config = {"hidden_size": o.dim, "num_hidden_layers": o.depth, "num_attention_heads": o.heads}
-    config |= {"intermediate_size": o.hidden, "layer_norm_eps": o.eps, "image_size": o.image_size}
-    config |= {"patch_size": o.patch, "num_channels": o.channels, "num_register_tokens": o.registers}
+    config = _config(o) | {"num_register_tokens": o.registers}
     config |= {"query_bias": o.qkv_bias, "key_bias": False, "value_bias": o.qkv_bias, "hidden_act": "gelu"}
     config |= {"use_gated_mlp": o.mlp != "gelu", "rope_theta": 100.0}
     if o.mlp != "gelu":
@@ -278,8 +282,7 @@ def _swin(encoder: Swin, o: Any, state: State) -> HfNetwork:
     config["drop_path_rate"] = 0.0
     names = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
     out = _renamed(state, "", "", names | {"patch_embed.norm": "embeddings.norm"})
-    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
-    names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+
     table = "relative_position_bias_table"
     for i, depth in enumerate(o.depths):
         if i:  # transformers merges patches at the end of a stage, timm at the start of the next
@@ -287,7 +290,7 @@ def _swin(encoder: Swin, o: Any, state: State) -> HfNetwork:
             out |= _renamed(state, f"layers.{i}.", f"encoder.layers.{i - 1}.", merging)
         for j in range(depth):
             old, new = f"layers.{i}.blocks.{j}.", f"encoder.layers.{i}.blocks.{j}."
-            out |= _renamed(state, old, new, names)
+            out |= _renamed(state, old, new, BERT_NAMES)
             out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.self."), (o.qkv_bias,) * 3)
             out[f"{new}attention.self.{table}"] = state[f"{old}attn.{table}"]
     return HfNetwork("Swin", config, out, 0, "fixed")

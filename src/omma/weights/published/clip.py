@@ -12,6 +12,7 @@ from omma.backbones.layers import text
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras
 from omma.data import text_tokenizer
 from omma.weights.published.configs import ACTIVATIONS, readable
+from omma.weights.published.dialects import HF_CLIP_BLOCKS, OPEN_CLIP_BLOCKS
 from omma.weights.published.names import Names
 
 FILES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")  # beside the weights
@@ -23,12 +24,7 @@ OPENAI = (
     (r"^positional_embedding$", "pos_embed"),
     (r"^ln_final\.", "norm."),
     (r"^text_projection(\.weight)?$", "projection.weight"),
-    (r"^transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    *OPEN_CLIP_BLOCKS,
 )
 TRANSFORMERS = (
     (r"^text_model\.embeddings\.token_embedding\.", "token_embed."),
@@ -36,9 +32,7 @@ TRANSFORMERS = (
     (r"^text_model\.final_layer_norm\.", "norm."),
     (r"^text_projection\.weight$", "projection.weight"),
     (r"^text_model\.encoder\.layers\.(\d+)\.", r"blocks.\1."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    *HF_CLIP_BLOCKS,
 )
 # a tower's first name, its rules, and names of the image projection, which share the tower's prefix
 ANCHORS = (

@@ -60,12 +60,7 @@ OFFICIAL: Rules = (
 
 # ---------------------------------------------------------------- CLIP's own code, and open_clip
 OPEN_CLIP_REQUIRES = ("class_embedding", "positional_embedding", "ln_pre.weight", "ln_post.weight")
-OPEN_CLIP: Rules = (
-    (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"),
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^ln_post\.", "norm."),
+OPEN_CLIP_BLOCKS: Rules = (  # also of the text tower (clip.py)
     (r"^transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
     (r"\.ln_([12])\.", r".norm\1."),
     (r"\.ls_([12])\.", r".ls\1."),
@@ -73,6 +68,14 @@ OPEN_CLIP: Rules = (
     (r"\.attn\.out_proj\.", ".attn.proj."),
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+OPEN_CLIP: Rules = (
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    *OPEN_CLIP_BLOCKS,
 )
 
 # ---------------------------------------------------------------- transformers
@@ -109,6 +112,11 @@ HF_RULES: Rules = (
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"\.lambda_([12])$", r".gamma_\1"),
 )
+HF_CLIP_BLOCKS: Rules = (
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+)
 HF_CLIP: Rules = (
     (r"^embeddings\.class_embedding$", "cls_token"),
     (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
@@ -116,9 +124,7 @@ HF_CLIP: Rules = (
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^post_layernorm\.", "norm."),
     (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    *HF_CLIP_BLOCKS,
 )
 
 # ---------------------------------------------------------------- ResNet
