@@ -10,6 +10,7 @@ share its coarse label, which brings classes together without melting the finer 
 Costs: two views through the encoder and its average, and a product with the memory: `out` numbers for each
 image of the data set, 4 bytes each, in memory and in every checkpoint, and several matrices of batch times
 data set for each view (5 GB each for 1,024 of ImageNet's images).
+Exports: the trained `encoder`.
 Choose it when labels are coarser than what you will ask for: species known by genus, products by category.
 """
 

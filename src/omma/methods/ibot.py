@@ -8,6 +8,7 @@ crop, says there: the teacher is the tokenizer of masked image modelling, and le
 
 Costs: DINO's step, and the head on the hidden patches too (a seventh of all on average), the teacher's on all
 patches where they are centred by a mean.
+Exports: the average, `teacher`.
 Choose it when patches matter (segmentation, correspondence), or as the base of DINOv2.
 """
 
