@@ -61,7 +61,7 @@ class Config:
 
 def needs(config: Config) -> Needs:
     """Two images: with one, batch norm makes every projection the same."""
-    return Needs(batch=2, why_batch="its batch norms take their statistics from the images of a batch")
+    return Needs(batch=2, why_batch="batch norms take their statistics from the images of a batch")
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

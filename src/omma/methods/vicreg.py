@@ -124,14 +124,14 @@ class Method(protocols.Method):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c, views = self.config, batch.views[0].unbind(1)
         # view by view: batch norms take their statistics from one of them [algorithm 1]
-        z = [collectives.gather(self.head(self.encoder(x).pooled).float()) for x in views]
+        one, two = (collectives.gather(self.head(self.encoder(x).pooled).float()) for x in views)
         # the mean over dimensions is algorithm 1's (eq. 5 has their sum); the authors' code halves v
         terms = {
-            "invariance": F.mse_loss(*z),
-            "variance": variance(z[0], c.deviation) + variance(z[1], c.deviation),
-            "covariance": covariance(z[0]) + covariance(z[1]),
+            "invariance": F.mse_loss(one, two),
+            "variance": variance(one, c.deviation) + variance(two, c.deviation),
+            "covariance": covariance(one) + covariance(two),
         }
-        loss = sum((getattr(c, name) * term for name, term in terms.items()), z[0].new_zeros(()))
+        loss = sum((getattr(c, name) * term for name, term in terms.items()), one.new_zeros(()))
         means = {"variance": terms["variance"] / (2 * c.deviation)}
         return StepOutput(loss, {name: value.detach() for name, value in (terms | means).items()})
 
