@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -167,13 +168,54 @@ def test_forward_has_no_side_effects(built):
             assert torch.equal(value, before[name]), f"forward changes {name}: move that into after_step"
 
 
-# which network of each method is evaluated, as its paper has it
-EXPORTED = {"dino": "teacher", "ibot": "teacher", "dinov2": "teacher"}
-AVERAGES = {
-    **{name: {"teacher": "encoder", "teacher_head": "head"} for name in ("dino", "ibot", "dinov2")},
-    "moco": {"key_encoder": "encoder", "key_head": "head"},
-    "grafit": {"slow_encoder": "encoder", "slow_head": "head"},
-}
+def parts(module, prefix=""):
+    """Named children; those of dictionaries and lists of modules in place of these."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.ModuleDict | torch.nn.ModuleList):
+            yield from parts(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child
+
+
+def averages(method):
+    """The moving averages of a method as it is built, each with what it averages, by name.
+
+    A backbone beside the trained one is its average if it has the same shape. Any other part is an average if
+    it takes no gradient and starts as a copy of a part that does (which a frozen classifier does not).
+    """
+    shape = [(name, p.shape) for name, p in method.encoder.named_parameters()]
+    trained = {name: m for name, m in parts(method) if any(p.requires_grad for p in m.parameters())}
+    found = {}
+    for name, module in parts(method):
+        tensors = dict(module.named_parameters())
+        if isinstance(module, Backbone):
+            if module is not method.encoder and [(key, p.shape) for key, p in tensors.items()] == shape:
+                found[name] = "encoder"
+        elif tensors and name not in trained:
+            copied = [key for key, fast in trained.items() if same(tensors, dict(fast.named_parameters()))]
+            if copied:
+                found[name] = copied[0]
+    return found
+
+
+def same(one, other):
+    """Are two dictionaries of tensors equal, keys and values?"""
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_averages_are_found():
+    """The criterion above finds the methods' teachers, and does not take DeiT's for one."""
+    found = {name: averages(build(name, MODELS[0])[2]) for name in ("dino", "moco", "grafit", "deit")}
+    assert found == {
+        "dino": {"teacher": "encoder", "teacher_head": "head"},
+        "moco": {"key_encoder": "encoder", "key_head": "head"},
+        "grafit": {"slow_encoder": "encoder", "slow_head": "head"},
+        "deit": {},
+    }
+    _, _, nested = build("dino", MODELS[0])
+    nested.slow = torch.nn.ModuleDict({"encoder": nested.teacher, "head": nested.teacher_head})
+    del nested.teacher, nested.teacher_head
+    assert averages(nested) == {"slow.encoder": "encoder", "slow.head": "head"}
 
 
 def test_training_changes_what_is_exported(built):
@@ -189,62 +231,62 @@ def test_training_changes_what_is_exported(built):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_the_network_of_the_paper_is_exported(name):
-    """The teacher's if the paper evaluates it, else the student's; they differ after a step."""
+    """What the file's docstring says, which is the paper's choice, is what the code does."""
     file, recipe, method = build(name, MODELS[0])
+    encoders = {"encoder", *(slow for slow, fast in averages(method).items() if fast == "encoder")}
+    said = re.search(r"^Exports: .*?`([\w.]+)`", file.doc, re.MULTILINE)
+    assert said or len(encoders) == 1, (
+        f"the file's docstring does not say which of {sorted(encoders)} the paper evaluates: add a line "
+        '"Exports: ... `NAME`"'
+    )
+    stated = said[1] if said else "encoder"
+    assert stated in encoders, f"Exports: `{stated}`: must be one of {sorted(encoders)}"
     run(method, make_optimizer(method, recipe), file, recipe, 0, 2)
-    expected = getattr(method, EXPORTED.get(name, "encoder"))
-    exported = method.export_encoder().state_dict()
-    assert exported.keys() == expected.state_dict().keys(), (
-        f"export_encoder() has other parameters than {EXPORTED.get(name, 'encoder')}: return that network"
+    exported = dict(method.export_encoder().named_parameters())
+    assert same(dict(method.get_submodule(stated).named_parameters()), exported), (
+        f"export_encoder() is not `{stated}`, which the docstring says is exported: return that network"
     )
-    assert all(torch.equal(value, exported[key]) for key, value in expected.state_dict().items()), (
-        f"export_encoder() is not {EXPORTED.get(name, 'encoder')}: return the network that the paper "
-        "evaluates, and if that is the teacher, add it to EXPORTED"
-    )
-    for slow, fast in AVERAGES.get(name, {}).items():
-        pairs = zip(getattr(method, slow).parameters(), getattr(method, fast).parameters(), strict=True)
-        assert any(not torch.equal(a, b) for a, b in pairs), (
-            f"{slow} equals {fast} after two steps: call train.ema.update in after_step, momentum below 1"
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_an_average_follows_what_it_averages(name):
+    """It moves, and is another network; and so is one that is not exported."""
+    file, recipe, method = build(name, MODELS[0])
+    found = averages(method)
+    before = copy.deepcopy(method)
+    run(method, make_optimizer(method, recipe), file, recipe, 0, 2)
+    for slow, fast in found.items():
+        now, start, followed = (
+            dict(m.get_submodule(key).named_parameters())
+            for m, key in ((method, slow), (before, slow), (method, fast))
         )
+        assert not same(now, start), f"{slow} stands still: call train.ema.update in after_step"
+        assert not same(now, followed), f"{slow} equals {fast} after two steps: use a momentum below 1"
 
 
-def test_every_average_is_listed():
-    """A method that keeps a frozen copy of its encoder belongs into AVERAGES."""
-    for name in methods.names():
-        _, _, method = build(name, MODELS[0])
-        shapes = [p.shape for p in method.encoder.parameters()]
-        copies = {
-            key
-            for key, child in method.named_children()
-            if isinstance(child, Backbone)
-            and child is not method.encoder
-            and [p.shape for p in child.parameters()] == shapes
-        }
-        assert copies <= AVERAGES.get(name, {}).keys(), (
-            f"{name}: add {copies} to AVERAGES, with what each averages"
-        )
-
-
-@pytest.mark.parametrize("name", sorted(AVERAGES))
+@pytest.mark.parametrize("name", methods.names())
 def test_a_teacher_drops_nothing_and_gets_no_gradient(name):
     """The student has stochastic depth, its average has none in training mode: twice the same, as in eval."""
     file, recipe, method = build(name, MODELS[0], drop_path=0.9)
+    found = averages(method)
     method.train()
-    slow = next(iter(AVERAGES[name]))
-    teacher, images = getattr(method, slow), torch.randn(16, 3, SIZE, SIZE)
-    assert teacher.training, f"{slow} is in evaluation mode: leave it in training mode, as the papers do"
-    with torch.no_grad():
-        passes = [teacher(images).pooled for _ in range(2)]
-        student = [method.encoder(images).pooled for _ in range(2)]
-        evaluated = teacher.eval()(images).pooled
-    assert not torch.equal(*student)
-    assert torch.equal(*passes), f"{slow} drops samples: make it with train.ema.teacher_of"
-    torch.testing.assert_close(passes[0], evaluated)
-    teacher.train()
-    method(batch_of(file, recipe, 0), Clock(1, 10, 0.1)).loss.backward()
-    for part in AVERAGES[name]:
-        assert all(p.grad is None and not p.requires_grad for p in getattr(method, part).parameters()), (
-            f"{part} gets a gradient: make it with train.ema.teacher_of and run it under torch.no_grad()"
+    images = torch.randn(16, 3, SIZE, SIZE)
+    for slow in [slow for slow, fast in found.items() if fast == "encoder"]:
+        teacher = method.get_submodule(slow)
+        assert teacher.training, f"{slow} is in evaluation mode: leave it in training mode, as the papers do"
+        with torch.no_grad():
+            passes = [teacher(images).pooled for _ in range(2)]
+            student = [method.encoder(images).pooled for _ in range(2)]
+            evaluated = teacher.eval()(images).pooled
+        assert not torch.equal(*student)
+        assert torch.equal(*passes), f"{slow} drops samples: make it with train.ema.teacher_of"
+        torch.testing.assert_close(passes[0], evaluated)
+        teacher.train()
+    if found:
+        method(batch_of(file, recipe, 0), Clock(1, 10, 0.1)).loss.backward()
+    for slow in found:
+        assert all(p.grad is None and not p.requires_grad for p in method.get_submodule(slow).parameters()), (
+            f"{slow} gets a gradient: make it with train.ema.teacher_of and run it under torch.no_grad()"
         )
 
 
@@ -344,14 +386,12 @@ def test_constant_images_do_not_produce_nan(built):
     )
 
 
+@pytest.mark.parametrize("pair", list(pairs()), ids="-".join)
 @pytest.mark.parametrize("channels", [1, 6])
-def test_any_channel_count(channels):
-    for name, model in pairs():
-        file, recipe, method = build(name, model, channels)
-        output = method(batch_of(file, recipe, 0, channels=channels), Clock(1, 10, 0.1))
-        assert torch.isfinite(output.loss), (
-            f"{name} on {model}: the loss is not finite with {channels} channels"
-        )
+def test_any_channel_count(pair, channels):
+    file, recipe, method = build(*pair, channels)
+    output = method(batch_of(file, recipe, 0, channels=channels), Clock(1, 10, 0.1))
+    assert torch.isfinite(output.loss), f"the loss is not finite with {channels} channels"
 
 
 @pytest.mark.parametrize("name", ["dino mean", "mae"])

@@ -8,6 +8,7 @@ moving average; its output is centred so that no prototype dominates, and sharpe
 
 Costs: two global and several local crops through the student, the globals through the teacher: twice
 SimCLR's multiply-adds with eight local crops of 96 px.
+Exports: the average, `teacher`: the better of the two all through training [section 5.2].
 Choose it for features that are used frozen (k-NN, retrieval), from 100,000 images on, with a GPU.
 """
 
@@ -88,7 +89,6 @@ class Method(protocols.Method):
         self.register_buffer("centre", torch.zeros(config.prototypes))
 
     def export_encoder(self) -> Backbone:
-        """The teacher: the better of the two all through training [section 5.2]."""
         return self.teacher
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

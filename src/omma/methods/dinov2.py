@@ -7,6 +7,7 @@ from their nearest neighbour in the batch (KoLeo), so that features spread evenl
     L = H(t_cls, s_cls) + H(t_patch, s_patch on hidden) - w mean_i log min_j |x_i - x_j|
 
 Costs: iBOT's step, a few passes over the batch's assignments, and larger heads and batches.
+Exports: the average, `teacher`.
 Choose it for features that are used frozen, from 100,000 images on with a GPU; for less data use its small
 recipe.
 

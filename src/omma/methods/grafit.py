@@ -10,6 +10,7 @@ data set should share its coarse label, which groups classes without merging the
 Costs: two views through the encoder and its average, and a product with the memory, which holds `out` fp32
 numbers for each image of the data set (in every checkpoint too). Each view needs several matrices of batch
 times data set (5 GB each for a batch of 1,024 on ImageNet).
+Exports: the trained `encoder`.
 Choose it when labels are coarser than the classes you need: species labelled by genus, products by category.
 """
 

@@ -8,6 +8,7 @@ the whole crop, assigns to it: the teacher is an online tokenizer for masked ima
 
 Costs: DINO's step, and the head on the hidden patches too (a seventh of all on average), the teacher's on all
 patches where they are centred by a mean.
+Exports: the average, `teacher`.
 Choose it when patches matter (segmentation, correspondence), or as the base of DINOv2.
 """
 

@@ -8,6 +8,7 @@ initial values, which stabilises the training of ViTs.
 
 Costs: two views through the encoder and, without gradients, through its average: a third more
 multiply-adds than SimCLR.
+Exports: the trained `encoder`.
 Choose it when memory limits SimCLR to too small a batch, or with --method.queue for the smallest batches.
 
 MoCo v1 and v2 [He 2019, arXiv 1911.05722; Chen 2020, arXiv 2003.04297] are close to --method.queue 65536
