@@ -135,14 +135,13 @@ def test_without_a_tokenizer_it_is_refused_with_the_remedy():
 def test_a_model_without_codes_is_refused(tmp_path):
     model = tokenizer()
     weights.save(tmp_path, model.encoder, model.preprocess)
-    needs = beit.needs(beit.Config())
+    request = Request("images", method="beit", options={"tokenizer": str(tmp_path)})
     with pytest.raises(ValueError, match="is not what beit learns from, a tokenizer"):
-        init_weights.needed_model(str(tmp_path), "beit", needs)
+        init_weights.teacher(request)
     weights.save(tmp_path, model.encoder, model.preprocess, extras=model.extras)
-    assert set(init_weights.needed_model(str(tmp_path), "beit", needs).extras.tensors) == {
-        "codes.weight",
-        "codes.bias",
-    }
+    loaded = init_weights.teacher(request)
+    assert loaded is not None
+    assert set(loaded.extras.tensors) == {"codes.weight", "codes.bias"}
 
 
 def test_codes_of_another_width_are_refused():
