@@ -345,7 +345,7 @@ def test_sizes_of_the_paper(name, size, millions, giga):
 
 def test_wrong_options():
     for options, said in (
-        ({"depths": (2, 2)}, "stages"),
+        ({"depths": (2, 2)}, "differ in length"),
         ({"dim": 100}, "multiple of"),
         ({"window": 0}, "at least 1"),
         ({"window": 2.5}, "at least 1"),
