@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import one_hot
 
 from omma.evaluation.split import Answer, Split, checked, holdouts, standardise
 
@@ -105,12 +106,7 @@ def _sgd_grid(
         for index in torch.randperm(n, generator=generator)[: n // batch * batch].to(device).split(batch):
             inputs = features[index]
             logits = (inputs @ weight + bias).view(batch, heads, classes)
-            slope = torch.softmax(logits, dim=-1)
-            slope.scatter_add_(
-                2,
-                targets[index, None, None].expand(batch, heads, 1),
-                slope.new_full((batch, heads, 1), -1.0),
-            )
+            slope = torch.softmax(logits, dim=-1) - one_hot(targets[index], classes)[:, None]
             slope = slope.view(batch, -1) / batch
             motion.mul_(MOMENTUM).add_(inputs.T @ slope)
             bias_motion.mul_(MOMENTUM).add_(slope.sum(0))

@@ -1,5 +1,6 @@
 """The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -192,32 +193,19 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
         points = [(line["step"], line[name]) for line in lines if line["event"] == event and name in line]
         return charts.Series(label or name.replace("_", " "), [x for x, _ in points], [y for _, y in points])
 
-    curves = [charts.line_chart("Loss", [series("step", "loss")], smooth=True)]
-    curves.append(
-        charts.line_chart(
-            "Effective rank of the features of the health sample",
-            [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")],
-        )
-    )
-    curves.append(
-        charts.line_chart(
-            "Spread of the features of the health sample",
-            [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")],
-        )
-    )
+    features = "of the features of the health sample"
+    ranks = [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")]
+    spreads = [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")]
+    curves = {f"Effective rank {features}": ranks, f"Spread {features}": spreads}
     if any("online_knn_top1" in line for line in lines):
-        curves.append(
-            charts.line_chart(
-                f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}",
-                [series("health", "online_knn_top1", "top-1")],
-            )
-        )
+        title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
+        curves[title] = [series("health", "online_knn_top1", "top-1")]
     if any("neighbours_kept" in line for line in lines):
-        share = series("health", "neighbours_kept", "share")
-        curves.append(charts.line_chart("Nearest neighbours kept since the start", [share]))
+        curves["Nearest neighbours kept since the start"] = [series("health", "neighbours_kept", "share")]
     steps = [line for line in lines if line["event"] == "step"]
     for name in steps[-1] if steps else ():
         if name not in COMMON and not name.endswith("_limit"):
-            curves.append(charts.line_chart(name.replace("_", " ").capitalize(), [series("step", name)]))
-    curves.append(charts.line_chart("Learning rate", [series("step", "lr")]))
-    return curves
+            curves[name.replace("_", " ").capitalize()] = [series("step", name)]
+    curves["Learning rate"] = [series("step", "lr")]
+    loss = charts.line_chart("Loss", [series("step", "loss")], smooth=True)
+    return [loss, *itertools.starmap(charts.line_chart, curves.items())]
