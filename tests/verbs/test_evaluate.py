@@ -139,7 +139,7 @@ def test_a_folder_with_a_torn_file(run, tmp_path):
     [
         (lambda: ArrayImages(np.zeros((4, 16, 16, 3), np.uint8)), {}, "no labels"),
         (lambda: images(classes=1), {}, "one class"),
-        (lambda: images(each=1), {}, "one image a class"),
+        (lambda: images(each=1), {}, "one image per class"),
         (lambda: images(each=2), {"protocols": ["linear"]}, "no class has two"),
         (images, {"protocols": ["svm"]}, "choose among"),
         (images, {"protocols": []}, "no protocol"),
