@@ -81,8 +81,8 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: narrow heads, a quicker target, milder and smaller views.
 
-    `omma pretrain cifar10_25k.zip --method byol --model vitc-15mf --budget 3m` on one busy core (1,585 steps):
-    k-NN 42.0 %, the untrained network's 32.5; 40.9 with momentum .9 (840 steps).
+    `omma pretrain cifar10_25k.zip --method byol --model vitc-15mf --budget 3m` on one busy core (1,585
+    steps): k-NN 42.0 %, the untrained network's 32.5; 40.9 with momentum .9 (840 steps).
     """
     tiny, plain = image_size < 64, backbones.traits(model).plain
     config = Config(
