@@ -12,6 +12,7 @@ Exports: the trained `encoder` [section 3.1].
 Choose it for batches that are too small for contrastive methods, where an average's memory is no concern.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -78,10 +79,14 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: narrow heads, a quick target, milder and smaller views."""
+    """1,000 to 100,000 images on one machine: narrow heads, a quicker target, milder and smaller views.
+
+    `omma pretrain cifar10_25k.zip --method byol --model vitc-15mf --budget 3m` on one busy core (1,585
+    steps): k-NN 42.0 %, the untrained network's 32.5; 40.9 with momentum .9 (840 steps).
+    """
     tiny, plain = image_size < 64, backbones.traits(model).plain
     config = Config(
-        momentum=0.9, hidden=512, out=128, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
+        momentum=0.99, hidden=512, out=128, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
         crop_size=crops.smaller(image_size, plain),
     )  # fmt: skip
     return Recipe(
@@ -132,7 +137,7 @@ class Method(protocols.Method):
                 kind="verdict", metric="uniformity", limit=-0.1, remedy=remedy,
                 text="collapsed: projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
             ),
-            HealthSignal(kind="remedy", metric="uniformity", limit=-float("inf"), remedy=remedy),
+            HealthSignal(kind="remedy", metric="uniformity", limit=-math.inf, remedy=remedy),
         )  # fmt: skip
 
     def groups(self) -> Iterable[ParamGroup]:

@@ -11,6 +11,7 @@ Costs: two views through one encoder, and two d x d matrices of the projection's
 Choose it for batches that are too small for contrastive methods, or views of unlike kinds.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,11 @@ def paper(image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """1,000 to 100,000 images on one machine: a narrow projection, milder and smaller views."""
+    """1,000 to 100,000 images on one machine: a narrow projection, milder and smaller views.
+
+    `omma pretrain cifar10_25k.zip --method vicreg --model vitc-15mf --budget 3m` on one busy core (1,284
+    steps): k-NN 51.5 %, the untrained network's 32.5.
+    """
     tiny, plain = image_size < 64, backbones.traits(model).plain
     config = Config(
         hidden=512, out=512, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
@@ -143,7 +148,7 @@ class Method(protocols.Method):
                 text="collapsed: projections hardly vary over the images (hinge {value:.2f}, 1 is collapse)",
             ),
             HealthSignal(
-                kind="remedy", metric="variance", limit=-float("inf"),
+                kind="remedy", metric="variance", limit=-math.inf,
                 remedy="Raise --method.variance or --method.covariance, or lower --lr",
             ),
         )  # fmt: skip
