@@ -29,8 +29,8 @@ from typing import Any
 from omma.core.duration import seconds
 
 METHODS = (
-    "simclr", "moco", "lejepa", "dino", "ibot", "dinov2", "mae", "simmim", "vqvae", "dvae", "beit", "eva",
-    "supervised", "deit", "grafit",
+    "simclr", "moco", "byol", "vicreg", "lejepa", "dino", "ibot", "dinov2", "mae", "simmim", "vqvae", "dvae",
+    "beit", "eva", "supervised", "deit", "grafit",
 )  # fmt: skip
 SEES_LABELS = ("supervised", "deit", "grafit")
 COUNTED = 20.0  # seconds of a run of --count
