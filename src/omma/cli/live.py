@@ -95,8 +95,8 @@ class Listener:
             )
 
     def read(self, read: "Read") -> None:
-        told = read.retained is not None and read.retained.knn is not None  # by the verdict
-        knn = "" if read.knn is None or told else f"; k-NN {read.knn:.3f} ({self.labels})"
+        in_verdict = read.retained is not None and read.retained.knn is not None
+        knn = "" if read.knn is None or in_verdict else f"; k-NN {read.knn:.3f} ({self.labels})"
         self.console.print(f"step {read.step:,}: {read.verdict}{knn}", markup=False)
 
 

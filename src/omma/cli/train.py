@@ -19,7 +19,7 @@ from omma.pretraining.request import Request, option_fields
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
-    """A field as an option of the command line, where paths are text and nothing is said by `None`."""
+    """A field as an option of the command line: paths are text, and None is no value."""
     kinds: list[Any] = [kind for kind in get_args(field.type) or (field.type,) if kind is not Path]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
     kind = kind | None if field.default is None else kind
@@ -63,8 +63,7 @@ def _pretrain(**options: Any) -> int:
 def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
     """The main job on embedded data: pretrain, evaluate, report, in under four minutes.
 
-    Real handwritten digits at random places on textures of photographs, 32 px: what they show can only be
-    told by their shape.
+    Handwritten digits at random places on textures of photographs, 32 px: only their shape tells them apart.
 
     Args:
         budget: Time for pretraining.

@@ -42,10 +42,10 @@ class Choice:
     reasons: tuple[tuple[str, str], ...]  # (what was chosen, why)
 
     def encoder_options(self) -> Mapping[str, Any]:
-        """What the recipe wants of the backbone, as far as that has such options, and what the user wants."""
-        known = backbones.options(self.model)
-        wanted = {k: v for k, v in self.recipe.encoder.items() if k in known}
-        return {**wanted, "drop_path": self.recipe.drop_path, **self.model_options}
+        """The recipe's options of the backbone, as far as it has them, and the user's own."""
+        options = backbones.options(self.model)
+        own = {k: v for k, v in self.recipe.encoder.items() if k in options}
+        return {**own, "drop_path": self.recipe.drop_path, **self.model_options}
 
 
 def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choice:

@@ -45,7 +45,7 @@ def evaluate(
     tokenizer's merges, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
         many of its parameters are not in the file.
-    floors: raw pixels and the same network untrained, judged alike.
+    floors: judge raw pixels and the same network untrained by the same protocols.
     json: a file to write `Evaluation.to_json()` to.
     cache: folder for computed features; "auto": `features` beside the weights; None: no caching.
     Raises ValueError where there are no labels or captions, too few images, or none that can be read, and
