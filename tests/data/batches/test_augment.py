@@ -306,8 +306,14 @@ def test_draws():
     assert draws.contrast.max() <= 1.4
     assert abs(draws.hue).max() <= 0.1
     assert abs((draws.sigma > 0).mean() - 0.5) < 0.02
-    assert draws.sigma[draws.sigma > 0].min() >= 0.1
     assert abs(draws.solarise.mean() - 0.3) < 0.02
+    low, high = c.blur_sigma
+    ranges = ((draws.sigma[draws.sigma > 0], low, high), (draws.contrast, 0.6, 1.4), (draws.hue, -0.1, 0.1))
+    for values, least, most in ranges:  # uniform over its whole range
+        span = most - least
+        assert least - 1e-6 <= values.min() < least + 0.02 * span
+        assert most - 0.02 * span < values.max() <= most + 1e-6
+        assert abs(values.mean() - (least + most) / 2) < 0.02 * span
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6, 13])

@@ -41,9 +41,11 @@ def test_gelu_and_its_slope_of_every_number() -> None:
     exact = x.detach().double().requires_grad_()
     found, wanted = gelu(x), F.gelu(exact)
     torch.testing.assert_close(found.double(), wanted, atol=6e-6, rtol=ROUNDING)
-    (slope,) = torch.autograd.grad(found, x, torch.ones_like(found))
+    (slope,) = torch.autograd.grad(found, x, torch.ones_like(found), retain_graph=True)
     (wanted,) = torch.autograd.grad(wanted, exact, torch.ones_like(wanted))
     torch.testing.assert_close(slope.double(), wanted, atol=3e-5, rtol=ROUNDING)
+    (halved,) = torch.autograd.grad(found, x, torch.full_like(found, -0.5))  # times the incoming gradient
+    torch.testing.assert_close(halved.double(), -0.5 * wanted, atol=3e-5, rtol=ROUNDING)
 
 
 @there
