@@ -123,11 +123,11 @@ class Request:
             raise ValueError(
                 "--cache keeps images decoded, and --decode gpu decodes them each time: give only one of them"
             )
-        for name in ("allow_partial", *self.init_options()):
-            if self.init is None and getattr(self, name):
-                raise ValueError(
-                    f"{name} is about weights to start from, and none are given: give --init too"
-                )
+        about_init = [*(["allow_partial"] if self.allow_partial else []), *self.init_options()]
+        if self.init is None and about_init:
+            raise ValueError(
+                f"{about_init[0]} is about weights to start from, and none are given: give --init too"
+            )
 
     @property
     def seconds(self) -> float | None:
