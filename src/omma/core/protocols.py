@@ -20,6 +20,10 @@ class BadImage(ValueError):
     """A file that cannot be used, with the reason in a few words; it never ends a run."""
 
 
+class Inaccessible(BadImage):
+    """An image that cannot be read now (permission, network, I/O): left out this time, never remembered."""
+
+
 @runtime_checkable
 class Images(Protocol):
     """An indexed collection of images; nothing is decoded until `read`.
