@@ -43,7 +43,7 @@ class Images(Protocol):
         ...
 
     def read(self, i: int, at_least: int | None = None) -> np.ndarray:
-        """Decode image i to [h, w, channels], uint8 for 8-bit files, float32 with raw values otherwise.
+        """Decode image i to [h, w, channels]: uint8, uint16, or float32 for files of any other type.
 
         `at_least`: a shorter side of this many pixels suffices (JPEG is then decoded at reduced scale).
         Raises BadImage.

@@ -18,6 +18,7 @@ from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
 from omma.data.sources import split as splitting
+from omma.data.sources.values import scaling_notes
 from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
 from omma.evaluation.score import Score, Subject, classification_fields
 from omma.evaluation.split import Split
@@ -274,6 +275,7 @@ def notes(job: Job, skipped: int) -> Iterator[str]:
     """What the user must know of the result; skipped: images that could not be read."""
     provenance = job.model.provenance
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
+    yield from scaling_notes(job.images, job.model.preprocess)
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)
     if same or provenance.get("images") == job.source:

@@ -21,7 +21,6 @@ from omma.core import files
 from omma.core.device import cores
 from omma.core.protocols import Backbone, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
-from omma.data.sources.decode import as_channels
 
 log = logging.getLogger(__name__)
 
@@ -50,37 +49,13 @@ class FeatureSet:
     provenance: dict[str, Any] = field(default_factory=dict)  # model, data, preprocessing, precision
 
 
-class _Converted:
-    """A collection read as grey or as RGB, otherwise unchanged."""
-
-    def __init__(self, images: Images, channels: int) -> None:
-        self.images, self.channels = images, channels
-        self.labels, self.classes, self.splits = images.labels, images.classes, images.splits
-        own = getattr(images, "fingerprint", None)
-        self.fingerprint = own and f"{own}-{channels}"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def path(self, i: int) -> str:
-        return self.images.path(i)
-
-    def read(self, i: int, at_least: int | None = None) -> np.ndarray:
-        return as_channels(self.images.read(i, at_least), self.channels)
-
-    def subset(self, indices: np.ndarray) -> "_Converted":
-        return _Converted(self.images.subset(indices), self.channels)
-
-
 def with_channels(images: Images, channels: int) -> Images:
-    """The collection with this number of channels; grey is converted to RGB and RGB to grey.
+    """The collection; ValueError if its images cannot be read with this number of channels.
 
-    Raises ValueError for any other difference.
+    `load_batch` converts grey to RGB and RGB to grey.
     """
-    if images.channels == channels:
+    if images.channels == channels or {images.channels, channels} == {1, 3}:
         return images
-    if {images.channels, channels} == {1, 3}:
-        return _Converted(images, channels)
     raise ValueError(
         f"the model takes images of {channels} channels, these have {images.channels}; "
         "pretrain a model on images of this kind"

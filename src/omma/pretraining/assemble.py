@@ -17,6 +17,7 @@ from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources import captions
 from omma.data.sources.captions import Captions
+from omma.data.sources.values import scaling_notes
 from omma.pretraining import init_weights, placement, requirements, retention
 from omma.pretraining.monitor import Monitor
 from omma.pretraining.request import chosen
@@ -97,6 +98,8 @@ def _network(setup: Setup) -> Network:
         own = preprocessing.from_dict(start.origin.preprocess)
         preprocess, note = init_weights.prepared(preprocess, own)
         notes.append(note)
+    notes += preprocessing.describe_range(preprocess)
+    notes += scaling_notes(images, preprocess)
     torch.manual_seed(request.seed)
     encoder = _encoder(setup)
     if start is not None and start.model is not None:  # before the method copies its encoder

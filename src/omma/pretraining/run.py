@@ -70,6 +70,7 @@ def stream(run: Run) -> loader.Stream:
         world=dist.world_size(),
         device=run.device,
         decode=run.decode,
+        full_scale=run.preprocess.full_scale,
     )
 
 

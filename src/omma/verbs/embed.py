@@ -15,6 +15,7 @@ from omma.core.checks import one_of
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
+from omma.data.sources.values import scaling_notes
 from omma.features import ray
 from omma.features.extract import batch_size
 from omma.features.local import local_engine
@@ -32,7 +33,9 @@ class Embedded:
     rows: int
     dim: int
     bad: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (path, reason) of images left out
-    notes: tuple[str, ...] = ()  # what became of a published file's tensors
+    notes: tuple[
+        str, ...
+    ] = ()  # what became of a published file's tensors, of values out of the model's range
     resumed: int = 0  # images that a run which was stopped had embedded already
 
 
@@ -90,7 +93,7 @@ def embed(
         rows=joined.rows,
         dim=loaded.encoder.dim,
         bad=joined.bad,
-        notes=tuple(loaded.provenance.get("loaded", ())),
+        notes=(*loaded.provenance.get("loaded", ()), *scaling_notes(opened, loaded.preprocess)),
         resumed=len(opened) - table.count_images(missing),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omma import backbones
 from omma.core.protocols import NO_EXTRAS, Backbone, BadImage, Extras, Features, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
-from omma.data.sources.decode import as_channels, as_values, decode
+from omma.data.sources.decode import as_channels, as_values, decode, pillow_values
 from omma.weights.digest import digest
 
 Picture = str | Path | np.ndarray | Image.Image
@@ -130,7 +130,7 @@ class _PictureList:
                 raise BadImage(error.strerror or "cannot be read") from error
             return decode(data, channels=self.channels, at_least=at_least, name=str(picture))
         if isinstance(picture, Image.Image):
-            picture = np.array(picture.convert({1: "L", 3: "RGB"}.get(self.channels, picture.mode)))
+            picture = pillow_values(picture)
         array = picture[:, :, None] if picture.ndim == 2 else picture
         if array.ndim != 3:
             raise BadImage(f"array of shape {picture.shape}, expected [height, width, {self.channels}]")

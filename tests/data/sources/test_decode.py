@@ -130,7 +130,7 @@ def test_16_bit_grey_keeps_raw_values():
         encoded(Image.fromarray(values), "TIFF"),
     ):
         decoded = decode(data)
-        assert decoded.dtype == np.float32
+        assert decoded.dtype == np.uint16
         np.testing.assert_array_equal(decoded[..., 0], values)
     assert decode(data, channels=3).shape == (20, 30, 3)
 
@@ -152,7 +152,7 @@ def test_many_channels(shape, options):
     values = RNG.integers(0, 65536, shape, dtype=np.uint16)
     expected = values if shape[-1] == 6 else values.transpose(1, 2, 0)
     decoded = decode(tiff(values, **options), channels=6)
-    assert decoded.dtype == np.float32
+    assert decoded.dtype == np.uint16
     np.testing.assert_array_equal(decoded, expected)
     with pytest.raises(BadImage, match="6 channels where the collection has 3"):
         decode(tiff(values, **options), channels=3)

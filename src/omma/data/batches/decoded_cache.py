@@ -1,8 +1,8 @@
 """Decoded, resized images in memory-mapped files (`--cache`): later epochs and runs decode nothing.
 
 A cache is a folder of parts. A part begins with a table, int64 [images, 5]: offset of an image's values,
-height, width, channels, bytes per value (1: uint8, 4: float32). A bad image's row has 0 bytes per value, and
-`height` bytes of text, the reason, stand in place of its values.
+height, width, channels, bytes per value (1: uint8, 2: uint16, 4: float32). A bad image's row has 0 bytes per
+value, and `height` bytes of text, the reason, stand in place of its values.
 """
 
 import math
@@ -27,12 +27,13 @@ from omma.core.protocols import BadImage
 from omma.data.pixels.resize import cut_into
 from omma.data.sources.collection import IndexedImages
 
-FORMAT = 1  # of the parts; older versions' caches are not read after a change
+FORMAT = 2  # of the parts; older versions' caches are not read after a change
 PARTS = 128  # at most: every process that reads holds each of them open
 SMALLEST = 512  # images a part, at the least
 SAMPLE = 64  # images from which the size is estimated
 TELL = 30.0  # seconds between two progress messages
 _ALIGNED = 64  # bytes; unaligned values are read slowly
+_TYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}  # by bytes per value
 _AT_ONCE = 64  # decoded images in memory while a part is written
 
 
@@ -43,7 +44,9 @@ def shrunk(image: Num[np.ndarray, "h w c"], side: int) -> Num[np.ndarray, "h2 w2
         return image
     height, width = (side, round(w * side / h)) if h <= w else (round(h * side / w), side)
     out = np.empty((image.shape[2], height, width), np.uint8 if image.dtype == np.uint8 else np.float32)
-    cut_into(out, image, (0, 0, h, w), "bicubic")
+    cut_into(out, image if image.dtype == np.uint8 else image.astype(np.float32), (0, 0, h, w), "bicubic")
+    if image.dtype == np.uint16:
+        out = out.round().clip(0, 65535).astype(np.uint16)
     return np.ascontiguousarray(out.transpose(1, 2, 0))
 
 
@@ -80,7 +83,7 @@ class Pixels:
         if size == 0:
             raise BadImage(data[start : start + height].tobytes().decode())
         values = data[start : start + height * width * depth * size]
-        return values.view(np.uint8 if size == 1 else np.float32).reshape(height, width, depth)
+        return values.view(_TYPES[size]).reshape(height, width, depth)
 
     def _map(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         try:

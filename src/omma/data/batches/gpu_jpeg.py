@@ -21,6 +21,7 @@ from omma.core.protocols import Crop, Images, Key
 from omma.data.batches import augment
 from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.decode import decode, plain_jpeg
+from omma.data.sources.values import FULL_SCALE, in_units, read_in
 
 # Decodes files (bytes) to upright images on the device: RGB, or one channel if the file is grey or the flag
 # is set. Raises RuntimeError if it rejects any of them.
@@ -76,15 +77,15 @@ class Files(NamedTuple):
 class Opener(Dataset):
     """The workers' part: read a micro-batch's files, and decode those that are not for the GPU."""
 
-    def __init__(self, images: Images, at_least: int | None) -> None:
-        self.images, self.at_least = images, at_least
+    def __init__(self, images: Images, at_least: int | None, full_scale: float | None = None) -> None:
+        self.images, self.at_least, self.full_scale = images, at_least, full_scale
         self.reader = Reader(images, self._load)
 
     def _load(self, i: int) -> bytes | np.ndarray:
         data = self.images.content(i)  # type: ignore[attr-defined]  # of `encoded` collections
         if self.images.channels in (1, 3) and plain_jpeg(data):
             return data
-        return decode(data, self.images.channels, self.at_least)
+        return in_units(decode(data, self.images.channels, self.at_least), self.full_scale, self.images)
 
     def __getitem__(self, key: Key) -> Files:
         contents, read, bad = self.reader.read_all(key.index)
@@ -105,9 +106,17 @@ class OnDevice:
     On a GPU this runs in its own stream, so that waiting for the decoder does not wait for the previous step.
     """
 
-    def __init__(self, images: Images, plan: Sequence[Crop], device: torch.device, decode: Decode) -> None:
+    def __init__(
+        self,
+        images: Images,
+        plan: Sequence[Crop],
+        device: torch.device,
+        decode: Decode,
+        full_scale: float | None = None,
+    ) -> None:
         self.plan, self.device, self.decode, self.channels = plan, device, decode, images.channels
-        self.reader = Reader(images, partial(images.read, at_least=augment.at_least(plan)))
+        self.scale = 1.0 if full_scale is None else full_scale / FULL_SCALE["uint8"]  # of what it decodes
+        self.reader = Reader(images, partial(read_in, images, full_scale, at_least=augment.at_least(plan)))
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, files: Files) -> RawCrops:
@@ -140,7 +149,8 @@ class OnDevice:
         if not files:
             return []
         try:
-            return [*self.decode(files, self.channels == 1)]
+            images = self.decode(files, self.channels == 1)
+            return [*images] if self.scale == 1 else [image * self.scale for image in images]
         except RuntimeError:
             if len(files) == 1:
                 return [None]

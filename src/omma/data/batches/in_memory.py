@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from omma.core.protocols import BadImage, Images
 from omma.data.batches.skip_bad import Reader
+from omma.data.sources.values import read_in
 
 MAX_SIDE = 96  # pixels: larger images cost more to cut by dense matrices than to decode again
 MAX_BYTES = 2 << 30  # and at most a quarter of the machine's memory
@@ -37,7 +39,8 @@ def fits_in_memory(images: Images) -> bool:
     sample = [reader.read(int(i))[0] for i in np.linspace(0, n - 1, min(n, 8)).astype(int)]
     if len({image.shape for image in sample}) > 1 or max(sample[0].shape[:2]) > MAX_SIDE:
         return False
-    return n * sample[0].nbytes <= min(MAX_BYTES, memory_bytes() // 4)
+    bytes_each = sample[0].size * (1 if sample[0].dtype == np.uint8 else 4)  # others become float32
+    return n * bytes_each <= min(MAX_BYTES, memory_bytes() // 4)
 
 
 @dataclass
@@ -49,9 +52,10 @@ class Decoded:
     bad: dict[int, str]
 
 
-def decode_all(images: Images) -> Decoded | None:
-    """Decode every image; None where they turn out to differ in size or type."""
-    reader = Reader(images, images.read)
+def decode_all(images: Images, full_scale: float | None = None) -> Decoded | None:
+    """Decode every image, as `loader.stream` does; None where they turn out to differ in size or type."""
+    read_one = partial(read_in, images, full_scale)
+    reader = Reader(images, read_one)
     n = len(images)
     first = reader.read(0)[0]
     pixels = np.empty((n, first.shape[2], *first.shape[:2]), dtype=first.dtype)
@@ -59,7 +63,7 @@ def decode_all(images: Images) -> Decoded | None:
 
     def load(i: int) -> bool:
         try:
-            image = images.read(i)
+            image = read_one(i)
         except BadImage as error:
             reader.bad[i] = str(error)
             return True

@@ -23,6 +23,7 @@ from omma.data.batches import augment, gpu_jpeg
 from omma.data.batches.in_memory import Decoded, decode_all, fits_in_memory
 from omma.data.batches.order import fetched, keys
 from omma.data.batches.skip_bad import RawCrops, Reader
+from omma.data.sources.values import read_in
 
 _CHUNK = 32  # images a worker hands over at a time: bounded memory, and several workers share a batch
 
@@ -91,6 +92,7 @@ def stream(
     world: int = 1,
     device: torch.device | str = "cpu",
     decode: gpu_jpeg.Decode | None = None,
+    full_scale: float | None = None,
     start_method: str | None = None,
 ) -> Stream:
     """Crops of the plan for step `start_step` and all that follow, as process `rank` of `world` gets them.
@@ -101,8 +103,9 @@ def stream(
     where they are cut (data/batches/gpu_jpeg.py). A bad image is replaced by the next good one, index + 1 and
     so on, and listed in `Stream.bad`; ValueError where none is good.
 
-    batch: of all processes together. in_memory, start_method (of processes; by default fork where there is
-    one, so that scripts need no `__main__` guard): override what is chosen here.
+    batch: of all processes together. full_scale: white in the crops' values, to which each image is scaled by
+    its own type; None: values as they are (data/sources/values.py). in_memory, start_method (of processes; by
+    default fork where there is one, so that scripts need no `__main__` guard): override what is chosen here.
     """
     plan, device = tuple(plan), torch.device(device)
     if not plan:
@@ -111,7 +114,7 @@ def stream(
     order = keys(len(images), batch, seed, start_step, rank, world, blocks)
     decoded = None
     if fits_in_memory(images) if in_memory is None else in_memory:
-        decoded = decode_all(images)
+        decoded = decode_all(images, full_scale)
         if decoded is None and in_memory:
             raise ValueError("in_memory=True: the images are not all of one size and type; leave it out")
     if decoded is not None:
@@ -121,10 +124,10 @@ def stream(
     workers = auto_workers(world) if workers is None else workers
     chunks = -(-(batch // world) // _CHUNK)
     if decode is None:
-        work, finish = _Cutter(images, plan), None
+        work, finish = _Cutter(images, plan, full_scale), None
     else:
-        work = gpu_jpeg.Opener(images, augment.at_least(plan))
-        finish = gpu_jpeg.OnDevice(images, plan, device, decode)
+        work = gpu_jpeg.Opener(images, augment.at_least(plan), full_scale)
+        finish = gpu_jpeg.OnDevice(images, plan, device, decode, full_scale)
     start = partial(_processes, work, order, workers, chunks, start_method)
     return Stream(_from_workers(start, finish, chunks, device), False, workers)
 
@@ -182,9 +185,9 @@ def _join(chunks: tuple[Tensor, ...], device: torch.device) -> Tensor:
 class _Cutter(Dataset):
     """What a worker does with the key of one chunk: read and cut."""
 
-    def __init__(self, images: Images, plan: tuple[Crop, ...]) -> None:
+    def __init__(self, images: Images, plan: tuple[Crop, ...], full_scale: float | None) -> None:
         self.plan = plan
-        self.reader = Reader(images, partial(images.read, at_least=augment.at_least(plan)))
+        self.reader = Reader(images, partial(read_in, images, full_scale, at_least=augment.at_least(plan)))
 
     def __getitem__(self, key: Key) -> RawCrops:
         images, read, bad = self.reader.read_all(key.index)

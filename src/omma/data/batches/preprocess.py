@@ -1,6 +1,5 @@
 """From decoded images to a network's input, by statistics measured once and stored with the weights."""
 
-import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
@@ -14,45 +13,48 @@ from torch.nn import functional as F
 
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.core.random import epoch_order
+from omma.data.sources.decode import as_channels
+from omma.data.sources.values import FULL_SCALE, full_scale, in_units, ranges, read_in, thin
 
 # mean and standard deviation of ImageNet's training images in [0, 1], as used by every published RGB backbone
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SAMPLE = 256  # images that are measured
-_PIXELS = 4096  # at most, of each image, so that all weigh the same and memory stays bounded
 
 
 def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -> Preprocess:
     """Preprocessing for `images`, from a seeded sample of up to 256 of them.
 
     8-bit RGB: ImageNet's mean and deviation, so that published weights fit. Other 8-bit images: range 0..255,
-    measured mean and deviation of each channel. Anything else: each channel's range is its .1 and 99.9
-    percentiles (a few hot pixels must not darken the rest), then its mean and deviation within that range.
+    measured mean and deviation of each channel. Where types mix (8-bit, 16-bit, floats in [0, 1]), each image
+    is scaled by its own type to 0..255, and the same holds. Anything else: each channel's range is its .1 and
+    99.9 percentiles (a few hot pixels must not darken the rest), then mean and deviation within that range.
     Bad images are skipped; ValueError if no image can be read.
     """
     samples: list[np.ndarray] = []
     reasons: list[str] = []
-    eight_bit = True
+    types = set(ranges(images))
     for i in epoch_order(seed, 0, len(images)):
         try:
             image = images.read(int(i))
         except BadImage as error:
             reasons.append(f"{images.path(int(i))}: {error}")
             continue
-        eight_bit &= image.dtype == np.uint8
-        if eight_bit and images.channels == 3 and len(samples) >= 8:
+        types.add(image.dtype.name)
+        if types == {"uint8"} and images.channels == 3 and len(samples) >= 8:
             break  # nothing is measured, and a few images suffice to see their type
-        pixels = image.reshape(-1, images.channels)
-        samples.append(pixels[:: math.ceil(len(pixels) / _PIXELS)].astype(np.float32))
+        samples.append(thin(image))
         if len(samples) == SAMPLE:
             break
     if not samples:
         first = f" (first: {reasons[0]})" if reasons else ""
         raise ValueError(f"none of {len(images)} images can be read{first}")
 
-    c = images.channels
-    if eight_bit:
+    c, white = images.channels, _white({full_scale(name, ranges(images)) for name in types})
+    samples = [in_units(pixels[None], white, images)[0].astype(np.float32) for pixels in samples]
+    by_type = white == 255.0
+    if by_type:
         low, high = np.zeros(c), np.full(c, 255.0)
     else:
         values = np.concatenate(samples)
@@ -63,7 +65,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
         high = np.where(
             high > low, high, low + 1
         )  # a constant channel: all zeros, rather than a division by 0
-    if eight_bit and c == 3:
+    if by_type and c == 3:
         mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     else:
         values = np.concatenate([np.clip((p - low) / (high - low), 0, 1) for p in samples])
@@ -71,7 +73,34 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
         mean, std = values.mean(0), values.std(0)
         std = np.where(std > 1e-3, std, 1.0)  # constant: centred only
     low, high, mean, std = (tuple(float(x) for x in v) for v in (low, high, mean, std))
-    return Preprocess(size=size, channels=c, low=low, high=high, mean=mean, std=std, crop_share=crop_share)
+    return Preprocess(
+        size=size,
+        channels=c,
+        low=low,
+        high=high,
+        mean=mean,
+        std=std,
+        crop_share=crop_share,
+        full_scale=white,
+    )
+
+
+def describe_range(preprocess: Preprocess) -> tuple[str, ...]:
+    """A line on a range that was measured; none for 8-bit images, whose type tells it."""
+    if preprocess.full_scale == FULL_SCALE["uint8"]:
+        return ()
+    low, high = min(preprocess.low), max(preprocess.high)
+    type_ = {FULL_SCALE["uint16"]: "16-bit values", 1.0: "floats in [0, 1]"}.get(
+        preprocess.full_scale or 0, "raw values"
+    )
+    return (f"{type_} from {low:,.4g} to {high:,.4g} (.1 and 99.9 percentiles) are scaled to 0 to 1",)
+
+
+def _white(scales: set[float | None]) -> float | None:
+    """The full scale of a model for images of these scales: the only one, or 8 bits where several mix."""
+    if None in scales:
+        return None
+    return scales.pop() if len(scales) == 1 else 255.0
 
 
 def scale(raw: Num[Tensor, "*b c h w"], preprocess: Preprocess) -> Float[Tensor, "*b c h w"]:
@@ -85,7 +114,10 @@ def scale(raw: Num[Tensor, "*b c h w"], preprocess: Preprocess) -> Float[Tensor,
 
 
 def apply(image: Num[np.ndarray, "h w c"], preprocess: Preprocess) -> Float[Tensor, "c size size"]:
-    """One decoded image as the network's input: resized (bicubic, antialiased), cropped, normalised."""
+    """One decoded image, in the preprocessing's units, as the network's input.
+
+    Resized (bicubic, antialiased), cropped, normalised.
+    """
     return preprocess.normalise(_fit(image, preprocess))
 
 
@@ -119,6 +151,7 @@ def load_batch(
 ) -> tuple[Float[Tensor, "b c s s"], Bool[np.ndarray, "b"], list[tuple[int, str]]]:
     """Read and preprocess images: the batch, which rows are good, and (index, reason) of the bad ones.
 
+    Each image is scaled by its own type to what the model was made for; grey becomes RGB and RGB grey.
     Rows of bad images are zero (the mean colour), so that shapes never depend on the data.
     """
     s, c = preprocess.size, preprocess.channels
@@ -129,7 +162,8 @@ def load_batch(
     def load(row: int) -> tuple[int, str] | None:
         index = int(indices[row])
         try:
-            batch[row] = apply(images.read(index, at_least), preprocess)
+            image = read_in(images, preprocess.full_scale, index, at_least)
+            batch[row] = apply(as_channels(image, c) if {image.shape[-1], c} == {1, 3} else image, preprocess)
         except BadImage as error:
             return index, str(error)
         good[row] = True

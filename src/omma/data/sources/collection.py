@@ -24,6 +24,7 @@ from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
+from omma.data.sources.values import Ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
 from omma.data.sources.webdataset_samples import list_shards
 
@@ -39,6 +40,7 @@ class IndexedImages:
 
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
+    ranges: of a sample's values (data/sources/values.py); None: not sampled yet.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class IndexedImages:
         text: pa.LargeListArray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
         source: str = "",
+        ranges: Ranges | None = None,
     ) -> None:
         self.channels = channels
+        self.ranges = ranges
         self.labels = labels
         self.classes = classes
         self.splits = splits
@@ -222,7 +226,7 @@ def open_images(
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         check(listing.annotations)
-        listing.channels = _count_channels(listing, typed)
+        listing.channels, listing.ranges = _sampled(listing, typed)
         if cached:
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
@@ -238,15 +242,20 @@ def open_images(
         text=listing.annotations.text,
         skipped=listing.skipped,
         source=typed,
+        ranges=listing.ranges,
     )
 
 
-def _count_channels(listing: Listing, source: str) -> int:
-    """1 if all sampled images are grey, 3 if grey and RGB mix, otherwise the most frequent number."""
+def _sampled(listing: Listing, source: str) -> tuple[int, Ranges]:
+    """The number of channels and the range of the values, from a sample.
+
+    1 channel if all images are grey, 3 if grey and RGB mix, otherwise the most frequent number.
+    """
     n = len(listing.paths)
     spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
     rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
     counts: Counter[int] = Counter()
+    pixels: list[np.ndarray] = []
     bad: list[tuple[str, str]] = []
     for k, i in enumerate([*spread, *rest]):
         if k >= len(spread) and counts:
@@ -254,14 +263,15 @@ def _count_channels(listing: Listing, source: str) -> int:
         path = listing.paths[int(i)].as_py()
         try:
             where = None if listing.where is None else listing.where[i]
-            counts[listing.store.load(path, where, None, 1).shape[-1]] += 1
+            image = listing.store.load(path, where, None, 1)
+            counts[image.shape[-1]] += 1
+            pixels.append(thin(image)[None])
         except BadImage as error:
             bad.append((path, str(error)))
     if not counts:
         raise ValueError(_none_readable(source, n, bad))
-    if set(counts) == {1, 3}:
-        return 3
-    return counts.most_common(1)[0][0]
+    channels = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
+    return channels, value_ranges(pixels)
 
 
 def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:

@@ -72,7 +72,7 @@ def plain_jpeg(data: bytes) -> bool:
 def decode(
     data: bytes, channels: int | None = None, at_least: int | None = None, name: str = ""
 ) -> np.ndarray:
-    """Decode an image file to [h, w, c]: uint8 for files of 8 bits or less, else float32 with raw values.
+    """Decode an image file to [h, w, c]: uint8, uint16, or float32 for files of any other type.
 
     The content decides the format. EXIF orientation is applied, alpha dropped, CMYK and palettes become
     RGB, animations give their first frame. 16-bit colour PNGs come as 8 bits (Pillow reads no more). A TIFF
@@ -112,11 +112,13 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
 
 
 def as_values(image: np.ndarray) -> np.ndarray:
-    """uint8 unchanged, other numbers as float32; BadImage for empty, NaN, infinite or non-numeric ones."""
+    """uint8 and uint16 unchanged, other numbers as float32; BadImage for empty or non-finite images."""
     if 0 in image.shape:
         raise BadImage("no pixels")
     if image.dtype == np.uint8:
         return image
+    if image.dtype.kind == "u" and image.dtype.itemsize == 2:
+        return image.astype(np.uint16, copy=False)  # in this machine's order of bytes
     if image.dtype == bool:
         return image.astype(np.uint8) * np.uint8(255)
     if image.dtype.kind not in "uif":
@@ -134,7 +136,7 @@ def as_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
         image = np.repeat(image, 3, axis=-1)
     elif channels == 1 and actual == 3:
         grey = image @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow and JPEG
-        image = (grey.round().astype(np.uint8) if image.dtype == np.uint8 else grey)[..., None]
+        image = (grey if image.dtype == np.float32 else grey.round().astype(image.dtype))[..., None]
     elif channels is not None and actual != channels:
         raise BadImage(f"{actual} channels where the collection has {channels}")
     return np.ascontiguousarray(image)
@@ -207,7 +209,7 @@ def _pillow(data: bytes, kind: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         _limit(image.height, image.width)
         image.load()
-        return orient(_array(image), _orientation(image))
+        return orient(pillow_values(image), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -217,9 +219,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _array(image: Image.Image) -> np.ndarray:
-    if image.mode == "F" or image.mode[:1] == "I":  # 16 and 32 bits, grey
+def pillow_values(image: Image.Image) -> np.ndarray:
+    """A picture's values [h, w, c]: 16-bit, 32-bit and float ones as they are, others as grey or RGB bytes."""
+    if image.mode in ("F", "I"):
         return np.array(image)[..., None]
+    if image.mode.startswith("I;16"):
+        return np.array(image)[..., None].astype(np.uint16, copy=False)  # in this machine's order of bytes
     grey = image.mode in ("1", "L", "LA", "La")
     return np.array(image.convert("L"))[..., None] if grey else np.array(image.convert("RGB"))
 
@@ -278,12 +283,12 @@ def _tiff_by_pillow(data: bytes) -> np.ndarray:
         frames = getattr(image, "n_frames", 1)
         _limit(image.height, image.width, min(frames, PAGES))
         image.load()
-        orientation, layers = _orientation(image), [_array(image)]
+        orientation, layers = _orientation(image), [pillow_values(image)]
         if 1 < frames <= PAGES and layers[0].shape[-1] == 1:
             for frame in range(1, frames):
                 image.seek(frame)
                 _limit(image.height, image.width, frames)
-                layers.append(_array(image))
+                layers.append(pillow_values(image))
             if any(layer.shape != layers[0].shape for layer in layers):
                 layers = layers[:1]  # an image and its thumbnails
         return orient(np.concatenate(layers, axis=-1), orientation)

@@ -29,6 +29,7 @@ from omma.data.sources.labels import (
     strings,
 )
 from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, read_arrays
+from omma.data.sources.values import Ranges
 
 IMAGES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
@@ -50,6 +51,7 @@ class Listing:
     times: dict[str, int] = field(default_factory=dict)  # modification time of each folder, ns
     started: int = 0  # when listing began, ns
     channels: int = 0  # known once images have been decoded
+    ranges: Ranges = field(default_factory=dict)  # of their values, by type, likewise
 
 
 # ---------------------------------------------------------------- which names are images

@@ -18,7 +18,7 @@ from omma.data.sources.readers import Archive, Files, Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # version of the cache file; files of another version are ignored
+FORMAT = 3  # version of the cache file; files of another version are ignored
 SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
@@ -51,6 +51,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
         "times": listing.times,
         "started": listing.started,
         "channels": listing.channels,
+        "ranges": listing.ranges,
         "classes": listing.annotations.classes,
         "skipped": listing.skipped,
     }
@@ -91,6 +92,7 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
         times=meta["times"],
         started=meta["started"],
         channels=meta["channels"],
+        ranges={name: (low, high) for name, (low, high) in meta["ranges"].items()},
     )
 
 
