@@ -1,10 +1,15 @@
 """The command line: parse, call a verb, print."""
 
+import contextlib
 import functools
+import io
+import logging
+import os
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 
 import tyro
 
@@ -13,7 +18,8 @@ from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
 from omma.core import launcher
-from omma.core.errors import AlreadyReported
+from omma.core.errors import AlreadyReported, printable
+from omma.core.explain import explain
 
 COMMANDS = {
     "pretrain": pretrain,
@@ -49,13 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; errors that the user can mend are one line and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
-    # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
-    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
-    speaks = True
+    _prepare()
     try:
-        here = launcher.ranks()
-        first = speaks = here.rank == 0  # until processes have met, what fails on one fails on all
+        code = _guarded(lambda: _run([word for word in words if word != "--debug"]), debug)
+    finally:
+        _reader_left()
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    here = launcher.ranks()
+    try:
         if here.world_size > 1 and words[:1] not in (["pretrain"], ["embed"]):
             raise ValueError(
                 "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
@@ -64,15 +74,59 @@ def main(arguments: list[str] | None = None) -> None:
         for flag, given in options.items():
             if given and words[:1] != ["pretrain"]:
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")
-        commands = {**COMMANDS, "pretrain": functools.partial(pretrain, dotted=options)}
-        speaks = True
-        code = tyro.extras.subcommand_cli_from_dict(
-            commands, args=words, prog="omma", description=__doc__, console_outputs=first
-        )
-    except (ValueError, OSError) as error:
-        if debug:
+    except ValueError as error:  # until processes have met, what fails on one fails on all
+        if here.rank:
+            raise AlreadyReported(str(error)) from error
+        raise
+    commands = {**COMMANDS, "pretrain": functools.partial(pretrain, dotted=options)}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, args=words, prog="omma", description=__doc__, console_outputs=here.rank == 0
+    )
+
+
+# ---------------------------------------------------------------- the boundary of errors
+def _guarded(command: Callable[[], int], debug: bool) -> int:
+    """The command's exit status; every error ends here, as one line unless it is omma's own mistake."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        text, status = "interrupted", 130
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 0
+        text, status = explain(error), 2
+        if debug or text is None:
             traceback.print_exc()
-        if speaks and not isinstance(error, AlreadyReported):
-            print(f"omma: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+        if isinstance(error, AlreadyReported):
+            return 2
+        if text is None:
+            text, status = "this is a mistake in omma: please report it with the lines above", 1
+    with contextlib.suppress(OSError):  # standard error may be closed
+        print(f"omma: {text}", file=sys.stderr)
+    return status
+
+
+def _prepare() -> None:
+    """What every command wants of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters of names and messages
+            stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Printable("omma: %(message)s"))
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more (`| head -3`); Python's flush at exit finds nothing then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

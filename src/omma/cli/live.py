@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from omma.cli.shared import out
+from omma.cli.shared import Output, out
 
 if TYPE_CHECKING:  # they import torch, which takes a second
     from omma.pretraining import events
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # they import torch, which takes a second
 class Listener:
     """Prints a run's events: a live bar on a terminal, a line every 15 seconds elsewhere."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    console: Console = field(default_factory=Output)
     last: float = 0.0
     labels: str = "labels used for evaluation only"  # printed beside k-NN
 

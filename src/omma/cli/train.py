@@ -9,11 +9,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from rich.console import Console
-
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
-from omma.cli.shared import Dotted, Path_
+from omma.cli.shared import Dotted, Output, Path_
 from omma.core import launcher
 from omma.pretraining.request import Request, option_fields
 
@@ -53,7 +51,7 @@ def _pretrain(**options: Any) -> int:
     keep_memory()
     share_cores()
     first = launcher.ranks().rank == 0  # of several processes one speaks
-    with Listener(Console(highlight=False, soft_wrap=True, quiet=not first)) as listener:
+    with Listener(Output(quiet=not first)) as listener:
         result = verb(**options, listen=listener)
     if first:
         end(result)
@@ -74,11 +72,11 @@ def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
 
     data = str(verb.images(out, seed))
     flags = " ".join(f"--method.{key} {value}" for key, value in verb.OPTIONS.items())
-    Console().print(
+    Output().print(
         f"$ omma pretrain {data} --out {out} --budget {budget} --method {verb.METHOD} {flags}", style="bold"
     )
     code = _pretrain(images=data, method=verb.METHOD, out=out, budget=budget, seed=seed, options=verb.OPTIONS)
     if code:
         return code
-    Console().print(f"\n$ omma evaluate {out} {data}", style="bold")
+    Output().print(f"\n$ omma evaluate {out} {data}", style="bold")
     return evaluate(out, data, seed=seed)

@@ -151,7 +151,18 @@ def memory(device: torch.device) -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return machine_memory() // 2
+
+
+def machine_memory() -> int:
+    """Bytes of main memory of this machine, free or not; 8 GiB where the system does not say."""
+    if sys.platform == "win32":
+        status = (ctypes.c_ulong * 16)(64)  # MEMORYSTATUSEX: its size in bytes, then what it is asked for
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+        return ctypes.c_uint64.from_buffer(status, 8).value
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 8 << 30
 
 
 def cores() -> int:
@@ -160,16 +171,31 @@ def cores() -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the GPU, or main memory."""
+    """Peak memory of this process in bytes: of the GPU, or main memory; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # getrusage would include the peak of the parent process
+    try:  # under Linux; getrusage would include the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return 1024 * int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
-    import resource
-
+    except (OSError, StopIteration):  # /proc is not there, or not Linux's
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def to_device(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy on the device, made while this process goes on where that is safe.
+
+    It is from pinned memory to a CUDA device. Elsewhere the source could be freed, or a copy to the host be
+    read, before the copy is complete: on MPS that gives wrong numbers without an error.
+    """
+    return x.to(
+        device, dtype, non_blocking=device.type == "cuda" and x.device.type == "cpu" and x.is_pinned()
+    )
 
 
 def synchronise(device: torch.device) -> None:

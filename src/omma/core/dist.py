@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from omma.core import launcher
-from omma.core.errors import AlreadyReported
+from omma.core.errors import AlreadyReported, message
 
 TIMEOUT = timedelta(hours=1)  # generous, since one process may be listing millions of images
 CONNECTION_LOST = (
@@ -52,7 +52,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if _already_reported(store, _one_line(error)):
+        if _already_reported(store, message(error)):
             raise AlreadyReported(str(error)) from error
         raise
     except RuntimeError as error:
@@ -65,17 +65,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()  # not after an error: the others may never get here
 
 
-def _one_line(error: Exception) -> str:
-    """The full message, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _already_reported(store: dist.Store, message: str, consequence: bool = False) -> bool:
+def _already_reported(store: dist.Store, text: str, consequence: bool = False) -> bool:
     """Has another process reported this message? If not, record that this process reports it.
 
     consequence: the error may only follow from another process's error, so any earlier report counts.
     """
-    key = "reported/" + hashlib.sha256(message.encode()).hexdigest()
+    key = "reported/" + hashlib.sha256(text.encode()).hexdigest()
     try:
         if consequence and store.add("reported", 0) > 0:
             return True
@@ -175,12 +170,12 @@ def propagate_errors() -> Iterator[None]:
 
     The body must not contain collectives.
     """
-    error: ValueError | OSError | None = None
+    error: Exception | None = None
     try:
         yield
-    except (ValueError, OSError) as raised:
+    except Exception as raised:
         error = raised
-    messages = [m for m in gather_objects(None if error is None else _one_line(error)) if m is not None]
+    messages = [m for m in gather_objects(None if error is None else message(error)) if m is not None]
     if error is not None:
         raise error
     if messages:

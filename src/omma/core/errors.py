@@ -1,16 +1,37 @@
-"""How errors reach the user: in one line."""
+"""How errors reach the user: in one line that says what, where and what to do (explain.py has the table)."""
 
+import errno
 import importlib
+import re
 from typing import Any
+
+_MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# C0 and C1 control characters but tab and newline, marks that reverse text, and halves of surrogate pairs
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class AlreadyReported(ValueError):
     """An error that another process of the same run has already reported to the user."""
 
 
+def printable(text: str) -> str:
+    """The text with control characters written out (\\x1b), so that a file's name cannot steer a terminal."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def message(error: BaseException) -> str:
+    """The error's full message without line breaks and control characters; its type if it has no message."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
 def line(error: BaseException) -> str:
     """The error's message in one line of at most 200 characters; its type where the message is empty."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return message(error)[:200]
+
+
+def exhausted(error: BaseException) -> bool:
+    """Is the machine out of memory, open files or disk space? That says nothing of what was being read."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE)
 
 
 def need(module: str, extra: str) -> Any:

@@ -23,6 +23,16 @@ class BadImage(ValueError):
 class Inaccessible(BadImage):
     """An image that cannot be read now (permission, network, I/O): left out this time, never remembered."""
 
+    PREFIX = "not accessible now: "
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why if why.startswith(self.PREFIX) else self.PREFIX + why)
+
+    @classmethod
+    def is_reason(cls, reason: str) -> bool:
+        """Whether a reason, as lists of skipped images have it, is one of these."""
+        return reason.startswith(cls.PREFIX)
+
 
 @runtime_checkable
 class Images(Protocol):

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 
 from omma.core import files
-from omma.core.device import cores
-from omma.core.protocols import Backbone, Images, Preprocess
+from omma.core.device import cores, to_device
+from omma.core.protocols import Backbone, Images, Inaccessible, Preprocess
 from omma.data.batches.preprocess import load_batch
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def stream(
         vectors = np.zeros((0, network.dim), np.float32)
         if len(indices):
             with torch.inference_mode():
-                pooled = network(pixels.to(device=device, dtype=precision, non_blocking=True)).pooled
+                pooled = network(to_device(pixels, device, precision)).pooled
             vectors = pooled.float().cpu().numpy()
         yield FeatureBatch(vectors, indices, bad)
 
@@ -140,7 +140,7 @@ def extract(
             return cached
     batches = stream(prepare(encoder, device, precision), images, preprocess, batch)
     features = _collect(batches, len(images), provenance, progress)
-    if file is not None:
+    if file is not None and not any(Inaccessible.is_reason(reason) for _, reason in features.bad):
         _store(file, features)
     return features
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from omma.core import collectives, dist
+from omma.core.device import to_device
 from omma.core.protocols import Batch, Clock, Method, Recipe, StepOutput
 from omma.core.random import derive
 from omma.train import ddp
@@ -152,8 +153,5 @@ def _means(outputs: Sequence[StepOutput]) -> Float[Tensor, "m"]:
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on another device."""
 
-    def to(x: Tensor) -> Tensor:
-        return x.to(device, non_blocking=device.type != "cpu")  # a copy to the host must be complete
-
-    labels, text = (None if x is None else to(x) for x in (batch.labels, batch.text))
-    return Batch(tuple(map(to, batch.views)), batch.key, labels, text)
+    labels, text = (None if x is None else to_device(x, device) for x in (batch.labels, batch.text))
+    return Batch(tuple(to_device(view, device) for view in batch.views), batch.key, labels, text)

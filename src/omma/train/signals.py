@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop after the current step."""
 
 import signal
 import threading
@@ -19,7 +19,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into `Stop`; a second one acts as usual.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Stop`; a second one acts as usual.
+
+    A signal that is ignored stays so (`nohup`).
 
     Outside the main thread, where signals cannot be caught, this does nothing.
     """
@@ -27,7 +29,9 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks one
+    handlers = {s: signal.getsignal(s) for s in (getattr(signal, name) for name in names)}
+    previous = {s: handler for s, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def ask(number: int, frame: object) -> None:
         stop.signal = number

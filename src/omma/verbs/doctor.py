@@ -5,9 +5,11 @@ import platform
 import torch
 
 from omma.core import device as machine
+from omma.core.explain import translated
 from omma.ops.cpu import library
 
 
+@translated()
 def doctor() -> list[tuple[str, str]]:
     """Facts about this machine and what follows from them, as (name, sentence)."""
     place = machine.pick_device()

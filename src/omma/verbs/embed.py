@@ -12,6 +12,7 @@ import torch
 from omma import weights
 from omma.core import dist, files, launcher
 from omma.core.checks import one_of
+from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
@@ -40,6 +41,7 @@ class Embedded:
 
 
 @dist.process_group()
+@translated()
 def embed(
     model: str | Path | Model,
     images: str | Path | Images,

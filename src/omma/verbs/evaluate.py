@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omma import weights
 from omma.core import device as devices
 from omma.core import files
+from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
@@ -20,6 +21,7 @@ from omma.weights import Model
 PROTOCOLS = ("knn", "linear", "ridge", "zeroshot", "retrieval")
 
 
+@translated()
 def evaluate(
     model: str | Path | Model,
     labelled: str | Path | Images,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omma import weights
+from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
@@ -36,6 +37,7 @@ class Exported:
         return f"compared on {self.images} image{'s' * (self.images != 1)} at {sizes} px"
 
 
+@translated()
 def export(
     model: str | Path | Model,
     format: str,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from omma.core import dist, launcher
+from omma.core.explain import translated
 from omma.data.sources.collection import write_skipped
 from omma.pretraining import trainer
 from omma.pretraining.assemble import assemble, configuration
@@ -19,6 +20,7 @@ RELEASE = 60.0  # seconds until the lock of a run that torchrun restarts must be
 
 @takes(Request)
 @dist.process_group()
+@translated()
 def pretrain(request: Request) -> Result:
     """`omma pretrain` as a function; its arguments are the fields of `Request`.
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from omma.core.explain import translated
 from omma.data.sources import collection
 from omma.data.sources.collection import IndexedImages
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
 
 
+@translated()
 def report(run: str | Path, images: str | Path | IndexedImages, *, seed: int = 0) -> Path:
     """Write report.html of a finished run, with pictures of `images`; returns its path.
 

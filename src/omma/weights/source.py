@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.core.errors import line
+from omma.core.explain import translated
 from omma.core.protocols import Backbone, Extras
 from omma.weights import hub, published, read_file, store
 from omma.weights.model import Model
@@ -18,6 +19,7 @@ from omma.weights.published import clip, dalle
 from omma.weights.published.recognise import Recognised
 
 
+@translated()
 def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     """Load an encoder, on the CPU in fp32.
 

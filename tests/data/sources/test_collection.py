@@ -224,7 +224,7 @@ def test_missing_file_of_a_manifest_is_a_bad_image(tmp_path):
     fill(tmp_path, {"a.jpg": picture(), "list.csv": b"path\na.jpg\ngone.jpg\n"})
     images = checked(open_images(tmp_path / "list.csv"))
     assert paths(images) == ["a.jpg"]
-    assert images.skipped == [("gone.jpg", "no such file or directory")]
+    assert images.skipped == [("gone.jpg", "not accessible now: no such file or directory")]
 
 
 def test_labels_as_numbers_or_names():

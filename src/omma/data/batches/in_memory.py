@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, Num
 from torch import Tensor
 
+from omma.core.device import machine_memory
 from omma.core.protocols import BadImage, Images
 from omma.data.batches.skip_bad import Reader
 from omma.data.sources.values import read_in
@@ -21,15 +22,13 @@ MAX_BYTES = 2 << 30  # and at most a quarter of the machine's memory
 
 def memory_bytes() -> int:
     """Memory of this machine or container: all of it, not what is free, so that restarts agree."""
-    sizes = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    sizes = [machine_memory()]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             sizes.append(int(Path(path).read_text()))
         except (OSError, ValueError):  # no such group, or "max"
             continue
-    return min(sizes, default=4 << 30)
+    return min(sizes)
 
 
 def fits_in_memory(images: Images) -> bool:

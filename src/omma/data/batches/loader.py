@@ -5,7 +5,9 @@ resumes by naming its step.
 """
 
 import atexit
+import logging
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from omma.core.device import cores
+from omma.core.device import cores, to_device
+from omma.core.errors import line
 from omma.core.protocols import Crop, Images, Key
-from omma.data.batches import augment, gpu_jpeg
+from omma.data.batches import augment, gpu_jpeg, transport
 from omma.data.batches.in_memory import Decoded, decode_all, fits_in_memory
 from omma.data.batches.order import fetched, keys
 from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.values import read_in
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 32  # images a worker hands over at a time: bounded memory, and several workers share a batch
 
@@ -105,7 +110,8 @@ def stream(
 
     batch: of all processes together. full_scale: white in the crops' values, to which each image is scaled by
     its own type; None: values as they are (data/sources/values.py). in_memory, start_method (of processes; by
-    default fork where there is one, so that scripts need no `__main__` guard): override what is chosen here.
+    default fork where there is one that works, on Linux, so that scripts need no `__main__` guard): override
+    what is chosen here.
     """
     plan, device = tuple(plan), torch.device(device)
     if not plan:
@@ -177,8 +183,8 @@ def _from_workers(
 def _join(chunks: tuple[Tensor, ...], device: torch.device) -> Tensor:
     whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # uint8 and float32 chunks become float32
     if device.type == "cuda" and whole.device.type == "cpu":
-        return whole.pin_memory().to(device, non_blocking=True)
-    return whole.to(device)
+        whole = whole.pin_memory()
+    return to_device(whole, device)
 
 
 # ---------------------------------------------------------------- worker processes
@@ -198,8 +204,9 @@ def _start_worker(worker: int) -> None:
     # The parent decides when to stop: a Ctrl-C or a SIGTERM to the whole process group must not kill workers
     # while the parent still finishes its step and saves. They leave with it (PyTorch's watchdog), `kill -9`
     # included.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -227,23 +234,31 @@ def _processes(
     """Chunks in order, from worker processes or from this one (workers=0), and a function that ends them."""
     if not workers:
         return (work[key] for key in _ChunkKeys(order)), lambda: None
-    if start_method is None and "fork" in torch.multiprocessing.get_all_start_methods():
+    if (
+        start_method is None and sys.platform == "linux"
+    ):  # elsewhere forked processes crash in system libraries
         start_method = "fork"
-    with warnings.catch_warnings():  # "more workers than cores": intended
-        warnings.simplefilter("ignore")
-        source = iter(
-            DataLoader(
-                work,
-                batch_size=None,
-                sampler=_ChunkKeys(order),  # type: ignore[arg-type]  # any iterable will do
-                num_workers=workers,
-                prefetch_factor=max(2, -(-2 * chunks // workers)),  # two batches ahead
-                collate_fn=_unchanged,  # type: ignore[arg-type]
-                worker_init_fn=_start_worker,
-                multiprocessing_context=start_method,
-                generator=torch.Generator(),  # or it would draw from the global one, by the number of workers
+    try:
+        with warnings.catch_warnings():  # "more workers than cores": intended
+            warnings.simplefilter("ignore")
+            source = iter(
+                DataLoader(
+                    transport.Sender(work),
+                    batch_size=None,
+                    sampler=_ChunkKeys(order),  # type: ignore[arg-type]  # any iterable will do
+                    num_workers=workers,
+                    prefetch_factor=max(2, -(-2 * chunks // workers)),  # two batches ahead
+                    collate_fn=_unchanged,  # type: ignore[arg-type]
+                    worker_init_fn=_start_worker,
+                    multiprocessing_context=start_method,
+                    generator=torch.Generator(),  # or it would draw from the global one, by the workers' number
+                )
             )
+    except OSError as error:  # no semaphores without /dev/shm, no further process
+        log.warning(
+            "no process can be started to load data (%s), so this one does, which takes longer", line(error)
         )
+        return (work[key] for key in _ChunkKeys(order)), lambda: None
 
     def end() -> None:
         atexit.unregister(end)
@@ -254,4 +269,4 @@ def _processes(
 
     # Before multiprocessing's own exit handler, which would wait for ever for those who ignore SIGTERM.
     atexit.register(end)
-    return source, end
+    return transport.received(source), end

@@ -1,5 +1,7 @@
 """Reading images one by one, each bad one replaced by the next good one."""
 
+import math
+import time
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -7,8 +9,9 @@ import numpy as np
 from jaxtyping import Int64, Num
 from torch import Tensor
 
-from omma.core.protocols import BadImage, Images, Key
+from omma.core.protocols import BadImage, Images, Inaccessible, Key
 
+RETRY = 600.0  # seconds
 Loaded = TypeVar("Loaded")
 
 
@@ -22,22 +25,28 @@ class RawCrops(NamedTuple):
 
 
 class Reader(Generic[Loaded]):
-    """Reads images by `load`; each bad one is remembered, and replaced by the next that can be read."""
+    """Reads images by `load`; each bad one is remembered, and replaced by the next that can be read.
+
+    One that cannot be accessed is tried again after a while: its disk or server may have come back.
+    """
 
     def __init__(self, images: Images, load: Callable[[int], Loaded]) -> None:
         self.images, self.load = images, load
         self.bad: dict[int, str] = {}
+        self._again: dict[int, float] = {}  # when to try those that could not be accessed
 
     def read(self, index: int) -> tuple[Loaded, int, list[int]]:
         """What was loaded, the index that it comes from, and the bad ones passed over."""
         n = len(self.images)
         passed: list[int] = []
         for i in (j % n for j in range(index, index + n)):
-            if i not in self.bad:
+            if i not in self.bad or time.monotonic() > self._again.get(i, math.inf):
                 try:
                     return self.load(i), i, passed
                 except BadImage as error:
                     self.bad[i] = str(error)
+                    if isinstance(error, Inaccessible):
+                        self._again[i] = time.monotonic() + RETRY
             passed.append(i)
         raise ValueError(
             f"none of {n} images can be read (first: {self.images.path(index)}: {self.bad[index]})"

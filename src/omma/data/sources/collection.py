@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from omma.core.explain import translated
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage, Images
+from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Annotations, encode
@@ -220,14 +221,16 @@ def open_images(
         list_source, cached = lister(source, typed)
     listing = recall(memory, source, store) if cached else None
     if listing is None:
-        listing = list_source(source)
+        with translated(typed):
+            listing = list_source(source)
         if not len(listing.paths):
             n = len(listing.skipped)
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         check(listing.annotations)
-        listing.channels, listing.ranges = _sampled(listing, typed)
-        if cached:
+        listing.channels, listing.ranges, all_read = _sampled(listing, typed)
+        accessible = not any(Inaccessible.is_reason(reason) for _, reason in listing.skipped)
+        if cached and accessible and all_read:
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
@@ -246,10 +249,11 @@ def open_images(
     )
 
 
-def _sampled(listing: Listing, source: str) -> tuple[int, Ranges]:
+def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
     """The number of channels and the range of the values, from a sample.
 
-    1 channel if all images are grey, 3 if grey and RGB mix, otherwise the most frequent number.
+    1 channel if all images are grey, 3 if grey and RGB mix, otherwise the most frequent number. And whether
+    all of the sample could be accessed, so that both will be the same next time.
     """
     n = len(listing.paths)
     spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
@@ -270,8 +274,9 @@ def _sampled(listing: Listing, source: str) -> tuple[int, Ranges]:
             bad.append((path, str(error)))
     if not counts:
         raise ValueError(_none_readable(source, n, bad))
+    all_read = not any(Inaccessible.is_reason(reason) for _, reason in bad)
     channels = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
-    return channels, value_ranges(pixels)
+    return channels, value_ranges(pixels), all_read
 
 
 def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
@@ -279,6 +284,9 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
 
 
 def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
+    if all(Inaccessible.is_reason(reason) for _, reason in bad):
+        remedy = "check permissions, disk and connection, then repeat the command"
+        return f"{source}: none of {n:,} images can be accessed ({_first(bad)}); {remedy}"
     return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
 
 
@@ -304,36 +312,46 @@ def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int,
     return sorted(itertools.chain(*results))
 
 
-def _read_checked(file: Path) -> list[tuple[int, str]] | None:
+def _read_checked(file: Path) -> tuple[list[tuple[int, str]], list[int]] | None:
+    """The bad images found before, and those that could not be accessed; None if not checked yet."""
     try:
-        return [(int(i), str(reason)) for i, reason in json.loads(file.read_text())]
-    except (OSError, ValueError, TypeError):  # not checked yet, or damaged
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return [(int(i), str(why)) for i, why in record["bad"]], [int(i) for i in record["again"]]
+    except (OSError, ValueError, TypeError, KeyError):  # damaged, too, or written before there was "again"
         return None
+
+
+def _sample_to_check(images: IndexedImages) -> np.ndarray:
+    """The images that are checked: all, or a seeded sample."""
+    if len(images) <= CHECK_ALL:
+        return np.arange(len(images))
+    shards = images.blocks  # whole shards, rather than one image of each
+    order = (
+        np.random.default_rng(0).permutation(len(images)) if shards is None else local_order(0, 0, shards, 1)
+    )
+    return np.sort(order[:CHECK_SAMPLE])
 
 
 def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
     Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
-    is cached by fingerprint. Raises ValueError if no image can be decoded.
+    is cached by fingerprint, but for images that cannot be accessed: they are checked again each time.
+    Raises ValueError if no image can be decoded.
     """
     file = (cache or cache_folder()) / f"checked-{images.fingerprint}.json"
-    bad = _read_checked(file)
-    if bad is None:
-        n = len(images)
-        sample = None
-        if n > CHECK_ALL:
-            shards = images.blocks  # whole shards, rather than one image of each
-            order = (
-                np.random.default_rng(0).permutation(n) if shards is None else local_order(0, 0, shards, 1)
-            )
-            sample = np.sort(order[:CHECK_SAMPLE])
-        bad = verify(images, sample)
-        if len(bad) == (n if sample is None else len(sample)):
-            raise ValueError(
-                _none_readable(images.source, n, [(images.path(i), reason) for i, reason in bad])
-            )
-        write_whole(file, json.dumps(bad).encode())
+    bad, again = _read_checked(file) or ([], None)
+    if again is None or again:
+        todo = _sample_to_check(images) if again is None else np.array(again)
+        bad = sorted(bad + verify(images, todo))
+        verdicts = [(i, reason) for i, reason in bad if not Inaccessible.is_reason(reason)]
+        again = [i for i, reason in bad if Inaccessible.is_reason(reason)]
+        record = {"bad": verdicts, "again": again}
+        write_whole(file, json.dumps(record).encode())
+    if len(bad) == len(_sample_to_check(images)):
+        raise ValueError(
+            _none_readable(images.source, len(images), [(images.path(i), reason) for i, reason in bad])
+        )
     if not bad:
         return images
     good = np.ones(len(images), bool)

@@ -103,7 +103,7 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
         if kind == "TIFF":
             return _tiff(data)
         return _pillow(data, kind)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise BadImage(f"over {PIXELS // 10**6} million pixels") from None

@@ -28,7 +28,7 @@ from omma.data.sources.labels import (
     read_csv,
     strings,
 )
-from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, read_arrays
+from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, inaccessible, read_arrays
 from omma.data.sources.values import Ranges
 
 IMAGES = frozenset(
@@ -74,7 +74,7 @@ def _why_not(name: str, head: Callable[[], bytes]) -> str | None:
     try:
         return None if sniff(head()) else "not an image"
     except OSError as error:
-        return (error.strerror or "cannot be read").lower()
+        return str(inaccessible(error))
     except BadImage as error:
         return str(error)
 
@@ -104,7 +104,7 @@ def list_folder(root: str) -> Listing:
         except OSError as error:
             if not folder:
                 raise ValueError(f"{root}: {error.strerror}; give a folder that you may read") from None
-            skipped.append((_printable(folder) + "/", (error.strerror or "cannot be read").lower()))
+            skipped.append((_printable(folder) + "/", str(inaccessible(error))))
         if names:
             files[folder] = sorted(names)
     folders = sorted(files)

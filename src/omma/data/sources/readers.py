@@ -5,6 +5,7 @@ import hashlib
 import mmap
 import os
 import re
+import stat
 import struct
 import threading
 import zipfile
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 import fsspec
 import numpy as np
 
-from omma.core.protocols import BadImage
+from omma.core.errors import exhausted, line
+from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources.decode import as_values, decode
 
 LARGEST = 1 << 30  # bytes of one encoded image; a larger file is a decompression bomb or a video
@@ -46,6 +48,13 @@ def _file_stamp(file: str) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
+def inaccessible(error: Exception) -> Inaccessible:
+    """What an error of access means for an image; raises the error itself if the machine is exhausted."""
+    if exhausted(error):
+        raise error
+    return Inaccessible((getattr(error, "strerror", None) or line(error)).lower())
+
+
 class EncodedStore(ABC):
     """A store of encoded image files."""
 
@@ -67,21 +76,42 @@ class Files(EncodedStore):
     root: str
 
     def content(self, path: str, where: np.ndarray | None) -> bytes:
+        if "://" in path:
+            return _fetched(path)
         try:
-            if "://" in path:
-                with fsspec.open(path, "rb") as remote:
-                    return remote.read()  # pyright: ignore[reportAttributeAccessIssue]
-            with open(os.path.join(self.root, path), "rb") as file:
-                if os.fstat(file.fileno()).st_size > LARGEST:
+            with open(os.path.join(self.root, path), "rb", opener=_without_waiting) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage("not a regular file")
+                if status.st_size > LARGEST:
                     raise BadImage("over 1 GB")
                 return file.read()
         except OSError as error:
-            raise BadImage((error.strerror or type(error).__name__).lower()) from None
+            raise inaccessible(error) from None
+        except ValueError as error:  # BadImage, or a name with a zero byte
+            raise BadImage(line(error)) from None
 
     def stamp(self, paths: list[str]) -> str:
         if len(paths) > FEW:
             return _file_stamp(self.root)
         return "\n".join(_file_stamp(os.path.join(self.root, path)) for path in paths if "://" not in path)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer is opened too, rather than waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _fetched(address: str) -> bytes:
+    """The file at an fsspec address, at most LARGEST bytes. Raises BadImage."""
+    try:
+        with fsspec.open(address, "rb") as remote:
+            data = remote.read(LARGEST + 1)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # a missing package, an unknown protocol, or any error of a network library
+        raise inaccessible(error) from None
+    if len(data) > LARGEST:
+        raise BadImage("over 1 GB")
+    return data
 
 
 # ---------------------------------------------------------------- archives
@@ -109,7 +139,9 @@ class Archive(EncodedStore):
             try:
                 with open(self.file, "rb") as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                raise inaccessible(error) from None
+            except ValueError as error:  # mmap refuses an empty file
                 raise BadImage(f"the archive cannot be read: {error}") from None
         offset, stored, size, method, checksum = (int(number) for number in where)
         if method >= 0:
@@ -209,6 +241,8 @@ def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | 
             return as_images(_load_npy(file, name), name), None, None
         return as_images(_idx(file), name), _idx_labels(file), None
     except (OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not about the bytes
+            raise
         raise ValueError(f"{name}: cannot be read ({error}); save it again") from None
 
 

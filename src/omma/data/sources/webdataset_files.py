@@ -24,10 +24,10 @@ import numpy as np
 from filelock import FileLock
 
 from omma.core import files
-from omma.core.errors import line
-from omma.core.protocols import BadImage
+from omma.core.errors import exhausted, line
+from omma.core.protocols import Inaccessible
 from omma.data.sources.listing import IMAGES
-from omma.data.sources.readers import Archive, EncodedStore
+from omma.data.sources.readers import Archive, EncodedStore, inaccessible
 
 TRIES = 3  # attempts at a download, with a pause between them
 PAUSE = 2.0  # seconds before the second attempt, doubled each time
@@ -153,6 +153,8 @@ def _remote(source: str, typed: str) -> list[Shard] | None:
     except ValueError:
         raise
     except Exception as error:  # a missing package, or any error of a network library
+        if exhausted(error):
+            raise
         raise ValueError(f"{typed}: cannot be found ({line(error)}); check the address") from None
     if not infos:
         raise ValueError(f"{typed}: no such shards; check the address")
@@ -243,9 +245,9 @@ class Shards(EncodedStore):
         try:
             data = _retry(lambda: system.cat_file(path, start=start, end=start + size))
         except OSError as error:
-            raise BadImage(f"{shard.name}: {line(error)}") from None
+            raise inaccessible(error) from None
         if len(data) != size:
-            raise BadImage(f"{shard.name}: wrong length")
+            raise Inaccessible(f"{len(data)} of {size} bytes received from {shard.name}")
         return data
 
     def _make_room(self, shard: Shard) -> None:
@@ -280,9 +282,13 @@ def _retry(download: Callable[[], _Result]) -> _Result:
             return download()
         except FileNotFoundError:
             raise
-        except Exception:
+        except Exception as error:
+            if exhausted(error):
+                raise
             time.sleep(PAUSE * 2 ** (attempt - 1))
     try:
         return download()
     except Exception as error:
+        if exhausted(error):
+            raise
         raise OSError(line(error)) from error

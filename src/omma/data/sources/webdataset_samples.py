@@ -14,7 +14,7 @@ import pyarrow as pa
 from omma.core.errors import line
 from omma.data.sources.labels import Annotations, from_folders, from_table
 from omma.data.sources.listing import IMAGES, Listing
-from omma.data.sources.readers import LARGEST
+from omma.data.sources.readers import LARGEST, inaccessible
 from omma.data.sources.webdataset_files import FETCHERS, Shards
 
 _LARGEST_TEXT = 1 << 20  # bytes of a member that holds a label, captions or JSON
@@ -77,7 +77,9 @@ def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> Iter
                 ):
                     path = f"{shard.name}/{member.name.removeprefix('./')}"
                     skipped.append((path.encode(errors="replace").decode(), reason))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except OSError as error:
+        skipped.append((shard.name, str(inaccessible(error))))
+    except (tarfile.TarError, EOFError) as error:
         skipped.append((shard.name, f"not a readable tar from somewhere on ({line(error)})"))
     return (sample for sample in samples.values() if sample.where)
 
