@@ -58,7 +58,7 @@ def test_round_trip_is_bit_equal(run):
 def test_what_stands_in_the_folder(run):
     assert sorted(f.name for f in run.iterdir()) == ["model.json", "model.safetensors"]
     description = json.loads((run / "model.json").read_text())
-    assert description.keys() == {"schema", "spec", "preprocess", "provenance", "omma"}
+    assert description.keys() == {"schema", "spec", "preprocess", "provenance", "digests", "omma"}
     state = safetensors.torch.load_file(run / "model.safetensors")
     assert {x.dtype for x in state.values()} == {torch.float32}
 

@@ -1,38 +1,108 @@
 """Atomic file writes, and the folder of caches that can be rebuilt."""
 
 import contextlib
+import errno
+import json
 import os
+import secrets
+import shutil
+import stat
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from omma.core.errors import line
 from omma.core.explain import writing
+
+STALE = 24 * 3600.0  # seconds after which a temporary file is taken for that of a writer that was killed
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file to write, which replaces `path` on success and is deleted on failure.
 
-    Readers see either the old file or the new one, never half of one. Missing folders are created.
-    durable: flush to disk (fsync) before replacing, so that the file survives a crash of the machine.
+    Readers see either the old file or the new one, never half of one. Missing folders are created. The file
+    gets the permissions of any new file, even if a library that writes it sets others.
+    durable: flush to disk (fsync) before and after replacing, so that the file survives a crash of the
+    machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # processes of other machines and containers have the same numbers
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with writing(path):
+            partial.touch()
+            mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
+            if stat.S_IMODE(partial.stat().st_mode) != mode:
+                partial.chmod(mode)
             if durable:
                 with open(partial, "rb+") as file:
                     os.fsync(file.fileno())
             os.replace(partial, path)
+            if durable:
+                flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete temporary files left by killed writers of `path`; no process may be writing it."""
-    for partial in path.parent.glob(f".{path.name}.*.partial"):
-        partial.unlink(missing_ok=True)
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that files renamed in it survive a crash of the machine."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    except OSError as error:  # some network file systems have no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(entry)
+
+
+def set_default_modes(folder: Path) -> None:
+    """Give all files below `folder` the permissions of any new file; some libraries write them private."""
+    probe = folder / f".{secrets.token_hex(8)}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+def remove_leftovers(path: Path, older: float = 0.0) -> None:
+    """Delete temporary files left by killed writers of `path` (its name may be a pattern).
+
+    No process may be writing it, unless `older` is given: then those last changed that many seconds ago go.
+    """
+    for partial in path.parent.glob(f".{path.name}.*partial"):
+        with contextlib.suppress(OSError):  # another process removes it
+            if older == 0.0 or time.time() - partial.lstat().st_mtime > older:
+                remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with everything in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError that names the file and the remedy."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({line(error)}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
+    return content
 
 
 def omma_version() -> str:

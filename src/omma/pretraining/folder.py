@@ -9,9 +9,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from omma import weights
 from omma.core import files
 
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
+# what only the process that holds the lock writes
+OWN = ("config.json", "metrics.jsonl", "model.*", "extras.*", "skipped.csv", "profile.json", "rejected-*")
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,30 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Did training reach its end?"""
-        return (self.path / "model.safetensors").exists()
+        """Did training reach the end that config.json names, and is its model written, all of it?"""
+        return self.result() is not None
+
+    def result(self, thorough: bool = False) -> dict[str, Any] | None:
+        """What a finished run's model says of its origin: configuration, `steps`, `seconds`; else None.
+
+        thorough: all bytes of the model are compared with their digest.
+        """
+        origin = weights.provenance(self.path, thorough)
+        return origin if origin is not None and origin.get("end") == self.config().get("end") else None
 
     def config(self) -> dict[str, Any]:
-        """config.json; empty if there is none."""
+        """config.json; empty if there is none. Raises ValueError if it is damaged."""
         path = self.path / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        remedy = "copy it from a backup or, if the run is finished, use its model.safetensors and model.json"
+        return files.read_json(path, remedy) if path.exists() else {}
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Make the folder this run's; refuse one whose configuration differs, and show where.
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json; empty if there is none. Raises ValueError if it is damaged."""
+        path = self.path / EVALUATION
+        return files.read_json(path, "remove it, or run `omma evaluate` again") if path.exists() else {}
 
-        Raises ValueError.
-        """
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the folder is this run's or free, and name what differs."""
         config = json.loads(json.dumps(config))
         old = self.config()
         if old:
@@ -57,11 +71,22 @@ class RunFolder:
                     f"{self.path} holds a run with another configuration ({'; '.join(different)}): "
                     "choose another --out, or repeat the command as it was to resume"
                 )
-            return
         # hidden files are those of a run that was killed at its very start
-        if self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
+        elif self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
-        self._write(config)
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Make the folder this run's, and clear what killed processes left half-written; hold the lock.
+
+        Raises ValueError as `check` does.
+        """
+        self.check(config)
+        if not self.config():
+            self._write(config)
+        for name in OWN:
+            files.remove_leftovers(self.path / name)
+        for folder in (self.path, self.path / "features"):  # of commands that do not take the lock
+            files.remove_leftovers(folder / "*", files.STALE)
 
     def revise(self, config: Mapping[str, Any]) -> None:
         """Replace entries of the configuration by what a trial has decided."""
@@ -87,28 +112,40 @@ class RunFolder:
             ) from None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        """The lines of metrics.jsonl without damaged ones, such as a last line cut short by a crash."""
+        return self._metrics()[0]
+
+    def _metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines, and the number of others before the last."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
-            return []
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
+            return [], 0
+        texts = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+        lines = [_parsed(text) for text in texts]
+        return [line for line in lines if line is not None], sum(line is None for line in lines[:-1])
 
-    def rewind(self, step: int) -> None:
-        """Drop the metrics of steps that will be repeated."""
-        lines = [line for line in self.metrics() if line["step"] <= step]
+    def rewind(self, step: int) -> int:
+        """Drop the metrics of steps that will be repeated; returns how many damaged lines went with them."""
+        lines, damaged = self._metrics()
         with files.atomic_write(self.path / "metrics.jsonl") as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            whole = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+            file.write_text("".join(whole), encoding="utf-8")
+        return damaged
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    usable = isinstance(line, dict) and isinstance(line.get("event"), str)
+    return line if usable and isinstance(line.get("step"), int) else None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

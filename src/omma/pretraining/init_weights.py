@@ -39,7 +39,7 @@ def find(request: Request, folder: RunFolder) -> Start:
     """The weights that the user names; a run with checkpoints needs no more than where they came from."""
     assert request.init is not None
     source = str(Path(request.init))
-    resumed = checkpoint.newest(folder.checkpoints)[0] is not None
+    resumed = bool(checkpoint.paths(folder.checkpoints))
     before = dist.broadcast(folder.config().get("init") if resumed else None)
     if before and before["source"] == source:
         return Start(dataclasses.replace(Origin(**before), **request.init_options()), None)

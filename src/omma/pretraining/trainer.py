@@ -5,7 +5,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -38,9 +39,9 @@ class Diverged(ValueError):
 
 def train(run: Run, request: Request) -> Result:
     """Resume the run from its newest checkpoint and train to its end, or until asked to stop."""
+    if (result := dist.broadcast(run.folder.result(thorough=True) if run.primary else None)) is not None:
+        return _finished_before(run, result)
     _resume(run)
-    if dist.broadcast(run.folder.finished):
-        return _finished_before(run)
     if run.cache is not None:
         with dist.propagate_errors():
             run.cache.write(lambda text: run.listen(Note(text)))
@@ -62,27 +63,48 @@ def train(run: Run, request: Request) -> Result:
 
 
 def _resume(run: Run) -> None:
-    """Load the newest checkpoint, if there is one."""
-    saved, damaged = checkpoint.newest(run.folder.checkpoints)
+    """Load the newest whole checkpoint, if there is one."""
+    saved, damaged = checkpoint.newest(run.folder.checkpoints, together=True)
     dist.require_same("checkpoints", str(saved and saved.step))
-    run.notes += damaged
     if saved is None:
+        if damaged:
+            raise ValueError(
+                f"no checkpoint of {run.folder.path} is whole ({'; '.join(damaged)}): remove "
+                f"{run.folder.checkpoints} to train from the start again"
+            )
+        if (run.folder.path / weights.WEIGHTS).exists():
+            raise ValueError(
+                f"{run.folder.path / weights.WEIGHTS} is damaged and no checkpoint is left to write it from: "
+                "choose another --out, or remove it to train from the start again"
+            )
         if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
             run.folder.rewind(-1)
         return
+    run.notes += damaged
     checkpoint.restore(saved, run.method, run.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
     run.monitor.restore(saved.notes)
     if run.primary:
-        run.folder.rewind(saved.step)
+        checkpoint.set_aside(run.folder.checkpoints, saved.step)
+        if left_out := run.folder.rewind(saved.step):
+            run.notes.append(f"metrics.jsonl: {left_out} damaged lines are left out")
 
 
-def _finished_before(run: Run) -> Result:
-    readings = [line for line in run.folder.metrics() if line.get("event") == "health"]
-    verdict = health.Verdict(readings[-1]["verdict"], readings[-1]["text"]) if readings else None
+def _finished_before(run: Run, origin: Mapping[str, Any]) -> Result:
     run.listen(Note(f"{run.folder.path} is finished; choose another --out to train again"))
-    return Result(out=run.folder.path, steps=run.position.step, seconds=run.clock.elapsed, verdict=verdict)
+    return Result(
+        out=run.folder.path,
+        steps=int(origin.get("steps", 0)),
+        seconds=float(origin.get("seconds", 0.0)),
+        verdict=_last_verdict(run),
+    )
+
+
+def _last_verdict(run: Run, step: int = 0) -> health.Verdict | None:
+    """That of the last reading from `step` on, if it is in metrics.jsonl."""
+    readings = [line for line in run.folder.metrics() if line["event"] == "health" and line["step"] >= step]
+    return health.Verdict(readings[-1]["verdict"], readings[-1]["text"]) if readings else None
 
 
 def _length(run: Run, request: Request, step_time: float) -> int:
@@ -255,6 +277,8 @@ class Trainer:
     def _finish(self) -> None:
         """The last reading and checkpoint, and the encoder exported."""
         run = self.run
+        if self.readings.verdict is None:  # all steps were made before the restart
+            self.readings.verdict = dist.broadcast(_last_verdict(run, run.position.step))
         self.readings.verdict = self.readings.verdict or self.readings.read()
         self._save()
         encoder = run.method.export_encoder()
@@ -262,6 +286,7 @@ class Trainer:
             encoder = fsdp.gather_encoder(encoder)
         if run.primary:
             assert encoder is not None
+            run.folder.report.unlink(missing_ok=True)  # that of the run before it was extended
             provenance = {
                 **run.folder.config(),
                 "part": run.part,
@@ -307,7 +332,8 @@ def _keep_rejected(run: Run, step: Step, batches: list[Batch]) -> None:
         for i, batch in enumerate(batches)
         for j, view in enumerate(batch.views)
     }
-    save_file(tensors, str(path))
+    with files.atomic_write(path) as partial:
+        save_file(tensors, str(partial))
     run.listen(
         Note(f"step {step.clock.step}: loss or gradient is not finite; skipped, batch kept in {path.name}")
     )

@@ -1,7 +1,6 @@
 """The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from omma.core.protocols import Context, Images, Key, Method, NoAttention, Prepr
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import knn
 from omma.pretraining import monitor, retention
-from omma.pretraining.folder import EVALUATION, RunFolder, flatten
+from omma.pretraining.folder import RunFolder, flatten
 from omma.reporting import charts, html, pictures, svg
 from omma.reporting.results import ReportedScore
 from omma.train import checkpoint
@@ -173,10 +172,7 @@ def _reconstructions(
 
 
 def _results(folder: RunFolder) -> list[ReportedScore]:
-    path = folder.path / EVALUATION
-    if not path.exists():
-        return []
-    entries = json.loads(path.read_text(encoding="utf-8"))["results"]
+    entries = folder.evaluation().get("results", [])
     ks = {entry["k"] for entry in entries if "k" in entry}
     shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
     return [

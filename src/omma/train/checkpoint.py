@@ -1,18 +1,26 @@
 """Checkpoints: the whole state, written atomically, the last two kept; a file, or a folder of shards."""
 
 import pickle
-import shutil
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from omma.core import dist, files
+from omma.core.errors import line
 from omma.train import fsdp
 
 KEPT = 2
+# what reading bytes that are not those that were written may raise
+DAMAGE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError, MemoryError,
+    NotImplementedError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,14 @@ def _tidy(folder: Path) -> None:
     """Remove incomplete files of a run that was killed while saving."""
     if dist.rank() == 0:
         for partial in folder.glob(".*.partial"):
-            _remove(partial)
+            files.remove(partial)
 
 
 def _prune(folder: Path) -> None:
     """Keep the newest; folders are renamed before removal, so that half of one is no checkpoint."""
     if dist.rank() == 0:
         for old in paths(folder)[:-KEPT]:
-            _remove(old.rename(old.with_name(f".{old.name}.partial")) if old.is_dir() else old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+            files.remove(old.rename(old.with_name(f".{old.name}.partial")) if old.is_dir() else old)
 
 
 def paths(folder: Path) -> list[Path]:
@@ -89,31 +90,65 @@ def paths(folder: Path) -> list[Path]:
     return sorted((*folder.glob("step-*.pt"), *folder.glob("step-" + "[0-9]" * 9)), key=lambda p: p.stem)
 
 
-def newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest readable checkpoint, and a message about each newer one that is damaged.
+def newest(folder: Path, together: bool = False) -> tuple[Saved | None, list[str]]:
+    """The newest whole checkpoint, and a message about each newer one that is damaged.
 
-    Files are read with `weights_only` and cannot run code.
+    All bytes are compared with the checksums that were written with them. Files are read with `weights_only`
+    and cannot run code.
+    together: all processes call, agree, and share the reading of a folder of shards.
+    Raises ValueError if a checkpoint cannot be accessed, which says nothing about its content.
     """
     damaged = []
     for path in reversed(paths(folder)):
-        try:
-            if path.is_dir():
-                from omma.train import sharded_checkpoint
-
-                return Saved({}, {}, **sharded_checkpoint.facts(path), folder=path), damaged
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            return Saved(**state), damaged
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            TypeError,
-            ValueError,
-            KeyError,
-            pickle.UnpicklingError,
-        ) as error:
-            damaged.append(f"{path.name} cannot be read ({type(error).__name__}) and is skipped")
+        saved, faults = None, [_Fault("", "")]
+        if together:
+            saved, fault = _read(path, dist.rank(), dist.world_size())
+            faults = dist.gather_objects(fault)
+        else:
+            saved, faults[0] = _read(path, 0, 1)
+        if denied := [fault.denied for fault in faults if fault.denied]:
+            raise ValueError(
+                f"checkpoint {path} cannot be read ({denied[0]}): make it readable, or remove it to resume "
+                "from the one before"
+            )
+        if not (found := [fault.damage for fault in faults if fault.damage]):
+            return saved, damaged
+        damaged.append(f"{path.name} is damaged ({found[0]}) and is skipped")
     return None, damaged
+
+
+class _Fault(NamedTuple):
+    """What is wrong with a checkpoint; empty texts: nothing."""
+
+    damage: str
+    denied: str
+
+
+def _read(path: Path, rank: int, processes: int) -> tuple[Saved | None, _Fault]:
+    try:
+        if path.is_dir():
+            from omma.train import sharded_checkpoint
+
+            facts = sharded_checkpoint.facts(path, rank, processes)
+            return Saved({}, {}, **facts, folder=path), _Fault("", "")
+        with open(path, "rb") as file:
+            if (record := zipfile.ZipFile(file).testzip()) is not None:  # PyTorch does not compare these
+                return None, _Fault(f"the checksum of {record} differs", "")
+            file.seek(0)
+            return Saved(**torch.load(file, map_location="cpu", weights_only=True)), _Fault("", "")
+    except (OSError, *DAMAGE) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return None, _Fault("", error.strerror or str(error))
+        return None, _Fault(line(error), "")
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the damaged checkpoints after `step`, where training resumes and will write them again."""
+    for path in paths(folder):
+        if int(path.stem.rpartition("-")[2]) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            files.remove(aside)
+            path.rename(aside)
 
 
 def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:

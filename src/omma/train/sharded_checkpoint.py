@@ -9,7 +9,8 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from omma.core import dist, files
 from omma.core.errors import line
 
-FACTS = "facts.json"
+FACTS, CHECKSUMS = "facts.json", "checksums.json"
+BLOCK = 1 << 22  # bytes read at a time for a checksum
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each as large as its parameter; `step` is a number
 
 
@@ -46,17 +48,42 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
     except CheckpointException as error:
         raise OSError(f"{path}: cannot be written ({_first(error)})") from error
     with dist.propagate_errors():
+        names = sorted(file.name for file in partial.iterdir())
+        share = _checksums(partial, names[dist.rank() :: dist.world_size()])
+    sums = {name: value for each in dist.gather_objects(share) for name, value in each.items()}
+    with dist.propagate_errors():
         if dist.rank() == 0:
+            with files.atomic_write(partial / CHECKSUMS, durable=True) as file:
+                file.write_text(json.dumps(sums), encoding="utf-8")
             os.replace(partial, path)
+            files.flush_folder(path.parent)
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """The numbers and notes stored beside the state; ValueError or OSError if the folder is incomplete."""
-    metadata = _Reader(str(path)).read_metadata()
-    for name, size in _sizes(metadata).items():
+def facts(path: Path, rank: int, processes: int) -> dict[str, Any]:
+    """The numbers and notes stored beside the state; each of the processes checks a share of the files.
+
+    Raises ValueError, OSError or pickle.UnpicklingError if the folder is damaged.
+    """
+    sums: dict[str, Any] = {}  # none, if omma 0.1 wrote it
+    if (path / CHECKSUMS).exists():
+        sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+    for name, size in _sizes(_Reader(str(path)).read_metadata()).items():
         if (path / name).stat().st_size < size:
-            raise ValueError(f"{path / name} is truncated")
+            raise ValueError(f"{name} is truncated")
+    for name, value in _checksums(path, sorted(sums)[rank::processes]).items():
+        if value != sums[name]:
+            raise ValueError(f"the checksum of {name} differs")
     return json.loads((path / FACTS).read_text(encoding="utf-8"))
+
+
+def _checksums(folder: Path, names: Sequence[str]) -> dict[str, int]:
+    """CRC-32 of files."""
+    sums = dict.fromkeys(names, 0)
+    for name in names:
+        with open(folder / name, "rb") as file:
+            while block := file.read(BLOCK):
+                sums[name] = zlib.crc32(block, sums[name])
+    return sums
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omma import weights
 from omma.core.explain import translated
+from omma.core.files import set_default_modes
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
@@ -78,6 +79,7 @@ def export(
                 f"{encoder.name} as {format}: features differ by {result.difference:.2g} of "
                 f"{result.scale:.2g}, more than {form.limit:g} of it: not written; try another format"
             )
+        set_default_modes(folder)
         files = _move(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,6 +117,8 @@ def _temporary_folder(out: Path) -> Path:
 def _move(folder: Path, out: Path) -> tuple[str, ...]:
     """Move everything in `folder` beside `out`, and what is named as `out` last."""
     names = sorted((f.name for f in folder.iterdir()), key=lambda name: name == out.name)
+    if len(names) > 1:  # killed in between, a file from before must not stand with another's data beside it
+        out.unlink(missing_ok=True)
     for name in names:
         os.replace(folder / name, out.with_name(name))
     return tuple(sorted(f.name for f in out.iterdir())) if out.is_dir() else tuple(names)

@@ -30,9 +30,8 @@ def pretrain(request: Request) -> Result:
     setup = decide(request)
     run = assemble(setup, timekeeper)
     with claimed(setup, run):
-        finished_before = run.folder.finished
         result = trainer.train(run, request)
-        if run.primary and run.folder.finished and not finished_before:
+        if run.primary and run.folder.finished and not run.folder.report.exists():
             run_report.write_report(run.folder, run.monitor.sample, request.seed)
     return result
 
@@ -43,7 +42,9 @@ def claimed(setup: Setup, run: Run) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with dist.propagate_errors():
             if run.primary:
-                run.folder.claim(configuration(setup, run))
-                write_skipped(run.folder.path / "skipped.csv", setup.data.source.skipped)
+                config = configuration(setup, run)
+                run.folder.check(config)  # before its lock is written
                 stack.enter_context(run.folder.locked(RELEASE if launcher.ranks().restarts else 0.0))
+                run.folder.claim(config)
+                write_skipped(run.folder.path / "skipped.csv", setup.data.source.skipped)
         yield

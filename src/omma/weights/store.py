@@ -24,6 +24,7 @@ from omma.weights.model import Model
 
 SCHEMA = 1
 WEIGHTS, DESCRIPTION, EXTRAS = "model.safetensors", "model.json", "extras.safetensors"
+REMEDY = "copy it again from where it was written, or repeat the run's command, which writes it again"
 
 
 def save(
@@ -33,29 +34,51 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> Path:
-    """Write model.safetensors and model.json into `folder`, each atomically; returns the weights' path.
+    """Write the three files into `folder`, each atomically; returns the weights' path.
 
-    Extras go into extras.safetensors, so that model.safetensors holds the encoder alone, for other tools.
+    The weights come last: where they are those that model.json names, the model is whole. Extras go into
+    extras.safetensors, so that model.safetensors holds the encoder alone, for other tools.
     """
     folder = Path(folder)
-    state = _as_saved(encoder.state_dict())
+    contents = {WEIGHTS: _as_saved(encoder.state_dict())}
+    if extras.tensors:
+        contents[EXTRAS] = _as_saved(extras.tensors)
+    digests = {name: digest(tensors) for name, tensors in contents.items()}
     description = {
         "schema": SCHEMA,
         "spec": encoder.spec(),
         "preprocess": as_dict(preprocess),
         "provenance": dict(provenance or {}),
         **({"extras": dict(extras.facts)} if extras.facts else {}),
+        "digests": digests,
         "omma": files.omma_version(),
     }
-    if extras.tensors:
-        extra_tensors = _as_saved(extras.tensors)
-        metadata = {"format": "pt", "digest": digest(extra_tensors)}
-        data = safetensors.torch.save(extra_tensors, metadata=metadata)
-        _write(folder / EXTRAS, data)
-    data = safetensors.torch.save(state, metadata={"format": "pt", "digest": digest(state)})
-    _write(folder / WEIGHTS, data)
+    if EXTRAS in contents:
+        _write_tensors(folder / EXTRAS, contents[EXTRAS], digests[EXTRAS])
     _write(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    _write_tensors(folder / WEIGHTS, contents[WEIGHTS], digests[WEIGHTS])
+    if EXTRAS not in contents:  # of a model that lay here before
+        (folder / EXTRAS).unlink(missing_ok=True)
     return folder / WEIGHTS
+
+
+def provenance(folder: Path, thorough: bool = False) -> dict[str, Any] | None:
+    """What model.json says of the model's origin; None unless it and the weights are whole, of one model.
+
+    thorough: all bytes of the weights are read and compared with their digest.
+    """
+    weights, file = folder / WEIGHTS, folder / DESCRIPTION
+    if not (weights.is_file() and file.is_file()):
+        return None
+    try:
+        description = _read_description(file)
+        _check_pair(weights, _stored_digest(weights), file, description)
+        if thorough:
+            _read_tensors(weights, file, description)
+    except ValueError:
+        return None
+    origin = description.get("provenance")
+    return origin if isinstance(origin, dict) else {}
 
 
 def load(model: str | Path) -> Model:
@@ -73,7 +96,7 @@ def load(model: str | Path) -> Model:
             f"{description_file}: cannot rebuild the network ({line(error)}); "
             f"it was written by omma {description.get('omma', '?')}, this is {files.omma_version()}"
         ) from error
-    state = _read_tensors(weights)
+    state = _read_tensors(weights, description_file, description)
     expected = encoder.state_dict()
     other_shape = {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape}
     for problem, names in (
@@ -88,7 +111,8 @@ def load(model: str | Path) -> Model:
             )
     encoder.load_state_dict(state, assign=True)
     extras_file = weights.with_name(EXTRAS)
-    extra_tensors = _read_tensors(extras_file) if extras_file.is_file() else {}
+    has_extras = extras_file.is_file() and EXTRAS in description.get("digests", {EXTRAS: None})
+    extra_tensors = _read_tensors(extras_file, description_file, description) if has_extras else {}
     extras = Extras(extra_tensors, description.get("extras", {}))
     return Model(encoder, preprocess, description.get("provenance"), extras)
 
@@ -122,26 +146,50 @@ def _find_files(model: Path) -> tuple[Path, Path]:
 
 
 def _read_description(file: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({line(error)}); copy it again from the run folder") from error
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
-        schema = description.get("schema") if isinstance(description, dict) else None
+    description = files.read_json(file, REMEDY)
+    if (schema := description.get("schema")) != SCHEMA:
         raise ValueError(f"{file}: schema {schema}, this omma reads {SCHEMA}; use the omma that wrote it")
     return description
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(file: Path, description_file: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    expected = _stored_digest(file)
+    _check_pair(file, expected, description_file, description)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            expected = (opened.metadata() or {}).get("digest")  # absent from files of other tools
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file} is damaged ({line(error)}); copy it again from the run folder") from error
+        raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error
     if expected is not None and expected != digest(state):
-        raise ValueError(f"{file} is damaged (its digest differs); copy it again from the run folder")
+        raise ValueError(f"{file} is damaged (its digest differs); {REMEDY}")
     return {name: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for name, x in state.items()}
+
+
+def _stored_digest(file: Path) -> str | None:
+    """The digest in the file's header; None in files of other tools. Raises ValueError if it is damaged."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error
+
+
+def _check_pair(
+    file: Path, stored: str | None, description_file: Path, description: Mapping[str, Any]
+) -> None:
+    """Raise ValueError if the description is that of other weights."""
+    name = EXTRAS if file.name == EXTRAS else WEIGHTS
+    digests = description.get("digests")  # absent from files of omma 0.1
+    named = digests.get(name) if isinstance(digests, dict) else None
+    if named and stored and named != stored:
+        raise ValueError(
+            f"{file} and {description_file.name} are of two models; put the files of one run together, or "
+            "repeat the run's command, which writes them again"
+        )
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor], own_digest: str) -> None:
+    _write(file, safetensors.torch.save(tensors, metadata={"format": "pt", "digest": own_digest}))
 
 
 def _write(file: Path, data: bytes) -> None:

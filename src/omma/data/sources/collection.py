@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from omma.core.explain import translated
-from omma.core.files import cache_folder
+from omma.core.files import atomic_write, cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
@@ -363,7 +363,7 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
 
 def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:
     """Write a .csv with the columns path and reason."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(Path(file)) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "reason"))
         writer.writerows(skipped)
