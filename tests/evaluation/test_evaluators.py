@@ -270,7 +270,9 @@ def test_paired_interval():
 
 
 def test_scores_by_hand():
-    fields = classification_fields(np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2]))
+    (fields,) = classification_fields(
+        np.array([0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2])
+    )
     assert fields["value"] == 0.6
     assert fields["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert fields["majority"] == 0.6
@@ -278,3 +280,26 @@ def test_scores_by_hand():
     score = Score(subject="trained", protocol="linear", crop="c", split="s", seed=0, **fields)
     assert "k" not in score.to_json()
     assert score.to_json()["interval95"] == list(score.interval95)
+
+
+def test_the_constant_floor_is_that_of_the_test_part():
+    """The train part's largest class, 2, is rare in the test part, where 1 is the largest."""
+    test = np.array([0] * 2 + [1] * 6 + [2] * 2)
+    top1, balanced = classification_fields(np.full(10, 1), test, np.array([2, 2, 2, 0, 1]))
+    assert (top1["value"], top1["majority"]) == (0.6, 0.6)
+    assert (balanced["metric"], balanced["value"]) == ("balanced_accuracy", pytest.approx(1 / 3))
+    assert balanced["majority"] == pytest.approx(1 / 3)
+    low, high = balanced["interval95"]
+    assert low == high == pytest.approx(1 / 3)  # each class is wholly right or wholly wrong
+
+
+def test_the_interval_of_balanced_accuracy_covers_the_truth():
+    """Of resampled answers whose true balanced accuracy is known, 95 % of intervals hold it."""
+    rng, sizes, share = np.random.default_rng(0), np.array([200, 20, 50]), np.array([0.9, 0.5, 0.7])
+    inside = 0
+    for _ in range(100):
+        low, high = confidence.balanced(rng.binomial(sizes, share), sizes)
+        inside += low <= share.mean() <= high
+    assert 88 <= inside <= 99
+    assert confidence.balanced(np.zeros(3, int), sizes)[0] == 0
+    assert 0.1 < confidence.balanced(np.zeros(3, int), sizes)[1] < 0.2  # 0 of 20 in the smallest class

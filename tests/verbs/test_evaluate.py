@@ -151,35 +151,62 @@ def test_what_cannot_be_judged_is_refused_in_one_line(run, data, options, words)
     assert "\n" not in str(caught.value)
 
 
+def evaluation(comparisons) -> Evaluation:
+    result = Score(
+        subject="trained", protocol="knn", value=0.5, interval95=(0.4, 0.6), balanced_accuracy=0.5,
+        majority=0.5, k=20, crop="", split="", seed=0, n_train=1, n_test=1, classes=2,
+    )  # fmt: skip
+    return Evaluation(
+        model="m", digest="", data="", results=(result,), comparisons=tuple(comparisons), notes=(), skipped=()
+    )
+
+
 @pytest.mark.parametrize(
-    ("intervals", "words"),
+    ("untrained", "pixels", "words"),
     [
-        ([(0.1, 0.2), (0.05, 0.1)], "Training helped. k-NN: better than raw pixels (+10.0 to +20.0 points)"),
-        ([(0.1, 0.2), (-0.1, 0.1)], "Training helped in part."),
-        ([(-0.3, -0.2), (-0.1, 0.1)], "No sign that training helped. k-NN: worse than raw pixels"),
+        (
+            [(0.1, 0.2)],
+            [(-0.1, 0.1)],
+            "Training helped, compared with the same network untrained: k-NN: better (+10.0 to +20.0 points). "
+            "Compared with raw pixels: k-NN: no difference is proved (-10.0 to +10.0 points).",
+        ),
+        ([(-0.1, 0.1)], [(0.1, 0.2)], "No difference from the same network untrained is proved: k-NN: n"),
+        ([(-0.3, -0.2)], [(0.1, 0.2)], "Training harmed, compared with the same network untrained: k-NN: wo"),
+        ([(0.1, 0.2), (-0.1, 0.1)], [], "Training helped by k-NN, compared with the same network untrained:"),
+        ([(0.1, 0.2), (-0.2, -0.1)], [], "Training helped by k-NN and harmed by linear probe, compared"),
+        ([], [], "No floor was measured, so it is unknown whether training helped."),
     ],
 )
-def test_the_verdict_says_what_the_intervals_allow(intervals, words):
-    result = Score(
-        subject="trained",
-        protocol="knn",
-        value=0.5,
-        interval95=(0.4, 0.6),
-        balanced_accuracy=0.5,
-        majority=0.5,
-        k=20,
-        crop="",
-        split="",
-        seed=0,
-        n_train=1,
-        n_test=1,
-        classes=2,
+def test_the_headline_compares_with_the_untrained_network(untrained, pixels, words):
+    comparisons = [
+        Comparison(protocol, against, 20 if protocol == "knn" else None, 0.0, interval)
+        for against, intervals in (("pixels", pixels), ("untrained", untrained))
+        for protocol, interval in zip(("knn", "linear"), intervals)
+    ]
+    assert evaluation(comparisons).verdict().startswith(words)
+
+
+def test_where_classes_are_uneven_both_accuracies_are_shown(run):
+    data = images(classes=3, each=40)
+    splits = np.array((["train"] * 20 + ["test"] * 20) * 3)
+    splits[30:40], splits[75:80] = "none", "none"  # 10, 15 and 20 test images
+    outcome = evaluate(
+        run,
+        ArrayImages(data._store.values, data.labels, data.classes, splits),
+        protocols=["knn"],
+        floors=False,
+        **CPU,
     )
-    comparisons = tuple(
-        Comparison(protocol="knn", against=against, k=20, difference=0, interval95=interval)
-        for against, interval in zip(("pixels", "untrained"), intervals)
-    )
-    outcome = Evaluation(
-        model="m", digest="", data="", results=(result,), comparisons=comparisons, notes=(), skipped=()
-    )
-    assert outcome.verdict().startswith(words)
+    _, rows = outcome.table()
+    assert [row[0] for row in rows] == ["k-NN (k=20, T=0.07)", "k-NN, balanced (k=20, T=0.07)"]
+    assert "the best constant answer scores 44.4% (balanced: 33.3%)" in outcome.protocol()
+    balanced = next(r for r in outcome.results if r.metric == "balanced_accuracy" and r.k == 20)
+    assert balanced.value == next(r for r in outcome.results if r.k == 20).balanced_accuracy
+
+
+def test_grey_images_are_judged_by_a_network_for_rgb(run):
+    data = images()
+    grey = ArrayImages(data._store.values[..., :1], data.labels, data.classes, source="grey")
+    outcome = evaluate(run, grey, protocols=["knn"], **CPU)
+    assert {r.subject for r in outcome.results} == {"trained", "untrained", "pixels"}
+    assert outcome.skipped == ()

@@ -43,6 +43,21 @@ def paired(
     return float(low), float(high)
 
 
+def balanced(hits: Int[np.ndarray, "c"], sizes: Int[np.ndarray, "c"], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean over classes of hits / sizes, images resampled within each class.
+
+    sizes: test images of each class, at least 1. If all answers are correct, or none, the open end is that of
+    `bootstrap` for the smallest class.
+    """
+    if hits.sum() in (0, sizes.sum()):
+        return bootstrap(np.full(int(sizes.min()), bool(hits.sum())), seed)
+    rng, means = np.random.default_rng((seed, 0xB007)), np.zeros(ROUNDS)
+    for hit, size in zip(hits.tolist(), sizes.tolist(), strict=True):
+        means += rng.binomial(size, hit / size, ROUNDS) / size
+    low, high = np.quantile(means / len(sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def clustered(
     hits: Int[np.ndarray, "n"], queries: Int[np.ndarray, "n"], seed: int = 0
 ) -> tuple[float, float]:

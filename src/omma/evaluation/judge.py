@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from omma.backbones.layers import text
 from omma.backbones.layers.text import Paired
 from omma.core.protocols import Images, Preprocess, Tokenizer
+from omma.core.words import count
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
@@ -99,7 +100,7 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
             if job.progress:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
             for predictions, fields in _predictions(protocol, data, job):
-                scores.append(
+                scores += [
                     Score(
                         subject=subject,
                         protocol=protocol,
@@ -107,13 +108,16 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                         seed=seed,
                         **conditions,
                         **fields,
-                        **classification_fields(predictions, data.test_labels, data.train_labels, seed),
+                        **measured,
                     )
-                )
+                    for measured in classification_fields(
+                        predictions, data.test_labels, data.train_labels, seed
+                    )
+                ]
                 correct[subject, protocol, fields.get("k")] = predictions == data.test_labels
     notes = []
     if unused := len(images) - len(rows):
-        notes.append(f"{unused:,} images were left out: they have no label, or are in neither part")
+        notes.append(f"left out, without a label or in neither part: {count(unused, 'image')}")
     if "zeroshot" in protocols:
         notes += _zeroshot_notes(job, images.classes)
     return Judgement(scores, list(_comparisons(correct, seed)), notes, features["trained"].bad)
@@ -217,7 +221,9 @@ def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[
     fit, usable = captions.fit(text.take(pa.array(rows)))
     rows, usable = rows[fit.has], usable.filter(pa.array(fit.has))
     if len(rows) < 2:
-        raise ValueError(f"{job.source}: {len(rows)} images with captions; retrieval needs at least two")
+        raise ValueError(
+            f"{job.source}: {count(len(rows), 'image')} with a caption; retrieval needs at least two"
+        )
     return rows, usable, split, fit.notes()
 
 
@@ -286,4 +292,4 @@ def notes(job: Job, skipped: int) -> Iterator[str]:
         use = "their labels were learned then" if "labels" in provenance else use
         yield f"the encoder was pretrained on this source ({part}); {use}"
     if skipped:
-        yield f"{skipped:,} images could not be read and were left out"
+        yield f"left out because it cannot be read: {count(skipped, 'image')}"

@@ -1,16 +1,15 @@
 """A score with everything that is needed to reproduce it."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.metrics import balanced_accuracy_score
 
 from omma.evaluation import confidence
 
+UNEVEN = 2.0  # times the smallest class that the largest one has, from where both accuracies are shown
 Subject = Literal["trained", "untrained", "pixels"]
 
 
@@ -20,12 +19,12 @@ class Score:
 
     subject: Subject
     protocol: str  # "knn" | "linear" | "ridge" | "zeroshot" | "retrieval"
-    metric: str = "top1"
-    value: float  # share of test images classified correctly, 0 to 1
+    metric: str = "top1"  # or "balanced_accuracy", "recall@1, ..."
+    value: float  # top1: share of test images classified correctly, 0 to 1
     interval95: tuple[float, float]  # bootstrap over the test images, not over training runs
     # None for protocols that do not classify:
     balanced_accuracy: float | None = None  # mean recall over the classes of the test part
-    majority: float | None = None  # the score of always predicting the most frequent train label
+    majority: float | None = None  # what the best constant answer scores: the test part's largest class
     k: int | None = None  # neighbours, k-NN only
     T: float | None = None  # temperature of the vote, k-NN only
     layer: str = "last"
@@ -50,18 +49,26 @@ def classification_fields(
     labels: Int[np.ndarray, "m"],
     train_labels: Int[np.ndarray, "n"],
     seed: int = 0,
-) -> dict[str, Any]:
-    """The fields of a Score that follow from predictions and labels."""
+) -> list[dict[str, Any]]:
+    """The fields of the Scores that follow from predictions and labels: top-1, and balanced accuracy where
+    the classes of the test part are uneven."""
     correct = predictions == labels
-    with warnings.catch_warnings():  # about predicted classes without test images, which do not count
-        warnings.simplefilter("ignore", UserWarning)
-        balanced = balanced_accuracy_score(labels, predictions)
-    return {
-        "value": float(correct.mean()),
-        "interval95": confidence.bootstrap(correct, seed),
-        "balanced_accuracy": float(balanced),
-        "majority": float((labels == np.bincount(train_labels).argmax()).mean()),
+    _, members, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    hits = np.bincount(members[correct], minlength=len(sizes))
+    balanced = float((hits / sizes).mean())
+    counts = {
         "n_train": len(train_labels),
         "n_test": len(labels),
         "classes": len(np.union1d(labels, train_labels)),
     }
+    top1 = {
+        "value": float(correct.mean()),
+        "interval95": confidence.bootstrap(correct, seed),
+        "balanced_accuracy": balanced,
+        "majority": float(sizes.max() / len(labels)),
+    }
+    scores = [top1 | counts]
+    if sizes.max() >= UNEVEN * sizes.min():
+        each = {"value": balanced, "interval95": confidence.balanced(hits, sizes, seed)}
+        scores.append(each | {"metric": "balanced_accuracy", "majority": 1 / len(sizes)} | counts)
+    return scores

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from omma.core.words import count
+
 FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
 
@@ -31,10 +33,12 @@ def checked(data: Split) -> Split:
         if len(labels) == 0:
             raise ValueError(f"no labelled images in the {name} part; label more, or name another split")
         if labels.min() < 0:
-            raise ValueError(f"{name}: {int((labels < 0).sum())} images have no label; leave them out")
+            raise ValueError(
+                f"{name}: {count(int((labels < 0).sum()), 'image')} with no label; leave them out"
+            )
         if bad := int((~np.isfinite(features).all(axis=1)).sum()):
             raise ValueError(
-                f"{name}: features of {bad} of {len(features)} images are not finite; "
+                f"{name}: features of {bad} of {count(len(features), 'image')} are not finite; "
                 "try precision fp32, or an earlier checkpoint"
             )
     if train.shape[1] != test.shape[1]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from omma.core.words import count
 from omma.evaluation import knn
 from omma.evaluation.score import Score
 
@@ -15,6 +16,7 @@ NAMES = {
     "zeroshot": "zero-shot",
     "retrieval": "",
 }
+BALANCED = "balanced_accuracy"
 FLOORS = {"untrained": "the same network untrained", "pixels": "raw pixels"}
 
 
@@ -81,41 +83,69 @@ class Evaluation:
         sentences = []
         for r in (r for r in self.results if r.subject == "trained"):
             if r.majority is not None:
-                data = f"{r.n_train:,} train and {r.n_test:,} test images of {r.classes} classes"
-                floor = f"always predicting the most frequent class scores {r.majority:.1%}"
+                parts = f"{r.n_train or 0:,} train and {count(r.n_test, 'test image')}"
+                data = f"{parts} of {count(r.classes or 0, 'class', 'classes')}"
+                floor = f"the best constant answer scores {r.majority:.1%}"
             else:
-                data = f"{r.settings['images']:,} images and {r.settings['captions']:,} captions"
+                data = (
+                    f"{count(r.settings['images'], 'image')} and {count(r.settings['captions'], 'caption')}"
+                )
                 floor = f"chance scores {r.settings['chance']:.1%} at {r.metric}"
             how = f"{r.layer} layer, {r.pooling} features in {r.precision}; {r.crop}"
             line = f"{data} ({r.split}, seed {r.seed}); {how}; {floor}"
             if not any(sentence.startswith(data) for sentence in sentences):  # once a set of images
-                sentences.append(line)
+                balanced = next((x.majority for x in self.results if x.metric == BALANCED), None)
+                both = r.majority is not None and balanced is not None
+                sentences.append(f"{line} (balanced: {balanced:.1%})" if both else line)
         return "; ".join(sentences)
 
     def verdict(self) -> str:
-        """Whether training helped, claiming no more than the intervals support."""
+        """Whether training helped, claiming no more than the intervals support.
+
+        The first sentence compares with the same network untrained, the second with raw pixels.
+        """
         ks = {None, _headline_k(self.results)}
         comparisons = [
             c for c in self.comparisons if c.k in ks and (c.metric or "recall@1,")[:9] == "recall@1,"
         ]
-        if not comparisons:
-            return "No floor was measured, so it is unknown whether training helped."
-        clauses = []
-        for c in comparisons:
-            low, high = (f"{100 * x:+.1f}" for x in c.interval95)
-            word = "not distinguishable from"
-            if c.interval95[0] > 0:
-                word = "better than"
-            elif c.interval95[1] < 0:
-                word = "worse than"
-            clauses.append(f"{c.name}: {word} {FLOORS[c.against]} ({low} to {high} points)")
-        if all(c.interval95[0] > 0 for c in comparisons):
-            start = "Training helped"
-        elif any(c.interval95[0] > 0 for c in comparisons):
-            start = "Training helped in part"
-        else:
-            start = "No sign that training helped"
-        return f"{start}. {'; '.join(clauses)}."
+        network = [c for c in comparisons if c.against == "untrained"]
+        sentences = [f"{_headline(network)}."]
+        if pixels := [c for c in comparisons if c.against != "untrained"]:
+            sentences.append(f"Compared with {FLOORS['pixels']}: {_clauses(pixels)}.")
+        return " ".join(sentences)
+
+
+def _headline(comparisons: Sequence[Comparison]) -> str:
+    """What training changed, by comparisons with the same network untrained."""
+    if not comparisons:
+        return "No floor was measured, so it is unknown whether training helped"
+    better, worse = (list(dict.fromkeys(c.name for c in comparisons if _sign(c) == s)) for s in (1, -1))
+    whole = len(set(map(_sign, comparisons))) == 1
+    if not better and not worse:
+        start = f"No difference from {FLOORS['untrained']} is proved"
+    elif whole:
+        start = f"Training {'helped' if better else 'harmed'}, compared with {FLOORS['untrained']}"
+    else:
+        parts = [("helped", better), ("harmed", worse)]
+        words = " and ".join(f"{word} by {' and '.join(names)}" for word, names in parts if names)
+        start = f"Training {words}, compared with {FLOORS['untrained']}"
+    return f"{start}: {_clauses(comparisons)}"
+
+
+def _clauses(comparisons: Sequence[Comparison]) -> str:
+    return "; ".join(map(_clause, comparisons))
+
+
+def _clause(comparison: Comparison) -> str:
+    low, high = (f"{100 * x:+.1f}" for x in comparison.interval95)
+    word = {1: "better", 0: "no difference is proved", -1: "worse"}[_sign(comparison)]
+    return f"{comparison.name}: {word} ({low} to {high} points)"
+
+
+def _sign(comparison: Comparison) -> int:
+    """1 if the trained network is better than the floor beyond doubt, -1 if it is worse, else 0."""
+    low, high = comparison.interval95
+    return int(low > 0) - int(high < 0)
 
 
 def _headline_k(results: Sequence[Score]) -> int | None:
@@ -125,6 +155,8 @@ def _headline_k(results: Sequence[Score]) -> int | None:
 
 def _row_name(protocol: str, metric: str) -> str:
     """The name of a table row: the protocol if it measures top-1, else the metric."""
+    if metric == BALANCED:
+        return f"{NAMES[protocol]}, balanced"
     return NAMES[protocol] if metric == "top1" else metric
 
 
