@@ -71,7 +71,7 @@ class _Array(NamedTuple):
 
     values: np.ndarray
     tensor: bool
-    extremes: tuple[float, float] | None  # of floats
+    extremes: tuple[float, float] | None
 
 
 def _collections(images: Pictures, preprocess: Preprocess, batch: int) -> Iterator[Images]:
@@ -106,6 +106,9 @@ class _PictureList:
     def __init__(self, pictures: Sequence[Any], preprocess: Preprocess, start: int = 0) -> None:
         self.pictures, self.preprocess, self.start = pictures, preprocess, start
         self.channels = preprocess.channels
+        eight_bit = set(preprocess.low) == {0.0} and set(preprocess.high) == {255.0}
+        self.white: float | None = getattr(preprocess, "full_scale", 255.0 if eight_bit else None)
+        self.ranges = {"float32": (-np.inf, np.inf)}  # `read` returns floats in the model's units
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -121,14 +124,20 @@ class _PictureList:
         if isinstance(picture, np.ndarray | Tensor):
             picture = _array(picture)
         if isinstance(picture, _Array):
-            return as_channels(as_values(_raw(picture, self.preprocess)), self.channels)
+            extremes, values = picture.extremes, as_values(_channels_last(picture, self.channels))
+        else:
+            values = self._opened(picture, at_least)
+            extremes = _extremes(values)
+        return self._raw(as_channels(values, self.channels), extremes)
+
+    def _opened(self, picture: Any, at_least: int | None) -> np.ndarray:
+        """[h, w, c] of a file, its bytes, or what PIL has opened."""
         if isinstance(picture, Image.Image):
             try:
                 picture.load()
-                values = from_pillow(picture)
-            except Exception as error:  # a file that PIL has opened only is decoded here
+                return as_values(from_pillow(picture))
+            except Exception as error:  # PIL decodes a file only now
                 raise BadImage(f"PIL cannot read it ({line(error)})") from error
-            return as_channels(as_values(values), self.channels)
         if isinstance(picture, str | os.PathLike):
             data = _content(os.fspath(picture))
         elif isinstance(picture, bytes | bytearray | memoryview):
@@ -136,10 +145,23 @@ class _PictureList:
         elif hasattr(picture, "read"):
             data = picture.read()
         else:
-            raise BadImage(
-                f"{type(picture).__name__} is no image: give a path, bytes, an array, a tensor or a PIL image"
-            )
+            kind = type(picture).__name__
+            raise BadImage(f"{kind} is no image: give a path, bytes, an array, a tensor or a PIL image")
         return decode(data, channels=self.channels, at_least=at_least)
+
+    def _raw(self, values: np.ndarray, extremes: tuple[float, float] | None) -> np.ndarray:
+        """Values in the model's units; floats in [0, 1] are scaled to those of its type of images."""
+        white = self.white
+        if extremes is None or white is None:
+            return values
+        low, high = extremes
+        if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+            return values.astype(np.float32) * np.float32(white)
+        if low < -OVERSHOOT and high < 16:
+            raise BadImage(
+                f"values from {low:.2g} to {high:.2g}: images that are normalised already go to model(images)"
+            )
+        return values
 
     def subset(self, indices: np.ndarray) -> "_PictureList":
         return _PictureList([self.pictures[int(i)] for i in indices], self.preprocess)
@@ -161,30 +183,23 @@ def _array(values: np.ndarray | Tensor) -> _Array:
             values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, without values, quantised
             raise BadImage(f"a tensor that numpy cannot hold ({line(error)})") from error
-    extremes = None
-    if values.dtype.kind == "f" and values.size:
-        extremes = float(values.min()), float(values.max())
-    return _Array(values, tensor, extremes)
+    return _Array(values, tensor, _extremes(values))
 
 
-def _raw(array: _Array, preprocess: Preprocess) -> np.ndarray:
-    """[h, w, c] with raw values. Floats in [0, 1] become 0 to 255 for a model of 8-bit images."""
+def _extremes(values: np.ndarray) -> tuple[float, float] | None:
+    """The lowest and highest value of floats; None for integers, whose type tells their range."""
+    if values.dtype.kind != "f" or not values.size:
+        return None
+    return float(values.min()), float(values.max())
+
+
+def _channels_last(array: _Array, channels: int) -> np.ndarray:
+    """[h, w, c] of [h, w], [h, w, c], [c, h, w] or one of these as a batch of one."""
     values = array.values[0] if array.values.ndim == 4 and len(array.values) == 1 else array.values
     if values.ndim == 2:
-        values = values[:, :, None]
+        return values[:, :, None]
     if values.ndim != 3:
         raise BadImage(f"an array of shape {list(values.shape)}, expected [height, width, channels]")
-    known = {1, 3, preprocess.channels} if preprocess.channels in (1, 3) else {preprocess.channels}
+    known = {1, 3, channels} if channels in (1, 3) else {channels}
     first, last = values.shape[0] in known, values.shape[-1] in known
-    if first and (array.tensor or not last):
-        values = np.moveaxis(values, 0, -1)
-    if array.extremes is None or set(preprocess.low) != {0.0} or set(preprocess.high) != {255.0}:
-        return values
-    low, high = array.extremes
-    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        return values.astype(np.float32) * 255
-    if low < -OVERSHOOT and high < 16:
-        raise BadImage(
-            f"values from {low:.2g} to {high:.2g}: images that are normalised already go to model(images)"
-        )
-    return values
+    return np.moveaxis(values, 0, -1) if first and (array.tensor or not last) else values
