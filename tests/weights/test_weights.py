@@ -110,9 +110,9 @@ def test_embed_names_what_it_cannot_read(run, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     for wrong, words in (
         ([picture(), tmp_path / "torn.png"], "torn.png"),
-        ([tmp_path / "none.png"], "No such file"),
+        ([tmp_path / "none.png"], "no such file"),
         ([np.zeros((4, 4, 5), np.uint8)], "image 0 of the list"),
-        (str(tmp_path / "torn.png"), "list"),
+        (str(tmp_path / "torn.png"), "torn.png"),
     ):
         with pytest.raises(ValueError, match=words):
             model.embed(wrong)

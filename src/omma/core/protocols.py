@@ -216,8 +216,10 @@ class Trained(Protocol):
     """A trained model that a method learns from."""
 
     encoder: Backbone
-    preprocess: Preprocess
     extras: Extras
+
+    @property
+    def preprocess(self) -> Preprocess: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,7 +155,8 @@ def load_batch(
     Rows of bad images are zero (the mean colour), so that shapes never depend on the data.
     """
     s, c = preprocess.size, preprocess.channels
-    batch = torch.zeros(len(indices), c, s, s)
+    with torch.inference_mode(False):  # threads have no inference mode, so they could not fill its tensors
+        batch = torch.zeros(len(indices), c, s, s)
     good = np.zeros(len(indices), dtype=bool)
     at_least = shorter_side(preprocess)
 

@@ -209,7 +209,13 @@ def _pillow(data: bytes, kind: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         _limit(image.height, image.width)
         image.load()
-        return orient(pillow_values(image), _orientation(image))
+        return from_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """The pixels [h, w, c] of an image that Pillow has opened, as `decode` returns a file's."""
+    pixels = image.convert("LA") if image.mode == "La" else image  # Pillow makes nothing else of La
+    return orient(pillow_values(pixels), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
