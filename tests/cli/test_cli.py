@@ -177,22 +177,6 @@ def test_starting_up_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_report_shows_the_headline_k_alone(tmp_path):
-    """Of several k only k = 20 is in the table, as in what `omma evaluate` prints."""
-    import json
-
-    from omma.pretraining.folder import EVALUATION, RunFolder
-    from omma.reporting import run_report
-
-    entry = {"subject": "trained", "protocol": "knn", "metric": "top1"}
-    entries = [{**entry, "value": k / 1000, "k": k, "settings": {}} for k in (10, 20, 100)]
-    (tmp_path / EVALUATION).write_text(
-        json.dumps({"results": [*entries, {**entry, "protocol": "linear", "value": 0.5}]})
-    )
-    results = run_report._results(RunFolder(tmp_path))
-    assert [r.value for r in results] == [0.02, 0.5]
-
-
 @pytest.mark.report
 def test_the_demo_is_the_main_job(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(

@@ -24,7 +24,7 @@ def curves(svg: str) -> list[np.ndarray]:
 
 
 def result(subject="trained", value=0.5, low=0.4, high=0.6, **kw) -> ReportedScore:
-    given = {"protocol": "knn", "metric": "top1", "detail": "k=20"} | kw
+    given = {"protocol": "knn", "metric": "top1", "conditions": ("k=20",)} | kw
     return ReportedScore(subject=subject, value=value, low=low, high=high, **given)
 
 
@@ -143,5 +143,5 @@ def test_a_result_is_read_from_the_evaluation_s_json():
     }
     read = ReportedScore.read({**entry, "k": 20, "n_test": 5000})
     assert (read.value_text, read.interval_text) == ("61.2 %", "60.0 to 62.0")
-    assert read.detail == "k=20, n_test=5000"
+    assert read.conditions == ("k=20", "n_test=5000")
     assert ReportedScore.read({**entry, "interval95": None}).interval_text == ""

@@ -12,8 +12,8 @@ from PIL import Image
 
 from omma.reporting import html, pictures
 from omma.reporting.charts import Series, line_chart
-from omma.reporting.html import Section
-from omma.reporting.results import ReportedScore
+from omma.reporting.html import Section, Verdict
+from omma.reporting.results import ReportedEvaluation, ReportedScore
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>' \" & \x00\udc80"
 VOID = {"meta", "img", "br"}
@@ -45,21 +45,36 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def evaluation(scores, word="plain", **kw):
+    given = {"verdict": f"It helped {word}", "level": "warn", "notes": [word]}
+    return ReportedEvaluation(data=word, scores=scores, **(given | kw))
+
+
 def full(path, word="plain", **kw):
     random = np.random.default_rng(0)
     images = random.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
-    grid = pictures.neighbours(images[:2], images[None, :3].repeat(2, 0), [word] * 2, [[word, "b", "c"]] * 2)
+    grid = pictures.neighbours(
+        images[:2], images[None, :3].repeat(2, 0), [word] * 2, [[word, "b", "c"]] * 2,
+        query_paths=[f"folder/{word}"] * 2, neighbour_paths=[["a/b.png", word, "c.png"]] * 2,
+    )  # fmt: skip
     results = [
         ReportedScore(
-            subject=s, protocol=p, metric="top1", value=v, low=v - 0.1, high=v + 0.1, detail=f"k=20 {word}"
+            subject=s,
+            protocol=p,
+            metric="top1",
+            value=v,
+            low=v - 0.1,
+            high=v + 0.1,
+            conditions=("seed=7", f"k=20 {word}"),
         )
         for s, p, v in (("pixels", "knn", 0.41), ("trained", "knn", 0.56), (word, word, 0.6))
     ]
     curve = line_chart(word, [Series(word, [0, 1, 2], [1, np.nan, 3])])
     given = {
-        "title": word, "verdict": f"It learned {word}", "level": "good", "reason": word,
+        "title": word, "verdicts": [Verdict(word, f"It learned {word}", "good", word)],
         "facts": [(word, word)],
-        "results": results, "sections": [Section(word, word, [grid, Image.new("RGB", (8, 8)), curve])],
+        "evaluations": [evaluation(results, word)],
+        "sections": [Section(word, word, [grid, Image.new("RGB", (8, 8)), curve])],
         "curves": [curve], "config": [(word, word)], "notes": [word],
     }  # fmt: skip
     return html.write(path, html.page(**(given | kw))).read_text(encoding="utf-8")
@@ -96,7 +111,7 @@ def test_hostile_words_stay_words(tmp_path):
 
 
 def test_the_least_report():
-    text = html.page(title="t", verdict="v", level="bad")
+    text = html.page(title="t", verdicts=[Verdict("of", "v", "bad")])
     Reader(text)
     assert "<h2>" not in text
 
@@ -107,7 +122,7 @@ def test_a_failure_leaves_the_older_report_whole(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="must come from"):
         full(path, curves=["<svg></svg>"])
     with pytest.raises(ValueError, match="level='great'"):
-        full(path, level="great")
+        Verdict("of", "v", "great")
 
     def broken(*_):
         raise OSError("disk full")
@@ -135,11 +150,38 @@ def test_pictures_survive_the_way_into_the_page():
         assert Image.open(io.BytesIO(base64.b64decode(body))).size == picture.size
 
 
-def test_details_that_differ_are_told_apart(tmp_path):
+def test_what_all_results_share_is_said_once_and_what_differs_with_its_name(tmp_path):
+    def score(subject, protocol, *conditions):
+        common = ("split=own", "seed=0", *conditions)
+        return ReportedScore(subject=subject, protocol=protocol, metric="top1", value=0.5, conditions=common)
+
     results = [
-        ReportedScore(subject=s, protocol="linear", metric="top1", value=0.5, detail=d)
-        for s, d in (("pixels", "d=3072"), ("trained", "d=192"))
+        score(subject, protocol, layer, k)
+        for subject, layer in (("pixels", "layer=input"), ("trained", "layer=last"))
+        for protocol, k in (("knn", "k=20"), ("linear", "d=192"))
     ]
-    seen = Reader(full(tmp_path / "r.html", results=results)).text
-    assert "Linear top1, Raw pixels: d=3072" in seen
-    assert "Linear top1, Trained: d=192" in seen
+    seen = Reader(full(tmp_path / "r.html", evaluations=[evaluation(results)])).text
+    assert seen.count("split=own") == seen.count("k=20") == seen.count("layer=last") == 1
+    assert "split=own, seed=0, layer=last" in seen
+    assert "k-NN top1: k=20" in seen
+    assert "Raw pixels: layer=input" in seen
+    told = Reader(
+        full(tmp_path / "r.html", evaluations=[evaluation(results, protocol="Told in a sentence")])
+    ).text
+    assert "Told in a sentence" in told
+    assert "split=own" not in told
+    assert "Raw pixels: layer=input" in told
+
+
+def test_names_of_files_stand_below_their_pictures(tmp_path):
+    text = full(tmp_path / "r.html")
+    assert text.count(">b.png</span>") == 2
+    assert text.count('title="a/b.png"') == 2
+
+
+def test_every_evaluation_has_its_own_results(tmp_path):
+    score = ReportedScore(subject="trained", protocol="knn", metric="top1", value=0.5)
+    both = [evaluation([score], "birds", verdict="It helped"), evaluation([score], "trees", verdict="Not")]
+    text = full(tmp_path / "r.html", evaluations=both, verdicts=[Verdict("Evaluated on birds", "It helped")])
+    assert text.count("It helped") == 1  # at the top, not below the heading again
+    assert text.index("Results on birds") < text.index("Results on trees") < text.index("Not</p>")

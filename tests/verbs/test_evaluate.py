@@ -167,7 +167,8 @@ def evaluation(comparisons) -> Evaluation:
         (
             [(0.1, 0.2)],
             [(-0.1, 0.1)],
-            "Training helped, compared with the same network untrained: k-NN: better (+10.0 to +20.0 points). "
+            "Training helped, compared with the same network untrained: "
+            "k-NN: better (+10.0 to +20.0 points). "
             "Compared with raw pixels: k-NN: no difference is proved (-10.0 to +10.0 points).",
         ),
         ([(-0.1, 0.1)], [(0.1, 0.2)], "No difference from the same network untrained is proved: k-NN: n"),

@@ -55,6 +55,8 @@ class Evaluation:
             "model": self.model,
             "digest": self.digest,
             "data": self.data,
+            "protocol": self.protocol(),
+            "verdict": self.verdict(),
             "results": [score.to_json() for score in self.results],
             "comparisons": [{k: v for k, v in asdict(c).items() if v is not None} for c in self.comparisons],
             "notes": list(self.notes),

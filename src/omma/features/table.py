@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from jaxtyping import Int
 
-from omma.core import files
+from omma.core import files, words
 from omma.core.protocols import Images
+from omma.features import formats
 from omma.features.extract import FeatureBatch
 
 ROWS = 8192  # images a shard: those whose vectors are in memory at a time
@@ -120,20 +120,23 @@ class ShardedTable:
                 "all machines must see it under the same name"
             )
         rows, bad = 0, list(getattr(self.images, "skipped", ()))
+        for table in self._tables():
+            bad += json.loads(table.schema.metadata[b"bad"])
+            rows += table.num_rows
+        if rows == 0:
+            self.remove()
+            first = f"; the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
+            raise ValueError(f"none of {words.count(len(self.images), 'image')} could be read{first}")
         with files.atomic_write(self.out) as partial:
-            with pq.ParquetWriter(partial, self.schema, compression="zstd") as writer:
-                for number in range(self.count):
-                    with pa.memory_map(str(self._file(number))) as source:
-                        table = pa.ipc.open_file(source).read_all()
-                        bad += json.loads(table.schema.metadata[b"bad"])
-                        writer.write_table(table.replace_schema_metadata(self.schema.metadata))
-                        rows += table.num_rows
-            if rows == 0:
-                self.remove()
-                first = f"; the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
-                raise ValueError(f"none of {len(self.images)} images could be read{first}")
+            formats.write(partial, formats.ending(self.out), self._tables, self.schema)
         self.remove()
         return Joined(rows, tuple((str(path), str(reason)) for path, reason in bad))
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """The content of the shards, in order, mapped from their files."""
+        for number in range(self.count):
+            with pa.memory_map(str(self._file(number))) as source:
+                yield pa.ipc.open_file(source).read_all()
 
     def remove(self) -> None:
         """Remove all shards with their folder."""

@@ -50,11 +50,6 @@ class RunFolder:
         remedy = "copy it from a backup or, if the run is finished, use its model.safetensors and model.json"
         return files.read_json(path, remedy) if path.exists() else {}
 
-    def evaluation(self) -> dict[str, Any]:
-        """evaluation.json; empty if there is none. Raises ValueError if it is damaged."""
-        path = self.path / EVALUATION
-        return files.read_json(path, "remove it, or run `omma evaluate` again") if path.exists() else {}
-
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError unless the folder is this run's or free, and name what differs."""
         config = json.loads(json.dumps(config))

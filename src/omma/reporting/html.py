@@ -4,20 +4,18 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
 
 from PIL import Image
 
 from omma.core import files
 from omma.reporting.charts import interval_chart
 from omma.reporting.pictures import Cell, Grid
-from omma.reporting.results import ReportedScore
+from omma.reporting.results import Level, ReportedEvaluation, ReportedScore
 from omma.reporting.style import CSS
 from omma.reporting.svg import Svg
 from omma.reporting.svg import quote as escape
 
-Level = Literal["good", "warn", "bad"]
 SIGNS: dict[Level, tuple[str, str]] = {
     "good": ("✓", "Good"),
     "warn": ("!", "Look closer"),
@@ -26,6 +24,20 @@ SIGNS: dict[Level, tuple[str, str]] = {
 WIDEST = 9  # columns of pictures side by side on a wide screen
 # The page may use its own pictures and styles and load nothing from elsewhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence in plain words about `of`; reason: its basis, and a remedy if there is one."""
+
+    of: str
+    sentence: str
+    level: Level | None = None  # None: neither good nor bad
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in (*SIGNS, None):
+            raise ValueError(f"level={self.level!r}: must be one of {', '.join(SIGNS)}")
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,9 @@ def write(path: Path, text: str) -> Path:
 def page(
     *,
     title: str,
-    verdict: str,
-    level: Level,
-    reason: str = "",
+    verdicts: Sequence[Verdict],
     facts: Sequence[tuple[str, str]] = (),
-    results: Sequence[ReportedScore] = (),
+    evaluations: Sequence[ReportedEvaluation] = (),
     sections: Sequence[Section] = (),
     curves: Sequence[Svg] = (),
     config: Sequence[tuple[str, str]] = (),
@@ -59,26 +69,14 @@ def page(
 ) -> str:
     """The report as the text of an HTML file.
 
-    verdict: one sentence in plain words; reason: its basis, and a remedy if there is one; facts: the few
-    numbers that describe the run (images, model, time); config: the whole configuration, folded away.
-    All text is escaped.
+    verdicts: the most important first; facts: the few numbers that describe the run (images, model, time);
+    evaluations: the newest first; config: the whole configuration, folded away. All text is escaped.
     """
-    if level not in SIGNS:
-        raise ValueError(f"level={level!r}: must be one of {', '.join(SIGNS)}")
-    sign, word = SIGNS[level]
-    body = [
-        f"<header><p class=brand>omma</p><h1>{escape(title)}</h1></header>",
-        f'<section class="verdict {level}"><span class=sign role=img aria-label="{word}">{sign}</span>'
-        f"<div><p class=lead>{escape(verdict)}</p>{reason and f'<p>{escape(reason)}</p>'}</div></section>",
-    ]
+    body = [f"<header><p class=brand>omma</p><h1>{escape(title)}</h1></header>", *map(_verdict, verdicts)]
     if facts:
         body.append(f"<dl class=facts>{''.join(map(_fact, facts))}</dl>")
-    if results:
-        body.append(
-            f"<section><h2>Results</h2><div class=results><div>{_table(results)}</div>"
-            f"<figure>{_svg(interval_chart(results, 'Beside its floors'))}</figure></div>"
-            f"{_small_print(results)}</section>"
-        )
+    stated = {verdict.sentence for verdict in verdicts}
+    body += [_evaluation(each, each.verdict in stated) for each in evaluations]
     for section in sections:
         pictures = "".join(map(_picture, section.pictures))
         body.append(
@@ -119,6 +117,28 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
+def _verdict(verdict: Verdict) -> str:
+    sign, word = SIGNS[verdict.level] if verdict.level else ("–", "Not compared")
+    return (
+        f'<section class="verdict {verdict.level or ""}"><span class=sign role=img aria-label="{word}">{sign}'
+        f"</span><div><p class=of>{escape(verdict.of)}</p><p class=lead>{escape(verdict.sentence)}</p>"
+        f"{verdict.reason and f'<p>{escape(verdict.reason)}</p>'}</div></section>"
+    )
+
+
+def _evaluation(evaluation: ReportedEvaluation, stated: bool) -> str:
+    """The results on one set of images; stated: their verdict already stands at the top."""
+    scores = evaluation.scores
+    verdict = "" if stated or not evaluation.verdict else f"<p class=caption>{escape(evaluation.verdict)}</p>"
+    notes = f"<ul class=print>{''.join(f'<li>{escape(n)}</li>' for n in evaluation.notes)}</ul>"
+    return (
+        f"<section><h2>Results on {escape(evaluation.data)}</h2>{verdict}"
+        f"<div class=results><div>{_table(scores)}{_small_print(evaluation)}"
+        f"{notes if evaluation.notes else ''}</div>"
+        f"<figure>{_svg(interval_chart(scores, 'Beside its floors'))}</figure></div></section>"
+    )
+
+
 def _fact(fact: tuple[str, str]) -> str:
     return f"<div><dt>{escape(fact[0])}</dt><dd>{escape(fact[1])}</dd></div>"
 
@@ -150,18 +170,27 @@ def _table(results: Sequence[ReportedScore]) -> str:
     )
 
 
-def _small_print(results: Sequence[ReportedScore]) -> str:
-    """How each column was measured, once if all its subjects were measured the same way."""
-    lines = []
-    for column in dict.fromkeys(r.protocol_name for r in results):
-        details = {r.subject_name: r.detail for r in results if r.protocol_name == column and r.detail}
-        if len(set(details.values())) == 1:
-            details = {"": next(iter(details.values()))}
-        for name, detail in details.items():
-            lines.append(f"<b>{escape(column)}</b>{f', {escape(name)}' if name else ''}: {escape(detail)}")
-    if any(r.interval_text for r in results):
+def _small_print(evaluation: ReportedEvaluation) -> str:
+    """How the results were measured: what all share once, then what is special to a column or a subject."""
+    scores = evaluation.scores
+    common = _shared([r for r in scores if r.subject == "trained"] or scores)
+    lines = [escape(evaluation.protocol or ", ".join(common))]
+    columns = {r.protocol_name: [x for x in scores if x.protocol_name == r.protocol_name] for r in scores}
+    subjects = {r.subject_name: [x for x in scores if x.subject == r.subject] for r in scores}
+    special = {name: _shared(group, common) for name, group in (columns | subjects).items()}
+    for r in scores:
+        known = (*common, *special[r.protocol_name], *special[r.subject_name])
+        special[f"{r.protocol_name}, {r.subject_name}"] = [c for c in r.conditions if c not in known]
+    lines += [f"<b>{escape(k)}</b>: {escape(', '.join(v))}" for k, v in special.items() if v]
+    if any(r.interval_text for r in scores):
         lines.append("Below each value: its 95 % interval.")
-    return f"<p class=print>{'<br>'.join(lines)}</p>" if lines else ""
+    return f"<p class=print>{'<br>'.join(filter(None, lines))}</p>"
+
+
+def _shared(scores: Sequence[ReportedScore], known: Sequence[str] = ()) -> list[str]:
+    """The conditions of all these scores that are not known already."""
+    first = scores[0].conditions if scores else ()
+    return [c for c in first if c not in known and all(c in r.conditions for r in scores)]
 
 
 def _picture(picture: Grid | Image.Image | Svg) -> str:
@@ -175,7 +204,7 @@ def _picture(picture: Grid | Image.Image | Svg) -> str:
 def _grid(grid: Grid) -> str:
     """The grid as HTML; a narrow one is cut into blocks that stand side by side if there is room."""
     columns = max(map(len, grid.rows), default=1)
-    blocks = max(1, min(len(grid.rows), WIDEST // columns))
+    blocks = max(1, min(len(grid.rows), round(WIDEST / columns)))
     height = max(1, -(-len(grid.rows) // blocks))
     cut = (_block(grid, grid.rows[i : i + height], columns) for i in range(0, len(grid.rows), height))
     return f"<div class=scroll>{''.join(cut)}</div>"
@@ -198,5 +227,6 @@ def _cell(cell: Cell | None) -> str:
     mark = {True: " right", False: " wrong", None: ""}[cell.mark]
     alt = cell.text + {True: " (right)", False: " (wrong)", None: ""}[cell.mark]
     text = f'<span title="{escape(cell.text)}">{escape(cell.text)}</span>' if cell.text else ""
-    image = f'<img src="{data_uri(cell.image)}" alt="{escape(alt)}" loading=lazy>'
-    return f'<div class="cell{mark}">{image}{text}</div>'
+    name = f'<span class=name title="{escape(cell.path)}">{escape(PurePath(cell.path).name)}</span>'
+    image = f'<img src="{data_uri(cell.image)}" alt="{escape(alt or cell.path)}" loading=lazy>'
+    return f'<div class="cell{mark}">{image}{name if cell.path else ""}{text}</div>'

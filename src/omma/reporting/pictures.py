@@ -1,5 +1,6 @@
 """Grids of pictures that show what a model sees: neighbours, attention, reconstructions."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ INFERNO = np.array(
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a grid with `text` below it; `mark`: right (True), wrong (False) or neither."""
+    """One picture of a grid with `text` below it; `mark`: right (True), wrong (False) or neither.
+
+    path: of the image's file, whose name stands below the picture.
+    """
 
     image: Image.Image
     text: str = ""
     mark: bool | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ def neighbours(
     query_labels: Sequence[str] | None = None,
     neighbour_labels: Sequence[Sequence[str]] | None = None,
     similarities: np.ndarray | None = None,
+    query_paths: Sequence[str] | None = None,
+    neighbour_paths: Sequence[Sequence[str]] | None = None,
 ) -> Grid:
     """Each query with its nearest images, nearest first, marked right or wrong where both labels are given.
 
-    query_images [q, h, w, c]; neighbour_images [q, k, h, w, c]; neighbour_labels q lists of k; similarities
-    [q, k], cosines.
+    query_images [q, h, w, c]; neighbour_images [q, k, h, w, c]; neighbour_labels and
+    neighbour_paths q lists of k; similarities [q, k], cosines.
     """
     queries, near = _batch(query_images), np.asarray(neighbour_images)
     if near.ndim != 5 or len(near) != len(queries):
@@ -57,22 +64,28 @@ def neighbours(
         ("query_labels", query_labels, (len(queries),)),
         ("neighbour_labels", neighbour_labels, near.shape[:2]),
         ("similarities", similarities, near.shape[:2]),
+        ("query_paths", query_paths, (len(queries),)),
+        ("neighbour_paths", neighbour_paths, near.shape[:2]),
     ):
         if value is not None and np.shape(value) != shape:
             raise ValueError(f"{name} {np.shape(value)}: must be {list(shape)}, one for each image")
     rows = []
     for i, query in enumerate(queries):
-        row = [Cell(tile(query), query_labels[i] if query_labels is not None else "")]
+        label = query_labels[i] if query_labels is not None else ""
+        row = [Cell(tile(query), label, path=query_paths[i] if query_paths is not None else "")]
         for j, image in enumerate(near[i]):
             label = neighbour_labels[i][j] if neighbour_labels is not None else ""
             closeness = f"{similarities[i, j]:.2f}" if similarities is not None else ""
             mark = label == query_labels[i] if label and query_labels is not None else None
-            row.append(Cell(tile(image), " ".join(filter(None, (closeness, label))), mark))
+            path = neighbour_paths[i][j] if neighbour_paths is not None else ""
+            row.append(Cell(tile(image), " ".join(filter(None, (closeness, label))), mark, path))
         rows.append(tuple(row))
     return Grid(("query", "nearest", *[""] * (near.shape[1] - 1)), tuple(rows))
 
 
-def attention(images: np.ndarray, maps: np.ndarray, heads: int = 6) -> Grid:
+def attention(
+    images: np.ndarray, maps: np.ndarray, heads: int = 6, paths: Sequence[str] | None = None
+) -> Grid:
     """Where the last layer looks: the image, the mean over heads, and the `heads` most focused heads.
 
     images [n, h, w, c]; maps [n, heads, gh, gw], not negative. The colours of a map run from 0 to its largest
@@ -83,14 +96,19 @@ def attention(images: np.ndarray, maps: np.ndarray, heads: int = 6) -> Grid:
         raise ValueError(f"maps {maps.shape}: must be [{len(images)}, heads, gh, gw]")
     chosen = focused(maps, heads)
     rows = []
-    for image, head_maps in zip(images, maps):
+    for image, head_maps, path in zip(images, maps, paths or itertools.repeat("")):
         base = tile(image)
-        cells = [Cell(base), Cell(_overlay(base, head_maps.mean(0)))]
+        cells = [Cell(base, path=path), Cell(_overlay(base, head_maps.mean(0)))]
         rows.append((*cells, *(Cell(_overlay(base, head_maps[h])) for h in chosen)))
     return Grid(("image", "mean", *(f"head {h + 1}" for h in chosen)), tuple(rows))
 
 
-def reconstructions(original: np.ndarray, masked: np.ndarray | None, predicted: np.ndarray) -> Grid:
+def reconstructions(
+    original: np.ndarray,
+    masked: np.ndarray | None,
+    predicted: np.ndarray,
+    paths: Sequence[str] | None = None,
+) -> Grid:
     """What the model saw and what it predicted; each [n, h, w, c], hidden pixels (NaN in `masked`) are grey.
 
     masked: None if the model saw the original.
@@ -103,10 +121,11 @@ def reconstructions(original: np.ndarray, masked: np.ndarray | None, predicted: 
             f"shapes {original.shape}, {masked.shape}, {predicted.shape}: must be one [n, h, w, c]"
         )
     rows = []
-    for triple in zip(original, masked, predicted):
+    for triple, path in zip(zip(original, masked, predicted), paths or itertools.repeat("")):
         span = limits(triple[0])  # one for all three, which makes brightness comparable
         shown = triple if len(heads) == 3 else (triple[0], triple[2])
-        rows.append(tuple(Cell(tile(image, span)) for image in shown))
+        first, *others = (tile(image, span) for image in shown)
+        rows.append((Cell(first, path=path), *map(Cell, others)))
     return Grid(heads, tuple(rows))
 
 

@@ -1,9 +1,11 @@
-"""One result with its interval and protocol as text, and how numbers are written."""
+"""Results with their intervals and protocol as text, and how numbers are written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Level = Literal["good", "warn", "bad"]
 
 SUBJECTS = {"pixels": "Raw pixels", "untrained": "Same network, untrained", "trained": "Trained"}
 PROTOCOLS = {
@@ -13,6 +15,7 @@ PROTOCOLS = {
     "zeroshot": "Zero-shot",
     "retrieval": "Retrieval",
 }
+JSON_ONLY = ("settings", "balanced_accuracy", "majority")  # of a score: too long for small print
 SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity")
 
 
@@ -20,8 +23,8 @@ SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity"
 class ReportedScore:
     """One number of the results table.
 
-    low, high: the ends of its 95 % interval, or None; detail: how it was measured, in words (k, split, number
-    of images), which becomes the table's small print.
+    low, high: the ends of its 95 % interval, or None; conditions: how it was measured ("k=20"), which becomes
+    the table's small print.
     """
 
     subject: str  # "pixels" | "untrained" | "trained", or any other name
@@ -30,24 +33,19 @@ class ReportedScore:
     value: float
     low: float | None = None
     high: float | None = None
-    detail: str = ""
+    conditions: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> "ReportedScore":
-        """From one entry of `omma evaluate --json`; all keys but the common ones become detail."""
+        """From one entry of `omma evaluate --json`; all keys but the common ones become conditions."""
         low, high = entry.get("interval95") or (None, None)
         common = ("subject", "protocol", "metric", "value", "interval95")
-        rest = [
+        conditions = tuple(
             f"{key}={figure(v) if isinstance(v, float) else v}"
             for key, v in entry.items()
-            if key not in common
-        ]
-        return cls(
-            **{key: entry[key] for key in common[:4]},
-            low=low,
-            high=high,
-            detail=entry.get("detail") or ", ".join(rest),
+            if key not in (*common, *JSON_ONLY)
         )
+        return cls(**{key: entry[key] for key in common[:4]}, low=low, high=high, conditions=conditions)
 
     @property
     def subject_name(self) -> str:
@@ -73,6 +71,47 @@ class ReportedScore:
             return ""
         write = (lambda v: percent(v).removesuffix(" %")) if self.is_share else figure
         return f"{write(self.low)} to {write(self.high)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedEvaluation:
+    """The results on one set of images.
+
+    verdict: whether training helped, in words; level: the same as a colour, None where nothing was compared;
+    protocol: what all results share, in a sentence, "" where it is not known.
+    """
+
+    data: str
+    scores: Sequence[ReportedScore]
+    verdict: str = ""
+    level: Level | None = None
+    protocol: str = ""
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], headline_k: int) -> "ReportedEvaluation":
+        """From the content of `omma evaluate --json`, with the k-NN results of one k: the nearest."""
+        entries = content["results"]
+        ks = {entry["k"] for entry in entries if "k" in entry}
+        k = min(ks, key=lambda k: abs(k - headline_k), default=None)
+        return cls(
+            data=str(content.get("data", "images")),
+            scores=[ReportedScore.read(entry) for entry in entries if entry.get("k", k) == k],
+            verdict=str(content.get("verdict", "")),
+            level=_level([c for c in content.get("comparisons", ()) if c.get("k", k) == k]),
+            protocol=str(content.get("protocol", "")),
+            notes=[str(note) for note in content.get("notes", ())],
+        )
+
+
+def _level(comparisons: Sequence[Mapping[str, Any]]) -> Level | None:
+    """Good if the trained network beats its untrained self by every protocol, bad if it loses by one."""
+    intervals = [c["interval95"] for c in comparisons if c.get("against") == "untrained"]
+    if not intervals:
+        return None
+    if any(high < 0 for _, high in intervals):
+        return "bad"
+    return "good" if all(low > 0 for low, _ in intervals) else "warn"
 
 
 def percent(share: float) -> str:

@@ -1,28 +1,34 @@
 """The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
+from omma.core import words
+from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
-from omma.evaluation import knn
-from omma.pretraining import monitor, retention
-from omma.pretraining.folder import RunFolder, flatten
+from omma.evaluation import history, knn
+from omma.features.extract import extract, with_channels
+from omma.pretraining import retention
+from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.reporting import charts, html, pictures, svg
-from omma.reporting.results import ReportedScore
+from omma.reporting.pictures import Grid
+from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
 
+StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 GALLERY = 2000  # images that neighbours are searched in
 QUERIES, NEIGHBOURS = 8, 7
-JSON_ONLY = ("settings", "balanced_accuracy", "majority")  # of a score: too long for small print
 SHOWN = 8  # images whose attention and reconstruction are drawn
 # numbers of a step that have a curve of their own, or none
 COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
@@ -34,29 +40,62 @@ def shown(images: Float[Tensor, "n c s s"], preprocess: Preprocess) -> Float[np.
     return (images.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def write_report(folder: RunFolder, images: Images, seed: int = 0) -> Path:
-    """Write report.html of a finished run, with pictures of `images`."""
+def write_report(
+    folder: RunFolder, images: Images, seed: int = 0, progress: StageProgress | None = None
+) -> Path:
+    """Write report.html of a finished run, with pictures of `images`, those of them that can be read.
+
+    What cannot be drawn of these images becomes a note. progress: is called with the stage and its images.
+    """
     model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
     labels_trained = config.get("labels") == "learned"
-    readings = [line for line in lines if line["event"] == "health"]
+    notes: list[str] = []
+    readings = [entry for entry in lines if entry["event"] == "health"]
     health: dict[str, Any] = readings[-1] if readings else {"text": "no health reading", "verdict": "warn"}
-    verdict, _, reason = health["text"].partition(":")
-    notes = []
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
+    try:
+        evaluations = [
+            ReportedEvaluation.read(each, knn.HEADLINE) for each in history.read(folder.path / EVALUATION)
+        ]
+    except ValueError as error:
+        evaluations = []
+        notes.append(f"No results: {error}")
+    gallery = Gallery(model, images, seed)
+    sections = []
+    for title, draw in (
+        ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
+        ("Attention of the last layer", lambda: _attention(gallery)),
+        ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
+    ):
+        try:
+            grid, caption = draw()
+        except (ValueError, OSError, RuntimeError) as error:
+            notes.append(f"{title}: not drawn ({line(error)})")
+            continue
+        if grid is not None:
+            sections.append(html.Section(title, caption, [grid]))
     page = html.page(
-        title=folder.path.name,
-        verdict=verdict.capitalize(),
-        level=health["verdict"],
-        reason=reason.strip(),
+        title=folder.path.resolve().name,
+        verdicts=[*_evaluation_verdict(evaluations), _health_verdict(health)],
         facts=_facts(config, model.provenance),
-        results=_results(folder),
-        sections=_sections(folder, model, images, labels_trained, seed),
+        evaluations=evaluations,
+        sections=sections,
         curves=_curves(lines, labels_trained),
         config=[(key, str(value)) for key, value in flatten(config).items()],
         notes=notes,
     )
     return html.write(folder.report, page)
+
+
+def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.Verdict]:
+    """That of the newest evaluation, if there is one."""
+    return [html.Verdict(f"Evaluated on {e.data}", e.verdict, e.level) for e in evaluations[:1] if e.verdict]
+
+
+def _health_verdict(reading: Mapping[str, Any]) -> html.Verdict:
+    sentence, _, reason = reading["text"].partition(":")
+    return html.Verdict("Training, read without labels", sentence.capitalize(), reading["verdict"], reason)
 
 
 def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -72,23 +111,41 @@ def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tup
     return facts
 
 
-def _sections(
-    folder: RunFolder, model: weights.Model, images: Images, labels_trained: bool, seed: int
-) -> list[html.Section]:
-    """Neighbours, attention and reconstructions, as far as network and method have them."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:GALLERY])
-    pixels, good, _ = load_batch(images, rows, model.preprocess)
-    pixels = pixels[torch.from_numpy(good)]
-    chosen = pixels[torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(pixels))[:SHOWN])]
-    sections = []
-    if len(pixels) > 1:
-        sections.append(_neighbours(model, pixels, _names(images, rows[good]), labels_trained, seed))
-    if (attention := _attention(model, chosen)) is not None:
-        sections.append(attention)
-    method = trained_method(folder)
-    if method is not None and (section := _reconstructions(method, chosen, model.preprocess, seed)):
-        sections.append(section)
-    return sections
+@dataclass(frozen=True)
+class Gallery:
+    """A seeded sample of the images that the pictures show."""
+
+    model: weights.Model
+    images: Images
+    seed: int
+
+    @cached_property
+    def rows(self) -> Int[np.ndarray, "n"]:
+        """The sample, in order."""
+        return np.sort(np.random.default_rng(self.seed).permutation(len(self.images))[:GALLERY])
+
+    @cached_property
+    def shown(self) -> tuple[Tensor, list[str]]:
+        """Inputs [n, c, s, s] of the few images whose attention and reconstruction are drawn; their paths."""
+        rows = np.random.default_rng(self.seed + 1).permutation(self.rows)[: 4 * SHOWN]  # some may be damaged
+        pixels, good = self.read(rows)
+        if not good.any():
+            raise ValueError(f"none of a sample of {words.count(len(rows), 'image')} can be read")
+        rows = rows[good][:SHOWN]
+        return pixels[torch.from_numpy(good)][:SHOWN], self.paths(rows)
+
+    def read(self, rows: Int[np.ndarray, "n"]) -> tuple[Tensor, Bool[np.ndarray, "n"]]:
+        """The network's inputs, as for features, and which of them could be read."""
+        preprocess = self.model.preprocess
+        return load_batch(with_channels(self.images, preprocess.channels), rows, preprocess)[:2]
+
+    def paths(self, rows: Int[np.ndarray, "n"]) -> list[str]:
+        return [self.images.path(int(row)) for row in rows]
+
+    def labels(self, rows: Int[np.ndarray, "n"]) -> list[str] | None:
+        if self.images.labels is None:
+            return None
+        return [self.images.classes[k] if k >= 0 else "" for k in self.images.labels[rows]]
 
 
 def trained_method(folder: RunFolder) -> Method | None:
@@ -105,81 +162,72 @@ def trained_method(folder: RunFolder) -> Method | None:
     return method.eval()
 
 
-def _names(images: Images, rows: np.ndarray) -> list[str] | None:
-    if images.labels is None:
-        return None
-    return [images.classes[label] if label >= 0 else "" for label in images.labels[rows]]
-
-
 def _neighbours(
-    model: weights.Model, pixels: Tensor, labels: list[str] | None, labels_trained: bool, seed: int
-) -> html.Section:
+    gallery: Gallery, labels_trained: bool, progress: StageProgress | None
+) -> tuple[Grid | None, str]:
     """labels_trained: whether training used the labels."""
-    features = torch.nn.functional.normalize(monitor.vectors(model.encoder, pixels), dim=1)
-    queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels))[:QUERIES])
-    similarity = features[queries] @ features.T
+    model, seed = gallery.model, gallery.seed
+    features = extract(
+        model.encoder,
+        gallery.images.subset(gallery.rows),
+        model.preprocess,
+        progress=partial(progress, "features for the report") if progress else None,
+    )
+    rows = gallery.rows[features.indices]
+    if len(rows) < 2:
+        return None, ""
+    vectors = torch.nn.functional.normalize(torch.from_numpy(features.vectors), dim=1)
+    queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:QUERIES])
+    similarity = vectors[queries] @ vectors.T
     similarity[torch.arange(len(queries)), queries] = -2.0
-    nearest, index = similarity.topk(min(NEIGHBOURS, len(pixels) - 1), dim=1)
+    nearest, index = similarity.topk(min(NEIGHBOURS, len(rows) - 1), dim=1)
+    table = rows[torch.cat([queries[:, None], index], dim=1).numpy()]  # [queries, 1 + neighbours]
+    pixels, _ = gallery.read(table.ravel())
     images = shown(pixels, model.preprocess)
+    images = images.reshape(*table.shape, *images.shape[1:])
+    paths, labels = gallery.paths(table.ravel()), gallery.labels(table.ravel())
     caption = "For each image on the left, the images with the nearest features by cosine, nearest first."
     if labels is not None:
         caption += " Green outline: the same label; dashed red: another. "
         caption += f"Labels were {'' if labels_trained else 'not '}used in training."
-    return html.Section(
-        title="Nearest neighbours",
-        caption=caption,
-        pictures=[
-            pictures.neighbours(
-                images[queries.numpy()],
-                images[index.numpy()],
-                None if labels is None else [labels[i] for i in queries],
-                None if labels is None else [[labels[i] for i in row] for row in index],
-                nearest.numpy(),
-            )
-        ],
+
+    def split(texts: list[str]) -> tuple[list[str], list[list[str]]]:
+        lines = [texts[i : i + table.shape[1]] for i in range(0, len(texts), table.shape[1])]
+        return [line[0] for line in lines], [line[1:] for line in lines]
+
+    of_queries, of_neighbours = (None, None) if labels is None else split(labels)
+    grid = pictures.neighbours(
+        images[:, 0], images[:, 1:], of_queries, of_neighbours, nearest.numpy(), *split(paths)
     )
+    return grid, caption
 
 
-def _attention(model: weights.Model, pixels: Tensor) -> html.Section | None:
-    """None for a network without attention."""
+def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
+    """No grid for a network without attention."""
+    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
     try:
-        maps = model.encoder.pooled_attention(pixels)
+        maps = encoder.pooled_attention(pixels)
     except NoAttention:
-        return None
-    rows, columns = model.encoder.grid(*pixels.shape[-2:])
+        return None, ""
+    rows, columns = encoder.grid(*pixels.shape[-2:])
     grids = maps.float().unflatten(-1, (rows, columns)).numpy()
-    return html.Section(
-        title="Attention of the last layer",
-        caption="Where the last layer looks: the mean over its heads, then single heads.",
-        pictures=[pictures.attention(shown(pixels, model.preprocess), grids)],
-    )
+    grid = pictures.attention(shown(pixels, gallery.model.preprocess), grids, paths=paths)
+    return grid, "Where the last layer looks: the mean over its heads, then single heads."
 
 
-def _reconstructions(
-    method: Method, pixels: Tensor, preprocess: Preprocess, seed: int
-) -> html.Section | None:
-    """None for a method that reconstructs nothing."""
-    key = Key(seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
-    made = method.reconstruct(pixels, key)
+def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:
+    """No grid for a method that reconstructs nothing."""
+    pixels, paths = gallery.shown
+    key = Key(gallery.seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
+    made = None if method is None else method.reconstruct(pixels, key)
     if made is None:
-        return None
-    original, visible = shown(pixels, preprocess), None
+        return None, ""
+    original, visible = shown(pixels, gallery.model.preprocess), None
     if made.hidden is not None:
         visible = original.copy()
         visible[made.hidden.cpu().numpy()] = np.nan
-    pairs = pictures.reconstructions(original, visible, shown(made.images, preprocess))
-    return html.Section(title="Reconstructions", caption=made.caption, pictures=[pairs])
-
-
-def _results(folder: RunFolder) -> list[ReportedScore]:
-    entries = folder.evaluation().get("results", [])
-    ks = {entry["k"] for entry in entries if "k" in entry}
-    shown_k = knn.HEADLINE if knn.HEADLINE in ks else max(ks, default=None)
-    return [
-        ReportedScore.read({key: value for key, value in entry.items() if key not in JSON_ONLY})
-        for entry in entries
-        if entry.get("k", shown_k) == shown_k
-    ]
+    predicted = shown(made.images, gallery.model.preprocess)
+    return pictures.reconstructions(original, visible, predicted, paths), made.caption
 
 
 def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:

@@ -20,9 +20,11 @@ h2{font-size:1.2rem;font-weight:650;letter-spacing:-.01em;margin-bottom:.35rem}
 section{margin-top:3rem}
 .verdict{margin-top:0;display:flex;gap:1rem;padding:1.1rem 1.25rem;background:var(--card);
 border:1px solid var(--line);border-left:4px solid var(--tone);border-radius:6px}
-.verdict.good{--tone:var(--good)}.verdict.warn{--tone:var(--warn)}.verdict.bad{--tone:var(--bad)}
+.verdict+.verdict{margin-top:.75rem}
+.verdict{--tone:var(--axis)}.verdict.good{--tone:var(--good)}.verdict.warn{--tone:var(--warn)}.verdict.bad{--tone:var(--bad)}
 .sign{flex:none;width:1.7rem;height:1.7rem;border-radius:50%;background:var(--tone);color:var(--card);
 font-weight:700;text-align:center;line-height:1.7rem;margin-top:.05rem}
+.of{color:var(--soft);font-size:.8rem;margin-bottom:.1rem}
 .lead{font-size:1.15rem;line-height:1.45;font-weight:600}
 .lead+p{margin-top:.35rem;color:var(--soft)}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem 1.5rem;
@@ -42,10 +44,11 @@ border-top:1px solid var(--line);font-variant-numeric:tabular-nums;white-space:n
 .scores .trained td{color:var(--s1)}
 .print{margin-top:1rem;color:var(--soft);font-size:.8rem;line-height:1.5;overflow-wrap:anywhere}
 .print b{font-weight:600}
+ul.print{margin-top:.5rem}
 .caption{color:var(--soft);max-width:46rem;margin-bottom:1rem}
 .scroll{overflow-x:auto;padding:3px;margin:0 -3px 1.25rem;display:flex;flex-wrap:wrap;gap:1.25rem}
-.grid{display:grid;gap:.6rem .55rem;align-content:start;
-grid-template-columns:repeat(var(--n),minmax(4.25rem,6.05rem))}
+.grid{flex:1 1 calc(var(--n)*4.8rem);max-width:calc(var(--n)*9rem);min-width:0;
+display:grid;gap:.6rem .55rem;align-content:start;grid-template-columns:repeat(var(--n),minmax(4.25rem,1fr))}
 .head{color:var(--soft);font-size:.8rem;align-self:end;margin-bottom:-.25rem}
 .cell img{display:block;width:100%;height:auto;border-radius:3px;image-rendering:auto}
 .cell.right img{outline:2px solid var(--good);outline-offset:1px}
@@ -53,6 +56,7 @@ grid-template-columns:repeat(var(--n),minmax(4.25rem,6.05rem))}
 .cell span{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;
 margin-top:.25rem;color:var(--soft);font-size:.72rem;line-height:1.3;
 overflow:hidden;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.cell .name{display:block;white-space:nowrap;text-overflow:ellipsis}.name+span{margin-top:0}
 .curves{display:grid;grid-template-columns:1fr 1fr;gap:2rem 2.5rem;margin-top:.75rem}
 figure img{max-width:100%;height:auto}
 .chart{display:block;width:100%;max-width:36rem;height:auto;overflow:visible}

@@ -1,4 +1,4 @@
-"""`omma embed`: one vector an image, as a Parquet table that says where it came from."""
+"""`omma embed`: one vector an image, as a table that says where it came from."""
 
 import uuid
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from omma import weights
-from omma.core import dist, files, launcher
+from omma.core import dist, files, launcher, outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
 from omma.data.sources.values import scaling_notes
-from omma.features import ray
+from omma.features import formats, ray
 from omma.features.extract import batch_size
 from omma.features.local import local_engine
 from omma.features.table import Joined, ShardedTable, shard_size, table_key, table_schema
@@ -54,19 +54,24 @@ def embed(
     engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
-    """Write the pooled features of all readable images, in order, to the Parquet file `out`.
+    """Write the pooled features of all readable images, in order, to `out`: .parquet, .csv or .npz.
 
     Columns: `path` (string), `label` (the class's name, null if unknown; only if any image is labelled),
-    `vector` (float32, of fixed length). The schema's metadata holds model, data, preprocessing and precision
-    as JSON under "omma". The table is written in shards beside `out`, which appears when it is complete; the
-    same call again continues after the shards that exist. model, allow_partial: as for evaluate.
+    `vector` (float32, fixed length). A .csv has a column for each number of the vector; an .npz has the
+    arrays vectors, paths and labels. Parquet's metadata and the .npz hold model, data, preprocessing and
+    precision as JSON under "omma". `out` appears when it is complete, from shards written beside it; the
+    same call again continues after those that exist. model, allow_partial: as for evaluate.
     engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
     "ray", the workers of a Ray cluster. progress: images done and in all, of this process' share.
-    Raises ValueError if no image can be read.
+    Raises ValueError if no image can be read, and at once for an `out` that cannot be written.
     """
+    formats.check_ending(out)
     one_of("engine", engine, ENGINES)
     if engine == "ray" and launcher.ranks().world_size > 1:
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
+    with dist.propagate_errors():
+        if dist.rank() == 0:
+            outputs.check_file(out)
     with ExitStack() as stack:
         if engine == "local":
             workers = local_engine(device, precision)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from omma import weights
 from omma.core import device as devices
-from omma.core import files
+from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
-from omma.evaluation import judge
+from omma.evaluation import history, judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
@@ -57,6 +57,8 @@ def evaluate(
         raise ValueError(f"protocol {unknown[0]!r}: choose among {', '.join(PROTOCOLS)}")
     if not protocols:
         raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
+    if json is not None:
+        outputs.check_file(json, "--json")
     where = devices.pick_device(device)
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
@@ -98,7 +100,7 @@ def evaluate(
     if json is not None:
         _write(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():
-        _write(Path(model) / EVALUATION, evaluation.to_json())  # for the run's report
+        evaluation = history.record(Path(model) / EVALUATION, evaluation)  # for the run's report
     return evaluation
 
 

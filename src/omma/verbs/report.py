@@ -2,23 +2,27 @@
 
 from pathlib import Path
 
+from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.protocols import Images
 from omma.data.sources import collection
-from omma.data.sources.collection import IndexedImages
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
+from omma.reporting.run_report import StageProgress
 
 
 @translated()
-def report(run: str | Path, images: str | Path | IndexedImages, *, seed: int = 0) -> Path:
+def report(
+    run: str | Path, images: str | Path | Images, *, seed: int = 0, progress: StageProgress | None = None
+) -> Path:
     """Write report.html of a finished run, with pictures of `images`; returns its path.
 
-    Figures are those of the run's evaluation.json, if it was evaluated. Raises ValueError.
+    Results are those of the run's evaluation.json, if it was evaluated. Images that cannot be read, or that
+    the network cannot take, are left out of the pictures. progress: as for evaluate. Raises ValueError.
     """
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
-    gallery = collection.checked(
-        images if isinstance(images, IndexedImages) else collection.open_images(images)
-    )
-    return run_report.write_report(folder, gallery, seed)
+    outputs.check_file(folder.report, "another run folder")
+    opened = images if isinstance(images, Images) else collection.open_images(images)
+    return run_report.write_report(folder, opened, seed, progress)
