@@ -226,7 +226,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def pillow_values(image: Image.Image) -> np.ndarray:
-    """A picture's values [h, w, c]: 16- and 32-bit and float ones as they are, others as grey or RGB bytes."""
+    """Its values [h, w, c]: 16- and 32-bit and float ones as they are, others as grey or RGB bytes."""
     if image.mode in ("F", "I"):
         return np.array(image)[..., None]
     if image.mode.startswith("I;16"):
