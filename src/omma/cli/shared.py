@@ -6,6 +6,7 @@ import tyro
 from rich.console import Console
 
 Auto = Literal["auto"]
+LabelDepth = int | Literal["path"] | None
 Path_ = Annotated[str, tyro.conf.Positional]
 Dotted = tyro.conf.Suppress[
     tyro.conf.Fixed[dict[str, dict[str, str]] | None]

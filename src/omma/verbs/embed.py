@@ -15,6 +15,7 @@ from omma.core.checks import one_of
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
+from omma.data.sources.layout import LabelDepth
 from omma.features import ray
 from omma.features.extract import batch_size
 from omma.features.local import local_engine
@@ -32,7 +33,7 @@ class Embedded:
     rows: int
     dim: int
     bad: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (path, reason) of images left out
-    notes: tuple[str, ...] = ()  # what became of a published file's tensors
+    notes: tuple[str, ...] = ()  # what became of a published file's tensors, and how labels were read
     resumed: int = 0  # images that a run which was stopped had embedded already
 
 
@@ -46,6 +47,7 @@ def embed(
     precision: str = "auto",
     batch: int | None = None,
     allow_partial: bool = False,
+    label_depth: LabelDepth | None = None,
     engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
@@ -54,7 +56,7 @@ def embed(
     Columns: `path` (string), `label` (the class's name, null if unknown; only if any image is labelled),
     `vector` (float32, of fixed length). The schema's metadata holds model, data, preprocessing and precision
     as JSON under "omma". The table is written in shards beside `out`, which appears when it is complete; the
-    same call again continues after the shards that exist. model, allow_partial: as for evaluate.
+    same call again continues after the shards that exist. model, allow_partial, label_depth: as for evaluate.
     engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
     "ray", the workers of a Ray cluster. progress: images done and in all, of this process' share.
     Raises ValueError if no image can be read.
@@ -69,7 +71,7 @@ def embed(
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-            opened = images if isinstance(images, Images) else collection.open_images(images)
+            opened = _opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
         with dist.propagate_errors():
@@ -90,9 +92,13 @@ def embed(
         rows=joined.rows,
         dim=loaded.encoder.dim,
         bad=joined.bad,
-        notes=tuple(loaded.provenance.get("loaded", ())),
+        notes=(*loaded.provenance.get("loaded", ()), *getattr(opened, "notes", ())),
         resumed=len(opened) - table.count_images(missing),
     )
+
+
+def _opened(images: str | Path | Images, label_depth: LabelDepth | None) -> Images:
+    return images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
 
 
 def _table(

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage, Images
+from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Annotations, encode
+from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
@@ -39,6 +40,7 @@ class IndexedImages:
 
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
+    notes: what to know of how labels and parts were read, a line each.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class IndexedImages:
         splits: np.ndarray | None = None,
         text: pa.LargeListArray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
+        notes: Iterable[str] = (),
         source: str = "",
     ) -> None:
         self.channels = channels
@@ -61,6 +64,7 @@ class IndexedImages:
         self.splits = splits
         self.text = text
         self.skipped = list(skipped)
+        self.notes = tuple(notes)
         self.source = source
         self._store = store
         self._paths = paths
@@ -195,19 +199,22 @@ def open_images(
     cache: Path | None = None,
     check: Callable[[Annotations], None] = lambda annotations: None,
     tell: Callable[[str], None] = log.info,
+    label_depth: LabelDepth | None = None,
 ) -> IndexedImages:
     """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays or one image.
 
     Listings of folders and archives are cached in `cache` (default: `cache_folder()`) until one of the
     folders or the archive is modified. Overwriting a file in place leaves its folder's time unchanged, which
     is harmless, since only the path is cached. `check` gets labels, splits and captions before any image is
-    decoded, and may raise. `tell` gets a line of text when listing takes long.
+    decoded, and may raise. `tell` gets a line of text when listing takes long. `label_depth`: the folder at
+    this level below the source names the class (1 is the first, -1 the one that holds the image), or "path":
+    all folders but the part's together; by default see `layout.read_layout`.
     Raises ValueError, in one line, if there is no usable image.
     """
     typed = str(source)
     # absolute, so that images can still be read after a change of the working directory
     source = typed if "://" in typed else os.path.abspath(os.path.expanduser(typed))
-    memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
+    memory = (cache or cache_folder()) / f"index-{cache_key(source, label_depth)}.arrow"
     shards = find(source, typed)
     store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
     if store is not None:
@@ -221,9 +228,11 @@ def open_images(
             n = len(listing.skipped)
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
+        if label_depth is not None:
+            listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
         check(listing.annotations)
         listing.channels = _count_channels(listing, typed)
-        if cached:
+        if cached and listing.complete:
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
@@ -237,6 +246,7 @@ def open_images(
         splits=listing.annotations.splits,
         text=listing.annotations.text,
         skipped=listing.skipped,
+        notes=listing.annotations.notes,
         source=typed,
     )
 
@@ -256,6 +266,7 @@ def _count_channels(listing: Listing, source: str) -> int:
             where = None if listing.where is None else listing.where[i]
             counts[listing.store.load(path, where, None, 1).shape[-1]] += 1
         except BadImage as error:
+            listing.complete &= not isinstance(error, Inaccessible)
             bad.append((path, str(error)))
     if not counts:
         raise ValueError(_none_readable(source, n, bad))

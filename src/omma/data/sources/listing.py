@@ -22,12 +22,12 @@ from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
     encode,
-    from_folders,
     from_labels_csv,
     from_table,
     read_csv,
     strings,
 )
+from omma.data.sources.layout import from_folders
 from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, read_arrays
 
 IMAGES = frozenset(
@@ -50,6 +50,9 @@ class Listing:
     times: dict[str, int] = field(default_factory=dict)  # modification time of each folder, ns
     started: int = 0  # when listing began, ns
     channels: int = 0  # known once images have been decoded
+    complete: bool = (
+        True  # whether everything could be accessed; otherwise the listing holds for this time only
+    )
 
 
 # ---------------------------------------------------------------- which names are images

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from omma.core.errors import line
-from omma.data.sources.labels import Annotations, from_folders, from_table
+from omma.data.sources.labels import Annotations, from_table
+from omma.data.sources.layout import from_folders
 from omma.data.sources.listing import IMAGES, Listing
 from omma.data.sources.readers import LARGEST
 from omma.data.sources.webdataset_files import FETCHERS, Shards
