@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage, Images, Inaccessible
+from omma.core.protocols import BadImage, Images
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Annotations, encode
@@ -232,7 +232,7 @@ def open_images(
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
         check(listing.annotations)
         listing.channels = _count_channels(listing, typed)
-        if cached and listing.complete:
+        if cached:
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
@@ -266,7 +266,6 @@ def _count_channels(listing: Listing, source: str) -> int:
             where = None if listing.where is None else listing.where[i]
             counts[listing.store.load(path, where, None, 1).shape[-1]] += 1
         except BadImage as error:
-            listing.complete &= not isinstance(error, Inaccessible)
             bad.append((path, str(error)))
     if not counts:
         raise ValueError(_none_readable(source, n, bad))

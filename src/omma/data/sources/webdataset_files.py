@@ -115,7 +115,7 @@ def _tars(root: str) -> list[str]:
                         todo.append(entry.path)
                     elif extension in IMAGES:
                         return []
-                    elif extension == "tar":
+                    elif extension == "tar" and entry.is_file():
                         tars.append(entry.path)
         except OSError:  # listing it as a folder reports the error
             continue
