@@ -206,9 +206,8 @@ def open_images(
     Listings of folders and archives are cached in `cache` (default: `cache_folder()`) until one of the
     folders or the archive is modified. Overwriting a file in place leaves its folder's time unchanged, which
     is harmless, since only the path is cached. `check` gets labels, splits and captions before any image is
-    decoded, and may raise. `tell` gets a line of text when listing takes long. `label_depth`: the folder at
-    this level below the source names the class (1 is the first, -1 the one that holds the image), or "path":
-    all folders but the part's together; by default see `layout.read_layout`.
+    decoded, and may raise. `tell` gets a line of text when listing takes long. `label_depth` says
+    which folder names the class (see `layout.read_layout`).
     Raises ValueError, in one line, if there is no usable image.
     """
     typed = str(source)

@@ -1,6 +1,5 @@
 """List the images and other files of a folder, archive, manifest or array file, without decoding."""
 
-import errno
 import glob as globbing
 import io
 import os
@@ -16,7 +15,7 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from omma.core.errors import line
-from omma.core.protocols import BadImage, Inaccessible
+from omma.core.protocols import BadImage
 from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
@@ -28,15 +27,8 @@ from omma.data.sources.labels import (
 )
 from omma.data.sources.layout import from_folders
 from omma.data.sources.members import Member, tar_members, zip_members
+from omma.data.sources.names import NO_TEXT, is_hidden, is_text, no_access, printable, why_not
 from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
-
-IMAGES = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
-)  # images by their names alone; decoding detects a wrong name
-OTHERS = frozenset(
-    "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz mp4 avi".split()  # noqa: SIM905
-)  # never opened; a file with any other extension is an image if its first bytes say so
-NO_TEXT = "its name is not valid UTF-8"
 
 
 @dataclass(kw_only=True)
@@ -56,57 +48,9 @@ class Listing:
     )
 
 
-# ---------------------------------------------------------------- which names are images
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def _why_not(name: str, head: Callable[[], bytes]) -> str | None:
-    """Why a file is not an image; None if it may be one, which decoding decides."""
-    if not is_text(name):
-        return NO_TEXT
-    extension = name.rpartition(".")[2].lower()
-    if extension in IMAGES:
-        return None
-    if extension in OTHERS:
-        return "not an image"
-    try:
-        return None if sniff(head()) else "not an image"
-    except OSError as error:
-        return _no_access(error)
-    except BadImage as error:
-        return str(error)
-
-
 def _head(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(HEAD)
-
-
-def is_text(name: str) -> bool:
-    """Whether a name can be encoded; bytes that are not valid UTF-8 cannot."""
-    if name.isascii():
-        return True
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def printable(name: str) -> str:
-    """A file's name with the bytes that are not valid UTF-8 written out."""
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # of Windows
-        return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _no_access(error: OSError) -> str:
-    """Why something was left out: for ever where the error is about its name, else only this time."""
-    reason = (error.strerror or line(error)).lower()
-    about_names = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)
-    return reason if error.errno in about_names else str(Inaccessible(reason))
 
 
 # ---------------------------------------------------------------- sources
@@ -125,7 +69,7 @@ def list_folder(root: str) -> Listing:
         except OSError as error:
             if not folder:
                 raise ValueError(f"{root}: {error.strerror}; give a folder that you may read") from None
-            skipped.append((folder + "/", _no_access(error)))
+            skipped.append((folder + "/", no_access(error)))
         if names:
             files[folder] = sorted(names)
     folders = sorted(files)
@@ -161,14 +105,14 @@ def _scan(
     """
     with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
-            if _hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:
                 is_folder = entry.is_dir()
                 reason = _why_not_entry(entry, is_folder, visited)
             except OSError as error:  # of this entry alone
-                is_folder, reason = False, _no_access(error)
+                is_folder, reason = False, no_access(error)
             if reason is None:
                 (subfolders if is_folder else names).append(path if is_folder else entry.name)
             elif path != "labels.csv":
@@ -188,7 +132,7 @@ def _why_not_entry(entry: os.DirEntry, is_folder: bool, visited: set[str]) -> st
         return None
     if not entry.is_file():
         return "not a regular file" if os.path.exists(entry.path) else "a link to nothing"
-    return _why_not(entry.name, lambda: _head(entry.path))
+    return why_not(entry.name, lambda: _head(entry.path))
 
 
 def list_glob(pattern: str) -> Listing:
@@ -259,14 +203,14 @@ def _from_names(
     last = {name: row for row, name in enumerate(names)} if where is not None else {}
     for row, name in enumerate(names):
         parts = name.split("/")
-        if any(map(_hidden, (part for part in parts if part not in (".", "..")))):
+        if any(map(is_hidden, (part for part in parts if part not in (".", "..")))):
             continue
         if last.get(name, row) != row:
             reason = "a later member has this name"
         elif not is_text(name):
             reason = NO_TEXT
         else:
-            reason = reasons[row] or _why_not(parts[-1], lambda row=row: head(row))
+            reason = reasons[row] or why_not(parts[-1], lambda row=row: head(row))
         if reason:
             skipped.append((printable(name), reason))
         else:

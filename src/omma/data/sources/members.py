@@ -14,10 +14,9 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from omma.core.errors import line
-from omma.data.sources.readers import LARGEST
+from omma.data.sources.limits import LARGEST, in_words, is_bomb
 
 BLOCK = tarfile.BLOCKSIZE
-INFLATED, RATIO = 1 << 26, 100  # bytes that any member may inflate to; times its stored bytes for more
 _LARGEST_HEADER = 1 << 20  # bytes of a long name or of a pax header
 _SPECIAL = {tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 _LONG = {
@@ -48,13 +47,6 @@ def clean(name: str) -> str:
     return "/".join(parts)
 
 
-def bomb(size: int, stored: int) -> str:
-    """Why compressed data may not be unpacked; "" if they may."""
-    if size > LARGEST or (size > INFLATED and size > RATIO * stored):
-        return f"unpacks to {size / 1e9:.1f} GB" if size >= 1e8 else f"unpacks to {size / 1e6:.0f} MB"
-    return ""
-
-
 # ---------------------------------------------------------------- zip
 def zip_members(file: str) -> Iterator[Member]:
     """The files of a .zip, in the directory's order. Raises ValueError if the directory cannot be read."""
@@ -77,8 +69,10 @@ def zip_members(file: str) -> Iterator[Member]:
             reason = f"compression method {info.compress_type}; use deflate"
         elif overlaps:
             reason = "overlaps another member"
+        elif info.file_size > LARGEST or is_bomb(info.file_size, info.compress_size):
+            reason = f"unpacks to {in_words(info.file_size)}"
         else:
-            reason = bomb(info.file_size, info.compress_size)
+            reason = ""
         where = (info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
         yield Member(clean(info.filename), where, reason)
 

@@ -26,7 +26,7 @@ from filelock import FileLock
 from omma.core import files
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.listing import IMAGES
+from omma.data.sources.names import IMAGES
 from omma.data.sources.readers import Archive, EncodedStore
 
 TRIES = 3  # attempts at a download, with a pause between them

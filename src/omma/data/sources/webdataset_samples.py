@@ -15,8 +15,9 @@ from omma.core.errors import line
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources.labels import Annotations, from_table
 from omma.data.sources.layout import from_folders
-from omma.data.sources.listing import IMAGES, NO_TEXT, Listing, is_text, printable
+from omma.data.sources.listing import Listing
 from omma.data.sources.members import Member, tar_members
+from omma.data.sources.names import IMAGES, NO_TEXT, is_text, printable
 from omma.data.sources.readers import Archive
 from omma.data.sources.webdataset_files import FETCHERS, Shards
 
