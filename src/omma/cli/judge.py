@@ -5,13 +5,14 @@ from typing import Any
 
 from rich.table import Table
 
-from omma.cli.shared import Path_, out
+from omma.cli.shared import LabelDepth, Path_, out
 
 
 def evaluate(
     model: Path_,
     labelled: Path_,
     protocol: tuple[str, ...] = ("knn", "linear"),
+    label_depth: LabelDepth = None,
     json: Path | None = None,
     prompts: Path | None = None,
     merges: Path | None = None,
@@ -27,6 +28,8 @@ def evaluate(
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
         protocol: knn, linear, ridge; for models with a text tower also zeroshot, retrieval.
+        label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
+            path for all folders together; docs/input.md says what holds without it.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
@@ -43,28 +46,30 @@ def evaluate(
 
     with out.status("reading images and computing features"):
         result = verb(
-            model, labelled, protocols=protocol, prompts=prompts, merges=merges, json=json, floors=floors,
-            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
+            model, labelled, protocols=protocol, label_depth=label_depth, prompts=prompts, merges=merges,
+            json=json, floors=floors, allow_partial=allow_partial, device=device, precision=precision,
+            seed=seed,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:
         out.print(f"written to {json}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        return report(model, labelled, seed)
+        return report(model, labelled, seed, label_depth)
     return 0
 
 
-def report(run: Path_, images: Path_, seed: int = 0) -> int:
+def report(run: Path_, images: Path_, seed: int = 0, label_depth: LabelDepth = None) -> int:
     """Write a run's report again, with pictures of the given images.
 
     Args:
         run: Run folder.
         images: Images, in any form that pretrain accepts.
         seed: Seed of the choice of pictures.
+        label_depth: As for evaluate.
     """
     from omma.verbs.report import report as verb
 
-    out.print(f"report  {verb(run, images, seed=seed)}", markup=False)
+    out.print(f"report  {verb(run, images, seed=seed, label_depth=label_depth)}", markup=False)
     return 0
 
 

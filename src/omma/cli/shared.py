@@ -11,6 +11,7 @@ from rich.text import Text
 from omma.core.errors import printable
 
 Auto = Literal["auto"]
+LabelDepth = int | Literal["path"] | None
 Path_ = Annotated[str, tyro.conf.Positional]
 Dotted = tyro.conf.Suppress[
     tyro.conf.Fixed[dict[str, dict[str, str]] | None]

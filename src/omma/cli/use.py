@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from omma.cli.shared import Path_
+from omma.cli.shared import LabelDepth, Path_
 from omma.cli.shared import out as echo
 from omma.core import launcher
 
@@ -12,6 +12,7 @@ def embed(
     images: Path_,
     out: str,
     allow_partial: bool = False,
+    label_depth: LabelDepth = None,
     device: str = "auto",
     precision: str = "auto",
     engine: str = "local",
@@ -26,6 +27,7 @@ def embed(
         images: Images, in any form that pretrain accepts.
         out: The .parquet file to write.
         allow_partial: Accept weights that lack many of the network's parameters.
+        label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         engine: local, or ray to use the machines of a Ray cluster.
@@ -37,8 +39,9 @@ def embed(
     share_cores()
 
     result = verb(
-        model, images, out, allow_partial=allow_partial, device=device, precision=precision, engine=engine
-    )
+        model, images, out, allow_partial=allow_partial, label_depth=label_depth, device=device,
+        precision=precision, engine=engine,
+    )  # fmt: skip
     if launcher.ranks().rank:  # only one process prints
         return 0
     if result.resumed:

@@ -79,8 +79,10 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
     if images.labels is None:
+        why = "".join(f"; {note}" for note in getattr(images, "notes", ()))
         raise ValueError(
             f"{job.source} has no labels: give class folders, or a manifest with the columns path and label"
+            f"{why}"
         )
     train, test, description = splitting.train_test(images, seed)
     rows = np.sort(np.concatenate([train, test]))
@@ -282,6 +284,7 @@ def notes(job: Job, skipped: int) -> Iterator[str]:
     provenance = job.model.provenance
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
     yield from scaling_notes(job.images, job.model.preprocess)
+    yield from getattr(job.images, "notes", ())  # how labels and parts were read
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)
     if same or provenance.get("images") == job.source:

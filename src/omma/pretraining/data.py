@@ -57,7 +57,10 @@ def open_source(request: Request) -> IndexedImages:
         return request.images
     with dist.sequentially():
         return collection.open_images(
-            request.images, check=check, tell=lambda text: request.listen(Note(text))
+            request.images,
+            check=check,
+            tell=lambda text: request.listen(Note(text)),
+            label_depth=request.label_depth,
         )
 
 
@@ -67,7 +70,7 @@ def prepare(opened: IndexedImages, needs: Needs, seed: int) -> Data:
         source = collection.checked(opened)
     if dist.is_distributed():
         dist.require_same("the images", source.fingerprint)
-    rows, notes = np.arange(len(source)), list[str]()
+    rows, notes = np.arange(len(source)), list(source.notes)
     steps: list[tuple[bool, Callable[[IndexedImages, np.ndarray], tuple[np.ndarray, list[str]]]]] = [
         (True, _train_part), (needs.text, _captioned), (needs.labels, _labelled),
     ]  # fmt: skip

@@ -42,6 +42,8 @@ class Request:
         images: Folder, glob, .zip, .tar, shards, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz; in
             Python also an opened collection (docs/input.md).
         method: Pretraining method; `omma methods` lists them.
+        label_depth: Where labels are used, the folder that names the class: its level below `images` (1 is
+            the first, -1 the one that holds the image), or path: all together (docs/input.md).
         model: Backbone; `omma models` lists them.
         init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
             model and image size are then theirs unless you set them.
@@ -77,6 +79,7 @@ class Request:
     images: "str | Path | IndexedImages"
     _: KW_ONLY
     method: str = "auto"
+    label_depth: int | Literal["path"] | None = None
     model: str = "auto"
     init: str | Path | None = None
     allow_partial: bool = False

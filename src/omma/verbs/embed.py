@@ -16,6 +16,7 @@ from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
+from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import scaling_notes
 from omma.features import formats, ray
 from omma.features.extract import batch_size
@@ -34,9 +35,7 @@ class Embedded:
     rows: int
     dim: int
     bad: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (path, reason) of images left out
-    notes: tuple[
-        str, ...
-    ] = ()  # what became of a published file's tensors, of values out of the model's range
+    notes: tuple[str, ...] = ()  # what became of a file's tensors, of values, and how labels were read
     resumed: int = 0  # images that a run which was stopped had embedded already
 
 
@@ -51,6 +50,7 @@ def embed(
     precision: str = "auto",
     batch: int | None = None,
     allow_partial: bool = False,
+    label_depth: LabelDepth | None = None,
     engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
@@ -60,7 +60,7 @@ def embed(
     `vector` (float32, fixed length). A .csv has a column for each number of the vector; an .npz has the
     arrays vectors, paths and labels. Parquet's metadata and the .npz hold model, data, preprocessing and
     precision as JSON under "omma". `out` appears when it is complete, from shards written beside it; the
-    same call again continues after those that exist. model, allow_partial: as for evaluate.
+    same call again continues after those that exist. model, allow_partial, label_depth: as for evaluate.
     engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
     "ray", the workers of a Ray cluster. progress: images done and in all, of this process' share.
     Raises ValueError if no image can be read, and at once for an `out` that cannot be written.
@@ -79,7 +79,7 @@ def embed(
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-            opened = images if isinstance(images, Images) else collection.open_images(images)
+            opened = _opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
         with dist.propagate_errors():
@@ -100,9 +100,17 @@ def embed(
         rows=joined.rows,
         dim=loaded.encoder.dim,
         bad=joined.bad,
-        notes=(*loaded.provenance.get("loaded", ()), *scaling_notes(opened, loaded.preprocess)),
+        notes=(
+            *loaded.provenance.get("loaded", ()),
+            *getattr(opened, "notes", ()),
+            *scaling_notes(opened, loaded.preprocess),
+        ),
         resumed=len(opened) - table.count_images(missing),
     )
+
+
+def _opened(images: str | Path | Images, label_depth: LabelDepth | None) -> Images:
+    return images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
 
 
 def _table(

@@ -12,6 +12,7 @@ from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
+from omma.data.sources.layout import LabelDepth
 from omma.evaluation import history, judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
@@ -27,6 +28,7 @@ def evaluate(
     labelled: str | Path | Images,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    label_depth: LabelDepth | None = None,
     prompts: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
@@ -43,6 +45,7 @@ def evaluate(
     protocols: of "knn", "linear", "ridge"; with a text tower (docs/clip.md) of "zeroshot", which tells the
     classes by their names, and "retrieval" between images and their captions. Everything a probe chooses, it
     chooses on the train part.
+    label_depth: which folder names the class, as `open_images` takes it.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
     tokenizer's merges, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
@@ -69,7 +72,11 @@ def evaluate(
         raise ValueError(
             "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
         )
-    images = labelled if isinstance(labelled, Images) else collection.open_images(labelled)
+    images = (
+        labelled
+        if isinstance(labelled, Images)
+        else collection.open_images(labelled, label_depth=label_depth)
+    )
     job = Job(
         model=loaded,
         images=images,

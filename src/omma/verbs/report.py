@@ -6,6 +6,7 @@ from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection
+from omma.data.sources.layout import LabelDepth
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
 from omma.reporting.run_report import StageProgress
@@ -13,16 +14,22 @@ from omma.reporting.run_report import StageProgress
 
 @translated()
 def report(
-    run: str | Path, images: str | Path | Images, *, seed: int = 0, progress: StageProgress | None = None
+    run: str | Path,
+    images: str | Path | Images,
+    *,
+    seed: int = 0,
+    label_depth: LabelDepth | None = None,
+    progress: StageProgress | None = None,
 ) -> Path:
     """Write report.html of a finished run, with pictures of `images`; returns its path.
 
     Results are those of the run's evaluation.json, if it was evaluated. Images that cannot be read, or that
-    the network cannot take, are left out of the pictures. progress: as for evaluate. Raises ValueError.
+    the network cannot take, are left out of the pictures. label_depth, progress: as for evaluate. Raises
+    ValueError.
     """
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
     outputs.check_file(folder.report, "another run folder")
-    opened = images if isinstance(images, Images) else collection.open_images(images)
+    opened = images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
     return run_report.write_report(folder, opened, seed, progress)

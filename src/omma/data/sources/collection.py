@@ -22,6 +22,7 @@ from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Annotations, encode
+from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
@@ -42,6 +43,7 @@ class IndexedImages:
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
     ranges: of a sample's values (data/sources/values.py); None: not sampled yet.
+    notes: what to know of how labels and parts were read, a line each.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class IndexedImages:
         splits: np.ndarray | None = None,
         text: pa.LargeListArray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
+        notes: Iterable[str] = (),
         source: str = "",
         ranges: Ranges | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class IndexedImages:
         self.splits = splits
         self.text = text
         self.skipped = list(skipped)
+        self.notes = tuple(notes)
         self.source = source
         self._store = store
         self._paths = paths
@@ -200,19 +204,21 @@ def open_images(
     cache: Path | None = None,
     check: Callable[[Annotations], None] = lambda annotations: None,
     tell: Callable[[str], None] = log.info,
+    label_depth: LabelDepth | None = None,
 ) -> IndexedImages:
     """Index a folder, glob, archive, shards, manifest (.csv, .parquet, .jsonl), arrays or one image.
 
     Listings of folders and archives are cached in `cache` (default: `cache_folder()`) until one of the
     folders or the archive is modified. Overwriting a file in place leaves its folder's time unchanged, which
     is harmless, since only the path is cached. `check` gets labels, splits and captions before any image is
-    decoded, and may raise. `tell` gets a line of text when listing takes long.
+    decoded, and may raise. `tell` gets a line of text when listing takes long. `label_depth` says
+    which folder names the class (see `layout.read_layout`).
     Raises ValueError, in one line, if there is no usable image.
     """
     typed = str(source)
     # absolute, so that images can still be read after a change of the working directory
     source = typed if "://" in typed else os.path.abspath(os.path.expanduser(typed))
-    memory = (cache or cache_folder()) / f"index-{cache_key(source)}.arrow"
+    memory = (cache or cache_folder()) / f"index-{cache_key(source, label_depth)}.arrow"
     shards = find(source, typed)
     store = None if shards is None else Shards(shards, str((cache or cache_folder()) / "shards"))
     if store is not None:
@@ -227,6 +233,8 @@ def open_images(
             n = len(listing.skipped)
             others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
+        if label_depth is not None:
+            listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
         check(listing.annotations)
         listing.channels, listing.ranges, all_read = _sampled(listing, typed)
         accessible = not any(Inaccessible.is_reason(reason) for _, reason in listing.skipped)
@@ -244,6 +252,7 @@ def open_images(
         splits=listing.annotations.splits,
         text=listing.annotations.text,
         skipped=listing.skipped,
+        notes=listing.annotations.notes,
         source=typed,
         ranges=listing.ranges,
     )

@@ -1,7 +1,6 @@
 """Read labels, splits and captions of images from the names of folders or the rows of a table."""
 
 import io
-import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ class Annotations:
     classes: tuple[str, ...] = ()
     splits: np.ndarray | None = None
     text: pa.LargeListArray | None = None  # each image's captions; null for one that is not valid UTF-8
+    notes: tuple[str, ...] = ()  # what to know of how labels were read, and why any were not
 
 
 def encode(values: Iterable, names: Iterable | None = None) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -63,33 +63,6 @@ def _whole(text: str) -> int:
     if rest.strip("0"):
         raise ValueError(f"{text} is no whole number")
     return int(whole)
-
-
-def from_folders(folders: list[str], counts: list[int]) -> Annotations:
-    """Read classes and splits from the names of folders that hold `counts` images each, in the images' order.
-
-    A level whose folders are all named train, test, val, valid or validation gives the split. The folder that
-    holds an image then names its class, if there are at least two such folders with two images each on
-    average, no image lies outside of them, and none of them lies within another.
-    """
-    paths = [folder.split("/") if folder else [] for folder in folders]
-    if not paths:
-        return Annotations()
-    # the split may lie within a folder that wraps everything
-    common = [level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, zip(*paths))]
-    level = next((k for k, name in enumerate(common) if name.lower() in SPLITS), len(common))
-    splits = None
-    if all(len(path) > level and path[level].lower() in SPLITS for path in paths):
-        splits = np.repeat([SPLITS[path[level].lower()] for path in paths], counts).astype("U5")
-        level += 1
-    below = {tuple(path[level:]) for path in paths}
-    nested = any(path[:k] in below for path in below for k in range(len(path)))
-    names = sorted({path[-1] for path in below if path})
-    if nested or () in below or len(names) < 2 or sum(counts) < 2 * len(names):
-        return Annotations(splits=splits)
-    code = {name: k for k, name in enumerate(names)}
-    labels = np.repeat(np.array([code[path[-1]] for path in paths], np.int64), counts)
-    return Annotations(labels=labels, classes=tuple(names), splits=splits)
 
 
 def read_csv(source: str | io.BytesIO, name: str) -> pa.Table:

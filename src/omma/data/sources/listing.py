@@ -3,11 +3,9 @@
 import glob as globbing
 import io
 import os
-import tarfile
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,21 +20,16 @@ from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
     encode,
-    from_folders,
     from_labels_csv,
     from_table,
     read_csv,
     strings,
 )
-from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, inaccessible, read_arrays
+from omma.data.sources.layout import from_folders
+from omma.data.sources.members import Member, tar_members, zip_members
+from omma.data.sources.names import NO_TEXT, is_hidden, is_text, no_access, printable, why_not
+from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
 from omma.data.sources.values import Ranges
-
-IMAGES = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
-)  # images by their names alone; decoding detects a wrong name
-OTHERS = frozenset(
-    "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz mp4 avi".split()  # noqa: SIM905
-)  # never opened; a file with any other extension is an image if its first bytes say so
 
 
 @dataclass(kw_only=True)
@@ -54,38 +47,9 @@ class Listing:
     ranges: Ranges = field(default_factory=dict)  # of their values, by type, likewise
 
 
-# ---------------------------------------------------------------- which names are images
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def _why_not(name: str, head: Callable[[], bytes]) -> str | None:
-    """Why a file is not an image; None if it may be one, which decoding decides."""
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            return "its name is not valid UTF-8"
-    extension = name.rpartition(".")[2].lower()
-    if extension in IMAGES:
-        return None
-    if extension in OTHERS:
-        return "not an image"
-    try:
-        return None if sniff(head()) else "not an image"
-    except OSError as error:
-        return str(inaccessible(error))
-    except BadImage as error:
-        return str(error)
-
-
 def _head(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(HEAD)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()
 
 
 # ---------------------------------------------------------------- sources
@@ -104,7 +68,7 @@ def list_folder(root: str) -> Listing:
         except OSError as error:
             if not folder:
                 raise ValueError(f"{root}: {error.strerror}; give a folder that you may read") from None
-            skipped.append((_printable(folder) + "/", str(inaccessible(error))))
+            skipped.append((folder + "/", no_access(error)))
         if names:
             files[folder] = sorted(names)
     folders = sorted(files)
@@ -140,21 +104,34 @@ def _scan(
     """
     with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if _hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
-                if entry.is_symlink():
-                    real = os.path.realpath(entry.path)
-                    if real in visited:
-                        continue
-                    visited.add(real)
-                subfolders.append(path)
-            elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
-                if path != "labels.csv":
-                    skipped.append((_printable(path), reason))
-            else:
-                names.append(entry.name)
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                is_folder = entry.is_dir()
+                reason = _why_not_entry(entry, is_folder, visited)
+            except OSError as error:  # of this entry alone
+                is_folder, reason = False, no_access(error)
+            if reason is None:
+                (subfolders if is_folder else names).append(path if is_folder else entry.name)
+            elif path != "labels.csv":
+                skipped.append((printable(path) + "/" * is_folder, reason))
+
+
+def _why_not_entry(entry: os.DirEntry, is_folder: bool, visited: set[str]) -> str | None:
+    """Why an entry of a folder is neither a folder to list nor a file that may be an image."""
+    if is_folder:
+        if not is_text(entry.name):
+            return f"{NO_TEXT}; rename the folder"
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if real in visited:
+                return "a link to a folder that is listed already"
+            visited.add(real)
+        return None
+    if not entry.is_file():
+        return "not a regular file" if os.path.exists(entry.path) else "a link to nothing"
+    return why_not(entry.name, lambda: _head(entry.path))
 
 
 def list_glob(pattern: str) -> Listing:
@@ -164,94 +141,77 @@ def list_glob(pattern: str) -> Listing:
         root = os.path.dirname(root)
     paths = sorted(path for path in globbing.iglob(pattern, recursive=True) if not os.path.isdir(path))
     names = [os.path.relpath(path, root or ".").replace(os.sep, "/") for path in paths]
-    return _from_names(Files(root or "."), names, None, lambda row: _head(paths[row]))
+    reasons = ["" if os.path.isfile(path) else "not a regular file" for path in paths]
+    return _from_names(Files(root or "."), names, reasons, None, lambda row: _head(paths[row]))
 
 
 def list_file(file: str) -> Listing:
     """A single image."""
     folder, name = os.path.split(file)
-    return _from_names(Files(folder or "."), [name], None, lambda row: _head(file))
+    return _from_names(Files(folder or "."), [name], [""], None, lambda row: _head(file))
 
 
 def list_zip(file: str) -> Listing:
     """Members of a .zip with the positions of their bytes, so that reading needs no directory in memory."""
-    store, names, where, skipped, table = Archive(file), [], [], [], None
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                if member.is_dir():
-                    continue
-                if member.filename == "labels.csv" and member.file_size < LARGEST:
-                    table = archive.read(member)
-                    continue
-                if member.flag_bits & 1:
-                    reason = "encrypted"
-                elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    reason = f"compression method {member.compress_type}; use deflate"
-                else:
-                    reason = _too_large(member.file_size)
-                if reason:
-                    skipped.append((_printable(member.filename), reason))
-                    continue
-                names.append(member.filename)
-                position = (member.header_offset, member.compress_size, member.file_size)
-                where.append((*position, member.compress_type, member.CRC))
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{file}: not a readable zip ({error}); create or download it again") from None
-    return _from_archive(store, names, where, skipped, table)
+    return _from_archive(Archive(file), zip_members(file))
 
 
 def list_tar(file: str) -> Listing:
     """Members of an uncompressed .tar with their offsets."""
-    store, names, where, skipped, table = Archive(file), [], [], [], None
     try:
-        with tarfile.open(file, "r:") as archive:
-            for member in archive:
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep all of them
-                if not member.isreg():
-                    continue
-                name = member.name.removeprefix("./")
-                row = (member.offset_data, member.size, member.size, -1, -1)
-                if name == "labels.csv" and member.size < LARGEST:
-                    table = store.bytes(np.array(row))
-                elif reason := "sparse" if member.issparse() else _too_large(member.size):
-                    skipped.append((_printable(name), reason))
-                else:
-                    names.append(name)
-                    where.append(row)
-    except (tarfile.TarError, OSError, EOFError, BadImage) as error:
-        raise ValueError(f"{file}: not a readable tar ({error}); create or download it again") from None
-    return _from_archive(store, names, where, skipped, table)
+        members, damages = tar_members(file)
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror or line(error)}; give a file that you may read") from None
+    listing = _from_archive(Archive(file), members)
+    listing.skipped += [(os.path.basename(file), damage) for damage in damages]
+    return listing
 
 
-def _too_large(size: int) -> str:
-    return f"unpacks to {size / 1e9:.1f} GB" if size > LARGEST else ""
-
-
-def _from_archive(
-    store: Archive, names: list[str], where: list, skipped: list[tuple[str, str]], table: bytes | None
-) -> Listing:
+def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
+    names, where, reasons, tables = [], [], [], {}
+    for name, position, reason in members:
+        if name == "labels.csv" and not reason:
+            tables[name] = position
+            continue
+        names.append(name)
+        where.append(position)
+        reasons.append(reason)
     rows = np.array(where, np.int64).reshape(-1, 5)
-    listing = _from_names(store, names, rows, lambda row: store.bytes(rows[row], HEAD))
-    listing.skipped += skipped
-    if table is not None:
-        listing.annotations = from_labels_csv(
-            read_csv(io.BytesIO(table), f"{store.file}/labels.csv"), listing.paths
-        )
+    listing = _from_names(store, names, reasons, rows, lambda row: store.bytes(rows[row], HEAD))
+    for name, position in tables.items():
+        try:
+            table = io.BytesIO(store.bytes(np.array(position)))
+        except BadImage as error:
+            raise ValueError(f"{store.file}/{name}: {error}; create the archive again") from None
+        listing.annotations = from_labels_csv(read_csv(table, f"{store.file}/{name}"), listing.paths)
     return listing
 
 
 def _from_names(
-    store: Store, names: list[str], where: np.ndarray | None, head: Callable[[int], bytes]
+    store: Store,
+    names: list[str],
+    reasons: list[str],
+    where: np.ndarray | None,
+    head: Callable[[int], bytes],
 ) -> Listing:
-    """Listing of the images among the names, sorted by folder and name, as `list_folder` does."""
+    """Listing of the images among the names, sorted by folder and name, as `list_folder` does.
+
+    reasons: why a file cannot be used, or "". Of several files of one name the last counts, as on unpacking.
+    """
     skipped, rows = [], []
+    last = {name: row for row, name in enumerate(names)} if where is not None else {}
     for row, name in enumerate(names):
         parts = name.split("/")
-        if any(map(_hidden, (part for part in parts if part not in (".", "..")))):
+        if any(map(is_hidden, (part for part in parts if part not in (".", "..")))):
             continue
-        if reason := _why_not(parts[-1], lambda row=row: head(row)):
-            skipped.append((_printable(name), reason))
+        if last.get(name, row) != row:
+            reason = "a later member has this name"
+        elif not is_text(name):
+            reason = NO_TEXT
+        else:
+            reason = reasons[row] or why_not(parts[-1], lambda row=row: head(row))
+        if reason:
+            skipped.append((printable(name), reason))
         else:
             rows.append((name.rpartition("/")[0], name, row))
     rows.sort()
@@ -316,6 +276,8 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
         if "://" in source:
             raise ValueError(f"{typed}: remote folders are not listed; give a manifest with a `path` column")
         raise ValueError(f"{typed}: not found; give a folder, glob, archive, manifest or array of images")
+    if not os.path.isfile(source):
+        raise ValueError(f"{typed}: not a regular file; give a folder, archive or list of images")
     name = source.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise ValueError(

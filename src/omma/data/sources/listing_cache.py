@@ -22,10 +22,12 @@ FORMAT = 3  # version of the cache file; files of another version are ignored
 SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
-def cache_key(source: str) -> str:
-    """A hash of the source's address, for use in a file name."""
-    address = source if "://" in source else os.path.abspath(source)
-    return hashlib.blake2b(os.fsencode(address), digest_size=16).hexdigest()
+def cache_key(source: str, label_depth: int | str | None = None) -> str:
+    """A hash of the source's address and of how its labels are read, for use in a file name."""
+    address = os.fsencode(source if "://" in source else os.path.abspath(source))
+    if label_depth is not None:
+        address += f"\0{label_depth}".encode()
+    return hashlib.blake2b(address, digest_size=16).hexdigest()
 
 
 def write_whole(file: Path, data: Any) -> None:
@@ -54,6 +56,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
         "ranges": listing.ranges,
         "classes": listing.annotations.classes,
         "skipped": listing.skipped,
+        "notes": listing.annotations.notes,
     }
     table = pa.table(columns).replace_schema_metadata({"omma": json.dumps(meta)})
     sink = pa.BufferOutputStream()
@@ -82,6 +85,7 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
         classes=tuple(meta["classes"]),
         splits=np.array(columns["splits"].to_pylist(), "U5") if "splits" in columns else None,
         text=columns.get("text"),
+        notes=tuple(meta["notes"]),
     )
     return Listing(
         store=store or (Files(source) if meta["times"] else Archive(source)),

@@ -2,12 +2,14 @@
 
 import gzip
 import hashlib
+import math
 import mmap
 import os
 import re
 import stat
 import struct
 import threading
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -18,11 +20,12 @@ from typing import Any, Protocol
 import fsspec
 import numpy as np
 
-from omma.core.errors import exhausted, line
-from omma.core.protocols import BadImage, Inaccessible
-from omma.data.sources.decode import as_values, decode
+from omma.core.errors import line
+from omma.core.protocols import BadImage
+from omma.data.sources.decode import PIXELS, as_values, decode
+from omma.data.sources.limits import INFLATED, LARGEST, RATIO, check_npz, refuse_bomb
+from omma.data.sources.names import inaccessible
 
-LARGEST = 1 << 30  # bytes of one encoded image; a larger file is a decompression bomb or a video
 FEW = 20_000  # the stamp of at most this many files holds the size and time of each
 
 
@@ -46,13 +49,6 @@ def _file_stamp(file: str) -> str:
     except OSError:
         return "?"
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def inaccessible(error: Exception) -> Inaccessible:
-    """What an error of access means for an image; raises the error itself if the machine is exhausted."""
-    if exhausted(error):
-        raise error
-    return Inaccessible((getattr(error, "strerror", None) or line(error)).lower())
 
 
 class EncodedStore(ABC):
@@ -209,22 +205,40 @@ def as_images(values: np.ndarray, name: str = "array") -> np.ndarray:
     if values.dtype.kind not in "buif":
         raise ValueError(f"{name}: values of type {values.dtype}; store numbers")
     if values.ndim == 4:
-        return np.moveaxis(values, 1, -1) if values.shape[1] < values.shape[-1] else values
-    if values.ndim == 3:
+        images = np.moveaxis(values, 1, -1) if values.shape[1] < values.shape[-1] else values
+    elif values.ndim == 3:
         first, middle, last = values.shape
         if last <= 32 <= min(first, middle):
-            return values[None]
-        if first <= 32 <= min(middle, last):
-            return np.moveaxis(values, 0, -1)[None]
-        return values[..., None]
-    raise ValueError(
-        f"{name}: shape {list(values.shape)} is not a set of images; store [n, h, w, channels] or [n, h, w]"
-    )
+            images = values[None]
+        elif first <= 32 <= min(middle, last):
+            images = np.moveaxis(values, 0, -1)[None]
+        else:
+            images = values[..., None]
+    else:
+        shape = list(values.shape)
+        raise ValueError(
+            f"{name}: shape {shape} is not a set of images; store [n, h, w, channels] or [n, h, w]"
+        )
+    _, height, width, channels = images.shape
+    if not height * width * channels:
+        raise ValueError(f"{name}: shape {list(values.shape)} has no pixels; save it again")
+    if height * width > PIXELS:
+        raise ValueError(
+            f"{name}: images of over {PIXELS // 10**6} million pixels; cut them into smaller ones"
+        )
+    return images
 
 
 _TEST = re.compile(r"(^|_)(test|val|valid)(_|$)", re.IGNORECASE)
 _TRAIN = re.compile(r"(^|_)train(_|$)", re.IGNORECASE)
 _LABELS = re.compile(r"(^|_)(y|labels?|targets?)(_|$)", re.IGNORECASE)
+
+
+# what zipfile, gzip and numpy raise for damaged files
+_DAMAGE = (
+    OSError, EOFError, RuntimeError, OverflowError, TypeError, KeyError, IndexError, SyntaxError,
+    tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -236,21 +250,22 @@ def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | 
     name = Path(file).name
     try:
         if file.lower().endswith(".npz"):
+            check_npz(file, name)
             return _from_npz(_load_npz(file), name)
         if file.lower().endswith(".npy"):
             return as_images(_load_npy(file, name), name), None, None
         return as_images(_idx(file), name), _idx_labels(file), None
-    except (OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's word, not about the bytes
             raise
-        raise ValueError(f"{name}: cannot be read ({error}); save it again") from None
+        raise ValueError(f"{name}: cannot be read ({line(error)}); save it again") from None
 
 
 def _load_npy(file: str, name: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except ValueError as error:
-        raise ValueError(f"{name}: cannot be read ({error}); save it again") from None
+        raise ValueError(f"{name}: cannot be read ({line(error)}); save it again") from None
 
 
 def _load_npz(file: str) -> dict[str, np.ndarray]:
@@ -260,7 +275,8 @@ def _load_npz(file: str) -> dict[str, np.ndarray]:
 
 def _member(archive: Any, key: str) -> np.ndarray | None:
     try:
-        return archive[key]
+        value = archive[key]
+        return value if isinstance(value, np.ndarray) else None  # bytes of a member that is no array
     except ValueError:  # an array of Python objects, which is never unpickled, is ignored
         return None
 
@@ -308,12 +324,16 @@ _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 def _idx(file: str) -> np.ndarray:
     with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
         magic = stream.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or magic[3] > 4:
             raise ValueError(f"{Path(file).name}: not an IDX file; unpack it if it is another archive")
         shape = struct.unpack(f">{magic[3]}I", stream.read(4 * magic[3]))
         dtype = np.dtype(_IDX_TYPES[magic[2]])
-        data = stream.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-    if len(data) < np.prod(shape, dtype=np.int64) * dtype.itemsize:
+        size = math.prod(shape) * dtype.itemsize
+        if file.endswith(".gz"):
+            refuse_bomb(Path(file).name, size, os.path.getsize(file))
+        data = stream.read(min(size, INFLATED + RATIO * os.path.getsize(file)))  # allocated at once
+        stream.read(1)  # at the end of its data, gzip compares the checksum
+    if len(data) < size:
         raise ValueError(f"{Path(file).name}: truncated; fetch it again")
     return np.frombuffer(data, dtype).reshape(shape)
 

@@ -35,7 +35,8 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
     labels = images.labels
     remedy = "put images into one folder a class, or give a table with the columns path and label"
     if labels is None or not (labels >= 0).any():
-        raise ValueError(f"{source}: no labels; {remedy}")
+        why = "".join(f"; {note}" for note in getattr(images, "notes", ()))
+        raise ValueError(f"{source}: no labels; {remedy}{why}")
     labelled = labels >= 0
     codes = np.unique(labels[labelled])
     if len(codes) < 2:
@@ -44,7 +45,13 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
     if images.splits is not None:
         train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
         if len(train) and len(test) and len(np.unique(labels[train])) > 1:
-            return train, test, f"the collection's own split: {len(train):,} train, {len(test):,} test"
+            lacking = np.setdiff1d(labels[test], labels[train])
+            without = f"; {_named(images, lacking)} in test only: always wrong" if len(lacking) else ""
+            return (
+                train,
+                test,
+                f"the collection's own split: {len(train):,} train, {len(test):,} test{without}",
+            )
     train, test = stratified(labels, test_share, seed)
     if not len(test):
         raise ValueError(
@@ -54,3 +61,8 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
         f"stratified split, {test_share:.0%} test, seed {seed}: {len(train):,} train, {len(test):,} test"
     )
     return train, test, description
+
+
+def _named(images: Images, codes: np.ndarray) -> str:
+    first = images.classes[int(codes[0])] if images.classes else str(int(codes[0]))
+    return f"{len(codes):,} classes (such as {first})" if len(codes) > 1 else f"the class {first}"

@@ -26,8 +26,8 @@ from filelock import FileLock
 from omma.core import files
 from omma.core.errors import exhausted, line
 from omma.core.protocols import Inaccessible
-from omma.data.sources.listing import IMAGES
-from omma.data.sources.readers import Archive, EncodedStore, inaccessible
+from omma.data.sources.names import IMAGES, inaccessible
+from omma.data.sources.readers import Archive, EncodedStore
 
 TRIES = 3  # attempts at a download, with a pause between them
 PAUSE = 2.0  # seconds before the second attempt, doubled each time
@@ -115,7 +115,7 @@ def _tars(root: str) -> list[str]:
                         todo.append(entry.path)
                     elif extension in IMAGES:
                         return []
-                    elif extension == "tar":
+                    elif extension == "tar" and entry.is_file():
                         tars.append(entry.path)
         except OSError:  # listing it as a folder reports the error
             continue

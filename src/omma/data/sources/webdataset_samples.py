@@ -2,19 +2,23 @@
 
 import itertools
 import json
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from omma.core.errors import line
-from omma.data.sources.labels import Annotations, from_folders, from_table
-from omma.data.sources.listing import IMAGES, Listing
-from omma.data.sources.readers import LARGEST, inaccessible
+from omma.core.protocols import BadImage
+from omma.data.sources.labels import Annotations, from_table
+from omma.data.sources.layout import from_folders
+from omma.data.sources.listing import Listing
+from omma.data.sources.members import Member, tar_members
+from omma.data.sources.names import IMAGES, NO_TEXT, inaccessible, is_text, printable
+from omma.data.sources.readers import Archive
 from omma.data.sources.webdataset_files import FETCHERS, Shards
 
 _LARGEST_TEXT = 1 << 20  # bytes of a member that holds a label, captions or JSON
@@ -32,7 +36,7 @@ _KEYS = {
 def list_shards(store: Shards, tell: Callable[[str], None]) -> Listing:
     """One pass over all shards: images in the shards' order, with their samples' labels and captions.
 
-    A shard that cannot be read to its end is listed as skipped; the images before the damage are kept.
+    A damaged shard is listed as skipped, with what is lost; the images before and behind the damage are kept.
     """
     total = sum(shard.size for shard in store.shards)
     download = "fetching each, " * any(shard.remote for shard in store.shards)
@@ -55,106 +59,149 @@ def list_shards(store: Shards, tell: Callable[[str], None]) -> Listing:
 
 
 @dataclass
-class _Sample:
-    """The members of one name in a shard."""
+class _Fields:
+    """What the members of one name say of its images."""
 
-    path: str = ""
-    folder: str = ""  # the shard's folder, then the one within the shard
-    where: tuple[int, ...] = ()
-    simple: bool = False  # whether the name is like a.jpg, rather than a.seg.jpg
-    fields: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     texts: list[bytes] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # that say it
 
 
-def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> Iterator[_Sample]:
-    shard, samples = store.shards[number], {}
+class _Sample(NamedTuple):
+    """An image with what is said of it."""
+
+    path: str
+    folder: str  # the shard's folder, then the one within the shard
+    where: tuple[int, ...]
+    values: dict[str, Any]
+    texts: list[bytes]
+
+
+def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> list[_Sample]:
+    """The images of a shard, in its order.
+
+    Of a.jpg and a.seg.jpg the first is the image of sample a. Without it all images of that name are images:
+    a.1.jpg and a.2.jpg, each with a.cls and with the members that bear its own name, such as a.1.cls.
+    """
+    shard, file = store.shards[number].name, str(store.local(number))
     try:
-        with tarfile.open(store.local(number), "r:") as archive:
-            for member in archive:
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep all of them
-                if member.isreg() and (
-                    reason := _take(samples, skipped, number, shard.name, member, archive)
-                ):
-                    path = f"{shard.name}/{member.name.removeprefix('./')}"
-                    skipped.append((path.encode(errors="replace").decode(), reason))
+        members, damages = tar_members(file)
     except OSError as error:
-        skipped.append((shard.name, str(inaccessible(error))))
-    except (tarfile.TarError, EOFError) as error:
-        skipped.append((shard.name, f"not a readable tar from somewhere on ({line(error)})"))
-    return (sample for sample in samples.values() if sample.where)
+        skipped.append((shard, str(inaccessible(error))))
+        return []
+    except ValueError as error:
+        skipped.append((shard, line(error).removeprefix(f"{file}: ")))
+        return []
+    skipped += [(shard, damage) for damage in damages]
+    images: defaultdict[str, list[tuple[str, Member]]] = defaultdict(
+        list
+    )  # [(name up to the last dot, member)]
+    fields: defaultdict[str, _Fields] = defaultdict(_Fields)
+    archive = Archive(file)
+    for member in members:
+        if reason := _sort(member, images, fields, archive):
+            skipped.append((printable(f"{shard}/{member.name}"), reason))
+    samples, used = [], set[str]()
+    for key, candidates in images.items():
+        plain = [image for image in candidates if image[0] == key][:1]
+        for stem, member in plain or candidates:
+            said = [fields[name] for name in dict.fromkeys((key, stem)) if name in fields]
+            used |= {key, stem}
+            folders = (shard.rpartition("/")[0], member.name.rpartition("/")[0])
+            samples.append(
+                _Sample(
+                    path=f"{shard}/{member.name}",
+                    folder="/".join(folder for folder in folders if folder),
+                    where=(number, *member.where),
+                    values={key: value for each in said for key, value in each.values.items()},
+                    texts=[text for each in said for text in each.texts],
+                )
+            )
+        skipped += [
+            (f"{shard}/{member.name}", _FURTHER)
+            for _, member in candidates
+            if plain and member is not plain[0][1]
+        ]
+    skipped += [
+        (f"{shard}/{file}", "of no image")
+        for name in fields
+        if name not in used
+        for file in fields[name].files
+    ]
+    return samples
 
 
-def _take(
-    samples: dict[str, _Sample],
-    skipped: list[tuple[str, str]],
-    number: int,
-    shard: str,
-    member: tarfile.TarInfo,
-    archive: tarfile.TarFile,
-) -> str | None:
-    """Add a member to its sample; returns why it was skipped, or None."""
-    name = member.name.removeprefix("./")
-    folder, _, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    if not stem or folder.startswith("__MACOSX"):  # hidden
-        return None
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
-    sample = samples.setdefault(f"{folder}/{stem}", _Sample())
-    extension = extension.lower()
-    kind = extension.rpartition(".")[2]
+def _sort(
+    member: Member,
+    images: defaultdict[str, list[tuple[str, Member]]],
+    fields: defaultdict[str, _Fields],
+    archive: Archive,
+) -> str:
+    """Add a member to the images or to what is said of them; returns why it cannot be used, or ""."""
+    key, stem, kind = _split(member.name)
+    if not key or member.reason:
+        return member.reason if key else ""
+    if not is_text(member.name):
+        return NO_TEXT
     if kind in IMAGES:
-        simple = kind == extension
-        if sample.where and (sample.simple or not simple):
-            return _FURTHER
-        if member.issparse() or member.size > LARGEST:
-            return "sparse" if member.issparse() else f"unpacks to {member.size / 1e9:.1f} GB"
-        if sample.where:
-            skipped.append((sample.path, _FURTHER))
-        sample.where = (number, member.offset_data, member.size, member.size, -1, -1)
-        sample.path, sample.simple = f"{shard}/{name}", simple
-        sample.folder = "/".join(part for part in (shard.rpartition("/")[0], folder) if part)
-        return None
-    if extension not in ("cls", "json", *_TEXTS):
+        images[key].append((stem, member))
+        return ""
+    if kind not in ("cls", "json", *_TEXTS):
         return "not an image"
-    stream = archive.extractfile(member)
-    if stream is None or member.size > _LARGEST_TEXT:
+    return _read_field(fields[stem], kind, member, archive)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """The name up to the first dot of the file and up to the last, and the extension; "" if hidden."""
+    folder, _, file = name.rpartition("/")
+    key, stem, kind = file.partition(".")[0], *(file.rpartition(".")[::2] if "." in file else (file, ""))
+    if not key or any(part.startswith((".", "__MACOSX")) for part in folder.split("/")):
+        return "", "", ""
+    start = f"{folder}/" if folder else ""
+    return start + key, start + stem, kind.lower()
+
+
+def _read_field(fields: _Fields, kind: str, member: Member, archive: Archive) -> str:
+    """Add what a member says; returns why it cannot be used, or ""."""
+    if member.where[2] > _LARGEST_TEXT:
         return "over 1 MB"
-    data = stream.read()
-    if extension in _TEXTS:
-        sample.texts.append(data)
-    elif extension == "cls":
-        sample.fields["label"] = data.decode(errors="replace").strip()
+    try:
+        data = archive.bytes(np.array(member.where))
+    except BadImage as error:
+        return str(error)
+    fields.files.append(member.name)
+    if kind in _TEXTS:
+        fields.texts.append(data)
+    elif kind == "cls":
+        fields.values["label"] = data.decode(errors="replace").strip()
     else:
-        return _read_json(sample, data)
-    return None
+        return _read_json(fields, data)
+    return ""
 
 
-def _read_json(sample: _Sample, data: bytes) -> str | None:
+def _read_json(fields: _Fields, data: bytes) -> str:
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "not readable as JSON"
     if not isinstance(content, dict):
-        return None  # an array of boxes, say
+        return ""  # an array of boxes, say
     for name, key in _KEYS.items():
-        if isinstance(content.get(name), str | int) and key not in sample.fields:
-            sample.fields[key] = str(content[name])
+        if isinstance(content.get(name), str | int) and key not in fields.values:
+            fields.values[key] = str(content[name])
     for name in ("text", "texts", "caption", "captions"):
         texts = content.get(name)
         texts = texts if isinstance(texts, list) else [texts]
-        sample.texts += [text.encode(errors="replace") for text in texts if isinstance(text, str)]
-    return None
+        fields.texts += [text.encode(errors="replace") for text in texts if isinstance(text, str)]
+    return ""
 
 
 def _annotations(samples: Sequence[_Sample]) -> Annotations:
     """Labels, splits and captions from the samples' members; else labels and splits from folder names."""
     columns: dict[str, Any] = {}
     for key in ("label", "class", "split"):
-        if any(key in sample.fields for sample in samples):
-            columns[key] = pa.array([sample.fields.get(key) for sample in samples], pa.large_string())
+        if any(key in sample.values for sample in samples):
+            columns[key] = pa.array([sample.values.get(key) for sample in samples], pa.large_string())
     if any(sample.texts for sample in samples):
         # many shards repeat a caption in .txt and .json
         texts = [list(dict.fromkeys(sample.texts)) for sample in samples]
