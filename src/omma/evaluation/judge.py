@@ -18,6 +18,7 @@ from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
 from omma.data.sources import split as splitting
+from omma.data.sources.labels import remedy
 from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
 from omma.evaluation.score import Score, Subject, classification_fields
 from omma.evaluation.split import Split
@@ -77,9 +78,7 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
     if images.labels is None:
-        raise ValueError(
-            f"{job.source} has no labels: give class folders, or a manifest with the columns path and label"
-        )
+        raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     train, test, description = splitting.train_test(images, seed)
     rows = np.sort(np.concatenate([train, test]))
     rows = rows[images.labels[rows] >= 0]

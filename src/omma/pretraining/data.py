@@ -50,7 +50,9 @@ def open_source(request: Request) -> IndexedImages:
 
     def check(annotations: Annotations | IndexedImages) -> None:
         classes = None if annotations.labels is None else annotations.classes
-        requirements.refuse(request, classes=classes, captions=annotations.text is not None)
+        requirements.refuse(
+            request, classes=classes, captions=annotations.text is not None, notes=annotations.notes
+        )
 
     if isinstance(request.images, IndexedImages):
         check(request.images)
@@ -67,7 +69,7 @@ def prepare(opened: IndexedImages, needs: Needs, seed: int) -> Data:
         source = collection.checked(opened)
     if dist.is_distributed():
         dist.require_same("the images", source.fingerprint)
-    rows, notes = np.arange(len(source)), list[str]()
+    rows, notes = np.arange(len(source)), list(source.notes)
     steps: list[tuple[bool, Callable[[IndexedImages, np.ndarray], tuple[np.ndarray, list[str]]]]] = [
         (True, _train_part), (needs.text, _captioned), (needs.labels, _labelled),
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def embed(
         rows=joined.rows,
         dim=loaded.encoder.dim,
         bad=joined.bad,
-        notes=tuple(loaded.provenance.get("loaded", ())),
+        notes=(*loaded.provenance.get("loaded", ()), *getattr(opened, "notes", ())),
         resumed=len(opened) - table.count_images(missing),
     )
 

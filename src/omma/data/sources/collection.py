@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ class IndexedImages:
 
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
+    notes: what to know of how labels, splits and captions were read. columns: texts and numbers of a table.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class IndexedImages:
         text: pa.LargeListArray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
         source: str = "",
+        notes: Iterable[str] = (),
+        columns: pa.Table | None = None,
     ) -> None:
         self.channels = channels
         self.labels = labels
@@ -62,6 +66,8 @@ class IndexedImages:
         self.text = text
         self.skipped = list(skipped)
         self.source = source
+        self.notes = tuple(notes)
+        self.columns = columns
         self._store = store
         self._paths = paths
         self._where = where
@@ -71,6 +77,9 @@ class IndexedImages:
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"columns": None}  # only what chooses parts of a collection reads them
 
     def path(self, i: int) -> str:
         return self._paths[int(i)].as_py()
@@ -96,6 +105,7 @@ class IndexedImages:
             column = getattr(self, name)
             setattr(subset, name, None if column is None else column[indices])
         subset.text = None if self.text is None else self.text.take(pa.array(indices))
+        subset.columns = None if self.columns is None else self.columns.take(pa.array(indices))
         subset.skipped = list(self.skipped)
         return subset
 
@@ -175,8 +185,10 @@ class ArrayImages(IndexedImages):
                 raise ValueError(
                     f"{source}: {len(column)} {name} for {len(values)} images; give one an image"
                 )
+        notes = ()
         if labels is not None and not classes:
-            labels, classes = encode(np.asarray(labels).tolist())
+            read = encode(np.asarray(labels).tolist())
+            labels, classes, notes = read.labels, read.classes, read.notes
         super().__init__(
             Arrays(None, values),
             pa.array([f"{source}[{row}]" for row in range(len(values))], pa.large_string()),
@@ -186,6 +198,7 @@ class ArrayImages(IndexedImages):
             classes=tuple(classes),
             splits=None if splits is None else np.asarray(splits, "U5"),
             source=source,
+            notes=notes,
         )
 
 
@@ -238,6 +251,8 @@ def open_images(
         text=listing.annotations.text,
         skipped=listing.skipped,
         source=typed,
+        notes=listing.annotations.notes,
+        columns=listing.annotations.columns,
     )
 
 
@@ -334,8 +349,16 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
 
 
 def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Write a .csv with the columns path and reason."""
+    """Write a .csv with the columns path and reason.
+
+    Control characters are written as escapes, and a cell that a spreadsheet would compute begins with '.
+    """
     with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "reason"))
-        writer.writerows(skipped)
+        writer.writerows([_harmless(cell) for cell in row] for row in skipped)
+
+
+def _harmless(cell: str) -> str:
+    cell = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell)
+    return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell

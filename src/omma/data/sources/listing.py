@@ -1,33 +1,27 @@
 """List the images and other files of a folder, archive, manifest or array file, without decoding."""
 
 import glob as globbing
-import io
 import os
 import tarfile
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 
-from omma.core.errors import line
 from omma.core.protocols import BadImage
 from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
     encode,
     from_folders,
-    from_labels_csv,
-    from_table,
-    read_csv,
-    strings,
 )
+from omma.data.sources.manifest import read_manifest
+from omma.data.sources.matching import beside, from_beside, is_table
 from omma.data.sources.readers import LARGEST, Archive, Arrays, Files, Store, read_arrays
 
 IMAGES = frozenset(
@@ -109,11 +103,10 @@ def list_folder(root: str) -> Listing:
     paths: list[str] = []
     for folder in folders:
         paths += [f"{folder}/{name}" for name in files[folder]] if folder else files[folder]
-    column, table = pa.array(paths, pa.large_string()), os.path.join(root, "labels.csv")
-    if os.path.isfile(table):
-        annotations = from_labels_csv(read_csv(table, table), column)
-    else:
-        annotations = from_folders(folders, [len(files[folder]) for folder in folders])
+    column = pa.array(paths, pa.large_string())
+    annotations = from_folders(folders, [len(files[folder]) for folder in folders])
+    tables = {name: file for name in beside(paths) if os.path.isfile(file := os.path.join(root, name))}
+    annotations = from_beside(tables, column, annotations, root)
     return Listing(
         store=Files(root),
         paths=column,
@@ -149,7 +142,7 @@ def _scan(
                     visited.add(real)
                 subfolders.append(path)
             elif reason := _why_not(entry.name, lambda entry=entry: _head(entry.path)):
-                if path != "labels.csv":
+                if not is_table(path):
                     skipped.append((_printable(path), reason))
             else:
                 names.append(entry.name)
@@ -173,14 +166,14 @@ def list_file(file: str) -> Listing:
 
 def list_zip(file: str) -> Listing:
     """Members of a .zip with the positions of their bytes, so that reading needs no directory in memory."""
-    store, names, where, skipped, table = Archive(file), [], [], [], None
+    store, names, where, skipped, tables = Archive(file), [], [], [], {}
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if member.is_dir():
                     continue
-                if member.filename == "labels.csv" and member.file_size < LARGEST:
-                    table = archive.read(member)
+                if is_table(member.filename) and member.file_size < LARGEST:
+                    tables[member.filename] = archive.read(member)
                     continue
                 if member.flag_bits & 1:
                     reason = "encrypted"
@@ -196,12 +189,12 @@ def list_zip(file: str) -> Listing:
                 where.append((*position, member.compress_type, member.CRC))
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{file}: not a readable zip ({error}); create or download it again") from None
-    return _from_archive(store, names, where, skipped, table)
+    return _from_archive(store, names, where, skipped, tables)
 
 
 def list_tar(file: str) -> Listing:
     """Members of an uncompressed .tar with their offsets."""
-    store, names, where, skipped, table = Archive(file), [], [], [], None
+    store, names, where, skipped, tables = Archive(file), [], [], [], {}
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
@@ -210,8 +203,8 @@ def list_tar(file: str) -> Listing:
                     continue
                 name = member.name.removeprefix("./")
                 row = (member.offset_data, member.size, member.size, -1, -1)
-                if name == "labels.csv" and member.size < LARGEST:
-                    table = store.bytes(np.array(row))
+                if is_table(name) and member.size < LARGEST:
+                    tables[name] = store.bytes(np.array(row))
                 elif reason := "sparse" if member.issparse() else _too_large(member.size):
                     skipped.append((_printable(name), reason))
                 else:
@@ -219,7 +212,7 @@ def list_tar(file: str) -> Listing:
                     where.append(row)
     except (tarfile.TarError, OSError, EOFError, BadImage) as error:
         raise ValueError(f"{file}: not a readable tar ({error}); create or download it again") from None
-    return _from_archive(store, names, where, skipped, table)
+    return _from_archive(store, names, where, skipped, tables)
 
 
 def _too_large(size: int) -> str:
@@ -227,15 +220,12 @@ def _too_large(size: int) -> str:
 
 
 def _from_archive(
-    store: Archive, names: list[str], where: list, skipped: list[tuple[str, str]], table: bytes | None
+    store: Archive, names: list[str], where: list, skipped: list[tuple[str, str]], tables: dict[str, bytes]
 ) -> Listing:
     rows = np.array(where, np.int64).reshape(-1, 5)
     listing = _from_names(store, names, rows, lambda row: store.bytes(rows[row], HEAD))
     listing.skipped += skipped
-    if table is not None:
-        listing.annotations = from_labels_csv(
-            read_csv(io.BytesIO(table), f"{store.file}/labels.csv"), listing.paths
-        )
+    listing.annotations = from_beside(tables, listing.paths, listing.annotations, store.file)
     return listing
 
 
@@ -264,40 +254,22 @@ def _from_names(
 
 
 def list_manifest(file: str) -> Listing:
-    """A .csv, .parquet or .jsonl with a `path` column, and labels, splits and captions if it has them."""
-    try:
-        if file.lower().endswith(".parquet"):
-            table = pq.read_table(file)
-        elif file.lower().endswith(".jsonl"):
-            table = pajson.read_json(file)
-        else:
-            table = read_csv(file, file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable table ({line(error)}); save it again") from None
-    if "path" not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")
-    has_path = np.array([bool(path) for path in strings(table, "path").to_pylist()], bool)
-    table = table.filter(pa.array(has_path))
-    return Listing(
-        store=Files(os.path.dirname(os.path.abspath(file))),
-        paths=strings(table, "path"),
-        annotations=from_table(table),
-        skipped=[(f"row {row + 1}", "no path") for row in np.flatnonzero(~has_path)],
-    )
+    """A table with a column of paths, and labels, splits and captions if it has them."""
+    rows = read_manifest(file)
+    return Listing(store=rows.store, paths=rows.paths, annotations=rows.annotations, skipped=rows.skipped)
 
 
 def list_arrays(file: str) -> Listing:
     """The images of an .npz, .npy or IDX file."""
-    values, labels, splits = read_arrays(file)
-    codes, classes = (None, ()) if labels is None else encode(labels)
-    if codes is not None and len(codes) != len(values):
-        raise ValueError(f"{file}: {len(codes)} labels for {len(values)} images; make them equal in number")
+    values, labels, splits, notes = read_arrays(file)
+    if labels is not None and len(labels) != len(values):
+        raise ValueError(f"{file}: {len(labels)} labels for {len(values)} images; make them equal in number")
+    read = Annotations() if labels is None else encode(labels.tolist())
     return Listing(
         store=Arrays(file, values),
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),
         where=np.arange(len(values))[:, None],
-        annotations=Annotations(labels=codes, classes=classes, splits=splits),
+        annotations=replace(read, splits=splits, notes=(*notes, *read.notes)),
     )
 
 
@@ -322,7 +294,7 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
     by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
         ((".zip",), list_zip, True),
         ((".tar",), list_tar, True),
-        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
+        ((".csv", ".tsv", ".parquet", ".jsonl"), list_manifest, False),
         ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
     )
     for endings, function, cached in by_name:

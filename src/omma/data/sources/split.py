@@ -3,6 +3,7 @@
 import numpy as np
 
 from omma.core.protocols import Images
+from omma.data.sources.labels import remedy
 
 
 def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,14 +34,13 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
     """
     source = getattr(images, "source", "") or "images"
     labels = images.labels
-    remedy = "put images into one folder a class, or give a table with the columns path and label"
     if labels is None or not (labels >= 0).any():
-        raise ValueError(f"{source}: no labels; {remedy}")
+        raise ValueError(f"{source}: no labels; {remedy(images)}")
     labelled = labels >= 0
     codes = np.unique(labels[labelled])
     if len(codes) < 2:
         only = images.classes[int(codes[0])] if images.classes else int(codes[0])
-        raise ValueError(f"{source}: only one class ({only}); {remedy}, with at least two classes")
+        raise ValueError(f"{source}: only one class ({only}); {remedy(images)}, with at least two classes")
     if images.splits is not None:
         train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
         if len(train) and len(test) and len(np.unique(labels[train])) > 1:
