@@ -1,6 +1,7 @@
 """The command line: parse, call a verb, print."""
 
 import functools
+import os
 import re
 import sys
 import traceback
@@ -49,7 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; errors that the user can mend are one line and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
+    if "--remote" in words:
+        os.environ["OMMA_REMOTE"] = "1"  # for processes that this one starts, too
+    words = [w for w in words if w not in ("--debug", "--remote")]
     # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     speaks = True

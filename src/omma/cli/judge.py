@@ -13,6 +13,8 @@ def evaluate(
     labelled: Path_,
     protocol: tuple[str, ...] = ("knn", "linear"),
     json: Path | None = None,
+    train_on: tuple[str, ...] = (),
+    test_on: tuple[str, ...] = (),
     prompts: Path | None = None,
     merges: Path | None = None,
     floors: bool = True,
@@ -27,6 +29,8 @@ def evaluate(
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
         protocol: knn, linear, ridge; for models with a text tower also zeroshot, retrieval.
+        train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
+        test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
@@ -43,8 +47,9 @@ def evaluate(
 
     with out.status("reading images and computing features"):
         result = verb(
-            model, labelled, protocols=protocol, prompts=prompts, merges=merges, json=json, floors=floors,
-            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
+            model, labelled, protocols=protocol, train_on=train_on, test_on=test_on, prompts=prompts,
+            merges=merges, json=json, floors=floors, allow_partial=allow_partial, device=device,
+            precision=precision, seed=seed,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:

@@ -1,5 +1,6 @@
 """Atomic file writes, and the folder of caches that can be rebuilt."""
 
+import codecs
 import contextlib
 import os
 from collections.abc import Iterator
@@ -30,6 +31,25 @@ def remove_leftovers(path: Path) -> None:
     """Delete temporary files left by killed writers of `path`; no process may be writing it."""
     for partial in path.parent.glob(f".{path.name}.*.partial"):
         partial.unlink(missing_ok=True)
+
+
+_BOMS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes, errors: str = "strict") -> str:
+    """The text of a file that a person wrote: UTF-8, or what its byte order mark says; the mark is left out.
+
+    errors: what to do with bytes that are not valid UTF-8. Raises UnicodeDecodeError, a ValueError.
+    """
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data.decode(encoding, "replace" if errors != "strict" else errors)
+    return data.decode("utf-8-sig", errors)
 
 
 def omma_version() -> str:

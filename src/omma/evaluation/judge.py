@@ -109,7 +109,7 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                     )
                 )
                 correct[subject, protocol, fields.get("k")] = predictions == data.test_labels
-    notes = []
+    notes = list(_untrained_classes(images.classes, labels[~is_test], labels[is_test], protocols))
     if unused := len(images) - len(rows):
         notes.append(f"{unused:,} images were left out: they have no label, or are in neither part")
     if "zeroshot" in protocols:
@@ -159,6 +159,23 @@ def by_captions(job: Job) -> Judgement:
             interval = confidence.ratio(gain, floor.queries, job.seed)
             comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
     return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
+
+
+def _untrained_classes(
+    classes: Sequence[str],
+    train: Int[np.ndarray, "n"],
+    test: Int[np.ndarray, "m"],
+    protocols: Sequence[str],
+) -> Iterator[str]:
+    """What to know of classes that only the test part has; train, test: the labels of both."""
+    only = np.setdiff1d(test, train)
+    if len(only) and set(protocols) != {"zeroshot"}:
+        names = ", ".join(str(classes[k]) if classes else str(k) for k in only[:5].tolist())
+        have = "classes have" if len(only) > 1 else "class has"
+        yield (
+            f"{len(only):,} {have} no train image ({names}): probes get all of the "
+            f"{int(np.isin(test, only).sum()):,} test images of it wrong"
+        )
 
 
 # ---------------------------------------------------------------- steps
@@ -211,7 +228,10 @@ def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[
         )
     split, rows = "all images", np.arange(len(images))
     if images.splits is not None and (images.splits == "test").any():
-        split, rows = "the collection's own split: its test part", np.flatnonzero(images.splits == "test")
+        split, rows = (
+            f"{splitting.split_name(images)}: its test part",
+            np.flatnonzero(images.splits == "test"),
+        )
     fit, usable = captions.fit(text.take(pa.array(rows)))
     rows, usable = rows[fit.has], usable.filter(pa.array(fit.has))
     if len(rows) < 2:
@@ -264,6 +284,9 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     templates = job.text_reader.templates
     more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
     yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
+    for same in zeroshot.alike(classes)[:3]:
+        names = " and ".join(map(repr, same))
+        yield f"the classes {names} have the same prompts: images are assigned to the first"
     if all(name.strip().isdigit() for name in classes):
         yield "the names of the classes are numbers, which describe nothing: name the classes (docs/clip.md)"
 
@@ -272,6 +295,7 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
 def notes(job: Job, skipped: int) -> Iterator[str]:
     """What the user must know of the result; skipped: images that could not be read."""
     provenance = job.model.provenance
+    yield from getattr(job.images, "notes", ())  # on how labels and captions were read
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)

@@ -59,15 +59,15 @@ def _refuse_images(
     if needs.labels and classes is None:
         raise ValueError(
             f"{name} learns from labels, and these images have none{why}: put them into one folder a class, "
-            "or give a manifest with a `label` column (docs/input.md), or choose a method that needs no labels "
+            "or give a manifest with a `label` column (docs/input.md), or choose a method that needs none "
             "(omma methods)"
         )
     if needs.labels and classes is not None:
         require_two_classes(classes)
     if needs.text and not captions:
         raise ValueError(
-            f"{name} learns from captions, and these images have none{why}: give a manifest with the columns "
-            "`path` and `text` (docs/input.md), or choose a method that needs no captions (omma methods)"
+            f"{name} learns from captions, and these images have none{why}: give a manifest with the "
+            "columns `path` and `text` (docs/input.md), or choose a method that needs none (omma methods)"
         )
 
 

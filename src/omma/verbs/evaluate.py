@@ -11,6 +11,7 @@ from omma.core import files
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
+from omma.data.sources.selection import split_by
 from omma.evaluation import judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
@@ -25,6 +26,8 @@ def evaluate(
     labelled: str | Path | Images,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    train_on: Sequence[str] = (),
+    test_on: Sequence[str] = (),
     prompts: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
@@ -41,6 +44,7 @@ def evaluate(
     protocols: of "knn", "linear", "ridge"; with a text tower (docs/clip.md) of "zeroshot", which tells the
     classes by their names, and "retrieval" between images and their captions. Everything a probe chooses, it
     chooses on the train part.
+    train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
     tokenizer's merges, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
@@ -66,6 +70,7 @@ def evaluate(
             "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
         )
     images = labelled if isinstance(labelled, Images) else collection.open_images(labelled)
+    images = split_by(images, train_on, test_on)
     job = Job(
         model=loaded,
         images=images,

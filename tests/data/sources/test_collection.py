@@ -21,9 +21,10 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Images
 from omma.data.sources import collection, listing
-from omma.data.sources.collection import ArrayImages, checked, open_images, write_skipped
+from omma.data.sources.collection import ArrayImages, checked, open_images
 from omma.data.sources.labels import from_folders
 from omma.data.sources.readers import as_images
+from omma.data.sources.skipped import write_skipped
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 RNG = np.random.default_rng(0)

@@ -1,7 +1,6 @@
 """Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
 import copy
-import csv
 import hashlib
 import itertools
 import json
@@ -41,6 +40,7 @@ class IndexedImages:
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
     notes: what to know of how labels, splits and captions were read. columns: texts and numbers of a table.
+    split_name: what the split is, if it is not the collection's own.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class IndexedImages:
         self.source = source
         self.notes = tuple(notes)
         self.columns = columns
+        self.split_name = ""
         self._store = store
         self._paths = paths
         self._where = where
@@ -346,19 +347,3 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     readable = images.subset(np.flatnonzero(good))
     readable.skipped += [(images.path(i), reason) for i, reason in bad]
     return readable
-
-
-def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Write a .csv with the columns path and reason.
-
-    Control characters are written as escapes, and a cell that a spreadsheet would compute begins with '.
-    """
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("path", "reason"))
-        writer.writerows([_harmless(cell) for cell in row] for row in skipped)
-
-
-def _harmless(cell: str) -> str:
-    cell = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell)
-    return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell

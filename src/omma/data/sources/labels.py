@@ -223,7 +223,7 @@ def from_table(table: pa.Table) -> Annotations:
 
 def remedy(collection: Any) -> str:
     """Why images have no labels, as far as that is known, and what to do."""
-    why = list(getattr(collection, "notes", ()))
+    why: list[str] = list(getattr(collection, "notes", ()))
     columns = getattr(collection, "columns", None)
     if columns is not None and not set(LABELS) & set(columns.column_names):
         why.append(f"no column is named label (there are {', '.join(columns.column_names[:12])})")

@@ -26,6 +26,11 @@ def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tu
     return np.sort(np.concatenate(train or none)), np.sort(np.concatenate(test or none))
 
 
+def split_name(images: Images) -> str:
+    """What the split of a collection is, in words."""
+    return getattr(images, "split_name", "") or "the collection's own split"
+
+
 def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[np.ndarray, np.ndarray, str]:
     """Indices of labelled images to train and to test on, and a description of the split.
 
@@ -44,7 +49,13 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
     if images.splits is not None:
         train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
         if len(train) and len(test) and len(np.unique(labels[train])) > 1:
-            return train, test, f"the collection's own split: {len(train):,} train, {len(test):,} test"
+            return train, test, f"{split_name(images)}: {len(train):,} train, {len(test):,} test"
+        if getattr(images, "split_name", ""):
+            raise ValueError(
+                f"{source}, {split_name(images)}: {len(train):,} labelled images of "
+                f"{len(np.unique(labels[train]))} classes to train on, {len(test):,} to test on; name parts "
+                "that have labels, the first of two classes at least"
+            )
     train, test = stratified(labels, test_share, seed)
     if not len(test):
         raise ValueError(

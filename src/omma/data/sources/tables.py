@@ -1,6 +1,5 @@
 """Read a table of images (.csv, .tsv, .parquet, .jsonl) whoever wrote it, and its columns as text."""
 
-import codecs
 import csv
 import io
 import itertools
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omma.core.errors import line
+from omma.core.files import decode_text
 from omma.data.sources import captions
 from omma.data.sources.columns import is_nested, plain
 
@@ -22,13 +22,6 @@ ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 _KNOWN = frozenset((*PATHS, *LABELS, "split"))
 _DELIMITERS = ",;\t|"
 _CHUNK = 100_000  # rows that are held as Python objects at a time
-_BOMS = (  # UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
 
 
 def read_table(source: str | bytes, name: str) -> pa.Table:
@@ -80,13 +73,11 @@ def _plain_or_none(column: pa.ChunkedArray, name: str) -> pa.Array | None:
 
 # ---------------------------------------------------------------- formats
 def _decoded(data: bytes) -> str:
-    """The text, by its byte order mark; bytes that are not valid become lone surrogates."""
-    for mark, encoding in _BOMS:
-        if data.startswith(mark):
-            return data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "replace")
-    if b"\0" in data[:1000].partition(b"\n")[0]:
+    """The text; bytes that are not valid UTF-8 become lone surrogates."""
+    text = decode_text(data, "surrogateescape")
+    if "\0" in text[:1000].partition("\n")[0]:
         raise ValueError("not a readable table (its first line holds NUL bytes); save it again, in UTF-8")
-    return data.decode("utf-8", "surrogateescape")
+    return text
 
 
 def _csv(data: bytes, name: str) -> pa.Table:
