@@ -54,7 +54,7 @@ def _vector(values: np.ndarray, n: int) -> tuple[np.ndarray | None, str]:
     if np.isin(values, (0, 1)).all():
         return (
             None,
-            f"(shape {shape}) has several labels or none for an image (multi-label); an image can have one",
+            f"(shape {shape}) has several labels or none for an image (multi-label)",
         )
     return None, f"(shape {shape}) is neither a vector nor one-hot"
 

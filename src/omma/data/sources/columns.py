@@ -1,5 +1,6 @@
 """One column of a table as text: what stands for a label, a path or a split, whatever its type."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,18 @@ import pyarrow.compute as pc
 def is_nested(kind: pa.DataType) -> bool:
     """Whether values of this type are lists, records or of an extension type."""
     return pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
+
+
+def shown(text: str, longest: int = 80) -> str:
+    """A text for a message: one line, not longer than that, control characters as escapes."""
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names of columns, or values of one, for a message."""
+    names = list(names)
+    return ", ".join([shown(name, 30) for name in names[:most]] + ["..."] * (len(names) > most))
 
 
 def texts(table: pa.Table, name: str, lenient: bool = False) -> pa.LargeStringArray:

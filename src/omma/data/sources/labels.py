@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from omma.data.sources import captions
-from omma.data.sources.columns import is_nested, texts
+from omma.data.sources.columns import is_nested, listed, texts
 from omma.data.sources.tables import LABELS, PATHS
 
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
@@ -226,7 +226,7 @@ def remedy(collection: Any) -> str:
     why: list[str] = list(getattr(collection, "notes", ()))
     columns = getattr(collection, "columns", None)
     if columns is not None and not set(LABELS) & set(columns.column_names):
-        why.append(f"no column is named label (there are {', '.join(columns.column_names[:12])})")
+        why.append(f"no column is named label (there are {listed(columns.column_names)})")
     return "; ".join(
         [*why, "put images into one folder a class, or give a table with the columns path and label"]
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from omma.data.sources import remote
-from omma.data.sources.columns import texts
+from omma.data.sources.columns import listed, shown, texts
 from omma.data.sources.labels import Annotations, from_table
 from omma.data.sources.matching import contradicted
 from omma.data.sources.readers import Files
@@ -32,7 +32,7 @@ def read_manifest(file: str) -> Manifest:
     table = read_table(file, file)
     column = next((name for name in PATHS if name in table.column_names), None)
     if column is None:
-        columns = ", ".join(table.column_names[:12])
+        columns = listed(table.column_names)
         raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")
     if not len(table):
         raise ValueError(f"{file}: no row below its header; give one row an image")
@@ -90,8 +90,9 @@ def _once(annotations: Annotations, paths: pa.LargeStringArray) -> Annotations:
     repeated = np.flatnonzero(first[again] != np.arange(len(codes)))
     if not len(repeated):
         return annotations
+    first_path = paths[int(repeated[0])].as_py()
     notes = [
-        f"rows that repeat an image: {len(repeated):,} (the first: {paths[int(repeated[0])].as_py()}); "
+        f"rows that repeat an image: {len(repeated):,} (the first: {shown(first_path)}); "
         "a split may put it into both of its parts"
     ]
     labels = annotations.labels

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omma.core.errors import line
-from omma.data.sources.columns import texts
+from omma.data.sources.columns import listed, shown, texts
 from omma.data.sources.labels import Annotations, from_table, images
 from omma.data.sources.tables import LABELS, PATHS, read_table
 
@@ -69,13 +69,13 @@ def _from_table(
 ) -> Annotations:
     match = _best(table, paths, root, below)
     if match is None:
-        columns = ", ".join(table.column_names[:12])
+        columns = listed(table.column_names)
         return _without(folders, f"{name} is not used: it has no column `path` (there are {columns})")
     if not (match.rows >= 0).any():
         first = next(filter(None, match.values), "")
         return _without(
             folders,
-            f"{name} is not used: none of its {len(table):,} rows names an image (the first: {first!r})",
+            f"{name} is not used: none of its {len(table):,} rows names an image (the first: {shown(first)})",
         )
     taken = table.take(pa.array(match.rows, pa.int64(), mask=match.rows < 0))
     read = from_table(taken)
@@ -108,7 +108,7 @@ def _unmatched(match: _Match) -> Iterator[str]:
         if len(rows):
             what = many if len(rows) > 1 else one
             first = match.values[rows[0]] or "an empty cell"
-            yield f"of {len(match.images):,} rows {len(rows):,} {what} (the first: {first})"
+            yield f"of {len(match.images):,} rows {len(rows):,} {what} (the first: {shown(first)})"
 
 
 def _unlabelled(labels: np.ndarray, paths: pa.LargeStringArray) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _unlabelled(labels: np.ndarray, paths: pa.LargeStringArray) -> Iterator[str]
     if len(rows):
         have = "have" if len(rows) > 1 else "has"
         first = paths[int(rows[0])].as_py()
-        yield f"of {images(len(labels))} {len(rows):,} {have} no label (the first: {first})"
+        yield f"of {images(len(labels))} {len(rows):,} {have} no label (the first: {shown(first)})"
 
 
 def _without_contradictions(
@@ -149,7 +149,7 @@ def contradicted(
         if n > 1
         else "image has rows with different labels and counts"
     )
-    return labels, [f"{n:,} {have} as unlabelled (the first: {names[0]})"]
+    return labels, [f"{n:,} {have} as unlabelled (the first: {shown(names[0])})"]
 
 
 # ---------------------------------------------------------------- which row names which image

@@ -9,9 +9,7 @@ import numpy as np
 
 from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
-from omma.data.sources.columns import texts
-
-_SHOWN = 8  # values or columns in a message
+from omma.data.sources.columns import listed, texts
 
 
 def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) -> Images:
@@ -55,8 +53,8 @@ def _matches(images: IndexedImages, conditions: Sequence[str], option: str) -> n
         else:
             rows = np.array([each == value for each in values], bool)
         if not rows.any():
-            common = ", ".join(each for each, _ in Counter(values).most_common(_SHOWN) if each)
-            raise ValueError(f"{option} {condition}: no image matches; {column.strip()} is {common}, ...")
+            common = listed(each for each, _ in Counter(values).most_common() if each)
+            raise ValueError(f"{option} {condition}: no image matches; {column.strip()} is one of {common}")
         chosen |= rows
     return chosen
 
@@ -71,6 +69,6 @@ def _column(images: IndexedImages, name: str, option: str) -> list[str]:
         values = [images.classes[label] if label >= 0 else "" for label in images.labels.tolist()]
     else:
         known = [] if images.columns is None else images.columns.column_names
-        columns = ", ".join(["path", *known][:_SHOWN])
+        columns = listed(["path", *known])
         raise ValueError(f"{option} {name}=: {images.source} has no column {name}; choose among {columns}")
     return [unicodedata.normalize("NFC", value.strip()) for value in values]

@@ -84,7 +84,7 @@ def _csv(data: bytes, name: str) -> pa.Table:
     text = _decoded(data)
     first = next((each for each in io.StringIO(text, newline=None) if each.strip()), "")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(first, name), strict=True)
-    numbered = ((rows.line_num, cells) for cells in rows if cells)
+    numbered = ((rows.line_num, cells) for cells in rows if "".join(cells).strip())
     try:
         _, header = next(numbered, (0, []))
         if not header:

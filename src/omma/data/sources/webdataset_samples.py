@@ -124,7 +124,7 @@ def _take(
     if extension in _TEXTS:
         sample.texts.append(data)
     elif extension == "cls":
-        sample.fields["label"] = data.decode(errors="replace").strip()
+        sample.fields["label"] = data.decode("utf-8-sig", "replace").strip()
     else:
         return _read_json(sample, data)
     return None
@@ -138,8 +138,10 @@ def _read_json(sample: _Sample, data: bytes) -> str | None:
     if not isinstance(content, dict):
         return None  # an array of boxes, say
     for name, key in _KEYS.items():
-        if isinstance(content.get(name), str | int) and key not in sample.fields:
-            sample.fields[key] = str(content[name])
+        value = content.get(name)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, str | int | float) and key not in sample.fields:
+            sample.fields[key] = str(value)
     for name in ("text", "texts", "caption", "captions"):
         texts = content.get(name)
         texts = texts if isinstance(texts, list) else [texts]
@@ -166,4 +168,5 @@ def _annotations(samples: Sequence[_Sample]) -> Annotations:
         classes=named.classes,
         splits=folders.splits if table.splits is None else table.splits,
         text=table.text,
+        notes=(*table.notes, *(folders.notes if named is folders else ())),
     )
