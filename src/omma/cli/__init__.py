@@ -56,8 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     _prepare()
+    if "--remote" in words:
+        os.environ["OMMA_REMOTE"] = "1"  # for processes that this one starts, too
+    words = [word for word in words if word not in ("--debug", "--remote")]
     try:
-        code = _guarded(lambda: _run([word for word in words if word != "--debug"]), debug)
+        code = _guarded(lambda: _run(words), debug)
     finally:
         _reader_left()
     sys.exit(code)

@@ -14,6 +14,8 @@ def evaluate(
     protocol: tuple[str, ...] = ("knn", "linear"),
     label_depth: LabelDepth = None,
     json: Path | None = None,
+    train_on: tuple[str, ...] = (),
+    test_on: tuple[str, ...] = (),
     prompts: Path | None = None,
     merges: Path | None = None,
     floors: bool = True,
@@ -30,6 +32,8 @@ def evaluate(
         protocol: knn, linear, ridge; for models with a text tower also zeroshot, retrieval.
         label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
             path for all folders together; docs/input.md says what holds without it.
+        train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
+        test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
@@ -46,9 +50,9 @@ def evaluate(
 
     with out.status("reading images and computing features"):
         result = verb(
-            model, labelled, protocols=protocol, label_depth=label_depth, prompts=prompts, merges=merges,
-            json=json, floors=floors, allow_partial=allow_partial, device=device, precision=precision,
-            seed=seed,
+            model, labelled, protocols=protocol, label_depth=label_depth, train_on=train_on, test_on=test_on,
+            prompts=prompts, merges=merges, json=json, floors=floors, allow_partial=allow_partial,
+            device=device, precision=precision, seed=seed,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:

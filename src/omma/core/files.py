@@ -1,5 +1,6 @@
 """Atomic file writes, and the folder of caches that can be rebuilt."""
 
+import codecs
 import contextlib
 import errno
 import json
@@ -103,6 +104,25 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")
     return content
+
+
+_BOMS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes, errors: str = "strict") -> str:
+    """The text of a file that a person wrote: UTF-8, or what its byte order mark says; the mark is left out.
+
+    errors: what to do with bytes that are not valid UTF-8. Raises UnicodeDecodeError, a ValueError.
+    """
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data.decode(encoding, "replace" if errors != "strict" else errors)
+    return data.decode("utf-8-sig", errors)
 
 
 def omma_version() -> str:

@@ -19,6 +19,7 @@ from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
 from omma.data.sources import split as splitting
+from omma.data.sources.labels import remedy
 from omma.data.sources.values import scaling_notes
 from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
 from omma.evaluation.score import Score, Subject, classification_fields
@@ -79,11 +80,7 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
     if images.labels is None:
-        why = "".join(f"; {note}" for note in getattr(images, "notes", ()))
-        raise ValueError(
-            f"{job.source} has no labels: give class folders, or a manifest with the columns path and label"
-            f"{why}"
-        )
+        raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     train, test, description = splitting.train_test(images, seed)
     rows = np.sort(np.concatenate([train, test]))
     rows = rows[images.labels[rows] >= 0]
@@ -117,7 +114,7 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                     )
                 ]
                 correct[subject, protocol, fields.get("k")] = predictions == data.test_labels
-    notes = []
+    notes = list(_untrained_classes(images.classes, labels[~is_test], labels[is_test], protocols))
     if unused := len(images) - len(rows):
         notes.append(f"left out, without a label or in neither part: {count(unused, 'image')}")
     if "zeroshot" in protocols:
@@ -167,6 +164,23 @@ def by_captions(job: Job) -> Judgement:
             interval = confidence.ratio(gain, floor.queries, job.seed)
             comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
     return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
+
+
+def _untrained_classes(
+    classes: Sequence[str],
+    train: Int[np.ndarray, "n"],
+    test: Int[np.ndarray, "m"],
+    protocols: Sequence[str],
+) -> Iterator[str]:
+    """What to know of classes that only the test part has; train, test: the labels of both."""
+    only = np.setdiff1d(test, train)
+    if len(only) and set(protocols) != {"zeroshot"}:
+        names = ", ".join(str(classes[k]) if classes else str(k) for k in only[:5].tolist())
+        have = "classes have" if len(only) > 1 else "class has"
+        yield (
+            f"{len(only):,} {have} no train image ({names}): probes get all of the "
+            f"{int(np.isin(test, only).sum()):,} test images of it wrong"
+        )
 
 
 # ---------------------------------------------------------------- steps
@@ -219,7 +233,10 @@ def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[
         )
     split, rows = "all images", np.arange(len(images))
     if images.splits is not None and (images.splits == "test").any():
-        split, rows = "the collection's own split: its test part", np.flatnonzero(images.splits == "test")
+        split, rows = (
+            f"{splitting.split_name(images)}: its test part",
+            np.flatnonzero(images.splits == "test"),
+        )
     fit, usable = captions.fit(text.take(pa.array(rows)))
     rows, usable = rows[fit.has], usable.filter(pa.array(fit.has))
     if len(rows) < 2:
@@ -274,6 +291,9 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     templates = job.text_reader.templates
     more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
     yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
+    for same in zeroshot.alike(classes)[:3]:
+        names = " and ".join(map(repr, same))
+        yield f"the classes {names} have the same prompts: images are assigned to the first"
     if all(name.strip().isdigit() for name in classes):
         yield "the names of the classes are numbers, which describe nothing: name the classes (docs/clip.md)"
 
@@ -282,9 +302,9 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
 def notes(job: Job, skipped: int) -> Iterator[str]:
     """What the user must know of the result; skipped: images that could not be read."""
     provenance = job.model.provenance
+    yield from getattr(job.images, "notes", ())  # on how labels and captions were read
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
     yield from scaling_notes(job.images, job.model.preprocess)
-    yield from getattr(job.images, "notes", ())  # how labels and parts were read
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)
     if same or provenance.get("images") == job.source:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omma.core.errors import line
+from omma.core.files import decode_text
 
 TEMPLATE = "a photo of a {}."  # the paper's
 
@@ -17,8 +18,8 @@ def read_templates(file: str | Path) -> tuple[str, ...]:
     Raises ValueError for a file that cannot be read or has no template, and for a line without {}.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(Path(file).read_bytes()).splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read as templates ({line(error)}); give a UTF-8 text") from None
     templates = [(number, each.strip()) for number, each in enumerate(lines, 1) if each.strip()]
     if not templates:
@@ -31,8 +32,19 @@ def read_templates(file: str | Path) -> tuple[str, ...]:
 
 def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template filled with every class's name, class by class; underscores become spaces."""
-    names = [name.replace("_", " ").strip() for name in classes]
-    return [template.replace("{}", name) for name in names for template in templates]
+    return [template.replace("{}", _words(name)) for name in classes for template in templates]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+def alike(classes: Sequence[str]) -> list[list[str]]:
+    """Groups of classes whose prompts are equal."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(_words(name), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def classifier(embedded: Float[np.ndarray, "ct o"], classes: int) -> Float[np.ndarray, "c o"]:

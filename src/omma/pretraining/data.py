@@ -50,7 +50,9 @@ def open_source(request: Request) -> IndexedImages:
 
     def check(annotations: Annotations | IndexedImages) -> None:
         classes = None if annotations.labels is None else annotations.classes
-        requirements.refuse(request, classes=classes, captions=annotations.text is not None)
+        requirements.refuse(
+            request, classes=classes, captions=annotations.text is not None, notes=annotations.notes
+        )
 
     if isinstance(request.images, IndexedImages):
         check(request.images)

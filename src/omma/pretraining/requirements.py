@@ -31,17 +31,20 @@ def _early_recipe(request: Request) -> Recipe:
     return dataclasses.replace(plan, config=configured(request.method, plan.config, request.options or {}))
 
 
-def refuse(request: Request, *, classes: Sequence[str] | None, captions: bool) -> None:
+def refuse(
+    request: Request, *, classes: Sequence[str] | None, captions: bool, notes: Sequence[str] = ()
+) -> None:
     """Raise ValueError if the method that the user names lacks what it requires, with the remedy.
 
-    classes: names of the images' labels; None without labels. captions: has any image one? Reads no pixels.
+    classes: names of the images' labels; None without labels. captions: has any image one? notes: on how both
+    were read. Reads no pixels.
     """
     name = request.method
     if name == "auto":
         return
     plan = _early_recipe(request)
     needs = needs_of(name, plan.config)
-    _refuse_images(name, needs, classes, captions)
+    _refuse_images(name, needs, classes, captions, notes)
     _refuse_options(name, needs, plan.config)
     if (batch := chosen(request.batch_size)) is not None:
         enough_images(name, needs, batch, chosen(request.accumulate) or 1)
@@ -49,19 +52,22 @@ def refuse(request: Request, *, classes: Sequence[str] | None, captions: bool) -
         _refuse_model(request, needs, plan)
 
 
-def _refuse_images(name: str, needs: Needs, classes: Sequence[str] | None, captions: bool) -> None:
+def _refuse_images(
+    name: str, needs: Needs, classes: Sequence[str] | None, captions: bool, notes: Sequence[str]
+) -> None:
+    why = f" ({'; '.join(notes)})" if notes else ""
     if needs.labels and classes is None:
         raise ValueError(
-            f"{name} learns from labels, and these images have none: put them into one folder a class, or "
-            "give a manifest with a `label` column (docs/input.md), or choose a method that needs no labels "
+            f"{name} learns from labels, and these images have none{why}: put them into one folder a class, "
+            "or give a manifest with a `label` column (docs/input.md), or choose a method that needs none "
             "(omma methods)"
         )
     if needs.labels and classes is not None:
         require_two_classes(classes)
     if needs.text and not captions:
         raise ValueError(
-            f"{name} learns from captions, and these images have none: give a manifest with the columns "
-            "`path` and `text` (docs/input.md), or choose a method that needs no captions (omma methods)"
+            f"{name} learns from captions, and these images have none{why}: give a manifest with the "
+            "columns `path` and `text` (docs/input.md), or choose a method that needs none (omma methods)"
         )
 
 

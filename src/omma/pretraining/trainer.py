@@ -16,7 +16,7 @@ from omma.core import device as devices
 from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
-from omma.data.sources import collection
+from omma.data.sources.skipped import write_skipped
 from omma.pretraining import health, input_bound, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
@@ -262,7 +262,7 @@ class Trainer:
             return
         self.skipped |= {self.run.images.path(i): reason for i, reason in fresh}
         if self.run.primary:
-            collection.write_skipped(self.run.folder.path / "skipped.csv", self.skipped.items())
+            write_skipped(self.run.folder.path / "skipped.csv", self.skipped.items())
 
     def _save(self) -> None:
         run = self.run

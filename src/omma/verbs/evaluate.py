@@ -13,6 +13,7 @@ from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
+from omma.data.sources.selection import split_by
 from omma.evaluation import history, judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
@@ -29,6 +30,8 @@ def evaluate(
     *,
     protocols: Sequence[str] = ("knn", "linear"),
     label_depth: LabelDepth | None = None,
+    train_on: Sequence[str] = (),
+    test_on: Sequence[str] = (),
     prompts: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
@@ -46,6 +49,7 @@ def evaluate(
     classes by their names, and "retrieval" between images and their captions. Everything a probe chooses, it
     chooses on the train part.
     label_depth: which folder names the class, as `open_images` takes it.
+    train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
     tokenizer's merges, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
@@ -77,6 +81,7 @@ def evaluate(
         if isinstance(labelled, Images)
         else collection.open_images(labelled, label_depth=label_depth)
     )
+    images = split_by(images, train_on, test_on)
     job = Job(
         model=loaded,
         images=images,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from omma.core import dist, launcher
 from omma.core.explain import translated
-from omma.data.sources.collection import write_skipped
+from omma.data.sources.skipped import write_skipped
 from omma.pretraining import trainer
 from omma.pretraining.assemble import assemble, configuration
 from omma.pretraining.events import Result

@@ -21,9 +21,9 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Images
 from omma.data.sources import collection, listing
-from omma.data.sources.collection import ArrayImages, checked, open_images, write_skipped
-from omma.data.sources.labels import encode
+from omma.data.sources.collection import ArrayImages, checked, open_images
 from omma.data.sources.readers import as_images
+from omma.data.sources.skipped import write_skipped
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 RNG = np.random.default_rng(0)
@@ -204,23 +204,6 @@ def test_missing_file_of_a_manifest_is_a_bad_image(tmp_path):
     images = checked(open_images(tmp_path / "list.csv"))
     assert paths(images) == ["a.jpg"]
     assert images.skipped == [("gone.jpg", "not accessible now: no such file or directory")]
-
-
-def test_labels_as_numbers_or_names():
-    codes, classes = encode(["10", "9", None, "-1", "10"])
-    assert codes is not None
-    assert (codes.tolist(), classes) == ([1, 0, -1, -1, 1], ("9", "10"))
-    # as pandas writes whole numbers in a column with gaps
-    codes, classes = encode(["10.0", "2.0", "", "-1.0", "2"])
-    assert codes is not None
-    assert (codes.tolist(), classes) == ([1, 0, -1, -1, 0], ("2", "10"))
-    codes, classes = encode(["1.5", "2.0", "nan"])
-    assert codes is not None
-    assert (codes.tolist(), classes) == ([0, 1, -1], ("1.5", "2.0"))
-    codes, classes = encode([3, 5, 3], names=["c", "e", "c"])
-    assert codes is not None
-    assert (codes.tolist(), classes) == ([0, 1, 0], ("c", "e"))
-    assert encode([None, ""]) == (None, ())
 
 
 # ---------------------------------------------------------------- arrays

@@ -1,7 +1,6 @@
 """Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
 import copy
-import csv
 import hashlib
 import itertools
 import json
@@ -12,12 +11,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from omma.core.explain import translated
-from omma.core.files import atomic_write, cache_folder
+from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.decode import as_channels
@@ -43,7 +43,8 @@ class IndexedImages:
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
     ranges: of a sample's values (data/sources/values.py); None: not sampled yet.
-    notes: what to know of how labels and parts were read, a line each.
+    notes: what to know of how labels, splits and captions were read. columns: texts and numbers of a table.
+    split_name: what the split is, if it is not the collection's own.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class IndexedImages:
         notes: Iterable[str] = (),
         source: str = "",
         ranges: Ranges | None = None,
+        columns: pa.Table | None = None,
     ) -> None:
         self.channels = channels
         self.ranges = ranges
@@ -71,6 +73,8 @@ class IndexedImages:
         self.skipped = list(skipped)
         self.notes = tuple(notes)
         self.source = source
+        self.columns = columns
+        self.split_name = ""
         self._store = store
         self._paths = paths
         self._where = where
@@ -80,6 +84,9 @@ class IndexedImages:
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"columns": None}  # only what chooses parts of a collection reads them
 
     def path(self, i: int) -> str:
         return self._paths[int(i)].as_py()
@@ -105,6 +112,7 @@ class IndexedImages:
             column = getattr(self, name)
             setattr(subset, name, None if column is None else column[indices])
         subset.text = None if self.text is None else self.text.take(pa.array(indices))
+        subset.columns = None if self.columns is None else self.columns.take(pa.array(indices))
         subset.skipped = list(self.skipped)
         return subset
 
@@ -184,8 +192,10 @@ class ArrayImages(IndexedImages):
                 raise ValueError(
                     f"{source}: {len(column)} {name} for {len(values)} images; give one an image"
                 )
+        notes = ()
         if labels is not None and not classes:
-            labels, classes = encode(np.asarray(labels).tolist())
+            read = encode(np.asarray(labels).tolist())
+            labels, classes, notes = read.labels, read.classes, read.notes
         super().__init__(
             Arrays(None, values),
             pa.array([f"{source}[{row}]" for row in range(len(values))], pa.large_string()),
@@ -195,6 +205,7 @@ class ArrayImages(IndexedImages):
             classes=tuple(classes),
             splits=None if splits is None else np.asarray(splits, "U5"),
             source=source,
+            notes=notes,
         )
 
 
@@ -255,6 +266,7 @@ def open_images(
         notes=listing.annotations.notes,
         source=typed,
         ranges=listing.ranges,
+        columns=listing.annotations.columns,
     )
 
 
@@ -368,11 +380,3 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     readable = images.subset(np.flatnonzero(good))
     readable.skipped += [(images.path(i), reason) for i, reason in bad]
     return readable
-
-
-def write_skipped(file: str | Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Write a .csv with the columns path and reason."""
-    with atomic_write(Path(file)) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("path", "reason"))
-        writer.writerows(skipped)

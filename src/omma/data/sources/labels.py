@@ -1,21 +1,20 @@
 """Read labels, splits and captions of images from the names of folders or the rows of a table."""
 
-import io
-import logging
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
-from omma.core.errors import line
 from omma.data.sources import captions
+from omma.data.sources.columns import is_nested, listed, texts
+from omma.data.sources.tables import LABELS, PATHS
 
-log = logging.getLogger(__name__)
-
-CAPTIONS, NUMBERED = ("text", "texts", "caption", "captions"), 100  # columns: text, caption0, caption1, ...
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "val", "valid", "validation", "dev", "eval"), "test"
 )
@@ -30,91 +29,200 @@ class Annotations:
     splits: np.ndarray | None = None
     text: pa.LargeListArray | None = None  # each image's captions; null for one that is not valid UTF-8
     notes: tuple[str, ...] = ()  # what to know of how labels were read, and why any were not
+    columns: pa.Table | None = None  # texts and numbers of a table's other columns
 
 
-def encode(values: Iterable, names: Iterable | None = None) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Encode labels (numbers or strings) as 0 .. k-1; returns the codes and the classes' names.
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")  # as writers of tables put it: not 007, +1 or 1_0
+_LOOSE = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
+_NO_NUMBER = frozenset(("na", "n/a", "<na>", "none", "null"))  # in a column of numbers: no value
+_LONGEST = 60  # characters of a label in a message
 
-    Missing, empty and negative labels become -1; None if no other label is left. Numbers sort as numbers.
-    `names`: the class name of each row, if it differs from the label.
+
+def encode(values: Iterable, names: Iterable | None = None) -> Annotations:
+    """Encode labels (numbers or texts) as 0 .. k-1, sorted, numbers as numbers.
+
+    Texts that differ are classes that differ, but for white space around them and for Unicode's ways of
+    composing a letter (NFC); in a column of numbers a whole float equals its integer (2.0 is 2). Missing and
+    empty labels and NaN become -1; labels are None if no other is left. `names`: the class name of each row,
+    if it differs from the label. Notes say what a reader may not expect.
     """
-    rows = ["" if value is None else str(value) for value in values]
-    distinct = set(rows) - {"", "nan"}
-    try:
-        numbers = {text: _whole(text) for text in distinct}
-        rows = [str(numbers.get(text, text)) for text in rows]
-        order = [str(number) for number in sorted(set(numbers.values())) if number >= 0]
-    except ValueError:
-        order = sorted(distinct)
-    if not order:
-        return None, ()
+    raw = [_text(value) for value in values]
+    counts = Counter(raw)
+    spelling = {each: unicodedata.normalize("NFC", each.strip()) for each in counts}
+    present = {text for text in spelling.values() if text} - {"nan", "NaN", "NAN"}
+    is_numeric = _are_numbers(present)
+    missing = {t for t in spelling.values() if t and t not in present}
+    if is_numeric:
+        missing |= {text for text in present if text.lower() in _NO_NUMBER}
+        present -= missing
+    if not present:
+        return Annotations(notes=_missing_notes(missing, counts, spelling))
+    key = _merged(present) if is_numeric else {text: text for text in present}
+    order = sorted(set(key.values()), key=_sorting(present))
     code = {text: k for k, text in enumerate(order)}
-    class_name = {text: text for text in order}
+    code = {each: code[key[text]] if text in key else -1 for each, text in spelling.items()}
+    notes = [
+        *_missing_notes(missing, counts, spelling),
+        *_negative_notes(order, is_numeric),
+        *_alike_notes(order, counts, spelling),
+    ]
+    labels = np.array([code[each] for each in raw], np.int64)
+    classes = tuple(order)
     if names is not None:
-        class_name |= {text: str(name) for text, name in zip(rows, names) if name}
-    return np.array([code.get(text, -1) for text in rows], np.int64), tuple(
-        class_name[text] for text in order
-    )
+        classes, more = _named(labels, order, names)
+        notes += more
+    return Annotations(labels=labels, classes=classes, notes=tuple(notes))
 
 
-def _whole(text: str) -> int:
-    """A label as an integer; a column with missing values may hold "2.0" for 2. ValueError for all else."""
-    whole, _, rest = text.partition(".")
-    if rest.strip("0"):
-        raise ValueError(f"{text} is no whole number")
-    return int(whole)
+def _text(value: Any) -> str:
+    """A label as text; "" for a missing one."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)
 
 
-def read_csv(source: str | io.BytesIO, name: str) -> pa.Table:
-    """Read a .csv as a table; ValueError if it cannot be read."""
-    # as text: "007" is a class name, and a caption of digits is still a caption
-    kinds = dict.fromkeys(("path", "label", "split", "class", "class_name", "name"), pa.large_string())
-    # as bytes: one caption that is not valid UTF-8 must not make the table unreadable
-    kinds |= dict.fromkeys((f"{c}{k}" for c in CAPTIONS for k in ("", *range(NUMBERED))), pa.large_binary())
-    try:
-        return pacsv.read_csv(
-            source,
-            parse_options=pacsv.ParseOptions(newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(column_types=kinds),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{name}: not a readable table ({line(error)}); save it again, in UTF-8") from None
+def _are_numbers(present: set[str]) -> bool:
+    numbers = [text for text in present if text.lower() not in _NO_NUMBER]
+    return bool(numbers) and all(map(_NUMBER.fullmatch, numbers))
 
 
-def strings(table: pa.Table, name: str) -> pa.LargeStringArray:
-    """One column as text."""
-    column = table[name].cast(pa.large_string()).combine_chunks()
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+def _merged(present: set[str]) -> dict[str, str]:
+    """The class of each number: whole floats have their integer's."""
+    groups: dict[str, list[str]] = {}
+    for text in present:
+        whole, _, rest = text.partition(".")
+        groups.setdefault(text if rest.strip("0") else whole, []).append(text)
+    if all(_whole(text) for text in present):
+        return {text: group for group, same in groups.items() for text in same}
+    return {text: min(same, key=len) for same in groups.values() for text in same}
 
 
-def from_labels_csv(table: pa.Table, paths: pa.LargeStringArray) -> Annotations:
-    """Annotations from a labels.csv, whose rows name some of the images by `path`, in any order."""
-    if "path" not in table.column_names:
-        return Annotations()
-    rows = pc.index_in(paths, value_set=strings(table, "path"))  # pyright: ignore[reportAttributeAccessIssue]
-    return from_table(table.take(rows)) if rows.null_count < len(rows) else Annotations()
+def _whole(text: str) -> bool:
+    return not text.partition(".")[2].strip("0")
+
+
+def _sorting(present: set[str]) -> Callable[[str], Any]:
+    if all(map(_LOOSE.fullmatch, present)):
+        return lambda text: (Decimal(text), text)
+    return lambda text: text
+
+
+def images(n: int) -> str:
+    """So many images, in words."""
+    return f"{n:,} image{'s' * (n != 1)}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+
+
+def _missing_notes(missing: set[str], counts: Counter[str], spelling: dict[str, str]) -> tuple[str, ...]:
+    n = sum(count for each, count in counts.items() if spelling[each] in missing)
+    spelled = ", ".join(map(_shown, sorted(missing)[:3]))
+    return (f"the label {spelled} counts as none ({images(n)})",) if missing else ()
+
+
+def _negative_notes(order: list[str], is_numeric: bool) -> Iterator[str]:
+    """-1 beside 0, 1, 2, ... often means that an image has no label."""
+    if is_numeric and "-1" in order and order != ["-1", "1"] and sum(t.startswith("-") for t in order) == 1:
+        yield "the label -1 is a class like any other; leave the label empty where an image has none"
+
+
+def _alike_notes(order: list[str], counts: Counter[str], spelling: dict[str, str]) -> Iterator[str]:
+    """Classes that differ only in case, or whose names are those of missing values; labels that are cut."""
+    groups: dict[str, list[str]] = {}
+    for text in order:
+        groups.setdefault(" ".join(text.casefold().replace("_", " ").split()), []).append(text)
+    for alike in [group for group in groups.values() if len(group) > 1][:3]:
+        spelled = " and ".join(map(_shown, alike[:3]))
+        yield f"the labels {spelled} are different classes; spell them alike if they are one"
+    for text in order:
+        if text.lower() in _NO_NUMBER:
+            n = sum(count for each, count in counts.items() if spelling[each] == text)
+            yield f"the label {_shown(text)} ({images(n)}) is a class; leave it empty where there is none"
+
+
+def _named(labels: np.ndarray, order: list[str], names: Iterable) -> tuple[tuple[str, ...], list[str]]:
+    """Each class by the name in its first row that has one, and what is odd about the names."""
+    named: dict[int, str] = {}
+    several: dict[int, str] = {}
+    for code, value in zip(labels.tolist(), names):
+        name = unicodedata.normalize("NFC", _text(value).strip())
+        if name and code >= 0 and named.setdefault(code, name) != name:
+            several.setdefault(code, name)
+    classes = tuple(named.get(code, text) for code, text in enumerate(order))
+    notes = [
+        f"the label {_shown(order[code])} has several names; the first, {_shown(named[code])}, is used "
+        f"(another: {_shown(other)})"
+        for code, other in list(several.items())[:3]
+    ]
+    for name in [name for name, n in Counter(classes).items() if n > 1][:3]:
+        of = " and ".join(_shown(order[k]) for k, each in enumerate(classes) if each == name)
+        notes.append(f"the labels {of} are different classes of one name, {_shown(name)}")
+    return classes, notes
 
 
 def from_table(table: pa.Table) -> Annotations:
     """Labels (`label`, or `class` or `name`), splits and captions from a table whose rows are the images.
 
     With a column `label`, `class`, `class_name` or `name` holds the classes' names. An image without a split
-    is a training image.
+    is a training image. Notes say why a column cannot be used.
     """
     columns = table.column_names
-    labels, classes, splits = None, (), None
-    name = next((column for column in ("class", "class_name", "name") if column in columns), None)
-    names = None if name is None else strings(table, name).to_pylist()
-    if "label" in columns:
-        labels, classes = encode(strings(table, "label").to_pylist(), names)
-    elif names is not None:
-        labels, classes = encode(names)
-    if "split" in columns:
-        values = strings(table, "split").to_pylist()
-        sides = [SPLITS.get(value.strip().lower()) if value else "train" for value in values]
-        if None in sides:
-            unknown = values[sides.index(None)]
-            log.warning("split %r is none of train, val and test: the column `split` is ignored", unknown)
-        else:
-            splits = np.array(sides, "U5")
-    return Annotations(labels=labels, classes=classes, splits=splits, text=captions.from_table(table))
+    labels = Annotations()
+    notes: list[str] = []
+    name = next((column for column in LABELS[1:] if column in columns), None)
+    try:
+        names = None if name is None else texts(table, name).to_pylist()
+        if "label" in columns:
+            labels = encode(texts(table, "label").to_pylist(), names)
+        elif names is not None:
+            labels = encode(names)
+    except ValueError as error:
+        notes.append(str(error))
+    splits, more = _splits(table)
+    return Annotations(
+        labels=labels.labels,
+        classes=labels.classes,
+        splits=splits,
+        text=captions.from_table(table),
+        notes=(*notes, *labels.notes, *more),
+        columns=_others(table),
+    )
+
+
+def remedy(collection: Any) -> str:
+    """Why images have no labels, as far as that is known, and what to do."""
+    why: list[str] = list(getattr(collection, "notes", ()))
+    columns = getattr(collection, "columns", None)
+    if columns is not None and not set(LABELS) & set(columns.column_names):
+        why.append(f"no column is named label (there are {listed(columns.column_names)})")
+    return "; ".join(
+        [*why, "put images into one folder a class, or give a table with the columns path and label"]
+    )
+
+
+def _splits(table: pa.Table) -> tuple[np.ndarray | None, list[str]]:
+    if "split" not in table.column_names:
+        return None, []
+    try:
+        values = [(value or "").strip() for value in texts(table, "split").to_pylist()]
+    except ValueError as error:
+        return None, [str(error)]
+    sides = [SPLITS.get(value.lower()) if value else "train" for value in values]
+    if None in sides:
+        unknown = _shown(values[sides.index(None)])
+        return None, [f"the column split is not used: {unknown} is none of train, val and test"]
+    return np.array(sides, "U5"), []
+
+
+def _others(table: pa.Table) -> pa.Table | None:
+    """The columns of texts and numbers, by which parts of the collection can be chosen."""
+    columns = {}
+    for name in table.column_names:
+        kind = table[name].type
+        if name not in PATHS and not captions.COLUMN.fullmatch(name) and not is_nested(kind):
+            columns[name] = table[name]
+    return pa.table(columns) if columns else None

@@ -1,18 +1,15 @@
 """List the images and other files of a folder, archive, manifest or array file, without decoding."""
 
 import glob as globbing
-import io
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
@@ -20,12 +17,10 @@ from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
     encode,
-    from_labels_csv,
-    from_table,
-    read_csv,
-    strings,
 )
 from omma.data.sources.layout import from_folders
+from omma.data.sources.manifest import read_manifest
+from omma.data.sources.matching import beside, from_beside, is_table
 from omma.data.sources.members import Member, tar_members, zip_members
 from omma.data.sources.names import NO_TEXT, is_hidden, is_text, no_access, printable, why_not
 from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
@@ -75,11 +70,10 @@ def list_folder(root: str) -> Listing:
     paths: list[str] = []
     for folder in folders:
         paths += [f"{folder}/{name}" for name in files[folder]] if folder else files[folder]
-    column, table = pa.array(paths, pa.large_string()), os.path.join(root, "labels.csv")
-    if os.path.isfile(table):
-        annotations = from_labels_csv(read_csv(table, table), column)
-    else:
-        annotations = from_folders(folders, [len(files[folder]) for folder in folders])
+    column = pa.array(paths, pa.large_string())
+    annotations = from_folders(folders, [len(files[folder]) for folder in folders])
+    tables = {name: file for name in beside(paths) if os.path.isfile(file := os.path.join(root, name))}
+    annotations = from_beside(tables, column, annotations, root)
     return Listing(
         store=Files(root),
         paths=column,
@@ -114,7 +108,7 @@ def _scan(
                 is_folder, reason = False, no_access(error)
             if reason is None:
                 (subfolders if is_folder else names).append(path if is_folder else entry.name)
-            elif path != "labels.csv":
+            elif not is_table(path):
                 skipped.append((printable(path) + "/" * is_folder, reason))
 
 
@@ -167,23 +161,25 @@ def list_tar(file: str) -> Listing:
     return listing
 
 
+def _table(store: Archive, name: str, position: tuple[int, ...]) -> bytes:
+    try:
+        return store.bytes(np.array(position))
+    except BadImage as error:
+        raise ValueError(f"{store.file}/{name}: {error}; create the archive again") from None
+
+
 def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
     names, where, reasons, tables = [], [], [], {}
     for name, position, reason in members:
-        if name == "labels.csv" and not reason:
-            tables[name] = position
+        if is_table(name) and not reason:
+            tables[name] = _table(store, name, position)
             continue
         names.append(name)
         where.append(position)
         reasons.append(reason)
     rows = np.array(where, np.int64).reshape(-1, 5)
     listing = _from_names(store, names, reasons, rows, lambda row: store.bytes(rows[row], HEAD))
-    for name, position in tables.items():
-        try:
-            table = io.BytesIO(store.bytes(np.array(position)))
-        except BadImage as error:
-            raise ValueError(f"{store.file}/{name}: {error}; create the archive again") from None
-        listing.annotations = from_labels_csv(read_csv(table, f"{store.file}/{name}"), listing.paths)
+    listing.annotations = from_beside(tables, listing.paths, listing.annotations, store.file)
     return listing
 
 
@@ -226,40 +222,22 @@ def _from_names(
 
 
 def list_manifest(file: str) -> Listing:
-    """A .csv, .parquet or .jsonl with a `path` column, and labels, splits and captions if it has them."""
-    try:
-        if file.lower().endswith(".parquet"):
-            table = pq.read_table(file)
-        elif file.lower().endswith(".jsonl"):
-            table = pajson.read_json(file)
-        else:
-            table = read_csv(file, file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable table ({line(error)}); save it again") from None
-    if "path" not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")
-    has_path = np.array([bool(path) for path in strings(table, "path").to_pylist()], bool)
-    table = table.filter(pa.array(has_path))
-    return Listing(
-        store=Files(os.path.dirname(os.path.abspath(file))),
-        paths=strings(table, "path"),
-        annotations=from_table(table),
-        skipped=[(f"row {row + 1}", "no path") for row in np.flatnonzero(~has_path)],
-    )
+    """A table with a column of paths, and labels, splits and captions if it has them."""
+    rows = read_manifest(file)
+    return Listing(store=rows.store, paths=rows.paths, annotations=rows.annotations, skipped=rows.skipped)
 
 
 def list_arrays(file: str) -> Listing:
     """The images of an .npz, .npy or IDX file."""
-    values, labels, splits = read_arrays(file)
-    codes, classes = (None, ()) if labels is None else encode(labels)
-    if codes is not None and len(codes) != len(values):
-        raise ValueError(f"{file}: {len(codes)} labels for {len(values)} images; make them equal in number")
+    values, labels, splits, notes = read_arrays(file)
+    if labels is not None and len(labels) != len(values):
+        raise ValueError(f"{file}: {len(labels)} labels for {len(values)} images; make them equal in number")
+    read = Annotations() if labels is None else encode(labels.tolist())
     return Listing(
         store=Arrays(file, values),
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),
         where=np.arange(len(values))[:, None],
-        annotations=Annotations(labels=codes, classes=classes, splits=splits),
+        annotations=replace(read, splits=splits, notes=(*notes, *read.notes)),
     )
 
 
@@ -286,7 +264,7 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
     by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
         ((".zip",), list_zip, True),
         ((".tar",), list_tar, True),
-        ((".csv", ".parquet", ".jsonl"), list_manifest, False),
+        ((".csv", ".tsv", ".parquet", ".jsonl"), list_manifest, False),
         ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
     )
     for endings, function, cached in by_name:

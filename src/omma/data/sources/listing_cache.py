@@ -14,6 +14,7 @@ import pyarrow.ipc as ipc
 from omma.core import files
 from omma.data.sources.labels import Annotations
 from omma.data.sources.listing import Listing
+from omma.data.sources.matching import TABLES
 from omma.data.sources.readers import Archive, Files, Store
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
     for name in ("labels", "splits", "text"):
         if (column := getattr(listing.annotations, name)) is not None:
             columns[name] = column
+    if (table := listing.annotations.columns) is not None:
+        columns |= {f"column:{name}": table[name] for name in table.column_names}
     meta = {
         "format": FORMAT,
         "stamp": _stamp(source, listing.times, listing.started) if stamp is None else stamp,
@@ -80,12 +83,14 @@ def recall(file: Path, source: str, store: Store | None = None) -> Listing | Non
         return None  # absent, damaged or another version's
     columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
     where = [column.to_numpy() for name, column in columns.items() if name.startswith("where")]
+    others = {name[7:]: column for name, column in columns.items() if name.startswith("column:")}
     annotations = Annotations(
         labels=columns["labels"].to_numpy() if "labels" in columns else None,
         classes=tuple(meta["classes"]),
         splits=np.array(columns["splits"].to_pylist(), "U5") if "splits" in columns else None,
         text=columns.get("text"),
         notes=tuple(meta["notes"]),
+        columns=pa.table(others) if others else None,
     )
     return Listing(
         store=store or (Files(source) if meta["times"] else Archive(source)),
@@ -107,10 +112,14 @@ def _stamp(source: str, times: dict[str, int], started: int) -> str:
         return f"{stat.st_size} {stat.st_mtime_ns}"
     if max(times.values()) >= started - SETTLED:
         return ""
-    table = os.path.join(source, "labels.csv")  # rewriting it in place does not change its folder's time
     try:
         if any(os.stat(os.path.join(source, folder)).st_mtime_ns != old for folder, old in times.items()):
             return ""
-        return str(os.stat(table).st_mtime_ns) if os.path.exists(table) else "folder"
+        # rewriting a table in place does not change its folder's time
+        tops = [folder for folder in times if "/" not in folder]
+        tables = [os.path.join(source, top, name) for top in tops for name in TABLES]
+        return (
+            " ".join(str(os.stat(table).st_mtime_ns) for table in tables if os.path.exists(table)) or "folder"
+        )
     except OSError:
         return ""

@@ -15,13 +15,14 @@ import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import fsspec
 import numpy as np
 
 from omma.core.errors import line
-from omma.core.protocols import BadImage
+from omma.core.protocols import BadImage, Inaccessible
+from omma.data.sources import remote
+from omma.data.sources.array_labels import find_labels
 from omma.data.sources.decode import PIXELS, as_values, decode
 from omma.data.sources.limits import INFLATED, LARGEST, RATIO, check_npz, refuse_bomb
 from omma.data.sources.names import inaccessible
@@ -67,15 +68,19 @@ class EncodedStore(ABC):
 # ---------------------------------------------------------------- files
 @dataclass(frozen=True)
 class Files(EncodedStore):
-    """Paths relative to `root`, absolute, or fsspec addresses such as s3://bucket/key."""
+    """Paths relative to `root`, absolute, or where `remote` fsspec addresses such as s3://bucket/key."""
 
     root: str
+    remote: bool = False
 
     def content(self, path: str, where: np.ndarray | None) -> bytes:
-        if "://" in path:
-            return _fetched(path)
+        if remote.is_remote(path):
+            if not self.remote:
+                raise Inaccessible(remote.REFUSED)
+            return remote.fetch(path, LARGEST)
+        file_path = os.path.join(self.root, remote.local_path(path))
         try:
-            with open(os.path.join(self.root, path), "rb", opener=_without_waiting) as file:
+            with open(file_path, "rb", opener=_without_waiting) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise BadImage("not a regular file")
@@ -96,18 +101,6 @@ class Files(EncodedStore):
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe without a writer is opened too, rather than waited for."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _fetched(address: str) -> bytes:
-    """The file at an fsspec address, at most LARGEST bytes. Raises BadImage."""
-    try:
-        with fsspec.open(address, "rb") as remote:
-            data = remote.read(LARGEST + 1)  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:  # a missing package, an unknown protocol, or any error of a network library
-        raise inaccessible(error) from None
-    if len(data) > LARGEST:
-        raise BadImage("over 1 GB")
-    return data
 
 
 # ---------------------------------------------------------------- archives
@@ -185,7 +178,7 @@ class Arrays:
         with self._lock:
             if self.values is None:
                 assert self.file is not None
-                self.values = read_arrays(self.file)[0]
+                self.values = read_arrays(self.file).values
         return as_values(np.array(self.values[int(where[0])]))  # a copy: callers may write into it
 
     def stamp(self, paths: list[str]) -> str:
@@ -231,7 +224,6 @@ def as_images(values: np.ndarray, name: str = "array") -> np.ndarray:
 
 _TEST = re.compile(r"(^|_)(test|val|valid)(_|$)", re.IGNORECASE)
 _TRAIN = re.compile(r"(^|_)train(_|$)", re.IGNORECASE)
-_LABELS = re.compile(r"(^|_)(y|labels?|targets?)(_|$)", re.IGNORECASE)
 
 
 # what zipfile, gzip and numpy raise for damaged files
@@ -241,20 +233,29 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def read_arrays(file: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Images [n, h, w, c] of an .npz, .npy or IDX file, with labels [n] and splits [n] or None.
+class ArrayFile(NamedTuple):
+    """Images [n, h, w, c] of a file, with labels [n] and splits [n] or None."""
 
-    In an .npz, labels are a vector whose name says so (y, label, labels, target). Names that say train and
-    test (x_train, test_images) give the split; otherwise the largest array with three or four axes is taken.
+    values: np.ndarray
+    labels: np.ndarray | None = None
+    splits: np.ndarray | None = None
+    notes: tuple[str, ...] = ()  # why there are no labels
+
+
+def read_arrays(file: str) -> ArrayFile:
+    """The images of an .npz, .npy or IDX file.
+
+    In an .npz, the names of arrays say which are labels (`find_labels`). Names that say train and test
+    (x_train, test_images) give the split; otherwise the largest array with three or four axes is taken.
     """
     name = Path(file).name
     try:
         if file.lower().endswith(".npz"):
             check_npz(file, name)
-            return _from_npz(_load_npz(file), name)
+            return _from_npz(*_load_npz(file), name)
         if file.lower().endswith(".npy"):
-            return as_images(_load_npy(file, name), name), None, None
-        return as_images(_idx(file), name), _idx_labels(file), None
+            return ArrayFile(as_images(_load_npy(file, name), name))
+        return ArrayFile(as_images(_idx(file), name), _idx_labels(file))
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's word, not about the bytes
             raise
@@ -268,22 +269,22 @@ def _load_npy(file: str, name: str) -> np.ndarray:
         raise ValueError(f"{name}: cannot be read ({line(error)}); save it again") from None
 
 
-def _load_npz(file: str) -> dict[str, np.ndarray]:
+def _load_npz(file: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays, and the names of those of Python objects, which are never unpickled."""
+    arrays, objects = {}, []
     with zipfile.ZipFile(file), np.load(file) as archive:  # zipfile raises for a file that is not an archive
-        return {key: value for key in archive.files if (value := _member(archive, key)) is not None}
+        for key in archive.files:
+            try:
+                if isinstance(
+                    value := archive[key], np.ndarray
+                ):  # otherwise bytes of a member that is no array
+                    arrays[key] = value
+            except ValueError as error:  # damaged, and no array, or one of objects
+                objects += [key] if "pickle" in str(error) else []
+    return arrays, objects
 
 
-def _member(archive: Any, key: str) -> np.ndarray | None:
-    try:
-        value = archive[key]
-        return value if isinstance(value, np.ndarray) else None  # bytes of a member that is no array
-    except ValueError:  # an array of Python objects, which is never unpickled, is ignored
-        return None
-
-
-def _from_npz(
-    arrays: dict[str, np.ndarray], name: str
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _from_npz(arrays: dict[str, np.ndarray], objects: list[str], name: str) -> ArrayFile:
     pictures = {key: value for key, value in arrays.items() if value.ndim in (3, 4)}
     if not pictures:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items())
@@ -292,29 +293,32 @@ def _from_npz(
     test = [key for key in pictures if _TEST.search(key)]
     if not (train and test):
         train, test = [max(pictures, key=lambda key: pictures[key].size)], []
-    values, labels, splits = [], [], []
+    values, labels, splits, notes = [], [], [], []
     for key in train + test:
         images = as_images(pictures[key], f"{name}[{key}]")
         side = next((word.group(2) for word in [_TEST.search(key)] if word), "train" if test else None)
         values.append(images)
-        labels.append(_matching_labels(arrays, len(images), side))
+        column, why = find_labels(arrays, objects, key, len(images), side)
+        labels.append(column)
+        notes += [why] if why else []
         splits.append(np.full(len(images), "test" if key in test else "train"))
     if len({images.shape[1:] for images in values}) > 1:
         raise ValueError(f"{name}: train and test images differ in shape; store them in one shape")
-    labelled = all(column is not None for column in labels)
-    return (
+    return ArrayFile(
         np.concatenate(values) if len(values) > 1 else values[0],
-        np.concatenate(labels) if labelled else None,
+        _joined(labels, [len(images) for images in values]),
         np.concatenate(splits) if test else None,
+        tuple(notes),
     )
 
 
-def _matching_labels(arrays: dict[str, np.ndarray], n: int, side: str | None) -> np.ndarray | None:
-    for key, value in arrays.items():
-        vector = value.dtype.kind in "iuUS" and value.ndim in (1, 2) and value.size == len(value) == n
-        if vector and _LABELS.search(key) and (side is None or side.lower() in key.lower()):
-            return value.ravel()
-    return None
+def _joined(labels: list[np.ndarray | None], counts: list[int]) -> np.ndarray | None:
+    """The labels of all parts, None where a part has none."""
+    if len(labels) == 1 or all(column is None for column in labels):
+        return labels[0]
+    return np.concatenate(
+        [np.full(n, None) if column is None else column.astype(object) for column, n in zip(labels, counts)]
+    )
 
 
 # ---------------------------------------------------------------- IDX

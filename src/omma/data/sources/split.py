@@ -3,6 +3,7 @@
 import numpy as np
 
 from omma.core.protocols import Images
+from omma.data.sources.labels import remedy
 
 
 def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -25,6 +26,11 @@ def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tu
     return np.sort(np.concatenate(train or none)), np.sort(np.concatenate(test or none))
 
 
+def split_name(images: Images) -> str:
+    """What the split of a collection is, in words."""
+    return getattr(images, "split_name", "") or "the collection's own split"
+
+
 def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[np.ndarray, np.ndarray, str]:
     """Indices of labelled images to train and to test on, and a description of the split.
 
@@ -33,24 +39,22 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
     """
     source = getattr(images, "source", "") or "images"
     labels = images.labels
-    remedy = "put images into one folder a class, or give a table with the columns path and label"
     if labels is None or not (labels >= 0).any():
-        why = "".join(f"; {note}" for note in getattr(images, "notes", ()))
-        raise ValueError(f"{source}: no labels; {remedy}{why}")
+        raise ValueError(f"{source}: no labels; {remedy(images)}")
     labelled = labels >= 0
     codes = np.unique(labels[labelled])
     if len(codes) < 2:
         only = images.classes[int(codes[0])] if images.classes else int(codes[0])
-        raise ValueError(f"{source}: only one class ({only}); {remedy}, with at least two classes")
+        raise ValueError(f"{source}: only one class ({only}); {remedy(images)}, with at least two classes")
     if images.splits is not None:
         train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
         if len(train) and len(test) and len(np.unique(labels[train])) > 1:
-            lacking = np.setdiff1d(labels[test], labels[train])
-            without = f"; {_named(images, lacking)} in test only: always wrong" if len(lacking) else ""
-            return (
-                train,
-                test,
-                f"the collection's own split: {len(train):,} train, {len(test):,} test{without}",
+            return train, test, f"{split_name(images)}: {len(train):,} train, {len(test):,} test"
+        if getattr(images, "split_name", ""):
+            raise ValueError(
+                f"{source}, {split_name(images)}: {len(train):,} labelled images of "
+                f"{len(np.unique(labels[train]))} classes to train on, {len(test):,} to test on; name parts "
+                "that have labels, the first of two classes at least"
             )
     train, test = stratified(labels, test_share, seed)
     if not len(test):
@@ -61,8 +65,3 @@ def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[
         f"stratified split, {test_share:.0%} test, seed {seed}: {len(train):,} train, {len(test):,} test"
     )
     return train, test, description
-
-
-def _named(images: Images, codes: np.ndarray) -> str:
-    first = images.classes[int(codes[0])] if images.classes else str(int(codes[0]))
-    return f"{len(codes):,} classes (such as {first})" if len(codes) > 1 else f"the class {first}"

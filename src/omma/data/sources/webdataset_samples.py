@@ -173,7 +173,7 @@ def _read_field(fields: _Fields, kind: str, member: Member, archive: Archive) ->
     if kind in _TEXTS:
         fields.texts.append(data)
     elif kind == "cls":
-        fields.values["label"] = data.decode(errors="replace").strip()
+        fields.values["label"] = data.decode("utf-8-sig", "replace").strip()
     else:
         return _read_json(fields, data)
     return ""
@@ -187,8 +187,10 @@ def _read_json(fields: _Fields, data: bytes) -> str:
     if not isinstance(content, dict):
         return ""  # an array of boxes, say
     for name, key in _KEYS.items():
-        if isinstance(content.get(name), str | int) and key not in fields.values:
-            fields.values[key] = str(content[name])
+        value = content.get(name)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, str | int | float) and key not in fields.values:
+            fields.values[key] = str(value)
     for name in ("text", "texts", "caption", "captions"):
         texts = content.get(name)
         texts = texts if isinstance(texts, list) else [texts]
@@ -215,4 +217,5 @@ def _annotations(samples: Sequence[_Sample]) -> Annotations:
         classes=named.classes,
         splits=folders.splits if table.splits is None else table.splits,
         text=table.text,
+        notes=(*table.notes, *(folders.notes if named is folders else ())),
     )

@@ -1,0 +1,74 @@
+"""Train on one part of a collection and test on another, by a table's column or by paths."""
+
+import fnmatch
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from omma.core.protocols import Images
+from omma.data.sources.collection import IndexedImages
+from omma.data.sources.columns import listed, texts
+
+
+def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) -> Images:
+    """The images of both parts, with their split; each part is named by COLUMN=VALUE, of several any.
+
+    COLUMN is a column of the collection's table; `path` takes a pattern such as photo/*, whose * is any
+    text, with / in it too. `class` is the class's name where no column has this name. A part not named is
+    the rest. Raises ValueError for an unknown column or value, and for parts that overlap or are empty.
+    """
+    if not train_on and not test_on:
+        return images
+    if not isinstance(images, IndexedImages):
+        raise ValueError("parts can be chosen of a collection that `open_images` opened; give its path")
+    test = _matches(images, test_on, "--test-on") if test_on else ~_matches(images, train_on, "--train-on")
+    train = _matches(images, train_on, "--train-on") if train_on else ~test
+    if both := int((train & test).sum()):
+        raise ValueError(
+            f"{images.source}: {both:,} images are in both parts; name parts that do not overlap"
+        )
+    rows = np.flatnonzero(train | test)
+    parts = images.subset(rows)
+    parts.splits = np.where(train[rows], "train", "test").astype("U5")
+    names = [" or ".join(words) or "the rest" for words in (train_on, test_on)]
+    parts.split_name = f"trained on {names[0]}, tested on {names[1]}"
+    return parts
+
+
+def _matches(images: IndexedImages, conditions: Sequence[str], option: str) -> np.ndarray:
+    """bool [n]: the images that meet any of the conditions."""
+    chosen = np.zeros(len(images), bool)
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals or not column:
+            raise ValueError(
+                f"{option} {condition}: write COLUMN=VALUE, such as domain=photo or path=photo/*"
+            )
+        values = _column(images, column.strip(), option)
+        value = unicodedata.normalize("NFC", value.strip())
+        if column.strip() == "path":
+            rows = np.array([fnmatch.fnmatchcase(each, value) for each in values], bool)
+        else:
+            rows = np.array([each == value for each in values], bool)
+        if not rows.any():
+            common = listed(each for each, _ in Counter(values).most_common() if each)
+            raise ValueError(f"{option} {condition}: no image matches; {column.strip()} is one of {common}")
+        chosen |= rows
+    return chosen
+
+
+def _column(images: IndexedImages, name: str, option: str) -> list[str]:
+    """A column's values as text, "" where there is none."""
+    if name == "path":
+        values = [images.path(i).replace("\\", "/") for i in range(len(images))]
+    elif images.columns is not None and name in images.columns.column_names:
+        values = [value or "" for value in texts(images.columns, name).to_pylist()]
+    elif name == "class" and images.labels is not None:
+        values = [images.classes[label] if label >= 0 else "" for label in images.labels.tolist()]
+    else:
+        known = [] if images.columns is None else images.columns.column_names
+        columns = listed(["path", *known])
+        raise ValueError(f"{option} {name}=: {images.source} has no column {name}; choose among {columns}")
+    return [unicodedata.normalize("NFC", value.strip()) for value in values]
