@@ -14,15 +14,15 @@ MEMORY = 800 << 20  # bytes that decoding one image may take
 ORIENTATION = 274  # the EXIF and TIFF tag
 # Bytes a pixel that decoding takes at most, measured: the decoder's own, Pillow's and the array's
 COST = {
-    "AVIF": 20,
-    "BMP": 8,
+    "AVIF": 18,
+    "BMP": 9,
     "GIF": 9,
-    "JPEG": 18,
-    "JPEG2000": 30,
-    "PNG": 8,
+    "JPEG": 12,
+    "JPEG2000": 26,
+    "PNG": 9,
     "PPM": 12,
-    "TIFF": 12,
-    "WEBP": 26,
+    "TIFF": 16,
+    "WEBP": 24,
 }
 _ROWS = 1 << 20  # pixels that are converted at once
 
