@@ -147,7 +147,7 @@ def test_statistics_of_mixed_types_are_those_of_one():
 def test_notes_say_what_the_images_hold_and_what_the_model_was_made_for():
     assert scaling_notes(ArrayImages(GREY), made_for(255.0)) == ()
     (line,) = scaling_notes(ArrayImages(KINDS["uint16"]), made_for(255.0))
-    assert "16-bit images hold values from 0 to 6.554e+04 of 65,535: scaled by 0.00389105" in line
+    assert "16-bit images hold values from 0 to 65,535 of 65,535: scaled by 0.003891" in line
     (line,) = scaling_notes(ArrayImages(GREY.astype(np.uint16) * 16), made_for(255.0))
     assert "from 0 to 4,080 of 65,535, which come as 0 to 15.88, the model was made for 0 to 255" in line
     (line,) = scaling_notes(ArrayImages(GREY.astype(np.float32) * 10), made_for(255.0))

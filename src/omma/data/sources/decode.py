@@ -73,7 +73,7 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
         raise BadImage("empty file")
     kind = kind_of(data[:HEAD])
     if kind is None:
-        raise BadImage(unread(data[:256]))
+        raise BadImage(unread(data[:256]) or "not an image that omma reads")
     try:
         if kind == "JPEG":
             return _jpeg(data, channels, at_least)

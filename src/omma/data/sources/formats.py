@@ -79,8 +79,8 @@ def sniff(head: bytes) -> bool:
     return kind(head) is not None
 
 
-def unread(head: bytes) -> str:
-    """Why a file that omma does not read is none, by its first bytes (132 tell most), and the remedy."""
+def unread(head: bytes) -> str | None:
+    """Name and remedy of a known format that omma does not read, by the first 132 bytes; None for others."""
     if _brands(head) & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
         return "HEIC, which omma does not read: convert it to JPEG or PNG"
     if head.startswith(b"version https://git-lfs"):
@@ -90,7 +90,7 @@ def unread(head: bytes) -> str:
     for name, marks in _MARKS.items():
         if any(head[at : at + len(mark)] == mark for at, mark in marks):
             return f"{name}, which omma does not read: {_REMEDIES.get(name, 'convert it to JPEG or PNG')}"
-    return "not an image that omma reads"
+    return None
 
 
 def _brands(head: bytes) -> set[bytes]:

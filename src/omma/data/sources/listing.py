@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.decode import HEAD, sniff
+from omma.data.sources.formats import HEAD, sniff, unread
 from omma.data.sources.labels import (
     Annotations,
     encode,
@@ -72,7 +72,8 @@ def _why_not(name: str, head: Callable[[], bytes]) -> str | None:
     if extension in OTHERS:
         return "not an image"
     try:
-        return None if sniff(head()) else "not an image"
+        start = head()
+        return None if sniff(start) else unread(start) or "not an image"
     except OSError as error:
         return (error.strerror or "cannot be read").lower()
     except BadImage as error:
