@@ -81,22 +81,73 @@ def test_16_bit_pgm_is_scaled_from_its_own_white():
             np.testing.assert_allclose(decoded[..., 0], values * (65535 / white), atol=1)
 
 
-def test_modes_of_png():
-    """Grey keeps 16 bits, with or without alpha; colours have 8, the upper ones."""
-    grey = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
-    assert decode(encoded(Image.fromarray(grey), "PNG")).dtype == np.uint16
+FILTERS = {  # [PNG, third edition, 9.2]: what is subtracted, from the bytes to the left, above and left above
+    0: lambda a, b, c: 0,
+    1: lambda a, b, c: a,
+    2: lambda a, b, c: b,
+    3: lambda a, b, c: (a + b) // 2,
+    4: lambda a, b, c: min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2],
+}
 
-    def sixteen(colour: int, values: np.ndarray) -> bytes:
-        header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-        rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
-        lines = b"".join(b"\0" + row.tobytes() for row in rows)
-        body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-        return b"\x89PNG\r\n\x1a\n" + body
 
-    colours = RNG.integers(0, 65536, (5, 7, 3), dtype=np.uint16)
-    np.testing.assert_array_equal(decode(sixteen(2, colours)), colours >> 8)
-    alpha = RNG.integers(0, 65536, (5, 7, 4), dtype=np.uint16)
-    np.testing.assert_array_equal(decode(sixteen(6, alpha)), alpha[..., :3] >> 8)
+def filtered(values: np.ndarray, first: int) -> bytes:
+    """Rows of a PNG with big-endian 16-bit values, each row with the next filter."""
+    rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8).astype(int)
+    step, out = 2 * values.shape[2], bytearray()
+    for y, row in enumerate(rows):
+        kind, above = (first + y) % 5, rows[y - 1] if y else row * 0
+        left = np.r_[[0] * step, row[:-step]]
+        corner = np.r_[[0] * step, above[:-step]]
+        out += bytes([kind, *((x - FILTERS[kind](*abc)) % 256 for x, *abc in zip(row, left, above, corner))])
+    return bytes(out)
+
+
+def png_of_16_bits(colour: int, values: np.ndarray, interlaced: bool, first: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, interlaced)
+    adam7 = ["0088", "0488", "4084", "0244", "2042", "0122", "1021"]
+    passes = [tuple(map(int, each)) for each in (adam7 if interlaced else ["0011"])]
+    parts = [values[top::dy, left::dx] for top, left, dy, dx in passes]
+    lines = b"".join(filtered(part, first) for part in parts if part.size)
+    body = zlib.compress(lines)
+    data = [chunk(b"IDAT", body[: len(body) // 2]), chunk(b"IDAT", body[len(body) // 2 :])]
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)])
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (1, 1), (9, 2), (17, 16)])
+def test_png_keeps_16_bits(height, width, colour, channels, interlaced):
+    """Of several channels, Pillow gives the upper 8 bits."""
+    smooth = np.linspace(0, 60_000, height * width * channels).reshape(height, width, channels)
+    values = (smooth + RNG.integers(0, 600, smooth.shape)).astype(np.uint16)
+    for first in range(5):
+        data = png_of_16_bits(colour, values, interlaced, first)
+        decoded = decode(data)
+        assert decoded.dtype == np.uint16
+        np.testing.assert_array_equal(decoded, values[..., : 3 if channels > 2 else 1])
+        if channels > 1:
+            upper = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+            np.testing.assert_array_equal(upper, np.broadcast_to(decoded >> 8, upper.shape))
+
+
+def test_damaged_png_of_16_bits():
+    values = RNG.integers(0, 65536, (30, 30, 3), dtype=np.uint16)
+    data = png_of_16_bits(2, values, interlaced=False)
+    turned = data[:33] + chunk(b"eXIf", exif(">", 3)) + data[33:]
+    np.testing.assert_array_equal(decode(turned), values.swapaxes(0, 1)[:, ::-1])
+    broken = bytearray(data)
+    broken[100] ^= 1
+    for bad in (data[:200], data[:-20], bytes(broken)):
+        with pytest.raises(BadImage, match="damaged PNG"):
+            decode(bad)
+    wide = png_of_16_bits(2, values, interlaced=False).replace(
+        chunk(b"IHDR", data[16:29]), chunk(b"IHDR", struct.pack(">II", 9_000, 9_000) + data[24:29])
+    )
+    with pytest.raises(BadImage, match="PNG of 9000 x 9000"):
+        decode(wide)
+
+
+def test_gamma_changes_no_value():
     np.testing.assert_array_equal(decode(in_png(chunk(b"gAMA", struct.pack(">I", 100)))), np.array(PICTURE))
 
 

@@ -11,12 +11,13 @@ from omma.core.protocols import BadImage
 from omma.data.sources.decode_pillow import (
     PIXELS,
     by_pillow,
+    exif_orientation,
     jpeg_segments,
     limit,
     orient,
-    orientation_of,
 )
 from omma.data.sources.decode_pillow import pillow_values as pillow_values
+from omma.data.sources.decode_png16 import png16
 from omma.data.sources.decode_tiff import tiff
 from omma.data.sources.formats import HEAD as HEAD
 from omma.data.sources.formats import kind as kind_of
@@ -77,7 +78,10 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
     try:
         if kind == "JPEG":
             return _jpeg(data, channels, at_least)
-        return tiff(data) if kind == "TIFF" else by_pillow(data, kind)
+        if kind == "TIFF":
+            return tiff(data)
+        deep = png16(data) if kind == "PNG" else None
+        return by_pillow(data, kind) if deep is None else deep
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -147,8 +151,7 @@ def _jpeg_check(data: bytes) -> int:
     orientation = 1
     for marker, content in jpeg_segments(data):
         if marker == 0xE1 and content[:6] == b"Exif\0\0" and orientation == 1:
-            exif = Image.Exif()
-            orientation = orientation_of(lambda exif=exif, content=content: exif.load(content) or exif)
+            orientation = exif_orientation(content)
         elif marker in _UNREAD_FRAMES or (marker in _FRAMES and content[:1] != b"\x08"):
             name = _UNREAD_FRAMES.get(marker, f"of {content[0] if content else 0} bits")
             raise BadImage(f"JPEG ({name}), which omma does not read: convert it to PNG")

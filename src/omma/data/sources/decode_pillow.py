@@ -70,6 +70,17 @@ def orientation_of(exif: Callable[[], Image.Exif]) -> int:
         return 1
 
 
+def exif_orientation(data: bytes) -> int:
+    """The orientation in a block of EXIF data that begins with "Exif"."""
+
+    def exif() -> Image.Exif:
+        tags = Image.Exif()
+        tags.load(data)
+        return tags
+
+    return orientation_of(exif)
+
+
 def pillow_values(image: Image.Image) -> np.ndarray:
     """A picture's values [h, w, c]: 16-bit, 32-bit and float ones unchanged, others as grey or RGB bytes."""
     if image.mode in ("F", "I"):
@@ -90,20 +101,26 @@ def pillow_values(image: Image.Image) -> np.ndarray:
     return out
 
 
-def _without_metadata(data: bytes) -> bytes:
-    """A PNG without the chunks that pixels don't need: texts, profiles and the like may be of any size."""
-    keep, at = [data[:8]], 8
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each chunk of a PNG, up to its last or the first that is damaged."""
+    at = 8
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and length < 1 << 16):
-            keep.append(data[at:end])
+        yield name, at, at + 12 + length
+        if name == b"IEND" or not name.isalpha():
+            break
+        at += 12 + length
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG without the chunks that pixels don't need: texts, profiles and the like may be of any size."""
+    keep = [data[:8]]
+    for name, start, end in png_chunks(data):
+        needed = name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+        if needed or (name == b"eXIf" and end - start < 1 << 16):
+            keep.append(data[start:end])
         elif not name.isalpha():  # damaged: Pillow says how
-            keep.append(data[at:])
-            break
-        if name == b"IEND":
-            break
-        at = end
+            keep.append(data[start:])
     return b"".join(keep)
 
 
