@@ -46,6 +46,7 @@ def samples() -> dict[str, bytes]:
         tifffile.imwrite(file := io.BytesIO(), values, **options)
         return file.getvalue()
 
+    rows = b"".join(bytes([y % 5]) + rng.bytes(48 * 6) for y in range(48))
     exif = Image.Exif()
     exif[274] = 6
     colours = np.array(image)
@@ -58,6 +59,8 @@ def samples() -> dict[str, bytes]:
         "png-palette": pillow("PNG", image.convert("P"), transparency=0),
         "png-alpha": pillow("PNG", image.convert("RGBA")),
         "png-16": pillow("PNG", Image.fromarray(sixteen)),
+        "png-16-colours": _png(48, _chunk(b"IDAT", zlib.compress(rows)), bits=16),
+        "png-16-interlaced": _png(8, _chunk(b"IDAT", zlib.compress(bytes(999))), bits=16, interlaced=1),
         "png-animated": pillow("PNG", save_all=True, append_images=[image.rotate(180)]),
         "webp": pillow("WEBP"),
         "webp-lossless": pillow("WEBP", lossless=True, exif=exif),
@@ -99,8 +102,8 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def _png(side: int, *chunks: bytes, colour: int = 2, bits: int = 8) -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0))
+def _png(side: int, *chunks: bytes, colour: int = 2, bits: int = 8, interlaced: int = 0) -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IEND", b"")
 
 
@@ -158,7 +161,7 @@ def bombs() -> dict[str, bytes]:
         "png-overfull": _png(64, _chunk(b"IDAT", _zeros(2_000))),
         "png-text": _png(8, *[_chunk(b"zTXt", b"key\0\0" + _zeros(1_000))] * 3, pixels),
         "png-profile": _png(8, _chunk(b"iCCP", b"a\0\0" + _zeros(1_000)), pixels),
-        "png-16": _png(9_000, _chunk(b"IDAT", _zeros(640)), colour=6, bits=16),
+        "png-16": _png(6_800, _chunk(b"IDAT", _zeros(640)), bits=16),
         "gif-wide": gif[:6] + struct.pack("<HH", 60_000, 60_000) + gif[10:],
         "gif-frame": _changed(gif, {struct.pack("<HH", 16, 16): struct.pack("<HH", 9_500, 9_500)}),
         "webp-canvas": b"RIFF" + struct.pack("<I", len(webp)) + webp,

@@ -133,7 +133,8 @@ def test_a_model_is_made_for_the_range_of_its_images():
     assert measured(ArrayImages(KINDS["float"]))[0] == 1.0
     assert measured(ArrayImages(GREY.astype(np.float32) * 3))[0] is None
     old = preprocess.as_dict(made_for(255.0))
-    del old["full_scale"]
+    assert "full_scale" not in old  # the file is as it was
+    assert preprocess.from_dict(preprocess.as_dict(made_for(65535.0))) == made_for(65535.0)
     assert preprocess.from_dict(old).full_scale == 255.0
     assert preprocess.from_dict(old | {"high": [60_000.0]}).full_scale is None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -178,8 +178,11 @@ def load_batch(
 
 
 def as_dict(preprocess: Preprocess) -> dict[str, Any]:
-    """Plain values for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocess).items()}
+    """Plain values for JSON, without a full scale that the range alone tells, as in earlier versions."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocess).items()}
+    if replace(preprocess, full_scale=None).full_scale == preprocess.full_scale:
+        del values["full_scale"]
+    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> Preprocess:
