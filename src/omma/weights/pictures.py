@@ -15,7 +15,8 @@ from torch import Tensor
 from omma.core.errors import line
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
-from omma.data.sources.decode import as_channels, as_values, decode, from_pillow
+from omma.data.sources.decode import as_channels, as_values, decode
+from omma.data.sources.decode_pillow import from_pillow
 from omma.data.sources.readers import Files
 from omma.features.extract import with_channels
 

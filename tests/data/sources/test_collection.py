@@ -67,7 +67,10 @@ MESSY = {
     "drawing.svg": b"<svg/>",
 }
 MESSY_PATHS = ["lying.svg", "no_extension", "one.jpg", "two.PNG", "deep/er/three.webp"]
-MESSY_SKIPPED = [("drawing.svg", "not an image"), ("notes.txt", "not an image")]
+MESSY_SKIPPED = [
+    ("drawing.svg", "SVG, which omma does not read: convert it to JPEG or PNG"),
+    ("notes.txt", "not an image"),
+]
 
 
 def packed(tmp_path: Path, kind: str, files: dict[str, bytes]) -> Path:

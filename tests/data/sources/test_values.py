@@ -133,7 +133,8 @@ def test_a_model_is_made_for_the_range_of_its_images():
     assert measured(ArrayImages(KINDS["float"]))[0] == 1.0
     assert measured(ArrayImages(GREY.astype(np.float32) * 3))[0] is None
     old = preprocess.as_dict(made_for(255.0))
-    del old["full_scale"]
+    assert "full_scale" not in old  # the file is as it was
+    assert preprocess.from_dict(preprocess.as_dict(made_for(65535.0))) == made_for(65535.0)
     assert preprocess.from_dict(old).full_scale == 255.0
     assert preprocess.from_dict(old | {"high": [60_000.0]}).full_scale is None
 
@@ -147,7 +148,7 @@ def test_statistics_of_mixed_types_are_those_of_one():
 def test_notes_say_what_the_images_hold_and_what_the_model_was_made_for():
     assert scaling_notes(ArrayImages(GREY), made_for(255.0)) == ()
     (line,) = scaling_notes(ArrayImages(KINDS["uint16"]), made_for(255.0))
-    assert "16-bit images hold values from 0 to 6.554e+04 of 65,535: scaled by 0.00389105" in line
+    assert "16-bit images hold values from 0 to 65,535 of 65,535: scaled by 0.003891" in line
     (line,) = scaling_notes(ArrayImages(GREY.astype(np.uint16) * 16), made_for(255.0))
     assert "from 0 to 4,080 of 65,535, which come as 0 to 15.88, the model was made for 0 to 255" in line
     (line,) = scaling_notes(ArrayImages(GREY.astype(np.float32) * 10), made_for(255.0))

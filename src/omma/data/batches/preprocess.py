@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.core.random import epoch_order
 from omma.data.sources.decode import as_channels
-from omma.data.sources.values import FULL_SCALE, full_scale, in_units, ranges, read_in, thin
+from omma.data.sources.values import FULL_SCALE, full_scale, in_units, number, ranges, read_in, thin
 
 # mean and standard deviation of ImageNet's training images in [0, 1], as used by every published RGB backbone
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -93,7 +93,7 @@ def describe_range(preprocess: Preprocess) -> tuple[str, ...]:
     type_ = {FULL_SCALE["uint16"]: "16-bit values", 1.0: "floats in [0, 1]"}.get(
         preprocess.full_scale or 0, "raw values"
     )
-    return (f"{type_} from {low:,.4g} to {high:,.4g} (.1 and 99.9 percentiles) are scaled to 0 to 1",)
+    return (f"{type_} from {number(low)} to {number(high)} (.1 and 99.9 percentiles) are scaled to 0 to 1",)
 
 
 def _white(scales: set[float | None]) -> float | None:
@@ -179,8 +179,11 @@ def load_batch(
 
 
 def as_dict(preprocess: Preprocess) -> dict[str, Any]:
-    """Plain values for JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocess).items()}
+    """Plain values for JSON, without a full scale that the range alone tells, as in earlier versions."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocess).items()}
+    if replace(preprocess, full_scale=None).full_scale == preprocess.full_scale:
+        del values["full_scale"]
+    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> Preprocess:

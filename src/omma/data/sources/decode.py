@@ -1,53 +1,32 @@
 """Decode the bytes of one image file to an array [h, w, c], whatever the file's name."""
 
-import contextlib
-import io
-import logging
-import struct
-from collections.abc import Iterator
+import re
 
 import numpy as np
 import simplejpeg
-import tifffile
 from PIL import Image
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
+from omma.data.sources.decode_pillow import (
+    PIXELS,
+    by_pillow,
+    exif_orientation,
+    jpeg_segments,
+    limit,
+    orient,
+)
+from omma.data.sources.decode_png16 import png16
+from omma.data.sources.decode_tiff import tiff
+from omma.data.sources.formats import HEAD as HEAD
+from omma.data.sources.formats import kind as kind_of
+from omma.data.sources.formats import sniff as sniff
+from omma.data.sources.formats import unread
 
-PIXELS = 2 * 89_478_485  # a larger image is refused as a decompression bomb, as Pillow does
-PAGES = 64  # a TIFF with more grey pages is a film or a stack, not one image of so many channels
-HEAD = 64  # bytes that `sniff` needs
-ORIENTATION = 274  # the EXIF and TIFF tag
-
-
-# ---------------------------------------------------------------- format
-def _kind(head: bytes) -> str | None:
-    """Pillow's name of the format, by the file's first bytes; None for a format that omma does not read."""
-    if head[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    # text may begin with "BM" too; in a bitmap the size of the next header follows, one of these
-    if head[:2] == b"BM" and head[14:18] in {struct.pack("<I", n) for n in (12, 40, 52, 56, 64, 108, 124)}:
-        return "BMP"
-    if head[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF") and head[2:3].isspace():
-        return "PPM"
-    if head[4:12] in (b"ftypavif", b"ftypavis"):
-        return "AVIF"
-    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head[:4] == b"\xff\x4f\xff\x51":
-        return "JPEG2000"
-    return None
-
-
-def sniff(head: bytes) -> bool:
-    """Whether these first bytes (64 are enough) look like an image that `decode` reads."""
-    return _kind(head) is not None
+_FRAMES = {0xC0, 0xC1, 0xC2}  # of JPEGs: baseline, extended, progressive, Huffman coded
+_UNREAD_FRAMES = {0xC3: "lossless", 0xC7: "lossless", 0xCB: "lossless", 0xCF: "lossless", 0xF7: "JPEG-LS"}
+_SCAN = re.compile(rb"\xff+\xda")
+_WORK = 4e9  # pixels times scans of a JPEG: some 10 s of decoding
 
 
 def plain_jpeg(data: bytes) -> bool:
@@ -56,15 +35,13 @@ def plain_jpeg(data: bytes) -> bool:
     8 bits, Huffman coded, grey or YCbCr, within the size limit and complete. `decode` handles the others
     (CMYK, RGB, truncated, with bytes after the end) case by case.
     """
-    if _kind(data[:HEAD]) != "JPEG" or not data.endswith(b"\xff\xd9"):
+    if kind_of(data[:HEAD]) != "JPEG" or not data.endswith(b"\xff\xd9"):
         return False
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a colour space that it does not know
         return False
-    plain = any(
-        marker in (0xC0, 0xC1, 0xC2) and content[:1] == b"\x08" for marker, content in _segments(data)
-    )
+    plain = any(marker in _FRAMES and content[:1] == b"\x08" for marker, content in jpeg_segments(data))
     return plain and space in ("Gray", "YCbCr") and int(height) * int(width) <= PIXELS
 
 
@@ -94,15 +71,16 @@ def decode(
 def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray:
     if not data:
         raise BadImage("empty file")
-    kind = _kind(data[:HEAD])
+    kind = kind_of(data[:HEAD])
     if kind is None:
-        raise BadImage("not an image that omma reads")
+        raise BadImage(unread(data[:256]) or "not an image that omma reads")
     try:
         if kind == "JPEG":
             return _jpeg(data, channels, at_least)
         if kind == "TIFF":
-            return _tiff(data)
-        return _pillow(data, kind)
+            return tiff(data)
+        deep = png16(data) if kind == "PNG" else None
+        return by_pillow(data, kind) if deep is None else deep
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -142,28 +120,13 @@ def as_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _limit(height: int, width: int, layers: int = 1) -> None:
-    if height * width * layers > PIXELS:
-        raise BadImage(f"claims {width} x {height} pixels, over {PIXELS // 10**6} million")
-
-
-def orient(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate and mirror [h, w, c] by its EXIF orientation 2 to 8; any other value leaves it unchanged."""
-    if orientation in (5, 6, 7, 8):  # stored with rows and columns exchanged
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
-
-
 # ---------------------------------------------------------------- JPEG
 def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray:
+    orientation = _jpeg_check(data)
     height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    _limit(int(height), int(width))
+    limit(int(height), int(width))
     if space not in ("Gray", "YCbCr", "RGB"):
-        return _pillow(data, "JPEG")  # CMYK and YCCK, often stored inverted
+        return by_pillow(data, "JPEG")  # CMYK and YCCK, often stored inverted
     grey = channels == 1 or (space == "Gray" and channels is None)
     try:
         image = simplejpeg.decode_jpeg(
@@ -178,123 +141,22 @@ def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> np.ndarray
         # strict decoding detects truncation, but also rejects harmless stray bytes
         if "extraneous bytes" not in str(error):
             raise
-        return _pillow(data, "JPEG")
-    return orient(image, _jpeg_orientation(data))
+        return by_pillow(data, "JPEG")
+    return orient(image, orientation)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment before the first scan."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:  # start of scan
-            break
-        yield marker, data[at + 4 : at + 2 + length]
-        at += 2 + length
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """The EXIF orientation; 1 without one."""
-    for marker, content in _segments(data):
-        if marker == 0xE1 and content[:6] == b"Exif\0\0":
-            exif = Image.Exif()
-            with contextlib.suppress(Exception):  # the image is readable even if its metadata is damaged
-                exif.load(content)
-                return int(exif.get(ORIENTATION, 1))
-    return 1
-
-
-# ---------------------------------------------------------------- Pillow
-def _pillow(data: bytes, kind: str) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=[kind]) as image:
-        _limit(image.height, image.width)
-        image.load()
-        return from_pillow(image)
-
-
-def from_pillow(image: Image.Image) -> np.ndarray:
-    """The pixels [h, w, c] of an image that Pillow has opened, as `decode` returns a file's."""
-    pixels = image.convert("LA") if image.mode == "La" else image  # Pillow makes nothing else of La
-    return orient(pillow_values(pixels), _orientation(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # the image is readable even if its metadata is damaged
-        return 1
-
-
-def pillow_values(image: Image.Image) -> np.ndarray:
-    """Its values [h, w, c]: 16- and 32-bit and float ones as they are, others as grey or RGB bytes."""
-    if image.mode in ("F", "I"):
-        return np.array(image)[..., None]
-    if image.mode.startswith("I;16"):
-        return np.array(image)[..., None].astype(np.uint16, copy=False)  # in this machine's order of bytes
-    grey = image.mode in ("1", "L", "LA", "La")
-    return np.array(image.convert("L"))[..., None] if grey else np.array(image.convert("RGB"))
-
-
-# ---------------------------------------------------------------- TIFF
-def _tiff(data: bytes) -> np.ndarray:
-    # tifffile logs every oddity of a file, which would flood a run's output; BadImage's reason is enough
-    logger = logging.getLogger("tifffile")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages.first
-        if not isinstance(page, tifffile.TiffPage):
-            raise BadImage("damaged TIFF: no first page")
-        _limit(page.imagelength, page.imagewidth)
-        plain = page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-        if not plain or page.bitspersample not in (8, 16, 32, 64):
-            return _tiff_by_pillow(data)  # palettes, CMYK, YCbCr, inverted, 1 and 12 bits
-        # grey pages of one shape form one image; several colour pages are several images
-        series = page if "S" in page.axes else tiff.series[0]
-        if series.size > 4 * PIXELS:
-            raise BadImage(f"claims {series.size // 10**6} million values")
-        try:
-            values, axes = series.asarray(), series.axes
-        except (ValueError, ImportError) as error:
-            if "imagecodecs" not in str(error):
-                raise
-            return _tiff_by_pillow(data)  # LZW, JPEG and others, for which tifffile needs an optional package
-        image = _channels_last(values, axes)
-        alpha = {int(sample) for sample in page.extrasamples} & {1, 2}  # associated or not
-        if alpha and image.shape[-1] in (2, 4):
-            image = image[..., :-1]
-        tag = page.tags.get(ORIENTATION)
-        return orient(image, tag.value if tag is not None else 1)
-
-
-def _channels_last(values: np.ndarray, axes: str) -> np.ndarray:
-    """[h, w, c] from TIFF axes such as YX, YXS, SYX, CYX, QYX."""
-    keep = [i for i, (axis, size) in enumerate(zip(axes, values.shape)) if size > 1 or axis in "YX"]
-    axes, values = "".join(axes[i] for i in keep), values.reshape([values.shape[i] for i in keep])
-    if values.ndim == 2:
-        return values[..., None]
-    if values.ndim != 3:
-        raise BadImage(f"TIFF of {values.ndim} axes ({axes}); store one image a file")
-    if not axes.endswith("S") and values.shape[-1] <= PAGES < values.shape[0]:
-        return values  # [h, w, c] written as h pages of w x c, as tifffile does unless told otherwise
-    if not axes.endswith("S"):
-        values = np.moveaxis(values, 0, -1)
-    if values.shape[-1] > PAGES:
-        raise BadImage(f"TIFF of {values.shape[-1]} pages; store one image a file")
-    return values
-
-
-def _tiff_by_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        frames = getattr(image, "n_frames", 1)
-        _limit(image.height, image.width, min(frames, PAGES))
-        image.load()
-        orientation, layers = _orientation(image), [pillow_values(image)]
-        if 1 < frames <= PAGES and layers[0].shape[-1] == 1:
-            for frame in range(1, frames):
-                image.seek(frame)
-                _limit(image.height, image.width, frames)
-                layers.append(pillow_values(image))
-            if any(layer.shape != layers[0].shape for layer in layers):
-                layers = layers[:1]  # an image and its thumbnails
-        return orient(np.concatenate(layers, axis=-1), orientation)
+def _jpeg_check(data: bytes) -> int:
+    """The EXIF orientation; BadImage for kinds that are not read, or that take too much memory or time."""
+    orientation = 1
+    for marker, content in jpeg_segments(data):
+        if marker == 0xE1 and content[:6] == b"Exif\0\0" and orientation == 1:
+            orientation = exif_orientation(content)
+        elif marker in _UNREAD_FRAMES or (marker in _FRAMES and content[:1] != b"\x08"):
+            name = _UNREAD_FRAMES.get(marker, f"of {content[0] if content else 0} bits")
+            raise BadImage(f"JPEG ({name}), which omma does not read: convert it to PNG")
+        elif marker == 0xC2 and len(content) > 5:  # progressive: all coefficients are in memory
+            height, width = (int.from_bytes(content[at : at + 2], "big") for at in (1, 3))
+            limit(height, width, 3 + 2 * content[5], "progressive JPEG")
+            if height * width * len(_SCAN.findall(data)) > _WORK:
+                raise BadImage("a progressive JPEG of too many scans")
+    return orientation

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.decode import HEAD, sniff
+from omma.data.sources.formats import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
     encode,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from omma.core.errors import exhausted, line
 from omma.core.protocols import BadImage, Inaccessible
-from omma.data.sources.decode import sniff
+from omma.data.sources.formats import sniff, unread
 
 IMAGES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
@@ -30,7 +30,8 @@ def why_not(name: str, head: Callable[[], bytes]) -> str | None:
     if extension in OTHERS:
         return "not an image"
     try:
-        return None if sniff(head()) else "not an image"
+        start = head()
+        return None if sniff(start) else unread(start) or "not an image"
     except OSError as error:
         return no_access(error)
     except BadImage as error:

@@ -88,27 +88,32 @@ def read_in(images: Images, white: float | None, i: int, at_least: int | None = 
     return in_units(images.read(i, at_least), white, images)
 
 
+def number(value: float) -> str:
+    """A value for a person."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def scaling_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
     """A line for each type whose values are scaled to the model's, or lie elsewhere than its range."""
     notes = []
     white, low, high = preprocess.full_scale, min(preprocess.low), max(preprocess.high)
-    made_for = f"{low:,.6g} to {high:,.6g}" + (f" of {white:,.6g}" if white else "")
+    made_for = f"{number(low)} to {number(high)}" + (f" of {number(white)}" if white else "")
     for name, (least, most) in sorted(ranges(images).items()):
         own = full_scale(name, ranges(images))
         factor = white / own if white and own else 1.0
-        values = f"{NAMES.get(name, name)} images hold values from {least:,.4g} to {most:,.4g}"
-        values += f" of {own:,.6g}" if own else ""
+        values = f"{NAMES.get(name, name)} images hold values from {number(least)} to {number(most)}"
+        values += f" of {number(own)}" if own else ""
         start, end = least * factor, most * factor
         slack = (high - low) / 2
         if start < low - slack or end > high + slack:
             notes.append(f"{values}, the model was made for {made_for}: what is beyond is cut off; {_REMEDY}")
         elif end - start < (high - low) / 3:
-            seen = f", which come as {start:,.4g} to {end:,.4g}" if factor != 1 else ""
+            seen = f", which come as {number(start)} to {number(end)}" if factor != 1 else ""
             notes.append(
                 f"{values}{seen}, the model was made for {made_for}: they look flat to it; {_REMEDY}"
             )
         elif factor != 1:
-            notes.append(f"{values}: scaled by {factor:.6g} to what the model was made for ({made_for})")
+            notes.append(f"{values}: scaled by {factor:.4g} to what the model was made for ({made_for})")
     return tuple(notes)
 
 
