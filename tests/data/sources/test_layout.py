@@ -1,12 +1,21 @@
 """Folders name parts and classes; what stands in the way of labels is said, and removes no other label."""
 
+import os
+import shutil
+import tarfile
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from omma.data.sources import listing
+from omma.data.sources.collection import open_images
 from omma.data.sources.labels import SPLITS
 from omma.data.sources.layout import from_folders
+from omma.data.sources.split import train_test
 
 
 def read(text, depth=None):
@@ -150,6 +159,74 @@ def test_a_depth_without_folders_is_refused(folders, depth):
         read(folders, depth)
 
 
+# ---------------------------------------------------------------- collections
+def fill(root, names):
+    for k, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), k).save(root / name)
+
+
+def classes(images):
+    return [images.classes[label] if label >= 0 else None for label in images.labels]
+
+
+def test_a_collection_is_listed_once_for_each_depth(tmp_path, monkeypatch):
+    fill(tmp_path, [f"{a}/{c}/{k}.png" for a in "AB" for c in "12" for k in range(2)])
+    past = time.time() - 100
+    for folder, _, _ in os.walk(tmp_path):
+        os.utime(folder, (past, past))
+    expected = {
+        None: ["1", "1", "2", "2"] * 2,
+        1: ["A"] * 4 + ["B"] * 4,
+        "path": ["A/1"] * 2 + ["A/2"] * 2 + ["B/1"] * 2 + ["B/2"] * 2,
+    }
+    for again in range(2):
+        if again:
+            monkeypatch.setattr(listing, "list_folder", lambda root: pytest.fail("listed again"))
+        for depth, names in expected.items():
+            images = open_images(tmp_path, label_depth=depth)
+            assert classes(images) == names
+            assert len(images.notes) == (depth is None)
+    assert images.subset(np.array([0])).notes == images.notes
+
+
+def test_a_table_keeps_its_split_and_captions_where_folders_name_the_classes(tmp_path):
+    fill(tmp_path, ["A/x/1.png", "B/x/2.png"])
+    table = "path,label,split,caption\nA/x/1.png,7,train,one\nB/x/2.png,9,test,two\n"
+    (tmp_path / "labels.csv").write_text(table)
+    (tmp_path / "list.csv").write_text(table)
+    for source in (tmp_path, tmp_path / "list.csv"):
+        images = open_images(source, label_depth=1)
+        assert classes(images) == ["A", "B"]
+        assert images.splits is not None
+        assert images.splits.tolist() == ["train", "test"]
+        assert images.text is not None
+        assert images.text.to_pylist() == [["one"], ["two"]]
+        assert classes(open_images(source)) == ["7", "9"]
+
+
+def test_shards_are_no_folders(tmp_path):
+    fill(tmp_path / "w", ["A/1.png", "B/2.png"])
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.add(tmp_path / "w", "")
+    shutil.rmtree(tmp_path / "w")
+    assert classes(open_images(f"{tmp_path}/*.tar", label_depth=1)) == ["A", "B"]
+
+
+def test_arrays_have_no_folders(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match="--label-depth 1: the images lie in no folder"):
+        open_images(tmp_path / "x.npy", label_depth=1)
+
+
+def test_why_there_are_no_labels_is_said(tmp_path):
+    fill(tmp_path, [*(f"{k}.png" for k in range(9)), "a/1.png", "a/2.png", "b/1.png", "b/2.png"])
+    with pytest.raises(ValueError, match=r"no labels; .*9 images lie outside of them; --label-depth"):
+        train_test(open_images(tmp_path))
+    train, test, _ = train_test(open_images(tmp_path, label_depth=1))
+    assert len(train) + len(test) == 4
+
+
 # ---------------------------------------------------------------- properties
 NAMES = st.sampled_from(["cat", "dog", "owl", "n01443537", "7", "Caf\xe9", "train", "data", "a b"])
 FOLDERS = st.lists(
@@ -160,7 +237,7 @@ FOLDERS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(folders=FOLDERS, data=st.data())
 def test_any_folders_can_be_read(folders, data):
     counts = [data.draw(st.integers(1, 9)) for _ in folders]
@@ -182,7 +259,7 @@ def test_any_folders_can_be_read(folders, data):
         assert (annotations.labels >= 0).sum() >= 2 * len(annotations.classes) >= 4
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     classes=st.sets(st.sampled_from(["cat", "dog", "owl", "n01443537", "7", "Caf\xe9"]), min_size=2),
     parts=st.sets(st.sampled_from(sorted(SPLITS)), min_size=2),

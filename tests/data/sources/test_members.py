@@ -242,6 +242,15 @@ def test_what_unpacks_to_much_more_is_listed(tmp_path):
     assert images.skipped == [("bomb.png", "unpacks to 80 MB"), ("labels.csv", "unpacks to 80 MB")]
 
 
+def test_a_member_without_a_name_is_listed(tmp_path):
+    file = tmp_path / "x.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("..", picture(1))
+        archive.writestr("a.png", picture(0))
+    images = open_images(file)
+    assert (names(images), images.skipped) == (["a.png"], [("", "it has no name")])
+
+
 # ---------------------------------------------------------------- folders
 def links_or_skip(link: Path, target: str) -> None:
     try:

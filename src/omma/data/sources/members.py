@@ -61,9 +61,11 @@ def zip_members(file: str) -> Iterator[Member]:
     shared = np.zeros(len(infos), bool)
     shared[order[1:]] = starts[order[1:]] < np.maximum.accumulate(ends[order])[:-1]
     for info, overlaps in zip(infos, shared.tolist(), strict=True):
-        if info.is_dir() and not info.file_size:
+        if info.filename.endswith(("/", "\\")) and not info.file_size:
             continue
-        if info.flag_bits & 1:
+        if not clean(info.filename):
+            reason = "it has no name"
+        elif info.flag_bits & 1:
             reason = "encrypted"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             reason = f"compression method {info.compress_type}; use deflate"
@@ -142,6 +144,9 @@ def _read_from(
 def _add(header: tarfile.TarInfo, end: int, members: list[Member], links: list[tuple[int, str]]) -> None:
     name, where = clean(header.name), (header.offset_data, header.size, header.size, -1, -1)
     if header.isdir():
+        return
+    if not name:
+        members.append(Member(name, where, "it has no name"))
         return
     if header.islnk():
         links.append((len(members), clean(header.linkname)))
