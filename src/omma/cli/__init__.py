@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import logging
-import os
 import re
 import sys
 import traceback
@@ -16,6 +15,7 @@ import tyro
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
 from omma.cli.train import demo, pretrain
+from omma.cli.shared import discard_output
 from omma.cli.use import embed, export
 from omma.core import launcher
 from omma.core.errors import AlreadyReported, printable
@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = _guarded(lambda: _run([word for word in words if word != "--debug"]), debug)
     finally:
-        _reader_left()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()
     sys.exit(code)
 
 
@@ -91,9 +94,10 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
         return command()
     except KeyboardInterrupt:
         text, status = "interrupted", 130
+    except BrokenPipeError:  # nobody reads on (`| head -3`)
+        discard_output()
+        return 0
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            return 0
         text, status = explain(error), 2
         if debug or text is None:
             traceback.print_exc()
@@ -120,13 +124,3 @@ def _prepare() -> None:
 class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
-
-
-def _reader_left() -> bool:
-    """Whether nobody reads the output any more (`| head -3`); Python's flush at exit finds nothing then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False

@@ -247,7 +247,7 @@ def _processes(
                     collate_fn=_unchanged,  # type: ignore[arg-type]
                     worker_init_fn=_start_worker,
                     multiprocessing_context=start_method,
-                    generator=torch.Generator(),  # or it would draw from the global one, by the workers' number
+                    generator=torch.Generator(),  # or the global one is drawn from, by the workers' number
                 )
             )
     except OSError as error:  # no semaphores without /dev/shm, no further process
