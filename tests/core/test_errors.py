@@ -41,7 +41,10 @@ def nested() -> RecursionError:
 EXPECTED = [
     (ValueError("--lr 0: must be positive"), "--lr 0: must be positive"),
     (BadImage("truncated"), "truncated"),
-    (PermissionError(errno.EACCES, "Permission denied", "/data/a.png"), "/data/a.png: permission denied; give"),
+    (
+        PermissionError(errno.EACCES, "Permission denied", "/data/a.png"),
+        "/data/a.png: permission denied; give",
+    ),
     (OSError(errno.ENOSPC, "No space left on device", "/nowhere/x"), "/nowhere/x: no space left"),
     (OSError(errno.ENOSPC, "No space left on device"), "are free on its disk"),
     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
@@ -51,7 +54,10 @@ EXPECTED = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
     (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "no space left"),
     (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "no space left"),
-    (RuntimeError("unable to allocate shared memory(shm) for file </t>: No space left on device"), "--workers"),
+    (
+        RuntimeError("unable to allocate shared memory(shm) for file </t>: No space left on device"),
+        "--workers",
+    ),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "process that loads data"),
     (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "process that loads data"),
     (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
@@ -76,8 +82,19 @@ EXPECTED = [
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "save the file as UTF-8"),
     (nested(), "nested too deeply"),
 ]
-OWN = [TypeError("x"), KeyError("x"), AssertionError(), AttributeError("x"), IndexError("x"), ZeroDivisionError()]
-OWN += [RuntimeError("shape '[2]' is invalid"), ImportError("x", name="omma.core.nothing"), RecursionError("x")]
+OWN = [
+    TypeError("x"),
+    KeyError("x"),
+    AssertionError(),
+    AttributeError("x"),
+    IndexError("x"),
+    ZeroDivisionError(),
+]
+OWN += [
+    RuntimeError("shape '[2]' is invalid"),
+    ImportError("x", name="omma.core.nothing"),
+    RecursionError("x"),
+]
 
 
 @pytest.mark.parametrize(("error", "text"), EXPECTED, ids=lambda x: type(x).__name__)
@@ -161,18 +178,20 @@ def test_the_disk_is_named_whatever_the_library_raises(tmp_path: Path) -> None:
     full = [OSError(errno.ENOSPC, "full"), RuntimeError("No space left on device"), EXPECTED[10][0]]
     full.append(safetensors.SafetensorError("I/O error: No space left on device (os error 28)"))
     for error in full:
-        with pytest.raises(OSError, match=r"model\.safetensors") as raised, files.atomic_write(
-            tmp_path / "model.safetensors"
+        with (
+            pytest.raises(OSError, match=r"model\.safetensors") as raised,
+            files.atomic_write(tmp_path / "model.safetensors"),
         ):
             raise error
         assert str(tmp_path) in str(explain.explain(raised.value))
-    with pytest.raises(ValueError, match="^an own one$"), files.atomic_write(tmp_path / "x"):
+    with pytest.raises(ValueError, match=r"^an own one$"), files.atomic_write(tmp_path / "x"):
         raise ValueError("an own one")
 
 
 def test_where_is_said_once() -> None:
-    with pytest.raises(ValueError, match=r"^photos\.zip: a file is damaged .* \(bad\): make"), explain.translated(
-        "photos.zip"
+    with (
+        pytest.raises(ValueError, match=r"^photos\.zip: a file is damaged .* \(bad\): make"),
+        explain.translated("photos.zip"),
     ):
         raise zipfile.BadZipFile("bad")
     with pytest.raises(KeyError), explain.translated("photos.zip"):

@@ -1,6 +1,7 @@
 """Other systems lack modules and functions of Linux; nothing asks for them unguarded."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,8 +19,8 @@ WITHOUT = """
     for name in ("resource", "pwd", "grp", "termios", "pty"):
         sys.modules[name] = None
     for owner, names in (
-        (os, "sysconf sysconf_names sched_getaffinity geteuid getuid O_NONBLOCK mkfifo statvfs fork"),
-        (signal, "SIGHUP SIGKILL SIGUSR1"),
+        (os, "sysconf sysconf_names sched_getaffinity geteuid getuid mkfifo statvfs fork"),
+        (signal, "SIGHUP SIGUSR1"),
     ):
         for name in names.split():
             if hasattr(owner, name):
@@ -56,6 +57,7 @@ RUN = """
 """
 
 
+@pytest.mark.slow
 def test_every_module_and_a_run_without_what_linux_has(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     program = textwrap.dedent(WITHOUT) + textwrap.dedent(RUN)
@@ -64,6 +66,35 @@ def test_every_module_and_a_run_without_what_linux_has(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_measurements_without_what_linux_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(path: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    cpu = torch.device("cpu")
+    everything = device.machine_memory()
+    monkeypatch.setattr(device.Path, "read_text", absent)
+    assert 0 < device.peak_memory(cpu) <= everything  # by getrusage, as on macOS
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert device.peak_memory(cpu) == 0
+    monkeypatch.delattr(os, "sysconf")
+    assert device.machine_memory() == 8 << 30
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert device.cores() == (os.cpu_count() or 1)
+
+
+def test_signals_without_what_linux_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omma.data.batches import loader
+    from omma.train.signals import stop_on_signals
+
+    installed = []
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append(number))
+    with stop_on_signals() as stop:
+        assert not stop
+    loader._start_worker(0)
+    assert {*installed} == {signal.SIGINT, signal.SIGTERM}
 
 
 class Recorded:
@@ -89,7 +120,9 @@ def test_only_pinned_memory_is_copied_in_passing(kind: str, pinned: bool) -> Non
 
 def test_no_other_copy_is_non_blocking() -> None:
     sources = Path(omma.__file__).parent.rglob("*.py")
-    assert [file.name for file in sources if "non_blocking=" in file.read_text(encoding="utf-8")] == ["device.py"]
+    assert [file.name for file in sources if "non_blocking=" in file.read_text(encoding="utf-8")] == [
+        "device.py"
+    ]
 
 
 def test_processes_are_forked_under_linux_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import tyro
 
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
-from omma.cli.train import demo, pretrain
 from omma.cli.shared import discard_output
+from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
 from omma.core import launcher
 from omma.core.errors import AlreadyReported, printable

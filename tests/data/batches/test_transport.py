@@ -43,7 +43,9 @@ def take(steps=2, **options):
 
 
 def full(*_):
-    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+    raise RuntimeError(
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    )
 
 
 def test_batches_arrive_through_pipes_where_shared_memory_is_full(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""What cannot be accessed now is left out this time and never remembered; an exhausted machine is no verdict."""
+"""What cannot be accessed now is left out and never remembered; an exhausted machine is no verdict."""
 
 import builtins
 import errno
@@ -98,7 +98,8 @@ def test_none_accessible_is_not_none_readable(folder: Path, faults: Faults) -> N
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "x"), OSError(errno.ENOMEM, "")]
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "x"), OSError(errno.ENOMEM, "")],
 )
 def test_an_exhausted_machine_ends_the_command(error: OSError, folder: Path, faults: Faults) -> None:
     images = open_images(folder)
@@ -124,7 +125,9 @@ class Cut(Exception):
     """An error as network libraries have them: neither OSError nor ValueError."""
 
 
-@pytest.mark.parametrize("error", [Cut("payload is not completed"), ImportError("Install s3fs"), ValueError("no")])
+@pytest.mark.parametrize(
+    "error", [Cut("payload is not completed"), ImportError("Install s3fs"), ValueError("no")]
+)
 def test_remote_errors_of_any_kind(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
@@ -214,7 +217,9 @@ def test_shards_of_a_table_are_written_again(folder: Path, tmp_path: Path) -> No
         assert written.missing() == [0]
 
 
-def test_features_without_what_cannot_be_accessed_are_not_kept(folder: Path, faults: Faults, tmp_path) -> None:
+def test_features_without_what_cannot_be_accessed_are_not_kept(
+    folder: Path, faults: Faults, tmp_path
+) -> None:
     from omma import backbones
     from omma.data.batches.preprocess import measure
     from omma.features.extract import extract
