@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from filelock import FileLock
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -77,7 +78,7 @@ class Ground:
     photos: Path
     model: Path  # a finished run
     rng: random.Random
-    environment: dict[str, str] = field(default_factory=dict)
+    held: list[FileLock] = field(default_factory=list)
 
     @property
     def out(self) -> Path:
@@ -153,7 +154,8 @@ class Command:
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-            os.environ.update({"OMMA_CACHE": str(ground.cache), **ground.environment})
+            # each case has an empty cache, so kernels would be compiled anew
+            os.environ.update({"OMMA_CACHE": str(ground.cache), "OMMA_KERNELS": "off"})
             before()
             from omma.cli import main
             from omma.cli.shared import out
@@ -179,6 +181,9 @@ class Command:
         """The status, if the command has ended."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
+
+    def running(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def wait(self) -> Ended:
         end = time.monotonic() + LIMIT
@@ -213,21 +218,14 @@ def once_running(ground: Ground, command: Command) -> None:
     """Wait for a random moment of the command's work."""
     end = time.monotonic() + 60
     log = ground.out / "metrics.jsonl"
-    while command.poll_alive() and time.monotonic() < end and not log.exists():
+    while command.running() and time.monotonic() < end and not log.exists():
         time.sleep(0.01)
     time.sleep(ground.rng.uniform(0, 0.5))
 
 
-def alive(self: Command) -> bool:
-    return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-
-Command.poll_alive = alive  # type: ignore[attr-defined]
-
-
 def send(*signals: int) -> Callable[[Ground, Command], None]:
     def during(ground: Ground, command: Command) -> None:
-        if ground.out.name and (ground.root / "is-pretrain").exists():
+        if (ground.root / "is-pretrain").exists():
             once_running(ground, command)
         else:
             time.sleep(ground.rng.uniform(0.05, 1.5))
@@ -321,17 +319,13 @@ def readable(ground: Ground) -> None:
 
 
 def occupied(ground: Ground) -> None:
-    from filelock import FileLock
-
     ground.out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(ground.out / ".lock")
-    lock.acquire()
-    ground.environment["held"] = "yes"
-    ground.lock = lock  # type: ignore[attr-defined]
+    ground.held.append(FileLock(ground.out / ".lock"))
+    ground.held[0].acquire()
 
 
 def free(ground: Ground) -> None:
-    ground.lock.release()  # type: ignore[attr-defined]
+    ground.held[0].release()
 
 
 VERBS = ("pretrain", "evaluate", "embed", "export", "report")

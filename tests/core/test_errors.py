@@ -227,6 +227,18 @@ def test_exhausted_machines_are_not_about_the_image() -> None:
 PRINTING = "from omma.cli.shared import out; [out.print('line') for _ in range(9)]"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_an_output_on_a_full_disk_is_one_line() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "omma", "--help"], stdout=full, stderr=subprocess.PIPE, env=environment
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"omma: no space left")
+    assert done.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize("words", [["-m", "omma", "--help"], ["-c", PRINTING]])
 def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}

@@ -97,6 +97,23 @@ def test_signals_without_what_linux_has(monkeypatch: pytest.MonkeyPatch) -> None
     assert {*installed} == {signal.SIGINT, signal.SIGTERM}
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_a_closed_terminal_asks_to_stop_unless_it_is_ignored() -> None:
+    from omma.train.signals import stop_on_signals
+
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class Recorded:
     """Stands for a tensor, and notes how it is copied."""
 
