@@ -1,6 +1,7 @@
 """The command line: parse, call a verb, print."""
 
 import contextlib
+import errno
 import functools
 import io
 import logging
@@ -15,6 +16,7 @@ import tyro
 
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
+from omma.cli.shared import discard_output
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
 from omma.core import launcher
@@ -59,11 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     if "--remote" in words:
         os.environ["OMMA_REMOTE"] = "1"  # for processes that this one starts, too
     words = [word for word in words if word not in ("--debug", "--remote")]
-    try:
-        code = _guarded(lambda: _run(words), debug)
-    finally:
-        _reader_left()
-    sys.exit(code)
+    status = _guarded(lambda: _run(words), debug)
+    sys.exit(_guarded(sys.stdout.flush, debug) or status)
 
 
 def _run(words: list[str]) -> int:
@@ -88,25 +87,39 @@ def _run(words: list[str]) -> int:
 
 
 # ---------------------------------------------------------------- the boundary of errors
-def _guarded(command: Callable[[], int], debug: bool) -> int:
+def _guarded(command: Callable[[], int | None], debug: bool) -> int:
     """The command's exit status; every error ends here, as one line unless it is omma's own mistake."""
     try:
-        return command()
+        return command() or 0
+    except SystemExit as end:  # the parser's: help, or a word that it does not know
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except KeyboardInterrupt:
         text, status = "interrupted", 130
+    except BrokenPipeError:  # nobody reads on (`| head -3`)
+        discard_output()
+        return 0
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            return 0
         text, status = explain(error), 2
         if debug or text is None:
             traceback.print_exc()
         if isinstance(error, AlreadyReported):
             return 2
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not _can_print():
+            discard_output()
         if text is None:
             text, status = "this is a mistake in omma: please report it with the lines above", 1
     with contextlib.suppress(OSError):  # standard error may be closed
         print(f"omma: {text}", file=sys.stderr)
     return status
+
+
+def _can_print() -> bool:
+    """Whether standard output takes what it still holds (not on a full disk)."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _prepare() -> None:
@@ -116,20 +129,24 @@ def _prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    _allow_open_files()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Printable("omma: %(message)s"))
+
+
+def _allow_open_files(most: int = 65_536) -> None:
+    """Raise the soft limit: batches on their way from workers take open files, thousands in large batches."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
-
-
-def _reader_left() -> bool:
-    """Whether nobody reads the output any more (`| head -3`); Python's flush at exit finds nothing then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False

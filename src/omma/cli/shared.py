@@ -18,6 +18,11 @@ Dotted = tyro.conf.Suppress[
 ]  # from --method.KEY VALUE and the like
 
 
+def discard_output() -> None:
+    """Write to nowhere from now on, so that Python's flush at exit does not complain either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Output(Console):
     """A console that prints names as they are: no markup in them, and no control characters."""
 
@@ -30,7 +35,7 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Nobody reads on (`| head -3`): the command finishes its work in silence."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
 
 
 out = Output()

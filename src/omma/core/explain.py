@@ -53,7 +53,7 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     (r"PytorchStreamReader|unexpected pos|[Ii]nvalid magic number|[Cc]orrupt|unpickl", DAMAGED),
 )
 _FULL = re.compile(
-    r"No space left on device|os error 28|inline_container\.cc|PytorchStreamWriter failed|quota"
+    r"No space left on device|os error 28|inline_container\.cc|PytorchStreamWriter failed|[Dd]isk quota"
 )
 _REMEDIES = {
     errno.EACCES: "give a path that you may read, or write to",
@@ -190,7 +190,8 @@ def _of_an_import(error: ImportError) -> str | None:
 def _disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return not isinstance(error, ValueError) and _FULL.search(str(error)) is not None
+    text = str(error)
+    return not isinstance(error, ValueError) and "StreamReader" not in text and bool(_FULL.search(text))
 
 
 def _space(path: str | os.PathLike[str]) -> str:

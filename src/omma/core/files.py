@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -134,8 +135,11 @@ def omma_version() -> str:
 
 
 def cache_folder() -> Path:
-    """$OMMA_CACHE, else $XDG_CACHE_HOME/omma, else ~/.cache/omma."""
+    """$OMMA_CACHE, else $XDG_CACHE_HOME/omma, else ~/.cache/omma; among temporary files without a home."""
     if own := os.environ.get("OMMA_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "omma"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "omma"
+    except RuntimeError:  # neither $HOME nor an entry for this user
+        return Path(tempfile.gettempdir()) / f"omma-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"

@@ -14,6 +14,7 @@ import torch
 
 from omma.core import device as devices
 from omma.core.errors import line, need
+from omma.core.explain import translated
 from omma.core.protocols import Backbone, Preprocess
 from omma.features.extract import prepare, stream
 from omma.features.table import ShardedTable
@@ -77,7 +78,8 @@ class _Actor:
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """User errors are returned, because Ray would bury their messages in its own."""
         try:
-            return {"images": [sum(self.table.fill(rows["number"].tolist(), self.embed))], "error": [""]}
+            with translated():
+                return {"images": [sum(self.table.fill(rows["number"].tolist(), self.embed))], "error": [""]}
         except (ValueError, OSError) as error:
             return {"images": [0], "error": [line(error)]}
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Int
 
 from omma.core import files, words
-from omma.core.protocols import Images
+from omma.core.protocols import Images, Inaccessible
 from omma.features import formats
 from omma.features.extract import FeatureBatch
 
@@ -62,13 +62,14 @@ class ShardedTable:
     def locked(self) -> Iterator[None]:
         """Lock this table for writing; removes shards of other tables, and on exit an empty folder.
 
+        Shards that lack images which could not be accessed are removed too: perhaps these can be read now.
         Raises ValueError if another process holds the lock; the lock of a process that died is free.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 for file in self.folder.iterdir():
-                    if file.name != ".lock" and not file.name.startswith(self.key):
+                    if file.name != ".lock" and not (file.name.startswith(self.key) and _whole(file)):
                         file.unlink()
                 try:
                     yield
@@ -165,6 +166,16 @@ class ShardedTable:
             pa.ipc.new_file(str(partial), schema) as writer,
         ):
             writer.write_table(table)
+
+
+def _whole(file: Path) -> bool:
+    """Whether a shard can be read and lacks no image for want of access."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            bad = json.loads(pa.ipc.open_file(source).schema.metadata[b"bad"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return False
+    return not any(Inaccessible.is_reason(reason) for _, reason in bad)
 
 
 def shard_size(images: int, batch: int, processes: int) -> int:

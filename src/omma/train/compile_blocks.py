@@ -1,6 +1,10 @@
 """torch.compile for repeated blocks: equal blocks are compiled once for each input shape."""
 
+import atexit
 import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -8,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omma.core import trust
 from omma.core.errors import line
 from omma.core.protocols import Method
 
@@ -37,10 +42,21 @@ def start(method: Method) -> None:
     """
     import torch._dynamo.config as limits  # takes a second
 
+    _use_own_cache()
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * GRAPHS)
     for block in method.repeated():
         block.forward = MethodType(_compiled_in_training(type(block).forward), block)
+
+
+def _use_own_cache() -> None:
+    """Let Inductor load no code that others could have put there: its default is a known name below /tmp."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    if trust.why_not(cache_dir()) is not None:
+        private = tempfile.mkdtemp(prefix="inductor-")
+        atexit.register(shutil.rmtree, private, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = private
 
 
 def stop(method: Method) -> None:

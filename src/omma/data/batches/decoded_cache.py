@@ -2,7 +2,8 @@
 
 A cache is a folder of parts. A part begins with a table, int64 [images, 5]: offset of an image's values,
 height, width, channels, bytes per value (1: uint8, 2: uint16, 4: float32). A bad image's row has 0 bytes per
-value, and `height` bytes of text, the reason, stand in place of its values.
+value, and `height` bytes of text, the reason, stand in place of its values; its width is 1 if the image could
+not be accessed, which is tried again when the cache is next opened for writing.
 """
 
 import math
@@ -23,7 +24,7 @@ from omma.core import files
 from omma.core.device import cores
 from omma.core.errors import line
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage
+from omma.core.protocols import BadImage, Inaccessible
 from omma.data.pixels.resize import cut_into
 from omma.data.sources.collection import IndexedImages
 
@@ -81,7 +82,7 @@ class Pixels:
         data, table = self._maps.get(number) or self._map(number)
         start, height, width, depth, size = table[row].tolist()
         if size == 0:
-            raise BadImage(data[start : start + height].tobytes().decode())
+            raise (Inaccessible if width else BadImage)(data[start : start + height].tobytes().decode())
         values = data[start : start + height * width * depth * size]
         return values.view(_TYPES[size]).reshape(height, width, depth)
 
@@ -96,6 +97,16 @@ class Pixels:
         table = data[: len(self.rows(number)) * 5 * 8].view(np.int64).reshape(-1, 5)
         self._maps[number] = data, table  # two threads may both map it; one map is then dropped
         return data, table
+
+    def inaccessible(self, number: int) -> np.ndarray:
+        """Which images of part `number` could not be accessed when it was written."""
+        _, table = self._maps.get(number) or self._map(number)
+        return (table[:, 4] == 0) & (table[:, 2] == 1)
+
+    def forget(self, number: int) -> None:
+        """Delete part `number`."""
+        self._maps.pop(number, None)
+        self.file(number).unlink(missing_ok=True)
 
     def stamp(self, paths: list[str]) -> str:
         return self.folder
@@ -143,7 +154,7 @@ class Cache:
         spread = np.unique(np.linspace(0, self.store.count - 1, min(self.store.count, SAMPLE)).astype(int))
         before = time.monotonic()
         prepared = [self._prepared(row) for row in spread.tolist()]
-        size = sum(0 if isinstance(image, str) else image.nbytes for image in prepared) / len(prepared)
+        size = sum(0 if isinstance(image, BadImage) else image.nbytes for image in prepared) / len(prepared)
         return math.ceil(size) + _ALIGNED + 40, (time.monotonic() - before) / len(prepared)
 
     def write(self, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -151,6 +162,7 @@ class Cache:
 
         Raises ValueError before anything is written if the disk is too full.
         """
+        self._drop_what_can_be_read_now()
         missing = self.missing()
         if not missing:
             return
@@ -172,6 +184,14 @@ class Cache:
             raise ValueError(
                 f"cache {self.store.folder}: {line(error)}; make room or set OMMA_CACHE to another folder"
             ) from None
+
+    def _drop_what_can_be_read_now(self) -> None:
+        """Delete parts that lack an image which could not be accessed when they were written, and now can."""
+        for number in self._parts:
+            if self.store.file(number).exists():
+                lost = np.flatnonzero(self.store.inaccessible(number))
+                if len(lost) and not isinstance(self._prepared(self.store.rows(number)[lost[0]]), BadImage):
+                    self.store.forget(number)
 
     def _write_all(self, tell: Callable[[str], None]) -> None:
         """First the parts that no other process is writing, then, after waiting, what those left undone."""
@@ -201,21 +221,24 @@ class Cache:
             at = out.seek(_aligned(table.nbytes))
             for first in range(0, len(rows), _AT_ONCE):
                 for k, image in enumerate(pool.map(self._prepared, rows[first : first + _AT_ONCE]), first):
-                    bad = isinstance(image, str)
-                    data = image.encode() if bad else image.tobytes()
-                    table[k] = (at, len(data), 0, 0, 0) if bad else (at, *image.shape, image.itemsize)
+                    if isinstance(image, BadImage):
+                        data = str(image).encode()
+                        table[k] = (at, len(data), isinstance(image, Inaccessible), 0, 0)
+                    else:
+                        data = image.tobytes()
+                        table[k] = (at, *image.shape, image.itemsize)
                     out.write(data)
                     at = out.seek(_aligned(at + len(data)))
             out.truncate(at)
             out.seek(0)
             out.write(table.tobytes())
 
-    def _prepared(self, row: int) -> np.ndarray | str:
-        """An image's values, or the reason why it cannot be read."""
+    def _prepared(self, row: int) -> np.ndarray | BadImage:
+        """An image's values, or why it cannot be read."""
         try:
             image = self.original.read(row, self.side)
         except BadImage as error:
-            return str(error)
+            return error.with_traceback(None)
         return np.ascontiguousarray(shrunk(image, self.side))
 
 

@@ -251,7 +251,7 @@ def _processes(
                     collate_fn=_unchanged,  # type: ignore[arg-type]
                     worker_init_fn=_start_worker,
                     multiprocessing_context=start_method,
-                    generator=torch.Generator(),  # otherwise draws from the global one, one a worker
+                    generator=torch.Generator(),  # or the global one is drawn from, by the workers' number
                 )
             )
     except OSError as error:  # no semaphores without /dev/shm, no further process

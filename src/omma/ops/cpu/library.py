@@ -8,16 +8,21 @@ unused. `omma doctor` says which kernels run, and why.
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omma.core import files
+from omma.core import files, trust
+from omma.core.errors import line
+
+log = logging.getLogger(__name__)
 
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16")
 MATRIX_UNIT = ("amx_tile", "amx_bf16")
@@ -41,19 +46,42 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     amx = choice == "on" and all(flag in cpu_flags for flag in MATRIX_UNIT) and _amx_granted()
     flags = FLAGS if amx else (*FLAGS, *WITHOUT_IT)
     recipe = "\n".join([*(p.read_text() for p in sorted(SOURCE.iterdir())), compiler, *flags, *cpu_flags])
-    built = files.cache_folder() / f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
+    name = f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
+    command = [compiler, *flags, str(SOURCE / "all.cpp"), "-o"]
     try:
-        if not built.exists():
-            with files.atomic_write(built) as partial:
-                command = [compiler, *flags, str(SOURCE / "all.cpp"), "-o", str(partial)]
-                subprocess.run(command, check=True, capture_output=True, text=True)
-        library = ctypes.CDLL(str(built))
+        library, where = _built(files.cache_folder() / name, command)
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip())
         return None, f"torch's: {compiler} could not compile omma's own: {reason}"
     except OSError as error:
         return None, f"torch's: omma's own cannot be built or loaded: {error}"
-    return library, f"omma's own, compiled for this processor's {'AMX' if amx else 'AVX-512'}"
+    return library, f"omma's own, compiled for this processor's {'AMX' if amx else 'AVX-512'}{where}"
+
+
+def _built(kept: Path, command: list[str]) -> tuple[ctypes.CDLL, str]:
+    """The library, compiled unless it is there; and a remark if it cannot be kept.
+
+    Raises OSError and CalledProcessError.
+    """
+    distrust = trust.why_not(kept)
+    if distrust is None:
+        try:
+            if not kept.exists():
+                with files.atomic_write(kept) as partial:
+                    subprocess.run([*command, str(partial)], check=True, capture_output=True, text=True)
+            if (distrust := trust.why_not(kept)) is None:  # of folders made by now, too
+                return ctypes.CDLL(os.path.realpath(kept)), ""
+        except OSError as error:
+            distrust = line(error)
+    with tempfile.TemporaryDirectory() as folder:  # this user's alone; a loaded library needs no file
+        built = str(Path(folder) / kept.name)
+        subprocess.run([*command, built], check=True, capture_output=True, text=True)
+        log.warning(
+            "compiled kernels are not kept (%s), so every command compiles them: set OMMA_CACHE to a folder "
+            "of your own",
+            distrust,
+        )
+        return ctypes.CDLL(built), f"; not kept: {distrust}"
 
 
 def _amx_granted() -> bool:

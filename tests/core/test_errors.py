@@ -1,0 +1,251 @@
+"""Every expected kind of error is one line with a remedy; only omma's own mistakes keep their traceback."""
+
+import errno
+import http.client
+import json
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import safetensors
+import torch
+from tifffile import TiffFileError
+
+from omma import cli, verbs
+from omma.core import errors, explain, files
+from omma.core.protocols import BadImage, Inaccessible
+from omma.verbs import doctor, embed, evaluate, export, pretrain, report  # noqa: F401 (attributes of verbs)
+
+
+def foreign(module: str, name: str, *bases: type[BaseException]) -> type[Exception]:
+    """An exception class as a package that is not installed would define it."""
+    return type(name, bases or (Exception,), {"__module__": module})
+
+
+def nested() -> RecursionError:
+    try:
+        json.loads("[" * 100_000)
+    except RecursionError as error:
+        return error
+    raise AssertionError
+
+
+EXPECTED = [
+    (ValueError("--lr 0: must be positive"), "--lr 0: must be positive"),
+    (BadImage("truncated"), "truncated"),
+    (
+        PermissionError(errno.EACCES, "Permission denied", "/data/a.png"),
+        "/data/a.png: permission denied; give",
+    ),
+    (OSError(errno.ENOSPC, "No space left on device", "/nowhere/x"), "/nowhere/x: no space left"),
+    (OSError(errno.ENOSPC, "No space left on device"), "are free on its disk"),
+    (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    (OSError(errno.EIO, "Input/output error", "/data"), "/data: input/output error; the disk"),
+    (OSError("one of a library"), "one of a library"),
+    (MemoryError(), "out of memory"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
+    (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "no space left"),
+    (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "no space left"),
+    (
+        RuntimeError("unable to allocate shared memory(shm) for file </t>: No space left on device"),
+        "--workers",
+    ),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "process that loads data"),
+    (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "process that loads data"),
+    (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+    (RuntimeError("can't start new thread"), "ulimit -u"),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), "--device cpu"),
+    (NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device"), "cpu"),
+    (foreign("aiohttp.client_exceptions", "ClientPayloadError")("not completed"), "remote store"),
+    (foreign("botocore.exceptions", "NoCredentialsError")("no credentials"), "remote store"),
+    (http.client.IncompleteRead(b"", 100), "remote store"),
+    (ImportError("Install s3fs to access S3"), "Install s3fs"),
+    (ModuleNotFoundError("No module named 'zarr'", name="zarr"), "pip install -U zarr"),
+    (pa.ArrowTypeError("cannot mix struct and non-struct"), "a file is damaged"),
+    (pa.ArrowKeyError("label"), "a file is damaged"),
+    (zipfile.BadZipFile("Bad magic number"), "a file is damaged"),
+    (tarfile.ReadError("bad checksum"), "a file is damaged"),
+    (struct.error("unpack requires 4 bytes"), "a file is damaged"),
+    (zlib.error("Error -3"), "a file is damaged"),
+    (lzma.LZMAError("Corrupt input data"), "a file is damaged"),
+    (EOFError("Compressed file ended"), "a file is damaged"),
+    (TiffFileError("not a TIFF file"), "a file is damaged"),
+    (safetensors.SafetensorError("header too large"), "a file is damaged"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "save the file as UTF-8"),
+    (nested(), "nested too deeply"),
+]
+OWN = [
+    TypeError("x"),
+    KeyError("x"),
+    AssertionError(),
+    AttributeError("x"),
+    IndexError("x"),
+    ZeroDivisionError(),
+]
+OWN += [
+    RuntimeError("shape '[2]' is invalid"),
+    ImportError("x", name="omma.core.nothing"),
+    RecursionError("x"),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), EXPECTED, ids=lambda x: type(x).__name__)
+def test_expected_errors_are_a_line_with_what_to_do(error: Exception, text: str) -> None:
+    line = explain.explain(error)
+    assert line is not None
+    assert text in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+def test_own_mistakes_stay_what_they_are(error: Exception) -> None:
+    assert explain.explain(error) is None
+
+
+COMMANDS = {
+    "pretrain": (["pretrain", "x"], "decide"),
+    "evaluate": (["evaluate", "x", "y"], "weights"),
+    "embed": (["embed", "x", "y", "--out", "z"], "one_of"),
+    "export": (["export", "x", "--format", "onnx", "--out", "z.onnx"], "weights"),
+    "report": (["report", "x", "y"], "RunFolder"),
+    "doctor": (["doctor"], "platform"),
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_the_boundary(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line, and as ValueError or OSError for those who call the function."""
+    words, step = COMMANDS[verb]
+    module = getattr(verbs, verb)
+    for error, text in EXPECTED:
+
+        class Raises:
+            def __call__(self, *_: object, error: Exception = error, **__: object) -> None:
+                raise error
+
+            __getattr__ = __call__
+
+        monkeypatch.setattr(module, step, Raises())
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        said = capsys.readouterr().err
+        assert (stop.value.code, said.count("\n"), text in said) == (2, 1, True), said
+        arguments = [word for word in words[1:] if not word.startswith("--")]
+        with pytest.raises((ValueError, OSError)):
+            getattr(module, verb)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines", "last"),
+    [
+        (KeyboardInterrupt(), 130, 1, "interrupted"),
+        (errors.AlreadyReported("told by another process"), 2, 0, ""),
+        (KeyError("x"), 1, 4, "a mistake in omma: please report"),
+    ],
+)
+def test_the_command_line_ends(error, status, lines, last, monkeypatch, capsys) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "doctor", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    said = capsys.readouterr().err
+    assert stop.value.code == status
+    assert said.count("\n") >= lines
+    assert last in said
+
+
+def test_what_is_no_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("views", "Config", "doc", "small.x"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["pretrain", "x", "--recipe", name])
+        assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_disk_is_named_whatever_the_library_raises(tmp_path: Path) -> None:
+    full = [OSError(errno.ENOSPC, "full"), RuntimeError("No space left on device"), EXPECTED[10][0]]
+    full.append(safetensors.SafetensorError("I/O error: No space left on device (os error 28)"))
+    for error in full:
+        with (
+            pytest.raises(OSError, match=r"model\.safetensors") as raised,
+            files.atomic_write(tmp_path / "model.safetensors"),
+        ):
+            raise error
+        assert str(tmp_path) in str(explain.explain(raised.value))
+    with pytest.raises(ValueError, match=r"^an own one$"), files.atomic_write(tmp_path / "x"):
+        raise ValueError("an own one")
+
+
+def test_where_is_said_once() -> None:
+    with (
+        pytest.raises(ValueError, match=r"^photos\.zip: a file is damaged .* \(bad\): make"),
+        explain.translated("photos.zip"),
+    ):
+        raise zipfile.BadZipFile("bad")
+    with pytest.raises(KeyError), explain.translated("photos.zip"):
+        raise KeyError("own")
+
+
+def test_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from omma.cli.shared import Output
+
+    name = "a\x1b]0;owned\x07\x9b31m\u202egnp.exe\udcff [/x] :smile:"
+    shown = "a\\x1b]0;owned\\x07\\x9b31m\\u202egnp.exe\\udcff [/x] :smile:"
+    assert errors.line(ValueError(name)) == shown
+    assert errors.printable("two\nlines\tof naïve 图片") == "two\nlines\tof naïve 图片"
+    console = Output()
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_row(name)
+    for each in (name, table):
+        console.print(each)
+        assert capsys.readouterr().out.strip() == shown
+
+
+def test_exhausted_machines_are_not_about_the_image() -> None:
+    assert errors.exhausted(MemoryError())
+    assert errors.exhausted(OSError(errno.EMFILE, ""))
+    assert not errors.exhausted(OSError(errno.EIO, ""))
+    assert not errors.exhausted(ValueError())
+    assert Inaccessible.is_reason(str(Inaccessible("permission denied")))
+    assert not Inaccessible.is_reason(str(BadImage("truncated")))
+
+
+PRINTING = "from omma.cli.shared import out; [out.print('line') for _ in range(9)]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_an_output_on_a_full_disk_is_one_line() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "omma", "--help"], stdout=full, stderr=subprocess.PIPE, env=environment
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"omma: no space left")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("words", [["-m", "omma", "--help"], ["-c", PRINTING]])
+def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=120)
+    assert said == b""
+    assert process.returncode == 0
