@@ -46,6 +46,21 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Raise ValueError unless a file can be written at `path`, before the work whose result it will hold."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}): choose another place"
+        ) from error
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that files renamed in it survive a crash of the machine."""
     if os.name != "posix":  # elsewhere folders cannot be opened

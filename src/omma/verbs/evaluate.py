@@ -1,5 +1,6 @@
 """`omma evaluate`: what the features of a model are worth on labelled images, beside two floors."""
 
+import dataclasses
 import json as json_
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def evaluate(
         raise ValueError(f"protocol {unknown[0]!r}: choose among {', '.join(PROTOCOLS)}")
     if not protocols:
         raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
+    if json is not None:
+        files.require_writable(Path(json))
     where = devices.pick_device(device)
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
@@ -96,7 +99,7 @@ def evaluate(
     if json is not None:
         _write(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():
-        _write(Path(model) / EVALUATION, evaluation.to_json())  # for the run's report
+        evaluation = _write_for_report(Path(model) / EVALUATION, evaluation)
     return evaluation
 
 
@@ -109,6 +112,16 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
     if not folder.exists():  # published weights, by name
         return cache_folder() / "features"
     return (folder if folder.is_dir() else folder.parent) / "features"
+
+
+def _write_for_report(file: Path, evaluation: Evaluation) -> Evaluation:
+    """Write the results into the run folder; where that is impossible, a note says so."""
+    try:
+        _write(file, evaluation.to_json())
+    except OSError as error:
+        note = f"not saved as {file} ({error.strerror or error}): --json FILE keeps the figures elsewhere"
+        return dataclasses.replace(evaluation, notes=(*evaluation.notes, note))
+    return evaluation
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

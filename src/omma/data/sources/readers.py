@@ -21,7 +21,7 @@ from omma.core.protocols import BadImage
 from omma.data.sources.decode import as_values, decode
 
 LARGEST = 1 << 30  # bytes of one encoded image; a larger file is a decompression bomb or a video
-FEW = 20_000  # the stamp of at most this many files holds the size and time of each
+FEW = 20_000  # files up to which omma 0.1 looked at the size and time of each
 
 
 class Store(Protocol):
@@ -79,9 +79,7 @@ class Files(EncodedStore):
             raise BadImage((error.strerror or type(error).__name__).lower()) from None
 
     def stamp(self, paths: list[str]) -> str:
-        if len(paths) > FEW:
-            return _file_stamp(self.root)
-        return "\n".join(_file_stamp(os.path.join(self.root, path)) for path in paths if "://" not in path)
+        return _file_stamp(self.root)
 
 
 # ---------------------------------------------------------------- archives
