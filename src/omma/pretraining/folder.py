@@ -66,6 +66,15 @@ class RunFolder:
         path = self.path / EVALUATION
         return files.read_json(path, "remove it, or run `omma evaluate` again") if path.exists() else {}
 
+    def save_evaluation(self, content: Mapping[str, Any]) -> str:
+        """Write evaluation.json; returns why that is impossible, "" if it is done."""
+        path = self.path / EVALUATION
+        try:
+            files.write_json(path, content)
+        except OSError as error:
+            return f"not saved as {path} ({error.strerror or error}): --json FILE keeps the figures elsewhere"
+        return ""
+
     def check(self, config: Mapping[str, Any], extend: bool = False) -> None:
         """Raise ValueError unless the folder is this run's or free, and name what differs.
 

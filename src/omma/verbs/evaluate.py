@@ -1,10 +1,9 @@
 """`omma evaluate`: what the features of a model are worth on labelled images, beside two floors."""
 
 import dataclasses
-import json as json_
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omma import weights
 from omma.core import device as devices
@@ -15,7 +14,7 @@ from omma.data.sources import collection
 from omma.evaluation import judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
-from omma.pretraining.folder import EVALUATION, RunFolder
+from omma.pretraining.folder import RunFolder
 from omma.weights import Model
 
 PROTOCOLS = ("knn", "linear", "ridge", "zeroshot", "retrieval")
@@ -97,9 +96,10 @@ def evaluate(
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     if json is not None:
-        _write(Path(json), evaluation.to_json())
-    if not isinstance(model, Model) and RunFolder(Path(model)).config():
-        evaluation = _write_for_report(Path(model) / EVALUATION, evaluation)
+        files.write_json(Path(json), evaluation.to_json())
+    run = None if isinstance(model, Model) else RunFolder(Path(model))
+    if run and run.config() and (why := run.save_evaluation(evaluation.to_json())):
+        evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, why))
     return evaluation
 
 
@@ -112,18 +112,3 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
     if not folder.exists():  # published weights, by name
         return cache_folder() / "features"
     return (folder if folder.is_dir() else folder.parent) / "features"
-
-
-def _write_for_report(file: Path, evaluation: Evaluation) -> Evaluation:
-    """Write the results into the run folder; where that is impossible, a note says so."""
-    try:
-        _write(file, evaluation.to_json())
-    except OSError as error:
-        note = f"not saved as {file} ({error.strerror or error}): --json FILE keeps the figures elsewhere"
-        return dataclasses.replace(evaluation, notes=(*evaluation.notes, note))
-    return evaluation
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with files.atomic_write(file) as partial:
-        partial.write_text(json_.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
