@@ -151,6 +151,12 @@ def test_a_damaged_folder_of_shards_is_passed_over(folder, two):
     assert saved is not None
     assert saved.folder == last.with_name("step-000000002")
     assert len(damaged) == 1
+    other = max(saved.folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    whole = other.read_bytes()
+    other.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])  # of the same length
+    assert checkpoint.newest(copied)[0] is None
+    other.write_bytes(whole)
+    assert checkpoint.newest(copied)[0] is not None
     (saved.folder / ".metadata").write_bytes(
         b"cos\nsystem\n(S'true'\ntR."
     )  # a pickle that would run a command

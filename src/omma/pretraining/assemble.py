@@ -72,7 +72,15 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         decode=pixels.decode,
         listen=request.listen,
         part=data.part,
-        notes=[*data.notes, *setup.sizes.notes, *network.notes, *placed_notes, *start_notes, *pixels.notes],
+        notes=[
+            *setup.known.notes,
+            *data.notes,
+            *setup.sizes.notes,
+            *network.notes,
+            *placed_notes,
+            *start_notes,
+            *pixels.notes,
+        ],
         skipped=list(data.source.skipped),
         primary=primary,
         watch=Profiler(method, setup.device, setup.dtype) if request.profile and primary else OFF,
@@ -93,8 +101,12 @@ class Network:
 def _network(setup: Setup) -> Network:
     """Encoder and method on the CPU, filled with the weights that the run starts from."""
     request, choice, images, start = setup.request, setup.choice, setup.images, setup.start
-    preprocess, notes = preprocessing.measure(images, choice.image_size, seed=request.seed), list[str]()
-    if start is not None:
+    notes = list[str]()
+    if setup.known.preprocess is None:
+        preprocess = preprocessing.measure(images, choice.image_size, seed=request.seed)
+    else:  # measured when the run began, on images that may have changed
+        preprocess = preprocessing.from_dict(setup.known.preprocess)
+    if start is not None and setup.known.preprocess is None:
         own = preprocessing.from_dict(start.origin.preprocess)
         preprocess, note = init_weights.prepared(preprocess, own)
         notes.append(note)
@@ -241,7 +253,6 @@ def _pixels(setup: Setup, crops: tuple[Crop, ...]) -> Pixels:
 def configuration(setup: Setup, run: Run) -> dict[str, Any]:
     """config.json: what must be the same when the run is resumed."""
     request, choice, tokenizer = setup.request, setup.choice, None if run.captions is None else run.captions
-    ends = {"epochs": request.epochs, "steps": request.steps, "budget": request.seconds}
     config = {
         "images": setup.data.source.source,
         "fingerprint": setup.data.source.fingerprint,
@@ -250,7 +261,7 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "image_size": choice.image_size,
         "recipe": choice.recipe_name,
         "settings": dataclasses.asdict(choice.recipe),
-        "end": {name: end for name, end in ends.items() if end is not None},
+        "end": request.end,
         "seed": request.seed,
         "precision": devices.precision_name(setup.dtype),
         "accumulate": setup.sizes.accumulate,

@@ -13,8 +13,19 @@ from omma import weights
 from omma.core import files
 
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
+# what same_images.py compares, and the run's history
+APART = ("images", "fingerprint", "data_changes", "extended")
 # what only the process that holds the lock writes
-OWN = ("config.json", "metrics.jsonl", "model.*", "extras.*", "skipped.csv", "profile.json", "rejected-*")
+OWN = (
+    "config.json",
+    "metrics.jsonl",
+    "model.*",
+    "extras.*",
+    "skipped.csv",
+    "profile.json",
+    "images.*",
+    "rejected-*",
+)
 
 
 @dataclass(frozen=True)
@@ -50,32 +61,35 @@ class RunFolder:
         remedy = "copy it from a backup or, if the run is finished, use its model.safetensors and model.json"
         return files.read_json(path, remedy) if path.exists() else {}
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the folder is this run's or free, and name what differs."""
+    def check(self, config: Mapping[str, Any], extend: bool = False) -> None:
+        """Raise ValueError unless the folder is this run's or free, and name what differs.
+
+        extend: the end may be another.
+        """
         config = json.loads(json.dumps(config))
         old = self.config()
         if old:
             before, now = flatten(old), flatten(config)
-            different = [
-                f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-                for key in sorted({*before, *now})
-                if before.get(key) != now.get(key)
-            ]
+            keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+            keys = [k for k in keys if k.partition(".")[0] not in (*APART, *(["end"] if extend else []))]
+            different = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys]
             if different:
+                ends = all(key.startswith("end.") for key in keys)
                 raise ValueError(
                     f"{self.path} holds a run with another configuration ({'; '.join(different)}): "
                     "choose another --out, or repeat the command as it was to resume"
+                    + (", or add --extend to continue to a later end" if ends else "")
                 )
         # hidden files are those of a run that was killed at its very start
         elif self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: choose another --out")
 
-    def claim(self, config: Mapping[str, Any]) -> None:
+    def claim(self, config: Mapping[str, Any], extend: bool = False) -> None:
         """Make the folder this run's, and clear what killed processes left half-written; hold the lock.
 
         Raises ValueError as `check` does.
         """
-        self.check(config)
+        self.check(config, extend)
         if not self.config():
             self._write(config)
         for name in OWN:

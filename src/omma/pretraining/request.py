@@ -70,6 +70,8 @@ class Request:
         cache: Keep images decoded and resized on disk; their size is printed before they are written.
         decode: cpu or gpu: what decodes JPEGs; gpu needs an NVIDIA GPU and the package torchcodec.
         checkpoint_every: Seconds between checkpoints.
+        accept_changed_data: Resume although images were added, removed or changed since the run began.
+        extend: Continue a run that was to end earlier to the budget, epochs or steps given now.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
         options: The method's own options, by the names in its Config.
         model_options: The backbone's own options (`backbones.options(name)`).
@@ -104,6 +106,8 @@ class Request:
     cache: bool = False
     decode: str = "cpu"
     checkpoint_every: float = 300.0
+    accept_changed_data: bool = False
+    extend: bool = False
     profile: bool = False
     options: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
@@ -113,6 +117,10 @@ class Request:
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
             raise ValueError(f"{' and '.join(ends)} are both given: choose one end for the run")
+        if self.extend and not ends:
+            raise ValueError(
+                "--extend continues a run to a later end: give it as --steps, --epochs or --budget"
+            )
         for name in ("epochs", "steps", "image_size", "batch_size", "accumulate", "lr", "checkpoint_every"):
             value = chosen(getattr(self, name))
             if value is not None and not value > 0:
@@ -131,6 +139,12 @@ class Request:
             raise ValueError(
                 f"{about_init[0]} is about weights to start from, and none are given: give --init too"
             )
+
+    @property
+    def end(self) -> dict[str, float]:
+        """Where the run ends, under one of the names in ENDS."""
+        ends = {"epochs": self.epochs, "steps": self.steps, "budget": self.seconds}
+        return {name: end for name, end in ends.items() if end is not None}
 
     @property
     def seconds(self) -> float | None:

@@ -12,12 +12,13 @@ from omma.core import dist
 from omma.core.protocols import Needs
 from omma.data.batches import gpu_jpeg
 from omma.data.sources.collection import IndexedImages
-from omma.pretraining import data, init_weights, requirements
+from omma.pretraining import data, init_weights, requirements, same_images
 from omma.pretraining.choose import Choice, Facts, choose
 from omma.pretraining.data import Data
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.init_weights import Start
 from omma.pretraining.request import Request, chosen
+from omma.pretraining.same_images import Known
 from omma.weights import Model
 
 
@@ -47,6 +48,7 @@ class Setup:
     teacher: Model | None  # trained model that the method learns from
     sizes: Sizes
     folder: RunFolder
+    known: Known  # of the images, if the run has begun before
 
     @property
     def choice(self) -> Choice:
@@ -65,15 +67,19 @@ def decide(request: Request) -> Setup:
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
     images = data.prepare(opened, requirements.of_request(request), request.seed)
-    start, folder = None, _folder(request, init_weights.default_out(request, images.stem))
-    if folder is not None and request.init is not None:
-        start = init_weights.find(request, folder)
-    origin = None if start is None else start.origin
     training = images.source.subset(images.training)
-    facts = data.facts(training, device.type, images.source)
-    choice = choose(facts, request, origin)
+    facts, known, start = data.facts(training, device.type, images.source), Known(), None
+    if (folder := _folder(request, images)) is not None:
+        known = same_images.recall(folder, images.source, request.accept_changed_data)
+        if request.init is not None:
+            start = init_weights.find(request, folder)
+    choice = choose(known.planned(facts), request, None if start is None else start.origin)
     if folder is None:
-        folder = RunFolder(Path("runs") / f"{images.stem}-{choice.method}-{choice.model.replace('/', '-')}")
+        name = f"{images.stem}-{choice.method}-{choice.model.replace('/', '-')}"
+        folder = same_images.default_folder(Path("runs") / name, images.source)
+        known = same_images.recall(folder, images.source, request.accept_changed_data)
+        choice = choose(known.planned(facts), request, None)
+    facts = known.planned(facts)
     return Setup(
         request=request,
         device=device,
@@ -86,6 +92,7 @@ def decide(request: Request) -> Setup:
         teacher=teacher,
         sizes=_sizes(request, facts, start, choice, folder),
         folder=folder,
+        known=known,
     )
 
 
@@ -101,9 +108,12 @@ def _machine(request: Request) -> tuple[torch.device, gpu_jpeg.Decode | None]:
     return device, decode
 
 
-def _folder(request: Request, default: Path | None) -> RunFolder | None:
-    out = default if request.out is None else Path(request.out)
-    return None if out is None else RunFolder(out)
+def _folder(request: Request, images: Data) -> RunFolder | None:
+    """The folder that the user names, or that of a run from weights; None if the method names it."""
+    if request.out is not None:
+        return RunFolder(Path(request.out))
+    default = init_weights.default_out(request, images.stem)
+    return None if default is None else same_images.default_folder(default, images.source)
 
 
 def _precision(request: Request, device: torch.device, folder: RunFolder) -> torch.dtype:

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +15,7 @@ from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
 from omma.data.sources.skipped import write_skipped
-from omma.pretraining import health, input_bound, trial
+from omma.pretraining import input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.readings import Readings
@@ -39,9 +37,11 @@ class Diverged(ValueError):
 
 def train(run: Run, request: Request) -> Result:
     """Resume the run from its newest checkpoint and train to its end, or until asked to stop."""
-    if (result := dist.broadcast(run.folder.result(thorough=True) if run.primary else None)) is not None:
-        return _finished_before(run, result)
-    _resume(run)
+    extending = request.extend and dist.broadcast(run.folder.config().get("end")) != request.end
+    result = run.folder.result(thorough=True) if run.primary and not extending else None
+    if (result := dist.broadcast(result)) is not None:
+        return resume.finished_before(run, result)
+    resume.restore(run)
     if run.cache is not None:
         with dist.propagate_errors():
             run.cache.write(lambda text: run.listen(Note(text)))
@@ -51,68 +51,18 @@ def train(run: Run, request: Request) -> Result:
     with contextlib.ExitStack() as stack, trial.explained(run):
         stream, batches, step_time = trial.find_sizes(run, stack)
         if run.position.step == 0:
-            seconds = _length(run, request, step_time) * step_time
+            seconds = resume.length(run, request, step_time) * step_time
             if run.compile == "auto" and seconds > trial.compiling_pays(run):
                 step_time, batches = trial.faster(run, batches, step_time)
-            run.position.total = _length(run, request, step_time)
+        if run.position.step == 0 or extending or dist.broadcast(run.folder.config().get("extended")):
+            run.position.total = resume.length(run, request, step_time)
+        if extending:
+            resume.extend(run, request)
         if dist.is_distributed():
             share = run.position.batch // dist.world_size()
             run.notes.append(f"{dist.world_size()} processes, {share} images of a step each")
         run.listen(_plan(run, step_time))
         return Trainer(run, stream, request.checkpoint_every).train(batches)
-
-
-def _resume(run: Run) -> None:
-    """Load the newest whole checkpoint, if there is one."""
-    saved, damaged = checkpoint.newest(run.folder.checkpoints, together=True)
-    dist.require_same("checkpoints", str(saved and saved.step))
-    if saved is None:
-        if damaged:
-            raise ValueError(
-                f"no checkpoint of {run.folder.path} is whole ({'; '.join(damaged)}): remove "
-                f"{run.folder.checkpoints} to train from the start again"
-            )
-        if (run.folder.path / weights.WEIGHTS).exists():
-            raise ValueError(
-                f"{run.folder.path / weights.WEIGHTS} is damaged and no checkpoint is left to write it from: "
-                "choose another --out, or remove it to train from the start again"
-            )
-        if run.primary and run.folder.metrics():  # of a run that was killed before its first checkpoint
-            run.folder.rewind(-1)
-        return
-    run.notes += damaged
-    checkpoint.restore(saved, run.method, run.optimizer)
-    run.position.step, run.position.total = saved.step, saved.total
-    run.clock.before = saved.elapsed
-    run.monitor.restore(saved.notes)
-    if run.primary:
-        checkpoint.set_aside(run.folder.checkpoints, saved.step)
-        if left_out := run.folder.rewind(saved.step):
-            run.notes.append(f"metrics.jsonl: {left_out} damaged lines are left out")
-
-
-def _finished_before(run: Run, origin: Mapping[str, Any]) -> Result:
-    run.listen(Note(f"{run.folder.path} is finished; choose another --out to train again"))
-    return Result(
-        out=run.folder.path,
-        steps=int(origin.get("steps", 0)),
-        seconds=float(origin.get("seconds", 0.0)),
-        verdict=_last_verdict(run),
-    )
-
-
-def _last_verdict(run: Run, step: int = 0) -> health.Verdict | None:
-    """That of the last reading from `step` on, if it is in metrics.jsonl."""
-    readings = [line for line in run.folder.metrics() if line["event"] == "health" and line["step"] >= step]
-    return health.Verdict(readings[-1]["verdict"], readings[-1]["text"]) if readings else None
-
-
-def _length(run: Run, request: Request, step_time: float) -> int:
-    """Steps of the whole run: those asked for, or as many as the budget allows at this speed."""
-    clock, position = run.clock, run.position
-    left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
-    by_epochs = math.ceil((request.epochs or 0) * position.images / position.batch)
-    return dist.broadcast(max(1, request.steps or by_epochs or int(left / step_time)))
 
 
 def _plan(run: Run, step_time: float) -> Plan:
@@ -278,7 +228,7 @@ class Trainer:
         """The last reading and checkpoint, and the encoder exported."""
         run = self.run
         if self.readings.verdict is None:  # all steps were made before the restart
-            self.readings.verdict = dist.broadcast(_last_verdict(run, run.position.step))
+            self.readings.verdict = dist.broadcast(resume.last_verdict(run, run.position.step))
         self.readings.verdict = self.readings.verdict or self.readings.read()
         self._save()
         encoder = run.method.export_encoder()

@@ -164,5 +164,11 @@ def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -
     elif fsdp.sharded(method):
         sharded_checkpoint.scatter(saved.method, saved.optimizer, method, optimizer)
     else:
-        method.load_state_dict(saved.method)
+        try:
+            method.load_state_dict(saved.method)
+        except RuntimeError as error:  # of a method that holds something for each image, or each class
+            raise ValueError(
+                f"the checkpoint of step {saved.step} does not fit these images ({line(error)}): start a new "
+                "run from the weights of this one (--init)"
+            ) from error
         optimizer.load_state_dict(saved.optimizer)

@@ -1,9 +1,8 @@
 """`omma evaluate`: what the features of a model are worth on labelled images, beside two floors."""
 
-import json as json_
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omma import weights
 from omma.core import device as devices
@@ -110,7 +109,7 @@ def evaluate(
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     if json is not None:
-        _write(Path(json), evaluation.to_json())
+        files.write_json(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():
         evaluation = history.record(Path(model) / EVALUATION, evaluation)  # for the run's report
     return evaluation
@@ -125,8 +124,3 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
     if not folder.exists():  # published weights, by name
         return cache_folder() / "features"
     return (folder if folder.is_dir() else folder.parent) / "features"
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with files.atomic_write(file) as partial:
-        partial.write_text(json_.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from omma.core import dist, launcher
 from omma.core.explain import translated
+from omma.data.batches.preprocess import as_dict
 from omma.data.sources.skipped import write_skipped
-from omma.pretraining import trainer
+from omma.pretraining import same_images, trainer
 from omma.pretraining.assemble import assemble, configuration
 from omma.pretraining.events import Result
 from omma.pretraining.request import Request, takes
@@ -43,8 +44,10 @@ def claimed(setup: Setup, run: Run) -> Iterator[None]:
         with dist.propagate_errors():
             if run.primary:
                 config = configuration(setup, run)
-                run.folder.check(config)  # before its lock is written
+                run.folder.check(config, setup.request.extend)  # before its lock is written
                 stack.enter_context(run.folder.locked(RELEASE if launcher.ranks().restarts else 0.0))
-                run.folder.claim(config)
+                run.folder.claim(config, setup.request.extend)
+                preprocess = as_dict(run.preprocess)
+                same_images.remember(run.folder, setup.data.source, setup.known, setup.facts, preprocess)
                 write_skipped(run.folder.path / "skipped.csv", setup.data.source.skipped)
         yield

@@ -1,7 +1,6 @@
 """Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
 import copy
-import hashlib
 import itertools
 import json
 import logging
@@ -20,12 +19,14 @@ from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
+from omma.data.sources import identity
 from omma.data.sources.decode import as_channels
+from omma.data.sources.identity import Pictures
 from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
-from omma.data.sources.readers import Arrays, Store, as_images
+from omma.data.sources.readers import FEW, Arrays, Files, Store, as_images
 from omma.data.sources.values import Ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
 from omma.data.sources.webdataset_samples import list_shards
@@ -107,6 +108,7 @@ class IndexedImages:
         indices = indices.astype(np.int64)  # an empty list has floats
         subset = copy.copy(self)
         subset.__dict__.pop("fingerprint", None)
+        known = subset.__dict__.pop("identity", None)
         subset._paths = self._paths.take(pa.array(indices))
         for name in ("_where", "labels", "splits"):
             column = getattr(self, name)
@@ -114,6 +116,8 @@ class IndexedImages:
         subset.text = None if self.text is None else self.text.take(pa.array(indices))
         subset.columns = None if self.columns is None else self.columns.take(pa.array(indices))
         subset.skipped = list(self.skipped)
+        if known is not None and known.stats is not None:
+            subset.identity = Pictures(subset._store, subset._paths, subset._where, known.stats[indices])
         return subset
 
     @property
@@ -138,25 +142,30 @@ class IndexedImages:
         """The same collection with its pixels read from another store."""
         other = self.subset(np.arange(len(self)))
         other._store, other._where = store, where
+        other.__dict__.pop("identity", None)
         return other
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of paths, labels, splits and captions, and of the files' sizes and modification times.
+        """A hash of paths, labels, splits and captions, and of the files' sizes and modification times."""
+        return self._fingerprint(self.identity.stamp())
 
-        Above 20,000 files, sizes and times are not read and only the paths count.
-        """
-        digest = hashlib.blake2b(digest_size=16)
-        names: list[str] = self._paths.to_pylist()
-        digest.update("\n".join(names).encode())
-        digest.update(self._store.stamp(names).encode())
-        for column in (self._where, self.labels, self.splits):
-            digest.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
-        digest.update(f"{self.channels} {self.classes}".encode())
-        if self.text is not None:
-            digest.update(self.text.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            digest.update("\n".join(each or "" for each in self.text.flatten().to_pylist()).encode())
-        return digest.hexdigest()
+    @property
+    def fingerprint_of_0_1(self) -> str:
+        """The fingerprint as omma 0.1 computed it: above 20,000 files only their paths counted."""
+        few = len(self) <= FEW or self.identity.stats is None
+        return self.fingerprint if few else self._fingerprint(self._store.stamp([]))
+
+    @cached_property
+    def identity(self) -> Pictures:
+        """By what the images are told from others: paths, sizes, times and content."""
+        files = self._store if isinstance(self._store, Files) else None
+        stats = None if files is None else identity.stats(files.root, self._paths.to_pylist())
+        return Pictures(self._store, self._paths, self._where, stats)
+
+    def _fingerprint(self, stamp: str) -> str:
+        columns, facts = (self._where, self.labels, self.splits), f"{self.channels} {self.classes}"
+        return identity.fingerprint(self._paths.to_pylist(), stamp, columns, facts, self.text)
 
     def describe(self) -> str:
         """One line for a person."""
