@@ -50,9 +50,10 @@ def verdicts(images, folder, method, rate=1.0, **options):
 
 @pytest.mark.parametrize("method", on_their_own())
 def test_healthy_runs_are_not_accused(images, tmp_path, method):
-    levels = [verdict.level for verdict in verdicts(images, tmp_path, method)]
-    assert levels[-1] == "good"
-    assert "bad" not in levels  # a masked method may be "not learning yet" for a while
+    states = [verdict.state for verdict in verdicts(images, tmp_path, method)]
+    assert "collapsed" not in states
+    if method in ("simclr", "supervised"):  # a hundred steps of masked methods teach nothing yet
+        assert states[-1] == "learning"
 
 
 def test_without_centring_dino_collapses(images, tmp_path):
@@ -76,6 +77,5 @@ def test_a_thousandfold_learning_rate_is_reported(images, tmp_path, method):
     """Where it leads, to one point or to a few directions, is for the processor's rounding to decide."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate
     reported = verdicts(images, tmp_path, method, rate=1000.0, **spread)
-    collapses = [v for v in reported if v.text.startswith(("collapsed", "narrowing"))]
-    assert any("--lr" in v.remedy for v in collapses)
+    assert any("--lr" in v.remedy for v in reported if v.state == "collapsed")
     assert reported[-1].level != "good"

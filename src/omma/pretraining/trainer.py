@@ -80,7 +80,7 @@ def _resume(run: Run) -> None:
 
 def _finished_before(run: Run) -> Result:
     readings = [line for line in run.folder.metrics() if line.get("event") == "health"]
-    verdict = health.Verdict(readings[-1]["verdict"], readings[-1]["text"]) if readings else None
+    verdict = health.logged(readings[-1]) if readings else None
     run.listen(Note(f"{run.folder.path} is finished; choose another --out to train again"))
     return Result(out=run.folder.path, steps=run.position.step, seconds=run.clock.elapsed, verdict=verdict)
 

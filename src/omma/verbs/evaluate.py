@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from omma import weights
 from omma.core import device as devices
 from omma.core import files
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
-from omma.data.sources import collection
+from omma.data.sources import collection, identity
 from omma.evaluation import judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
@@ -77,6 +79,7 @@ def evaluate(
         floors=floors,
         progress=progress,
         text_reader=read,
+        trained_on=None if isinstance(model, Model) else identity.read(Path(model)),
     )
     judgements: list[Judgement] = []
     if probed := [p for p in dict.fromkeys(protocols) if p != "retrieval"]:
@@ -84,13 +87,17 @@ def evaluate(
     if "retrieval" in protocols:
         judgements.append(by_captions(job))
     skipped = dict((*getattr(images, "skipped", ()), *(bad for judged in judgements for bad in judged.bad)))
+    tested = np.unique(np.concatenate([judged.tested for judged in judgements]))
     evaluation = Evaluation(
         model=name,
         digest=loaded.digest,
         data=job.source,
         results=tuple(score for judged in judgements for score in judged.scores),
         comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
-        notes=(*judge.notes(job, len(skipped)), *(note for judged in judgements for note in judged.notes)),
+        notes=(
+            *judge.notes(job, tested, len(skipped)),
+            *(note for judged in judgements for note in judged.notes),
+        ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     if json is not None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from omma.core import dist, launcher
+from omma.data.sources import identity
 from omma.data.sources.collection import write_skipped
 from omma.pretraining import trainer
 from omma.pretraining.assemble import assemble, configuration
@@ -31,6 +32,7 @@ def pretrain(request: Request) -> Result:
         finished_before = run.folder.finished
         result = trainer.train(run, request)
         if run.primary and run.folder.finished and not finished_before:
+            identity.write(run.folder.path, setup.images, request.seed)
             run_report.write_report(run.folder, run.monitor.sample, request.seed)
     return result
 
