@@ -20,6 +20,7 @@ not repeated.
 """
 
 import argparse
+import contextlib
 import csv
 import gzip
 import io
@@ -45,6 +46,7 @@ from omma.data.batches.preprocess import scale
 from omma.data.sources.collection import ArrayImages
 from omma.evaluation import confidence, knn, ridge
 from omma.evaluation.split import Split
+from omma.ops.batch_norm import calibrated
 from omma.pretraining import health, monitor, requirements
 
 SIDE = 32
@@ -203,7 +205,7 @@ def run(staged: Staged, images: np.ndarray, labels: np.ndarray, folder: Path) ->
     began = time.monotonic()
     result = {"name": staged.name, "meant": staged.meant, "method": staged.method}
     try:
-        omma.pretrain(
+        ended = omma.pretrain(
             ArrayImages(images[train], *seen), method=staged.method, model=staged.model, image_size=SIDE,
             recipe="small", steps=staged.steps, batch_size=64,
             lr=staged.rate or staged.times * (64 / recipe.batch) ** 0.5 * recipe.lr,
@@ -212,6 +214,8 @@ def run(staged: Staged, images: np.ndarray, labels: np.ndarray, folder: Path) ->
         )  # fmt: skip
     except ValueError as error:  # diverged
         return {**result, "error": str(error)}
+    if ended.stopped_by is not None:
+        raise SystemExit(128 + ended.stopped_by)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = compare(folder, images, labels, train, test, staged.seed)
     better = any(score["interval99"][0] > 0 for score in scores.values())
@@ -234,12 +238,11 @@ def compare(
     right = {}
     for name, model in (("trained", trained), ("untrained", trained.untrained(seed))):
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        parts = [
-            monitor.vectors(
-                model.encoder, model.preprocess.normalise(scale(pixels[rows], model.preprocess))
-            ).numpy()
-            for rows in (train, test)
-        ]
+        inputs = [model.preprocess.normalise(scale(pixels[rows], model.preprocess)) for rows in (train, test)]
+        # statistics of batch norms are not learned: the untrained network gets those of the training images
+        own = name == "trained"
+        with contextlib.nullcontext() if own else calibrated(model.encoder, inputs[0].split(64)):
+            parts = [monitor.vectors(model.encoder, each).numpy() for each in inputs]
         if not all(np.isfinite(part).all() for part in parts):
             parts = [np.zeros_like(part) for part in parts]
         data = Split(parts[0], labels[train], parts[1], labels[test])

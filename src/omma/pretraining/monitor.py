@@ -13,6 +13,7 @@ from torch import Tensor
 from omma.core.protocols import Clock, HealthSignal, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import confidence, knn
+from omma.ops.batch_norm import calibrated
 from omma.pretraining import alignment, health, retention
 
 HELD_OUT = 512  # images kept from training to read health on
@@ -20,6 +21,7 @@ ENOUGH = 2000  # images under which none is kept from training
 BANK = 2000  # labelled training images that online k-NN compares with, at most
 K = 20
 VIEWED = 256  # images of the sample that views are made of, at most ...
+CHUNK = 128  # images that pass the network at once
 PAIRS = 4  # ... and pairs of views of each
 ALIKE = 0.02  # deviation over the images, in the data's own: about one level of 255
 
@@ -95,6 +97,15 @@ class Monitor:
         recent: Sequence[Mapping[str, float]],
     ) -> HealthReport:
         """Health now, k-NN and retention; recent: metrics of the steps since the last reading."""
+        if not self.readings and not self.continued:
+            device = next(encoder.parameters()).device
+            with calibrated(encoder, (chunk.to(device) for chunk in self.pixels.split(CHUNK))):
+                return self._read(encoder, clock, recent)
+        return self._read(encoder, clock, recent)
+
+    def _read(
+        self, encoder: torch.nn.Module, clock: Clock, recent: Sequence[Mapping[str, float]]
+    ) -> HealthReport:
         features = vectors(encoder, self.pixels)
         reading = self._reading(encoder, features, clock)
         correct = self._correct(encoder, features) if reading.finite else None
@@ -178,7 +189,7 @@ class Monitor:
 
 
 @torch.no_grad()  # not inference mode: sharded blocks must not keep what is made there
-def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = 128) -> Tensor:
+def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = CHUNK) -> Tensor:
     """Pooled features [n, d] in fp32 of normalised images [n, c, s, s]; the encoder keeps its mode."""
     training = encoder.training
     encoder.eval()

@@ -60,16 +60,26 @@ def neighbours(
     ):
         if value is not None and np.shape(value) != shape:
             raise ValueError(f"{name} {np.shape(value)}: must be {list(shape)}, one for each image")
+    digits = 2 if similarities is None else decimals(similarities)
     rows = []
     for i, query in enumerate(queries):
         row = [Cell(tile(query), query_labels[i] if query_labels is not None else "")]
         for j, image in enumerate(near[i]):
             label = neighbour_labels[i][j] if neighbour_labels is not None else ""
-            closeness = f"{similarities[i, j]:.2f}" if similarities is not None else ""
+            closeness = f"{similarities[i, j]:.{digits}f}" if similarities is not None else ""
             mark = label == query_labels[i] if label and query_labels is not None else None
             row.append(Cell(tile(image), " ".join(filter(None, (closeness, label))), mark))
         rows.append(tuple(row))
     return Grid(("query", "nearest", *[""] * (near.shape[1] - 1)), tuple(rows))
+
+
+def decimals(rows: np.ndarray, most: int = 5) -> int:
+    """Places after the point, from 2 on, with which no row [q, k] reads as one number all along."""
+
+    def same(places: int) -> np.ndarray:
+        return np.ptp(np.round(rows, places), axis=1) == 0
+
+    return next((places for places in range(2, most) if (same(places) == same(most)).all()), most)
 
 
 def attention(images: np.ndarray, maps: np.ndarray, heads: int = 6) -> Grid:
