@@ -80,7 +80,7 @@ class Staged:
 VIT = "vit-n/4"
 NO_VARIANCE = {"variance": 0.0, "covariance": 0.0}
 UNCENTRED = {"centring": "off", "momentum": 0.9}
-UNSPREAD = UNCENTRED | {"koleo": 0.0}
+NO_SPREAD = {"koleo": 0.0}
 NO_AVERAGE = {"momentum": 0.0}
 CHOSEN = (
     Staged(meant="good", method="simclr", steps=160),
@@ -104,7 +104,7 @@ CHOSEN = (
     Staged(meant="idle", method="mae", model=VIT, steps=80),
     Staged(meant="idle", method="simmim", model=VIT, steps=25),
     Staged(meant="collapsed", method="dino", steps=100, options=UNCENTRED),
-    Staged(meant="collapsed", method="ibot", model=VIT, steps=60, options=UNCENTRED),
+    Staged(meant="collapsed", method="ibot", model=VIT, steps=60, times=1000),
     Staged(meant="collapsed", method="vicreg", steps=100, options=NO_VARIANCE),
     Staged(meant="collapsed", method="simclr", steps=100, times=1000),
     Staged(meant="collapsed", method="byol", steps=100, times=300, options=NO_AVERAGE),
@@ -142,7 +142,8 @@ TESTED = (
         data="digits",
         seed=4,
         steps=80,
-        options=UNSPREAD,
+        times=1000,
+        options=NO_SPREAD,
     ),
     Staged(meant="collapsed", method="vicreg", data="digits", seed=5, steps=100, options=NO_VARIANCE),
     Staged(meant="collapsed", method="simclr", data="digits", seed=6, steps=100, times=1000),

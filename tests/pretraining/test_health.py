@@ -161,6 +161,12 @@ START = compared(kept=None, epochs=0.0)
             "bad",
             "collapsed: features span 1.5 directions of 64",
         ),
+        (
+            compared(0.9, 0.07, 0.13, kept=0.7),
+            "idle",
+            "warn",
+            "70% of the nearest neighbours are those",
+        ),
         (compared(0.81, -0.01, 0.03, knn_low=0.02), "learning", "good", "k-NN on held-out images is better"),
     ],
 )
@@ -170,6 +176,11 @@ def test_three_verdicts_by_what_changed_since_the_start(now, state, level, words
     assert words in verdict.text
     assert "after 12 epochs" in verdict.text
     assert bool(verdict.remedy) == (state != "learning")
+
+
+def test_weights_that_were_good_keep_their_neighbours():
+    better = compared(0.9, 0.07, 0.13, kept=0.7)
+    assert health.judge([START, better], {}, continued=True).state == "learning"
 
 
 def test_narrow_features_that_tell_images_apart_have_not_collapsed(even):

@@ -24,7 +24,11 @@ LEFT = 0.5
 # Change of that share since the start that counts as learning, if beyond doubt (benchmarks/verdicts.py)
 LEARNED = 0.01
 ENOUGH = 5.0  # epochs, after which an idle run needs more than time
-SAME = 0.95  # share of the start's nearest neighbours, from where the network counts as unchanged
+# Share of the start's nearest neighbours that are neighbours still ...
+SAME = 0.95  # ... from where the network counts as unchanged
+MOST_KEPT = (
+    0.5  # ... above which an untrained network's first steps have taught it little, whatever else improves
+)
 # 1 - mean cosine between images, below which features count as close. Masked methods' features share one
 # large direction and differ in many small ones, so this alone is no collapse.
 SPREAD = 0.02
@@ -96,9 +100,12 @@ def read(features: Float[Tensor, "n d"], step: int, progress: float) -> Reading:
 
 
 def judge(
-    readings: Sequence[Reading], metrics: Mapping[str, float], signals: Sequence[HealthSignal] = ()
+    readings: Sequence[Reading],
+    metrics: Mapping[str, float],
+    signals: Sequence[HealthSignal] = (),
+    continued: bool = False,
 ) -> Verdict:
-    """The verdict after the last reading; the first reading is the untrained network's.
+    """The verdict after the last reading; the first is the untrained network's or, `continued`, the weights'.
 
     collapsed: features tell images apart no more; idle: no better than at the start; learning: better, by an
     interval. `metrics`: recent means of what the method reports; `signals`: which of them show trouble
@@ -116,26 +123,27 @@ def judge(
     if cause := _collapse(first, now):
         remedy = next((signal.remedy for signal in shown if signal.kind == "remedy"), "Lower --lr")
         return Verdict("bad", f"collapsed: {cause}{_after(now)}", remedy, "collapsed")
-    unchanged = now.neighbours_kept is not None and now.neighbours_kept >= SAME
+    kept = now.neighbours_kept or 0.0
+    unchanged, learned = kept >= SAME, _learned(first, now) and (continued or kept <= MOST_KEPT)
     for signal in shown:
-        if signal.kind == "verdict" and not unchanged and (signal.level == "bad" or not _learned(first, now)):
+        if signal.kind == "verdict" and not unchanged and (signal.level == "bad" or not learned):
             most = metrics[signal.of] if signal.of else 1.0
             cause = signal.text.format(value=metrics[signal.metric], of=most)
             if signal.level == "warn":
                 return _idle(now, cause, signal.remedy)
             return Verdict("bad", f"collapsed: {cause}{_after(now)}", signal.remedy, "collapsed")
-    return _progress(first, now, unchanged)
+    return _progress(first, now, unchanged, learned)
 
 
-def _progress(first: Reading, now: Reading, unchanged: bool) -> Verdict:
+def _progress(first: Reading, now: Reading, unchanged: bool, learned: bool) -> Verdict:
     """Has a network that did not collapse learned anything since the start?"""
     rank = f"features span {now.centred_rank:.1f} directions, {first.centred_rank:.1f} at the start"
     if now.views_told is None or first.views_told is None or now.views_told_low is None:
         return Verdict("good", f"not collapsed: {rank}{_after(now)}")
-    if unchanged:
+    if unchanged or (_learned(first, now) and not learned):
         return _idle(now, f"{now.neighbours_kept:.0%} of the nearest neighbours are those of the start")
     told = f"{now.views_told:.1%} of comparisons, {first.views_told:.1%} at the start"
-    if not _learned(first, now):
+    if not learned:
         return _idle(now, f"two views of an image are told from other images no better ({told})")
     new = "" if now.neighbours_kept is None else f"; {1 - now.neighbours_kept:.0%} of neighbours are new"
     if not _told_better(first, now):

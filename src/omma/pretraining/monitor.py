@@ -21,6 +21,7 @@ ENOUGH = 2000  # images under which none is kept from training
 BANK = 2000  # labelled training images that online k-NN compares with, at most
 K = 20
 VIEWED = 256  # images of the sample that views are made of, at most ...
+SETTLED = 50  # steps until statistics of batch norms have forgotten 0 and 1, where they began
 CHUNK = 128  # images that pass the network at once
 PAIRS = 4  # ... and pairs of views of each
 ALIKE = 0.02  # deviation over the images, in the data's own: about one level of 255
@@ -97,7 +98,7 @@ class Monitor:
         recent: Sequence[Mapping[str, float]],
     ) -> HealthReport:
         """Health now, k-NN and retention; recent: metrics of the steps since the last reading."""
-        if not self.readings and not self.continued:
+        if clock.step < SETTLED and not self.continued:
             device = next(encoder.parameters()).device
             with calibrated(encoder, (chunk.to(device) for chunk in self.pixels.split(CHUNK))):
                 return self._read(encoder, clock, recent)
@@ -120,7 +121,7 @@ class Monitor:
             reading = dataclasses.replace(reading, knn_low=retained.change[0])
         self.readings.append(reading)
         means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
-        verdict = health.judge(self.readings, means, self.signals)
+        verdict = health.judge(self.readings, means, self.signals, self.continued)
         retained = retained if self.continued else None
         if retained is not None:
             verdict = retention.judge(verdict, retained)
