@@ -25,6 +25,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import shutil
 import statistics
 import time
@@ -119,7 +120,7 @@ TESTED = (
     Staged(meant="good", method="vicreg", data="digits", seed=4, steps=200),
     Staged(meant="good", method="byol", data="fashion", seed=5, steps=200, options={"momentum": 0.95}),
     Staged(meant="good", method="dino", data="digits", model=VIT, seed=6, steps=160),
-    Staged(meant="good", method="dinov2", data="cifar10", seed=7, steps=160),
+    Staged(meant="good", method="dinov2", data="cifar10", model=VIT, seed=7, steps=160),
     Staged(meant="good", method="moco", data="digits", seed=8, steps=160),
     Staged(meant="good", method="mae", data="digits", model=VIT, seed=9, steps=300, times=1.5),
     Staged(meant="good", method="vqvae", data="digits", model=VIT, seed=10, steps=200),
@@ -130,7 +131,7 @@ TESTED = (
     Staged(meant="idle", method="simmim", data="fashion", model=VIT, seed=5, steps=40, rate=1e-9),
     Staged(meant="idle", method="vqvae", data="cifar10", model=VIT, seed=6, steps=40, rate=1e-9),
     Staged(meant="idle", method="simclr", data="tiny_imagenet", seed=7, steps=2),
-    Staged(meant="idle", method="dinov2", data="fashion", seed=8, steps=2),
+    Staged(meant="idle", method="dinov2", data="fashion", model=VIT, seed=8, steps=2),
     Staged(meant="idle", method="ibot", data="digits", model=VIT, seed=9, steps=3),
     Staged(meant="idle", method="mae", data="tiny_imagenet", model=VIT, seed=10, steps=30),
     Staged(meant="idle", method="mae", data="fashion", model=VIT, seed=11, steps=20),
@@ -140,6 +141,7 @@ TESTED = (
         meant="collapsed",
         method="dinov2",
         data="digits",
+        model=VIT,
         seed=4,
         steps=80,
         times=1000,
@@ -316,7 +318,7 @@ def main() -> None:
         for staged in [] if args.table else GROUPS[group]:
             if (group, staged.name) in done or not any(part in staged.name for part in args.only):
                 continue
-            row = {"group": group} | run(staged, *load(args.data, staged.data), args.out / "run")
+            row = {"group": group} | run(staged, *load(args.data, staged.data), args.out / f"run-{os.getpid()}")
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             rows.append(row)
