@@ -318,7 +318,8 @@ def main() -> None:
         for staged in [] if args.table else GROUPS[group]:
             if (group, staged.name) in done or not any(part in staged.name for part in args.only):
                 continue
-            row = {"group": group} | run(staged, *load(args.data, staged.data), args.out / f"run-{os.getpid()}")
+            folder = args.out / f"run-{os.getpid()}"
+            row = {"group": group} | run(staged, *load(args.data, staged.data), folder)
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             rows.append(row)
