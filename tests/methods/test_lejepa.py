@@ -7,6 +7,7 @@ import torch
 from waves import wave
 
 from omma.methods import lejepa
+from omma.pretraining import health
 
 
 def statistic_of_a_point(n: int, knots: int = 17) -> float:
@@ -43,3 +44,12 @@ def test_numbers_of_the_published_code():
     loss.backward()
     assert float(loss.detach()) == pytest.approx(GOLDEN_LOSS, rel=1e-5)
     torch.testing.assert_close(z.grad[0, 0], torch.tensor(GOLDEN_GRADIENT), rtol=1e-4, atol=1e-7)
+
+
+def test_projections_that_hardly_vary_are_a_collapse():
+    signals = lejepa.Method.health_signals(None)
+    readings = [health.read(torch.randn(64, 16), 0, 0.0), health.read(torch.randn(64, 16), 9, 1.0)]
+    verdict = health.judge(readings, {"lacking_deviation": 0.98}, signals)
+    assert verdict.state == "collapsed"
+    assert "--method.weight" in verdict.remedy
+    assert health.judge(readings, {"lacking_deviation": 0.6}, signals).state != "collapsed"

@@ -179,7 +179,7 @@ def test_unlabelled_images_are_left_out_and_counted(tmp_path):
     events = run(folder_of(tmp_path / "images", unlabelled=15), tmp_path / "run", method="supervised")
     (plan,) = (event for event in events if isinstance(event, Plan))
     assert plan.used == 45
-    assert "15 images without a label are left out" in plan.notes
+    assert "left out, without a label: 15 images" in plan.notes
 
 
 def test_no_labels_are_refused_before_anything_is_decoded(tmp_path):

@@ -1,5 +1,6 @@
 """The verdict: collapses of each kind are accused, with a remedy; healthy and young runs are not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -23,8 +24,8 @@ def even():
 
 def test_healthy_features_are_not_accused(even):
     verdict = health.judge([reading(even, 0, 0.0), reading(even)], {})
-    assert verdict.level == "good"
-    assert "effective rank" in verdict.text
+    assert (verdict.level, verdict.state) == ("good", "unknown")  # nothing of the start is remembered
+    assert verdict.text.startswith("not collapsed: features span")
 
 
 def test_constant_features_are_collapse(even):
@@ -117,7 +118,7 @@ def test_a_limit_may_be_a_share_of_another_metric(even):
         remedy="R",
     )
     readings = [reading(even, 0, 0.0), reading(even)]
-    assert str(health.judge(readings, {"a": 6.0, "b": 10.0}, [signal])) == "6 of 10. R"
+    assert str(health.judge(readings, {"a": 6.0, "b": 10.0}, [signal])).endswith("yet: 6 of 10. R")
     assert health.judge(readings, {"a": 5.0, "b": 10.0}, [signal]).level == "good"
 
 
@@ -126,6 +127,98 @@ def test_reconstructions_no_better_than_a_constant_are_a_warning(even):
         [reading(even, 0, 0.0), reading(even)], {"error_vs_mean_image": 1.0}, signals.RECONSTRUCTION
     )
     assert verdict.level == "warn"
+
+
+def compared(told=0.8, low=None, high=None, kept=0.4, rank=20.0, epochs=12.0, **fields):
+    """A reading as the monitor takes it."""
+    return health.Reading(
+        step=100, progress=1.0, rank=rank, centred_rank=rank, std=0.5, spread=0.3, dim=64, epochs=epochs,
+        images=200, views_told=told, views_told_low=low, views_told_high=high, neighbours_kept=kept, **fields,
+    )  # fmt: skip
+
+
+START = compared(kept=None, epochs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "state", "level", "words"),
+    [
+        (compared(0.9, 0.07, 0.13), "learning", "good", "told from other images in 90.0% of comparisons"),
+        (compared(0.9, 0.07, 0.13), "learning", "good", "60% of neighbours are new; features span 20.0 dir"),
+        (compared(0.81, -0.01, 0.03), "idle", "warn", "told from other images no better (81.0% of"),
+        (compared(0.7, -0.13, -0.07), "idle", "warn", "nothing learned yet"),
+        (
+            compared(0.83, 0.01, 0.05, kept=0.99),
+            "idle",
+            "warn",
+            "99% of the nearest neighbours are those of",
+        ),
+        (compared(0.6, -0.22, -0.18), "collapsed", "bad", "in 60.0% of comparisons, 80.0% at the start (50%"),
+        (compared(0.75, -0.07, -0.03, rank=9.0), "collapsed", "bad", "in 75.0% of comparisons"),
+        (
+            compared(0.9, 0.07, 0.13, rank=1.5),
+            "collapsed",
+            "bad",
+            "collapsed: features span 1.5 directions of 64",
+        ),
+        (
+            compared(0.9, 0.07, 0.13, kept=0.7),
+            "idle",
+            "warn",
+            "70% of the nearest neighbours are those",
+        ),
+        (compared(0.81, -0.01, 0.03, knn_low=0.02), "learning", "good", "k-NN on held-out images is better"),
+    ],
+)
+def test_three_verdicts_by_what_changed_since_the_start(now, state, level, words):
+    verdict = health.judge([START, now], {})
+    assert (verdict.state, verdict.level) == (state, level)
+    assert words in verdict.text
+    assert "after 12 epochs" in verdict.text
+    assert bool(verdict.remedy) == (state != "learning")
+
+
+def test_weights_that_were_good_keep_their_neighbours():
+    better = compared(0.9, 0.07, 0.13, kept=0.7)
+    assert health.judge([START, better], {}, continued=True).state == "learning"
+
+
+def test_narrow_features_that_tell_images_apart_have_not_collapsed(even):
+    """As in runs of VICReg and BYOL: all within .02 in cosine, in fewer directions than at the start."""
+    narrow = health.read(even[:, :10] @ even[:10] / 8 + 10.0, 100, 1.0)
+    assert narrow.spread < health.SPREAD
+    fields = {"views_told": 0.9, "views_told_low": 0.05, "views_told_high": 0.15, "neighbours_kept": 0.3}
+    assert health.judge([START, dataclasses.replace(narrow, **fields)], {}).state == "learning"
+
+
+def test_the_remedy_of_an_idle_run_depends_on_its_length():
+    young = health.judge([START, compared(0.8, -0.01, 0.01, epochs=0.28)], {})
+    assert "after 0.28 epochs" in young.text
+    assert young.remedy.startswith("Train longer")
+    assert "--lr" in health.judge([START, compared(0.8, -0.01, 0.01, epochs=30.0)], {}).remedy
+
+
+def test_a_network_that_stayed_as_it_was_is_idle_whatever_its_method_reports():
+    metrics = {"alignment": 0.0, "uniformity": -0.01}  # of projections that nothing has trained
+    unchanged = compared(0.8, -0.001, 0.001, kept=1.0)
+    assert health.judge([START, unchanged], metrics, signals.CONTRASTIVE).state == "idle"
+    changed = compared(0.8, -0.001, 0.001)
+    assert health.judge([START, changed], metrics, signals.CONTRASTIVE).state == "collapsed"
+
+
+def test_what_cannot_be_judged_is_said_with_its_cause():
+    few = health.judge([START, dataclasses.replace(START, images=1)], {})
+    assert few.text == "cannot be judged: 1 image cannot show what is learned"
+    assert (few.level, few.state) == ("warn", "unknown")
+    alike = health.judge([START, dataclasses.replace(START, alike=True)], {})
+    assert alike.text == "cannot be judged: all 200 images of the sample look the same to the network"
+    assert "--lr" not in few.remedy + alike.remedy
+
+
+def test_a_verdict_is_read_back_from_the_log():
+    line = {"verdict": "warn", "text": "not collapsed, nothing learned yet: x. Train longer", "state": "idle"}
+    assert health.logged(line) == health.Verdict("warn", line["text"], state="idle")
+    assert health.logged({"verdict": "good", "text": "healthy: rank 9"}).state == "unknown"  # of omma 0.1
 
 
 def test_few_images_do_not_crash():

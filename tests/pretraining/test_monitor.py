@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import omma
+from omma.core.protocols import BadImage, Clock, Features, Preprocess
 from omma.data.batches import loader
+from omma.data.sources.collection import ArrayImages
 from omma.pretraining import monitor
 
 
@@ -64,3 +67,58 @@ def test_a_run_reads_health_on_images_that_it_does_not_train_on(tmp_path, monkey
         assert len(set(images)) == 1900
         assert not set(images) & set(sample)
     assert trained
+
+
+class Mean(torch.nn.Module):
+    """Features are the means of an image's channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return Features(self.one * images.mean((2, 3)), images, (1, 1))
+
+
+def watching(pixels, unreadable=(), **options):
+    class Holed(ArrayImages):
+        def read(self, i, at_least=None):
+            if self.path(i) in unreadable:
+                raise BadImage("damaged")
+            return super().read(i, at_least)
+
+    images = Holed(pixels, labels=np.arange(len(pixels)) % 2)
+    prepared = Preprocess(
+        size=8, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    return monitor.Monitor(images, images, prepared, 0, False, **options)
+
+
+def read_twice(watch):
+    for step in (0, 10):
+        seen = watch.read(Mean(), Clock(step, 10, step / 10), [])
+    return seen
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+
+
+def test_images_that_cannot_be_read_are_in_no_reading():
+    seen = read_twice(watching(NOISE, unreadable=("array[3]", "array[7]")))
+    assert seen.reading.images == 38
+    assert seen.knn is not None
+
+
+def test_a_network_that_stays_as_it_is_has_learned_nothing():
+    seen = read_twice(watching(NOISE))
+    assert seen.verdict.state == "idle"
+    assert seen.reading.neighbours_kept == 1
+    assert seen.reading.views_told_low == seen.reading.views_told_high == 0
+    assert seen.reading.epochs == 1
+
+
+def test_too_few_images_or_equal_ones_are_not_called_a_collapse():
+    for count in (1, 2, 3):
+        text = read_twice(watching(NOISE[:count])).verdict.text
+        assert text.startswith(f"cannot be judged: {count} image")
+    assert "look the same" in read_twice(watching(NOISE[:1].repeat(40, 0))).verdict.text

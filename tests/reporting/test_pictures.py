@@ -114,3 +114,12 @@ def test_the_colour_map_grows_lighter():
 def test_shapes_that_do_not_fit_are_named(call):
     with pytest.raises(ValueError, match="must be"):
         call()
+
+
+def test_cosines_are_written_so_that_they_differ():
+    assert pictures.decimals(np.array([[0.91, 0.88], [0.7, 0.6]])) == 2
+    assert pictures.decimals(np.array([[0.9991, 0.9978], [0.7, 0.6]])) == 3
+    assert pictures.decimals(np.array([[0.99991, 0.99988]])) == 5
+    assert pictures.decimals(np.ones((2, 3))) == 2  # equal in truth
+    grid = pictures.neighbours(images(1), images(2)[None], similarities=np.array([[0.9991, 0.9978]]))
+    assert [cell.text for cell in grid.rows[0]] == ["", "0.999", "0.998"]

@@ -7,6 +7,7 @@ from omma.data.sources.collection import ArrayImages
 from omma.data.sources.demo_digits import make_digits
 from omma.pretraining import requirements
 from omma.pretraining.events import Read
+from omma.pretraining.folder import RunFolder
 from omma.verbs.pretrain import pretrain
 
 SIZE, BATCH = 16, 32
@@ -33,34 +34,41 @@ def images():
     return ArrayImages(digits.train, digits.train_labels)
 
 
-def verdicts(images, folder, method, rate=1.0, **options):
+def verdicts(images, folder, method, rate=1.0, steps=100, **options):
     model = "vit-n/4" if method == "mae" else "vit-n/8"
     recipe = methods.get(method).small(SIZE, model)
     little = {k: v for k, v in LITTLE.items() if hasattr(recipe.config, k)}
     if hasattr(recipe.config, "local_crops") and recipe.config.local_crops:
         little |= {"local_crops": 2, "local_size": 16}
     events = []
-    pretrain(
-        images, method=method, model=model, image_size=SIZE, batch_size=BATCH, steps=100, device="cpu",
+    result = pretrain(
+        images, method=method, model=model, image_size=SIZE, batch_size=BATCH, steps=steps, device="cpu",
         precision="fp32", lr=rate * recipe.lr * (BATCH / recipe.batch) ** 0.5, out=folder / "run",
         options={**little, **options}, listen=events.append,
     )  # fmt: skip
-    return [event.verdict for event in events if isinstance(event, Read)]
+    read = [event.verdict for event in events if isinstance(event, Read)]
+    logged = [line["text"] for line in RunFolder(folder / "run").metrics() if line["event"] == "health"]
+    assert logged == list(map(str, read))
+    assert result.verdict == read[-1]
+    return read
 
 
 @pytest.mark.parametrize("method", on_their_own())
 def test_healthy_runs_are_not_accused(images, tmp_path, method):
-    levels = [verdict.level for verdict in verdicts(images, tmp_path, method)]
-    assert levels[-1] == "good"
-    assert "bad" not in levels  # a masked method may be "not learning yet" for a while
+    assert "collapsed" not in {verdict.state for verdict in verdicts(images, tmp_path, method)}
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_is_told_from_its_beginning(images, tmp_path):
+    assert verdicts(images, tmp_path / "short", "simclr", steps=10)[-1].state == "idle"
+    assert verdicts(images, tmp_path / "long", "simclr", steps=500)[-1].state == "learning"
 
 
 def test_without_centring_dino_collapses(images, tmp_path):
     quick = {"momentum": 0.9}  # a teacher that follows soon
     assert "bad" not in {v.level for v in verdicts(images, tmp_path / "with", "dino", **quick)}
     last = verdicts(images, tmp_path / "without", "dino", centring="off", **quick)[-1]
-    assert last.level == "bad"
-    assert "same prototype" in last.text or "all features within" in last.text
+    assert last.state == "collapsed"
     assert "centring off" in last.remedy
 
 
@@ -76,6 +84,5 @@ def test_a_thousandfold_learning_rate_is_reported(images, tmp_path, method):
     """Where it leads, to one point or to a few directions, is for the processor's rounding to decide."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate
     reported = verdicts(images, tmp_path, method, rate=1000.0, **spread)
-    collapses = [v for v in reported if v.text.startswith(("collapsed", "narrowing"))]
-    assert any("--lr" in v.remedy for v in collapses)
+    assert any("--lr" in v.remedy for v in reported if v.state == "collapsed")
     assert reported[-1].level != "good"

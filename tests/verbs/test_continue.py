@@ -266,12 +266,12 @@ def test_the_start_is_kept_in_a_checkpoint():
     rows = np.arange(400)
     parts = images.subset(rows[:100]), images.subset(rows[100:])
     whole = Monitor(*parts, prepared, 0, True, continued=True)
-    assert whole.read(Passing(0.0), 0, 0.0, []).retained is None
+    assert whole.read(Passing(0.0), Clock(0, 10, 0.0), []).retained is None
     later = Monitor(*parts, prepared, 0, True, continued=True)
     later.restore(json.loads(json.dumps(whole.state())))
     for watch in (whole, later):
         torch.manual_seed(0)
-        seen = watch.read(Passing(30.0), 5, 0.5, [])
+        seen = watch.read(Passing(30.0), Clock(5, 10, 0.5), [])
         assert seen.retained.worse
         assert (seen.retained.knn_start, seen.retained.knn) == (1.0, seen.knn)
         assert seen.retained.kept < 0.5
@@ -287,7 +287,7 @@ def test_held_out_images_without_labels_are_no_bank():
     )
     watch = Monitor(few.subset(rows[:100]), few.subset(rows[100:]), prepared, 0, True, continued=True)
     encoder = backbones.build(name="vit-n/8", image_size=SIZE)
-    assert [watch.read(encoder, step, 0.5, []).knn for step in (0, 1)] == [None, None]
+    assert [watch.read(encoder, Clock(step, 2, 0.5), []).knn for step in (0, 1)] == [None, None]
 
 
 # ---------------------------------------------------------------- resumed and refused

@@ -1,6 +1,7 @@
 """`omma evaluate`: every number with its protocol, floors beside it, and a verdict they allow."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from omma import backbones, weights
 from omma.core.protocols import Preprocess
+from omma.data.sources import identity, split
 from omma.data.sources.collection import ArrayImages
 from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison, Evaluation
@@ -167,9 +169,8 @@ def evaluation(comparisons) -> Evaluation:
         (
             [(0.1, 0.2)],
             [(-0.1, 0.1)],
-            "Training helped, compared with the same network untrained: "
-            "k-NN: better (+10.0 to +20.0 points). "
-            "Compared with raw pixels: k-NN: no difference is proved (-10.0 to +10.0 points).",
+            "Training helped, compared with the same network untrained: k-NN: better (+10.0 to +20.0 "
+            "points). Compared with raw pixels: k-NN: no difference is proved (-10.0 to +10.0 points).",
         ),
         ([(-0.1, 0.1)], [(0.1, 0.2)], "No difference from the same network untrained is proved: k-NN: n"),
         ([(-0.3, -0.2)], [(0.1, 0.2)], "Training harmed, compared with the same network untrained: k-NN: wo"),
@@ -211,3 +212,26 @@ def test_grey_images_are_judged_by_a_network_for_rgb(run):
     outcome = evaluate(run, grey, protocols=["knn"], **CPU)
     assert {r.subject for r in outcome.results} == {"trained", "untrained", "pixels"}
     assert outcome.skipped == ()
+
+
+def test_the_note_on_pretraining_goes_by_the_images(run, tmp_path):
+    """Another name and no fingerprint in common: a run that saw the images is told all the same."""
+    data = images()
+    shutil.copytree(run, tmp_path / "run")
+
+    def note(trained_on):
+        identity.write(tmp_path / "run", trained_on)
+        outcome = evaluate(tmp_path / "run", data, protocols=["knn"], floors=False, **CPU)
+        return next((note for note in outcome.notes if "pretrained" in note), None)
+
+    train, test, _ = split.train_test(data)
+    copy = ArrayImages(data._store.values.copy(), source="copy")
+    assert note(copy) == (
+        "the encoder was pretrained on 24 of 24 test images, by their content; labels were not used then"
+    )
+    some = copy.subset(np.concatenate([train, test[:5]]))
+    assert note(some).startswith("the encoder was pretrained on 5 of 24 test images")
+    assert "on 96 of 96 other images, by their content, and on none of the test images" in note(
+        copy.subset(train)
+    )
+    assert note(ArrayImages(255 - data._store.values)) is None

@@ -19,7 +19,10 @@ from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
 from omma.data.sources import captions
 from omma.data.sources import split as splitting
+from omma.data.sources.collection import IndexedImages
+from omma.data.sources.identity import ALL
 from omma.data.sources.labels import remedy
+from omma.data.sources.trained_on import TrainedOn
 from omma.data.sources.values import scaling_notes
 from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
 from omma.evaluation.score import Score, Subject, classification_fields
@@ -53,6 +56,7 @@ class Job:
     floors: bool
     progress: StageProgress | None
     text_reader: TextReader | None  # for protocols that read texts
+    trained_on: TrainedOn | None = None  # the images of the run that the model is from, where known
 
 
 class Judgement(NamedTuple):
@@ -62,6 +66,7 @@ class Judgement(NamedTuple):
     comparisons: list[Comparison]
     notes: list[str]
     bad: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
+    tested: Int[np.ndarray, "m"]  # rows of the test images
 
 
 def text_reader(model: Model, name: str, prompts: str | Path | None, merges: str | Path | None) -> TextReader:
@@ -119,7 +124,8 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
         notes.append(f"left out, without a label or in neither part: {count(unused, 'image')}")
     if "zeroshot" in protocols:
         notes += _zeroshot_notes(job, images.classes)
-    return Judgement(scores, list(_comparisons(correct, seed)), notes, features["trained"].bad)
+    tested = rows[readable][is_test]
+    return Judgement(scores, list(_comparisons(correct, seed)), notes, features["trained"].bad, tested)
 
 
 def by_captions(job: Job) -> Judgement:
@@ -163,7 +169,8 @@ def by_captions(job: Job) -> Judgement:
             difference = recalls["trained", metric].value - floor.value
             interval = confidence.ratio(gain, floor.queries, job.seed)
             comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
-    return Judgement(scores, comparisons, [*notes, *drawn.cut()], features["trained"].bad)
+    notes += drawn.cut()
+    return Judgement(scores, comparisons, notes, features["trained"].bad, rows[readable])
 
 
 def _untrained_classes(
@@ -299,20 +306,49 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- notes
-def notes(job: Job, skipped: int) -> Iterator[str]:
-    """What the user must know of the result; skipped: images that could not be read."""
+def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: int) -> Iterator[str]:
+    """What the user must know of the result.
+
+    tested: rows of the test images; skipped: images that could not be read.
+    """
     provenance = job.model.provenance
     yield from getattr(job.images, "notes", ())  # on how labels and captions were read
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
     yield from scaling_notes(job.images, job.model.preprocess)
-    fingerprint = provenance.get("fingerprint")
-    same = fingerprint is not None and fingerprint == getattr(job.images, "fingerprint", None)
-    if same or provenance.get("images") == job.source:
-        parts = {"train": "its train part alone", "all": "all of its images, the test part's included"}
-        part = parts.get(str(provenance.get("part")), "which part is not recorded")
+    if seen := _pretrained_on(job, tested):
         captions = "tokenizer" in provenance
         use = "their captions were read then" if captions else "labels were not used then"
         use = "their labels were learned then" if "labels" in provenance else use
-        yield f"the encoder was pretrained on this source ({part}); {use}"
+        yield f"the encoder was pretrained on {seen}; {use}"
     if skipped:
         yield f"left out because it cannot be read: {count(skipped, 'image')}"
+
+
+def _pretrained_on(job: Job, tested: Int[np.ndarray, "m"]) -> str:
+    """Which of these images the encoder has seen, in words; "" if none.
+
+    By the images' content where the run has kept it, else by the name of the source.
+    """
+    images, provenance = job.images, job.model.provenance
+    if job.trained_on is not None and isinstance(images, IndexedImages):
+        others = np.setdiff1d(np.arange(len(images)), tested)
+        if seen := _share_seen(job.trained_on, images.subset(tested[:ALL]), "test image"):
+            return seen
+        seen = _share_seen(job.trained_on, images.subset(others[:ALL]), "other image")
+        return f"{seen}, and on none of the test images" if seen else ""
+    fingerprint = provenance.get("fingerprint")
+    same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)
+    if not same and provenance.get("images") != job.source:
+        return ""
+    parts = {"train": "its train part alone", "all": "all of its images, the test part's included"}
+    return f"this source ({parts.get(str(provenance.get('part')), 'which part is not recorded')})"
+
+
+def _share_seen(trained_on: TrainedOn, images: IndexedImages, thing: str) -> str:
+    seen = trained_on.among(images)
+    if not seen:
+        return ""
+    every = count(len(images), thing)
+    if trained_on.share == 1:
+        return f"{seen:,} of {every}, by their content"
+    return f"about {min(1, seen / trained_on.share / len(images)):.0%} of {every}, by their content"

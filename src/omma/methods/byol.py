@@ -135,7 +135,7 @@ class Method(protocols.Method):
         return (
             HealthSignal(
                 kind="verdict", metric="uniformity", limit=-0.1, remedy=remedy,
-                text="collapsed: projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
+                text="projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
             ),
             HealthSignal(kind="remedy", metric="uniformity", limit=-math.inf, remedy=remedy),
         )  # fmt: skip

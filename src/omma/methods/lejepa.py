@@ -11,7 +11,8 @@ Costs: all views through one encoder with gradients; the test is linear in batch
 Choose it for small batches and small data, where methods with a teacher need tuning: it has one weight.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,18 @@ from omma import backbones
 from omma.backbones.layers.heads import projector
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    HealthSignal,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
 from omma.core.random import derive
 from omma.methods.shared import crops
 from omma.train import param_groups
@@ -144,7 +156,20 @@ class Method(protocols.Method):
         everyone = collectives.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
         test = sigreg(everyone, directions / directions.norm(dim=0), c.knots)
         loss = (1 - c.weight) * spread + c.weight * test
-        return StepOutput(loss, {"prediction": spread.detach(), "sigreg": test.detach()})
+        with torch.no_grad():  # the target's deviations are 1
+            lacking = (1 - everyone.flatten(0, 1).std(0, correction=0).mean()).clamp(min=0)
+        metrics = {"prediction": spread.detach(), "sigreg": test.detach(), "lacking_deviation": lacking}
+        return StepOutput(loss, metrics)
+
+    def health_signals(self) -> Sequence[HealthSignal]:
+        remedy = "Raise --method.weight, or lower --lr"
+        return (
+            HealthSignal(
+                kind="verdict", metric="lacking_deviation", limit=0.9, remedy=remedy,
+                text="projections hardly vary over the images ({value:.2f} below a deviation of 1)",
+            ),
+            HealthSignal(kind="remedy", metric="lacking_deviation", limit=-math.inf, remedy=remedy),
+        )  # fmt: skip
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

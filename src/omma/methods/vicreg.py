@@ -145,7 +145,7 @@ class Method(protocols.Method):
             HealthSignal(
                 kind="verdict", metric="variance", limit=0.9,
                 remedy="Raise --method.variance, or lower --lr",
-                text="collapsed: projections hardly vary over the images (hinge {value:.2f}, 1 is collapse)",
+                text="projections hardly vary over the images (hinge {value:.2f}, 1 is collapse)",
             ),
             HealthSignal(
                 kind="remedy", metric="variance", limit=-math.inf,

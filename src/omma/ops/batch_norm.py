@@ -1,5 +1,8 @@
 """Batch normalisation with statistics over all processes."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +50,39 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             x = x * self.weight.view(shape) + self.bias.view(shape)
         return x.to(input.dtype)
+
+
+@contextlib.contextmanager
+def calibrated(network: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+    """Meanwhile, batch norms of an untrained network have the statistics of these inputs, not 0 and 1.
+
+    Training gives them such statistics at any learning rate: features change, though nothing is learned.
+    Batches of one are left out.
+    """
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        yield
+        return
+    modes = [(module, module.training) for module in network.modules()]
+    before = [({name: each.clone() for name, each in norm.named_buffers()}, norm.momentum) for norm in norms]
+    network.eval()
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate((batch for batch in batches if len(batch) > 1), 1):
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = 1 / number  # the mean over the batches
+                network(batch)
+        network.eval()
+        yield
+    finally:
+        for norm, (buffers, momentum) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            for name, each in norm.named_buffers():
+                each.copy_(buffers[name])
+        for module, mode in modes:
+            module.training = mode

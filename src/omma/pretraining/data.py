@@ -10,6 +10,7 @@ import numpy as np
 
 from omma.core import dist
 from omma.core.protocols import BadImage, Needs
+from omma.core.words import count
 from omma.data.sources import captions, collection
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
@@ -113,7 +114,7 @@ def _labelled(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list
     if not len(labelled):
         raise ValueError(f"{images.source}: none of the images to train on has a label; see docs/input.md")
     left_out = len(rows) - len(labelled)
-    return labelled, [f"{left_out:,} images without a label are left out"] if left_out else []
+    return labelled, [f"left out, without a label: {count(left_out, 'image')}"] if left_out else []
 
 
 def _captioned(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -10,15 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omma.core.protocols import HealthSignal, Images, Preprocess
+from omma.core.protocols import Clock, HealthSignal, Images, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import confidence, knn
-from omma.pretraining import health, retention
+from omma.ops.batch_norm import calibrated
+from omma.pretraining import alignment, health, retention
 
 HELD_OUT = 512  # images kept from training to read health on
 ENOUGH = 2000  # images under which none is kept from training
 BANK = 2000  # labelled training images that online k-NN compares with, at most
 K = 20
+VIEWED = 256  # images of the sample that views are made of, at most ...
+SETTLED = 50  # steps until statistics of batch norms have forgotten 0 and 1, where they began
+CHUNK = 128  # images that pass the network at once
+PAIRS = 4  # ... and pairs of views of each
+ALIKE = 0.02  # deviation over the images, in the data's own: about one level of 255
 
 
 def hold_out(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,9 +53,10 @@ class HealthReport(NamedTuple):
 class Monitor:
     """Reads health on `sample`, and online k-NN that classifies the sample by labelled training images.
 
-    If the sample consists of training images, each is classified by all others in it (leave one out). If the
-    run is `continued` from weights, later readings are compared with the first. Labels are used for reading
-    only. Images are decoded once.
+    The first reading is kept to compare later ones with: nearest neighbours, and how well two views of an
+    image are told from other images. If the sample consists of training images, each is classified by all
+    others in it (leave one out). If the run is `continued` from weights, what became of them is told, too.
+    Labels are read for k-NN only. Images are decoded once.
     """
 
     sample: Images
@@ -64,7 +71,9 @@ class Monitor:
     start: retention.Start | None = None
 
     def __post_init__(self) -> None:
-        self.pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
+        pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
+        self.pixels = pixels[torch.from_numpy(good)]
+        self.alike = len(self.pixels) > 1 and float((self.pixels - self.pixels[:1]).abs().mean()) < ALIKE
         self.labels: np.ndarray | None = None
         self.bank: Tensor | None = None
         labels, training_labels = self.sample.labels, self.training.labels
@@ -78,29 +87,71 @@ class Monitor:
         if self.held_out:
             rows = np.flatnonzero(training_labels >= 0)
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
-            self.bank, readable, _ = load_batch(self.training, rows, self.preprocess)
+            bank, readable, _ = load_batch(self.training, rows, self.preprocess)
+            self.bank = bank[torch.from_numpy(readable)]
             self.bank_labels = training_labels[rows][readable]
 
     def read(
         self,
         encoder: torch.nn.Module,
-        step: int,
-        progress: float,
+        clock: Clock,
         recent: Sequence[Mapping[str, float]],
     ) -> HealthReport:
-        """Health after `step`, k-NN and retention; recent: metrics of the steps since the last reading."""
+        """Health now, k-NN and retention; recent: metrics of the steps since the last reading."""
+        if clock.step < SETTLED and not self.continued:
+            device = next(encoder.parameters()).device
+            with calibrated(encoder, (chunk.to(device) for chunk in self.pixels.split(CHUNK))):
+                return self._read(encoder, clock, recent)
+        return self._read(encoder, clock, recent)
+
+    def _read(
+        self, encoder: torch.nn.Module, clock: Clock, recent: Sequence[Mapping[str, float]]
+    ) -> HealthReport:
         features = vectors(encoder, self.pixels)
-        reading = health.read(features, step, progress)
+        reading = self._reading(encoder, features, clock)
+        correct = self._correct(encoder, features) if reading.finite else None
+        retained = None
+        if not self.readings and self.start is not None:
+            self.start = dataclasses.replace(
+                self.start, correct=correct if correct is None else correct.tolist()
+            )
+        elif reading.finite:
+            retained = self._retained(reading, correct)
+        if retained is not None and retained.change is not None and not self.blind:
+            reading = dataclasses.replace(reading, knn_low=retained.change[0])
         self.readings.append(reading)
         means = {n: statistics.fmean(m[n] for m in recent) for n in (recent[-1] if recent else ())}
-        verdict = health.judge(self.readings, means, self.signals)
-        if not reading.finite:
-            return HealthReport(reading, verdict, None, None)
-        correct = self._correct(encoder, features)
-        retained = self._retained(features, correct) if self.continued else None
+        verdict = health.judge(self.readings, means, self.signals, self.continued)
+        retained = retained if self.continued else None
         if retained is not None:
             verdict = retention.judge(verdict, retained)
         return HealthReport(reading, verdict, None if correct is None else float(correct.mean()), retained)
+
+    def _reading(self, encoder: torch.nn.Module, features: Tensor, clock: Clock) -> health.Reading:
+        """Features now and, after the first reading, compared with it."""
+        reading = health.read(features, clock.step, clock.progress)
+        reading = dataclasses.replace(reading, epochs=clock.epoch, images=len(features), alike=self.alike)
+        if not reading.finite:
+            return reading
+        near, told = retention.neighbours(features), self._told(encoder)
+        reading = dataclasses.replace(reading, views_told=float(told.mean()))
+        if self.readings and self.start is not None:
+            kept = retention.overlap(self.start.near, near)
+            reading = dataclasses.replace(reading, neighbours_kept=kept)
+            if self.start.told is not None:
+                low, high = alignment.change(told, torch.tensor(self.start.told))
+                reading = dataclasses.replace(reading, views_told_low=low, views_told_high=high)
+        elif not self.readings:
+            self.start = retention.Start(near, None, told.tolist())
+        return reading
+
+    def _told(self, encoder: torch.nn.Module) -> Tensor:
+        """`alignment.told` of each image, as a mean over pairs of views: more of them in a small sample."""
+        few = self.pixels[:VIEWED]
+        pairs = min(PAIRS, max(1, 2 * VIEWED // max(len(few), 1)))
+        views = [vectors(encoder, alignment.view(few, self.seed, number)) for number in range(2 * pairs)]
+        told = [alignment.told(one, two) for one, two in zip(views[::2], views[1::2], strict=True)]
+        return torch.stack(told).mean(0)
 
     def _correct(self, encoder: torch.nn.Module, features: Tensor) -> np.ndarray | None:
         """For each labelled image of the sample, does k-NN classify it correctly? None without labels."""
@@ -112,19 +163,15 @@ class Monitor:
             return knn.predict(labelled, labels, None, k=K) == labels
         return knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K) == labels
 
-    def _retained(self, features: Tensor, correct: np.ndarray | None) -> retention.Retention | None:
-        """Compared with the first reading; None for the first."""
-        near = retention.neighbours(features)
+    def _retained(self, reading: health.Reading, correct: np.ndarray | None) -> retention.Retention | None:
+        """Compared with the first reading."""
         if self.start is None:
-            if len(self.readings) == 1:
-                self.start = retention.Start(near, None if correct is None else correct.tolist())
             return None
-        neighbours_kept = retention.overlap(self.start.near, near)
         if correct is None or self.start.correct is None:
-            return retention.Retention(kept=neighbours_kept)
+            return retention.Retention(kept=reading.neighbours_kept)
         before = np.array(self.start.correct, bool)
         return retention.Retention(
-            kept=neighbours_kept,
+            kept=reading.neighbours_kept,
             knn_start=float(before.mean()),
             knn=float(correct.mean()),
             change=confidence.paired(correct, before, self.seed, level=0.99),
@@ -143,7 +190,7 @@ class Monitor:
 
 
 @torch.no_grad()  # not inference mode: sharded blocks must not keep what is made there
-def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = 128) -> Tensor:
+def vectors(encoder: torch.nn.Module, pixels: Tensor, batch: int = CHUNK) -> Tensor:
     """Pooled features [n, d] in fp32 of normalised images [n, c, s, s]; the encoder keeps its mode."""
     training = encoder.training
     encoder.eval()

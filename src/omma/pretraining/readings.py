@@ -32,10 +32,11 @@ class Readings:
         """Read health, log it and tell the listener."""
         run, began = self.run, time.monotonic()
         step = run.position.step
-        seen = run.monitor.read(_encoder(run), step, run.position.clock().progress, self.recent)
+        seen = run.monitor.read(_encoder(run), run.position.clock(), self.recent)
         self.recent.clear()
-        line = {"event": "health", "step": step, **dataclasses.asdict(seen.reading)}
-        line |= {"verdict": seen.verdict.level, "text": str(seen.verdict)}
+        values = {k: v for k, v in dataclasses.asdict(seen.reading).items() if v is not None}
+        line = {"event": "health", "step": step, **values}
+        line |= {"verdict": seen.verdict.level, "state": seen.verdict.state, "text": str(seen.verdict)}
         line |= {} if seen.knn is None else {"online_knn_top1": seen.knn}
         line |= {} if seen.retained is None else seen.retained.metrics()
         self.log.write(line)

@@ -57,7 +57,7 @@ def finished_before(run: Run, origin: Mapping[str, Any]) -> Result:
 def last_verdict(run: Run, step: int = 0) -> health.Verdict | None:
     """That of the last reading from `step` on, if it is in metrics.jsonl."""
     readings = [line for line in run.folder.metrics() if line["event"] == "health" and line["step"] >= step]
-    return health.Verdict(readings[-1]["verdict"], readings[-1]["text"]) if readings else None
+    return health.logged(readings[-1]) if readings else None
 
 
 def length(run: Run, request: Request, step_time: float) -> int:

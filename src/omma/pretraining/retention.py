@@ -1,5 +1,6 @@
 """Does a run that starts from weights retain what they knew? Compared with the start, on the same images."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,11 @@ UNTOLD = (
 
 @dataclass(frozen=True)
 class Start:
-    """The first weights' features of the held-out sample, as far as they are remembered."""
+    """The first reading of the held-out sample, as far as it is remembered."""
 
     near: list[list[int]]  # nearest neighbours of each image within the sample
     correct: list[bool] | None  # which images online k-NN classified correctly, if there are labels
+    told: list[float] | None = None  # `alignment.told` of each image; None: begun by an earlier version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,5 +76,6 @@ def judge(verdict: Verdict, retention: Retention) -> Verdict:
         low, high = retention.change
         text = f"worse than it started: {retention} (the same images; 99 % interval of the change"
         return Verdict("warn", f"{text} {low:+.1%} to {high:+.1%})", REMEDY)
-    text = str(retention)
-    return Verdict(verdict.level, f"{verdict.text}; {text}", verdict.remedy) if text else verdict
+    if (text := str(retention)) in verdict.text:
+        return verdict
+    return dataclasses.replace(verdict, text=f"{verdict.text}; {text}")

@@ -17,8 +17,6 @@ from omma.data.sources.collection import IndexedImages
 from omma.pretraining.choose import Facts
 from omma.pretraining.folder import RunFolder
 
-RECORD = "images.parquet"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -50,7 +48,7 @@ def _recall(folder: RunFolder, images: IndexedImages, accept_changed: bool) -> K
     config = folder.config()
     if "fingerprint" not in config:
         return Known()
-    stored = identity.read(folder.path / RECORD)
+    stored = identity.read(folder.path / identity.RECORD)
     facts = stored[1] if stored else {}
     known = Known(facts=facts.get("planned", {}), preprocess=facts.get("preprocess"))
     if config["fingerprint"] in (images.fingerprint, images.fingerprint_of_0_1):
@@ -104,11 +102,11 @@ def remember(folder: RunFolder, images: IndexedImages, known: Known, facts: Fact
     """Record the images where that is not done, or where they changed; hold the run's lock."""
     config = folder.config()
     same = config["fingerprint"] == images.fingerprint and config["images"] == images.source
-    if same and (folder.path / RECORD).exists():
+    if same and (folder.path / identity.RECORD).exists():
         return
     planned = {"images": facts.images, "shorter_side": facts.shorter_side}
     identity.write(
-        folder.path / RECORD,
+        folder.path / identity.RECORD,
         images.identity.record(),
         {
             "planned": dict(known.facts) or planned,

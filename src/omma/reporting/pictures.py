@@ -69,18 +69,28 @@ def neighbours(
     ):
         if value is not None and np.shape(value) != shape:
             raise ValueError(f"{name} {np.shape(value)}: must be {list(shape)}, one for each image")
+    digits = 2 if similarities is None else decimals(similarities)
     rows = []
     for i, query in enumerate(queries):
         label = query_labels[i] if query_labels is not None else ""
         row = [Cell(tile(query), label, path=query_paths[i] if query_paths is not None else "")]
         for j, image in enumerate(near[i]):
             label = neighbour_labels[i][j] if neighbour_labels is not None else ""
-            closeness = f"{similarities[i, j]:.2f}" if similarities is not None else ""
+            closeness = f"{similarities[i, j]:.{digits}f}" if similarities is not None else ""
             mark = label == query_labels[i] if label and query_labels is not None else None
             path = neighbour_paths[i][j] if neighbour_paths is not None else ""
             row.append(Cell(tile(image), " ".join(filter(None, (closeness, label))), mark, path))
         rows.append(tuple(row))
     return Grid(("query", "nearest", *[""] * (near.shape[1] - 1)), tuple(rows))
+
+
+def decimals(rows: np.ndarray, most: int = 5) -> int:
+    """Places after the point, from 2 on, with which no row [q, k] reads as one number all along."""
+
+    def same(places: int) -> np.ndarray:
+        return np.ptp(np.round(rows, places), axis=1) == 0
+
+    return next((places for places in range(2, most) if (same(places) == same(most)).all()), most)
 
 
 def attention(

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import Images
-from omma.data.sources import collection
+from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.evaluation import history, judge
@@ -92,6 +94,7 @@ def evaluate(
         floors=floors,
         progress=progress,
         text_reader=read,
+        trained_on=None if isinstance(model, Model) else trained_on.read(Path(model)),
     )
     judgements: list[Judgement] = []
     if probed := [p for p in dict.fromkeys(protocols) if p != "retrieval"]:
@@ -99,13 +102,17 @@ def evaluate(
     if "retrieval" in protocols:
         judgements.append(by_captions(job))
     skipped = dict((*getattr(images, "skipped", ()), *(bad for judged in judgements for bad in judged.bad)))
+    tested = np.unique(np.concatenate([judged.tested for judged in judgements]))
     evaluation = Evaluation(
         model=name,
         digest=loaded.digest,
         data=job.source,
         results=tuple(score for judged in judgements for score in judged.scores),
         comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
-        notes=(*judge.notes(job, len(skipped)), *(note for judged in judgements for note in judged.notes)),
+        notes=(
+            *judge.notes(job, tested, len(skipped)),
+            *(note for judged in judgements for note in judged.notes),
+        ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     if json is not None:

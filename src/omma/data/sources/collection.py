@@ -19,9 +19,10 @@ from omma.core.explain import translated
 from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
+from omma.core.words import count
 from omma.data.sources import identity
 from omma.data.sources.decode import as_channels
-from omma.data.sources.identity import Pictures
+from omma.data.sources.identity import Identity
 from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
@@ -117,7 +118,7 @@ class IndexedImages:
         subset.columns = None if self.columns is None else self.columns.take(pa.array(indices))
         subset.skipped = list(self.skipped)
         if known is not None and known.stats is not None:
-            subset.identity = Pictures(subset._store, subset._paths, subset._where, known.stats[indices])
+            subset.identity = Identity(subset._store, subset._paths, subset._where, known.stats[indices])
         return subset
 
     @property
@@ -157,11 +158,11 @@ class IndexedImages:
         return self.fingerprint if few else self._fingerprint(self._store.stamp([]))
 
     @cached_property
-    def identity(self) -> Pictures:
+    def identity(self) -> Identity:
         """By what the images are told from others: paths, sizes, times and content."""
         files = self._store if isinstance(self._store, Files) else None
         stats = None if files is None else identity.stats(files.root, self._paths.to_pylist())
-        return Pictures(self._store, self._paths, self._where, stats)
+        return Identity(self._store, self._paths, self._where, stats)
 
     def _fingerprint(self, stamp: str) -> str:
         columns, facts = (self._where, self.labels, self.splits), f"{self.channels} {self.classes}"
@@ -169,11 +170,12 @@ class IndexedImages:
 
     def describe(self) -> str:
         """One line for a person."""
-        parts = [f"{len(self):,} images, {self.channels} channel{'s' if self.channels > 1 else ''}"]
+        parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
         if self.labels is not None:
             unlabelled = int((self.labels < 0).sum())
             parts.append(
-                f"{len(self.classes)} classes" + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
+                count(len(self.classes), "class", "classes")
+                + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
             )
         if self.splits is not None:
             parts.append(

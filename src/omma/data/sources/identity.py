@@ -1,7 +1,7 @@
 """Which images a collection holds: a record of their paths, sizes, times and content, and what has changed.
 
 A record is a table with the columns path, size (bytes; -1: unknown), time (of modification, ns; 0: unknown)
-and content (a hash of the first and last 64 KiB, or a zip's checksum; null where it was not read). Content is
+and content (a hash of size and first and last 64 KiB; null where it was not read). Content is
 read of all images of up to 20,000, and of a seeded sample of 2,000 of more.
 """
 
@@ -26,6 +26,7 @@ from omma.core.protocols import BadImage
 from omma.data.sources.readers import Archive, Files, Store
 from omma.data.sources.webdataset_files import Shards
 
+RECORD = "images.parquet"  # of a run folder
 ALL = 20_000  # images up to which the content of each is read
 SAMPLE = 2_000  # images whose content is read of more
 EDGE = 1 << 16  # bytes at either end of a file that its content is told by
@@ -79,7 +80,7 @@ def fingerprint(
 
 # ---------------------------------------------------------------- the record
 @dataclass(frozen=True)
-class Pictures:
+class Identity:
     """The images of a collection, as far as their identity goes."""
 
     store: Store
@@ -101,11 +102,9 @@ class Pictures:
         rows = np.arange(n)
         if n > ALL:
             rows = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLE])
-        content = self._checksums()
-        if content is None:
-            hashes, read = np.zeros(n, np.uint64), np.zeros(n, bool)
-            hashes[rows], read[rows] = self._contents(rows)
-            content = pa.array(hashes, mask=~read)
+        hashes, read = np.zeros(n, np.uint64), np.zeros(n, bool)
+        hashes[rows], read[rows] = self.contents(rows)
+        content = pa.array(hashes, mask=~read)
         sizes, times = self._sizes_and_times()
         return pa.table({"path": self.paths, "size": sizes, "time": times, "content": content})
 
@@ -118,13 +117,7 @@ class Pictures:
             sizes = self.where[:, 2 + isinstance(self.store, Shards)]
         return sizes, np.zeros(n, np.int64)
 
-    def _checksums(self) -> pa.Array | None:
-        """Those that a zip stores."""
-        if not isinstance(self.store, Archive) or self.where is None or (self.where[:, 3] < 0).any():
-            return None
-        return pa.array(self.where[:, 4].astype(np.uint64))
-
-    def _contents(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def contents(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of these images, and which of them could be read."""
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(self._content, rows.tolist()))
@@ -208,7 +201,7 @@ def _counted(paths: Sequence[str], kind: str) -> str:
     return f"{len(paths):,} image{'s' * (len(paths) != 1)} {kind} ({paths[0]}{more})"
 
 
-def compare(before: pa.Table, now: Pictures) -> Changes:
+def compare(before: pa.Table, now: Identity) -> Changes:
     """What has changed since a record was made. Only content whose size or time differs is read again."""
     old_paths = pc.cast(before["path"].combine_chunks(), pa.large_string())
     at: Any = pc.index_in(now.paths, value_set=old_paths)  # pyright: ignore[reportAttributeAccessIssue]
@@ -234,7 +227,7 @@ def compare(before: pa.Table, now: Pictures) -> Changes:
     )
 
 
-def _rewritten(before: pa.Table, now: Pictures, rows: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, bool]:
+def _rewritten(before: pa.Table, now: Identity, rows: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, bool]:
     """Which of these images have other content, and whether that is unknown of some, which then count.
 
     Where only a sample's content was read, the sample stands for the others.
@@ -244,12 +237,8 @@ def _rewritten(before: pa.Table, now: Pictures, rows: np.ndarray, old: np.ndarra
     content = before["content"].combine_chunks().take(pa.array(old))
     known = content.is_valid().to_numpy(zero_copy_only=False)
     was = content.fill_null(0).to_numpy(zero_copy_only=False).astype(np.uint64)
-    checksums = now._checksums()
-    if checksums is not None:
-        values, readable = checksums.to_numpy()[rows], np.ones(len(rows), bool)
-    else:
-        values, readable = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
-        values[known], readable[known] = now._contents(rows[known])
+    values, readable = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
+    values[known], readable[known] = now.contents(rows[known])
     differs = known & readable & (values != was)
     # addresses have neither size nor content here: they are told by their paths
     remote = np.array([now.stats is not None and now.stats[row, 0] < 0 for row in rows])

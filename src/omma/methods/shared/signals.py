@@ -15,13 +15,13 @@ DISTILLATION = (  # of `self_distillation.collapse_stats`
     ),
     HealthSignal(
         kind="verdict", metric="teacher_entropy", limit=0.98, of="teacher_entropy_limit",
-        text="collapsed: the teacher's targets are uniform (entropy {value:.2f} of {of:.2f} nats) and teach "
+        text="the teacher's targets are uniform (entropy {value:.2f} of {of:.2f} nats) and teach "
         "nothing",
         remedy="Lower --method.teacher-temp or --lr",
     ),
     HealthSignal(
         kind="verdict", metric="teacher_kl_to_uniform", limit=0.75, of="teacher_entropy_limit",
-        text="collapsed: nearly all images are assigned to the same prototype (KL to uniform {value:.2f} of "
+        text="nearly all images are assigned to the same prototype (KL to uniform {value:.2f} of "
         "{of:.2f} nats)",
         remedy="Never switch centring off; raise --method.teacher-temp, or lower --lr",
     ),
@@ -34,7 +34,7 @@ CONTRASTIVE = (  # of `contrastive.uniformity`
     ),
     HealthSignal(
         kind="verdict", metric="uniformity", limit=-0.1,
-        text="collapsed: projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
+        text="projections are nearly equal (uniformity {value:.2f}, 0 is collapse)",
         remedy="Lower --lr, or use a larger batch",
     ),
 )  # fmt: skip
@@ -42,7 +42,7 @@ CONTRASTIVE = (  # of `contrastive.uniformity`
 RECONSTRUCTION = (
     HealthSignal(
         kind="verdict", metric="error_vs_mean_image", limit=0.98, level="warn",
-        text="not learning yet: reconstructions are no better than a constant picture ({value:.2f} of its "
+        text="reconstructions are no better than a constant picture ({value:.2f} of its "
         "error)",
         remedy="Train longer, or change the learning rate (--lr)",
     ),
