@@ -19,6 +19,18 @@ from omma.weights.read_file import WEIGHTS, read_index
 CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
 
 
+# arguments of timm.create_model that omma sets from other sources, or that matter in training only
+REPLACED = (
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "drop_rate",
+    "drop_path_rate",
+    "pretrained",
+    "pretrained_cfg",
+)
+
+
 class TimmWeights(NamedTuple):
     """A pretrained timm network."""
 
@@ -26,6 +38,9 @@ class TimmWeights(NamedTuple):
     config: dict[str, Any]  # its pretrained_cfg
     architecture: str
     classifier: Mapping[str, Tensor] = MappingProxyType({})  # "weight" and "bias" if linear, else empty
+    channels: int = 3
+    image_size: int | None = None  # that its positions are made for; None: the input size of `config`
+    arguments: str = ""  # JSON of the further arguments that the network was made with
 
 
 def fetch_hf(name: str) -> Path:
@@ -101,12 +116,12 @@ def fetch_timm(name: str) -> TimmWeights:
 
 
 def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TimmWeights | None:
-    """The weights of a folder that timm wrote; None if timm cannot build the network from its name.
+    """The weights of a folder that timm wrote; None if timm does not have the network, or is not installed.
 
-    That is so for unknown architectures, and for networks with changed sizes (model_args).
+    Raises ValueError for settings of a wrong type.
     """
     architecture = config.get("architecture")
-    if not isinstance(architecture, str) or config.get("model_args"):
+    if not isinstance(architecture, str):
         return None
     try:
         import timm
@@ -114,8 +129,20 @@ def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         return None
     if not timm.is_model(architecture):
         return None
-    cfg = config.get("pretrained_cfg")
-    return _split_classifier(tensors, dict(cfg) if isinstance(cfg, dict) else {}, architecture)
+    cfg, arguments = (dict(config.get(part) or {}) for part in ("pretrained_cfg", "model_args"))
+    size = cfg.get("input_size") or (3, 224, 224)
+    channels = arguments.get("in_chans", size[0])
+    if type(channels) is not int or not 1 <= channels <= 1024:
+        raise ValueError(f"its config.json says in_chans={channels!r}: a number of channels is expected")
+    made_for = arguments.get("img_size")
+    sides = {*made_for} if isinstance(made_for, list) else {made_for}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int | None):
+        raise ValueError(f"its config.json says img_size={made_for!r}: images are square in omma")
+    kept = {name: x for name, x in sorted(arguments.items()) if name not in REPLACED and x is not None}
+    text = json.dumps(kept) if kept else ""
+    return _split_classifier(tensors, cfg, architecture)._replace(
+        channels=channels, image_size=side, arguments=text
+    )
 
 
 def _split_classifier(tensors: Mapping[str, Tensor], cfg: dict[str, Any], architecture: str) -> TimmWeights:
