@@ -113,6 +113,8 @@ def _temporary_folder(out: Path) -> Path:
 def _move(folder: Path, out: Path) -> tuple[str, ...]:
     """Move everything in `folder` beside `out`, and what is named as `out` last."""
     names = sorted((f.name for f in folder.iterdir()), key=lambda name: name == out.name)
+    if len(names) > 1:  # a file of before must not be read with the others of now
+        out.unlink(missing_ok=True)
     for name in names:
         os.replace(folder / name, out.with_name(name))
     return tuple(sorted(f.name for f in out.iterdir())) if out.is_dir() else tuple(names)

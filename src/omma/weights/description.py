@@ -47,7 +47,7 @@ def check(description: Mapping[str, Any], file: Path, weights: Path) -> None:
     parameters, stored = sum(p.numel() for p in network.parameters()), _stored(weights)
     if stored is not None and parameters > 2 * stored + SLACK:
         raise ValueError(
-            f"{file}: spec describes a network of {parameters:,} parameters, {weights.name} holds {stored:,}: "
+            f"{file}: spec describes {parameters:,} parameters, {weights.name} holds {stored:,}: "
             "put the two files of one run together"
         )
 

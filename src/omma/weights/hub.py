@@ -5,17 +5,22 @@ huggingface_hub decides where the cache is and whether the network may be used (
 
 import difflib
 import json
+import logging
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor
 
 from omma.core.errors import line, need
 from omma.weights.read_file import WEIGHTS, read_index
 
+PATIENCE = 5.0  # seconds in which the hub must answer
 CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
 
 
@@ -185,7 +190,8 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
     hub = _hub()
     errors = hub.errors
     try:
-        yield
+        with _quiet(hub):
+            yield
     except errors.HFValidationError as error:
         raise ValueError(f"{name} is neither a folder nor a name on the hub; write hf:ORG/NAME") from error
     except errors.GatedRepoError as error:
@@ -203,7 +209,9 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
         if hub.constants.HF_HUB_OFFLINE:
             remedy = "HF_HUB_OFFLINE is set; unset it, or fetch it once online"
         else:
-            remedy = f"the hub cannot be reached ({line(error.__cause__ or error)}); check the network"
+            remedy = (
+                f"{hub.constants.ENDPOINT} cannot be reached; check the network, or give the weights' file"
+            )
         raise ValueError(f"{name} is not (completely) in the cache, and {remedy}") from error
     except errors.EntryNotFoundError as error:
         raise ValueError(
@@ -211,6 +219,36 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # network libraries raise errors of many types
         raise ValueError(f"{name} cannot be fetched ({line(error)}); try again") from error
+
+
+@contextmanager
+def _quiet(hub: Any) -> Iterator[None]:
+    """Without the hub's log of each failed request; where it cannot be reached, with its cache alone.
+
+    Its own way is to try each file for half a minute.
+    """
+    logger, constants = logging.getLogger("huggingface_hub"), hub.constants
+    level, offline = logger.level, constants.HF_HUB_OFFLINE
+    logger.setLevel(logging.CRITICAL)
+    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _reachable(endpoint: str) -> bool:
+    """Does anything listen at this address? Taken for granted behind a proxy, which would have to be asked."""
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme) or address.hostname is None:
+        return True
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname, port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def _suggestion(names: list[str]) -> str:
