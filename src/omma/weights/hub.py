@@ -239,7 +239,7 @@ def _quiet(hub: Any) -> Iterator[None]:
 
 
 def _reachable(endpoint: str) -> bool:
-    """Does anything listen at this address? Taken for granted behind a proxy, which would have to be asked."""
+    """Does anything listen at this address? Taken for granted behind a proxy, which alone knows."""
     address = urlsplit(endpoint)
     if getproxies().get(address.scheme) or address.hostname is None:
         return True
