@@ -118,9 +118,7 @@ def test_offline_and_not_cached(cache, monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     cause = hub.errors.LocalEntryNotFoundError("An error\nhappened")
     monkeypatch.setattr(hub, "hf_hub_download", raising(cause))
-    assert "the hub cannot be reached (An error happened); check the network" in refused(
-        fetch_hf, "hf:org/name"
-    )
+    assert "https://huggingface.co cannot be reached; check the network" in refused(fetch_hf, "hf:org/name")
 
 
 def raising(error):
@@ -214,3 +212,17 @@ def test_config(tmp_path):
     for text, words in (("{", "is damaged"), ("[1]", "holds no settings, but a list"), ("", "is damaged")):
         (tmp_path / "config.json").write_text(text)
         assert words in refused(read_config, tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(monkeypatch, tmp_path, caplog, capfd):
+    """Its own client tries each file for half a minute, and logs every attempt."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    line = refused(fetch_hf, "hf:org/name")
+    assert "http://127.0.0.1:9 cannot be reached" in line
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert hub.constants.HF_HUB_OFFLINE is False

@@ -161,12 +161,16 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
 
 
 def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
-    """The same on the meta device and frozen, for shapes and cost; no memory is allocated.
+    """The same on the meta device and frozen, for shapes and cost; no memory is held.
 
     Raises ValueError as `build` does.
     """
-    with torch.device("meta"):
-        network = build(name=name, image_size=image_size, channels=channels, **chosen)
+    spec = {"name": name, "image_size": image_size, "channels": channels, **chosen}
+    try:
+        with torch.device("meta"):
+            network = build(**spec)
+    except RuntimeError:  # the constructor computes with values
+        network = build(**spec).to("meta")
     return network.eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ torchvision are used up to the pooling.
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from omma.backbones.layers.foreign import (
     Trunk,
     adopt,
     arrange,
+    checked_arguments,
     drop_nothing,
     probe,
     shapes,
@@ -29,7 +30,7 @@ from omma.backbones.layers.foreign import (
 )
 from omma.backbones.layers.nonlocal_block import NonLocal
 from omma.backbones.layers.transformer import chosen_layers
-from omma.core.errors import need
+from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Features, NoAttention
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Encoder(Backbone):
 
     image_size: that positions are made for, if the network has any; others read any size. non_local: stages
     to put a non-local block after [Wang 2018, arXiv 1711.07971]; non_local_pool: max-pool its keys 2x2.
+    arguments: a JSON object of further arguments of timm.create_model.
     """
 
     drops_tokens = False
@@ -98,6 +100,7 @@ class Encoder(Backbone):
         non_local: int | Iterable[int] = (),
         non_local_pool: bool = False,
         drop_path: float = 0.0,
+        arguments: str = "",
     ) -> None:
         super().__init__()
         self.name, self.image_size, self.channels = name, image_size, channels
@@ -105,10 +108,12 @@ class Encoder(Backbone):
         self.non_local_pool = non_local_pool
         source, _, model = name.partition(":")
         if source == "timm":
-            network = _timm(model, image_size, channels, drop_path)
+            network = _timm(model, image_size, channels, drop_path, checked_arguments(arguments))
             self.prefix = getattr(network, "num_prefix_tokens", 0)
             self.pool = "token" if getattr(network, "global_pool", None) == "token" else "mean"
         else:
+            if arguments:
+                raise ValueError(f"arguments={arguments} of {name}: only timm's networks take further ones")
             network = _torchvision(model, channels, drop_path)
         first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
         first = first or next((n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), ())
@@ -201,7 +206,7 @@ class Encoder(Backbone):
         try:
             x = self._network[0].forward_features(images)
         except AssertionError as error:  # timm's way to reject a size
-            raise ValueError(f"{self.name} cannot read {height}x{width} px: {error}") from error
+            raise ValueError(f"{self.name} cannot read {height}x{width} px: {line(error)}") from error
         return self._flatten(x, (size[0], size[1]))
 
     def tokenize(
@@ -266,7 +271,7 @@ class Encoder(Backbone):
 
 
 # ---------------------------------------------------------------- the two libraries
-def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
+def _timm(model: str, image_size: int, channels: int, drop_path: float, further: Mapping[str, Any]) -> Any:
     """One of timm's networks without classifier; options that it lacks are not passed."""
     timm = need("timm", "timm")
     options = {
@@ -277,18 +282,19 @@ def _timm(model: str, image_size: int, channels: int, drop_path: float) -> Any:
     }
     while True:
         try:
-            return timm.create_model(
-                model.partition(".")[0], pretrained=False, num_classes=0, in_chans=channels, **options
-            )
+            every = {**options, **further, "num_classes": 0, "in_chans": channels}
+            return timm.create_model(model.partition(".")[0], pretrained=False, **every)
         except TypeError as error:
             rejected = [name for name in options if f"'{name}'" in str(error)]
             if not rejected:
-                raise
+                raise ValueError(f"timm:{model} cannot be made: {line(error)}") from error
             if "drop_path_rate" in rejected and drop_path:
                 log.warning("timm:%s has no stochastic depth: drop_path=%g is ignored", model, drop_path)
             options = {name: value for name, value in options.items() if name not in rejected}
         except AssertionError as error:
-            raise ValueError(f"timm:{model} cannot be made for {image_size} px: {error}") from error
+            raise ValueError(f"timm:{model} cannot be made for {image_size} px: {line(error)}") from error
+        except (ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"timm:{model} cannot be made: {line(error)}") from error
 
 
 def _torchvision(model: str, channels: int, drop_path: float) -> Trunk:

@@ -5,18 +5,35 @@ huggingface_hub decides where the cache is and whether the network may be used (
 
 import difflib
 import json
+import logging
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor
 
 from omma.core.errors import line, need
 from omma.weights.read_file import WEIGHTS, read_index
 
+PATIENCE = 5.0  # seconds in which the hub must answer
 CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
+
+
+# arguments of timm.create_model that omma sets from other sources, or that matter in training only
+REPLACED = (
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "drop_rate",
+    "drop_path_rate",
+    "pretrained",
+    "pretrained_cfg",
+)
 
 
 class TimmWeights(NamedTuple):
@@ -26,6 +43,9 @@ class TimmWeights(NamedTuple):
     config: dict[str, Any]  # its pretrained_cfg
     architecture: str
     classifier: Mapping[str, Tensor] = MappingProxyType({})  # "weight" and "bias" if linear, else empty
+    channels: int = 3
+    image_size: int | None = None  # that its positions are made for; None: the input size of `config`
+    arguments: str = ""  # JSON of the further arguments that the network was made with
 
 
 def fetch_hf(name: str) -> Path:
@@ -101,12 +121,12 @@ def fetch_timm(name: str) -> TimmWeights:
 
 
 def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TimmWeights | None:
-    """The weights of a folder that timm wrote; None if timm cannot build the network from its name.
+    """The weights of a folder that timm wrote; None if timm does not have the network, or is not installed.
 
-    That is so for unknown architectures, and for networks with changed sizes (model_args).
+    Raises ValueError for settings of a wrong type.
     """
     architecture = config.get("architecture")
-    if not isinstance(architecture, str) or config.get("model_args"):
+    if not isinstance(architecture, str):
         return None
     try:
         import timm
@@ -114,8 +134,20 @@ def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         return None
     if not timm.is_model(architecture):
         return None
-    cfg = config.get("pretrained_cfg")
-    return _split_classifier(tensors, dict(cfg) if isinstance(cfg, dict) else {}, architecture)
+    cfg, arguments = (dict(config.get(part) or {}) for part in ("pretrained_cfg", "model_args"))
+    size = cfg.get("input_size") or (3, 224, 224)
+    channels = arguments.get("in_chans", size[0])
+    if type(channels) is not int or not 1 <= channels <= 1024:
+        raise ValueError(f"its config.json says in_chans={channels!r}: a number of channels is expected")
+    made_for = arguments.get("img_size")
+    sides = {*made_for} if isinstance(made_for, list) else {made_for}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int | None):
+        raise ValueError(f"its config.json says img_size={made_for!r}: images are square in omma")
+    kept = {name: x for name, x in sorted(arguments.items()) if name not in REPLACED and x is not None}
+    text = json.dumps(kept) if kept else ""
+    return _split_classifier(tensors, cfg, architecture)._replace(
+        channels=channels, image_size=side, arguments=text
+    )
 
 
 def _split_classifier(tensors: Mapping[str, Tensor], cfg: dict[str, Any], architecture: str) -> TimmWeights:
@@ -158,7 +190,8 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
     hub = _hub()
     errors = hub.errors
     try:
-        yield
+        with _quiet(hub):
+            yield
     except errors.HFValidationError as error:
         raise ValueError(f"{name} is neither a folder nor a name on the hub; write hf:ORG/NAME") from error
     except errors.GatedRepoError as error:
@@ -176,7 +209,9 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
         if hub.constants.HF_HUB_OFFLINE:
             remedy = "HF_HUB_OFFLINE is set; unset it, or fetch it once online"
         else:
-            remedy = f"the hub cannot be reached ({line(error.__cause__ or error)}); check the network"
+            remedy = (
+                f"{hub.constants.ENDPOINT} cannot be reached; check the network, or give the weights' file"
+            )
         raise ValueError(f"{name} is not (completely) in the cache, and {remedy}") from error
     except errors.EntryNotFoundError as error:
         raise ValueError(
@@ -184,6 +219,36 @@ def _one_line_errors(name: str, repository: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # network libraries raise errors of many types
         raise ValueError(f"{name} cannot be fetched ({line(error)}); try again") from error
+
+
+@contextmanager
+def _quiet(hub: Any) -> Iterator[None]:
+    """Without the hub's log of each failed request; where it cannot be reached, with its cache alone.
+
+    Its own way is to try each file for half a minute.
+    """
+    logger, constants = logging.getLogger("huggingface_hub"), hub.constants
+    level, offline = logger.level, constants.HF_HUB_OFFLINE
+    logger.setLevel(logging.CRITICAL)
+    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _reachable(endpoint: str) -> bool:
+    """Does anything listen at this address? Taken for granted behind a proxy, which alone knows."""
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme) or address.hostname is None:
+        return True
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname, port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def _suggestion(names: list[str]) -> str:

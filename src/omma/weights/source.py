@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.core.errors import line
+from omma.backbones import external
 from omma.core.explain import translated
 from omma.core.protocols import Backbone, Extras
 from omma.weights import hub, published, read_file, store
 from omma.weights.model import Model
 from omma.weights.published import clip, dalle
 from omma.weights.published.recognise import Recognised
+from omma.weights.published.report import grouped
 
 
 @translated()
@@ -114,16 +116,28 @@ def _load_folder(
     if (folder / hub.PREPROCESSOR).is_file():
         preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
     cfg = config.get("pretrained_cfg")
-    if (timm_weights := hub.as_timm_weights(tensors, config)) is not None:
+    settings: dict[str, Any] = {"config": config, "preprocessor": preprocessor, "timm_cfg": cfg}
+    with published.readable(source):
+        timm_weights = hub.as_timm_weights(tensors, config)
+    if timm_weights is None:
         try:
-            with published.readable(source):
-                return _load_timm(timm_weights, source, allow_partial)
+            return _load_published(tensors, source, allow_partial, notes, folder, **settings)
         except ValueError as error:
-            notes = [*notes, f"not compared with timm's own network: {error}"]
-    return _load_published(
-        tensors, source, allow_partial, notes, folder,
-        config=config, preprocessor=preprocessor, timm_cfg=cfg,
-    )  # fmt: skip
+            architecture = config.get("architecture")
+            if not isinstance(architecture, str) or find_spec("timm") is not None:
+                raise
+            raise ValueError(
+                f"{source} is timm's {architecture}: pip install 'omma[timm]' to use it"
+            ) from error
+    try:
+        with published.readable(source):
+            return _load_timm(timm_weights, source, allow_partial)
+    except ValueError as error:
+        notes = [*notes, f"not compared with timm's own network: {error}"]
+        try:
+            return _load_published(tensors, source, allow_partial, notes, folder, **settings)
+        except ValueError:
+            raise error from None
 
 
 def _load_published(
@@ -152,29 +166,51 @@ def _load_published(
 def _load_timm(weights: hub.TimmWeights, source: str, allow_partial: bool) -> Model:
     """A timm network as omma's own backbone if that computes the same features, else timm's, wrapped."""
     size = int((weights.config.get("input_size") or (3, 224, 224))[-1])
-    wrapped = backbones.build(name=f"timm:{weights.architecture}", image_size=size).eval()
-    try:
-        wrapped.load_state_dict(weights.tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit timm's {weights.architecture} ({line(error)})") from error
+    spec: dict[str, Any] = {"name": f"timm:{weights.architecture}", "image_size": weights.image_size or size}
+    spec |= {"channels": weights.channels, "arguments": weights.arguments}
+    expected = backbones.outline(**spec).state_dict()
+    heads = {
+        name for name in weights.tensors if name not in expected and name.split(".")[0] in external.HEADS
+    }
+    tensors = {name: x for name, x in weights.tensors.items() if name not in heads}
+    unfit = expected.keys() ^ tensors.keys() or {
+        name for name, x in tensors.items() if x.shape != expected[name].shape
+    }
+    if unfit:
+        few = ", ".join(sorted(unfit)[:3])
+        raise ValueError(
+            f"{source} does not fit timm's {weights.architecture} ({len(unfit)} tensors: {few}, ...)"
+        )
+    wrapped = backbones.build(**spec).eval()
+    wrapped.load_state_dict(tensors)
     fits = "weight" in weights.classifier and weights.classifier["weight"].shape[1] == wrapped.dim
     extras = Extras({f"classifier.{name}": x for name, x in weights.classifier.items()} if fits else {})
     try:
         own = _load_published(weights.tensors, source, allow_partial, timm_cfg=weights.config)
         why = "omma's backbone computes other features from these weights"
-        if _same_features(own.encoder, wrapped, size):
+        if _same_features(own.encoder, wrapped, size, pooled=bool(weights.arguments)):
             own.extras = extras
             return own
     except ValueError as error:
         why = str(error)
-    preprocess, note = published.preprocess(None, size=size, timm_cfg=weights.config)
+    preprocess, note = published.preprocess(
+        None, size=size, channels=weights.channels, timm_cfg=weights.config
+    )
     lines = [f"{source}: timm's own network, all parameters unchanged ({why})", note]
+    if heads:
+        lines.append(f"in the file, not used: {grouped(heads)}")
     return Model(wrapped, preprocess, {"source": source, "loaded": lines}, extras)
 
 
 @torch.inference_mode()
-def _same_features(one: Backbone, other: Backbone, size: int) -> bool:
-    """Do both compute the same patch features? Equal parameter names do not guarantee it."""
-    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    a, b = one(noise).patches, other(noise).patches
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1))
+def _same_features(one: Backbone, other: Backbone, size: int, pooled: bool) -> bool:
+    """Do both compute the same features? Equal parameter names do not guarantee it. pooled: those, too."""
+    if one.channels != other.channels:
+        return False
+    noise = torch.randn(1, one.channels, size, size, generator=torch.Generator().manual_seed(0))
+    a, b = one(noise), other(noise)
+    pairs = [(a.patches, b.patches), *([(a.pooled, b.pooled)] if pooled else [])]
+    return all(
+        x.shape == y.shape and bool((x - y).abs().max() <= 1e-3 * y.abs().max().clamp(min=1))
+        for x, y in pairs
+    )

@@ -19,6 +19,7 @@ from omma.core import files
 from omma.core.errors import line
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
 from omma.data.batches.preprocess import as_dict, from_dict
+from omma.weights.description import check
 from omma.weights.digest import digest
 from omma.weights.model import Model
 
@@ -88,6 +89,7 @@ def load(model: str | Path) -> Model:
     """
     weights, description_file = _find_files(Path(model))
     description = _read_description(description_file)
+    check(description, description_file, weights)
     try:
         encoder = backbones.unfilled(**description["spec"])
         preprocess = from_dict(description["preprocess"])

@@ -1,6 +1,7 @@
 """Adapters for other libraries' networks: their parameter names, synchronised batch norms, measured sizes."""
 
 import copy
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +17,35 @@ from omma.ops.batch_norm import BatchNorm
 
 # entries of feature_info before the first stage
 STEM = re.compile(r"(?i)(.*\.)?(stem|conv|bn1$|act1$|norm0$|layer0$)")
+
+
+MOST_ARGUMENT = 65_536  # of an integer: no network's width or number of blocks comes near
+MOST_DEPTH = 1000  # blocks
+# arguments of timm.create_model that read files, or that omma sets itself
+OWN_ARGUMENTS = ("checkpoint_path", "cache_dir", "num_classes", "in_chans", "img_size", "features_only")
+
+
+def checked_arguments(text: str) -> dict[str, Any]:
+    """Further arguments of timm.create_model from JSON; ValueError for any that timm should not get."""
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"arguments={text[:80]!r}: no JSON ({line(error)})") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments={text[:80]!r}: a JSON object is expected")
+    for name, value in arguments.items():
+        if name in OWN_ARGUMENTS or name.startswith("pretrained"):
+            raise ValueError(f"the argument {name} of timm's networks cannot be set")
+        values = value if isinstance(value, list) else [value]
+        plain = all(isinstance(v, bool | str) or v is None or _small(v) for v in values)
+        deep = any(word in name for word in ("depth", "layers", "blocks"))
+        if not plain or (deep and sum(v for v in values if isinstance(v, int | float)) > MOST_DEPTH):
+            raise ValueError(f"the argument {name} of timm's networks cannot be {str(value)[:40]}")
+    return arguments
+
+
+def _small(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_ARGUMENT
 
 
 # ---------------------------------------------------------------- modules under their own names
@@ -108,8 +138,11 @@ def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
     weight = next(p for p in twin.parameters() if p.ndim > 1)
     try:
         x = twin.forward_features(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px: {line(error)}") from error
+    except (AssertionError, RuntimeError, ValueError) as error:
+        own = (getattr(twin, "pretrained_cfg", None) or {}).get("input_size")
+        remedy = f" (its own size is {own[1]}x{own[2]})" if own else ""
+        why = f": {line(error)}" if str(error) else ""
+        raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px{remedy}{why}") from error
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
         raise ValueError(f"{name} has no single feature map, which is required; choose another network")
     return x

@@ -89,7 +89,8 @@ def _find_dialect(
             return dialect, min(prefixes, key=_preference)
     few = " ".join(", ".join(list(names)[:4]).split()) or "nothing"
     raise ValueError(
-        f"{source} holds no vision network that omma supports: it has {few}, ...; supported are {SUPPORTED}"
+        f"{source} holds no vision network that omma supports: it has {few}, ...; supported are {SUPPORTED}, "
+        'and any network of timm in a folder whose config.json says {"architecture": "NAME"}'
     )
 
 
