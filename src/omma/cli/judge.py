@@ -1,20 +1,29 @@
 """Commands that evaluate a model: `omma evaluate` and `omma report`."""
 
+import json as json_
+import logging
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from omma.cli.shared import Path_, out
+from omma.cli import early
+from omma.cli.shared import File_, Images_, Labelled_, Model_, Run_, fits, say, show
+from omma.cli.stages import Stages
+from omma.core import files, outputs
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Path_,
-    labelled: Path_,
+    model: Model_,
+    labelled: Labelled_,
     protocol: tuple[str, ...] = ("knn", "linear"),
-    json: Path | None = None,
-    prompts: Path | None = None,
-    merges: Path | None = None,
+    json: File_ = None,
+    prompts: File_ = None,
+    merges: File_ = None,
     floors: bool = True,
     allow_partial: bool = False,
     device: str = "auto",
@@ -36,45 +45,78 @@ def evaluate(
         precision: fp32 or bf16.
         seed: Seed of splits and of the untrained network's weights.
     """
-    from omma.core.device import keep_memory
-    from omma.verbs.evaluate import evaluate as verb
+    early.model(model)
+    early.protocols(protocol)
+    early.images(labelled)
+    if json is not None:
+        outputs.check_file(json, "--json")
+    with Stages(f"reading {labelled} ...") as stages:
+        from omma.core.device import keep_memory
+        from omma.verbs.evaluate import evaluate as verb
 
-    keep_memory()
-
-    with out.status("reading images and computing features"):
+        keep_memory()
         result = verb(
-            model, labelled, protocols=protocol, prompts=prompts, merges=merges, json=json, floors=floors,
-            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
+            model, labelled, protocols=protocol, prompts=prompts, merges=merges, floors=floors,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
-    if json is not None:
-        out.print(f"written to {json}")
+    if json is not None:  # the figures are printed already, whatever becomes of the file
+        with files.atomic_write(json) as partial:
+            text = json_.dumps(result.to_json(), indent=2, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+        say(f"written to {json}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        return report(model, labelled, seed)
+        _report_beside(model, labelled, seed)
     return 0
 
 
-def report(run: Path_, images: Path_, seed: int = 0) -> int:
+def report(run: Run_, images: Images_, seed: int = 0) -> int:
     """Write a run's report again, with pictures of the given images.
 
     Args:
-        run: Run folder.
+        run: Folder of a finished run.
         images: Images, in any form that pretrain accepts.
         seed: Seed of the choice of pictures.
     """
-    from omma.verbs.report import report as verb
-
-    out.print(f"report  {verb(run, images, seed=seed)}", markup=False)
+    early.model(run)
+    early.images(images)
+    _write_report(run, images, seed, f"reading {images} ...")
     return 0
+
+
+def _write_report(run: str, images: str, seed: int, first: str) -> None:
+    with Stages(first) as stages:
+        from omma.verbs.report import report as verb
+
+        page = verb(run, images, seed=seed, progress=stages)
+    say(str(page), "report")
+
+
+def _report_beside(run: str, images: str, seed: int) -> None:
+    """Write the report with the evaluation's figures, which stand whatever becomes of it."""
+    from omma.reporting.run_report import not_written
+
+    try:
+        _write_report(run, images, seed, "drawing the report ...")
+    except Exception as error:
+        log.debug("the report failed", exc_info=True)
+        say(not_written(error, run))
 
 
 def _print_evaluation(evaluation: Any) -> None:
     heads, rows = evaluation.table()
-    table = Table()
-    for i, name in enumerate(heads):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    table = _table(heads, rows)
+    if not fits(table):  # intervals below the values
+        table = _table(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
+    show(table)
     for line in (evaluation.protocol(), evaluation.verdict(), *evaluation.notes):
-        out.print(line, markup=False)
+        say(line)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(heads):
+        table.add_column(Text(name), justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -64,7 +64,7 @@ def decide(request: Request) -> Setup:
     device, decode = _machine(request)
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
-    images = data.prepare(opened, requirements.of_request(request), request.seed)
+    images = data.prepare(opened, requirements.of_request(request), request.seed, request.listen)
     start, folder = None, _folder(request, init_weights.default_out(request, images.stem))
     if folder is not None and request.init is not None:
         start = init_weights.find(request, folder)

@@ -3,7 +3,6 @@
 import copy
 import csv
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -273,8 +272,12 @@ def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
 
 
 # ---------------------------------------------------------------- check
-def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int, str]]:
-    """Decode images in threads; returns (index, reason) of the bad ones.
+def verify(
+    images: Images,
+    indices: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[int, str]]:
+    """Decode images in threads; returns (index, reason) of the bad ones. progress: images done, and in all.
 
     JPEGs are decoded at 1/8 scale, which still reads every byte and so detects truncation.
     """
@@ -289,9 +292,14 @@ def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int,
                 bad.append((i, str(error)))
         return bad
 
+    results, done = [], 0
+    chunks = np.array_split(todo, max(1, len(todo) // 64))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        results = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
-    return sorted(itertools.chain(*results))
+        for chunk, bad in zip(chunks, pool.map(check, chunks)):
+            results += bad
+            done += len(chunk)
+            progress(done, len(todo))
+    return sorted(results)
 
 
 def _read_checked(file: Path) -> list[tuple[int, str]] | None:
@@ -301,7 +309,11 @@ def _read_checked(file: Path) -> list[tuple[int, str]] | None:
         return None
 
 
-def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
+def checked(
+    images: IndexedImages,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
     Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
@@ -318,7 +330,7 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
                 np.random.default_rng(0).permutation(n) if shards is None else local_order(0, 0, shards, 1)
             )
             sample = np.sort(order[:CHECK_SAMPLE])
-        bad = verify(images, sample)
+        bad = verify(images, sample, progress)
         if len(bad) == (n if sample is None else len(sample)):
             raise ValueError(
                 _none_readable(images.source, n, [(images.path(i), reason) for i, reason in bad])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
+from omma.core.sources import not_found
 from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
@@ -313,7 +314,7 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
             return list_glob, False
         if "://" in source:
             raise ValueError(f"{typed}: remote folders are not listed; give a manifest with a `path` column")
-        raise ValueError(f"{typed}: not found; give a folder, glob, archive, manifest or array of images")
+        raise not_found(typed)
     name = source.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise ValueError(
