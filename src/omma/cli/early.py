@@ -43,7 +43,7 @@ def table(out: str) -> None:
 
 
 def pretraining(request: Request) -> None:
-    """Raise ValueError for images that are not there, an unknown method, or a place that cannot be written."""
+    """Raise ValueError for images that are not there, an unknown method, or no place for the run."""
     images(str(request.images))
     if request.method != "auto":
         methods.check(request.method)

@@ -5,12 +5,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from omma.cli import early
-from omma.cli.shared import File_, Images_, Labelled_, Model_, Run_, fits, say, show
+from omma.cli.shared import File_, Images_, Labelled_, Model_, Run_, fits, out, say, show
 from omma.cli.stages import Stages
 from omma.core import files, outputs
 
@@ -103,20 +103,22 @@ def _report_beside(run: str, images: str, seed: int) -> None:
         say(not_written(error, run))
 
 
-def _print_evaluation(evaluation: Any) -> None:
+def _print_evaluation(evaluation: Any, console: Console = out) -> None:
     heads, rows = evaluation.table()
     table = _table(heads, rows)
-    if not fits(table):  # intervals below the values
+    if not fits(table, console):  # intervals below the values
         table = _table(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
-    show(table)
+    say("", console=console)
+    show(table, console)
+    say("", console=console)
     for line in (evaluation.protocol(), evaluation.verdict(), *evaluation.notes):
-        say(line)
+        say(line, console=console)
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(heads):
-        table.add_column(Text(name), justify="right" if i else "left")
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

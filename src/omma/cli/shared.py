@@ -72,9 +72,9 @@ def say(text: str, label: str = "", *, style: str = "", indent: int | None = Non
 
 def show(table: Table, console: Console = out) -> None:
     """Print a table, in its full width where the reader's is not known."""
-    width = None if wraps(console) else 10_000
-    target = console if width is None else Console(highlight=False, width=width, quiet=console.quiet)
-    target.print(table)
+    if not wraps(console):
+        console = Console(file=console.file, highlight=False, width=10_000, quiet=console.quiet)
+    console.print(table)
 
 
 def fits(table: Table, console: Console = out) -> bool:
