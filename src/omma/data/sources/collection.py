@@ -18,6 +18,7 @@ import pyarrow as pa
 from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images
 from omma.core.random import local_order
+from omma.core.words import count
 from omma.data.sources.decode import as_channels
 from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.listing import Listing, lister
@@ -142,11 +143,12 @@ class IndexedImages:
 
     def describe(self) -> str:
         """One line for a person."""
-        parts = [f"{len(self):,} images, {self.channels} channel{'s' if self.channels > 1 else ''}"]
+        parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
         if self.labels is not None:
             unlabelled = int((self.labels < 0).sum())
             parts.append(
-                f"{len(self.classes)} classes" + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
+                count(len(self.classes), "class", "classes")
+                + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
             )
         if self.splits is not None:
             parts.append(
@@ -268,7 +270,7 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
 
 
 def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
-    return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
+    return f"{source}: none of {count(n, 'image')} can be read ({_first(bad)}); check the files"
 
 
 # ---------------------------------------------------------------- check
