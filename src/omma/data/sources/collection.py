@@ -3,6 +3,7 @@
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from omma.data.sources.webdataset_samples import list_shards
 
 log = logging.getLogger(__name__)
 
+ImageProgress = Callable[[int, int], None]  # images done, images in total
 CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
 CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses
 CHECK_SAMPLE = 2_000
@@ -146,10 +148,8 @@ class IndexedImages:
         parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
         if self.labels is not None:
             unlabelled = int((self.labels < 0).sum())
-            parts.append(
-                count(len(self.classes), "class", "classes")
-                + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
-            )
+            classes = count(len(self.classes), "class", "classes")
+            parts.append(classes + f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
         if self.splits is not None:
             parts.append(
                 " and ".join(f"{n:,} {side}" for side, n in sorted(Counter(self.splits.tolist()).items()))
@@ -275,9 +275,7 @@ def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
 
 # ---------------------------------------------------------------- check
 def verify(
-    images: Images,
-    indices: np.ndarray | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    images: Images, indices: np.ndarray | None = None, progress: ImageProgress | None = None
 ) -> list[tuple[int, str]]:
     """Decode images in threads; returns (index, reason) of the bad ones. progress: images done, and in all.
 
@@ -294,13 +292,12 @@ def verify(
                 bad.append((i, str(error)))
         return bad
 
-    results, done = [], 0
-    chunks = np.array_split(todo, max(1, len(todo) // 64))
+    results, chunks = [], np.array_split(todo, max(1, len(todo) // 64))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        for chunk, bad in zip(chunks, pool.map(check, chunks)):
+        for done, bad in zip(itertools.accumulate(map(len, chunks)), pool.map(check, chunks)):
             results += bad
-            done += len(chunk)
-            progress(done, len(todo))
+            if progress:
+                progress(done, len(todo))
     return sorted(results)
 
 
@@ -312,9 +309,7 @@ def _read_checked(file: Path) -> list[tuple[int, str]] | None:
 
 
 def checked(
-    images: IndexedImages,
-    cache: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    images: IndexedImages, cache: Path | None = None, progress: ImageProgress | None = None
 ) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
