@@ -1,6 +1,7 @@
 """The command line: every command by name, errors in one line, options handed on."""
 
 import functools
+import importlib
 import inspect
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from omma import backbones, cli
+from omma.cli import catalogue
 from omma.data.sources import demo_digits
 from omma.verbs import pretrain
 
@@ -39,27 +41,47 @@ def test_pretrain_has_the_options_of_its_python_function():
     assert "dotted" in own  # --method.KEY and --model.KEY
 
 
-def test_models_are_listed_with_their_cost(capsys, monkeypatch):
-    known = [
-        "swin-b",
-        "swin-b/w12",
-        "deit-s/99",
-        "vit-n/2",
-        "vit-n/4",
-        "vit-ti/8",
-        "vit-ti/16",
-        "vit-ti/32",
-    ]
-    monkeypatch.setattr(backbones, "names", lambda: known)
+def test_models_are_listed_with_their_cost(capsys):
     code, text, _ = call(capsys, "models")
     assert code == 0
     rows = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
     assert rows["vit-ti/16"] == ["224", "5.52M", "1.25", "192", "yes", "2010.11929"]
     assert rows["vit-n/4"][0] == "32"
     assert rows["swin-b"][:3] == ["224", "86.74M", "15.43"]
-    assert rows["swin-b/w12"][0] == "384"
+
+
+def test_the_stored_costs_are_those_of_the_networks():
+    """If this fails, `omma.cli.catalogue.main()` writes them again."""
+    names = catalogue.listed(backbones.names())
+    stored = {row.name: row for row in catalogue.stored()}
+    assert list(stored) == names
+    some = ["vit-n/4", "vitc-15mf"]
+    assert [stored[name] for name in some] == list(catalogue.counted(some))
+
+
+@pytest.mark.slow
+def test_all_stored_costs_are_those_of_the_networks():
+    assert catalogue.stored() == list(catalogue.counted(catalogue.listed(backbones.names())))
+
+
+def test_models_of_another_size_are_counted(capsys, monkeypatch):
+    known = ["swin-b", "swin-b/w12", "deit-s/99", "vit-n/2", "vit-n/4", "vit-ti/8", "vit-ti/16", "vit-ti/32"]
+    monkeypatch.setattr(backbones, "names", lambda: known)
+    code, text, _ = call(capsys, "models", "--image-size", "96", "--channels", "4")
+    assert code == 0
+    rows = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+    assert rows["vit-ti/16"][:2] == ["96", "5.54M"]
     assert not rows.keys() & {"vit-ti/8", "vit-ti/32", "vit-n/2"}  # one row a size
     assert rows["deit-s/99"][:3] == ["is", "left", "out:"]
+    assert catalogue.outline("swin-b/w12", None, 3)[1] == 384
+
+
+def test_libraries_that_are_not_installed_are_named(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, text, _ = call(capsys, "models")
+    assert code == 0
+    assert "timm:resnet18 " not in text
+    assert "the networks of timm are left out: pip install 'omma[timm]' brings it" in text
 
 
 def test_one_model_is_explained(capsys):
@@ -88,11 +110,12 @@ def test_one_model_is_explained(capsys):
     ("words", "said"),
     [
         (["pretrain", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["pretrain", ".", "--method", "dyno", "--steps", "1"], "."),
+        (["pretrain", ".", "--method", "dyno", "--steps", "1"], "choose dino"),
+        (["pretrain", ".", "--steps", "1"], "no images in it"),
         (["evaluate", "/no/run", "."], "/no/run"),
         (["embed", "/no/run", ".", "--out", "t.parquet"], "/no/run"),
         (["export", "/no/run", "--format", "onnx", "--out", "m.onnx"], "/no/run"),
-        (["export", "/no/run", "--format", "tflite"], "'tflite' is unknown: choose safetensors"),
+        (["export", ".", "--format", "tflite"], "'tflite' is unknown: choose safetensors"),
         (["report", "/no/run", "."], "/no/run"),
         (["methods", "dyno"], "dyno"),
         (["models", "vit-s/17b"], "vit-s/17b"),
@@ -172,9 +195,91 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "safetensors" / "model.safetensors").exists()
 
 
-def test_starting_up_does_not_import_torch():
-    code = "import sys, omma.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+WITHOUT_TORCH = """
+import sys
+for words in {commands!r}:
+    try:
+        import omma, omma.cli
+        omma.cli.main(words)
+    except SystemExit as stop:
+        print(words, stop.code)
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_what_needs_no_torch_does_not_import_it(tmp_path):
+    """Its import takes seconds; so long would a user wait to learn of a mistyped word."""
+    right = [
+        ["--help"],
+        ["--version"],
+        ["pretrain", "--help"],
+        ["evaluate", "--help"],
+        ["methods"],
+        ["models"],
+    ]
+    wrong = [
+        ["pretrian", "."],
+        ["pretrain", "nowhere"],
+        ["pretrain", ".", "--method", "dyno"],
+        ["pretrain", ".", "--budget", "5"],
+        ["pretrain", ".", "--out", "file"],
+        ["evaluate", "nowhere", "."],
+        ["evaluate", ".", "nowhere"],
+        ["evaluate", ".", ".", "--protocol", "kmn"],
+        ["evaluate", ".", ".", "--json", "."],
+        ["embed", ".", "nowhere", "--out", "t.csv"],
+        ["embed", ".", ".", "--out", "t.xls"],
+        ["embed", ".", ".", "--out", "file/t.csv"],
+        ["export", "nowhere", "--format", "onnx"],
+        ["report", "nowhere", "."],
+    ]
+    (tmp_path / "file").touch()
+    code = WITHOUT_TORCH.format(commands=[*right, *wrong])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ends = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert ends == [f"{words} 0" for words in right] + [f"{words} 2" for words in wrong]
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(wrong)
+    assert all(line.startswith("omma: ") for line in errors)
+    assert errors[0] == "omma: 'pretrian' is no command: did you mean pretrain? `omma --help` explains them"
+    assert "say the unit, 5s, 5m or 5h" in errors[3]
+    assert "*.parquet, *.csv or *.npz" in errors[10]
+
+
+def test_help_names_its_arguments_and_says_what_omma_is(capsys):
+    _, text, _ = call(capsys, "--help")
+    assert "from a folder of images" in text
+    assert call(capsys)[1] == text  # without any word, too
+    for command in cli.COMMANDS:
+        _, text, _ = call(capsys, command, "--help")
+        assert "STR STR" not in text
+        assert "{None}" not in text
+    assert "MODEL LABELLED" in call(capsys, "evaluate", "--help")[1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_help_keeps_to_the_width(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ([], ["pretrain"], ["evaluate"], ["demo"]):
+        _, text, _ = call(capsys, *command, "--help")
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_every_option_has_a_sentence(capsys):
+    for command, function in cli.COMMANDS.items():
+        documented = inspect.getdoc(function) or ""
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name != "dotted":
+                assert f"\n    {name}: " in documented, (command, name, parameter)
+
+
+def test_a_mistyped_option_gets_a_suggestion(capsys):
+    code, _, error = call(capsys, "pretrain", ".", "--methd", "dino")
+    assert code == 2
+    assert "--method" in error
 
 
 @pytest.mark.report

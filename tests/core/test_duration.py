@@ -6,7 +6,7 @@ from omma.core.duration import seconds
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2d", 172_800), ("45", 45), (30.0, 30)]
+    ("text", "expected"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2d", 172_800), (45, 45), (30.0, 30)]
 )
 def test_duration(text, expected):
     assert seconds(text) == expected

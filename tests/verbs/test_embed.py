@@ -204,3 +204,11 @@ def test_ray_writes_the_same_table(run, tmp_path, monkeypatch):
             embed(run, images, other, engine="ray", device="cuda")
     finally:
         ray.shutdown()
+
+
+@pytest.mark.parametrize("name", ["table.xls", "file/table.csv", "folder.csv"])
+def test_an_impossible_place_is_refused_before_anything_is_read(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ValueError, match=name):
+        embed("nowhere", "nowhere", tmp_path / name)

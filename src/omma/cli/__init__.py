@@ -1,25 +1,32 @@
-"""The command line: parse, call a verb, print."""
+"""omma: from a folder of images, without labels, to a vision model that you can trust.
+
+Pretrain a network on your images, evaluate it beside its untrained self, and use it: embed images as vectors,
+export it to other tools. Try it first on built-in data: omma demo. `omma COMMAND --help` explains a command.
+"""
 
 import contextlib
+import difflib
 import errno
 import functools
 import io
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tyro
 
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
-from omma.cli.shared import discard_output
+from omma.cli.shared import discard_output, tolerant_streams
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
-from omma.core import launcher
+from omma.core import files, launcher
 from omma.core.errors import AlreadyReported, printable
 from omma.core.explain import explain
 
@@ -53,6 +60,34 @@ def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]
     return rest, options
 
 
+def _complete(words: list[str]) -> list[str]:
+    """Help where nothing is asked for; ValueError for an unknown command, with those of a similar name."""
+    if not words:
+        return ["--help"]
+    if words[0] == "--version":
+        print(f"omma {files.omma_version()}")
+        sys.exit(0)
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=2)
+        told = f"did you mean {' or '.join(close)}?" if close else f"choose among {', '.join(COMMANDS)};"
+        raise ValueError(f"{words[0]!r} is no command: {told} `omma --help` explains them")
+    return words
+
+
+@contextlib.contextmanager
+def _wrapped_help() -> Iterator[None]:
+    """Wrap the lines of a help text that the parser leaves longer than the terminal."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        width = shutil.get_terminal_size().columns
+        for line in printed.getvalue().splitlines():
+            indent = " " * len("usage: omma ") if line.startswith("usage:") else ""
+            print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; errors that the user can mend are one line and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -68,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     here = launcher.ranks()
     try:
+        words = _complete(words)
         if here.world_size > 1 and words[:1] not in (["pretrain"], ["embed"]):
             raise ValueError(
                 "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
@@ -81,9 +117,10 @@ def _run(words: list[str]) -> int:
             raise AlreadyReported(str(error)) from error
         raise
     commands = {**COMMANDS, "pretrain": functools.partial(pretrain, dotted=options)}
-    return tyro.extras.subcommand_cli_from_dict(
-        commands, args=words, prog="omma", description=__doc__, console_outputs=here.rank == 0
-    )
+    with _wrapped_help() if {"-h", "--help"} & {*words} else contextlib.nullcontext():
+        return tyro.extras.subcommand_cli_from_dict(
+            commands, args=words, prog="omma", description=__doc__, console_outputs=here.rank == 0
+        )
 
 
 # ---------------------------------------------------------------- the boundary of errors
@@ -124,9 +161,7 @@ def _can_print() -> bool:
 
 def _prepare() -> None:
     """What every command wants of this process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters of names and messages
-            stream.reconfigure(errors="backslashreplace")
+    tolerant_streams()
     # Pillow warns of images past 89 million pixels; those that omma leaves out, twice that, are listed
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     _allow_open_files()

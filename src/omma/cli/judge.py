@@ -1,23 +1,31 @@
 """Commands that evaluate a model: `omma evaluate` and `omma report`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from omma.cli.shared import LabelDepth, Path_, out
+from omma.cli import early
+from omma.cli.shared import File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
+from omma.cli.stages import Stages
+from omma.core import files, outputs
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Path_,
-    labelled: Path_,
+    model: Model_,
+    labelled: Labelled_,
     protocol: tuple[str, ...] = ("knn", "linear"),
     label_depth: LabelDepth = None,
-    json: Path | None = None,
+    json: File_ = None,
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
-    prompts: Path | None = None,
-    merges: Path | None = None,
+    prompts: File_ = None,
+    merges: File_ = None,
     floors: bool = True,
     allow_partial: bool = False,
     device: str = "auto",
@@ -43,50 +51,80 @@ def evaluate(
         precision: fp32 or bf16.
         seed: Seed of splits and of the untrained network's weights.
     """
-    from omma.core.device import keep_memory
-    from omma.verbs.evaluate import evaluate as verb
+    early.model(model)
+    early.protocols(protocol)
+    early.images(labelled)
+    if json is not None:
+        outputs.check_file(json, "--json")
+    with Stages(f"reading {labelled} ...") as stages:
+        from omma.core.device import keep_memory
+        from omma.verbs.evaluate import evaluate as verb
 
-    keep_memory()
-
-    with out.status("reading images and computing features"):
+        keep_memory()
         result = verb(
             model, labelled, protocols=protocol, label_depth=label_depth, train_on=train_on, test_on=test_on,
-            prompts=prompts, merges=merges, json=json, floors=floors, allow_partial=allow_partial,
-            device=device, precision=precision, seed=seed,
+            prompts=prompts, merges=merges, floors=floors, allow_partial=allow_partial, device=device,
+            precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
-    if json is not None:
-        out.print(f"written to {json}")
+    if json is not None:  # the figures are printed already, whatever becomes of the file
+        files.write_json(json, result.to_json())
+        say(f"written to {json}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        try:
-            return report(model, labelled, seed, label_depth)
-        except OSError as error:  # the figures stand above
-            out.print(f"no report: {error}", markup=False)
+        _report_beside(model, labelled, seed, label_depth)
     return 0
 
 
-def report(run: Path_, images: Path_, seed: int = 0, label_depth: LabelDepth = None) -> int:
+def report(run: Run_, images: Images_, seed: int = 0, label_depth: LabelDepth = None) -> int:
     """Write a run's report again, with pictures of the given images.
 
     Args:
-        run: Run folder.
+        run: Folder of a finished run.
         images: Images, in any form that pretrain accepts.
         seed: Seed of the choice of pictures.
         label_depth: As for evaluate.
     """
-    from omma.verbs.report import report as verb
-
-    out.print(f"report  {verb(run, images, seed=seed, label_depth=label_depth)}", markup=False)
+    early.model(run)
+    early.images(images)
+    _write_report(run, images, seed, label_depth, f"reading {images} ...")
     return 0
 
 
-def _print_evaluation(evaluation: Any) -> None:
+def _write_report(run: str, images: str, seed: int, label_depth: LabelDepth, first: str) -> None:
+    with Stages(first) as stages:
+        from omma.verbs.report import report as verb
+
+        page = verb(run, images, seed=seed, label_depth=label_depth, progress=stages)
+    say(str(page), "report")
+
+
+def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
+    """Write the report with the evaluation's figures, which stand whatever becomes of it."""
+    from omma.reporting.run_report import not_written
+
+    try:
+        _write_report(run, images, seed, label_depth, "drawing the report ...")
+    except Exception as error:
+        log.debug("the report failed", exc_info=True)
+        say(not_written(error, run))
+
+
+def _print_evaluation(evaluation: Any, console: Console = out) -> None:
     heads, rows = evaluation.table()
-    table = Table()
-    for i, name in enumerate(heads):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    table = _table(heads, rows)
+    if not fits(table, console):  # intervals below the values
+        table = _table(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
+    say("", console=console)
+    show(table, console)
+    say("", console=console)
     for line in (evaluation.protocol(), evaluation.verdict(), *evaluation.notes):
-        out.print(line, markup=False)
+        say(line, console=console)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(heads):
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

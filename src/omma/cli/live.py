@@ -1,13 +1,16 @@
 """What a run prints while it trains, and at its end."""
 
 import time
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from omma.cli.shared import Output, out
+from omma.cli.shared import INDENT, is_live, out, say
+from omma.cli.stages import Stages
+from omma.core.errors import printable
+from omma.core.words import count
 
 if TYPE_CHECKING:  # they import torch, which takes a second
     from omma.pretraining import events
@@ -15,28 +18,28 @@ if TYPE_CHECKING:  # they import torch, which takes a second
     from omma.train.profile import Profile
 
 
-@dataclass
 class Listener:
     """Prints a run's events: a live bar on a terminal, a line every 15 seconds elsewhere."""
 
-    console: Console = field(default_factory=Output)
-    last: float = 0.0
-    labels: str = "labels used for evaluation only"  # printed beside k-NN
-
-    def __enter__(self) -> "Listener":
+    def __init__(self, first: str, console: Console = out) -> None:
+        self.console = console
+        self.stages = Stages(first, console)
+        self.last = 0.0
+        self.labels = "labels used for evaluation only"  # printed beside k-NN
         columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",
                    "{task.fields[left]} left", "{task.fields[wait]}")  # fmt: skip
         self.bar = Progress(
-            TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
+            TextColumn(columns[0], markup=False), BarColumn(), *map(TextColumn, columns[1:]),
+            console=console, transient=True, disable=not is_live(console),
         )  # fmt: skip
-        self.bar.start()
-        self.task = self.bar.add_task(
-            "pretraining", total=None, loss=0.0, rate=0.0, left="", wait="", visible=False
-        )
+        self.task = self.bar.add_task("pretraining", total=None, loss=0.0, rate=0.0, left="", wait="")
+
+    def __enter__(self) -> "Listener":
+        self.stages.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stages.stop()
         self.bar.stop()
 
     def __call__(self, event: "Event") -> None:
@@ -44,6 +47,8 @@ class Listener:
         from omma.train.profile import Profile
 
         match event:
+            case events.Stage():
+                self.stage(event)
             case events.Plan():
                 self.plan(event)
             case events.Progress():
@@ -51,34 +56,41 @@ class Listener:
             case events.Read():
                 self.read(event)
             case events.Note():
-                self.console.print(event.text, markup=False)
+                say(event.text, console=self.console)
             case Profile():
                 for line in profile_lines(event):
-                    self.console.print(line, markup=False)
+                    say(line, console=self.console)
+
+    def stage(self, stage: "events.Stage") -> None:
+        if self.bar.live.is_started:  # a console has one live line
+            self.bar.update(self.task, description=printable(stage.text))
+        else:
+            self.stages(stage.text, stage.done, stage.total)
 
     def plan(self, plan: "Plan") -> None:
         from omma.pretraining.requirements import needs_of
 
-        say = self.console.print
-        say(f"images     {plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", markup=False)
+        self.stages.stop()
+        line = partial(say, console=self.console, indent=INDENT)
+        line(f"{plan.images}; {plan.used:,} to train on, {plan.skipped:,} skipped", "images")
         for note in plan.notes:
-            say(f"           {note}", markup=False)
+            line(note)
         for chosen, why in plan.choice.reasons:
-            say(f"auto       {chosen}: {why}", markup=False)
+            line(f"{chosen}: {why}", "auto")
         size, recipe = plan.choice.image_size, plan.choice.recipe
         chosen = "".join(f", {key} {value}" for key, value in plan.choice.model_options.items())
-        say(f"model      {plan.choice.model} at {size} px{chosen}, {plan.parameters / 1e6:.2f}M parameters")
-        say(f"method     {plan.choice.method}, batch {recipe.batch}, peak learning rate {recipe.lr:.2g}")
+        line(f"{plan.choice.model} at {size} px{chosen}, {plan.parameters / 1e6:.2f}M parameters", "model")
+        line(f"{plan.choice.method}, batch {recipe.batch}, peak learning rate {recipe.lr:.2g}", "method")
         for view in plan.views:
-            say(f"views      {view}", markup=False)
-        say(f"machine    {plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
-            f"{plan.peak_memory / 2**30:.1f} GiB")  # fmt: skip
+            line(view, "views")
+        line(f"{plan.device}, {plan.precision}; {plan.images_per_second:,.0f} images/s measured, "
+             f"{plan.peak_memory / 2**30:.1f} GiB", "machine")  # fmt: skip
         learned = needs_of(plan.choice.method, recipe.config).labels
         self.labels = "on held-out images" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
-        say(f"time       {resumed}{plan.steps:,} steps, about {_duration(plan.seconds)}")
-        say(f"out        {plan.out}", markup=False)
-        self.bar.update(self.task, visible=True)
+        line(f"{resumed}{count(plan.steps, 'step')}, about {_duration(plan.seconds)}", "time")
+        line(str(plan.out), "out")
+        self.bar.start()
 
     def progress(self, p: "events.Progress") -> None:
         wait = f"{p.waiting:.0%} waiting for data" if p.waiting > 0.05 else ""
@@ -87,17 +99,18 @@ class Listener:
             left=_duration(p.seconds_left), wait=wait,
         )  # fmt: skip
         now = time.monotonic()
-        if not self.console.is_terminal and now - self.last > 15:
+        if not is_live(self.console) and now - self.last > 15:
             self.last = now
-            self.console.print(
-                f"step {p.step:,} of {p.total:,}, loss {p.loss:.3f}, {p.images_per_second:,.0f} images/s, "
-                f"{_duration(p.seconds_left)} left {wait}"
-            )
+            parts = (
+                f"step {p.step:,} of {p.total:,}", f"loss {p.loss:.3f}",
+                f"{p.images_per_second:,.0f} images/s", f"{_duration(p.seconds_left)} left", wait,
+            )  # fmt: skip
+            say(", ".join(filter(None, parts)), console=self.console)
 
     def read(self, read: "Read") -> None:
         in_verdict = read.retained is not None and read.retained.knn is not None
         knn = "" if read.knn is None or in_verdict else f"; k-NN {read.knn:.3f} ({self.labels})"
-        self.console.print(f"step {read.step:,}: {read.verdict}{knn}", markup=False)
+        say(f"step {read.step:,}: {read.verdict}{knn}", console=self.console)
 
 
 def profile_lines(profile: "Profile") -> list[str]:
@@ -124,13 +137,13 @@ def profile_lines(profile: "Profile") -> list[str]:
 def end(result: "Result") -> None:
     if result.stopped_by is not None:
         return
-    out.print(f"\ndone: {result.steps:,} steps in {_duration(result.seconds)}")
+    say(f"\ndone: {count(result.steps, 'step')} in {_duration(result.seconds)}")
     if result.verdict is not None:
         colour = {"good": "green", "warn": "yellow", "bad": "red"}[result.verdict.level]
-        out.print(str(result.verdict), style=colour, markup=False)
-    out.print(
-        f"model   {result.out / 'model.safetensors'}\nreport  {result.out / 'report.html'}", markup=False
-    )
+        say(str(result.verdict), style=colour)
+    say(str(result.out / "model.safetensors"), "model", indent=8)
+    if (page := result.out / "report.html").exists():
+        say(str(page), "report", indent=8)
 
 
 def _duration(seconds: float) -> str:

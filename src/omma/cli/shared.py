@@ -1,21 +1,35 @@
-"""What the commands share: types of arguments, and the console."""
+"""What the commands share: types of arguments, the console, and how text is laid out on it."""
 
+import contextlib
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from omma.core.errors import printable
 
 Auto = Literal["auto"]
 LabelDepth = int | Literal["path"] | None
-Path_ = Annotated[str, tyro.conf.Positional]
+Model_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Images_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+Labelled_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
+Run_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Name_ = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+File_ = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Place_ = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
+Chosen_ = Annotated[str | None, tyro.conf.arg(metavar="IMAGES")]
+Size_ = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Dotted = tyro.conf.Suppress[
     tyro.conf.Fixed[dict[str, dict[str, str]] | None]
 ]  # from --method.KEY VALUE and the like
+
+INDENT = 11  # of what stands beside a label
 
 
 def discard_output() -> None:
@@ -27,7 +41,7 @@ class Output(Console):
     """A console that prints names as they are: no markup in them, and no control characters."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
@@ -39,3 +53,57 @@ class Output(Console):
 
 
 out = Output()
+
+
+def tolerant_streams() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):  # a closed or replaced stream
+                stream.reconfigure(errors="backslashreplace")
+
+
+def is_live(console: Console) -> bool:
+    """Can lines be drawn again in place?"""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def wraps(console: Console) -> bool:
+    """Has the reader a width to keep? Files and pipes have none, unless COLUMNS gives one."""
+    return console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+
+
+def say(text: str, label: str = "", *, style: str = "", indent: int | None = None, console: Console = out):
+    """Print a text as it is, wrapped at words; with a label before it if one is given.
+
+    indent: of what follows the label; of all lines if it is given without one.
+    """
+    indent = (INDENT if label else 0) if indent is None else indent
+    text = printable(text)
+    if not wraps(console):
+        console.print(Text(label.ljust(indent) + text, style), soft_wrap=True)
+        return
+    lines = [
+        line
+        for paragraph in text.split("\n")
+        for line in (Text(paragraph, style).wrap(console, max(20, console.width - indent)) or [Text()])
+    ]
+    for number, line in enumerate(lines):
+        line.rstrip()
+        head = "" if number else label
+        console.print(Text(head.ljust(indent)) + line if head or line else "", soft_wrap=True)
+
+
+def show(table: Table, console: Console = out) -> None:
+    """Print a table, in its full width where the reader's is not known."""
+    if not wraps(console):
+        console = Output(file=console.file, width=10_000, quiet=console.quiet)
+    console.print(table)
+
+
+def fits(table: Table, console: Console = out) -> bool:
+    """Is the console wide enough for the table without wrapping its cells?"""
+    if not wraps(console):
+        return True
+    options = console.options.update(max_width=10_000)
+    return console.measure(table, options=options).maximum <= console.width

@@ -7,20 +7,28 @@ import operator
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import tyro
+
+from omma.cli import early
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
-from omma.cli.shared import Dotted, Output, Path_
+from omma.cli.shared import Dotted, Images_, Output, say
 from omma.core import launcher
+from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
+
+METAVARS = {"budget": "TIME", "init": "MODEL", "out": "FOLDER"}
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """A field as an option of the command line: paths are text, and None is no value."""
     kinds: list[Any] = [kind for kind in get_args(field.type) or (field.type,) if kind is not Path]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
-    kind = kind | None if field.default is None else kind
+    if field.default is None:
+        metavar = METAVARS.get(field.name, kind.__name__.upper() if isinstance(kind, type) else "VALUE")
+        kind = Annotated[kind | None, tyro.conf.arg(metavar=metavar)]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
     )
@@ -28,7 +36,7 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
 
 def _as_command(function: Callable[..., int]) -> Callable[..., int]:
     """Give the function the options of `Request`, as the parser of the command line reads them."""
-    images = inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Path_)
+    images = inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Images_)
     hidden = inspect.Parameter("dotted", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Dotted)
     parameters = [images, *map(_parameter, option_fields()), hidden]
     setattr(function, "__signature__", inspect.Signature(parameters))  # noqa: B010
@@ -45,13 +53,14 @@ def pretrain(dotted: Dotted = None, **options: Any) -> int:
 
 
 def _pretrain(**options: Any) -> int:
-    from omma.core.device import keep_memory, share_cores
-    from omma.verbs.pretrain import pretrain as verb
-
-    keep_memory()
-    share_cores()
+    early.pretraining(Request(**options))
     first = launcher.ranks().rank == 0  # of several processes one speaks
-    with Listener(Output(quiet=not first)) as listener:
+    with Listener(f"reading {options['images']} ...", Output(quiet=not first)) as listener:
+        from omma.core.device import keep_memory, share_cores
+        from omma.verbs.pretrain import pretrain as verb
+
+        keep_memory()
+        share_cores()
         result = verb(**options, listen=listener)
     if first:
         end(result)
@@ -68,15 +77,15 @@ def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
         out: Run folder.
         seed: Of data and training.
     """
+    seconds(budget)
     from omma.verbs import demo as verb
 
     data = str(verb.images(out, seed))
     flags = " ".join(f"--method.{key} {value}" for key, value in verb.OPTIONS.items())
-    Output().print(
-        f"$ omma pretrain {data} --out {out} --budget {budget} --method {verb.METHOD} {flags}", style="bold"
-    )
+    command = f"$ omma pretrain {data} --out {out} --budget {budget} --method {verb.METHOD} {flags}"
+    say(command, style="bold")
     code = _pretrain(images=data, method=verb.METHOD, out=out, budget=budget, seed=seed, options=verb.OPTIONS)
     if code:
         return code
-    Output().print(f"\n$ omma evaluate {out} {data}", style="bold")
+    say(f"\n$ omma evaluate {out} {data}", style="bold")
     return evaluate(out, data, seed=seed)

@@ -1,15 +1,18 @@
 """Commands that use a model: `omma embed` and `omma export`."""
 
+from functools import partial
 from typing import Any
 
-from omma.cli.shared import LabelDepth, Path_
-from omma.cli.shared import out as echo
+from omma.cli import early
+from omma.cli.shared import Chosen_, Images_, LabelDepth, Model_, Output, Place_, say
+from omma.cli.stages import Stages
 from omma.core import launcher
+from omma.core.words import count
 
 
 def embed(
-    model: Path_,
-    images: Path_,
+    model: Model_,
+    images: Images_,
     out: str,
     allow_partial: bool = False,
     label_depth: LabelDepth = None,
@@ -25,39 +28,42 @@ def embed(
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         images: Images, in any form that pretrain accepts.
-        out: The .parquet file to write.
+        out: The table to write: .parquet, .csv (a column for each number) or .npz.
         allow_partial: Accept weights that lack many of the network's parameters.
         label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         engine: local, or ray to use the machines of a Ray cluster.
     """
-    from omma.core.device import keep_memory, share_cores
-    from omma.verbs.embed import embed as verb
+    early.model(model)
+    early.images(images)
+    early.table(out)
+    first = launcher.ranks().rank == 0  # of several processes one prints
+    console = Output(quiet=not first)
+    with Stages(f"reading {images} ...", console) as stages:
+        from omma.core.device import keep_memory, share_cores
+        from omma.verbs.embed import embed as verb
 
-    keep_memory()
-    share_cores()
-
-    result = verb(
-        model, images, out, allow_partial=allow_partial, label_depth=label_depth, device=device,
-        precision=precision, engine=engine,
-    )  # fmt: skip
-    if launcher.ranks().rank:  # only one process prints
-        return 0
+        keep_memory()
+        share_cores()
+        result = verb(
+            model, images, out, allow_partial=allow_partial, label_depth=label_depth, device=device,
+            precision=precision, engine=engine, progress=partial(stages, "embedding"),
+        )  # fmt: skip
     if result.resumed:
-        echo.print(f"continued after {result.resumed:,} images that were embedded before")
+        say(f"continued after {count(result.resumed, 'image')} embedded before", console=console)
     for line in result.notes:
-        echo.print(line, markup=False)
-    echo.print(f"{result.rows:,} vectors of {result.dim} dimensions in {out}")
+        say(line, console=console)
+    say(f"{count(result.rows, 'vector')} of {result.dim} dimensions in {out}", console=console)
     for path, reason in result.bad[:5]:
-        echo.print(f"skipped {path}: {reason}", markup=False)
+        say(f"skipped {path}: {reason}", console=console)
     if len(result.bad) > 5:
-        echo.print(f"... and {len(result.bad) - 5:,} more")
+        say(f"... and {len(result.bad) - 5:,} more", console=console)
     return 0
 
 
 def export(
-    model: Path_, format: str, out: str | None = None, images: str | None = None, allow_partial: bool = False
+    model: Model_, format: str, out: Place_ = None, images: Chosen_ = None, allow_partial: bool = False
 ) -> int:
     """Export a model for other tools; they read it back, and its features are compared with omma's.
 
@@ -68,16 +74,20 @@ def export(
         images: Images for the comparison; by default those that the model was trained on.
         allow_partial: Accept weights that lack many of the network's parameters.
     """
-    from omma.core.device import keep_memory
-    from omma.verbs.export import export as verb
+    early.model(model)
+    if images is not None:
+        early.images(images)
+    with Stages(f"reading {model} ...") as stages:
+        from omma.core.device import keep_memory
+        from omma.verbs.export import export as verb
 
-    keep_memory()
-
-    format_: Any = format  # the verb refuses unknown formats
-    result = verb(model, format_, out, images=images, allow_partial=allow_partial)
+        keep_memory()
+        stages(f"writing it as {format}, and comparing what is read back")
+        format_: Any = format  # the verb refuses unknown formats
+        result = verb(model, format_, out, images=images, allow_partial=allow_partial)
     difference = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
-    echo.print(f"written to {result.path}", markup=False)
-    echo.print(f"largest difference {difference}; {result.compared}", markup=False)
+    say(f"written to {result.path}")
+    say(f"largest difference {difference}; {result.compared}")
     for note in result.notes:
-        echo.print(note, markup=False)
+        say(note)
     return 0

@@ -6,21 +6,28 @@ A file offers `Config` (frozen; its defaults are the paper's), `views(config, im
 `tokenizer(config, trained, captions)`. `MethodFile` types them; CONTRIBUTING.md walks through one.
 """
 
+from __future__ import annotations
+
+import ast
 import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from omma.core import protocols
-from omma.core.protocols import Crop, Needs, Recipe, Tokenizer, Trained
+if TYPE_CHECKING:  # the names of the methods are known without PyTorch, whose import takes seconds
+    from omma.core import protocols
+    from omma.core.protocols import Crop, Needs, Recipe, Tokenizer, Trained
 
 RECIPES = ("small", "paper")
 
 
 def _needs_only_images(config: Any) -> Needs:
+    from omma.core.protocols import Needs
+
     return Needs()
 
 
@@ -54,6 +61,8 @@ class MethodFile:
     @property
     def reconstructs(self) -> bool:
         """Does a report show reconstructed images?"""
+        from omma.core import protocols
+
         return self.Method.reconstruct is not protocols.Method.reconstruct
 
 
@@ -62,11 +71,22 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
-def get(name: str) -> MethodFile:
-    """The file of one method; raises ValueError for an unknown name, TypeError for an incomplete file."""
+def check(name: str) -> None:
+    """Raise ValueError for an unknown name."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=2) or names()
         raise ValueError(f"method {name!r} is unknown: choose {' or '.join(close)}; `omma methods` lists all")
+
+
+def summary(name: str) -> str:
+    """The first line of a method's file, which is not imported."""
+    source = (Path(__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def get(name: str) -> MethodFile:
+    """The file of one method; raises ValueError for an unknown name, TypeError for an incomplete file."""
+    check(name)
     file = importlib.import_module(f"{__name__}.{name}")
     required = ("Config", "Method", "views", *RECIPES)
     if missing := [each for each in required if not hasattr(file, each)]:

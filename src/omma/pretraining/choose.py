@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from omma import backbones, methods
+from omma.core import words
 from omma.core.protocols import Recipe
 from omma.pretraining.request import Auto, Request, chosen
 from omma.pretraining.requirements import configured, enough_images, needs_of, typed
@@ -103,7 +104,7 @@ def _recipe(method: str, name: str, size: int, model: str, options: Mapping[str,
 
 def _recipe_name(facts: Facts) -> tuple[str, str]:
     name = "small" if facts.images <= SMALL_DATA or facts.device != "cuda" else "paper"
-    return name, f"{facts.images:,} images on {facts.device}"
+    return name, f"{words.count(facts.images, 'image')} on {facts.device}"
 
 
 def _image_size(facts: Facts, origin: Origin | None) -> tuple[int, str]:

@@ -16,8 +16,8 @@ from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.pretraining import monitor, requirements
 from omma.pretraining.choose import Facts
-from omma.pretraining.events import Note
-from omma.pretraining.request import Request
+from omma.pretraining.events import Event, Note, Stage
+from omma.pretraining.request import Request, ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,14 @@ def open_source(request: Request) -> IndexedImages:
         )
 
 
-def prepare(opened: IndexedImages, needs: Needs, seed: int) -> Data:
+def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Event], None] = ignore) -> Data:
     """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
+
+    def progress(done: int, total: int) -> None:
+        listen(Stage("checking images", done, total))
+
     with dist.sequentially():
-        source = collection.checked(opened)
+        source = collection.checked(opened, progress=progress)
     if dist.is_distributed():
         dist.require_same("the images", source.fingerprint)
     rows, notes = np.arange(len(source)), list(source.notes)

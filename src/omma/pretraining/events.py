@@ -58,7 +58,16 @@ class Note:
     text: str
 
 
-Event = Plan | Progress | Read | Note | Profile
+@dataclass(frozen=True)
+class Stage:
+    """What is going on outside of training, and how many images of how many are done, if they are counted."""
+
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+Event = Stage | Plan | Progress | Read | Note | Profile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def decide(request: Request) -> Setup:
     device, decode = _machine(request)
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
-    images = data.prepare(opened, requirements.of_request(request), request.seed)
+    images = data.prepare(opened, requirements.of_request(request), request.seed, request.listen)
     training = images.source.subset(images.training)
     facts, known, start = data.facts(training, device.type, images.source), Known(), None
     if (folder := _folder(request, images)) is not None:

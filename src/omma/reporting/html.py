@@ -133,9 +133,9 @@ def _evaluation(evaluation: ReportedEvaluation, stated: bool) -> str:
     notes = f"<ul class=print>{''.join(f'<li>{escape(n)}</li>' for n in evaluation.notes)}</ul>"
     return (
         f"<section><h2>Results on {escape(evaluation.data)}</h2>{verdict}"
-        f"<div class=results><div>{_table(scores)}{_small_print(evaluation)}"
-        f"{notes if evaluation.notes else ''}</div>"
-        f"<figure>{_svg(interval_chart(scores, 'Beside its floors'))}</figure></div></section>"
+        f"<div class=results><div>{_table(scores)}</div>"
+        f"<figure>{_svg(interval_chart(scores, 'Beside its floors'))}</figure></div>"
+        f"{_small_print(evaluation)}{notes if evaluation.notes else ''}</section>"
     )
 
 

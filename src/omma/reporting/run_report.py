@@ -88,6 +88,12 @@ def write_report(
     return html.write(folder.report, page)
 
 
+def not_written(error: Exception, run: str | Path) -> str:
+    """What is said where a report fails after everything else succeeded."""
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+    return f"the report was not written ({kind}{line(error)}); `omma report {run} IMAGES` tries again"
+
+
 def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.Verdict]:
     """That of the newest evaluation, if there is one."""
     return [html.Verdict(f"Evaluated on {e.data}", e.verdict, e.level) for e in evaluations[:1] if e.verdict]

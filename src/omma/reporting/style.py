@@ -27,7 +27,7 @@ font-weight:700;text-align:center;line-height:1.7rem;margin-top:.05rem}
 .of{color:var(--soft);font-size:.8rem;margin-bottom:.1rem}
 .lead{font-size:1.15rem;line-height:1.45;font-weight:600}
 .lead+p{margin-top:.35rem;color:var(--soft)}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem 1.5rem;
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:1rem 1.5rem;
 margin-top:1.5rem}
 .facts dt{color:var(--soft);font-size:.8rem}
 .facts dd{font-weight:550;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}

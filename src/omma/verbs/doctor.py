@@ -1,29 +1,71 @@
-"""`omma doctor`: what hardware and precision will be used, and why."""
+"""`omma doctor`: versions, what hardware and precision will be used, and why."""
 
 import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from omma.core import device as machine
+from omma.core import files, outputs
+from omma.core.errors import line
 from omma.core.explain import translated
 from omma.ops.cpu import library
+
+PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "timm", "torchvision", "transformers")
 
 
 @translated()
 def doctor() -> list[tuple[str, str]]:
-    """Facts about this machine and what follows from them, as (name, sentence)."""
+    """Facts about this machine and what follows from them, as (name, sentence).
+
+    A fact that cannot be found out says so, and the others are still given.
+    """
     place = machine.pick_device()
-    facts = [
-        ("python", platform.python_version()),
-        ("torch", torch.__version__),
-        ("processor", f"{platform.machine()}, {machine.cores()} cores, {torch.get_num_threads()} threads"),
-        ("device", f"{place.type}: {_why(place)}"),
-        ("memory", f"{machine.memory(place) / 2**30:.1f} GiB free"),
-        ("precision", machine.explain_precision(place)[1]),
-    ]
+    facts: dict[str, Callable[[], str]] = {
+        "omma": files.omma_version,
+        "python": lambda: f"{platform.python_version()} on {platform.platform()}",
+        "packages": _versions,
+        "processor": lambda: (
+            f"{platform.machine()}, {machine.cores()} cores, {torch.get_num_threads()} threads"
+        ),
+        "device": lambda: f"{place.type}: {_why(place)}",
+        "memory": lambda: f"{machine.memory(place) / 2**30:.1f} GiB free",
+        "precision": lambda: machine.explain_precision(place)[1],
+        "caches": _caches,
+    }
     if place.type == "cpu":
-        facts.append(("kernels", library.load()[1]))
-    return facts
+        facts["kernels"] = lambda: library.load()[1]
+    return [(name, _said(find)) for name, find in facts.items()]
+
+
+def _said(find: Callable[[], str]) -> str:
+    try:
+        return find()
+    except Exception as error:
+        return f"unknown ({type(error).__name__}: {line(error)})"
+
+
+def _versions() -> str:
+    """Of PyTorch and the packages that results depend on."""
+
+    def known(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"no {name}"
+
+    return ", ".join(map(known, PACKAGES))
+
+
+def _caches() -> str:
+    """Where listings and compiled kernels are kept, and whether they can be."""
+    folder = files.cache_folder()
+    try:
+        outputs.check_folder(folder, "OMMA_CACHE")
+    except ValueError as error:
+        return f"{error}; without caches commands begin later"
+    return str(folder)
 
 
 def _why(place: torch.device) -> str:

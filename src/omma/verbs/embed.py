@@ -134,6 +134,5 @@ def _table(
     if fingerprint is None:  # existing shards may be of other images
         key = dist.broadcast(uuid.uuid4().hex)
     columns = table_schema(model.encoder.dim, images.labels is not None, provenance)
-    return ShardedTable(
-        out.absolute(), images, columns, size, key
-    )  # processes may have other working directories
+    # absolute: processes may have other working directories
+    return ShardedTable(out.absolute(), images, columns, size, key)

@@ -15,13 +15,11 @@ from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
-from omma.evaluation import history, judge
+from omma.evaluation import PROTOCOLS, history, judge
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
-
-PROTOCOLS = ("knn", "linear", "ridge", "zeroshot", "retrieval")
 
 
 @translated()

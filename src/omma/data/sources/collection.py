@@ -34,6 +34,7 @@ from omma.data.sources.webdataset_samples import list_shards
 
 log = logging.getLogger(__name__)
 
+ImageProgress = Callable[[int, int], None]  # images done, images in total
 CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
 CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses
 CHECK_SAMPLE = 2_000
@@ -173,10 +174,8 @@ class IndexedImages:
         parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
         if self.labels is not None:
             unlabelled = int((self.labels < 0).sum())
-            parts.append(
-                count(len(self.classes), "class", "classes")
-                + (f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
-            )
+            classes = count(len(self.classes), "class", "classes")
+            parts.append(classes + f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
         if self.splits is not None:
             parts.append(
                 " and ".join(f"{n:,} {side}" for side, n in sorted(Counter(self.splits.tolist()).items()))
@@ -318,13 +317,15 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
 def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
     if all(Inaccessible.is_reason(reason) for _, reason in bad):
         remedy = "check permissions, disk and connection, then repeat the command"
-        return f"{source}: none of {n:,} images can be accessed ({_first(bad)}); {remedy}"
-    return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
+        return f"{source}: none of {count(n, 'image')} can be accessed ({_first(bad)}); {remedy}"
+    return f"{source}: none of {count(n, 'image')} can be read ({_first(bad)}); check the files"
 
 
 # ---------------------------------------------------------------- check
-def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int, str]]:
-    """Decode images in threads; returns (index, reason) of the bad ones.
+def verify(
+    images: Images, indices: np.ndarray | None = None, progress: ImageProgress | None = None
+) -> list[tuple[int, str]]:
+    """Decode images in threads; returns (index, reason) of the bad ones. progress: images done, and in all.
 
     JPEGs are decoded at 1/8 scale, which still reads every byte and so detects truncation.
     """
@@ -339,9 +340,13 @@ def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int,
                 bad.append((i, str(error)))
         return bad
 
+    results, chunks = [], np.array_split(todo, max(1, len(todo) // 64))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        results = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
-    return sorted(itertools.chain(*results))
+        for done, bad in zip(itertools.accumulate(map(len, chunks)), pool.map(check, chunks)):
+            results += bad
+            if progress:
+                progress(done, len(todo))
+    return sorted(results)
 
 
 def _read_checked(file: Path) -> tuple[list[tuple[int, str]], list[int]] | None:
@@ -364,7 +369,9 @@ def _sample_to_check(images: IndexedImages) -> np.ndarray:
     return np.sort(order[:CHECK_SAMPLE])
 
 
-def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
+def checked(
+    images: IndexedImages, cache: Path | None = None, progress: ImageProgress | None = None
+) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
     Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
@@ -375,7 +382,7 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     bad, again = _read_checked(file) or ([], None)
     if again is None or again:
         todo = _sample_to_check(images) if again is None else np.array(again)
-        bad = sorted(bad + verify(images, todo))
+        bad = sorted(bad + verify(images, todo, progress))
         verdicts = [(i, reason) for i, reason in bad if not Inaccessible.is_reason(reason)]
         again = [i for i, reason in bad if Inaccessible.is_reason(reason)]
         record = {"bad": verdicts, "again": again}

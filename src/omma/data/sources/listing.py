@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
+from omma.core.sources import not_found
 from omma.data.sources.formats import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
@@ -253,7 +254,7 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
             return list_glob, False
         if "://" in source:
             raise ValueError(f"{typed}: remote folders are not listed; give a manifest with a `path` column")
-        raise ValueError(f"{typed}: not found; give a folder, glob, archive, manifest or array of images")
+        raise not_found(typed)
     if not os.path.isfile(source):
         raise ValueError(f"{typed}: not a regular file; give a folder, archive or list of images")
     name = source.lower()

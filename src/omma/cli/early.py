@@ -1,0 +1,51 @@
+"""Checks that need no PyTorch, whose import takes seconds: what is mistyped is refused at once."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omma import methods
+from omma.core import launcher, outputs
+from omma.core.sources import not_found
+from omma.evaluation import PROTOCOLS
+from omma.features import formats
+from omma.pretraining.request import Request
+
+
+def images(source: str) -> None:
+    """Raise ValueError for a plain path at which there is nothing."""
+    path = os.path.expanduser(source)
+    if "://" not in path and "{" not in path and not glob.has_magic(path) and not os.path.exists(path):
+        raise not_found(source)
+
+
+def model(name: str) -> None:
+    """Raise ValueError for a plain path at which there is nothing; names such as timm:NAME have a colon."""
+    if ":" not in name and not os.path.exists(name):
+        raise ValueError(f"{name} does not exist; give a run folder, a weights file, timm:NAME or hf:NAME")
+
+
+def protocols(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is no protocol, or for none at all."""
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise ValueError(f"protocol {unknown[0]!r}: choose among {', '.join(PROTOCOLS)}")
+    if not names:
+        raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
+
+
+def table(out: str) -> None:
+    """Raise ValueError for a table that cannot be written at `out`."""
+    formats.check_ending(out)
+    if launcher.ranks().world_size == 1:  # of several processes the first will check
+        outputs.check_file(out)
+
+
+def pretraining(request: Request) -> None:
+    """Raise ValueError for images that are not there, an unknown method, or no place for the run."""
+    images(str(request.images))
+    if request.method != "auto":
+        methods.check(request.method)
+    finished = request.out is not None and (Path(request.out) / "model.safetensors").exists()
+    if launcher.ranks().world_size == 1 and not finished:
+        outputs.check_folder(request.out or "runs")
