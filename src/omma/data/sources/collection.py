@@ -24,7 +24,7 @@ from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import Arrays, Store, as_images
-from omma.data.sources.values import Ranges, thin, value_ranges
+from omma.data.sources.values import Ranges, array_ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
 from omma.data.sources.webdataset_samples import list_shards
 
@@ -190,6 +190,7 @@ class ArrayImages(IndexedImages):
             classes=tuple(classes),
             splits=None if splits is None else np.asarray(splits, "U5"),
             source=source,
+            ranges=array_ranges(values),
         )
 
 
@@ -247,10 +248,7 @@ def open_images(
 
 
 def _sampled(listing: Listing, source: str) -> tuple[int, Ranges]:
-    """The number of channels and the range of the values, from a sample.
-
-    1 channel if all images are grey, 3 if grey and RGB mix, otherwise the most frequent number.
-    """
+    """Channels of a sample (3 if grey and RGB mix, else the most frequent number), and its values' ranges."""
     n = len(listing.paths)
     spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
     rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
