@@ -161,7 +161,7 @@ def bombs() -> dict[str, bytes]:
         "png-overfull": _png(64, _chunk(b"IDAT", _zeros(2_000))),
         "png-text": _png(8, *[_chunk(b"zTXt", b"key\0\0" + _zeros(1_000))] * 3, pixels),
         "png-profile": _png(8, _chunk(b"iCCP", b"a\0\0" + _zeros(1_000)), pixels),
-        "png-16": _png(6_800, _chunk(b"IDAT", _zeros(640)), bits=16),
+        "png-16": _png(6_200, _chunk(b"IDAT", _zeros(640)), bits=16),
         "gif-wide": gif[:6] + struct.pack("<HH", 60_000, 60_000) + gif[10:],
         "gif-frame": _changed(gif, {struct.pack("<HH", 16, 16): struct.pack("<HH", 9_500, 9_500)}),
         "webp-canvas": b"RIFF" + struct.pack("<I", len(webp)) + webp,

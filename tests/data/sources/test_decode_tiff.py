@@ -193,5 +193,8 @@ def test_a_tile_is_decompressed_to_its_size_and_no_further(compression):
         decode(resized(data, (322, 323), 64, 40_000))
     with pytest.raises(BadImage, match="truncated"):
         decode(resized(data, (322,), 64, 512))
+    tiny = resized(resized(data, (256, 257), 64, 8_000), (322, 323), 64, 16)
+    with pytest.raises(BadImage, match="250,000 strips or tiles"):
+        decode(tiny)
     many = written(np.zeros((512, 512), np.uint16), tile=(512, 512), compression=compression)
     assert decode(resized(many, (256, 257, 322, 323), 512, 64)).shape == (64, 64, 1)

@@ -32,6 +32,10 @@ def made_for(full_scale: float, channels: int = 1) -> Preprocess:
 class Mixed(ArrayImages):
     """The same six images in three types in turn."""
 
+    def __init__(self, values):
+        super().__init__(values)
+        self.ranges = None  # sampled through `read`
+
     def read(self, i, at_least=None):
         return list(KINDS.values())[i % 3][i]
 

@@ -28,7 +28,7 @@ from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
 from omma.data.sources.readers import FEW, Arrays, Files, Store, as_images
-from omma.data.sources.values import Ranges, thin, value_ranges
+from omma.data.sources.values import Ranges, array_ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
 from omma.data.sources.webdataset_samples import list_shards
 
@@ -216,6 +216,7 @@ class ArrayImages(IndexedImages):
             splits=None if splits is None else np.asarray(splits, "U5"),
             source=source,
             notes=notes,
+            ranges=array_ranges(values),
         )
 
 
@@ -281,10 +282,9 @@ def open_images(
 
 
 def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
-    """The number of channels and the range of the values, from a sample.
+    """Channels of a sample (3 if grey and RGB mix, else the most frequent number), and its values' ranges.
 
-    1 channel if all images are grey, 3 if grey and RGB mix, otherwise the most frequent number. And whether
-    all of the sample could be accessed, so that both will be the same next time.
+    And whether all of it could be accessed, so that both will be the same next time.
     """
     n = len(listing.paths)
     spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))

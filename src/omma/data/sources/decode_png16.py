@@ -25,7 +25,7 @@ def png16(data: bytes) -> UInt16[np.ndarray, "h w c"] | None:
     if bits != 16 or colour not in _CHANNELS:
         return None
     channels = _CHANNELS[colour]
-    limit(height, width, 6 * channels, "PNG")
+    limit(height, width, 7 * channels, "PNG")
     if not width or not height:
         raise BadImage("no pixels")
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)

@@ -21,6 +21,7 @@ from omma.data.sources.decode_pillow import COST, MEMORY, ORIENTATION, limit, or
 PAGES = 64  # a file with more grey pages is a film or a stack, not one image of so many channels
 _NONE, _DEFLATE, _LZMA = 1, (8, 32946), 34925
 _LIBTIFF = (5, 32773, 50000)  # LZW, PackBits, Zstandard: libtiff's decoders, through Pillow
+_SEGMENTS = 50_000  # strips or tiles of a page: some seconds of decompressing
 _PREDICTED = (*_DEFLATE, _LZMA, 5, 50000)  # compressions that a predictor may precede; others ignore the tag
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _RAW = 0, 1, 2, (32803, 34892)
 _REDUCED = 1  # a bit of NewSubfileType: a smaller version of another image of the file
@@ -151,6 +152,8 @@ def _values(
     dtype = np.dtype(np.uint16) if layout.dtype is None else layout.dtype
     limit(tall, wide, 4 * samples * dtype.itemsize, "tiles")
     rows, columns = math.ceil(height / tall), math.ceil(width / wide)
+    if planes * rows * columns > _SEGMENTS:
+        raise BadImage(f"TIFF of {planes * rows * columns:,} strips or tiles, over {_SEGMENTS:,}")
     out = np.zeros((planes, height, width, samples), dtype)
     places = np.ndindex(planes, rows, columns)
     for (plane, row, column), offset, count in zip(places, page.dataoffsets, page.databytecounts):

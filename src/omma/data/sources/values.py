@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from omma.core.protocols import BadImage, Images, Preprocess
+from omma.data.sources.decode import as_values
 
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}  # white, by type
 NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float"}
@@ -49,11 +50,25 @@ def ranges(images: Images) -> Ranges:
     return known
 
 
+def array_ranges(values: Num[np.ndarray, "n h w c"]) -> Ranges:
+    """The value ranges of an array of images."""
+
+    def sample() -> Iterable[np.ndarray]:
+        for i in _spread(len(values)):
+            with contextlib.suppress(BadImage):
+                yield as_values(values[i])
+
+    return value_ranges(sample())
+
+
 def _readable(images: Images) -> Iterable[np.ndarray]:
-    n = len(images)
-    for i in np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int)).tolist():
+    for i in _spread(len(images)):
         with contextlib.suppress(BadImage):
             yield images.read(i, 1)
+
+
+def _spread(n: int) -> list[int]:
+    return np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int)).tolist()
 
 
 def full_scale(name: str, ranges: Ranges) -> float | None:
