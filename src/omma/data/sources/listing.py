@@ -5,8 +5,8 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
+from omma.data.sources import val_annotations
 from omma.data.sources.decode import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
@@ -27,7 +28,7 @@ from omma.data.sources.labels import (
 )
 from omma.data.sources.layout import from_folders
 from omma.data.sources.members import Member, tar_members, zip_members
-from omma.data.sources.names import NO_TEXT, is_hidden, is_text, no_access, printable, why_not
+from omma.data.sources.names import NO_IMAGE, NO_TEXT, is_hidden, is_text, no_access, printable, why_not
 from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
 
 
@@ -81,6 +82,11 @@ def list_folder(root: str) -> Listing:
         annotations = from_labels_csv(read_csv(table, table), column)
     else:
         annotations = from_folders(folders, [len(files[folder]) for folder in folders])
+    if annotations.labels is not None and (empty := _empty_folders(times, files)):
+        note = f"no image lies in {len(empty):,} folders beside class folders (the first: {empty[0]}/)"
+        annotations = replace(annotations, notes=(*annotations.notes, note))
+    named = [path for path, why in skipped if why == NO_IMAGE and path.endswith("/" + val_annotations.NAME)]
+    annotations = val_annotations.add(annotations, paths, named, lambda path: Files(root).content(path, None))
     return Listing(
         store=Files(root),
         paths=column,
@@ -89,6 +95,14 @@ def list_folder(root: str) -> Listing:
         times=times,
         started=started,
     )
+
+
+def _empty_folders(folders: Iterable[str], files: Mapping[str, list[str]]) -> list[str]:
+    """Folders without images or folders in them, beside folders with images."""
+    parents = {folder.rpartition("/")[0] for folder in folders if folder}
+    beside = {folder.rpartition("/")[0] for folder in files if folder}
+    empty = set(folders) - files.keys() - parents
+    return sorted(folder for folder in empty if folder and folder.rpartition("/")[0] in beside)
 
 
 def _scan(
@@ -169,11 +183,13 @@ def list_tar(file: str) -> Listing:
 
 
 def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
-    names, where, reasons, tables = [], [], [], {}
+    names, where, reasons, tables, named = [], [], [], {}, {}
     for name, position, reason in members:
         if name == "labels.csv" and not reason:
             tables[name] = position
             continue
+        if name.endswith("/" + val_annotations.NAME) and not reason:
+            named[name] = position
         names.append(name)
         where.append(position)
         reasons.append(reason)
@@ -185,6 +201,13 @@ def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
         except BadImage as error:
             raise ValueError(f"{store.file}/{name}: {error}; create the archive again") from None
         listing.annotations = from_labels_csv(read_csv(table, f"{store.file}/{name}"), listing.paths)
+    if named:
+        listing.annotations = val_annotations.add(
+            listing.annotations,
+            listing.paths.to_pylist(),
+            list(named),
+            lambda name: store.bytes(np.array(named[name])),
+        )
     return listing
 
 
