@@ -79,7 +79,9 @@ def embed(
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-            opened = _opened(images, label_depth)
+            opened = images
+            if not isinstance(opened, Images):
+                opened = collection.open_images(opened, label_depth=label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
         with dist.propagate_errors():
@@ -107,10 +109,6 @@ def embed(
         ),
         resumed=len(opened) - table.count_images(missing),
     )
-
-
-def _opened(images: str | Path | Images, label_depth: LabelDepth | None) -> Images:
-    return images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
 
 
 def _table(

@@ -205,6 +205,25 @@ def test_a_table_keeps_its_split_and_captions_where_folders_name_the_classes(tmp
         assert classes(open_images(source)) == ["7", "9"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("inside", ["images/", ""])
+def test_tiny_imagenets_own_layout(tmp_path, kind, inside):
+    names = [f"train/{c}/images/{c}_{k}.png" for c in ("n1", "n2") for k in range(3)]
+    fill(tmp_path / "x", ["w/" + name for name in [*names, *(f"val/{inside}val_{k}.png" for k in range(4))]])
+    rows = ["val_0.png\tn2\t0\t0\t9\t9", "val_1.png\tn1\t0\t0\t9\t9", "val_2.png\tn9", "gone.png\tn1"]
+    (tmp_path / "x/w/val/val_annotations.txt").write_text("\n".join(rows) + "\n")
+    (tmp_path / "x/w/words.txt").write_text("n1\ttench\n")
+    if kind == "zip":
+        shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x")
+    images = open_images(tmp_path / ("x.zip" if kind == "zip" else "x"))
+    assert classes(images) == ["n1"] * 3 + ["n2"] * 3 + ["n2", "n1", None, None]
+    assert images.splits is not None
+    assert images.splits.tolist() == ["train"] * 6 + ["test"] * 4
+    assert images.notes == ("w/val/val_annotations.txt: 2 of 4 lines name no image here and its class",)
+    assert "w/words.txt" in dict(images.skipped)
+    assert train_test(images)[2] == "the collection's own split: 6 train, 2 test"
+
+
 def test_shards_are_no_folders(tmp_path):
     fill(tmp_path / "w", ["A/1.png", "B/2.png"])
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
@@ -217,6 +236,15 @@ def test_arrays_have_no_folders(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="--label-depth 1: the images lie in no folder"):
         open_images(tmp_path / "x.npy", label_depth=1)
+
+
+def test_empty_class_folders_are_said(tmp_path):
+    fill(tmp_path, [f"train/{name}/{k}.png" for name in ("cat", "dog") for k in range(2)])
+    for name in ("train/owl", "train/newt", "docs/more"):
+        (tmp_path / name).mkdir(parents=True)
+    assert open_images(tmp_path).notes == (
+        "no image lies in 2 folders beside class folders (the first: train/newt/)",
+    )
 
 
 def test_why_there_are_no_labels_is_said(tmp_path):

@@ -291,7 +291,7 @@ def test_what_is_no_regular_file_is_listed_and_never_opened(tmp_path, monkeypatc
         for source in (tmp_path, f"{tmp_path}/*"):
             images = checked(open_images(source))
             assert (names(images), dict(images.skipped)) == (["a.png"], expected)
-        for source in ("pipe.png", "pipe.tar", "plug.png"):
+        for source in ("pipe.png", "pipe.tar", "plug.png", "*.tar", "{pipe,pipe}.tar"):
             with pytest.raises(ValueError, match="not a regular file"):
                 open_images(source)
 

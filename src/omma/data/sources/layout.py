@@ -196,7 +196,7 @@ def _read_classes(layout: Layout, counts: Counts, level: int | None, part_of: di
         rests = {"": {path: rest for part in rests.values() for path, rest in part.items()}}
         readings = {"": _class_folders(_totals(counts, rests[""]))}
     number = {part: len({folder[-1] for folder in reading.values()}) for part, reading in readings.items()}
-    first = max(number, key=lambda part: (number[part], _side(part) == "train"))
+    first = max(sorted(number), key=lambda part: (number[part], _side(part) == "train"))
     known = {folder[-1] for folder in readings[first].values()}
     for part in rests:
         if not known & {folder[-1] for folder in readings[part].values()}:

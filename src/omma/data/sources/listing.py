@@ -4,7 +4,7 @@ import glob as globbing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from omma.core.errors import line
 from omma.core.protocols import BadImage
 from omma.core.sources import not_found
+from omma.data.sources import val_annotations
 from omma.data.sources.formats import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
@@ -23,7 +24,7 @@ from omma.data.sources.layout import from_folders
 from omma.data.sources.manifest import read_manifest
 from omma.data.sources.matching import beside, from_beside, is_table
 from omma.data.sources.members import Member, tar_members, zip_members
-from omma.data.sources.names import NO_TEXT, is_hidden, is_text, no_access, printable, why_not
+from omma.data.sources.names import NO_IMAGE, NO_TEXT, is_hidden, is_text, no_access, printable, why_not
 from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
 from omma.data.sources.values import Ranges
 
@@ -75,6 +76,11 @@ def list_folder(root: str) -> Listing:
     annotations = from_folders(folders, [len(files[folder]) for folder in folders])
     tables = {name: file for name in beside(paths) if os.path.isfile(file := os.path.join(root, name))}
     annotations = from_beside(tables, column, annotations, root)
+    if annotations.labels is not None and (empty := _empty_folders(times, files)):
+        note = f"no image lies in {len(empty):,} folders beside class folders (the first: {empty[0]}/)"
+        annotations = replace(annotations, notes=(*annotations.notes, note))
+    named = [path for path, why in skipped if why == NO_IMAGE and path.endswith("/" + val_annotations.NAME)]
+    annotations = val_annotations.add(annotations, paths, named, lambda path: Files(root).content(path, None))
     return Listing(
         store=Files(root),
         paths=column,
@@ -83,6 +89,14 @@ def list_folder(root: str) -> Listing:
         times=times,
         started=started,
     )
+
+
+def _empty_folders(folders: Iterable[str], files: Mapping[str, list[str]]) -> list[str]:
+    """Folders without images or folders in them, beside folders with images."""
+    parents = {folder.rpartition("/")[0] for folder in folders if folder}
+    beside = {folder.rpartition("/")[0] for folder in files if folder}
+    empty = set(folders) - files.keys() - parents
+    return sorted(folder for folder in empty if folder and folder.rpartition("/")[0] in beside)
 
 
 def _scan(
@@ -170,17 +184,26 @@ def _table(store: Archive, name: str, position: tuple[int, ...]) -> bytes:
 
 
 def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
-    names, where, reasons, tables = [], [], [], {}
+    names, where, reasons, tables, named = [], [], [], {}, {}
     for name, position, reason in members:
         if is_table(name) and not reason:
             tables[name] = _table(store, name, position)
             continue
+        if name.endswith("/" + val_annotations.NAME) and not reason:
+            named[name] = position
         names.append(name)
         where.append(position)
         reasons.append(reason)
     rows = np.array(where, np.int64).reshape(-1, 5)
     listing = _from_names(store, names, reasons, rows, lambda row: store.bytes(rows[row], HEAD))
     listing.annotations = from_beside(tables, listing.paths, listing.annotations, store.file)
+    if named:
+        listing.annotations = val_annotations.add(
+            listing.annotations,
+            listing.paths.to_pylist(),
+            list(named),
+            lambda name: store.bytes(np.array(named[name])),
+        )
     return listing
 
 

@@ -13,6 +13,7 @@ IMAGES = frozenset(
 OTHERS = frozenset(
     "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz mp4 avi".split()  # noqa: SIM905
 )  # never opened; a file with any other extension is an image if its first bytes say so
+NO_IMAGE = "not an image"
 NO_TEXT = "its name is not valid UTF-8"
 
 
@@ -28,10 +29,10 @@ def why_not(name: str, head: Callable[[], bytes]) -> str | None:
     if extension in IMAGES:
         return None
     if extension in OTHERS:
-        return "not an image"
+        return NO_IMAGE
     try:
         start = head()
-        return None if sniff(start) else unread(start) or "not an image"
+        return None if sniff(start) else unread(start) or NO_IMAGE
     except OSError as error:
         return no_access(error)
     except BadImage as error:

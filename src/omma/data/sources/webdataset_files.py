@@ -94,6 +94,8 @@ def find(source: str, typed: str) -> list[Shard] | None:
         )
         if missing := [name for name in names if not os.path.exists(name)]:
             raise ValueError(f"{typed}: {missing[0]} not found; give a pattern of existing .tar files")
+        if odd := [name for name in names if not os.path.isfile(name)]:
+            raise ValueError(f"{typed}: {odd[0]} is not a regular file; leave it out of the pattern")
     else:
         return None
     stats = [os.stat(name) for name in names]
