@@ -140,7 +140,9 @@ def test_why_a_table_gives_no_labels(run, tmp_path, monkeypatch):
         evaluate(run, tmp_path / "x.jsonl", **CPU)
     (tmp_path / "x.csv").write_text("path,species\na.png,cat\n")
     (tmp_path / "train.csv").write_text("id,breed\na,cat\n")
-    with pytest.raises(ValueError, match=r"only labels.csv is read: rename it if it is train.csv, x.csv, x.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"only labels.csv is read: rename it if it is train.csv, x.csv, x.jsonl"
+    ):
         evaluate(run, tmp_path, **CPU)
     with pytest.raises(ValueError, match=r"no column is named label \(there are species\)"):
         evaluate(run, tmp_path / "x.csv", **CPU)
