@@ -11,7 +11,7 @@ import pytest
 
 from omma import backbones, cli
 from omma.cli import catalogue
-from omma.data.sources import demo_digits
+from omma.data.sources import demo_digits, remote
 from omma.verbs import pretrain
 
 
@@ -134,6 +134,15 @@ def test_errors_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, 
     assert error.startswith("omma: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_remote_is_for_every_command(capsys, monkeypatch):
+    monkeypatch.setenv("OMMA_REMOTE", "")
+    code, _, _ = call(capsys, "methods", "--remote")
+    assert code == 0
+    assert remote.allowed()
+    monkeypatch.setenv("OMMA_REMOTE", "0")
+    assert not remote.allowed()
 
 
 def test_debug_shows_the_traceback(capsys):

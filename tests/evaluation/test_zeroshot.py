@@ -30,6 +30,20 @@ def test_templates(tmp_path):
     assert zeroshot.read_templates(file) == ("a photo of a {}.", "a drawing of the {}.")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_templates_of_any_editor(tmp_path, encoding, end):
+    (tmp_path / "t.txt").write_bytes(f"a photo of a {{}}.{end}{end}un café {{}}{end}".encode(encoding))
+    assert zeroshot.read_templates(tmp_path / "t.txt") == ("a photo of a {}.", "un café {}")
+
+
+def test_classes_of_equal_prompts():
+    assert zeroshot.alike(["sea_lion", "cat", "sea lion", "dog", "cat"]) == [
+        ["sea_lion", "sea lion"],
+        ["cat", "cat"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

@@ -107,6 +107,49 @@ def test_the_collections_own_split_is_kept(run):
     assert {(r.n_train, r.n_test) for r in outcome.results} == {(80, 40)}
 
 
+def test_a_class_without_train_images_is_named(run):
+    splits = np.array(["train", "test"] * 60 + ["test"] * 60)
+    outcome = evaluate(run, images(classes=3, splits=splits), protocols=["knn"], floors=False, **CPU)
+    assert (
+        "1 class has no train image (c2): probes get all of the 60 test images of it wrong" in outcome.notes
+    )
+    assert all(r.classes == 3 for r in outcome.results)
+
+
+def test_parts_that_the_user_names(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMMA_CACHE", str(tmp_path / "cache"))
+    rows = ["path,label,site"]
+    for k in range(24):
+        Image.fromarray(np.full((16, 16, 3), 10 * k, np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,{'-1' if k % 2 else '0'},{'AB'[k % 3 == 0]}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    options = {"protocols": ["knn"], "floors": False, **CPU}
+    outcome = evaluate(run, tmp_path / "list.csv", test_on=["site=B"], **options)
+    assert {(r.n_train, r.n_test, r.classes) for r in outcome.results} == {(16, 8, 2)}
+    assert "trained on the rest, tested on site=B: 16 train, 8 test" in outcome.protocol()
+    assert any("the label -1 is a class" in note for note in outcome.notes)
+    with pytest.raises(ValueError, match="no image matches"):
+        evaluate(run, tmp_path / "list.csv", train_on=["site=C"], **options)
+
+
+def test_why_a_table_gives_no_labels(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMMA_CACHE", str(tmp_path / "cache"))
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "x.jsonl").write_text('{"path": "a.png", "label": ["cat", "dog"]}')
+    with pytest.raises(
+        ValueError, match=r"x.jsonl has no labels: column label: row 1 has 2 values \(multi-label\)"
+    ):
+        evaluate(run, tmp_path / "x.jsonl", **CPU)
+    (tmp_path / "x.csv").write_text("path,species\na.png,cat\n")
+    (tmp_path / "train.csv").write_text("id,breed\na,cat\n")
+    with pytest.raises(
+        ValueError, match=r"only labels.csv is read: rename it if it is train.csv, x.csv, x.jsonl"
+    ):
+        evaluate(run, tmp_path, **CPU)
+    with pytest.raises(ValueError, match=r"no column is named label \(there are species\)"):
+        evaluate(run, tmp_path / "x.csv", **CPU)
+
+
 def test_features_are_cached_beside_the_weights(run, monkeypatch):
     data = images(seed=7)
     first = evaluate(run, data, **CPU)

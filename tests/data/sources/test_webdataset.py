@@ -160,6 +160,19 @@ def test_what_lies_beside_an_image(tmp_path):
     assert all(good.read(i).ndim == 3 for i in range(len(good)))
 
 
+def test_labels_of_odd_samples(tmp_path):
+    """A byte order mark is no part of a label; numbers and lists of one are labels."""
+    values = {"a": "\ufeffowl\n".encode(), "b": b'{"label": 2.0}'}
+    values |= {"c": b'{"label": ["newt"]}', "d": b'{"label": [1, 2]}'}
+    members = {f"{name}.png": picture(1) for name in values}
+    members |= {f"{name}.{'cls' if name == 'a' else 'json'}": value for name, value in values.items()}
+    (tmp_path / "0.tar").write_bytes(pack(members))
+    images = open_images(tmp_path)
+    assert images.labels is not None
+    names = [images.classes[k] if k >= 0 else None for k in images.labels]
+    assert names == ["owl", "2.0", "newt", None]
+
+
 def test_folders_name_parts_and_classes(tmp_path):
     for side, name in itertools.product(("train", "val"), ("cat", "dog")):
         (tmp_path / side).mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from omma.data.sources import captions
 from omma.data.sources.columns import is_nested, listed, texts
-from omma.data.sources.tables import LABELS, PATHS
+from omma.data.sources.tables import ENDINGS, LABELS, PATHS
 
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "val", "valid", "validation", "dev", "eval"), "test"
@@ -199,6 +199,9 @@ def remedy(collection: Any) -> str:
     columns = getattr(collection, "columns", None)
     if columns is not None and not set(LABELS) & set(columns.column_names):
         why.append(f"no column is named label (there are {listed(columns.column_names)})")
+    beside = [path for path, _ in getattr(collection, "skipped", ()) if path.lower().endswith(ENDINGS)]
+    if top := [path for path in beside if "/" not in path]:
+        why.append(f"beside the images only labels.csv is read: rename it if it is {listed(top, 3)}")
     return "; ".join(
         [*why, "put images into one folder a class, or give a table with the columns path and label"]
     )
