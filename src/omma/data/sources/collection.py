@@ -225,8 +225,7 @@ def open_images(
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         check(listing.annotations)
         listing.channels, all_read = _count_channels(listing, typed)
-        accessible = not any(Inaccessible.is_reason(reason) for _, reason in listing.skipped)
-        if cached and accessible and all_read:
+        if cached and all_read and _accessible(listing.skipped):
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
@@ -245,10 +244,7 @@ def open_images(
 
 
 def _count_channels(listing: Listing, source: str) -> tuple[int, bool]:
-    """1 if all sampled images are grey, 3 if grey and RGB mix, otherwise the most frequent number.
-
-    And whether all of the sample could be accessed, so that the number will be the same next time.
-    """
+    """1 if all of a sample are grey, 3 with RGB among them, else the commonest; and were all accessible?"""
     n = len(listing.paths)
     spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
     rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
@@ -265,8 +261,11 @@ def _count_channels(listing: Listing, source: str) -> tuple[int, bool]:
             bad.append((path, str(error)))
     if not counts:
         raise ValueError(_none_readable(source, n, bad))
-    all_read = not any(Inaccessible.is_reason(reason) for _, reason in bad)
-    return 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0], all_read
+    return 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0], _accessible(bad)
+
+
+def _accessible(skipped: list[tuple[str, str]]) -> bool:
+    return not any(Inaccessible.is_reason(reason) for _, reason in skipped)
 
 
 def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
@@ -315,11 +314,9 @@ def _sample_to_check(images: IndexedImages) -> np.ndarray:
     """The images that are checked: all, or a seeded sample."""
     if len(images) <= CHECK_ALL:
         return np.arange(len(images))
-    shards = images.blocks  # whole shards, rather than one image of each
-    order = (
-        np.random.default_rng(0).permutation(len(images)) if shards is None else local_order(0, 0, shards, 1)
-    )
-    return np.sort(order[:CHECK_SAMPLE])
+    if images.blocks is None:
+        return np.sort(np.random.default_rng(0).permutation(len(images))[:CHECK_SAMPLE])
+    return np.sort(local_order(0, 0, images.blocks, 1)[:CHECK_SAMPLE])  # whole shards, not an image of each
 
 
 def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
@@ -334,20 +331,18 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     if again is None or again:
         todo = _sample_to_check(images) if again is None else np.array(again)
         bad = sorted(bad + verify(images, todo))
-        verdicts = [(i, reason) for i, reason in bad if not Inaccessible.is_reason(reason)]
         again = [i for i, reason in bad if Inaccessible.is_reason(reason)]
-        record = {"bad": verdicts, "again": again}
-        write_whole(file, json.dumps(record).encode())
+        verdicts = [(i, reason) for i, reason in bad if not Inaccessible.is_reason(reason)]
+        write_whole(file, json.dumps({"bad": verdicts, "again": again}).encode())
+    named = [(images.path(i), reason) for i, reason in bad]
     if len(bad) == len(_sample_to_check(images)):
-        raise ValueError(
-            _none_readable(images.source, len(images), [(images.path(i), reason) for i, reason in bad])
-        )
+        raise ValueError(_none_readable(images.source, len(images), named))
     if not bad:
         return images
     good = np.ones(len(images), bool)
     good[[i for i, _ in bad]] = False
     readable = images.subset(np.flatnonzero(good))
-    readable.skipped += [(images.path(i), reason) for i, reason in bad]
+    readable.skipped += named
     return readable
 
 
