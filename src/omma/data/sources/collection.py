@@ -273,10 +273,9 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
 
 
 def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
-    if all(Inaccessible.is_reason(reason) for _, reason in bad):
-        remedy = "check permissions, disk and connection, then repeat the command"
-        return f"{source}: none of {n:,} images can be accessed ({_first(bad)}); {remedy}"
-    return f"{source}: none of {n:,} images can be read ({_first(bad)}); check the files"
+    access = all(Inaccessible.is_reason(reason) for _, reason in bad)
+    done, remedy = ("accessed", "permissions, disk and connection") if access else ("read", "the files")
+    return f"{source}: none of {n:,} images can be {done} ({_first(bad)}); check {remedy}"
 
 
 # ---------------------------------------------------------------- check
@@ -297,8 +296,7 @@ def verify(images: Images, indices: np.ndarray | None = None) -> list[tuple[int,
         return bad
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        results = list(pool.map(check, np.array_split(todo, max(1, len(todo) // 64))))
-    return sorted(itertools.chain(*results))
+        return sorted(itertools.chain(*pool.map(check, np.array_split(todo, max(1, len(todo) // 64)))))
 
 
 def _read_checked(file: Path) -> tuple[list[tuple[int, str]], list[int]] | None:
@@ -323,8 +321,7 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 
     Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
-    is cached by fingerprint, but for images that cannot be accessed: they are checked again each time.
-    Raises ValueError if no image can be decoded.
+    is cached by fingerprint, without what cannot be accessed now. Raises ValueError if none can be decoded.
     """
     file = (cache or cache_folder()) / f"checked-{images.fingerprint}.json"
     bad, again = _read_checked(file) or ([], None)
@@ -339,9 +336,7 @@ def checked(images: IndexedImages, cache: Path | None = None) -> IndexedImages:
         raise ValueError(_none_readable(images.source, len(images), named))
     if not bad:
         return images
-    good = np.ones(len(images), bool)
-    good[[i for i, _ in bad]] = False
-    readable = images.subset(np.flatnonzero(good))
+    readable = images.subset(np.delete(np.arange(len(images)), [i for i, _ in bad]))
     readable.skipped += named
     return readable
 
