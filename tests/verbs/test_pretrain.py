@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import omma
 from omma.data.batches import gpu_jpeg
-from omma.data.sources import collection
+from omma.data.sources import check
 from omma.data.sources.collection import ArrayImages
 from omma.data.sources.decode import decode
 from omma.ops import recompute
@@ -108,7 +108,7 @@ def test_a_bad_image_that_checking_has_missed_does_not_end_a_run(tmp_path, monke
         Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "images" / f"{i:02}.png")
     whole = (tmp_path / "images" / "00.png").read_bytes()
     (tmp_path / "images" / "00.png").write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(collection, "verify", lambda *_: [])
+    monkeypatch.setattr(check, "verify", lambda *_: [])
     assert (
         pretrain(tmp_path / "images", out=tmp_path / "run", steps=2, **{**SMALL, "batch_size": 4}).steps == 2
     )

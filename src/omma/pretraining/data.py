@@ -12,6 +12,7 @@ from omma.core import dist
 from omma.core.protocols import BadImage, Needs
 from omma.core.words import count
 from omma.data.sources import captions, collection
+from omma.data.sources.check import checked
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.pretraining import monitor, requirements
@@ -74,7 +75,7 @@ def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Ev
         listen(Stage("checking images", done, total))
 
     with dist.sequentially():
-        source = collection.checked(opened, progress=progress)
+        source = checked(opened, progress=progress)
     if dist.is_distributed():
         dist.require_same("the images", source.fingerprint)
     rows, notes = np.arange(len(source)), list(source.notes)

@@ -17,8 +17,9 @@ from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.batches import skip_bad
 from omma.data.batches.decoded_cache import Cache
-from omma.data.sources import collection, decode, readers, webdataset_files
-from omma.data.sources.collection import checked, open_images
+from omma.data.sources import check, decode, readers, webdataset_files
+from omma.data.sources.check import checked
+from omma.data.sources.collection import open_images
 from omma.features import table
 from omma.features.extract import FeatureBatch
 
@@ -73,7 +74,7 @@ def test_a_verdict_about_bytes_is_remembered(folder: Path, monkeypatch: pytest.M
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     os.utime(folder, (1e9, 1e9))
     assert len(checked(open_images(folder))) == 3
-    monkeypatch.setattr(collection, "verify", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(check, "verify", lambda *_: pytest.fail("checked again"))
     assert len(checked(open_images(folder))) == 3
 
 

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from omma.core.protocols import BadImage, Images
-from omma.data.sources import collection, listing
-from omma.data.sources.collection import ArrayImages, checked, open_images
+from omma.data.sources import check, listing
+from omma.data.sources.check import checked
+from omma.data.sources.collection import ArrayImages, open_images
 from omma.data.sources.readers import as_images
 from omma.data.sources.skipped import write_skipped
 
@@ -325,7 +326,7 @@ def test_check_is_remembered_and_sees_a_repair(tmp_path, monkeypatch):
     fill(tmp_path, {"a.jpg": picture(), "b.jpg": b"damaged"})
     images = open_images(tmp_path)
     assert len(checked(images)) == 1
-    monkeypatch.setattr(collection, "verify", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(check, "verify", lambda *_: pytest.fail("checked again"))
     assert len(checked(open_images(tmp_path))) == 1
     monkeypatch.undo()
     (tmp_path / "b.jpg").write_bytes(picture())

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omma.data.sources.collection import checked, open_images
+from omma.data.sources.check import checked
+from omma.data.sources.collection import open_images
 from omma.data.sources.listing import list_folder
 from omma.data.sources.members import clean, tar_members, zip_members
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources import remote
-from omma.data.sources.collection import checked, open_images
+from omma.data.sources.check import checked
+from omma.data.sources.collection import open_images
 from omma.data.sources.readers import Files
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from omma.data.sources.collection import checked, open_images
+from omma.data.sources.check import checked
+from omma.data.sources.collection import open_images
 from omma.data.sources.split import train_test
 from omma.data.sources.tables import read_table
 

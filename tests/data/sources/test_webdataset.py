@@ -17,7 +17,8 @@ from omma.core.protocols import BadImage, Crop
 from omma.core.random import local_order
 from omma.data.batches import loader, order
 from omma.data.sources import webdataset_files
-from omma.data.sources.collection import checked, open_images
+from omma.data.sources.check import checked
+from omma.data.sources.collection import open_images
 from omma.data.sources.webdataset_files import Shards, expand
 
 PER = 5  # samples a shard

@@ -1,13 +1,10 @@
 """Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
 import copy
-import itertools
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ import pyarrow as pa
 
 from omma.core.explain import translated
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage, Images, Inaccessible
-from omma.core.random import local_order
+from omma.core.protocols import BadImage, Inaccessible
 from omma.core.words import count
 from omma.data.sources import identity
 from omma.data.sources.decode import as_channels
@@ -26,7 +22,7 @@ from omma.data.sources.identity import Identity
 from omma.data.sources.labels import Annotations, encode
 from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
-from omma.data.sources.listing_cache import cache_key, recall, remember, write_whole
+from omma.data.sources.listing_cache import cache_key, recall, remember
 from omma.data.sources.readers import FEW, Arrays, Files, Store, as_images
 from omma.data.sources.values import Ranges, array_ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
@@ -34,10 +30,7 @@ from omma.data.sources.webdataset_samples import list_shards
 
 log = logging.getLogger(__name__)
 
-ImageProgress = Callable[[int, int], None]  # images done, images in total
 CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
-CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses
-CHECK_SAMPLE = 2_000
 
 
 class IndexedImages:
@@ -259,8 +252,7 @@ def open_images(
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
         check(listing.annotations)
         listing.channels, listing.ranges, all_read = _sampled(listing, typed)
-        accessible = not any(Inaccessible.is_reason(reason) for _, reason in listing.skipped)
-        if cached and accessible and all_read:
+        if cached and all_read and _accessible(listing.skipped):
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
@@ -304,97 +296,21 @@ def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
         except BadImage as error:
             bad.append((path, str(error)))
     if not counts:
-        raise ValueError(_none_readable(source, n, bad))
-    all_read = not any(Inaccessible.is_reason(reason) for _, reason in bad)
+        raise ValueError(none_readable(source, n, bad))
     channels = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
-    return channels, value_ranges(pixels), all_read
+    return channels, value_ranges(pixels), _accessible(bad)
+
+
+def _accessible(skipped: list[tuple[str, str]]) -> bool:
+    return not any(Inaccessible.is_reason(reason) for _, reason in skipped)
 
 
 def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
     return "; ".join(f"{path}: {reason}" for path, reason in skipped[:n])
 
 
-def _none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
-    if all(Inaccessible.is_reason(reason) for _, reason in bad):
-        remedy = "check permissions, disk and connection, then repeat the command"
-        return f"{source}: none of {count(n, 'image')} can be accessed ({_first(bad)}); {remedy}"
-    return f"{source}: none of {count(n, 'image')} can be read ({_first(bad)}); check the files"
-
-
-# ---------------------------------------------------------------- check
-def verify(
-    images: Images, indices: np.ndarray | None = None, progress: ImageProgress | None = None
-) -> list[tuple[int, str]]:
-    """Decode images in threads; returns (index, reason) of the bad ones. progress: images done, and in all.
-
-    JPEGs are decoded at 1/8 scale, which still reads every byte and so detects truncation.
-    """
-    todo = np.arange(len(images)) if indices is None else indices
-
-    def check(chunk: np.ndarray) -> list[tuple[int, str]]:
-        bad = []
-        for i in chunk.tolist():
-            try:
-                images.read(i, at_least=1)
-            except BadImage as error:
-                bad.append((i, str(error)))
-        return bad
-
-    results, chunks = [], np.array_split(todo, max(1, len(todo) // 64))
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        for done, bad in zip(itertools.accumulate(map(len, chunks)), pool.map(check, chunks)):
-            results += bad
-            if progress:
-                progress(done, len(todo))
-    return sorted(results)
-
-
-def _read_checked(file: Path) -> tuple[list[tuple[int, str]], list[int]] | None:
-    """The bad images found before, and those that could not be accessed; None if not checked yet."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return [(int(i), str(why)) for i, why in record["bad"]], [int(i) for i in record["again"]]
-    except (OSError, ValueError, TypeError, KeyError):  # damaged, too, or written before there was "again"
-        return None
-
-
-def _sample_to_check(images: IndexedImages) -> np.ndarray:
-    """The images that are checked: all, or a seeded sample."""
-    if len(images) <= CHECK_ALL:
-        return np.arange(len(images))
-    shards = images.blocks  # whole shards, rather than one image of each
-    order = (
-        np.random.default_rng(0).permutation(len(images)) if shards is None else local_order(0, 0, shards, 1)
-    )
-    return np.sort(order[:CHECK_SAMPLE])
-
-
-def checked(
-    images: IndexedImages, cache: Path | None = None, progress: ImageProgress | None = None
-) -> IndexedImages:
-    """The images that can be decoded; the others are added to `skipped`.
-
-    Above 20,000 images only a seeded sample of 2,000 is checked; training skips further bad ones. The result
-    is cached by fingerprint, but for images that cannot be accessed: they are checked again each time.
-    Raises ValueError if no image can be decoded.
-    """
-    file = (cache or cache_folder()) / f"checked-{images.fingerprint}.json"
-    bad, again = _read_checked(file) or ([], None)
-    if again is None or again:
-        todo = _sample_to_check(images) if again is None else np.array(again)
-        bad = sorted(bad + verify(images, todo, progress))
-        verdicts = [(i, reason) for i, reason in bad if not Inaccessible.is_reason(reason)]
-        again = [i for i, reason in bad if Inaccessible.is_reason(reason)]
-        record = {"bad": verdicts, "again": again}
-        write_whole(file, json.dumps(record).encode())
-    if len(bad) == len(_sample_to_check(images)):
-        raise ValueError(
-            _none_readable(images.source, len(images), [(images.path(i), reason) for i, reason in bad])
-        )
-    if not bad:
-        return images
-    good = np.ones(len(images), bool)
-    good[[i for i, _ in bad]] = False
-    readable = images.subset(np.flatnonzero(good))
-    readable.skipped += [(images.path(i), reason) for i, reason in bad]
-    return readable
+def none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
+    """The message that none of n images is usable, with the first reasons."""
+    access = all(Inaccessible.is_reason(reason) for _, reason in bad)
+    done, remedy = ("accessed", "permissions, disk and connection") if access else ("read", "the files")
+    return f"{source}: none of {count(n, 'image')} can be {done} ({_first(bad)}); check {remedy}"
