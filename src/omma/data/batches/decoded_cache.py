@@ -96,7 +96,7 @@ class Pixels:
         try:
             # writable copies of its pages, if ever: PyTorch warns of arrays that cannot be written
             data = np.asarray(np.memmap(self.file(number), np.uint8, "c"))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # absent, or empty
             raise ValueError(
                 f"cache {self.file(number)}: {line(error)}; the same command writes it again"
             ) from None
