@@ -163,9 +163,13 @@ def test_a_damaged_cache_is_computed_anew(encoder, tmp_path):
     arguments = (encoder, images(), preprocess())
     first = extract.extract(*arguments, cache=tmp_path, model_digest="x")
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-40])
-    again = extract.extract(*arguments, cache=tmp_path, model_digest="x")
-    assert (first.vectors == again.vectors).all()
+    whole = file.read_bytes()
+    flipped = whole[:-40] + bytes([whole[-40] ^ 64]) + whole[-39:]
+    for broken in (whole[:-40], flipped):
+        file.write_bytes(broken)
+        again = extract.extract(*arguments, cache=tmp_path, model_digest="x")
+        assert (first.vectors == again.vectors).all()
+        assert (first.indices == again.indices).all()
     assert [f.suffix for f in tmp_path.iterdir()] == [".safetensors"]
 
 

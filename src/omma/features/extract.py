@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -211,7 +212,11 @@ def _store(file: Path, features: FeatureSet) -> None:
             safetensors.numpy.save_file(
                 {"vectors": np.ascontiguousarray(features.vectors), "indices": features.indices},
                 partial,
-                metadata={"provenance": json.dumps(features.provenance), "bad": json.dumps(features.bad)},
+                metadata={
+                    "provenance": json.dumps(features.provenance),
+                    "bad": json.dumps(features.bad),
+                    "checksum": _checksum(features.vectors, features.indices),
+                },
             )
     except OSError as error:
         log.warning("features not cached in %s: %s", file.parent, error)
@@ -227,7 +232,17 @@ def _load(file: Path, provenance: dict[str, Any]) -> FeatureSet | None:
             if json.loads(meta["provenance"]) != json.loads(json.dumps(provenance)):
                 return None
             bad = tuple((path, reason) for path, reason in json.loads(meta["bad"]))
-            return FeatureSet(opened.get_tensor("vectors"), opened.get_tensor("indices"), bad, provenance)
+            vectors, indices = opened.get_tensor("vectors"), opened.get_tensor("indices")
+            if "checksum" in meta and meta["checksum"] != _checksum(vectors, indices):
+                raise ValueError("its checksum differs")
+            return FeatureSet(vectors, indices, bad, provenance)
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         log.warning("%s is damaged (%s); its features are computed again", file, error)
         return None
+
+
+def _checksum(*arrays: np.ndarray) -> str:
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return str(value)

@@ -113,6 +113,20 @@ def test_a_killed_writer_costs_one_part(folder, monkeypatch):
     assert not list(cache.store.file(0).parent.glob("*.partial"))
 
 
+def test_a_part_that_was_cut_is_written_again(folder):
+    cache = Cache(open_images(folder), 100)
+    cache.write()
+    file = cache.store.file(1)
+    whole = file.read_bytes()
+    for kept in (len(whole) // 2, 40, 0):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"part-001\.pixels.*writes it again"):
+            Cache(open_images(folder), 100).images.read(3)
+        assert cache.missing() == [1]
+        cache.write()
+        assert file.read_bytes() == whole
+
+
 def test_two_writers_share_the_work(folder, monkeypatch):
     source, written, write, both = open_images(folder), [], Cache._write, threading.Barrier(2, timeout=20)
 

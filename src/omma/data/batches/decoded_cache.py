@@ -74,6 +74,16 @@ class Pixels:
         """The images of part `number`."""
         return range(number * self.part, min((number + 1) * self.part, self.count))
 
+    def whole(self, number: int) -> bool:
+        """Is part `number` there, as long as its table says?"""
+        try:
+            size = self.file(number).stat().st_size
+            table = np.fromfile(self.file(number), np.int64, len(self.rows(number)) * 5).reshape(-1, 5)
+        except (OSError, ValueError):  # absent, or shorter than its table
+            return False
+        values = np.where(table[:, 4] == 0, table[:, 1], table[:, 1:].prod(axis=1))
+        return len(table) == len(self.rows(number)) and int((table[:, 0] + values).max()) <= size
+
     def load(
         self, path: str, where: np.ndarray | None, channels: int | None, at_least: int | None
     ) -> np.ndarray:
@@ -90,10 +100,12 @@ class Pixels:
         try:
             # writable copies of its pages, if ever: PyTorch warns of arrays that cannot be written
             data = np.asarray(np.memmap(self.file(number), np.uint8, "c"))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # absent, or empty
             raise ValueError(
                 f"cache {self.file(number)}: {line(error)}; the same command writes it again"
             ) from None
+        if not self.whole(number):
+            raise ValueError(f"cache {self.file(number)} is damaged: the same command writes it again")
         table = data[: len(self.rows(number)) * 5 * 8].view(np.int64).reshape(-1, 5)
         self._maps[number] = data, table  # two threads may both map it; one map is then dropped
         return data, table
@@ -141,7 +153,7 @@ class Cache:
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not written yet."""
-        return [number for number in self._parts if not self.store.file(number).exists()]
+        return [number for number in self._parts if not self.store.whole(number)]
 
     def describe(self, size: int | None = None) -> str:
         """Size on disk (`size` bytes; None: of what is written), location, images and side, in one line."""
@@ -202,7 +214,7 @@ class Cache:
                 try:
                     with FileLock(file.with_name(f".{file.name}.lock"), blocking=wait):
                         files.remove_leftovers(file)
-                        if not file.exists():
+                        if not self.store.whole(number):
                             self._write(number)
                 except Timeout:
                     continue
