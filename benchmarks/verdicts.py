@@ -10,8 +10,8 @@ of "tested" have other seeds, other data and, in part, other methods. Runs see n
 supervised methods. Afterwards k-NN and a ridge probe compare each encoder with the untrained one, by the 99 %
 interval of the paired difference on 3,000 images that the run has not seen:
 
-- good: one of them is better;
-- collapsed: the run was made to collapse, and none is better;
+- good: one of them is better, and none is worse;
+- collapsed: any other run that was made to collapse;
 - idle: any other.
 
 DIR/runs.jsonl gets one line a run: every reading, the method's figures, and what the labels say. So --table,
@@ -221,11 +221,8 @@ def run(staged: Staged, images: np.ndarray, labels: np.ndarray, folder: Path) ->
         raise SystemExit(128 + ended.stopped_by)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = compare(folder, images, labels, train, test, staged.seed)
-    better = any(score["interval99"][0] > 0 for score in scores.values())
-    truth = "good" if better else "collapsed" if staged.meant == "collapsed" else "idle"
     return {
         **result,
-        "truth": truth,
         "scores": scores,
         "seconds": time.monotonic() - began,
         "readings": [line for line in lines if line["event"] == "health"],
@@ -265,6 +262,14 @@ def compare(
 
 
 # ---------------------------------------------------------------- the verdicts
+def truth(row: Mapping[str, Any]) -> str:
+    """What became of the run, by labels; see above."""
+    intervals = [score["interval99"] for score in row["scores"].values()]
+    if any(low > 0 for low, _ in intervals) and not any(high < 0 for _, high in intervals):
+        return "good"
+    return "collapsed" if row["meant"] == "collapsed" else "idle"
+
+
 def verdict(row: Mapping[str, Any]) -> health.Verdict:
     """The verdict on a run's last reading, by today's thresholds."""
     names = {each.name for each in fields(health.Reading)}
@@ -289,16 +294,16 @@ def table(rows: list[dict[str, Any]], group: str) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     wrong = []
     for row in rows:
-        said = verdict(row)
-        counts[row["truth"], said.state] += 1
-        if TRUTHS.index(row["truth"]) != (VERDICTS.index(said.state) if said.state in VERDICTS else -1):
-            wrong.append(f"- {row['name']} ({row['truth']}): {said.text}")
+        said, fact = verdict(row), truth(row)
+        counts[fact, said.state] += 1
+        if TRUTHS.index(fact) != (VERDICTS.index(said.state) if said.state in VERDICTS else -1):
+            wrong.append(f"- {row['name']} ({fact}): {said.text}")
     lines = [f"{group}: {len(rows)} runs, {len(wrong)} verdicts wrong", ""]
     lines += [f"| truth | {' | '.join(VERDICTS)} | other |", "|---|" + "---|" * (len(VERDICTS) + 1)]
-    for truth in TRUTHS:
-        cells = [counts[truth, said] for said in VERDICTS]
-        other = sum(n for (t, said), n in counts.items() if t == truth and said not in VERDICTS)
-        lines.append(f"| {truth} | {' | '.join(map(str, cells))} | {other} |")
+    for name in TRUTHS:
+        cells = [counts[name, said] for said in VERDICTS]
+        other = sum(n for (t, said), n in counts.items() if t == name and said not in VERDICTS)
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} | {other} |")
     return "\n".join([*lines, "", *wrong])
 
 
@@ -323,9 +328,9 @@ def main() -> None:
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             rows.append(row)
-            print(staged.name, row.get("truth"), row.get("error", ""), flush=True)
+            print(staged.name, row.get("error") or truth(row), flush=True)
     for group in args.groups:
-        made = [row for row in rows if row["group"] == group and "truth" in row]
+        made = [row for row in rows if row["group"] == group and "scores" in row]
         print(f"\n{table(made, group)}")
 
 

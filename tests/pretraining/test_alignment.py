@@ -16,6 +16,7 @@ def test_views_that_agree_are_told_and_noise_is_not():
     assert abs(alignment.told(images, draw(100, 16, seed=2)).mean() - 0.5) < 0.1
     assert (alignment.told(torch.ones(9, 4), torch.ones(9, 4)) == 0.5).all()
     assert alignment.told(torch.ones(1, 4), torch.ones(1, 4)).isfinite().all()
+    assert alignment.told(images, images * torch.inf).isnan().all()
 
 
 def test_the_share_is_that_of_images_farther_than_the_own_view():

@@ -167,7 +167,12 @@ START = compared(kept=None, epochs=0.0)
             "warn",
             "70% of the nearest neighbours are those",
         ),
-        (compared(0.81, -0.01, 0.03, knn_low=0.02), "learning", "good", "k-NN on held-out images is better"),
+        (
+            compared(0.81, -0.01, 0.03, kept=0.8, knn_low=0.02),
+            "learning",
+            "good",
+            "k-NN on held-out images is better",
+        ),
     ],
 )
 def test_three_verdicts_by_what_changed_since_the_start(now, state, level, words):
@@ -196,6 +201,7 @@ def test_the_remedy_of_an_idle_run_depends_on_its_length():
     assert "after 0.28 epochs" in young.text
     assert young.remedy.startswith("Train longer")
     assert "--lr" in health.judge([START, compared(0.8, -0.01, 0.01, epochs=30.0)], {}).remedy
+    assert "after 1 epoch." in str(health.judge([START, compared(0.8, -0.01, 0.01, epochs=1.0)], {}))
 
 
 def test_a_network_that_stayed_as_it_was_is_idle_whatever_its_method_reports():

@@ -59,9 +59,8 @@ def test_healthy_runs_are_not_accused(images, tmp_path, method):
 
 
 @pytest.mark.slow
-def test_a_run_that_learns_is_told_from_its_beginning(images, tmp_path):
-    assert verdicts(images, tmp_path / "short", "simclr", steps=10)[-1].state == "idle"
-    assert verdicts(images, tmp_path / "long", "simclr", steps=500)[-1].state == "learning"
+def test_the_first_steps_teach_nothing(images, tmp_path):
+    assert verdicts(images, tmp_path, "simclr", steps=10)[-1].state == "idle"
 
 
 def test_without_centring_dino_collapses(images, tmp_path):

@@ -331,10 +331,11 @@ def _pretrained_on(job: Job, tested: Int[np.ndarray, "m"]) -> str:
     """
     images, provenance = job.images, job.model.provenance
     if job.trained_on is not None and isinstance(images, IndexedImages):
-        others = np.setdiff1d(np.arange(len(images)), tested)
-        if seen := _share_seen(job.trained_on, images.subset(tested[:ALL]), "test image"):
+        rng, others = np.random.default_rng(job.seed), np.setdiff1d(np.arange(len(images)), tested)
+        tests, rest = (images.subset(rng.permutation(rows)[:ALL]) for rows in (tested, others))
+        if seen := _share_seen(job.trained_on, tests, "test image"):
             return seen
-        seen = _share_seen(job.trained_on, images.subset(others[:ALL]), "other image")
+        seen = _share_seen(job.trained_on, rest, "other image")
         return f"{seen}, and on none of the test images" if seen else ""
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)

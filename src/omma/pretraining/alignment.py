@@ -30,14 +30,18 @@ def told(one: Float[Tensor, "n d"], two: Float[Tensor, "n d"]) -> Float[Tensor, 
     """For each image: the share of other images that are farther from one view than the other view is.
 
     Mean over both directions, by cosine of whitened features, so that no few large directions hide the
-    others: .5 is chance (and what equal features have), 1 is perfect. Features must be finite.
+    others: .5 is chance (and what equal features have), 1 is perfect. NaN if a feature is not finite.
     """
+    if not (one.isfinite().all() and two.isfinite().all()):
+        return torch.full((len(one),), torch.nan, dtype=torch.float64)
     one, two = (torch.nn.functional.normalize(x, dim=1) for x in _whitened(one, two))
     similarity, others = one @ two.T, len(one) - 1
     own = similarity.diagonal()[:, None]
-    ways = (similarity, similarity.T)
-    farther = torch.stack([(s < own).sum(1) + 0.5 * ((s == own).sum(1) - 1) for s in ways]).sum(0)
-    return farther / (2 * max(others, 1))
+    shares = [
+        ((s < own).sum(1) + 0.5 * ((s == own).sum(1) - 1)) / max(others, 1)
+        for s in (similarity, similarity.T)
+    ]
+    return (shares[0] + shares[1]) / 2
 
 
 def _whitened(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,7 @@ LEARNED = 0.01
 ENOUGH = 5.0  # epochs, after which an idle run needs more than time
 # Share of the start's nearest neighbours that are neighbours still ...
 SAME = 0.95  # ... from where the network counts as unchanged
-MOST_KEPT = (
-    0.5  # ... above which an untrained network's first steps have taught it little, whatever else improves
-)
+MOST_KEPT = 0.5  # ... above which an untrained network has learned little, whatever else improves
 # 1 - mean cosine between images, below which features count as close. Masked methods' features share one
 # large direction and differ in many small ones, so this alone is no collapse.
 SPREAD = 0.02
@@ -123,8 +121,8 @@ def judge(
     if cause := _collapse(first, now):
         remedy = next((signal.remedy for signal in shown if signal.kind == "remedy"), "Lower --lr")
         return Verdict("bad", f"collapsed: {cause}{_after(now)}", remedy, "collapsed")
-    kept = now.neighbours_kept or 0.0
-    unchanged, learned = kept >= SAME, _learned(first, now) and (continued or kept <= MOST_KEPT)
+    unchanged = (now.neighbours_kept or 0.0) >= SAME
+    learned = _learned(first, now, continued)
     for signal in shown:
         if signal.kind == "verdict" and not unchanged and (signal.level == "bad" or not learned):
             most = metrics[signal.of] if signal.of else 1.0
@@ -140,7 +138,7 @@ def _progress(first: Reading, now: Reading, unchanged: bool, learned: bool) -> V
     rank = f"features span {now.centred_rank:.1f} directions, {first.centred_rank:.1f} at the start"
     if now.views_told is None or first.views_told is None or now.views_told_low is None:
         return Verdict("good", f"not collapsed: {rank}{_after(now)}")
-    if unchanged or (_learned(first, now) and not learned):
+    if unchanged or (_told_better(first, now) and not learned):
         return _idle(now, f"{now.neighbours_kept:.0%} of the nearest neighbours are those of the start")
     told = f"{now.views_told:.1%} of comparisons, {first.views_told:.1%} at the start"
     if not learned:
@@ -153,9 +151,11 @@ def _progress(first: Reading, now: Reading, unchanged: bool, learned: bool) -> V
     return Verdict("good", f"{text}{new}; {rank}{_after(now)}", state="learning")
 
 
-def _learned(first: Reading, now: Reading) -> bool:
+def _learned(first: Reading, now: Reading, continued: bool) -> bool:
     """Is it better than at the start, beyond doubt?"""
-    return _told_better(first, now) or (now.knn_low is not None and now.knn_low > 0)
+    if now.knn_low is not None and now.knn_low > 0:
+        return True
+    return _told_better(first, now) and (continued or (now.neighbours_kept or 0.0) <= MOST_KEPT)
 
 
 def _told_better(first: Reading, now: Reading) -> bool:
@@ -167,7 +167,8 @@ def _told_better(first: Reading, now: Reading) -> bool:
 def _after(now: Reading) -> str:
     if now.epochs is None:
         return ""
-    return f", after {now.epochs:,.0f} epochs" if now.epochs >= 10 else f", after {now.epochs:.2g} epochs"
+    passes = f"{now.epochs:,.0f}" if now.epochs >= 10 else f"{now.epochs:.2g}"
+    return f", after {passes} epoch{'' if passes == '1' else 's'}"
 
 
 def _idle(now: Reading, cause: str, remedy: str = "") -> Verdict:

@@ -21,9 +21,9 @@ ENOUGH = 2000  # images under which none is kept from training
 BANK = 2000  # labelled training images that online k-NN compares with, at most
 K = 20
 VIEWED = 256  # images of the sample that views are made of, at most ...
-SETTLED = 50  # steps until statistics of batch norms have forgotten 0 and 1, where they began
-CHUNK = 128  # images that pass the network at once
 PAIRS = 4  # ... and pairs of views of each
+CHUNK = 128  # images that pass the network at once
+SETTLED = 50  # steps until statistics of batch norms have forgotten 0 and 1, where they began
 ALIKE = 0.02  # deviation over the images, in the data's own: about one level of 255
 
 
@@ -97,7 +97,10 @@ class Monitor:
         clock: Clock,
         recent: Sequence[Mapping[str, float]],
     ) -> HealthReport:
-        """Health now, k-NN and retention; recent: metrics of the steps since the last reading."""
+        """Health now, k-NN and retention; recent: metrics of the steps since the last reading.
+
+        At first, batch norms have the sample's statistics, so that what changes is what weights do.
+        """
         if clock.step < SETTLED and not self.continued:
             device = next(encoder.parameters()).device
             with calibrated(encoder, (chunk.to(device) for chunk in self.pixels.split(CHUNK))):
