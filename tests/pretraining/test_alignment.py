@@ -12,18 +12,18 @@ def draw(*shape, seed=0):
 def test_views_that_agree_are_told_and_noise_is_not():
     images = draw(100, 16)
     noise = 0.1 * draw(100, 16, seed=1)
-    assert alignment.told(images, images + noise).mean() > 0.99
-    assert abs(alignment.told(images, draw(100, 16, seed=2)).mean() - 0.5) < 0.1
-    assert (alignment.told(torch.ones(9, 4), torch.ones(9, 4)) == 0.5).all()
-    assert alignment.told(torch.ones(1, 4), torch.ones(1, 4)).isfinite().all()
-    assert alignment.told(images, images * torch.inf).isnan().all()
+    assert alignment.view_auc(images, images + noise).mean() > 0.99
+    assert abs(alignment.view_auc(images, draw(100, 16, seed=2)).mean() - 0.5) < 0.1
+    assert (alignment.view_auc(torch.ones(9, 4), torch.ones(9, 4)) == 0.5).all()
+    assert alignment.view_auc(torch.ones(1, 4), torch.ones(1, 4)).isfinite().all()
+    assert alignment.view_auc(images, images * torch.inf).isnan().all()
 
 
 def test_the_share_is_that_of_images_farther_than_the_own_view():
     one = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [-1.0, -0.1]])
-    told = alignment.told(one, one[[0, 2, 1]])  # the second and third image are each other's view
-    assert told[0] == 1
-    assert told[1] == told[2] == 0.5
+    auc = alignment.view_auc(one, one[[0, 2, 1]])  # the second and third image are each other's view
+    assert auc[0] == 1
+    assert auc[1] == auc[2] == 0.5
 
 
 def test_a_common_direction_hides_nothing():
@@ -31,11 +31,11 @@ def test_a_common_direction_hides_nothing():
     views = images + 0.1 * draw(100, 16, seed=1)
     common = torch.zeros(16)
     common[0] = 1e3
-    assert alignment.told(images + common, views + common).mean() > 0.99
+    assert alignment.view_auc(images + common, views + common).mean() > 0.99
     stretched = torch.ones(16)
     stretched[0] = 5.0  # this direction is noise
     images[:, 0], views[:, 0] = draw(100, seed=3), draw(100, seed=4)
-    assert alignment.told(images * stretched, views * stretched).mean() > 0.9
+    assert alignment.view_auc(images * stretched, views * stretched).mean() > 0.9
 
 
 def test_views_differ_and_repeat():

@@ -129,11 +129,11 @@ def test_reconstructions_no_better_than_a_constant_are_a_warning(even):
     assert verdict.level == "warn"
 
 
-def compared(told=0.8, low=None, high=None, kept=0.4, rank=20.0, epochs=12.0, **fields):
+def compared(auc=0.8, low=None, high=None, kept=0.4, rank=20.0, epochs=12.0, **fields):
     """A reading as the monitor takes it."""
     return health.Reading(
         step=100, progress=1.0, rank=rank, centred_rank=rank, std=0.5, spread=0.3, dim=64, epochs=epochs,
-        images=200, views_told=told, views_told_low=low, views_told_high=high, neighbours_kept=kept, **fields,
+        images=200, view_auc=auc, view_auc_low=low, view_auc_high=high, neighbours_kept=kept, **fields,
     )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def test_narrow_features_that_tell_images_apart_have_not_collapsed(even):
     """As in runs of VICReg and BYOL: all within .02 in cosine, in fewer directions than at the start."""
     narrow = health.read(even[:, :10] @ even[:10] / 8 + 10.0, 100, 1.0)
     assert narrow.spread < health.SPREAD
-    fields = {"views_told": 0.9, "views_told_low": 0.05, "views_told_high": 0.15, "neighbours_kept": 0.3}
+    fields = {"view_auc": 0.9, "view_auc_low": 0.05, "view_auc_high": 0.15, "neighbours_kept": 0.3}
     assert health.judge([START, dataclasses.replace(narrow, **fields)], {}).state == "learning"
 
 

@@ -115,7 +115,7 @@ def test_a_network_that_stays_as_it_is_has_learned_nothing():
     seen = read_twice(watching(NOISE))
     assert seen.verdict.state == "idle"
     assert seen.reading.neighbours_kept == 1
-    assert seen.reading.views_told_low == seen.reading.views_told_high == 0
+    assert seen.reading.view_auc_low == seen.reading.view_auc_high == 0
     assert seen.reading.epochs == 1
 
 

@@ -26,7 +26,7 @@ def view(pixels: Float[Tensor, "n c s s"], seed: int, number: int) -> Float[Tens
     return crops[:, 0] * gain + shift
 
 
-def told(one: Float[Tensor, "n d"], two: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+def view_auc(one: Float[Tensor, "n d"], two: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """For each image: the share of other images that are farther from one view than the other view is.
 
     Mean over both directions, by cosine of whitened features, so that no few large directions hide the
@@ -59,7 +59,7 @@ def _whitened(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def change(now: Float[Tensor, "n"], start: Float[Tensor, "n"]) -> tuple[float, float]:
-    """99 % interval of the mean change of `told`, paired over the images; at least two."""
+    """99 % interval of the mean change of `view_auc`, paired over the images; at least two."""
     difference = now.double() - start.double()
     mean, half = difference.mean(), Z99 * difference.std(correction=0) / len(difference) ** 0.5
     return float(mean - half), float(mean + half)

@@ -48,10 +48,10 @@ class Reading:
     epochs: float | None = None  # passes over the images so far
     images: int | None = None  # in the sample
     alike: bool = False  # do the pictures of the sample show the same?
-    views_told: float | None = None  # mean of `alignment.told`: .5 is chance, 1 perfect
+    view_auc: float | None = None  # mean of `alignment.view_auc`: .5 is chance, 1 perfect
     # 99 % interval of its change since the start, paired over the images
-    views_told_low: float | None = None
-    views_told_high: float | None = None
+    view_auc_low: float | None = None
+    view_auc_high: float | None = None
     # lower end of the 99 % interval of k-NN's change since the start, of methods that learn from labels
     knn_low: float | None = None
     neighbours_kept: float | None = None  # share of the start's nearest neighbours that are neighbours still
@@ -136,18 +136,18 @@ def judge(
 def _progress(first: Reading, now: Reading, unchanged: bool, learned: bool) -> Verdict:
     """Has a network that did not collapse learned anything since the start?"""
     rank = f"features span {now.centred_rank:.1f} directions, {first.centred_rank:.1f} at the start"
-    if now.views_told is None or first.views_told is None or now.views_told_low is None:
+    if now.view_auc is None or first.view_auc is None or now.view_auc_low is None:
         return Verdict("good", f"not collapsed: {rank}{_after(now)}")
-    if unchanged or (_told_better(first, now) and not learned):
+    if unchanged or (_views_better(first, now) and not learned):
         return _idle(now, f"{now.neighbours_kept:.0%} of the nearest neighbours are those of the start")
-    told = f"{now.views_told:.1%} of comparisons, {first.views_told:.1%} at the start"
+    shares = f"{now.view_auc:.1%} of comparisons, {first.view_auc:.1%} at the start"
     if not learned:
-        return _idle(now, f"two views of an image are told from other images no better ({told})")
+        return _idle(now, f"two views of an image are told from other images no better ({shares})")
     new = "" if now.neighbours_kept is None else f"; {1 - now.neighbours_kept:.0%} of neighbours are new"
-    if not _told_better(first, now):
+    if not _views_better(first, now):
         text = "learning: k-NN on held-out images is better than at the start"
     else:
-        text = f"learning: two views of an image are told from other images in {told}"
+        text = f"learning: two views of an image are told from other images in {shares}"
     return Verdict("good", f"{text}{new}; {rank}{_after(now)}", state="learning")
 
 
@@ -155,13 +155,13 @@ def _learned(first: Reading, now: Reading, continued: bool) -> bool:
     """Is it better than at the start, beyond doubt?"""
     if now.knn_low is not None and now.knn_low > 0:
         return True
-    return _told_better(first, now) and (continued or (now.neighbours_kept or 0.0) <= MOST_KEPT)
+    return _views_better(first, now) and (continued or (now.neighbours_kept or 0.0) <= MOST_KEPT)
 
 
-def _told_better(first: Reading, now: Reading) -> bool:
-    if now.views_told is None or first.views_told is None or now.views_told_low is None:
+def _views_better(first: Reading, now: Reading) -> bool:
+    if now.view_auc is None or first.view_auc is None or now.view_auc_low is None:
         return False
-    return now.views_told_low > 0 and now.views_told - first.views_told > LEARNED
+    return now.view_auc_low > 0 and now.view_auc - first.view_auc > LEARNED
 
 
 def _after(now: Reading) -> str:
@@ -196,15 +196,15 @@ def _collapse(first: Reading, now: Reading) -> str:
     if (rank < RANK and rank < before) or (rank < NARROW * before and rank < 0.1 * now.dim):
         return f"features span {rank:.1f} directions of {now.dim}, {before:.1f} at the start"
     close = now.spread < SPREAD and now.spread < 0.5 * first.spread
-    if now.views_told is None or first.views_told is None or now.views_told_high is None:
+    if now.view_auc is None or first.view_auc is None or now.view_auc_high is None:
         if close and (now.spread < ROUNDING or rank <= before):
             return f"all features within {max(now.spread, 0):.1e} in cosine"
         return ""
-    lost = now.views_told - 0.5 < LEFT * (first.views_told - 0.5)
-    if lost or (now.views_told_high < 0 and (close or rank < 0.5 * before)):
+    lost = now.view_auc - 0.5 < LEFT * (first.view_auc - 0.5)
+    if lost or (now.view_auc_high < 0 and (close or rank < 0.5 * before)):
         return (
-            f"two views of an image are told from other images in {now.views_told:.1%} of comparisons, "
-            f"{first.views_told:.1%} at the start (50% is chance)"
+            f"two views of an image are told from other images in {now.view_auc:.1%} of comparisons, "
+            f"{first.view_auc:.1%} at the start (50% is chance)"
         )
     return ""
 

@@ -136,25 +136,25 @@ class Monitor:
         reading = dataclasses.replace(reading, epochs=clock.epoch, images=len(features), alike=self.alike)
         if not reading.finite:
             return reading
-        near, told = retention.neighbours(features), self._told(encoder)
-        reading = dataclasses.replace(reading, views_told=float(told.mean()))
+        near, auc = retention.neighbours(features), self._view_auc(encoder)
+        reading = dataclasses.replace(reading, view_auc=float(auc.mean()))
         if self.readings and self.start is not None:
             kept = retention.overlap(self.start.near, near)
             reading = dataclasses.replace(reading, neighbours_kept=kept)
-            if self.start.told is not None:
-                low, high = alignment.change(told, torch.tensor(self.start.told))
-                reading = dataclasses.replace(reading, views_told_low=low, views_told_high=high)
+            if self.start.view_auc is not None:
+                low, high = alignment.change(auc, torch.tensor(self.start.view_auc))
+                reading = dataclasses.replace(reading, view_auc_low=low, view_auc_high=high)
         elif not self.readings:
-            self.start = retention.Start(near, None, told.tolist())
+            self.start = retention.Start(near, None, auc.tolist())
         return reading
 
-    def _told(self, encoder: torch.nn.Module) -> Tensor:
-        """`alignment.told` of each image, as a mean over pairs of views: more of them in a small sample."""
+    def _view_auc(self, encoder: torch.nn.Module) -> Tensor:
+        """`alignment.view_auc` of each image, as a mean over pairs of views: more of them in a small sample."""
         few = self.pixels[:VIEWED]
         pairs = min(PAIRS, max(1, 2 * VIEWED // max(len(few), 1)))
         views = [vectors(encoder, alignment.view(few, self.seed, number)) for number in range(2 * pairs)]
-        told = [alignment.told(one, two) for one, two in zip(views[::2], views[1::2], strict=True)]
-        return torch.stack(told).mean(0)
+        auc = [alignment.view_auc(one, two) for one, two in zip(views[::2], views[1::2], strict=True)]
+        return torch.stack(auc).mean(0)
 
     def _correct(self, encoder: torch.nn.Module, features: Tensor) -> np.ndarray | None:
         """For each labelled image of the sample, does k-NN classify it correctly? None without labels."""

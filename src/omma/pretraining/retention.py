@@ -24,7 +24,9 @@ class Start:
 
     near: list[list[int]]  # nearest neighbours of each image within the sample
     correct: list[bool] | None  # which images online k-NN classified correctly, if there are labels
-    told: list[float] | None = None  # `alignment.told` of each image; None: begun by an earlier version
+    view_auc: list[float] | None = (
+        None  # `alignment.view_auc` of each image; None: begun by an earlier version
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

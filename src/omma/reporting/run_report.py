@@ -250,8 +250,8 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
     if any("online_knn_top1" in line for line in lines):
         title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
         curves[title] = [series("health", "online_knn_top1", "top-1")]
-    if any("views_told" in line for line in lines):
-        curves["Views of an image told from other images"] = [series("health", "views_told", "share")]
+    if any("view_auc" in line for line in lines):
+        curves["Views of an image told from other images"] = [series("health", "view_auc", "share")]
     if any("neighbours_kept" in line for line in lines):
         curves["Nearest neighbours kept since the start"] = [series("health", "neighbours_kept", "share")]
     steps = [line for line in lines if line["event"] == "step"]
