@@ -149,7 +149,7 @@ class Monitor:
         return reading
 
     def _view_auc(self, encoder: torch.nn.Module) -> Tensor:
-        """`alignment.view_auc` of each image, as a mean over pairs of views: more of them in a small sample."""
+        """`alignment.view_auc` of each image, as a mean over pairs of views: more of them of few images."""
         few = self.pixels[:VIEWED]
         pairs = min(PAIRS, max(1, 2 * VIEWED // max(len(few), 1)))
         views = [vectors(encoder, alignment.view(few, self.seed, number)) for number in range(2 * pairs)]
