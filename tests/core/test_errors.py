@@ -110,21 +110,23 @@ def test_own_mistakes_stay_what_they_are(error: Exception) -> None:
     assert explain.explain(error) is None
 
 
-COMMANDS = {
+COMMANDS = {  # of files that are there, so that they are not refused at once
     "pretrain": (["pretrain", "x"], "decide"),
-    "evaluate": (["evaluate", "x", "y"], "weights"),
-    "embed": (["embed", "x", "y", "--out", "z"], "one_of"),
+    "evaluate": (["evaluate", "x", "x"], "weights"),
+    "embed": (["embed", "x", "x", "--out", "z.parquet"], "one_of"),
     "export": (["export", "x", "--format", "onnx", "--out", "z.onnx"], "weights"),
-    "report": (["report", "x", "y"], "RunFolder"),
-    "doctor": (["doctor"], "platform"),
+    "report": (["report", "x", "x"], "RunFolder"),
+    "doctor": (["doctor"], "machine"),
 }
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_has_the_boundary(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the command line, and as ValueError or OSError for those who call the function."""
+    monkeypatch.chdir(tmp_path)
+    Path("x").touch()
     words, step = COMMANDS[verb]
     module = getattr(verbs, verb)
     for error, text in EXPECTED:

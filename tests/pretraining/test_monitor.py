@@ -7,7 +7,7 @@ import torch
 import omma
 from omma.core.protocols import BadImage, Clock, Features, Preprocess
 from omma.data.batches import loader
-from omma.data.sources import identity
+from omma.data.sources import trained_on
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining import monitor
 
@@ -68,7 +68,7 @@ def test_a_run_reads_health_on_images_that_it_does_not_train_on(tmp_path, monkey
         assert len(set(images)) == 1900
         assert not set(images) & set(sample)
     assert trained
-    assert identity.read(tmp_path / "run").images == 1900
+    assert trained_on.read(tmp_path / "run").images == 1900
 
 
 class Mean(torch.nn.Module):

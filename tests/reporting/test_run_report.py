@@ -83,7 +83,7 @@ def test_damaged_images_are_left_out(run, tmp_path):
 def test_one_image_has_no_neighbours_but_attention(run, tmp_path):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "one.png")
     text = page(run, tmp_path / "one.png")
-    assert "Nearest neighbours" not in text
+    assert "Nearest neighbours</h2>" not in text
     assert "Attention of the last layer</h2>" in text
 
 

@@ -262,8 +262,8 @@ def test_the_note_on_pretraining_goes_by_the_images(run, tmp_path):
     data = images()
     shutil.copytree(run, tmp_path / "run")
 
-    def note(trained_on):
-        identity.write(tmp_path / "run", trained_on)
+    def note(seen):
+        identity.write(tmp_path / "run" / identity.RECORD, seen.identity.record(), {})
         outcome = evaluate(tmp_path / "run", data, protocols=["knn"], floors=False, **CPU)
         return next((note for note in outcome.notes if "pretrained" in note), None)
 

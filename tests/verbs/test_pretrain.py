@@ -24,7 +24,7 @@ from omma.data.sources import check
 from omma.data.sources.collection import ArrayImages
 from omma.data.sources.decode import decode
 from omma.ops import recompute
-from omma.pretraining import input_bound
+from omma.pretraining import input_bound, readings
 from omma.pretraining.events import Note, Plan, Progress, Read
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.monitor import Monitor
@@ -180,7 +180,9 @@ def test_a_profile_tells_the_parts_of_a_step(tmp_path, monkeypatch):
 
 def test_slow_readings_are_made_less_often(tmp_path, monkeypatch):
     quick, slow = [], []
-    pretrain(pictures(), out=tmp_path / "quick", steps=40, listen=quick.append, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(readings, "SHARE", 1e9)  # whatever a reading takes is little
+        pretrain(pictures(), out=tmp_path / "quick", steps=40, listen=quick.append, **SMALL)
     read = Monitor.read
 
     def slowly(*args):

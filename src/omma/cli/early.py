@@ -1,18 +1,36 @@
 """Checks that need no PyTorch, whose import takes seconds: what is mistyped is refused at once."""
 
+import functools
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omma import methods
 from omma.core import launcher, outputs
+from omma.core.errors import AlreadyReported
 from omma.core.sources import not_found
-from omma.evaluation import PROTOCOLS
 from omma.features import formats
 from omma.pretraining.request import Request
 
 
+def _said_once(check: Callable[..., None]) -> Callable[..., None]:
+    """Of several processes, all of which check the same, the first one reports the error."""
+
+    @functools.wraps(check)
+    def checked(*arguments: Any) -> None:
+        try:
+            check(*arguments)
+        except ValueError as error:
+            if launcher.ranks().rank:
+                raise AlreadyReported(str(error)) from error
+            raise
+
+    return checked
+
+
+@_said_once
 def images(source: str) -> None:
     """Raise ValueError for a plain path at which there is nothing."""
     path = os.path.expanduser(source)
@@ -20,20 +38,14 @@ def images(source: str) -> None:
         raise not_found(source)
 
 
+@_said_once
 def model(name: str) -> None:
     """Raise ValueError for a plain path at which there is nothing; names such as timm:NAME have a colon."""
     if ":" not in name and not os.path.exists(name):
         raise ValueError(f"{name} does not exist; give a run folder, a weights file, timm:NAME or hf:NAME")
 
 
-def protocols(names: Sequence[str]) -> None:
-    """Raise ValueError for a name that is no protocol, or for none at all."""
-    if unknown := [name for name in names if name not in PROTOCOLS]:
-        raise ValueError(f"protocol {unknown[0]!r}: choose among {', '.join(PROTOCOLS)}")
-    if not names:
-        raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
-
-
+@_said_once
 def table(out: str) -> None:
     """Raise ValueError for a table that cannot be written at `out`."""
     formats.check_ending(out)
@@ -41,6 +53,7 @@ def table(out: str) -> None:
         outputs.check_file(out)
 
 
+@_said_once
 def pretraining(request: Request) -> None:
     """Raise ValueError for images that are not there, an unknown method, or no place for the run."""
     images(str(request.images))

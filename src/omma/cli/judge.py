@@ -12,6 +12,7 @@ from omma.cli import early
 from omma.cli.shared import File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
 from omma.cli.stages import Stages
 from omma.core import files, outputs
+from omma.evaluation import check_protocols
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def evaluate(
         seed: Seed of splits and of the untrained network's weights.
     """
     early.model(model)
-    early.protocols(protocol)
+    check_protocols(protocol)
     early.images(labelled)
     if json is not None:
         outputs.check_file(json, "--json")

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from omma.core import dist
 from omma.data.sources import identity
@@ -98,8 +100,15 @@ def _annotations(images: IndexedImages) -> dict[str, str]:
     return {name: hashlib.sha256(repr(column).encode()).hexdigest() for name, column in columns.items()}
 
 
-def remember(folder: RunFolder, images: IndexedImages, known: Known, facts: Facts, preprocess: Any) -> None:
-    """Record the images where that is not done, or where they changed; hold the run's lock."""
+def remember(
+    folder: RunFolder,
+    images: IndexedImages,
+    training: Int[np.ndarray, "n"],
+    known: Known,
+    facts: Facts,
+    preprocess: Any,
+) -> None:
+    """Record the images, and which are trained on, where that is not done or they changed; hold the lock."""
     config = folder.config()
     same = config["fingerprint"] == images.fingerprint and config["images"] == images.source
     if same and (folder.path / identity.RECORD).exists():
@@ -107,7 +116,7 @@ def remember(folder: RunFolder, images: IndexedImages, known: Known, facts: Fact
     planned = {"images": facts.images, "shorter_side": facts.shorter_side}
     identity.write(
         folder.path / identity.RECORD,
-        images.identity.record(),
+        images.identity.record(training),
         {
             "planned": dict(known.facts) or planned,
             "preprocess": known.preprocess or preprocess,

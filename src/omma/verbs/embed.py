@@ -17,7 +17,7 @@ from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
-from omma.data.sources.values import scaling_notes
+from omma.data.sources.values import input_notes
 from omma.features import formats, ray
 from omma.features.extract import batch_size
 from omma.features.local import local_engine
@@ -57,13 +57,11 @@ def embed(
     """Write the pooled features of all readable images, in order, to `out`: .parquet, .csv or .npz.
 
     Columns: `path` (string), `label` (the class's name, null if unknown; only if any image is labelled),
-    `vector` (float32, fixed length). A .csv has a column for each number of the vector; an .npz has the
-    arrays vectors, paths and labels. Parquet's metadata and the .npz hold model, data, preprocessing and
-    precision as JSON under "omma". `out` appears when it is complete, from shards written beside it; the
-    same call again continues after those that exist. model, allow_partial, label_depth: as for evaluate.
-    engine: "local", this process and those that torchrun started with it, each of which embeds a share; or
-    "ray", the workers of a Ray cluster. progress: images done and in all, of this process' share.
-    Raises ValueError if no image can be read, and at once for an `out` that cannot be written.
+    `vector` (float32, fixed length). A .csv has a column for each number; an .npz has arrays of vectors,
+    paths and labels. Parquet's metadata and the .npz hold the conditions as JSON under "omma". `out` appears
+    when complete; the same call again continues from shards beside it. engine: "local" (this process and
+    those that torchrun started with it) or "ray" (workers of a cluster). progress: images done and in all, of
+    this process' share. Others: as for evaluate. Raises ValueError if no image can be read.
     """
     formats.check_ending(out)
     one_of("engine", engine, ENGINES)
@@ -79,9 +77,7 @@ def embed(
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
             loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-            opened = images
-            if not isinstance(opened, Images):
-                opened = collection.open_images(opened, label_depth=label_depth)
+            opened = collection.opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
         with dist.propagate_errors():
@@ -102,11 +98,7 @@ def embed(
         rows=joined.rows,
         dim=loaded.encoder.dim,
         bad=joined.bad,
-        notes=(
-            *loaded.provenance.get("loaded", ()),
-            *getattr(opened, "notes", ()),
-            *scaling_notes(opened, loaded.preprocess),
-        ),
+        notes=(*loaded.provenance.get("loaded", ()), *input_notes(opened, loaded.preprocess)),
         resumed=len(opened) - table.count_images(missing),
     )
 
@@ -117,12 +109,15 @@ def _table(
     """The table to write, the same on all processes; ValueError if they see different images."""
     fingerprint = getattr(images, "fingerprint", None)
     facts = {"digest": model.digest, "spec": model.encoder.spec(), "preprocess": as_dict(model.preprocess)}
-    source = str(getattr(images, "source", "images"))
     provenance: dict[str, Any] = {
         "schema": 1,
         "omma": files.omma_version(),
         "model": {**facts, "provenance": model.provenance},
-        "data": {"source": source, "fingerprint": fingerprint, "images": len(images)},
+        "data": {
+            "source": str(getattr(images, "source", "")),
+            "fingerprint": fingerprint,
+            "images": len(images),
+        },
         "pooling": "pooled",
         "precision": str(precision).removeprefix("torch."),
     }

@@ -15,7 +15,7 @@ from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
-from omma.evaluation import PROTOCOLS, history, judge
+from omma.evaluation import check_protocols, history, notes
 from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
@@ -59,10 +59,7 @@ def evaluate(
     Raises ValueError where there are no labels or captions, too few images, or none that can be read, and
     where a protocol needs a text tower and the model has none.
     """
-    if unknown := [p for p in protocols if p not in PROTOCOLS]:
-        raise ValueError(f"protocol {unknown[0]!r}: choose among {', '.join(PROTOCOLS)}")
-    if not protocols:
-        raise ValueError(f"no protocol given: choose among {', '.join(PROTOCOLS)}")
+    check_protocols(protocols)
     if json is not None:
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
@@ -75,12 +72,7 @@ def evaluate(
         raise ValueError(
             "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
         )
-    images = (
-        labelled
-        if isinstance(labelled, Images)
-        else collection.open_images(labelled, label_depth=label_depth)
-    )
-    images = split_by(images, train_on, test_on)
+    images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     job = Job(
         model=loaded,
         images=images,
@@ -108,7 +100,7 @@ def evaluate(
         results=tuple(score for judged in judgements for score in judged.scores),
         comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
         notes=(
-            *judge.notes(job, tested, len(skipped)),
+            *notes.notes(job, tested, len(skipped)),
             *(note for judged in judgements for note in judged.notes),
         ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),

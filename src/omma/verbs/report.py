@@ -31,5 +31,4 @@ def report(
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
     outputs.check_file(folder.report, "another run folder")
-    opened = images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
-    return run_report.write_report(folder, opened, seed, progress)
+    return run_report.write_report(folder, collection.opened(images, label_depth), seed, progress)

@@ -116,7 +116,7 @@ def test_an_exhausted_machine_ends_the_command(error: OSError, folder: Path, fau
 def test_want_of_memory_ends_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_images(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "_pillow", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(decode, "by_pillow", lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError):
             checked(images)
     assert len(checked(images)) == 4
@@ -142,9 +142,10 @@ def test_remote_errors_of_any_kind(error: Exception, tmp_path: Path, monkeypatch
             raise error
         return real(address, mode)
 
-    monkeypatch.setattr(readers.fsspec, "open", opened)
+    monkeypatch.setenv("OMMA_REMOTE", "1")
+    monkeypatch.setattr(fsspec, "open", opened)
     found = checked(open_images(tmp_path / "list.csv"))
-    assert found.skipped == [("memory://access/b.png", f"not accessible now: {str(error).lower()}")]
+    assert found.skipped == [("memory://access/b.png", f"not accessible now: cannot be fetched: {error}")]
 
 
 def test_odd_rows_are_single_images(tmp_path: Path) -> None:
@@ -155,7 +156,10 @@ def test_odd_rows_are_single_images(tmp_path: Path) -> None:
         store.content("pipe.png", None)
     with pytest.raises(BadImage, match="null"):
         store.content("a\0b.png", None)
-    with pytest.raises(Inaccessible, match="not accessible now"):
+    remote = readers.Files(str(tmp_path), remote=True)
+    with pytest.raises(Inaccessible, match="cannot be fetched: Protocol not known"):
+        remote.content("nobodys-protocol://a/b.png", None)
+    with pytest.raises(Inaccessible, match="unless you add --remote"):
         store.content("nobodys-protocol://a/b.png", None)
 
 

@@ -200,7 +200,7 @@ class Cache:
     def _drop_what_can_be_read_now(self) -> None:
         """Delete parts that lack an image which could not be accessed when they were written, and now can."""
         for number in self._parts:
-            if self.store.file(number).exists():
+            if self.store.whole(number):
                 lost = np.flatnonzero(self.store.inaccessible(number))
                 if len(lost) and not isinstance(self._prepared(self.store.rows(number)[lost[0]]), BadImage):
                     self.store.forget(number)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from omma.core.explain import translated
 from omma.core.files import cache_folder
-from omma.core.protocols import BadImage, Inaccessible
+from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
 from omma.data.sources import identity
 from omma.data.sources.decode import as_channels
@@ -271,6 +271,15 @@ def open_images(
         ranges=listing.ranges,
         columns=listing.annotations.columns,
     )
+
+
+def opened(images: str | Path | Images, label_depth: LabelDepth | None = None) -> Images:
+    """A collection as it is, or the one that a source names; ValueError for a `label_depth` of the former."""
+    if not isinstance(images, Images):
+        return open_images(images, label_depth=label_depth)
+    if label_depth is not None:
+        raise ValueError("label_depth is for a source that is not open yet: give it to open_images")
+    return images
 
 
 def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:

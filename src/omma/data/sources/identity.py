@@ -1,8 +1,8 @@
 """Which images a collection holds: a record of their paths, sizes, times and content, and what has changed.
 
-A record is a table with the columns path, size (bytes; -1: unknown), time (of modification, ns; 0: unknown)
-and content (a hash of size and first and last 64 KiB; null where it was not read). Content is
-read of all images of up to 20,000, and of a seeded sample of 2,000 of more.
+A record is a table with the columns path, size (bytes; -1: unknown), time (of modification, ns; 0: unknown),
+content (a hash of size and first and last 64 KiB; null where it was not read) and trained (whether a run
+trains on it). Content is read of all images of up to 20,000, and of a seeded sample of 2,000 of more.
 """
 
 import hashlib
@@ -96,8 +96,8 @@ class Identity:
         local = (stats for path, stats in rows if "://" not in path)
         return "\n".join(f"{size} {time}" if size >= 0 else "?" for size, time in local)
 
-    def record(self) -> pa.Table:
-        """The record of these images as they are now."""
+    def record(self, training: Int[np.ndarray, "k"] | None = None) -> pa.Table:
+        """The record of these images as they are now; training: rows that are trained on (None: all)."""
         n = len(self.paths)
         rows = np.arange(n)
         if n > ALL:
@@ -106,7 +106,10 @@ class Identity:
         hashes[rows], read[rows] = self.contents(rows)
         content = pa.array(hashes, mask=~read)
         sizes, times = self._sizes_and_times()
-        return pa.table({"path": self.paths, "size": sizes, "time": times, "content": content})
+        trained = np.zeros(n, bool)
+        trained[slice(None) if training is None else training] = True
+        columns = {"path": self.paths, "size": sizes, "time": times, "content": content, "trained": trained}
+        return pa.table(columns)
 
     def _sizes_and_times(self) -> tuple[np.ndarray, np.ndarray]:
         n = len(self.paths)
@@ -167,7 +170,7 @@ def read(file: Path) -> tuple[pa.Table, dict[str, Any]] | None:
     try:
         table = pq.read_table(file)
         facts = json.loads((table.schema.metadata or {})[b"omma"])
-        complete = {"path", "size", "time", "content"} <= {*table.column_names}
+        complete = {"path", "size", "time", "content", "trained"} <= {*table.column_names}
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None
     return (table, facts) if complete else None

@@ -37,6 +37,6 @@ def read(model: Path) -> TrainedOn | None:
     stored = identity.read((model if model.is_dir() else model.parent) / identity.RECORD)
     if stored is None:
         return None
-    table, _ = stored
+    table = stored[0].filter(stored[0]["trained"])
     keys = table["content"].drop_null().to_numpy().astype(np.uint64)
     return TrainedOn(keys, len(table)) if len(keys) else None

@@ -108,6 +108,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def input_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
+    """What to know of how a collection's labels were read and its values are scaled."""
+    return (*getattr(images, "notes", ()), *scaling_notes(images, preprocess))
+
+
 def scaling_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
     """A line for each type whose values are scaled to the model's, or lie elsewhere than its range."""
     notes = []
