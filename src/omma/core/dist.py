@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -180,6 +180,13 @@ def propagate_errors() -> Iterator[None]:
         raise error
     if messages:
         raise ValueError(messages[0])
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """What a function without collectives returns on rank 0, which alone calls it; its errors reach all."""
+    with propagate_errors():
+        result = function() if rank() == 0 else None
+    return cast(T, broadcast(result))
 
 
 @contextlib.contextmanager

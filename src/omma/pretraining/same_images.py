@@ -41,9 +41,7 @@ def recall(folder: RunFolder, images: IndexedImages, accept_changed: bool) -> Kn
 
     Raises ValueError that names what changed, unless the user accepts it.
     """
-    with dist.propagate_errors():
-        known = _recall(folder, images, accept_changed) if dist.rank() == 0 else Known()
-    return dist.broadcast(known)
+    return dist.on_first(lambda: _recall(folder, images, accept_changed))
 
 
 def _recall(folder: RunFolder, images: IndexedImages, accept_changed: bool) -> Known:

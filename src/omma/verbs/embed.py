@@ -21,7 +21,7 @@ from omma.data.sources.values import input_notes
 from omma.features import formats, ray
 from omma.features.extract import batch_size
 from omma.features.local import local_engine
-from omma.features.table import Joined, ShardedTable, shard_size, table_key, table_schema
+from omma.features.table import ShardedTable, shard_size, table_key, table_schema
 from omma.weights import Model
 
 ENGINES = ("local", "ray")
@@ -67,9 +67,7 @@ def embed(
     one_of("engine", engine, ENGINES)
     if engine == "ray" and launcher.ranks().world_size > 1:
         raise ValueError("engine ray starts processes of its own: leave torchrun out, or choose engine local")
-    with dist.propagate_errors():
-        if dist.rank() == 0:
-            outputs.check_file(out)
+    dist.on_first(lambda: outputs.check_file(out))
     with ExitStack() as stack:
         if engine == "local":
             workers = local_engine(device, precision)
@@ -80,19 +78,15 @@ def embed(
             opened = collection.opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
-        with dist.propagate_errors():
-            if dist.rank() == 0:
-                stack.enter_context(table.locked())
-        missing = dist.broadcast(table.missing() if dist.rank() == 0 else [])
+        dist.on_first(lambda: stack.enter_context(table.locked()))
+        missing = dist.on_first(table.missing)
         own, done = workers.share(missing), 0
         with dist.propagate_errors():
             for count in workers.fill(table, own, loaded.encoder, loaded.preprocess, batch):
                 done += count
                 if progress:
                     progress(done, table.count_images(own))
-        with dist.propagate_errors():
-            joined = table.join() if dist.rank() == 0 else Joined(0, ())
-        joined = dist.broadcast(joined)
+        joined = dist.on_first(table.join)
     return Embedded(
         path=Path(out),
         rows=joined.rows,
