@@ -260,8 +260,12 @@ def work(pipe: Connection) -> None:
     from omma.core.protocols import BadImage
     from omma.data.sources.decode import decode, plain_jpeg, sniff
 
+    pipe.send("ready")
     while True:
-        data, options = pipe.recv()
+        try:
+            data, options = pipe.recv()
+        except EOFError:  # the campaign is over
+            return
         before, start = _reset(), time.process_time()
         try:
             sniff(data[:64])
@@ -287,6 +291,7 @@ class Decoder:
             self.process = context.Process(target=work, args=(other,), daemon=True)
             self.process.start()
             other.close()
+            self.pipe.recv()  # imports done: a busy machine takes its time
         try:
             self.pipe.send((data, options))
             if self.pipe.poll(WAIT):
