@@ -198,3 +198,6 @@ def test_a_tile_is_decompressed_to_its_size_and_no_further(compression):
         decode(tiny)
     many = written(np.zeros((512, 512), np.uint16), tile=(512, 512), compression=compression)
     assert decode(resized(many, (256, 257, 322, 323), 512, 64)).shape == (64, 64, 1)
+    flat = resized(resized(data, (257,), 64, 0), (256,), 64, 4_294_967_104)
+    with pytest.raises(BadImage, match="claims 4294967104 x 0 pixels"):
+        decode(flat)

@@ -28,10 +28,12 @@ _ROWS = 1 << 20  # pixels that are converted at once
 
 
 def limit(height: int, width: int, cost: float = 1, what: str = "") -> None:
-    """Raise BadImage for an image that claims too many pixels, or whose decoding takes too much memory.
+    """Raise BadImage for an image that claims no or too many pixels, or whose decoding takes too much memory.
 
     cost: bytes a pixel. what: the format, for the message.
     """
+    if height < 1 or width < 1:
+        raise BadImage(f"claims {width} x {height} pixels")
     most = min(PIXELS, int(MEMORY / cost))
     if height * width > most:
         kind = f"{what} of " if what else ""
