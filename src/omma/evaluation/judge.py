@@ -306,10 +306,10 @@ def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- notes
-def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: int) -> Iterator[str]:
+def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: Mapping[str, str]) -> Iterator[str]:
     """What the user must know of the result.
 
-    tested: rows of the test images; skipped: images that could not be read.
+    tested: rows of the test images; skipped: the reason for each file that was not read.
     """
     provenance = job.model.provenance
     yield from getattr(job.images, "notes", ())  # on how labels and captions were read
@@ -321,13 +321,15 @@ def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: int) -> Iterator[str]
         use = "their labels were learned then" if "labels" in provenance else use
         yield f"the encoder was pretrained on {seen}; {use}"
     if skipped:
-        yield f"left out because it cannot be read: {count(skipped, 'image')}"
+        path, reason = next(iter(skipped.items()))
+        first = "" if len(skipped) == 1 else "the first: "
+        yield f"left out, not read as an image: {count(len(skipped), 'file')} ({first}{path}: {reason})"
 
 
 def _pretrained_on(job: Job, tested: Int[np.ndarray, "m"]) -> str:
     """Which of these images the encoder has seen, in words; "" if none.
 
-    By the images' content where the run has kept it, else by the name of the source.
+    By the images' content where the run has recorded it, else by the name of the source.
     """
     images, provenance = job.images, job.model.provenance
     if job.trained_on is not None and isinstance(images, IndexedImages):

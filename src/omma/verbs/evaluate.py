@@ -108,7 +108,7 @@ def evaluate(
         results=tuple(score for judged in judgements for score in judged.scores),
         comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
         notes=(
-            *judge.notes(job, tested, len(skipped)),
+            *judge.notes(job, tested, skipped),
             *(note for judged in judgements for note in judged.notes),
         ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),

@@ -28,14 +28,6 @@ def test_every_class_on_both_sides(labels, share, seed):
             assert tested
 
 
-def test_a_class_that_is_in_test_only_is_named():
-    labels, splits = np.array([0, 0, 1, 1, 0, 1, 2, 3]), np.array(["train"] * 4 + ["test"] * 4)
-    images = ArrayImages(np.zeros((8, 4, 4), np.uint8), labels, classes=("a", "b", "c", "d"), splits=splits)
-    assert train_test(images)[2].endswith("4 test; 2 classes (such as c) in test only: always wrong")
-    assert train_test(images.subset(np.arange(7)))[2].endswith("; the class c in test only: always wrong")
-    assert train_test(images.subset(np.arange(6)))[2].endswith("2 test")
-
-
 def test_seed_decides():
     labels = np.repeat(np.arange(10), 50)
     first, again, other = (stratified(labels, 0.2, seed)[1] for seed in (0, 0, 1))

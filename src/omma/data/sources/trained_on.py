@@ -38,5 +38,7 @@ def read(model: Path) -> TrainedOn | None:
     if stored is None:
         return None
     table, _ = stored
+    if "trained" in table.column_names:
+        table = table.filter(table["trained"])
     keys = table["content"].drop_null().to_numpy().astype(np.uint64)
     return TrainedOn(keys, len(table)) if len(keys) else None

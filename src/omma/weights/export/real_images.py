@@ -56,5 +56,5 @@ def _readable(images: Images, preprocess: Preprocess, count: int) -> Float[Tenso
         if len(rows) == count:
             break
     if not rows:
-        raise ValueError(f"none of {len(reasons)} images can be read (first: {reasons[0]}): give others")
+        raise ValueError(f"none of {count(len(reasons), 'image')} can be read ({reasons[0]}): give others")
     return torch.cat(rows)
