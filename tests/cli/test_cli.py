@@ -266,6 +266,8 @@ def test_help_names_its_arguments_and_says_what_omma_is(capsys):
         _, text, _ = call(capsys, command, "--help")
         assert "STR STR" not in text
         assert "{None}" not in text
+        assert "--remote" in text
+        assert "--debug" in text
     assert "MODEL LABELLED" in call(capsys, "evaluate", "--help")[1]
 
 

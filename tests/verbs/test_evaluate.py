@@ -213,9 +213,9 @@ def evaluation(comparisons) -> Evaluation:
             [(0.1, 0.2)],
             [(-0.1, 0.1)],
             "Training helped, compared with the same network untrained: k-NN: better (+10.0 to +20.0 "
-            "points). Compared with raw pixels: k-NN: no difference is proved (-10.0 to +10.0 points).",
+            "points). No difference from raw pixels is proved: k-NN (-10.0 to +10.0 points).",
         ),
-        ([(-0.1, 0.1)], [(0.1, 0.2)], "No difference from the same network untrained is proved: k-NN: n"),
+        ([(-0.1, 0.1)], [(0.1, 0.2)], "No difference from the same network untrained is proved: k-NN (-1"),
         ([(-0.3, -0.2)], [(0.1, 0.2)], "Training harmed, compared with the same network untrained: k-NN: wo"),
         ([(0.1, 0.2), (-0.1, 0.1)], [], "Training helped by k-NN, compared with the same network untrained:"),
         ([(0.1, 0.2), (-0.2, -0.1)], [], "Training helped by k-NN and harmed by linear probe, compared"),

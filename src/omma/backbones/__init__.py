@@ -161,7 +161,7 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
 
 
 def outline(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
-    """The same on the meta device and frozen, for shapes and cost; no memory is held.
+    """The same on the meta device and frozen, for shapes and cost; no memory is allocated.
 
     Raises ValueError as `build` does.
     """

@@ -41,6 +41,10 @@ COMMANDS = {
     "doctor": doctor,
     "demo": demo,
 }
+EVERYWHERE = (
+    "Every command also takes --remote (fetch addresses, such as https://, that a table of images names) and "
+    "--debug (print the traceback behind an error)."
+)
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -69,14 +73,14 @@ def _complete(words: list[str]) -> list[str]:
         sys.exit(0)
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=2)
-        told = f"did you mean {' or '.join(close)}?" if close else f"choose among {', '.join(COMMANDS)};"
-        raise ValueError(f"{words[0]!r} is no command: {told} `omma --help` explains them")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose among {', '.join(COMMANDS)};"
+        raise ValueError(f"{words[0]!r} is no command: {hint} `omma --help` explains them")
     return words
 
 
 @contextlib.contextmanager
 def _wrapped_help() -> Iterator[None]:
-    """Wrap the lines of a help text that the parser leaves longer than the terminal."""
+    """Wrap the lines of a help text that the parser leaves longer than the terminal, and add `EVERYWHERE`."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -86,6 +90,7 @@ def _wrapped_help() -> Iterator[None]:
         for line in printed.getvalue().splitlines():
             indent = " " * len("usage: omma ") if line.startswith("usage:") else ""
             print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))
+        print(textwrap.fill(EVERYWHERE, width, break_on_hyphens=False))
 
 
 def main(arguments: list[str] | None = None) -> None:

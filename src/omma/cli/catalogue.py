@@ -1,6 +1,6 @@
 """The backbones that `omma models` lists, with their cost.
 
-Counting them takes ten seconds, so the counts are kept in models.csv. `main` writes it again, and a test
+Counting them takes ten seconds, so the counts are stored in models.csv. `main` writes it again, and a test
 compares it with the networks.
 """
 

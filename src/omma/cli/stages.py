@@ -13,7 +13,7 @@ PAUSE = 5.0  # seconds between lines about the same stage; they grow rarer in a 
 
 
 class Stages:
-    """Is told the stage, and how many images of how many it has done; the first line is printed at once."""
+    """Print the stage, and how many images of how many are done; the first line is printed at once."""
 
     def __init__(self, first: str, console: Console = out) -> None:
         self.console = console

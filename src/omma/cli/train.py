@@ -19,7 +19,7 @@ from omma.core import launcher
 from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
 
-METAVARS = {"budget": "TIME", "init": "MODEL", "label_depth": "N|path", "out": "FOLDER"}
+METAVARS = {"label_depth": "INT|path", "budget": "TIME", "init": "MODEL", "out": "FOLDER"}
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:

@@ -41,7 +41,7 @@ _DATA = frozenset(
     | {"_pickle", "_lzma", "safetensors_rust"}
 )
 _DATA_NAMES = frozenset({"EOFError", "struct.error", "gzip.BadGzipFile"})
-# RuntimeErrors and the like are told apart by their messages alone
+# RuntimeErrors and the like differ in their messages alone
 _MESSAGES: tuple[tuple[str, str], ...] = (
     (r"out of memory|can't allocate memory|std::bad_alloc|Unable to allocate|ALLOC_FAILED", MEMORY),
     (r"Cannot allocate memory", MEMORY),
@@ -99,8 +99,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         if not _disk_full(error):
             raise
         free = _free(str(Path(path).parent))  # torch does not say why a write has failed
-        said = isinstance(error, OSError) or "space" in str(error) or free is None or free < 64 << 20
-        number = errno.ENOSPC if said else errno.EIO
+        full = isinstance(error, OSError) or "space" in str(error) or free is None or free < 64 << 20
+        number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
 
 

@@ -1,6 +1,6 @@
 """What to know of an evaluation beside its figures: how images were read, and which were trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Int
@@ -13,10 +13,10 @@ from omma.data.sources.values import input_notes
 from omma.evaluation.judge import Job
 
 
-def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: int) -> Iterator[str]:
+def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: Mapping[str, str]) -> Iterator[str]:
     """What the user must know of the result.
 
-    tested: rows of the test images; skipped: images that could not be read.
+    tested: rows of the test images; skipped: the reason for each file that was not read.
     """
     provenance = job.model.provenance
     yield from provenance.get("loaded", ())  # what became of a published file's tensors
@@ -27,7 +27,9 @@ def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: int) -> Iterator[str]
         use = "their labels were learned then" if "labels" in provenance else use
         yield f"the encoder was pretrained on {seen}; {use}"
     if skipped:
-        yield f"left out because it cannot be read: {count(skipped, 'image')}"
+        path, reason = next(iter(skipped.items()))
+        first = "" if len(skipped) == 1 else "the first: "
+        yield f"left out, not read as an image: {count(len(skipped), 'file')} ({first}{path}: {reason})"
 
 
 def _pretrained_on(job: Job, tested: Int[np.ndarray, "m"]) -> str:

@@ -93,8 +93,10 @@ class Evaluation:
                     f"{count(r.settings['images'], 'image')} and {count(r.settings['captions'], 'caption')}"
                 )
                 floor = f"chance scores {r.settings['chance']:.1%} at {r.metric}"
+            split = r.split.partition(f": {r.n_train or 0:,} train, ")[0]  # `data` has the numbers
+            split += "" if "seed" in split else f", seed {r.seed}"
             how = f"{r.layer} layer, {r.pooling} features in {r.precision}; {r.crop}"
-            line = f"{data} ({r.split}, seed {r.seed}); {how}; {floor}"
+            line = f"{data} ({split}); {how}; {floor}"
             if not any(sentence.startswith(data) for sentence in sentences):  # once a set of images
                 balanced = next((x.majority for x in self.results if x.metric == BALANCED), None)
                 both = r.majority is not None and balanced is not None
@@ -113,7 +115,9 @@ class Evaluation:
         network = [c for c in comparisons if c.against == "untrained"]
         sentences = [f"{_headline(network)}."]
         if pixels := [c for c in comparisons if c.against != "untrained"]:
-            sentences.append(f"Compared with {FLOORS['pixels']}: {_clauses(pixels)}.")
+            proved = any(map(_sign, pixels))
+            start = f"Compared with {FLOORS['pixels']}" if proved else _no_difference("pixels")
+            sentences.append(f"{start}: {_clauses(pixels)}.")
         return " ".join(sentences)
 
 
@@ -124,7 +128,7 @@ def _headline(comparisons: Sequence[Comparison]) -> str:
     better, worse = (list(dict.fromkeys(c.name for c in comparisons if _sign(c) == s)) for s in (1, -1))
     whole = len(set(map(_sign, comparisons))) == 1
     if not better and not worse:
-        start = f"No difference from {FLOORS['untrained']} is proved"
+        start = _no_difference("untrained")
     elif whole:
         start = f"Training {'helped' if better else 'harmed'}, compared with {FLOORS['untrained']}"
     else:
@@ -134,14 +138,18 @@ def _headline(comparisons: Sequence[Comparison]) -> str:
     return f"{start}: {_clauses(comparisons)}"
 
 
+def _no_difference(floor: str) -> str:
+    return f"No difference from {FLOORS[floor]} is proved"
+
+
 def _clauses(comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(map(_clause, comparisons))
-
-
-def _clause(comparison: Comparison) -> str:
-    low, high = (f"{100 * x:+.1f}" for x in comparison.interval95)
-    word = {1: "better", 0: "no difference is proved", -1: "worse"}[_sign(comparison)]
-    return f"{comparison.name}: {word} ({low} to {high} points)"
+    """Each comparison's interval, in words unless no difference is proved by any."""
+    signs = list(map(_sign, comparisons))
+    words = {1: ": better", 0: ": no difference is proved" if any(signs) else "", -1: ": worse"}
+    return "; ".join(
+        f"{c.name}{words[sign]} ({100 * c.interval95[0]:+.1f} to {100 * c.interval95[1]:+.1f} points)"
+        for c, sign in zip(comparisons, signs, strict=True)
+    )
 
 
 def _sign(comparison: Comparison) -> int:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from omma.core import files
 from omma.core.device import cores, to_device
 from omma.core.protocols import Backbone, Images, Inaccessible, Preprocess
+from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def _collect(
             progress(done, total)
     if not any(len(i) for i in indices):
         reason = f"; the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise ValueError(f"none of {total} images could be read{reason}")
+        raise ValueError(f"none of {count(total, 'image')} can be read{reason}")
     return FeatureSet(np.concatenate(vectors), np.concatenate(indices), tuple(bad), provenance)
 
 

@@ -178,4 +178,4 @@ def _batch(facts: Facts, recipe: Recipe) -> tuple[int, str]:
         return recipe.batch, "the recipe's"
     # a batch of several passes over few images would contrast an image with itself
     batch = max(2, facts.images)
-    return batch, f"no more than there are images ({facts.images})"
+    return batch, f"no more than there are images ({facts.images})" if batch == facts.images else "the least"

@@ -16,7 +16,7 @@ from omma.ops import statistics
 State = Literal["collapsed", "idle", "learning", "early", "unknown"]
 
 TOO_EARLY = 0.1  # share of the run before which only features that are not finite are judged
-FEW = 16  # images of the sample under which nothing can be told from chance
+FEW = 16  # images of the sample below which nothing differs clearly from chance
 RANK = 3.0  # effective rank of the centred features, below which they have collapsed, or ...
 NARROW = 0.15  # ... share of the start's, if it is also under a tenth of the dimensions
 # In telling views of an image from other images: share of the start's lead over chance that a collapse leaves

@@ -53,10 +53,10 @@ class HealthReport(NamedTuple):
 class Monitor:
     """Reads health on `sample`, and online k-NN that classifies the sample by labelled training images.
 
-    The first reading is kept to compare later ones with: nearest neighbours, and how well two views of an
-    image are told from other images. If the sample consists of training images, each is classified by all
-    others in it (leave one out). If the run is `continued` from weights, what became of them is told, too.
-    Labels are read for k-NN only. Images are decoded once.
+    The first reading is stored to compare later ones with: nearest neighbours, and how well two views of an
+    image are matched among other images. If the sample consists of training images, each is classified by all
+    others in it (leave one out). If the run is `continued` from weights, what became of them is reported,
+    too. Labels are read for k-NN only. Images are decoded once.
     """
 
     sample: Images

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
 
 from omma.core import dist
+from omma.core.words import count
 from omma.data.sources import identity
 from omma.data.sources.collection import IndexedImages
 from omma.pretraining.choose import Facts
+from omma.pretraining.data import Data
 from omma.pretraining.folder import RunFolder
 
 
@@ -61,7 +61,9 @@ def _recall(folder: RunFolder, images: IndexedImages, accept_changed: bool) -> K
         )
     note = f"since the run began, {changes}: it goes on with the images as they are now"
     if not changes:
-        note = f"{touched:,} files were saved again with the same content" if touched else ""
+        note = (
+            f"{count(touched, 'file was', 'files were')} saved again with the same content" if touched else ""
+        )
     return dataclasses.replace(known, changes=changes, notes=(note,) if note else ())
 
 
@@ -98,15 +100,9 @@ def _annotations(images: IndexedImages) -> dict[str, str]:
     return {name: hashlib.sha256(repr(column).encode()).hexdigest() for name, column in columns.items()}
 
 
-def remember(
-    folder: RunFolder,
-    images: IndexedImages,
-    training: Int[np.ndarray, "n"],
-    known: Known,
-    facts: Facts,
-    preprocess: Any,
-) -> None:
-    """Record the images, and which are trained on, where that is not done or they changed; hold the lock."""
+def remember(folder: RunFolder, used: Data, known: Known, facts: Facts, preprocess: Any) -> None:
+    """Record the images where that is not done, or where they changed; hold the run's lock."""
+    images = used.source
     config = folder.config()
     same = config["fingerprint"] == images.fingerprint and config["images"] == images.source
     if same and (folder.path / identity.RECORD).exists():
@@ -114,7 +110,7 @@ def remember(
     planned = {"images": facts.images, "shorter_side": facts.shorter_side}
     identity.write(
         folder.path / identity.RECORD,
-        images.identity.record(training),
+        images.identity.record(used.training),
         {
             "planned": dict(known.facts) or planned,
             "preprocess": known.preprocess or preprocess,

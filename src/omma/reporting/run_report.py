@@ -89,7 +89,7 @@ def write_report(
 
 
 def not_written(error: Exception, run: str | Path) -> str:
-    """What is said where a report fails after everything else succeeded."""
+    """The line for a report that fails after everything else succeeded."""
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
     return f"the report was not written ({kind}{line(error)}); `omma report {run} IMAGES` tries again"
 
@@ -251,7 +251,7 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
         title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
         curves[title] = [series("health", "online_knn_top1", "top-1")]
     if any("view_auc" in line for line in lines):
-        curves["Views of an image told from other images"] = [series("health", "view_auc", "share")]
+        curves["Views of an image matched among other images"] = [series("health", "view_auc", "share")]
     if any("neighbours_kept" in line for line in lines):
         curves["Nearest neighbours kept since the start"] = [series("health", "neighbours_kept", "share")]
     steps = [line for line in lines if line["event"] == "step"]

@@ -111,9 +111,9 @@ def newest(folder: Path, together: bool = False) -> tuple[Saved | None, list[str
                 f"checkpoint {path} cannot be read ({denied[0]}): make it readable, or remove it to resume "
                 "from the one before"
             )
-        if not (found := [fault.damage for fault in faults if fault.damage]):
+        if not (damages := [fault.damage for fault in faults if fault.damage]):
             return saved, damaged
-        damaged.append(f"{path.name} is damaged ({found[0]}) and is skipped")
+        damaged.append(f"{path.name} is damaged ({damages[0]}) and is skipped")
     return None, damaged
 
 

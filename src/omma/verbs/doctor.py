@@ -19,7 +19,7 @@ PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "timm", "torchvision", "trans
 def doctor() -> list[tuple[str, str]]:
     """Facts about this machine and what follows from them, as (name, sentence).
 
-    A fact that cannot be found out says so, and the others are still given.
+    A fact that cannot be determined says so; the others are still printed.
     """
     place = machine.pick_device()
     facts: dict[str, Callable[[], str]] = {
@@ -59,7 +59,7 @@ def _versions() -> str:
 
 
 def _caches() -> str:
-    """Where listings and compiled kernels are kept, and whether they can be."""
+    """Where listings and compiled kernels are cached, and whether they can be."""
     folder = files.cache_folder()
     try:
         outputs.check_folder(folder, "OMMA_CACHE")

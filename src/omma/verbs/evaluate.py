@@ -100,7 +100,7 @@ def evaluate(
         results=tuple(score for judged in judgements for score in judged.scores),
         comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
         notes=(
-            *notes.notes(job, tested, len(skipped)),
+            *notes.notes(job, tested, skipped),
             *(note for judged in judgements for note in judged.notes),
         ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),

@@ -76,8 +76,6 @@ def claimed(setup: Setup, run: Run) -> Iterator[None]:
                 stack.enter_context(run.folder.locked(RELEASE if launcher.ranks().restarts else 0.0))
                 run.folder.claim(config, setup.request.extend)
                 preprocess = as_dict(run.preprocess)
-                same_images.remember(
-                    run.folder, setup.data.source, setup.data.training, setup.known, setup.facts, preprocess
-                )
+                same_images.remember(run.folder, setup.data, setup.known, setup.facts, preprocess)
                 write_skipped(run.folder.path / "skipped.csv", setup.data.source.skipped)
         yield

@@ -143,8 +143,8 @@ def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     sides = {*made_for} if isinstance(made_for, list) else {made_for}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int | None):
         raise ValueError(f"its config.json says img_size={made_for!r}: images are square in omma")
-    kept = {name: x for name, x in sorted(arguments.items()) if name not in REPLACED and x is not None}
-    text = json.dumps(kept) if kept else ""
+    used = {name: x for name, x in sorted(arguments.items()) if name not in REPLACED and x is not None}
+    text = json.dumps(used) if used else ""
     return _split_classifier(tensors, cfg, architecture)._replace(
         channels=channels, image_size=side, arguments=text
     )

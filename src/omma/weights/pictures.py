@@ -48,7 +48,7 @@ class Transform(Preprocess):
         return torch.cat([none, *self.batches(images, 64, threads)])
 
     def batches(self, images: Pictures, batch: int, threads: int) -> Iterator[Float[Tensor, "b c size size"]]:
-        """The same, a batch at a time; no more than one batch of a generator is held."""
+        """The same, a batch at a time; at most one batch of a generator is in memory."""
         if batch < 1 or threads < 1:
             raise ValueError(f"batch={batch}, threads={threads}: both must be at least 1")
         for collection in _collections(images, self, batch):

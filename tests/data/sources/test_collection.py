@@ -355,7 +355,7 @@ def test_zip_members_that_explode_or_are_damaged(tmp_path):
     [
         ("absent", None, "not found"),
         ("empty", {}, "no images in it"),
-        ("texts", {"a.txt": b"x"}, r"no images in it \(1 other files; a.txt: not an image\)"),
+        ("texts", {"a.txt": b"x"}, r"no images in it \(1 other file; a.txt: not an image\)"),
         ("x.tar.gz", b"", "unpack"),
         ("x.zip", b"not a zip", "not a readable zip"),
         ("x.tar", b"not a tar" * 99, "not a readable tar"),

@@ -70,6 +70,10 @@ def read(text, depth=None):
         ("train/cat; train/dog; test/unknown", "cat train; dog train; - test"),
         ("train/cat; train/dog; test/0; test/1", "cat train; dog train; - test; - test"),
         ("train/cat; train/dog; test/images/cat", "cat train; dog train; cat test"),
+        # folders within classes that differ between the parts
+        ("train/cat/v1; train/dog/v2; test/cat/v3; test/dog/v4", "cat train; dog train; cat test; dog test"),
+        ("train/a/x/1; train/b/y/2; test/a/x/3; test/b/y/4", "x train; y train; x test; y test"),
+        ("train/a/x; train/b/y; test/c/z; test/d/w", "x train; y train; - test; - test"),
         ("train; test/cat; test/dog", "- train; cat test; dog test"),
         ("train/cat; train/dog; test/owl; test/dog", "cat train; dog train; owl test; dog test"),
         ("train/cat; train/dog; test/cat; unlabeled", "cat train; dog train; cat test; - train"),
@@ -110,6 +114,7 @@ def test_what_folders_say(folders, expected):
     ("folders", "note"),
     [
         ("train/cat; train/dog; test 6", "test/ has no class folders: its 6 images are unlabelled"),
+        ("train/cat; train/dog; test/x; test/y", "test/ has no folder named as a class: its"),
         (". 1; cat; dog", "1 image (in the top folder) outside of the class folders is unlabelled"),
         ("a/x 3; a/y; b/x; b/z; b/x/1 3", "3 images (in b/x/1/) outside"),
         ("train/cat; test/cat; train/dog; docs 2", "2 images (in docs/) outside of the parts' folders"),
@@ -219,8 +224,11 @@ def test_tiny_imagenets_own_layout(tmp_path, kind, inside):
     assert classes(images) == ["n1"] * 3 + ["n2"] * 3 + ["n2", "n1", None, None]
     assert images.splits is not None
     assert images.splits.tolist() == ["train"] * 6 + ["test"] * 4
-    assert images.notes == ("w/val/val_annotations.txt: 2 of 4 lines name no image here and its class",)
-    assert "w/words.txt" in dict(images.skipped)
+    assert images.notes == (
+        "w/val/val_annotations.txt: 2 of 4 lines name an image that is not here, "
+        "or a class that no other part has",
+    )
+    assert [path for path, _ in images.skipped] == ["w/words.txt"]  # the annotations are read, not left out
     assert train_test(images)[2] == "the collection's own split: 6 train, 2 test"
 
 

@@ -85,7 +85,7 @@ def test_texts_are_kept(tmp_path):
         ("path,label,label\na.png,x,x\n", "2 columns are named `label`"),
         ("path,label,path\na.png,x,a.png\n", "2 columns are named `path`"),
         ("path,label\na.png,x,y\n", "line 2 has 3 cells and the header 2"),
-        ("path,label\na.png,x\nb.png\n", "line 3 has 1 cells and the header 2"),
+        ("path,label\na.png,x\nb.png\n", "line 3 has 1 cell and the header 2"),
         ('path,label\na.png,"x\nb.png,y\n', "close each quote"),
         ("path,label\n", "no row below its header"),
         ("", "it is empty"),

@@ -43,6 +43,15 @@ def test_a_copy_a_table_and_an_archive_hold_the_same_images(folder, tmp_path):
     assert seen.among(open_images(folder / "c0")) == 6
 
 
+def test_images_that_were_not_trained_on_are_not_counted(folder, tmp_path):
+    images = open_images(folder)
+    (tmp_path / "run").mkdir()
+    identity.write(tmp_path / "run" / identity.RECORD, images.identity.record(np.arange(6)), {})
+    seen = trained_on.read(tmp_path / "run")
+    assert (seen.among(images), seen.images) == (6, 6)
+    assert seen.among(images.subset(np.arange(6, 12))) == 0  # the test part, say
+
+
 def test_what_cannot_be_read_is_no_ones_copy(folder, tmp_path):
     images = open_images(folder)
     (folder / images.path(3)).unlink()

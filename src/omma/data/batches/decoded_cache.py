@@ -25,6 +25,7 @@ from omma.core.device import cores
 from omma.core.errors import line
 from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Inaccessible
+from omma.core.words import count
 from omma.data.pixels.resize import cut_into
 from omma.data.sources.collection import IndexedImages
 
@@ -159,7 +160,9 @@ class Cache:
         """Size on disk (`size` bytes; None: of what is written), location, images and side, in one line."""
         size = size or sum(self.store.file(number).stat().st_size for number in self._parts)
         amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-        return f"{amount} at {self.store.folder} ({self.store.count:,} images, shorter side {self.side})"
+        return (
+            f"{amount} at {self.store.folder} ({count(self.store.count, 'image')}, shorter side {self.side})"
+        )
 
     def expected(self) -> tuple[int, float]:
         """Mean bytes per image and core seconds to prepare one, estimated from a few images."""

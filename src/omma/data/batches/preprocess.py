@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.core.random import epoch_order
+from omma.core.words import count
 from omma.data.sources.decode import as_channels
 from omma.data.sources.values import FULL_SCALE, full_scale, in_units, number, ranges, read_in, thin
 
@@ -49,7 +50,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
             break
     if not samples:
         first = f" (first: {reasons[0]})" if reasons else ""
-        raise ValueError(f"none of {len(images)} images can be read{first}")
+        raise ValueError(f"none of {count(len(images), 'image')} can be read{first}")
 
     c, white = images.channels, _white({full_scale(name, ranges(images)) for name in types})
     samples = [in_units(pixels[None], white, images)[0].astype(np.float32) for pixels in samples]
@@ -60,7 +61,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
         values = np.concatenate(samples)
         values = values[np.isfinite(values).all(1)]
         if not len(values):
-            raise ValueError(f"no finite pixel in {len(samples)} images")
+            raise ValueError(f"no finite pixel in {count(len(samples), 'image')}")
         low, high = np.percentile(values, (0.1, 99.9), axis=0)
         high = np.where(
             high > low, high, low + 1

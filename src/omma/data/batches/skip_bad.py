@@ -10,6 +10,7 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 
 from omma.core.protocols import BadImage, Images, Inaccessible, Key
+from omma.core.words import count
 
 RETRY = 600.0  # seconds
 Loaded = TypeVar("Loaded")
@@ -49,7 +50,7 @@ class Reader(Generic[Loaded]):
                         self._again[i] = time.monotonic() + RETRY
             passed.append(i)
         raise ValueError(
-            f"none of {n} images can be read (first: {self.images.path(index)}: {self.bad[index]})"
+            f"none of {count(n, 'image')} can be read (first: {self.images.path(index)}: {self.bad[index]})"
         )
 
     def read_all(

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class _Piped(NamedTuple):
-    """A tensor that found no room in shared memory."""
+    """A tensor that did not fit into shared memory."""
 
     values: np.ndarray
 
@@ -61,7 +61,7 @@ class Sender(Dataset):
 
 def received(source: Iterator[bytes]) -> Iterator[Any]:
     """The chunks of workers; raises the errors that they met."""
-    told = False
+    logged = False
     for packed in source:
         try:
             chunk = pickle.loads(packed)
@@ -72,8 +72,8 @@ def received(source: Iterator[bytes]) -> Iterator[Any]:
         if isinstance(chunk, _Failure):
             raise chunk.error from _InWorker(chunk.trace)
         arrived, piped = _unpiped(chunk)
-        if piped and not told:
-            told = True
+        if piped and not logged:
+            logged = True
             log.warning(
                 "shared memory (/dev/shm) has no room for batches, so they travel through pipes, which takes "
                 "longer: enlarge it (docker --shm-size=2g), or use fewer --workers"

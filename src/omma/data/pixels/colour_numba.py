@@ -25,7 +25,7 @@ _jit = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "n
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile the function at its first call; kept on disk where nobody else can write."""
+    """Compile the function at its first call; cached on disk where nobody else can write."""
     dispatcher: Any = _jit(function)
     try:
         dispatcher.enable_caching()
@@ -33,7 +33,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
     except (RuntimeError, OSError) as error:  # no folder can be written
         distrust = line(error)
     if distrust is not None:
-        log.info("Numba's code is not kept: %s", distrust)
+        log.info("Numba's code is not cached: %s", distrust)
         dispatcher._cache = NullCache()
     return dispatcher
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from omma.core.words import count
 from omma.data.sources.columns import one_hot
 
 _LABELS = re.compile(r"(^|_)(y|labels?|targets?)(_|$)", re.IGNORECASE)
@@ -46,7 +47,7 @@ def _vector(values: np.ndarray, n: int) -> tuple[np.ndarray | None, str]:
     if values.dtype.kind not in "buifUS" or values.ndim not in (1, 2):
         return None, f"(shape {shape}, type {values.dtype}) is no vector of numbers or texts"
     if len(values) != n:
-        return None, f"has {len(values):,} entries for {n:,} images"
+        return None, f"has {count(len(values), 'entry', 'entries')} for {count(n, 'image')}"
     if values.size == n:
         return values.ravel(), ""
     if (codes := one_hot(values)) is not None:

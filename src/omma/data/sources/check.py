@@ -48,7 +48,7 @@ def verify(
 
 
 def _read_checked(file: Path) -> tuple[list[tuple[int, str]], list[int]] | None:
-    """The bad images found before, and those that could not be accessed; None if not checked yet."""
+    """The bad images of an earlier check, and those that could not be accessed; None if not checked yet."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         return [(int(i), str(why)) for i, why in record["bad"]], [int(i) for i in record["again"]]

@@ -153,7 +153,7 @@ class IndexedImages:
 
     @cached_property
     def identity(self) -> Identity:
-        """By what the images are told from others: paths, sizes, times and content."""
+        """What identifies the images: paths, sizes, times and content."""
         files = self._store if isinstance(self._store, Files) else None
         stats = None if files is None else identity.stats(files.root, self._paths.to_pylist())
         return Identity(self._store, self._paths, self._where, stats)
@@ -246,7 +246,7 @@ def open_images(
             listing = list_source(source)
         if not len(listing.paths):
             n = len(listing.skipped)
-            others = f" ({n} other files; {_first(listing.skipped)})" if n else ""
+            others = f" ({count(n, 'other file')}; {_first(listing.skipped)})" if n else ""
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         if label_depth is not None:
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
@@ -315,7 +315,7 @@ def _accessible(skipped: list[tuple[str, str]]) -> bool:
 
 
 def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
-    return "; ".join(f"{path}: {reason}" for path, reason in skipped[:n])
+    return "; ".join(f"{path}: {reason}" for path, reason in [*dict.fromkeys(skipped)][:n])
 
 
 def none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:

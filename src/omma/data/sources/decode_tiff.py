@@ -129,7 +129,7 @@ def _channels_last(values: np.ndarray, axes: str) -> np.ndarray:
     if values.ndim != 3:
         raise BadImage(f"TIFF of {values.ndim} axes ({axes}); store one image a file")
     if not axes.endswith("S") and values.shape[-1] <= PAGES < values.shape[0]:
-        return values  # [h, w, c] written as h pages of w x c, as tifffile does unless told otherwise
+        return values  # [h, w, c] written as h pages of w x c, as tifffile does by default
     if not axes.endswith("S"):
         values = np.moveaxis(values, 0, -1)
     if values.shape[-1] > PAGES:

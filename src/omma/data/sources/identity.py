@@ -23,13 +23,14 @@ from jaxtyping import Int
 
 from omma.core import files
 from omma.core.protocols import BadImage
+from omma.core.words import count
 from omma.data.sources.readers import Archive, Files, Store
 from omma.data.sources.webdataset_files import Shards
 
 RECORD = "images.parquet"  # of a run folder
 ALL = 20_000  # images up to which the content of each is read
 SAMPLE = 2_000  # images whose content is read of more
-EDGE = 1 << 16  # bytes at either end of a file that its content is told by
+EDGE = 1 << 16  # bytes at either end of a file that identify its content
 _CHUNK = 4096  # files that a thread asks for at a time
 _THREADS = 16  # answers of network file systems are waited for
 
@@ -38,24 +39,24 @@ def stats(root: str, paths: Sequence[str]) -> Int[np.ndarray, "n 2"]:
     """Size in bytes and time of modification in ns of each file; -1 and 0 where there is none to ask."""
     chunks = [paths[at : at + _CHUNK] for at in range(0, len(paths), _CHUNK)]
     if len(chunks) < 2:
-        found = [_stats(root, chunk) for chunk in chunks]
+        answers = [_stats(root, chunk) for chunk in chunks]
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(partial(_stats, root), chunks))
-    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+            answers = list(pool.map(partial(_stats, root), chunks))
+    return np.concatenate(answers) if answers else np.zeros((0, 2), np.int64)
 
 
 def _stats(root: str, paths: Sequence[str]) -> np.ndarray:
-    found = np.empty((len(paths), 2), np.int64)
+    rows = np.empty((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
-        found[row] = -1, 0
+        rows[row] = -1, 0
         if "://" not in path:
             try:
                 stat = os.stat(os.path.join(root, path))
             except OSError:
                 continue
-            found[row] = stat.st_size, stat.st_mtime_ns
-    return found
+            rows[row] = stat.st_size, stat.st_mtime_ns
+    return rows
 
 
 def fingerprint(
@@ -96,8 +97,8 @@ class Identity:
         local = (stats for path, stats in rows if "://" not in path)
         return "\n".join(f"{size} {time}" if size >= 0 else "?" for size, time in local)
 
-    def record(self, training: Int[np.ndarray, "k"] | None = None) -> pa.Table:
-        """The record of these images as they are now; training: rows that are trained on (None: all)."""
+    def record(self, training: Int[np.ndarray, "m"] | None = None) -> pa.Table:
+        """The record of these images as they are now; training: rows of those trained on (None: all)."""
         n = len(self.paths)
         rows = np.arange(n)
         if n > ALL:
@@ -106,8 +107,7 @@ class Identity:
         hashes[rows], read[rows] = self.contents(rows)
         content = pa.array(hashes, mask=~read)
         sizes, times = self._sizes_and_times()
-        trained = np.zeros(n, bool)
-        trained[slice(None) if training is None else training] = True
+        trained = np.ones(n, bool) if training is None else np.isin(np.arange(n), training)
         columns = {"path": self.paths, "size": sizes, "time": times, "content": content, "trained": trained}
         return pa.table(columns)
 
@@ -123,9 +123,9 @@ class Identity:
     def contents(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of these images, and which of them could be read."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(self._content, rows.tolist()))
-        values = np.array([value or 0 for value in found], np.uint64)
-        return values, np.array([value is not None for value in found], bool)
+            hashes = list(pool.map(self._content, rows.tolist()))
+        values = np.array([value or 0 for value in hashes], np.uint64)
+        return values, np.array([value is not None for value in hashes], bool)
 
     def _content(self, row: int) -> int | None:
         path = self.paths[row].as_py()
@@ -201,7 +201,7 @@ class Changes:
 
 def _counted(paths: Sequence[str], kind: str) -> str:
     more = ", ..." if len(paths) > 1 else ""
-    return f"{len(paths):,} image{'s' * (len(paths) != 1)} {kind} ({paths[0]}{more})"
+    return f"{count(len(paths), 'image')} {kind} ({paths[0]}{more})"
 
 
 def compare(before: pa.Table, now: Identity) -> Changes:
@@ -243,7 +243,7 @@ def _rewritten(before: pa.Table, now: Identity, rows: np.ndarray, old: np.ndarra
     values, readable = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
     values[known], readable[known] = now.contents(rows[known])
     differs = known & readable & (values != was)
-    # addresses have neither size nor content here: they are told by their paths
+    # addresses have neither size nor content here: their paths identify them
     remote = np.array([now.stats is not None and now.stats[row, 0] < 0 for row in rows])
     unknown = ~(known & readable) & ~remote
     if unknown.any() and (differs.any() or (known & readable).sum() < min(SAMPLE // 20, len(rows))):

@@ -7,7 +7,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from omma.data.sources.labels import SPLITS, Annotations
+from omma.data.sources.layout_notes import FOLD, Counts, Path, merged, no_classes, unlabelled, where
 
 LabelDepth = int | Literal["path"]
-Path = tuple[str, ...]  # names of folders below the source
-Counts = Mapping[Path, int]  # images directly in each folder
 
 # train, train2017, test1, training_set, val_images, seg_train: more than the plain word counts only where
 # both sides are named alike
@@ -29,7 +28,6 @@ _PART = re.compile(
 )
 _UNLABELLED = re.compile(r"unlabell?ed(?:[-_ ]?(?:set|images?|data|\d{1,4}))?", re.IGNORECASE)
 # folders that tell files apart and no classes
-_FOLD = re.compile(r"(?:fold|cv|split|part|batch|chunk|shard)[-_ ]?\d+", re.IGNORECASE)
 _KINDS = frozenset(
     "image images img imgs picture pictures photo photos jpg jpeg jpegs png data frames mask masks".split()  # noqa: SIM905
 )
@@ -53,8 +51,8 @@ def from_folders(
     """
     paths = [tuple(unicodedata.normalize("NFC", folder).split("/")) if folder else () for folder in folders]
     totals: Counter[Path] = Counter()
-    for path, count in zip(paths, counts, strict=True):
-        totals[path] += count
+    for path, n in zip(paths, counts, strict=True):
+        totals[path] += n
     layout = read_layout(totals, depth)
     names = sorted({name for name in layout.classes.values() if name is not None})
     code = {name: k for k, name in enumerate(names)} | {None: -1}
@@ -78,7 +76,7 @@ def relabelled(annotations: Annotations, paths: pa.LargeStringArray, depth: Labe
         "/".join(name for name in parent if not name.endswith(".tar")) for parent in parents
     )  # of shards
     runs = [(folder, sum(1 for _ in same)) for folder, same in itertools.groupby(folders)]
-    names, counts = [name for name, _ in runs], [count for _, count in runs]
+    names, counts = [name for name, _ in runs], [n for _, n in runs]
     read, usual = from_folders(names, counts, depth), from_folders(names, counts)
     from_names = usual.splits is not None and np.array_equal(annotations.splits, usual.splits)  # pyright: ignore
     if annotations.splits is not None and not from_names:
@@ -104,7 +102,7 @@ def read_layout(counts: Counts, depth: LabelDepth | None = None) -> Layout:
     if level is not None:
         layout.sides = {path: _side(part or "train") for path, part in part_of.items()}
         if outside := [path for path, part in part_of.items() if part is None]:
-            layout.notes.append(f"{_where(counts, outside)} outside of the parts' folders: taken as train")
+            layout.notes.append(f"{where(counts, outside)} outside of the parts' folders: taken as train")
     if depth is not None:
         layout.classes = _explicit(counts, depth, level)
     else:
@@ -127,7 +125,7 @@ def _part_level(counts: Counts, depth: LabelDepth | None) -> int | None:
                 return level
     for level in levels:
         parts = _both_sides(path[level] for path in counts if len(path) > level)
-        inside = sum(count for path, count in counts.items() if len(path) > level and path[level] in parts)
+        inside = sum(n for path, n in counts.items() if len(path) > level and path[level] in parts)
         if 2 * inside > sum(counts.values()):
             return level
     return None
@@ -143,8 +141,8 @@ def _both_sides(names: Iterable[str]) -> set[str]:
     for name in set(names):
         if match := _PART.fullmatch(name):
             alike[(match["before"] or "").lower()].add(name)
-    found = (parts for parts in alike.values() if {_side(name) for name in parts} == {"train", "test"})
-    return set().union(*found)
+    pairs = (parts for parts in alike.values() if {_side(name) for name in parts} == {"train", "test"})
+    return set().union(*pairs)
 
 
 def _side(part: str) -> str:
@@ -192,6 +190,7 @@ def _read_classes(layout: Layout, counts: Counts, level: int | None, part_of: di
     """Read the classes of each part; those of the part that has most decide what is a class in the others."""
     rests = _by_part(counts, level, part_of) or {"": {}}
     readings = {part: _class_folders(_totals(counts, rests[part])) for part in rests}
+    readings = _shared_level(readings)
     if all(len(set(reading.values())) < 2 for reading in readings.values()):  # train/x and test/y, say
         rests = {"": {path: rest for part in rests.values() for path, rest in part.items()}}
         readings = {"": _class_folders(_totals(counts, rests[""]))}
@@ -201,17 +200,17 @@ def _read_classes(layout: Layout, counts: Counts, level: int | None, part_of: di
     for part in rests:
         if not known & {folder[-1] for folder in readings[part].values()}:
             readings[part] = _known_folders(rests[part].values(), known)
-    found = {
+    classes = {
         path: readings[part][rest][-1]
         for part in rests
         for path, rest in rests[part].items()
         if rest in readings[part]
     }
-    if len(known) >= 2 and sum(counts[path] for path in found) >= 2 * len(set(found.values())):
-        layout.classes = dict(found)
-        layout.notes += [*_unlabelled(counts, part_of, found), *_merged(readings)]
+    if len(known) >= 2 and sum(counts[path] for path in classes) >= 2 * len(set(classes.values())):
+        layout.classes = dict(classes)
+        layout.notes += [*unlabelled(counts, part_of, classes), *merged(readings)]
     else:
-        layout.notes += _no_classes(counts, rests, found)
+        layout.notes += no_classes(counts, rests, classes)
 
 
 def _by_part(
@@ -246,11 +245,25 @@ def _class_folders(counts: Counts) -> dict[Path, Path]:
     class_of = {path: path for path in totals}
     if any(path[:k] in totals for path in totals for k in range(1, len(path))):
         by_level: Counter[int] = Counter()
-        for path, count in totals.items():
-            by_level[len(path)] += count
+        for path, n in totals.items():
+            by_level[len(path)] += n
         level = max(by_level, key=lambda level: (by_level[level], level))
         class_of = {path: path[:level] for path in totals if len(path) >= level}
     return {path: class_of[rest] for path, rest in trimmed.items() if rest in class_of}
+
+
+def _shared_level(readings: dict[str, dict[Path, Path]]) -> dict[str, dict[Path, Path]]:
+    """The readings, with classes at the level that the parts share: train/cat/clip1 beside test/cat/clip7."""
+    used = [set(reading.values()) for reading in readings.values() if reading]
+    for up in range(min((len(folder) for folders in used for folder in folders), default=0)):
+        names = [{folder[len(folder) - 1 - up] for folder in folders} for folders in used]
+        shared, most = len(set().union(*names)) < sum(map(len, names)), max(names, key=len)
+        if shared and (not up or (len(most) > 1 and all(each <= most for each in names))):
+            return {
+                part: {path: folder[: len(folder) - up] for path, folder in reading.items()}
+                for part, reading in readings.items()
+            }
+    return readings
 
 
 def _telling(paths: Iterable[Path]) -> dict[Path, Path]:
@@ -269,7 +282,7 @@ def _alike(names: Iterable[str]) -> bool:
     """Whether the names tell no classes apart; False without names."""
     distinct = set(names)
     return len(distinct) == 1 or (
-        len(distinct) > 1 and all(name.lower() in _KINDS or _FOLD.fullmatch(name) for name in distinct)
+        len(distinct) > 1 and all(name.lower() in _KINDS or FOLD.fullmatch(name) for name in distinct)
     )
 
 
@@ -280,66 +293,3 @@ def _known_folders(paths: Iterable[Path], known: set[str]) -> dict[Path, Path]:
         if at := [k for k, name in enumerate(path) if name in known]:
             folders[path] = path[: at[-1] + 1]
     return folders
-
-
-# ---------------------------------------------------------------- what the user must know
-def _unlabelled(counts: Counts, part_of: dict[Path, str | None], found: dict[Path, str]) -> Iterable[str]:
-    bare: defaultdict[str, list[Path]] = defaultdict(list)
-    for path, part in part_of.items():
-        if path not in found:
-            bare[part or ""].append(path)
-    for part, paths in bare.items():
-        total = sum(counts[path] for path in paths)
-        if part and not any(part_of[path] == part for path in found):
-            yield f"{part}/ has no class folders: its {_images(total)} {_are(total)} unlabelled"
-        else:
-            yield f"{_where(counts, paths)} outside of the class folders {_are(total)} unlabelled"
-
-
-def _no_classes(counts: Counts, rests: dict[str, dict[Path, Path]], found: dict[Path, str]) -> Iterable[str]:
-    """Why folders are no classes, if there are several."""
-    folders = sorted({rest for part in rests.values() for rest in part.values() if rest})
-    if len(folders) < 2:
-        return
-    outside = sum(counts[path] for part in rests.values() for path, rest in part.items() if not rest)
-    if 2 * outside > sum(counts.values()):
-        why = f"{_images(outside)} {'lies' if outside == 1 else 'lie'} outside of them"
-    elif not found:
-        why = f"their names ({'/'.join(folders[0])}, {'/'.join(folders[1])}, ...) tell none apart"
-    elif len(set(found.values())) < 2:
-        why = f"there would be one alone, {next(iter(found.values()))}"
-    else:
-        why = "they hold fewer than two images each on average"
-    yield f"{len(folders):,} folders are not read as classes: {why}; --label-depth says which are"
-
-
-def _merged(readings: dict[str, dict[Path, Path]]) -> Iterable[str]:
-    """A line if folders of one name under different parents are one class."""
-    for reading in sorted(readings.values(), key=lambda reading: -len(set(reading.values()))):
-        folders = {
-            (*(name for name in folder[:-1] if not _FOLD.fullmatch(name)), folder[-1])
-            for folder in reading.values()
-        }
-        alike = Counter(folder[-1] for folder in folders)
-        if len(folders) > len(alike):
-            name = max(alike, key=lambda name: alike[name])
-            yield (
-                f"{len(folders):,} folders are {len(alike):,} classes, since those of one name are one class "
-                f"({alike[name]:,} are named {name}); --label-depth path keeps them apart"
-            )
-            return
-
-
-def _where(counts: Counts, paths: Sequence[Path]) -> str:
-    first = "/".join(paths[0])
-    where = f"in {first}/" if first else "in the top folder"
-    where += f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
-    return f"{_images(sum(counts[path] for path in paths))} ({where})"
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"

@@ -14,6 +14,7 @@ import pyarrow as pa
 from omma.core.errors import line
 from omma.core.protocols import BadImage
 from omma.core.sources import not_found
+from omma.core.words import count
 from omma.data.sources import val_annotations
 from omma.data.sources.formats import HEAD, sniff
 from omma.data.sources.labels import (
@@ -77,10 +78,11 @@ def list_folder(root: str) -> Listing:
     tables = {name: file for name in beside(paths) if os.path.isfile(file := os.path.join(root, name))}
     annotations = from_beside(tables, column, annotations, root)
     if annotations.labels is not None and (empty := _empty_folders(times, files)):
-        note = f"no image lies in {len(empty):,} folders beside class folders (the first: {empty[0]}/)"
+        note = f"no image lies in {count(len(empty), 'folder')} beside class folders (the first: {empty[0]}/)"
         annotations = replace(annotations, notes=(*annotations.notes, note))
     named = [path for path, why in skipped if why == NO_IMAGE and path.endswith("/" + val_annotations.NAME)]
     annotations = val_annotations.add(annotations, paths, named, lambda path: Files(root).content(path, None))
+    skipped = [entry for entry in skipped if entry[0] not in named]
     return Listing(
         store=Files(root),
         paths=column,
@@ -191,6 +193,7 @@ def _from_archive(store: Archive, members: Iterable[Member]) -> Listing:
             continue
         if name.endswith("/" + val_annotations.NAME) and not reason:
             named[name] = position
+            continue
         names.append(name)
         where.append(position)
         reasons.append(reason)
@@ -255,7 +258,8 @@ def list_arrays(file: str) -> Listing:
     """The images of an .npz, .npy or IDX file."""
     values, labels, splits, notes = read_arrays(file)
     if labels is not None and len(labels) != len(values):
-        raise ValueError(f"{file}: {len(labels)} labels for {len(values)} images; make them equal in number")
+        labelled = f"{count(len(labels), 'label')} for {count(len(values), 'image')}"
+        raise ValueError(f"{file}: {labelled}; make them equal in number")
     read = Annotations() if labels is None else encode(labels.tolist())
     return Listing(
         store=Arrays(file, values),

@@ -71,16 +71,20 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
 def recall(file: Path, source: str, store: Store | None = None) -> Listing | None:
     """The cached listing if its stamp is still that of `store` (None: of the source); otherwise None."""
     try:
-        with pa.OSFile(str(file)) as stream:
-            table = ipc.open_file(stream).read_all()
-        meta = json.loads((table.schema.metadata or {})[b"omma"])
-        if meta["format"] != FORMAT or not meta["stamp"]:
-            return None
-        now = _stamp(source, meta["times"], meta["started"]) if store is None else store.stamp([])
-        if meta["stamp"] != now:
-            return None
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return _recalled(file, source, store)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
         return None  # absent, damaged or another version's
+
+
+def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
+    with pa.OSFile(str(file)) as stream:
+        table = ipc.open_file(stream).read_all()
+    meta = json.loads((table.schema.metadata or {})[b"omma"])
+    if meta["format"] != FORMAT or not meta["stamp"]:
+        return None
+    now = _stamp(source, meta["times"], meta["started"]) if store is None else store.stamp([])
+    if meta["stamp"] != now:
+        return None
     columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
     where = [column.to_numpy() for name, column in columns.items() if name.startswith("where")]
     others = {name[7:]: column for name, column in columns.items() if name.startswith("column:")}

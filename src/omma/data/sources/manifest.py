@@ -33,7 +33,10 @@ def read_manifest(file: str) -> Manifest:
     column = next((name for name in PATHS if name in table.column_names), None)
     if column is None:
         columns = listed(table.column_names)
-        raise ValueError(f"{file}: no column `path` among {columns}; name the column of image paths `path`")
+        raise ValueError(
+            f"{file}: no column `path` among {columns}; name the column of image paths `path` "
+            "in the first line"
+        )
     if not len(table):
         raise ValueError(f"{file}: no row below its header; give one row an image")
     try:

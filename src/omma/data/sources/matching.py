@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omma.core.errors import line
+from omma.core.words import count
 from omma.data.sources.columns import listed, shown, texts
 from omma.data.sources.labels import Annotations, from_table, images
 from omma.data.sources.tables import LABELS, PATHS, read_table
@@ -75,7 +76,8 @@ def _from_table(
         first = next(filter(None, match.values), "")
         return _without(
             folders,
-            f"{name} is not used: none of its {len(table):,} rows names an image (the first: {shown(first)})",
+            f"{name} is not used: none of its {count(len(table), 'row')} names an image "
+            f"(the first: {shown(first)})",
         )
     taken = table.take(pa.array(match.rows, pa.int64(), mask=match.rows < 0))
     read = from_table(taken)
@@ -108,7 +110,7 @@ def _unmatched(match: _Match) -> Iterator[str]:
         if len(rows):
             what = many if len(rows) > 1 else one
             first = match.values[rows[0]] or "an empty cell"
-            yield f"of {len(match.images):,} rows {len(rows):,} {what} (the first: {shown(first)})"
+            yield f"of {count(len(match.images), 'row')} {len(rows):,} {what} (the first: {shown(first)})"
 
 
 def _unlabelled(labels: np.ndarray, paths: pa.LargeStringArray) -> Iterator[str]:
@@ -200,11 +202,13 @@ def _search(values: list[str | None], paths: list[str], root: str, below: str) -
             key = image_key(path)
             keys[image_key][key] = _AMBIGUOUS if key in keys[image_key] else k
         for moved in _moves(rows, images, root, below):
-            found = keys[image_key]
-            count = sum(found.get(row_key(moved(row)), -1) != -1 for row in sample if row)
+            rows_by_key = keys[image_key]
+            count = sum(rows_by_key.get(row_key(moved(row)), -1) != -1 for row in sample if row)
             if count > most:
                 most = count
-                best = np.array([found.get(row_key(moved(row)), -1) if row else -1 for row in rows], np.int64)
+                best = np.array(
+                    [rows_by_key.get(row_key(moved(row)), -1) if row else -1 for row in rows], np.int64
+                )
             if most == len(sample):
                 return best
     return best

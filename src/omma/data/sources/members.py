@@ -168,7 +168,7 @@ def _add(header: tarfile.TarInfo, end: int, members: list[Member], links: list[t
 
 
 def _next_header(data: mmap.mmap, start: int) -> int | None:
-    """Where the next header lies that is whole, from `start` on; those before POSIX are not found."""
+    """Where the next header lies that is whole, from `start` on; those before POSIX are not recognised."""
     at = start - 1
     while (at := data.find(b"ustar", at + 1)) >= 0:
         block = at - 257

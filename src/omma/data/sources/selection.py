@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omma.core.protocols import Images
+from omma.core.words import count
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.columns import listed, texts
 
@@ -27,7 +28,8 @@ def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) ->
     train = _matches(images, train_on, "--train-on") if train_on else ~test
     if both := int((train & test).sum()):
         raise ValueError(
-            f"{images.source}: {both:,} images are in both parts; name parts that do not overlap"
+            f"{images.source}: {count(both, 'image is', 'images are')} in both parts; "
+            "name parts that do not overlap"
         )
     rows = np.flatnonzero(train | test)
     parts = images.subset(rows)
@@ -70,5 +72,5 @@ def _column(images: IndexedImages, name: str, option: str) -> list[str]:
     else:
         known = [] if images.columns is None else images.columns.column_names
         columns = listed(["path", *known])
-        raise ValueError(f"{option} {name}=: {images.source} has no column {name}; choose among {columns}")
+        raise ValueError(f"{option} {name}=...: {images.source} has no column {name}; choose among {columns}")
     return [unicodedata.normalize("NFC", value.strip()) for value in values]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from omma.core.errors import line
 from omma.core.files import decode_text
+from omma.core.words import count
 from omma.data.sources import captions
 from omma.data.sources.columns import is_nested, plain
 
@@ -21,7 +22,7 @@ LABELS = ("label", "class", "class_name", "name")
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 _KNOWN = frozenset((*PATHS, *LABELS, "split"))
 _DELIMITERS = ",;\t|"
-_CHUNK = 100_000  # rows that are held as Python objects at a time
+_CHUNK = 100_000  # rows that are Python objects at a time
 
 
 def read_table(source: str | bytes, name: str) -> pa.Table:
@@ -110,8 +111,8 @@ def _equally_long(rows: Iterable[tuple[int, list[str]]], width: int) -> Iterator
     for number, cells in rows:
         if len(cells) != width:
             raise ValueError(
-                f"not a readable table (line {number} has {len(cells)} cells and the header {width}); "
-                "put quotes around texts that hold a separator"
+                f"not a readable table (line {number} has {count(len(cells), 'cell')} and the header "
+                f"{width}); put quotes around texts that hold a separator"
             )
         yield cells
 
@@ -175,7 +176,7 @@ def _small(field: pa.Field) -> bool:
 
 
 def _may_nest(name: str) -> bool:
-    """Whether lists in a column of this name are read, or told from what is read."""
+    """Whether lists in a column of this name are read, or recognised in what is read."""
     return name in ("path", *LABELS) or captions.COLUMN.fullmatch(name) is not None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from omma.core.protocols import BadImage
+from omma.core.words import count
 from omma.data.sources.labels import Annotations
 
 NAME = "val_annotations.txt"  # lines of a file's name, its class and a box, separated by tabs
@@ -23,7 +24,7 @@ def add(
     labels, notes = annotations.labels.copy(), list(annotations.notes)
     for file in files:
         folder = file.rpartition("/")[0]
-        bare, named = f"{folder.rpartition('/')[2]}/ has no class folders", 0
+        bare, named = f"{folder.rpartition('/')[2]}/ has no ", 0
         try:
             text = read(file).decode("utf-8", "replace")
         except BadImage as error:
@@ -39,6 +40,7 @@ def add(
         notes = [note for note in notes if not named or not note.startswith(bare)]
         if named < len(lines):
             notes.append(
-                f"{file}: {len(lines) - named:,} of {len(lines):,} lines name no image here and its class"
+                f"{file}: {len(lines) - named:,} of {count(len(lines), 'line')} name an image that "
+                "is not here, or a class that no other part has"
             )
     return replace(annotations, labels=labels, notes=tuple(notes))

@@ -157,6 +157,8 @@ def _remote(source: str, typed: str) -> list[Shard] | None:
     except Exception as error:  # a missing package, or any error of a network library
         if exhausted(error):
             raise
+        if isinstance(error, ImportError):
+            raise ValueError(f"{typed}: a package is missing for such addresses: {line(error)}") from None
         raise ValueError(f"{typed}: cannot be found ({line(error)}); check the address") from None
     if not infos:
         raise ValueError(f"{typed}: no such shards; check the address")

@@ -36,7 +36,7 @@ _KEYS = {
 def list_shards(store: Shards, tell: Callable[[str], None]) -> Listing:
     """One pass over all shards: images in the shards' order, with their samples' labels and captions.
 
-    A damaged shard is listed as skipped, with what is lost; the images before and behind the damage are kept.
+    A damaged shard is listed as skipped, with what is lost; the images before and behind the damage are read.
     """
     total = sum(shard.size for shard in store.shards)
     download = "fetching each, " * any(shard.remote for shard in store.shards)
@@ -68,7 +68,7 @@ class _Fields:
 
 
 class _Sample(NamedTuple):
-    """An image with what is said of it."""
+    """An image with its annotations."""
 
     path: str
     folder: str  # the shard's folder, then the one within the shard
@@ -105,7 +105,7 @@ def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> list
     for key, candidates in images.items():
         plain = [image for image in candidates if image[0] == key][:1]
         for stem, member in plain or candidates:
-            said = [fields[name] for name in dict.fromkeys((key, stem)) if name in fields]
+            own = [fields[name] for name in dict.fromkeys((key, stem)) if name in fields]
             used |= {key, stem}
             folders = (shard.rpartition("/")[0], member.name.rpartition("/")[0])
             samples.append(
@@ -113,8 +113,8 @@ def _samples(store: Shards, number: int, skipped: list[tuple[str, str]]) -> list
                     path=f"{shard}/{member.name}",
                     folder="/".join(folder for folder in folders if folder),
                     where=(number, *member.where),
-                    values={key: value for each in said for key, value in each.values.items()},
-                    texts=[text for each in said for text in each.texts],
+                    values={key: value for each in own for key, value in each.values.items()},
+                    texts=[text for each in own for text in each.texts],
                 )
             )
         skipped += [
@@ -137,7 +137,7 @@ def _sort(
     fields: defaultdict[str, _Fields],
     archive: Archive,
 ) -> str:
-    """Add a member to the images or to what is said of them; returns why it cannot be used, or ""."""
+    """Add a member to the images or to their annotations; returns why it cannot be used, or ""."""
     key, stem, kind = _split(member.name)
     if not key or member.reason:
         return member.reason if key else ""

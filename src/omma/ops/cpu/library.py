@@ -58,30 +58,30 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     return library, f"omma's own, compiled for this processor's {'AMX' if amx else 'AVX-512'}{where}"
 
 
-def _built(kept: Path, command: list[str]) -> tuple[ctypes.CDLL, str]:
-    """The library, compiled unless it is there; and a remark if it cannot be kept.
+def _built(cached: Path, command: list[str]) -> tuple[ctypes.CDLL, str]:
+    """The library, compiled unless it is there; and a remark if it cannot be cached.
 
     Raises OSError and CalledProcessError.
     """
-    distrust = trust.why_not(kept)
+    distrust = trust.why_not(cached)
     if distrust is None:
         try:
-            if not kept.exists():
-                with files.atomic_write(kept) as partial:
+            if not cached.exists():
+                with files.atomic_write(cached) as partial:
                     subprocess.run([*command, str(partial)], check=True, capture_output=True, text=True)
-            if (distrust := trust.why_not(kept)) is None:  # of folders made by now, too
-                return ctypes.CDLL(os.path.realpath(kept)), ""
+            if (distrust := trust.why_not(cached)) is None:  # of folders made by now, too
+                return ctypes.CDLL(os.path.realpath(cached)), ""
         except OSError as error:
             distrust = line(error)
     with tempfile.TemporaryDirectory() as folder:  # this user's alone; a loaded library needs no file
-        built = str(Path(folder) / kept.name)
+        built = str(Path(folder) / cached.name)
         subprocess.run([*command, built], check=True, capture_output=True, text=True)
         log.warning(
-            "compiled kernels are not kept (%s), so every command compiles them: set OMMA_CACHE to a folder "
-            "of your own",
+            "compiled kernels are not cached (%s), so every command compiles them: set OMMA_CACHE to a "
+            "folder of your own",
             distrust,
         )
-        return ctypes.CDLL(built), f"; not kept: {distrust}"
+        return ctypes.CDLL(built), f"; not cached: {distrust}"
 
 
 def _amx_granted() -> bool:

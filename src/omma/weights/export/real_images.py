@@ -45,16 +45,16 @@ def batches(
         yield other[:, :, : size + patch, : size + 2 * patch - odd]
 
 
-def _readable(images: Images, preprocess: Preprocess, count: int) -> Float[Tensor, "b c s s"]:
-    """Up to `count` readable images from all over the collection."""
-    spread = np.unique(np.linspace(0, len(images) - 1, 4 * count).astype(int))
+def _readable(images: Images, preprocess: Preprocess, most: int) -> Float[Tensor, "b c s s"]:
+    """Up to `most` readable images from all over the collection."""
+    spread = np.unique(np.linspace(0, len(images) - 1, 4 * most).astype(int))
     rows, reasons = [], []
     for i in np.concatenate([spread[k::4] for k in range(4)]):
         batch, good, bad = load_batch(images, np.array([i]), preprocess)
         rows += [batch] if good.all() else []
         reasons += [f"{images.path(int(i))}: {reason}" for _, reason in bad]
-        if len(rows) == count:
+        if len(rows) == most:
             break
     if not rows:
-        raise ValueError(f"none of {len(reasons)} images can be read (first: {reasons[0]}): give others")
+        raise ValueError(f"none of {count(len(reasons), 'image')} can be read ({reasons[0]}): give others")
     return torch.cat(rows)
