@@ -16,6 +16,7 @@ import argparse
 import collections
 import copy
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -58,6 +59,7 @@ ESCAPES = "\x1b[31mred\x07\nnext\u202e"
 
 # ---------------------------------------------------------------- honest files
 
+
 def _torch(value: Any, legacy: bool = False) -> bytes:
     torch.save(value, file := io.BytesIO(), _use_new_zipfile_serialization=not legacy)
     return file.getvalue()
@@ -85,7 +87,9 @@ def samples() -> dict[str, Files]:
     encoder = backbones.build(name="vit-ti/16", image_size=32, depth=1)
     state = {name: x.detach().contiguous().clone() for name, x in encoder.state_dict().items()}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = weights.save(Path(scratch), encoder, PREPROCESS, {"method": "dino", "loaded": ["fine"]}).parent
+        folder = weights.save(
+            Path(scratch), encoder, PREPROCESS, {"method": "dino", "loaded": ["fine"]}
+        ).parent
         run = {name: (folder / name).read_bytes() for name in ("model.json", "model.safetensors")}
     tensors = safetensors.torch.save(state, {"format": "pt"})
     checkpoint = {"model": state, "args": argparse.Namespace(lr=0.1, out="x"), "epoch": 3}
@@ -114,7 +118,9 @@ def samples() -> dict[str, Files]:
             "": b"",
             "config.json": _json(config),
             "preprocessor_config.json": _json(processor),
-            "model.safetensors": safetensors.torch.save({n: x.contiguous() for n, x in network.state.items()}),
+            "model.safetensors": safetensors.torch.save(
+                {n: x.contiguous() for n, x in network.state.items()}
+            ),
         },
         "timm": {"": b"", "config.json": _json(timm), "model.safetensors": tensors},
     }
@@ -130,7 +136,8 @@ def _scripted(state: Mapping[str, Tensor]) -> bytes:
     data = _torch(dict(state))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {n: archive.read(n) for n in archive.namelist()}
-    return _zipped({**entries, "archive/constants.pkl": pickle.dumps((), 2), "archive/code/x.py": b"import os"})
+    code = {"archive/constants.pkl": pickle.dumps((), 2), "archive/code/x.py": b"import os"}
+    return _zipped({**entries, **code})
 
 
 # ---------------------------------------------------------------- code in pickles
@@ -266,7 +273,9 @@ def attacks(marker: Path) -> dict[str, Files]:
         "expanded": _torch({**state, "x": torch.ones(1).expand(1 << 20, 1 << 20)}),
         "shadowed": _torch({"w": _shadowing(detach=3, untyped_storage=4)}),
         "shadowed-by-class": _torch({"w": _shadowing(detach=collections.OrderedDict)}),
-        "shadowed-dictionary": _torch(_Calls(collections.OrderedDict, state=dict.fromkeys(("items", "get"), 3))),
+        "shadowed-dictionary": _torch(
+            _Calls(collections.OrderedDict, state=dict.fromkeys(("items", "get"), 3))
+        ),
         "cyclic": _torch(_cyclic(state)),
         "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
         "many-operations": b"\x80\x02" + b"N0" * 10_000_000 + b"N.",
@@ -318,7 +327,10 @@ def attacks(marker: Path) -> dict[str, Files]:
             "architecture": "vit_tiny_patch16_224",
             "model_args": {"checkpoint_path": "evil.bin"},
         },
-        "url": {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"url": "http://127.0.0.1:9/x.pth"}},
+        "url": {
+            "architecture": "vit_tiny_patch16_224",
+            "pretrained_cfg": {"url": "http://127.0.0.1:9/x.pth"},
+        },
         "heads": {"num_attention_heads": 10**9},
         "size": {"image_size": 10**9},
         "escapes": {"hidden_act": ESCAPES},
@@ -360,7 +372,9 @@ def _tarred(name: str, link: str = "") -> bytes:
 
 def _shadowing(**attributes: Any) -> _Calls:
     """A tensor with attributes that hide its methods."""
-    storage = torch.storage.TypedStorage(wrap_storage=torch.ones(4).untyped_storage(), dtype=torch.float32, _internal=True)
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.ones(4).untyped_storage(), dtype=torch.float32, _internal=True
+    )
     arguments = (storage, 0, (2, 2), (2, 1), False, collections.OrderedDict())
     rebuild = torch._utils._rebuild_tensor_v2  # pyright: ignore[reportAttributeAccessIssue]
     again = torch._tensor._rebuild_from_type_v2  # pyright: ignore[reportAttributeAccessIssue]
@@ -409,7 +423,11 @@ def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
     changed = bytearray(data)
     head = max(64, min(len(data) // 2, 6000))  # headers and pickles lie at the start, directories at the end
     for _ in range(int(rng.integers(1, 4))):
-        near = [int(rng.integers(head)), len(changed) - 1 - int(rng.integers(head)), int(rng.integers(len(data)))]
+        near = [
+            int(rng.integers(head)),
+            len(changed) - 1 - int(rng.integers(head)),
+            int(rng.integers(len(data))),
+        ]
         at = int(np.clip(near[int(rng.choice(3, p=[0.6, 0.3, 0.1]))], 0, len(changed) - 1))
         action = int(rng.integers(6))
         if action == 0:
@@ -476,7 +494,7 @@ def _with_global(data: bytes, codes: list[bytes], rng: np.random.Generator) -> b
 def _with_opcode(data: bytes, codes: list[bytes], rng: np.random.Generator) -> bytes:
     """Operations of a pickle swapped, repeated, removed, or replaced by any other."""
     places = [at for at, _ in _opcodes(data)] + [len(data)]
-    pieces = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(places)]
     for _ in range(int(rng.integers(1, 4))):
         i, j = (int(k) for k in rng.integers(len(pieces), size=2))
         action = int(rng.integers(4))

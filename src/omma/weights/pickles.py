@@ -20,7 +20,9 @@ import torch
 
 AGAIN = "download it again"
 SAVE_AGAIN = "save only its state_dict() where it was made"
-MOST_OPERATIONS = 3_000_000  # of a file's pickles; those of the largest published checkpoints have some 100,000
+MOST_OPERATIONS = (
+    3_000_000  # of a file's pickles; those of the largest published checkpoints have some 100,000
+)
 
 _SETTINGS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib\.(_local\.)?\w*Path|datetime\.\w+|typing\.\w+"
@@ -90,7 +92,9 @@ def load_torchscript(file: Path) -> Any:
 def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
     names = _imported_names(file, opened)
     if "builtins.bytearray" in names:  # torch calls it with any size
-        raise ValueError(f"{file} would call builtins.bytearray, which no weights need: refused; {SAVE_AGAIN}")
+        raise ValueError(
+            f"{file} would call builtins.bytearray, which no weights need: refused; {SAVE_AGAIN}"
+        )
     allowed = _SETTINGS
     if any(name.startswith("dall_e.encoder.") for name in names):
         allowed = re.compile(f"{_SETTINGS.pattern}|{_DALLE_MODULES.pattern}")

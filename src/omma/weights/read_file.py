@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
 from omma.weights.pickles import AGAIN, Standin, load_pickle, load_torchscript, one_line_errors
+from omma.weights.safetensors_file import open_tensors
 
 # A checkpoint's entries in order of preference: papers evaluate the averaged network.
 ENTRIES = (
@@ -30,7 +30,6 @@ WEIGHTS = (
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _WITHIN = re.compile(r"(?<![^.])_(modules|parameters|buffers)\.")
 _LARGE, _MOST_RATIO = 1 << 28, 20  # bytes to unpack that need no look; times a file's size beyond
-_MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def _read_content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]
         if start.startswith(b"{") and not shard:
             return _read_shards(file), {}
     if head[8:9] == b"{" and not text:
-        return _read_safetensors(file, int.from_bytes(head[:8], "little"))
+        return _read_safetensors(file)
     if head.startswith(b"\x80"):
         return _stored_only(file, load_pickle(file), file.stat().st_size), {}
     if head.startswith(b"PK"):
@@ -180,11 +179,8 @@ def _read_content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]
     )
 
 
-def _read_safetensors(file: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    size = file.stat().st_size
-    if header > _MOST_HEADER or header + 8 > size:
-        raise ValueError(f"{file} is damaged: a header of {header:,} bytes in a file of {size:,}; {AGAIN}")
-    with one_line_errors(file), safetensors.safe_open(file, framework="pt") as opened:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with one_line_errors(file), open_tensors(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return tensors, dict(opened.metadata() or {})
 

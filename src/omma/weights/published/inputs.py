@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omma.core.protocols import Preprocess
-from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD, as_dict
+from omma.weights.description import check_preprocess
 from omma.weights.published.recognise import Recognised
 
 NORMALISED = {  # mean and standard deviation of red, green and blue in [0, 1]
@@ -48,15 +49,18 @@ def preprocess(
         crop_share = CROP_SHARE.get(kind, 0.875)
         note = f"input normalised with mean and deviation {kind}, as is usual for {recognised.spec['name']}"
     mean, std = _for_channels(mean, channels), _for_channels(std, channels)
+    low, high = (0.0,) * channels, (255.0,) * channels
     result = Preprocess(
-        size=size,
-        channels=channels,
-        low=(0.0,) * channels,
-        high=(255.0,) * channels,
-        mean=mean,
-        std=std,
-        crop_share=crop_share,
+        size=size, channels=channels, low=low, high=high, mean=mean, std=std, crop_share=crop_share
     )
+
+    def expect(condition: bool, field: str, value: Any, what: str) -> None:
+        if not condition:
+            raise ValueError(
+                f"settings beside the weights give {field}={str(value)[:60]}: {what} is expected"
+            )
+
+    check_preprocess(as_dict(result), channels, expect)
     return result, note
 
 
