@@ -142,7 +142,7 @@ def _scripted(state: Mapping[str, Tensor]) -> bytes:
 
 # ---------------------------------------------------------------- code in pickles
 def calls(marker: Path) -> list[bytes]:
-    """Sequences of pickle's operations that write the marker in an unrestricted reader; each leaves nothing."""
+    """Operations of pickle that write the marker in an unrestricted reader; each call leaves nothing."""
     command, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
 
     def text(value: str) -> bytes:
@@ -203,6 +203,11 @@ def _opcodes(data: bytes) -> list[tuple[int, Any]]:
     return [(at or 0, code) for code, _, at in pickletools.genops(data)]
 
 
+def with_call(code: bytes) -> bytes:
+    """A pickle of an empty dictionary that runs `code` before."""
+    return _insert(b"\x80\x02}.", code, 0.5)
+
+
 def _insert(data: bytes, code: bytes, where: float) -> bytes:
     """Put operations that leave the stack as it is between two of a pickle's."""
     places = [at for at, op in _opcodes(data) if op.name not in ("PROTO", "FRAME")]
@@ -237,14 +242,15 @@ def _f32(*shape: int, at: tuple[int, int]) -> dict[str, Any]:
     return {"dtype": "F32", "shape": list(shape), "data_offsets": list(at)}
 
 
-def attacks(marker: Path) -> dict[str, Files]:
-    """Handmade files, by name."""
+def attacks(marker: Path, large: bool = True) -> dict[str, Files]:
+    """Handmade files, by name. large: those too that take seconds to make."""
     honest = samples()
     whole, legacy = honest["torch"]["w.pth"], honest["torch-legacy"]["w.pth"]
     run, state = honest["run"], {"w": torch.ones(2, 2)}
     evil = _Runs(f"touch {marker}")
     first = {"w": _f32(2, 2, at=(0, 16))}
-    made: dict[str, bytes | Files] = {
+    made: dict[str, bytes | Files] = _large(run) if large else {}
+    made |= {
         "pickle": pickle.dumps(evil, 4),
         "pickle-protocol-0": pickle.dumps(evil, 0),
         "npy-of-objects": _npy(evil),
@@ -257,12 +263,6 @@ def attacks(marker: Path) -> dict[str, Files]:
         "zip-slip": _zipped({"../../evil.py": b"x", "x/../../data.pkl": pickle.dumps(evil, 2)}),
         "zip-link": _linked("/etc/passwd"),
         "zip-escapes": _zipped({ESCAPES: b"x"}),
-        "zip-bomb": _zipped({"x/data.pkl": bytes(1 << 30)}, zipfile.ZIP_DEFLATED),
-        "zip-bomb-torchscript": _zipped(
-            {"x/data.pkl": b"\x80\x02}.", "x/constants.pkl": b"", "x/data/0": bytes(1 << 30)},
-            zipfile.ZIP_DEFLATED,
-        ),
-        "npz-bomb": _npz({"a": np.zeros(1 << 29, np.float32)}, compressed=True),
         "npz-shape": _zipped({"a.npy": _npy_header("(1000000000000,)")}),
         "npz-negative": _zipped({"a.npy": _npy_header("(-1,)")}),
         "npz-header": _zipped({"a.npy": _npy_header("(" * 5000)}),
@@ -277,14 +277,8 @@ def attacks(marker: Path) -> dict[str, Files]:
             _Calls(collections.OrderedDict, state=dict.fromkeys(("items", "get"), 3))
         ),
         "cyclic": _torch(_cyclic(state)),
-        "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-        "many-operations": b"\x80\x02" + b"N0" * 10_000_000 + b"N.",
-        "many-lists": b"\x80\x02(" + b"]" * 20_000_000 + b"l.",
         "names-of-tensors": _torch({f"{ESCAPES}{k}": x for k, x in enumerate(state.values())}),
-        "name-long": _torch({"x" * 10_000_000: torch.ones(2, 2)}),
         "legacy-cut": legacy[: len(legacy) // 2],
-        "header-100-MB": _st(b'{"a":' + b" " * 100_000_000),
-        "header-many-tensors": _st({f"t{k}": _f32(0, at=(0, 0)) for k in range(1_200_000)}),
         "header-huge": _st(first, bytes(16), length=1 << 62),
         "header-negative": _st(first, bytes(16), length=(1 << 64) - 8),
         "header-zero": _st(b"", bytes(16)),
@@ -301,15 +295,11 @@ def attacks(marker: Path) -> dict[str, Files]:
         "tensor-escapes": _st({ESCAPES: first["w"]}, bytes(16)),
         "metadata-types": _st({"__metadata__": {"digest": [1]}, **first}, bytes(16)),
         "run-lying-header": {**run, "model.safetensors": _st(first, bytes(16), length=1 << 40)},
-        "run-many-tensors": {
-            **run,
-            "model.safetensors": _st({f"t{k}": _f32(0, at=(0, 0)) for k in range(1_200_000)}),
-        },
         "run-escapes": {**run, "model.safetensors": _st({ESCAPES: first["w"]}, bytes(16))},
         "run-model.json-deep": {**run, "model.json": b"[" * 100_000},
         "run-extras-pickled": {**run, "extras.safetensors": pickle.dumps(evil, 2)},
     }
-    made |= {f"pickle-call-{k}": _insert(b"\x80\x02}.", code, 0.5) for k, code in enumerate(calls(marker))}
+    made |= {f"pickle-call-{k}": with_call(code) for k, code in enumerate(calls(marker))}
     for name, index in {
         "elsewhere": {"weight_map": {"w": "../../../../etc/passwd"}},
         "pickled": {"weight_map": {"w": "evil.bin"}},
@@ -342,6 +332,26 @@ def attacks(marker: Path) -> dict[str, Files]:
             "evil.bin": _torch(evil),
         }
     return {name: value if isinstance(value, dict) else {"w.pth": value} for name, value in made.items()}
+
+
+def _large(run: Files) -> dict[str, bytes | Files]:
+    """Bombs, and files of very many parts."""
+    many = _st({f"t{k}": _f32(0, at=(0, 0)) for k in range(1_200_000)})
+    return {
+        "zip-bomb": _zipped({"x/data.pkl": bytes(1 << 30)}, zipfile.ZIP_DEFLATED),
+        "zip-bomb-torchscript": _zipped(
+            {"x/data.pkl": b"\x80\x02}.", "x/constants.pkl": b"", "x/data/0": bytes(1 << 30)},
+            zipfile.ZIP_DEFLATED,
+        ),
+        "npz-bomb": _npz({"a": np.zeros(1 << 29, np.float32)}, compressed=True),
+        "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "many-operations": b"\x80\x02" + b"N0" * 10_000_000 + b"N.",
+        "many-lists": b"\x80\x02(" + b"]" * 20_000_000 + b"l.",
+        "name-long": _torch({"x" * 10_000_000: torch.ones(2, 2)}),
+        "header-100-MB": _st(b'{"a":' + b" " * 100_000_000),
+        "header-many-tensors": many,
+        "run-many-tensors": {**run, "model.safetensors": many},
+    }
 
 
 def _npy(value: Any) -> bytes:
@@ -601,7 +611,7 @@ def failed(row: dict[str, Any]) -> bool:
 
 def is_live(marker: Path) -> bool:
     """Whether the code in these files writes the marker in a reader without restrictions."""
-    code = _insert(b"\x80\x02}.", calls(marker)[0], 0.5)
+    code = with_call(calls(marker)[0])
     subprocess.run([sys.executable, "-c", f"import pickle; pickle.loads({code!r})"], check=True)
     written = marker.exists()
     marker.unlink(missing_ok=True)
