@@ -1,5 +1,12 @@
 """`omma export`: every format, read back by the library that it is for."""
 
+import contextlib
+import os
+import shutil
+import stat
+import sys
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +17,7 @@ from omma import backbones, weights
 from omma.core.protocols import Preprocess
 from omma.verbs import export as verb
 from omma.weights import source
+from omma.weights.export import target
 
 SIZE = 32
 SMALL = {  # of one block, which takes less time to trace; tests/weights/export has several
@@ -92,6 +100,7 @@ def test_round_trips(case, format, folder, tmp_path):
         assert not list((tmp_path / "out").iterdir())
         return
     result = verb.export(model, format, out, folder)
+    assert all(oct(f.stat().st_mode & 0o777) == "0o644" for f in out.parent.rglob("*") if f.is_file())
     assert result.path == out
     assert out.exists()
     assert result.difference <= (1e-3 if format == "onnx" else 1e-4) * result.scale
@@ -150,3 +159,93 @@ def test_compared_on_the_images_that_it_was_trained_on(folder, tmp_path):
     result = verb.export(tmp_path / "run", "torch", tmp_path / "run" / "model.pt2")
     assert result.images == 8
     assert weights.load(tmp_path / "run").digest  # the run is as it was
+
+
+@pytest.mark.parametrize(
+    ("format", "package"),
+    [
+        ("timm", "timm"),
+        ("hf", "transformers"),
+        ("onnx", "onnx"),
+        ("onnx", "onnxscript"),
+        ("onnx", "onnxruntime"),
+    ],
+)
+def test_a_missing_package_is_named_before_the_work(tmp_path, monkeypatch, format, package):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it now fails
+    monkeypatch.setattr(weights, "load", lambda *_, **__: pytest.fail("the model was loaded before"))
+    with pytest.raises(ValueError, match=f"{package} is not installed: pip install 'omma\\[") as caught:
+        verb.export(tmp_path / "run", format, tmp_path / ("x.onnx" if format == "onnx" else "x"))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_a_place_that_cannot_be_written_is_found_out_before_the_work(tmp_path, monkeypatch, format):
+    monkeypatch.setattr(weights, "load", lambda *_, **__: pytest.fail("the model was loaded before"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.pt2").mkdir()
+    for name in ("file/x.pt2", "folder" if format == "safetensors" else "folder/x.pt2"):
+        with pytest.raises(ValueError, match=r"cannot be written|exists|is one file") as caught:
+            verb.export(tmp_path / "run", format, tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("m", "m/model.json", "m/w"), ("m.onnx", "m.onnx.data")])
+def test_an_export_of_several_files_appears_whole_or_not_at_all(tmp_path, names, monkeypatch):
+    """Stopped at any rename, the name that is read is absent, or all of the export is there."""
+    out, real = tmp_path / "at" / names[0], os.replace
+    for stop in range(3):
+        shutil.rmtree(tmp_path / "at", ignore_errors=True)
+        folder = target.temporary_folder(out)
+        for name in names if "." in names[0] else names[1:]:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("new")
+        if "." in names[0]:
+            out.write_text("old")
+        left = [stop]
+
+        def replace(old, new, left=left):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(old, new)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            target.move(folder, out)
+        monkeypatch.setattr(os, "replace", real)
+        if out.exists():
+            assert all(
+                (tmp_path / "at" / name).is_dir() or (tmp_path / "at" / name).read_text() == "new"
+                for name in names
+            )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_everything_that_the_verbs_write_has_the_permissions_of_any_new_file(folder, tmp_path):
+    model = model_of("vit")
+    out = tmp_path / "out"
+    for k in range(10):
+        (folder / f"{k % 2}").mkdir(exist_ok=True)
+        (folder / f"{k}.png").rename(folder / f"{k % 2}" / f"{k}.png")
+    before = os.umask(0o022)
+    try:
+        verb.export(model, "safetensors", out / "own", folder)
+        verb.export(model, "timm", out / "timm", folder)
+        if find_spec("transformers"):
+            verb.export(model, "hf", out / "hf", folder)
+        for name in ("x.npz", "x.parquet"):
+            omma.embed(model, folder, out / name, device="cpu")
+        omma.evaluate(
+            model, folder, protocols=["ridge"], json=out / "x.json", cache=out / "cache", device="cpu"
+        )
+    finally:
+        os.umask(before)
+    modes = {file: stat.S_IMODE(file.stat().st_mode) for file in out.rglob("*")}
+    private = {
+        file.name: oct(mode) for file, mode in modes.items() if mode != (0o755 if file.is_dir() else 0o644)
+    }
+    assert len(modes) > 10
+    assert not private

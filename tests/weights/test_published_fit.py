@@ -197,6 +197,12 @@ def test_preprocessing_is_read_or_usual_for_the_network():
         (1.0,) * 3,
         1.0,
     )
+    whole = {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}  # of values 0..255
+    prepared_, _ = prepared(preprocessor=whole)
+    assert (prepared_.high[0], prepared_.mean[0], prepared_.std[0]) == (255.0, 0.5, 0.2)
+    for wrong in ({"image_std": [0.0] * 3}, {"size": 10**9}, {"image_mean": [float("nan")] * 3}):
+        with pytest.raises(ValueError, match="is expected"):
+            prepared(preprocessor=wrong)
     cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.9, "input_size": (3, 40, 40)}
     prepared_, note = prepared(timm_cfg=cfg)
     assert (prepared_.size, prepared_.mean, prepared_.std, prepared_.crop_share) == (

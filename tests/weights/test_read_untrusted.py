@@ -226,7 +226,7 @@ def test_any_flipped_byte_is_read_or_refused_in_one_line(tmp_path, legacy):
 @pytest.mark.parametrize("header", [10_000, 99_999_999, 1 << 40, 1 << 62])
 def test_safetensors_header_longer_than_the_file(tmp_path, header):
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", header) + b'{"a":' + b" " * 100)
-    refused(tmp_path / "w.safetensors", "damaged: a header of", "download it again")
+    refused(tmp_path / "w.safetensors", "damaged", "a header of", "download it again")
 
 
 @pytest.mark.parametrize(

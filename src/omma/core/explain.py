@@ -52,6 +52,7 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     (r"not (currently )?implemented for", "this device lacks an operation: use --device cpu"),
     (r"PytorchStreamReader|unexpected pos|[Ii]nvalid magic number|[Cc]orrupt|unpickl", DAMAGED),
 )
+MOST_TEXT = 1000  # characters of a message
 _FULL = re.compile(
     r"No space left on device|os error 28|inline_container\.cc|PytorchStreamWriter failed|[Dd]isk quota"
 )
@@ -78,11 +79,14 @@ _REMEDIES = {
 def translated(where: str = "") -> Iterator[None]:
     """Raise errors of every expected kind as ValueError or OSError in one line; others are left as they are.
 
+    Names from files cannot break the line, nor steer a terminal, nor fill it.
     where: the file or source at work, which begins the line of errors that name none.
     """
     try:
         yield
     except Exception as error:
+        if isinstance(error, ValueError) and error.args == (str(error),):
+            error.args = (message(error)[:MOST_TEXT],)
         # `dist.process_group` knows what became of the other processes
         text = None if isinstance(error, (ValueError, OSError)) or _of_processes(error) else explain(error)
         if text is None:

@@ -100,7 +100,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({line(error)}): {remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): {remedy}")

@@ -30,7 +30,7 @@ def read(file: Path) -> list[dict[str, Any]]:
                 raise ValueError("a result has no value")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({line(error)}): delete it, and `omma evaluate` writes it again"
         ) from error

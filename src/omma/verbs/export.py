@@ -1,9 +1,7 @@
 """`omma export`: a trained encoder for other libraries, reopened by them and compared before it is kept."""
 
 import copy
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from omma.core.files import set_default_modes
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
-from omma.weights.export import real_images
+from omma.weights.export import real_images, target
 from omma.weights.export.check import compare
 from omma.weights.export.formats import FORMATS, Format
 
@@ -62,14 +60,12 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown: choose {', '.join(FORMATS)}")
     form = FORMATS[format]
-    out = _default_out(model, form) if out is None else Path(out)
-    if not out.name or out.is_symlink():  # it is made in a folder beside it
-        out = out.resolve()
-    _check_out(out, format, form)
+    out = target.checked(_default_out(model, form) if out is None else Path(out), format, form)
+    form.need_packages()
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder, preprocess = copy.deepcopy(loaded.encoder).cpu().float().eval(), loaded.preprocess
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)
-    folder = _temporary_folder(out)
+    folder = target.temporary_folder(out)
     try:
         partial = folder / out.name  # under its final name: a file may name one beside it
         reopened = form.write(encoder, preprocess, partial, loaded.provenance)
@@ -80,7 +76,7 @@ def export(
                 f"{result.scale:.2g}, more than {form.limit:g} of it: not written; try another format"
             )
         set_default_modes(folder)
-        files = _move(folder, out)
+        files = target.move(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     facts = {name: getattr(result, name) for name in ("difference", "scale", "images", "sizes")}
@@ -94,31 +90,3 @@ def _default_out(model: str | Path | Model, form: Format) -> Path:
     if not Path(model).is_dir():
         raise ValueError(f"{model} is no run folder: say where to write with --out")
     return Path(model) / form.name
-
-
-def _check_out(out: Path, format: str, form: Format) -> None:
-    """Raise ValueError for a path that cannot become what the format makes."""
-    if suffix := Path(form.name).suffix:
-        if out.suffix != suffix or out.is_dir():
-            raise ValueError(f"{out}: the format {format} is one file; name it *{suffix}")
-    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} exists; the format {format} is a folder of its own: give another place")
-
-
-def _temporary_folder(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        why = error.strerror or error
-        raise ValueError(f"{out} cannot be written ({why}): choose another place with --out") from error
-
-
-def _move(folder: Path, out: Path) -> tuple[str, ...]:
-    """Move everything in `folder` beside `out`, and what is named as `out` last."""
-    names = sorted((f.name for f in folder.iterdir()), key=lambda name: name == out.name)
-    if len(names) > 1:  # killed in between, a file from before must not stand with another's data beside it
-        out.unlink(missing_ok=True)
-    for name in names:
-        os.replace(folder / name, out.with_name(name))
-    return tuple(sorted(f.name for f in out.iterdir())) if out.is_dir() else tuple(names)

@@ -10,6 +10,7 @@ import safetensors
 from omma import backbones
 from omma.core.errors import line
 from omma.core.files import omma_version
+from omma.weights.safetensors_file import open_tensors
 
 MOST_PIXELS = 16_384  # of an image's side
 MOST_CHANNELS = 1024
@@ -37,7 +38,7 @@ def check(description: Mapping[str, Any], file: Path, weights: Path) -> None:
     expect(texts, "provenance.loaded", loaded, "a list of texts")
     spec = description["spec"]
     _check_spec(spec, expect)
-    _check_preprocess(description["preprocess"], spec["channels"], expect)
+    check_preprocess(description["preprocess"], spec["channels"], expect)
     try:
         network = backbones.outline(**spec)
     except Exception as error:  # values of a right type that make no network fail in many ways
@@ -70,9 +71,11 @@ def _check_spec(spec: Mapping[str, Any], expect: Callable[[bool, str, Any, str],
             expect(sum(numbers) <= MOST_DEPTH, f"spec.{field}", value, f"no more than {MOST_DEPTH:,} blocks")
 
 
-def _check_preprocess(
+def check_preprocess(
     values: Mapping[str, Any], channels: int, expect: Callable[[bool, str, Any, str], None]
 ) -> None:
+    """Call `expect` (condition, field, value, what is expected) for each field of a Preprocess."""
+
     def field(name: str) -> str:
         return f"preprocess.{name}"
 
@@ -103,7 +106,7 @@ def _number(value: Any) -> bool:
 def _stored(weights: Path) -> int | None:
     """Numbers in a .safetensors file, by its header; None if that is damaged (reading it says so)."""
     try:
-        with safetensors.safe_open(weights, framework="pt") as opened:
+        with open_tensors(weights) as opened:
             shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
     except (OSError, safetensors.SafetensorError):
         return None

@@ -166,7 +166,7 @@ def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:
     """Read `folder`/`name`. Raises a one-line ValueError if it is missing or not a JSON object."""
     file = Path(folder) / name
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
             f"{file} cannot be read ({error.strerror or error}); put it beside the weights"

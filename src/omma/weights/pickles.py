@@ -19,6 +19,10 @@ from typing import IO, Any
 import torch
 
 AGAIN = "download it again"
+SAVE_AGAIN = "save only its state_dict() where it was made"
+MOST_OPERATIONS = (
+    3_000_000  # of a file's pickles; those of the largest published checkpoints have some 100,000
+)
 
 _SETTINGS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib\.(_local\.)?\w*Path|datetime\.\w+|typing\.\w+"
@@ -36,7 +40,7 @@ _ALLOWED_BY_TORCH = (
     "torch.",
     "collections.",
     "_codecs.",
-    *(f"builtins.{name}" for name in ("set", "bytearray", "complex")),
+    *(f"builtins.{name}" for name in ("set", "complex")),
 )
 
 
@@ -86,7 +90,11 @@ def load_torchscript(file: Path) -> Any:
 
 
 def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
-    names = _imported_names(opened)
+    names = _imported_names(file, opened)
+    if "builtins.bytearray" in names:  # torch calls it with any size
+        raise ValueError(
+            f"{file} would call builtins.bytearray, which no weights need: refused; {SAVE_AGAIN}"
+        )
     allowed = _SETTINGS
     if any(name.startswith("dall_e.encoder.") for name in names):
         allowed = re.compile(f"{_SETTINGS.pattern}|{_DALLE_MODULES.pattern}")
@@ -101,13 +109,19 @@ def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
         return torch.load(file if mmap else opened, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _imported_names(opened: IO[bytes]) -> list[str]:
-    """Names that the pickles in a file would import; for messages, since torch itself refuses them."""
+def _imported_names(file: Path, opened: IO[bytes]) -> list[str]:
+    """Names that the pickles in a file would import; for messages, since torch itself refuses them.
+
+    Raises ValueError for pickles of more operations than are read in a few seconds.
+    """
     names: dict[str, None] = {}
+    left = MOST_OPERATIONS
     with suppress(Exception):  # torch.load will report the damage
         for pickle in _pickles(opened):
             strings = ["", ""]
             for code, value, _ in pickletools.genops(pickle):
+                if (left := left - 1) < 0:
+                    break
                 if code.name in ("GLOBAL", "INST"):
                     module, name = str(value).split(" ", 1)
                 elif code.name == "STACK_GLOBAL":
@@ -118,6 +132,11 @@ def _imported_names(opened: IO[bytes]) -> list[str]:
                 if module == "__builtin__":
                     module, name = "builtins", _PYTHON_2.get(name, name)
                 names[f"{module}.{name}"] = None
+    if left < 0:
+        raise ValueError(
+            f"{file}: its pickle has over {MOST_OPERATIONS:,} operations, more than weights need: refused; "
+            f"{SAVE_AGAIN}"
+        )
     return list(names)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
 from omma.weights.pickles import AGAIN, Standin, load_pickle, load_torchscript, one_line_errors
+from omma.weights.safetensors_file import open_tensors
 
 # A checkpoint's entries in order of preference: papers evaluate the averaged network.
 ENTRIES = (
@@ -29,7 +29,7 @@ WEIGHTS = (
 )
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _WITHIN = re.compile(r"(?<![^.])_(modules|parameters|buffers)\.")
-_MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_LARGE, _MOST_RATIO = 1 << 28, 20  # bytes to unpack that need no look; times a file's size beyond
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ def _flat(value: Any) -> dict[str, Tensor]:
         name, value = stack.pop()
         if isinstance(value, Tensor):
             plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-            # an expanded tensor could claim far more bytes than the file has
-            if plain and value.nbytes <= value.untyped_storage().nbytes():
-                tensors[name] = value.detach()
+            # an expanded tensor could claim far more bytes than the file has; and of the class, since a file
+            # can give a tensor attributes that hide its methods
+            if plain and value.nbytes <= Tensor.untyped_storage(value).nbytes():
+                tensors[name] = Tensor.detach(value)
             continue
         inner = value.attributes if isinstance(value, Standin) else value
         if isinstance(inner, dict) and id(inner) not in visited:
@@ -168,9 +169,9 @@ def _read_content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]
         if start.startswith(b"{") and not shard:
             return _read_shards(file), {}
     if head[8:9] == b"{" and not text:
-        return _read_safetensors(file, int.from_bytes(head[:8], "little"))
+        return _read_safetensors(file)
     if head.startswith(b"\x80"):
-        return load_pickle(file), {}
+        return _stored_only(file, load_pickle(file), file.stat().st_size), {}
     if head.startswith(b"PK"):
         return _read_zip(file), {}
     raise ValueError(
@@ -178,11 +179,8 @@ def _read_content(file: Path, shard: bool = False) -> tuple[Any, dict[str, str]]
     )
 
 
-def _read_safetensors(file: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    size = file.stat().st_size
-    if header > _MOST_HEADER or header + 8 > size:
-        raise ValueError(f"{file} is damaged: a header of {header:,} bytes in a file of {size:,}; {AGAIN}")
-    with one_line_errors(file), safetensors.safe_open(file, framework="pt") as opened:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with one_line_errors(file), open_tensors(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return tensors, dict(opened.metadata() or {})
 
@@ -190,14 +188,27 @@ def _read_safetensors(file: Path, header: int) -> tuple[dict[str, Tensor], dict[
 def _read_zip(file: Path) -> Any:
     """torch.save's zip, TorchScript's, or numpy's."""
     with one_line_errors(file), zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
         entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+    if unpacked > max(_LARGE, _MOST_RATIO * (size := file.stat().st_size)):
+        raise ValueError(f"{file} unpacks to {unpacked:,} bytes, {unpacked // size} times its size: refused")
     if entries and all(name.endswith(".npy") for name in entries):
         return _read_npz(file)
     if "data.pkl" not in entries:
         raise ValueError(f"{file} is a zip archive of other things ({_list(entries)}); unpack it")
     if "constants.pkl" in entries:
-        return _flat(load_torchscript(file))
-    return load_pickle(file, stored=all(e.compress_type == zipfile.ZIP_STORED for e in entries.values()))
+        return _stored_only(file, _flat(load_torchscript(file)), unpacked)
+    stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries.values())
+    return _stored_only(file, load_pickle(file, stored=stored), unpacked)
+
+
+def _stored_only(file: Path, content: Any, size: int) -> Any:
+    """The content; ValueError if its tensors have more bytes than the file: a pickle can make empty ones."""
+    storages = [Tensor.untyped_storage(x) for x in _flat(content).values()]
+    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if claimed > size:
+        raise ValueError(f"{file} is damaged: tensors of {claimed:,} bytes in a file of {size:,}; {AGAIN}")
+    return content
 
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
@@ -215,7 +226,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
 def read_index(index: Path) -> dict[str, str]:
     """The file (shard) of each tensor, from an index of shards."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shard_of = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is JSON, but no index of weights; give the weights file itself") from error

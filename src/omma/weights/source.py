@@ -95,8 +95,8 @@ def _is_omma_model(path: Path) -> bool:
     if path.suffix != ".safetensors" or file is None:
         return False
     try:
-        description = json.loads(file.read_text())
-    except (OSError, ValueError):
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return file.name == store.DESCRIPTION
     return isinstance(description, dict) and "spec" in description
 

@@ -22,6 +22,7 @@ from omma.data.batches.preprocess import as_dict, from_dict
 from omma.weights.description import check
 from omma.weights.digest import digest
 from omma.weights.model import Model
+from omma.weights.safetensors_file import open_tensors
 
 SCHEMA = 1
 WEIGHTS, DESCRIPTION, EXTRAS = "model.safetensors", "model.json", "extras.safetensors"
@@ -158,7 +159,7 @@ def _read_tensors(file: Path, description_file: Path, description: Mapping[str, 
     expected = _stored_digest(file)
     _check_pair(file, expected, description_file, description)
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error
@@ -170,7 +171,7 @@ def _read_tensors(file: Path, description_file: Path, description: Mapping[str, 
 def _stored_digest(file: Path) -> str | None:
     """The digest in the file's header; None in files of other tools. Raises ValueError if it is damaged."""
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             return (opened.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error

@@ -1,5 +1,8 @@
 """Folders for transformers: AutoModel reads them without a tensor missing, and computes the same."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -7,6 +10,7 @@ import torch
 from export_networks import network, noise, preprocess_of
 from PIL import Image
 
+import omma
 from omma.data.batches.preprocess import apply
 from omma.weights.export import compare, hf
 from omma.weights.export.hf_forms import hf_network
@@ -74,6 +78,21 @@ def test_a_missing_tensor_is_told(tmp_path):
     safetensors.torch.save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing_keys .layernorm\.weight"):
         hf.reopen(encoder, preprocess_of(encoder), tmp_path)
+
+
+@pytest.mark.parametrize(("white", "high"), [(65535.0, 4000.0), (1.0, 0.5)])
+def test_the_full_scale_of_a_model_is_that_of_the_processor(tmp_path, white, high):
+    encoder = network("vit-ti/8")
+    own = replace(preprocess_of(encoder, high=high), full_scale=white)
+    hf.write(encoder, own, tmp_path)
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    value = 0.3 * high
+    theirs = (value * processor["rescale_factor"] - processor["image_mean"][0]) / processor["image_std"][0]
+    assert theirs == pytest.approx((0.3 - own.mean[0]) / own.std[0])
+    if white == 65535.0:
+        again = omma.load(tmp_path).preprocess
+        assert (again.full_scale, again.high[0]) == (white, white)
+        assert (value / white - again.mean[0]) / again.std[0] == pytest.approx(theirs)
 
 
 def test_images_are_prepared_as_omma_does(tmp_path):

@@ -1,6 +1,7 @@
 """Folders for timm: every form of our networks has a twin that computes the same from the same parameters."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,15 +84,16 @@ def test_a_new_head_is_the_only_thing_that_fine_tuning_draws(tmp_path):
     assert torch.equal(model.blocks[1].mlp.fc2.weight, encoder.blocks[1].mlp.fc2.weight)
 
 
-def test_images_are_prepared_as_omma_does(tmp_path):
+@pytest.mark.parametrize(("white", "words"), [(65535.0, "values / 65535"), (None, "raw values")])
+def test_images_are_prepared_as_omma_does(tmp_path, white, words):
     encoder = network("vit-ti/8")
-    sixteen_bit = preprocess_of(encoder, low=100.0, high=4000.0)
+    sixteen_bit = replace(preprocess_of(encoder, low=100.0, high=4000.0), full_scale=white)
     timm_.write(encoder, sixteen_bit, tmp_path / "x")
     cfg = json.loads((tmp_path / "x" / "config.json").read_text())["pretrained_cfg"]
     assert int(32 / cfg["crop_pct"]) == round(32 / 0.9)  # timm cuts, omma rounds
     assert cfg["input_size"] == [3, 32, 32]
     value = 1234.0  # raw, of the first channel
     wanted = ((value - 100) / 3900 - 0.4) / 0.2
-    assert (value / 255 - cfg["mean"][0]) / cfg["std"][0] == pytest.approx(wanted)
+    assert (value / (white or 1) - cfg["mean"][0]) / cfg["std"][0] == pytest.approx(wanted)
     notes = timm_.reopen(encoder, sixteen_bit, tmp_path / "x").notes
-    assert any("raw values" in note for note in notes)
+    assert any(words in note for note in notes)

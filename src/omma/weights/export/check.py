@@ -67,18 +67,26 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
     return Comparison(difference, scale, largest_batch, tuple(sizes))
 
 
-def eight_bit(preprocess: Preprocess) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for pixels / 255 that also perform (value - low) / (high - low)."""
+def full_scale(preprocess: Preprocess) -> float:
+    """What other libraries divide values by: white; 1 for raw measurements."""
+    return preprocess.full_scale or 1.0
+
+
+def in_full_scale(preprocess: Preprocess) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation for values / `full_scale` that also do (value - low) / (high - low)."""
+    white = full_scale(preprocess)
     channels = zip(preprocess.low, preprocess.high, preprocess.mean, preprocess.std, strict=True)
     means, stds = [], []
     for low, high, mean, std in channels:
-        means.append((low + mean * (high - low)) / 255)
-        stds.append(std * (high - low) / 255)
+        means.append((low + mean * (high - low)) / white)
+        stds.append(std * (high - low) / white)
     return means, stds
 
 
-def raw_note(preprocess: Preprocess) -> tuple[str, ...]:
-    """A note for images that are not 8-bit, as other libraries assume; empty for 8-bit images."""
+def range_note(preprocess: Preprocess) -> tuple[str, ...]:
+    """A note for other images than 8-bit ones, which other libraries assume; empty for these."""
     if set(preprocess.low) == {0.0} and set(preprocess.high) == {255.0}:
         return ()
-    return ("mean and std are for raw values / 255; omma also clips values to its training range",)
+    white = preprocess.full_scale
+    values = f"values / {white:g}" if white else "raw values"
+    return (f"mean and std are for {values}; omma also clips values to its training range",)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from omma.core.errors import need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights import source, store
 from omma.weights.export import hf, timm_, traced
@@ -49,12 +50,19 @@ class Format(NamedTuple):
     name: str  # default name of the file or folder; a file must have its suffix
     limit: float  # largest difference of features, relative to the largest feature
     write: Writer
+    packages: tuple[str, ...] = ()  # that write and read it
+    extra: str = ""  # of omma, which brings them
+
+    def need_packages(self) -> None:
+        """Raise ValueError, which says how to install it, if a package is missing."""
+        for package in self.packages:
+            need(package, self.extra)
 
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format("safetensors", 1e-4, _safetensors),
-    "timm": Format("timm", 1e-4, _timm),
-    "hf": Format("hf", 1e-4, _hf),
-    "onnx": Format("model.onnx", 1e-3, _onnx),
+    "timm": Format("timm", 1e-4, _timm, ("timm",), "timm"),
+    "hf": Format("hf", 1e-4, _hf, ("transformers",), "hf"),
+    "onnx": Format("model.onnx", 1e-3, _onnx, ("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "torch": Format("model.pt2", 1e-4, _torch),
 }

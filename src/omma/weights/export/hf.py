@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omma.core.errors import need
 from omma.core.protocols import Backbone, Preprocess
-from omma.weights.export.check import Reopened, eight_bit, raw_note
+from omma.weights.export.check import Reopened, full_scale, in_full_scale, range_note
 from omma.weights.export.hf_forms import HfNetwork, hf_network
 
 
@@ -23,7 +23,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
     config.save_pretrained(folder)
     state = {name: x.contiguous().clone() for name, x in network.state.items()}
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    mean, std = eight_bit(preprocess)
+    mean, std = in_full_scale(preprocess)
     size = preprocess.size
     preprocessor = {
         "image_processor_type": "BitImageProcessor",
@@ -33,7 +33,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / full_scale(preprocess),
         "do_normalize": True,
         "image_mean": mean,
         "image_std": std,
@@ -61,7 +61,7 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
             f"transformers {transformers.__version__} read {encoder.name} with {kind} "
             f"({', '.join(names[:3])}): export it as timm, onnx or torch instead"
         )
-    notes = (*network.notes, *raw_note(preprocess), f"read with transformers {transformers.__version__}")
+    notes = (*network.notes, *range_note(preprocess), f"read with transformers {transformers.__version__}")
     if network.kind != "Swin":
         pooled = (
             "pooler_output" if encoder.pool != "mean" else f"last_hidden_state[:, {network.prefix}:].mean(1)"

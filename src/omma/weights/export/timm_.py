@@ -16,7 +16,7 @@ from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
-from omma.weights.export.check import Reopened, eight_bit, raw_note
+from omma.weights.export.check import Reopened, in_full_scale, range_note
 
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions interpolated, images padded
 
@@ -210,7 +210,7 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
     architecture, args = twin(encoder)
     state = {k: v.detach().contiguous().clone() for k, v in encoder.state_dict().items()}
     published_cfg = timm.models.get_pretrained_cfg(architecture)
-    mean, std = eight_bit(preprocess)
+    mean, std = in_full_scale(preprocess)
     size = [preprocess.channels, preprocess.size, preprocess.size]
     resized = round(preprocess.size / preprocess.crop_share)
     cfg = {
@@ -239,7 +239,7 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
     """Load the folder with timm."""
     timm = need("timm", "timm")
     config = json.loads((folder / "config.json").read_text())
-    notes = (*raw_note(preprocess), f"read with timm {timm.__version__}")
+    notes = (*range_note(preprocess), f"read with timm {timm.__version__}")
     try:
         model = _create(encoder, f"local-dir:{folder}", pretrained=True)
     except AssertionError:  # before 1.0.16 or so

@@ -159,8 +159,6 @@ def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: S
 # ---------------------------------------------------------------- ONNX
 def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
     """Write an .onnx file (weights in a second file above 2 GB); metadata "omma" describes preprocessing."""
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        need(module, "onnx")
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
         names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from omma.core.errors import line
+from omma.weights.description import MOST_PIXELS
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu"}
 NUMBERS = {"heads": (int,), "image_size": (int,), "eps": (int, float), "rope_base": (int, float)}
@@ -22,6 +23,9 @@ def read_settings(
     for name, value in settings.items():
         if name in NUMBERS and not (type(value) in NUMBERS[name] and value > 0):
             raise ValueError(f"{source}: its config.json says {name}={value!r}: a number above 0 is expected")
+    if settings.get("image_size", 1) > MOST_PIXELS:
+        size = settings["image_size"]
+        raise ValueError(f"{source}: its config.json says image_size={size}: {MOST_PIXELS:,} are the most")
     return settings
 
 

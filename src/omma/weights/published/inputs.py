@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omma.core.protocols import Preprocess
-from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD, as_dict
+from omma.weights.description import check_preprocess
 from omma.weights.published.recognise import Recognised
 
 NORMALISED = {  # mean and standard deviation of red, green and blue in [0, 1]
@@ -32,8 +33,9 @@ def preprocess(
     standard deviation, BEiT and Google's ViT .5, others ImageNet's. For other than three channels each one
     gets the mean over red, green and blue.
     """
+    white = 255.0
     if preprocessor:
-        mean, std, crop_share = _from_transformers(preprocessor)
+        mean, std, crop_share, white = _from_transformers(preprocessor)
         note = "input as preprocessor_config.json says"
     elif timm_cfg:
         imagenet = NORMALISED["ImageNet's"]
@@ -52,11 +54,20 @@ def preprocess(
         size=size,
         channels=channels,
         low=(0.0,) * channels,
-        high=(255.0,) * channels,
+        high=(white,) * channels,
         mean=mean,
         std=std,
         crop_share=crop_share,
+        full_scale=white,
     )
+
+    def expect(condition: bool, field: str, value: Any, what: str) -> None:
+        if not condition:
+            raise ValueError(
+                f"settings beside the weights give {field}={str(value)[:60]}: {what} is expected"
+            )
+
+    check_preprocess(as_dict(result), channels, expect)
     return result, note
 
 
@@ -83,13 +94,18 @@ def _usual_normalisation(recognised: Recognised) -> str:
     return "0.5" if name.startswith("beit") else "ImageNet's"
 
 
-def _from_transformers(config: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float]:
+def _from_transformers(config: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float, float]:
+    """Mean and standard deviation of values in [0, 1], the share that is cropped, and white."""
     mean, std = config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
     if config.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    white = 65535.0 if math.isclose(factor, 1 / 65535, rel_tol=1e-3) else 255.0
+    if not math.isclose(factor * white, 1.0, rel_tol=1e-3):  # values that are not in [0, 1], as 0..255
+        mean, std = ([value / (factor * white) for value in values] for values in (mean, std))
     crop, resized = _side(config.get("crop_size")), _side(config.get("size"))
     cropped = config.get("do_center_crop", bool(crop)) and crop and resized
-    return mean, std, min(crop / resized, 1.0) if cropped else 1.0
+    return mean, std, min(crop / resized, 1.0) if cropped else 1.0, white
 
 
 def _side(size: Any) -> int:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from omma.core.errors import printable
 from omma.weights.published.names import DERIVED
 
 
@@ -54,7 +55,8 @@ def grouped(names: Iterable[str], most: int = 8) -> str:
     prefixes = [_prefix(name) for name in names]
     counts, only = Counter(prefixes), dict(zip(prefixes, names, strict=True))
     groups = [only[prefix] if n == 1 else f"{prefix}* ({n})" for prefix, n in counts.items()]
-    return ", ".join(groups[:most]) + (f" and {len(groups) - most} more groups" if len(groups) > most else "")
+    shown = [printable(" ".join(group.split()))[:100] for group in groups[:most]]
+    return ", ".join(shown) + (f" and {len(groups) - most} more groups" if len(groups) > most else "")
 
 
 def _prefix(name: str) -> str:
