@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -111,6 +112,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, atomically; ValueError for numbers that are not finite."""
     with atomic_write(path) as file:
         file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class SharedFile:
+    """A file that several threads and forked processes read from at any place.
+
+    Where it has been cut since it was opened, less is read; a map of it would end the process with SIGBUS.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # it could be opened
+            self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes, fewer at the end of the file. Raises OSError."""
+        left = min(size, os.fstat(self._file.fileno()).st_size - offset)  # a lying size allocates nothing
+        parts: list[bytes] = []
+        while offset >= 0 and left > 0 and (part := self._read(offset, left)):
+            parts.append(part)
+            offset, left = offset + len(part), left - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # Windows
+            self._file.seek(offset)
+            return self._file.read(size)
 
 
 _BOMS = (  # UTF-32's begins with UTF-16's
