@@ -2,7 +2,7 @@
 
     python benchmarks/kill.py [--kills 200] [--seed 0] [--only WORD] [--state kills.jsonl]
 
-Each trial is a command that is killed with signal 9 one to four times: at a random time, or before or after
+Each trial is a command that is killed with signal 9 two to six times: at a random time, or before or after
 the rename that commits a random file, or before it with half of the file written. After each kill, every
 file with its final name must be whole. Then the same command runs to its end, and what it leaves must be that
 of a run that nobody killed: weights, optimizer, losses, tables, caches, figures. Commands on two processes
@@ -50,10 +50,12 @@ import omma.verbs.evaluate
 import omma.verbs.export
 import omma.verbs.pretrain
 import omma.verbs.report
+from omma.core import files
 from omma.data.batches import decoded_cache, loader
+from omma.evaluation import history
 from omma.features import table
 from omma.ops.cpu import library
-from omma.pretraining.folder import RunFolder
+from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.train import checkpoint
 
 SIZE, STEPS = 16, 8
@@ -180,7 +182,7 @@ def _table_left(folder: Path) -> dict[str, Any]:
 
 
 def _figures_left(folder: Path) -> dict[str, Any]:
-    figures = RunFolder(folder / "run").evaluation()
+    (figures,) = history.read(folder / "run" / EVALUATION)
     features = sorted((folder / "run" / "features").glob("*.safetensors"))
     return {
         "figures": {k: figures[k] for k in ("results", "comparisons")},
@@ -242,6 +244,7 @@ def start(words: list[str], folder: Path, point: Point | None = None, **variable
         os.environ.update(variables, OMMA_CACHE=str(folder / "cache"))
         loader.fits_in_memory = lambda images: False  # so that workers and caches are used
         decoded_cache.SMALLEST, table.ROWS = 16, 16  # so that caches have parts, and tables shards
+        files.YOUNG = 0.0  # trials take seconds
         vars(sys.modules["omma.verbs.embed"])["batch_size"] = lambda *arguments: 8
         _watch_renames(folder, point)
         omma.cli.main(words)
@@ -368,7 +371,7 @@ def trial(case: Case, folder: Path, reference: Reference, rng: random.Random, at
     AssertionError says what is wrong.
     """
     rounding = False
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(2, 6)):
         kind = rng.choice(("time", "before", "half", "after"))
         processes = rng.choice((1, 2)) if case.processes > 1 else 1
         victim = rng.randrange(processes)

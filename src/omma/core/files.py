@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
@@ -11,7 +12,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from typing import Any
 from omma.core.errors import line
 from omma.core.explain import writing
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+YOUNG = 10.0  # seconds for which an unlocked temporary file is taken for that of a living writer
 STALE = 24 * 3600.0  # seconds after which a temporary file is taken for that of a writer that was killed
 
 
@@ -32,11 +39,14 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(path)
     # processes of other machines and containers have the same numbers
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    held = contextlib.ExitStack()
     try:
         with writing(path):
             partial.touch()
+            held.enter_context(hold(partial))
             mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
             if stat.S_IMODE(partial.stat().st_mode) != mode:
@@ -48,7 +58,39 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
             if durable:
                 flush_folder(path.parent)
     finally:
+        held.close()
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(partial: Path) -> Iterator[None]:
+    """Lock a temporary file or folder, which tells others that its writer lives; on POSIX systems only."""
+    if fcntl is None:
+        yield
+        return
+    entry = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(entry)
+
+
+def clear_abandoned(path: Path) -> None:
+    """Delete temporary files and folders of `path` whose writers were killed."""
+    if fcntl is None:
+        return
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        with contextlib.suppress(OSError):  # its writer lives, or another process has removed it
+            if time.time() - partial.lstat().st_mtime < YOUNG:
+                continue
+            entry = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(partial)
+            finally:
+                os.close(entry)
 
 
 def flush_folder(folder: Path) -> None:
@@ -81,10 +123,15 @@ def remove_leftovers(path: Path, older: float = 0.0) -> None:
 
     No process may be writing it, unless `older` is given: then those last changed that many seconds ago go.
     """
-    for partial in path.parent.glob(f".{path.name}.*partial"):
+    remove_old(path.parent.glob(f".{path.name}.*partial"), older)
+
+
+def remove_old(paths: Iterable[Path], older: float) -> None:
+    """Delete those of the files and folders that were last changed `older` seconds ago or before."""
+    for path in paths:
         with contextlib.suppress(OSError):  # another process removes it
-            if older == 0.0 or time.time() - partial.lstat().st_mtime > older:
-                remove(partial)
+            if older == 0.0 or time.time() - path.lstat().st_mtime > older:
+                remove(path)
 
 
 def remove(path: Path) -> None:

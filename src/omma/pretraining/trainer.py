@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from omma import weights
 from omma.core import device as devices
@@ -283,7 +283,7 @@ def _keep_rejected(run: Run, step: Step, batches: list[Batch]) -> None:
         for j, view in enumerate(batch.views)
     }
     with files.atomic_write(path) as partial:
-        save_file(tensors, str(partial))
+        partial.write_bytes(save(tensors))
     run.listen(
         Note(f"step {step.clock.step}: loss or gradient is not finite; skipped, batch kept in {path.name}")
     )

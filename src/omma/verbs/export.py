@@ -2,14 +2,12 @@
 
 import copy
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omma import weights
+from omma.core import files, outputs
 from omma.core.explain import translated
-from omma.core.files import set_default_modes
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
@@ -69,8 +67,7 @@ def export(
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder, preprocess = copy.deepcopy(loaded.encoder).cpu().float().eval(), loaded.preprocess
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)
-    folder = _temporary_folder(out)
-    try:
+    with outputs.temporary_folder(out) as folder:
         partial = folder / out.name  # under its final name: a file may name one beside it
         reopened = form.write(encoder, preprocess, partial, loaded.provenance)
         result = compare(encoder, reopened, real_images.batches(encoder, pictures, preprocess, reopened))
@@ -79,12 +76,10 @@ def export(
                 f"{encoder.name} as {format}: features differ by {result.difference:.2g} of "
                 f"{result.scale:.2g}, more than {form.limit:g} of it: not written; try another format"
             )
-        set_default_modes(folder)
-        files = _move(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.set_default_modes(folder)
+        names = _move(folder, out)
     facts = {name: getattr(result, name) for name in ("difference", "scale", "images", "sizes")}
-    return Exported(path=out, format=format, files=files, notes=reopened.notes, **facts)
+    return Exported(path=out, format=format, files=names, notes=reopened.notes, **facts)
 
 
 def _default_out(model: str | Path | Model, form: Format) -> Path:
@@ -103,15 +98,6 @@ def _check_out(out: Path, format: str, form: Format) -> None:
             raise ValueError(f"{out}: the format {format} is one file; name it *{suffix}")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} exists; the format {format} is a folder of its own: give another place")
-
-
-def _temporary_folder(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        why = error.strerror or error
-        raise ValueError(f"{out} cannot be written ({why}): choose another place with --out") from error
 
 
 def _move(folder: Path, out: Path) -> tuple[str, ...]:
