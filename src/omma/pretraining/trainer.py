@@ -14,7 +14,7 @@ from omma.core import device as devices
 from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
-from omma.data.sources.skipped import write_skipped
+from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
@@ -99,7 +99,8 @@ class Trainer:
         self.first = run.position.step
         self.waited = stream.waited  # seconds waited for data before the first step
         self.advised = False
-        self.skipped = dict(run.skipped)
+        found = found_before(run.folder.path / "skipped.csv", run.skipped) if run.primary else []
+        self.skipped = dict([*run.skipped, *found])
         self.frozen = fine_tune_groups.share_frozen(run.optimizer.param_groups)
 
     def train(self, batches: Iterator[Batch]) -> Result:
