@@ -2,24 +2,31 @@
 
     python benchmarks/kill.py [--kills 200] [--seed 0] [--only WORD] [--state kills.jsonl]
 
-Each trial is a process that is killed with signal 9 once or twice: at a random time, or when it has just
-written, or is about to rename, a random file. Then the same command runs to its end. What it leaves must be
-that of a run that nobody killed: weights, optimizer, losses, tables, caches, figures. Temporary files that
-are left over are listed. Trials are forked from one process that has imported everything; trial N is drawn
-from (seed, N), and those that --state holds are not repeated.
+Each trial is a command that is killed with signal 9 two to six times: at a random time, or before or after
+the rename that commits a random file, or before it with half of the file written. After each kill, every
+file with its final name must be whole. Then the same command runs to its end, and what it leaves must be that
+of a run that nobody killed: weights, optimizer, losses, tables, caches, figures. Commands on two processes
+lose one of them, and go on with one or two. Temporary files that are left over are listed. Trials are forked
+from one process that has imported everything; trial N is drawn from (seed, N), and those that --state holds
+are not repeated.
 """
 
 import argparse
 import collections
 import contextlib
+import importlib
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +35,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import torch
 import torch.distributed
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import omma.cli
 import omma.verbs.demo
@@ -41,12 +50,16 @@ import omma.verbs.evaluate
 import omma.verbs.export
 import omma.verbs.pretrain
 import omma.verbs.report
-from omma.data.batches import loader
-from omma.pretraining.folder import RunFolder
+from omma.core import files
+from omma.data.batches import decoded_cache, loader
+from omma.evaluation import history
+from omma.features import table
+from omma.ops.cpu import library
+from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.train import checkpoint
 
 SIZE, STEPS = 16, 8
-LONGEST = 300.0  # seconds that a command may take
+LONGEST = 120.0  # seconds that a command may take
 DECODER = "--method.decoder-dim 16 --method.decoder-depth 1 --method.decoder-heads 2"
 METHODS = {
     "dino": ("vit-n/8", "--method.prototypes 16 --method.head-hidden 16 --method.head-bottleneck 8"),
@@ -82,6 +95,7 @@ def make_data(folder: Path) -> None:
         Image.fromarray(pixels).save(path)
         rows.append(f"{path},bright on the {side} in picture {k}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
+    shutil.make_archive(str(folder / "images"), "zip", folder / "images")
 
 
 def cases(data: Path) -> list[Case]:
@@ -94,27 +108,35 @@ def cases(data: Path) -> list[Case]:
                 words = _pretrain(data, method, model, options, precision, workers, cache)
                 name = f"pretrain {method} {precision} workers {workers}{' cache' * cache}"
                 made.append(Case(name, words, _run_left))
-    two = _pretrain(data, "simclr", "vit-n/8", "", "fp32", 0, False)
-    made.append(Case("pretrain on two processes", two, _run_left, 2))
+    for shard in ("none", "fsdp"):
+        words = _pretrain(data, "dino", "vit-n/8", f"{METHODS['dino'][1]} --shard {shard}", "fp32", 0, False)
+        made.append(Case(f"pretrain on two processes, shard {shard}", words, _run_left, 2))
 
     def copied(folder: Path) -> Path:
         if not (folder / "run").exists():
-            shutil.copytree(data / "run", folder / "run")
+            shutil.copytree(data / "run", folder / "new")
+            (folder / "new").rename(folder / "run")
         return folder / "run"
 
-    images = str(data / "images")
-    for processes in (1, 2):
+    run, images, archive = str(data / "run"), str(data / "images"), str(data / "images.zip")
+    for name, source, processes in (
+        ("embed", images, 1),
+        ("embed an archive", archive, 1),
+        ("embed on two processes", images, 2),
+    ):
         made.append(Case(
-            f"embed on {processes}",
-            lambda f: ["embed", str(data / "run"), images, "--out", str(f / "x.parquet"), "--batch", "8"],
+            name, lambda f, s=source: ["embed", run, s, "--out", str(f / "x.parquet")],
             _table_left, processes,
         ))  # fmt: skip
     made.append(Case("evaluate", lambda f: ["evaluate", str(copied(f)), images], _figures_left))
+    made.append(Case("report", lambda f: ["report", str(copied(f)), images], _report_left))
     for form in ("safetensors", "timm"):
         made.append(Case(
-            f"export {form}", lambda f, form=form: [
-                "export", str(data / "run"), form, "--out", str(f / "out"), "--images", images,
-            ], _export_left,
+            f"export {form}",
+            lambda f, form=form: (
+                ["export", run, "--format", form, "--out", str(f / "out"), "--images", images]
+            ),
+            _export_left,
         ))  # fmt: skip
     return made
 
@@ -137,14 +159,18 @@ def _run_left(folder: Path) -> dict[str, Any]:
     assert saved is not None, "no checkpoint is whole"
     assert not damaged, damaged
     assert run.report.exists(), "no report"
+    method, optimizer = saved.method, saved.optimizer
+    if saved.folder is not None:  # shards
+        dcp_to_torch_save(saved.folder, folder / "joined")
+        method, optimizer = torch.load(folder / "joined", weights_only=True), {}
     lines = run.metrics()
     losses = [(x["step"], x["loss"], x["lr"]) for x in lines if x["event"] == "step"]
     pixels = sorted((folder / "cache").glob("pixels-*/*.pixels"))
     return {
         "result": (run.result(thorough=True) or {}).get("steps"),
         "weights": dict(load_file(run.path / "model.safetensors")),
-        "method": saved.method,
-        "optimizer": saved.optimizer,
+        "method": method,
+        "optimizer": optimizer,
         "losses": losses,
         "cache": [path.read_bytes() for path in pixels],
     }
@@ -156,13 +182,16 @@ def _table_left(folder: Path) -> dict[str, Any]:
 
 
 def _figures_left(folder: Path) -> dict[str, Any]:
-    figures = RunFolder(folder / "run").evaluation()
+    (figures,) = history.read(folder / "run" / EVALUATION)
     features = sorted((folder / "run" / "features").glob("*.safetensors"))
     return {
         "figures": {k: figures[k] for k in ("results", "comparisons")},
         "features": [dict(load_file(file)) for file in features],
-        "report": (folder / "run" / "report.html").exists(),
     }
+
+
+def _report_left(folder: Path) -> dict[str, Any]:
+    return {"report": (folder / "run" / "report.html").read_text()}
 
 
 def _export_left(folder: Path) -> dict[str, Any]:
@@ -181,9 +210,29 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
+def close(a: Any, b: Any) -> bool:
+    """The same but for rounding, of which AdamW makes up to 3e-4 in weights."""
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=3e-4)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(close, a, b))
+    return math.isclose(a, b, rel_tol=1e-4) if isinstance(a, float) else a == b
+
+
 # ---------------------------------------------------------------- processes
-def start(words: list[str], folder: Path, die_at: tuple[str, int] | None = None, **variables: str) -> int:
-    """Fork a process that runs the command line; die_at: it kills itself at this write."""
+@dataclass(frozen=True)
+class Point:
+    """Where a process kills itself: at the count-th rename to a name like `name`, the commit of a file."""
+
+    when: str  # before, after; half: before, with half of the new file cut off, as if still being written
+    name: str  # digits as #
+    count: int
+
+
+def start(words: list[str], folder: Path, point: Point | None = None, **variables: str) -> int:
+    """Fork a process that runs the command line; what it commits is listed in `renames`."""
     pid = os.fork()
     if pid:
         return pid
@@ -194,50 +243,70 @@ def start(words: list[str], folder: Path, die_at: tuple[str, int] | None = None,
         os.dup2(log, 2)
         os.environ.update(variables, OMMA_CACHE=str(folder / "cache"))
         loader.fits_in_memory = lambda images: False  # so that workers and caches are used
-        if die_at is not None:
-            _die_at(*die_at)
+        decoded_cache.SMALLEST, table.ROWS = 16, 16  # so that caches have parts, and tables shards
+        files.YOUNG = 0.0  # trials take seconds
+        vars(sys.modules["omma.verbs.embed"])["batch_size"] = lambda *arguments: 8
+        _watch_renames(folder, point)
         omma.cli.main(words)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            (folder / "modules").write_text("\n".join(sys.modules))
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
 
-def _die_at(when: str, count: int) -> None:
-    """Kill this process before or after the count-th rename, the commit of every file."""
-    rename, left, own = os.replace, [count], os.getpid()
-
-    def replace(*args: Any, **options: Any) -> None:
-        left[0] -= 1
-        if left[0] == 0 and when == "before" and os.getpid() == own:
-            os.kill(own, signal.SIGKILL)
-        rename(*args, **options)
-        if left[0] == 0 and os.getpid() == own:
-            os.kill(own, signal.SIGKILL)
-
-    os.replace = replace
+def pattern(path: Any) -> str:
+    """A file's name without what differs from run to run: digits, hashes."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{32}", "#", os.path.basename(path)))
 
 
-def launch(case: Case, folder: Path, **options: Any) -> list[int]:
-    """All processes of the command."""
-    words = case.words(folder)
-    if case.processes == 1:
-        return [start(words, folder, **options)]
+def _watch_renames(folder: Path, point: Point | None) -> None:
+    own, seen = os.getpid(), 0
+
+    def watched(rename: Callable[..., Any]) -> Callable[..., Any]:
+        def replace(source: Any, target: Any, **options: Any) -> None:
+            nonlocal seen
+            name = pattern(target)
+            mine = point is not None and os.getpid() == own and name == point.name
+            seen += mine
+            due = mine and seen == point.count
+            if due and point.when == "half" and os.path.isfile(source):
+                os.truncate(source, os.path.getsize(source) // 2)
+            if due and point.when != "after":
+                os.kill(own, signal.SIGKILL)
+            rename(source, target, **options)
+            with open(folder / "renames", "a") as file:
+                file.write(name + "\n")
+            if due:
+                os.kill(own, signal.SIGKILL)
+
+        return replace
+
+    os.replace, os.rename = watched(os.replace), watched(os.rename)
+
+
+def launch(
+    case: Case, folder: Path, point: Point | None = None, victim: int = 0, processes: int | None = None
+) -> list[int]:
+    """All processes of the command; the victim kills itself at the point."""
+    words, processes = case.words(folder), processes or case.processes
+    if processes == 1:
+        return [start(words, folder, point)]
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     STORES.append(store)
-    common = {"WORLD_SIZE": str(case.processes), "LOCAL_WORLD_SIZE": str(case.processes)}
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     return [
-        start(words, folder, **options, RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank in range(case.processes)
+        start(
+            words, folder, point if rank == victim else None, RANK=str(rank), LOCAL_RANK=str(rank), **common
+        )
+        for rank in range(processes)
     ]
 
 
@@ -245,55 +314,134 @@ STORES: list[Any] = []
 
 
 def wait(pids: list[int]) -> list[int]:
-    """Exit statuses; minus the signal of a process that was killed."""
-    end, statuses = time.monotonic() + LONGEST, {}
+    """Exit statuses; minus the signal of a process that was killed. AssertionError if one never ends."""
+    end, statuses, late = time.monotonic() + LONGEST, {}, False
     while len(statuses) < len(pids):
         for pid in pids:
             if pid not in statuses and (done := os.waitpid(pid, os.WNOHANG))[0]:
                 statuses[pid] = os.waitstatus_to_exitcode(done[1])
         if time.monotonic() > end:
+            late, end = True, float("inf")
             for pid in pids:
                 if pid not in statuses:
                     os.kill(pid, signal.SIGKILL)
-            end = float("inf")
         time.sleep(0.01)
     STORES.clear()
+    assert not late, f"a process goes on after {LONGEST:.0f} s"
     return [statuses[pid] for pid in pids]
 
 
-def finish(case: Case, folder: Path) -> str:
-    """Run the command to its end; returns what is wrong, "" if nothing is."""
+def finish(case: Case, folder: Path) -> None:
+    """Run the command to its end. AssertionError if it does not end well."""
     for _ in range(60):
         (folder / "log").write_text("")
         statuses = wait(launch(case, folder))
         log = (folder / "log").read_text()
         if not any(statuses):
-            return ""
+            return
         if "by another process" not in log:  # workers of a killed process keep its lock for seconds
             break
         time.sleep(0.5)
-    return f"exit status {statuses}: {log[-400:]}"
+    raise AssertionError(f"exit status {statuses}: {log[-1500:]}")
 
 
 # ---------------------------------------------------------------- trials
-def trial(case: Case, folder: Path, seconds: float, rng: random.Random) -> tuple[str, int]:
-    """One killed command; returns what is wrong, "" if nothing is, and how many kills hit."""
-    hits = 0
-    for _ in range(rng.choice((1, 1, 2))):
-        kind = rng.choice(("time", "before", "after"))
-        victim = rng.randrange(case.processes)
-        if kind == "time":
-            pids = launch(case, folder)
-            time.sleep(rng.uniform(0, seconds))
+@dataclass(frozen=True)
+class Reference:
+    """An uninterrupted run."""
+
+    left: dict[str, Any]
+    seconds: float
+    renames: dict[str, int]  # how often it commits each file
+
+    @classmethod
+    def of(cls, case: Case, home: Path) -> "Reference":
+        folder, begun = Path(tempfile.mkdtemp(dir=home)), time.monotonic()
+        finish(case, folder)
+        seconds = time.monotonic() - begun
+        renames = (folder / "renames").read_text().split("\n")[:-1]
+        left = case.left(folder)
+        shutil.rmtree(folder)
+        return cls(left, seconds, collections.Counter(renames))
+
+
+def trial(case: Case, folder: Path, reference: Reference, rng: random.Random, at: list[str]) -> None:
+    """Kill a command several times, let it end, and compare; `at` gets where it was killed.
+
+    AssertionError says what is wrong.
+    """
+    rounding = False
+    for _ in range(rng.randint(2, 6)):
+        kind = rng.choice(("time", "before", "half", "after"))
+        processes = rng.choice((1, 2)) if case.processes > 1 else 1
+        victim = rng.randrange(processes)
+        if kind == "time" or victim:  # process 0 commits nearly all files
+            kind, name = "time", ""
+            pids = launch(case, folder, processes=processes)
+            time.sleep(rng.uniform(0, reference.seconds))
             os.kill(pids[victim], signal.SIGKILL)  # a zombie if it is over
         else:
-            pids = launch(case, folder, die_at=(kind, rng.randint(1, 24)))
-        hits += -signal.SIGKILL in wait(pids)
-    return finish(case, folder), hits
+            name = rng.choice(sorted(reference.renames))
+            point = Point(kind, name, rng.randint(1, min(reference.renames[name], 6)))
+            pids = launch(case, folder, point, processes=processes)
+        if -signal.SIGKILL in wait(pids):
+            at.append(f"{kind} {name}".strip())
+            rounding |= processes != case.processes  # sums in another order
+        assert not (found := broken(folder)), f"not whole after a kill: {found}"
+    finish(case, folder)
+    left = case.left(folder)
+    same = close if rounding and case.left is _run_left else equal
+    different = [key for key in reference.left if not same(reference.left[key], left[key])]
+    assert not different, f"different: {', '.join(different)}"
 
 
-def partials(folder: Path) -> list[str]:
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith(".partial")]
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files."""
+    found = {p.relative_to(folder) for p in folder.rglob("*") if re.search(r"\.partial$|^\.tmp", p.name)}
+    return sorted(str(path) for path in found)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": lambda path: zipfile.ZipFile(path).testzip(),  # None is well
+    ".safetensors": lambda path: load_file(path) and None,
+    ".json": lambda path: json.loads(path.read_text()) and None,
+    ".parquet": lambda path: pq.read_table(path) and None,
+    ".arrow": lambda path: ipc.open_file(path).read_all() and None,
+}
+
+
+def broken(folder: Path) -> list[str]:
+    """Files under their final names that are not whole."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.suffix in READERS and not any(p.endswith(".partial") for p in path.relative_to(folder).parts):
+            try:
+                if (wrong := READERS[path.suffix](path)) is not None:
+                    found.append(f"{path.relative_to(folder)}: {wrong}")
+            except Exception as error:
+                found.append(f"{path.relative_to(folder)}: {error}")
+    return found
+
+
+# ---------------------------------------------------------------- the campaign
+def warm_up(home: Path, every: list[Case]) -> None:
+    """Import what the commands import, so that no fork must; a finished run is left in `home`/run."""
+    for case in (
+        _warm(home),
+        *(c for c in every if c.name in ("evaluate", "report", "export timm", "embed")),
+    ):
+        folder = home if case.name == "warm" else Path(tempfile.mkdtemp(dir=home))
+        finish(case, folder)
+        for name in (folder / "modules").read_text().splitlines():
+            if name.partition(".")[0] in ("omma", "torch", "numba", "pyarrow", "timm", "sklearn", "scipy"):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+    os.environ["OMMA_CACHE"] = str(home / "cache")
+    library.load()
+
+
+def _warm(home: Path) -> Case:
+    return Case("warm", _pretrain(home, "simclr", "vit-n/8", "", "fp32", 0, False), _run_left)
 
 
 def main() -> None:
@@ -306,56 +454,53 @@ def main() -> None:
     torch.set_num_threads(1)
     home = Path(tempfile.mkdtemp(prefix="kill-"))
     make_data(home)
-    warm = Case("warm", _pretrain(home, "simclr", "vit-n/8", "", "fp32", 0, False), _run_left)
-    assert not (why := finish(warm, home)), why
+    every = cases(home)
+    warm_up(home, every)
     lines = args.state.read_text().splitlines() if args.state.exists() else []
     done = {line["trial"]: line for line in map(json.loads, lines) if line["seed"] == args.seed}
-    chosen = [case for case in cases(home) if args.only in case.name]
-    references: dict[str, tuple[dict[str, Any], float]] = {}
-    kills, number = sum(line["hits"] for line in done.values()), -1
-    while kills < args.kills:
+    references: dict[str, Reference] = {}
+    number = -1
+    while sum(len(line["at"]) for line in done.values()) < args.kills or (number + 1) % len(every):
         number += 1
-        if number in done:
+        case = every[number % len(every)]
+        if number in done or args.only not in case.name:
             continue
-        case, rng = chosen[number % len(chosen)], random.Random(f"{args.seed} {number}")
+        begun = time.monotonic()
         if case.name not in references:
-            folder = Path(tempfile.mkdtemp(dir=home))
-            begun = time.monotonic()
-            assert not (why := finish(case, folder)), f"{case.name}: {why}"
-            references[case.name] = case.left(folder), time.monotonic() - begun
-        reference, seconds = references[case.name]
-        folder = Path(tempfile.mkdtemp(dir=home))
-        why, hits = trial(case, folder, seconds, rng)
-        if not why:
-            try:
-                left = case.left(folder)
-                different = [key for key in reference if not equal(reference[key], left[key])]
-                why = f"different: {', '.join(different)}" if different else ""
-            except (AssertionError, OSError, ValueError) as error:
-                why = f"{type(error).__name__}: {error}"
-        line = {"seed": args.seed, "trial": number, "case": case.name, "hits": hits, "wrong": why}
-        line["left"] = partials(folder)
+            references[case.name] = Reference.of(case, home)
+        folder, at, wrong = Path(tempfile.mkdtemp(dir=home)), [], ""
+        try:
+            trial(case, folder, references[case.name], random.Random(f"{args.seed} {number}"), at)
+        except (AssertionError, OSError, ValueError) as error:
+            wrong = f"{type(error).__name__}: {error}"
+        line = {"seed": args.seed, "trial": number, "case": case.name, "at": at, "wrong": wrong}
+        line["left"] = leftovers(folder)
         with open(args.state, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        done[number], kills = line, kills + hits
+        done[number] = line
         rest = f", left over: {line['left']}" if line["left"] else ""
-        print(f"{kills:4} kills  {case.name}: {why or 'equal'}{rest}", flush=True)
-        if not why:
+        seconds = time.monotonic() - begun
+        print(f"{number:3} {case.name}: killed {at}: {wrong or 'equal'}{rest}, {seconds:.1f} s", flush=True)
+        if wrong:
+            print(f"    see {folder}", flush=True)
+        else:
             shutil.rmtree(folder)
     summary(list(done.values()))
-    shutil.rmtree(home)
     sys.exit(any(line["wrong"] for line in done.values()))
 
 
 def summary(lines: list[dict[str, Any]]) -> None:
-    """Counts, a line for each case."""
+    """Counts, a line for each case, and for each file at whose commit commands were killed."""
     by_case: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for line in lines:
         by_case[line["case"]].append(line)
     for name, each in sorted(by_case.items()):
         wrong = sum(bool(line["wrong"]) for line in each)
-        print(f"{name}: {sum(line['hits'] for line in each)} kills in {len(each)} trials, {wrong} wrong")
-    print(f"{sum(line['hits'] for line in lines)} kills, {sum(bool(x['wrong']) for x in lines)} wrong")
+        print(f"{name}: {sum(len(line['at']) for line in each)} kills in {len(each)} trials, {wrong} wrong")
+    for at, count in sorted(collections.Counter(at for line in lines for at in line["at"]).items()):
+        print(f"  {at}: {count}")
+    kills, wrong = (sum(len(x["at"]) for x in lines), sum(bool(x["wrong"]) for x in lines))
+    print(f"{kills} kills in {len(lines)} trials, {wrong} wrong")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,26 @@ def test_old_leftovers_go_and_those_of_a_living_writer_stay(tmp_path):
     assert list(tmp_path.iterdir()) == [living]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_a_writer_clears_what_killed_writers_of_its_file_left(tmp_path):
+    """At once, where their locks are free; that of a living writer, and those of other files, stay."""
+    path, other = tmp_path / "b[1].txt", tmp_path / ".c.txt.1-ab.partial"
+    dead, folder = tmp_path / ".b[1].txt.1-ab.partial", tmp_path / ".b[1].txt.cd.partial"
+    folder.mkdir()
+    for file in (dead, other, folder / "half"):
+        file.touch()
+    with files.atomic_write(path) as living:
+        living.write_text("slow")
+        for each in (dead, folder, living, other):
+            os.utime(each, (0, time.time() - 2 * files.YOUNG))
+        with files.atomic_write(path) as second:
+            second.write_text("fast")
+        assert set(tmp_path.iterdir()) == {path, living, other}
+        assert path.read_text() == "fast"
+    assert path.read_text() == "slow"
+    assert set(tmp_path.iterdir()) == {path, other}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
 def test_what_is_written_has_the_permissions_of_any_new_file(tmp_path):
     """safetensors writes files that only their owner can read."""

@@ -5,13 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from omma.evaluation import history
 from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison, Evaluation
-from omma.pretraining.folder import EVALUATION
+from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.reporting.results import ReportedEvaluation
+from omma.reporting.run_report import trained_method
+from omma.train import checkpoint, sharded_checkpoint
 from omma.verbs.evaluate import evaluate
 from omma.verbs.pretrain import pretrain
 from omma.verbs.report import report
@@ -110,6 +113,29 @@ def test_later_evaluations_join_earlier_ones(run, tmp_path):
     assert text.index(last.verdict().split(";")[0][:30]) < text.index("class=facts")
     assert text.index(f"Results on {birds}") < text.index(f"Results on {trees}")
     assert text.count(last.protocol()) == 2  # once an evaluation: both have the same
+
+
+def test_results_of_earlier_weights_are_not_shown_as_those_of_the_present_ones(run, tmp_path):
+    """As in a run that was extended after it was evaluated."""
+    photos = write_images(tmp_path / "photos", 4)
+    evaluate(run, photos, protocols=["knn"], device="cpu", precision="fp32", floors=False)
+    assert f"Results on {photos}" in page(run, photos)
+    content = json.loads((run / EVALUATION).read_text())
+    (run / EVALUATION).write_text(json.dumps({**content, "digest": "of other weights"}))
+    text = page(run, photos)
+    assert f"Results on {photos}" not in text
+    assert "1 evaluation of earlier weights of this run left out" in text
+
+
+def test_what_a_sharded_checkpoint_holds_is_drawn(run):
+    folder = RunFolder(run)
+    before = trained_method(folder)
+    (file,) = checkpoint.paths(folder.checkpoints)
+    facts = {"step": 1, "total": 1, "elapsed": 0.0, "notes": {}}
+    sharded_checkpoint.save(file.with_suffix(""), before, torch.optim.AdamW(before.parameters()), facts)
+    file.unlink()
+    after = trained_method(folder).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
 
 
 def test_a_damaged_history_is_set_aside_and_stays(run, tmp_path):

@@ -11,6 +11,8 @@ from PIL import Image
 
 import omma
 from omma.core import files
+from omma.core.protocols import Inaccessible
+from omma.data.sources.skipped import write_skipped
 from omma.pretraining.events import Note, Plan
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
@@ -202,3 +204,12 @@ def test_everything_that_a_run_writes_can_be_read_by_others(whole):
     private = [p for p in (whole / "run").rglob("*") if p.is_file() and p.stat().st_mode & 0o044 != 0o044]
     assert [p.name for p in private if p.name != ".lock"] == []
     assert json.loads((whole / "run" / "model.json").read_text())["digests"].keys() == {"model.safetensors"}
+
+
+def test_images_that_an_earlier_session_could_not_read_stay_listed(copied):
+    """Which it found in training; not those that it could not access, which may have changed."""
+    earlier = [("05.png", "cut off"), ("06.png", str(Inaccessible("permission denied"))), ("=7.png", "cut")]
+    write_skipped(copied / "run" / "skipped.csv", earlier)
+    run(copied / "photos", copied / "run", steps=4, extend=True)
+    lines = (copied / "run" / "skipped.csv").read_text().splitlines()
+    assert lines == ["path,reason", "05.png,cut off", "'=7.png,cut"]

@@ -3,14 +3,16 @@
 import codecs
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
 import shutil
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from typing import Any
 from omma.core.errors import line
 from omma.core.explain import writing
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+YOUNG = 10.0  # seconds for which an unlocked temporary file is taken for that of a living writer
 STALE = 24 * 3600.0  # seconds after which a temporary file is taken for that of a writer that was killed
 
 
@@ -31,11 +39,14 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(path)
     # processes of other machines and containers have the same numbers
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    held = contextlib.ExitStack()
     try:
         with writing(path):
             partial.touch()
+            held.enter_context(hold(partial))
             mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
             if stat.S_IMODE(partial.stat().st_mode) != mode:
@@ -47,7 +58,39 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
             if durable:
                 flush_folder(path.parent)
     finally:
+        held.close()
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(partial: Path) -> Iterator[None]:
+    """Lock a temporary file or folder, which tells others that its writer lives; on POSIX systems only."""
+    if fcntl is None:
+        yield
+        return
+    entry = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(entry)
+
+
+def clear_abandoned(path: Path) -> None:
+    """Delete temporary files and folders of `path` whose writers were killed."""
+    if fcntl is None:
+        return
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        with contextlib.suppress(OSError):  # its writer lives, or another process has removed it
+            if time.time() - partial.lstat().st_mtime < YOUNG:
+                continue
+            entry = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(partial)
+            finally:
+                os.close(entry)
 
 
 def flush_folder(folder: Path) -> None:
@@ -80,10 +123,15 @@ def remove_leftovers(path: Path, older: float = 0.0) -> None:
 
     No process may be writing it, unless `older` is given: then those last changed that many seconds ago go.
     """
-    for partial in path.parent.glob(f".{path.name}.*partial"):
+    remove_old(path.parent.glob(f".{path.name}.*partial"), older)
+
+
+def remove_old(paths: Iterable[Path], older: float) -> None:
+    """Delete those of the files and folders that were last changed `older` seconds ago or before."""
+    for path in paths:
         with contextlib.suppress(OSError):  # another process removes it
-            if older == 0.0 or time.time() - partial.lstat().st_mtime > older:
-                remove(partial)
+            if older == 0.0 or time.time() - path.lstat().st_mtime > older:
+                remove(path)
 
 
 def remove(path: Path) -> None:
@@ -111,6 +159,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, atomically; ValueError for numbers that are not finite."""
     with atomic_write(path) as file:
         file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class SharedFile:
+    """A file that several threads and forked processes read from at any place.
+
+    Where it has been cut since it was opened, less is read; a map of it would end the process with SIGBUS.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # it could be opened
+            self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes, fewer at the end of the file. Raises OSError."""
+        left = min(size, os.fstat(self._file.fileno()).st_size - offset)  # a lying size allocates nothing
+        parts: list[bytes] = []
+        while offset >= 0 and left > 0 and (part := self._read(offset, left)):
+            parts.append(part)
+            offset, left = offset + len(part), left - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # Windows
+            self._file.seek(offset)
+            return self._file.read(size)
 
 
 _BOMS = (  # UTF-32's begins with UTF-16's

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from omma.core import files
 
 
 def check_file(path: str | Path, option: str = "--out") -> None:
@@ -63,3 +67,20 @@ def _probe(path: Path) -> None:
         with contextlib.suppress(OSError):  # no longer empty: another process uses it
             for folder in reversed(created):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, removed at the end; those of killed exports go, too."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.clear_abandoned(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{out} cannot be written ({why}): choose another place with --out") from error
+    try:
+        with files.hold(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

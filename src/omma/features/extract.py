@@ -209,6 +209,7 @@ def _collect(
 def _store(file: Path, features: FeatureSet) -> None:
     """Write the cache file; a folder that cannot be written only costs time later."""
     try:
+        files.remove_old(file.parent.glob(".tmp??????"), files.STALE)  # of killed safetensors.save_file
         with files.atomic_write(file) as partial:
             safetensors.numpy.save_file(
                 {"vectors": np.ascontiguousarray(features.vectors), "indices": features.indices},

@@ -68,6 +68,7 @@ class ShardedTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
+                files.remove_leftovers(self.out)
                 for file in self.folder.iterdir():
                     if file.name != ".lock" and not (file.name.startswith(self.key) and _whole(file)):
                         file.unlink()

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from omma import weights
 from omma.core import device as devices
 from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
-from omma.data.sources.skipped import write_skipped
+from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
@@ -99,7 +99,8 @@ class Trainer:
         self.first = run.position.step
         self.waited = stream.waited  # seconds waited for data before the first step
         self.advised = False
-        self.skipped = dict(run.skipped)
+        found = found_before(run.folder.path / "skipped.csv", run.skipped) if run.primary else []
+        self.skipped = dict([*run.skipped, *found])
         self.frozen = fine_tune_groups.share_frozen(run.optimizer.param_groups)
 
     def train(self, batches: Iterator[Batch]) -> Result:
@@ -283,7 +284,7 @@ def _keep_rejected(run: Run, step: Step, batches: list[Batch]) -> None:
         for j, view in enumerate(batch.views)
     }
     with files.atomic_write(path) as partial:
-        save_file(tensors, str(partial))
+        partial.write_bytes(save(tensors))
     run.listen(
         Note(f"step {step.clock.step}: loss or gradient is not finite; skipped, batch kept in {path.name}")
     )

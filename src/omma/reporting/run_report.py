@@ -55,9 +55,13 @@ def write_report(
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
     try:
-        evaluations = [
-            ReportedEvaluation.read(each, knn.HEADLINE) for each in history.read(folder.path / EVALUATION)
-        ]
+        stored = history.read(folder.path / EVALUATION)
+        current = [each for each in stored if each.get("digest", model.digest) == model.digest]
+        evaluations = [ReportedEvaluation.read(each, knn.HEADLINE) for each in current]
+        if others := len(stored) - len(current):
+            notes.append(
+                f"{words.count(others, 'evaluation')} of earlier weights of this run left out: evaluate these"
+            )
     except ValueError as error:
         evaluations = []
         notes.append(f"No results: {error}")
@@ -164,7 +168,7 @@ def trained_method(folder: RunFolder) -> Method | None:
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])
     method = file.Method(encoder, settings, Context(image_size=config["image_size"]))
-    method.load_state_dict(saved.method)
+    checkpoint.restore(saved, method, None)
     return method.eval()
 
 

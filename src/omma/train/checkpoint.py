@@ -151,8 +151,8 @@ def set_aside(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill network and optimizer from a checkpoint; either of them, or both, may be sharded.
+def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Fill network and optimizer (None: the network alone) from a checkpoint; any of them may be sharded.
 
     All processes must call. Raises ValueError for a folder that turns out to be damaged.
     """
@@ -162,6 +162,7 @@ def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -
     if saved.folder is not None:
         sharded_checkpoint.load(saved.folder, method, optimizer)
     elif fsdp.sharded(method):
+        assert optimizer is not None
         sharded_checkpoint.scatter(saved.method, saved.optimizer, method, optimizer)
     else:
         try:
@@ -171,4 +172,5 @@ def restore(saved: Saved, method: nn.Module, optimizer: torch.optim.Optimizer) -
                 f"the checkpoint of step {saved.step} does not fit these images ({line(error)}): start a new "
                 "run from the weights of this one (--init)"
             ) from error
-        optimizer.load_state_dict(saved.optimizer)
+        if optimizer is not None:
+            optimizer.load_state_dict(saved.optimizer)

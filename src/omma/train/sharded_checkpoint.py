@@ -86,19 +86,12 @@ def _checksums(folder: Path, names: Sequence[str]) -> dict[str, int]:
     return sums
 
 
-def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Fill network and optimizer; all processes must call. Raises ValueError if it cannot be read."""
     reader = _Reader(str(path))
-    stored = reader.read_metadata().state_dict_metadata
-    optimizer.state.clear()
-    for name, p in method.named_parameters():
-        if f"optimizer.{name}.step" in stored:
-            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
-    state = {
-        "method": method.state_dict(),
-        "optimizer": {n: optimizer.state[p] for n, p in method.named_parameters() if p in optimizer.state},
-    }
+    state: dict[str, Any] = {"method": method.state_dict()}
+    if optimizer is not None:
+        state["optimizer"] = _blank(reader.read_metadata(), method, optimizer)
     try:
         with warnings.catch_warnings():  # about a single reading process, which is intended
             warnings.simplefilter("ignore")
@@ -108,6 +101,16 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> Non
         raise ValueError(
             f"{path}: damaged ({_first(error)}); remove it to resume from the previous one"
         ) from error
+
+
+def _blank(stored: Metadata, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state, of zeros, for the parameters that have one in the checkpoint."""
+    optimizer.state.clear()
+    for name, p in method.named_parameters():
+        if f"optimizer.{name}.step" in stored.state_dict_metadata:
+            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
+    return {name: optimizer.state[p] for name, p in method.named_parameters() if p in optimizer.state}
 
 
 @torch.no_grad()

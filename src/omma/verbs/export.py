@@ -1,13 +1,12 @@
 """`omma export`: a trained encoder for other libraries, reopened by them and compared before it is kept."""
 
 import copy
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omma import weights
+from omma.core import outputs
 from omma.core.explain import translated
-from omma.core.files import set_default_modes
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
@@ -65,8 +64,7 @@ def export(
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     encoder, preprocess = copy.deepcopy(loaded.encoder).cpu().float().eval(), loaded.preprocess
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)
-    folder = target.temporary_folder(out)
-    try:
+    with outputs.temporary_folder(out) as folder:
         partial = folder / out.name  # under its final name: a file may name one beside it
         reopened = form.write(encoder, preprocess, partial, loaded.provenance)
         result = compare(encoder, reopened, real_images.batches(encoder, pictures, preprocess, reopened))
@@ -75,12 +73,10 @@ def export(
                 f"{encoder.name} as {format}: features differ by {result.difference:.2g} of "
                 f"{result.scale:.2g}, more than {form.limit:g} of it: not written; try another format"
             )
-        set_default_modes(folder)
-        files = target.move(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.set_default_modes(folder)
+        names = target.move(folder, out)
     facts = {name: getattr(result, name) for name in ("difference", "scale", "images", "sizes")}
-    return Exported(path=out, format=format, files=files, notes=reopened.notes, **facts)
+    return Exported(path=out, format=format, files=names, notes=reopened.notes, **facts)
 
 
 def _default_out(model: str | Path | Model, form: Format) -> Path:

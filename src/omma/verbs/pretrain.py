@@ -8,7 +8,7 @@ from pathlib import Path
 from omma.core import dist, launcher, outputs
 from omma.core.explain import translated
 from omma.data.batches.preprocess import as_dict
-from omma.data.sources.skipped import write_skipped
+from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import same_images, trainer
 from omma.pretraining.assemble import assemble, configuration
 from omma.pretraining.events import Note, Result, Stage
@@ -77,5 +77,7 @@ def claimed(setup: Setup, run: Run) -> Iterator[None]:
                 run.folder.claim(config, setup.request.extend)
                 preprocess = as_dict(run.preprocess)
                 same_images.remember(run.folder, setup.data, setup.known, setup.facts, preprocess)
-                write_skipped(run.folder.path / "skipped.csv", setup.data.source.skipped)
+                file, skipped = run.folder.path / "skipped.csv", list(setup.data.source.skipped)
+                earlier = [] if setup.request.accept_changed_data else found_before(file, skipped)
+                write_skipped(file, [*skipped, *earlier])
         yield

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omma.core.protocols import BadImage
 from omma.data.sources.check import checked
 from omma.data.sources.collection import open_images
 from omma.data.sources.listing import list_folder
@@ -356,3 +357,24 @@ def test_dots_in_the_names_of_samples_lose_no_image(tmp_path):
 def test_links_in_shards(tmp_path):
     tar(tmp_path / "0.tar", ["a.png", (member("b.png", tarfile.LNKTYPE, "a.png"), b""), ("b.cls", b"1")])
     assert red(open_images(tmp_path)) == [0, 0]
+
+
+# ---------------------------------------------------------------- a file that is cut while it is open
+def test_what_is_lost_when_an_open_container_is_cut_is_listed_and_the_rest_is_read(tmp_path):
+    """Pages of a map behind the new end would end the interpreter with SIGBUS."""
+    photo = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(photo).save(file := io.BytesIO(), "PNG")
+    members = [(f"{k}.png", file.getvalue()) for k in range(3)]
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    np.save(tmp_path / "photos.npy", np.stack([photo] * 3))
+    for source in (tar(tmp_path / "photos.tar", members), tmp_path / "photos.zip", tmp_path / "photos.npy"):
+        images = open_images(source)
+        assert np.array_equal(images.read(0), photo)
+        os.truncate(source, 6000)  # within the second photo
+        for i in (1, 2):
+            with pytest.raises(BadImage, match=r"wrong length|damaged|cut"):
+                images.read(i)
+        if source.suffix != ".npy":
+            assert np.array_equal(images.read(0), photo)

@@ -3,7 +3,7 @@
 A damaged .tar is read on behind the damage, from the next header whose checksum is right.
 """
 
-import mmap
+import os
 import posixpath
 import struct
 import tarfile
@@ -18,6 +18,7 @@ from omma.data.sources.limits import LARGEST, in_words, is_bomb
 
 BLOCK = tarfile.BLOCKSIZE
 _LARGEST_HEADER = 1 << 20  # bytes of a long name or of a pax header
+SEARCHED = 1 << 20  # bytes at a time; a multiple of BLOCK, so that no header lies across two
 _SPECIAL = {tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 _LONG = {
     tarfile.GNUTYPE_LONGNAME,
@@ -99,17 +100,17 @@ def tar_members(file: str) -> tuple[list[Member], list[str]]:
     members: list[Member] = []
     links: list[tuple[int, str]] = []  # (position among the members, name of the target)
     damages: list[str] = []
-    try:
-        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start: int | None = 0
-            while start is not None:
-                stop, problem = _read_from(stream, start, len(data), members, links)
-                start = _next_header(data, stop + BLOCK)
-                if problem:
-                    lost = f"; bytes {stop:,} to {start or len(data):,} are not read"
-                    damages.append(problem + lost * (stop < len(data)))
-    except ValueError:
-        damages = ["empty"]  # it cannot be mapped
+    with open(file, "rb") as stream:
+        end = os.fstat(stream.fileno()).st_size
+        start: int | None = 0 if end else None
+        while start is not None:
+            stop, problem = _read_from(stream, start, end, members, links)
+            start = _next_header(stream, stop + BLOCK)
+            if problem:
+                lost = f"; bytes {stop:,} to {start or end:,} are not read"
+                damages.append(problem + lost * (stop < end))
+    if not end:
+        damages = ["empty"]
     if not members and damages:
         raise ValueError(f"{file}: not a readable tar ({damages[0]}); create or download it again")
     _follow(members, links)
@@ -167,17 +168,22 @@ def _add(header: tarfile.TarInfo, end: int, members: list[Member], links: list[t
     members.append(Member(name, where, reason))
 
 
-def _next_header(data: mmap.mmap, start: int) -> int | None:
-    """Where the next header lies that is whole, from `start` on; those before POSIX are not recognised."""
-    at = start - 1
-    while (at := data.find(b"ustar", at + 1)) >= 0:
-        block = at - 257
-        if block >= start and block % BLOCK == 0:
+def _next_header(stream: IO[bytes], start: int) -> int | None:
+    """Where the next header lies that is whole, from `start` on; those before POSIX are not found."""
+    first = -(-start // BLOCK) * BLOCK
+    stream.seek(first)
+    while data := stream.read(SEARCHED):
+        at = -1
+        while (at := data.find(b"ustar", at + 1)) >= 0:
+            block = at - 257
+            if block < 0 or block % BLOCK:
+                continue
             try:
                 _Header.frombuf(data[block : block + BLOCK], "utf-8", "surrogateescape")
             except tarfile.TarError:
                 continue
-            return block
+            return first + block
+        first += len(data)
     return None
 
 

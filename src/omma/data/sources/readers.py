@@ -1,9 +1,6 @@
 """Stores, which read an image's pixels: files, a .zip or .tar read in place, or an array."""
 
-import gzip
 import hashlib
-import math
-import mmap
 import os
 import re
 import stat
@@ -20,11 +17,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from omma.core.errors import line
+from omma.core.files import SharedFile
 from omma.core.protocols import BadImage, Inaccessible
-from omma.data.sources import remote
+from omma.data.sources import idx, remote
 from omma.data.sources.array_labels import find_labels
 from omma.data.sources.decode import PIXELS, as_values, decode
-from omma.data.sources.limits import INFLATED, LARGEST, RATIO, check_npz, refuse_bomb
+from omma.data.sources.limits import LARGEST, check_npz
 from omma.data.sources.names import inaccessible
 
 FEW = 20_000  # files up to which omma 0.1 looked at the size and time of each
@@ -104,35 +102,26 @@ def _without_waiting(path: str, flags: int) -> int:
 # ---------------------------------------------------------------- archives
 @dataclass
 class Archive(EncodedStore):
-    """A .zip or uncompressed .tar, mapped into memory once per process; reading needs no lock.
+    """A .zip or uncompressed .tar, opened once per process; threads read it at the same time.
 
     `where` is [offset, stored bytes, inflated bytes, method, checksum]. A zip's offset is that of the
     member's local header, method 0 (stored) or 8 (deflated); a tar's is that of the data, with method -1.
     """
 
     file: str
-    _map: mmap.mmap | None = field(default=None, repr=False)
+    _opened: SharedFile | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "_map": None}
+        return {"file": self.file, "_opened": None}
 
     def content(self, path: str, where: np.ndarray | None) -> bytes:
         assert where is not None
         return self.bytes(where)
 
-    def bytes(self, where: np.ndarray, limit: int | None = None) -> bytes:
-        """The member at `where`, or its first `limit` bytes, whose checksum is not verified."""
-        if self._map is None:  # two threads may both map it; one map is then dropped
-            try:
-                with open(self.file, "rb") as file:
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise inaccessible(error) from None
-            except ValueError as error:  # mmap refuses an empty file
-                raise BadImage(f"the archive cannot be read: {error}") from None
+    def _member(self, opened: SharedFile, where: np.ndarray, limit: int | None) -> bytes:
         offset, stored, size, method, checksum = (int(number) for number in where)
         if method >= 0:
-            header = self._map[offset : offset + 30]
+            header = opened.read(offset, 30)
             if header[:4] != b"PK\3\4" or len(header) < 30:
                 raise BadImage("damaged archive")
             offset += 30 + sum(struct.unpack_from("<HH", header, 26))  # after name and extra field
@@ -141,14 +130,23 @@ class Archive(EncodedStore):
             if method == 8:
                 # never inflate more than the directory of the archive promised
                 inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-                data = inflate.decompress(self._map[offset : offset + stored], max(length, 1))
+                data = inflate.decompress(opened.read(offset, stored), max(length, 1))
             else:
-                data = self._map[offset : offset + length]
+                data = opened.read(offset, length)
         except zlib.error as error:
             raise BadImage(f"damaged archive: {error}") from None
         if len(data) < length or (limit is None and method >= 0 and zlib.crc32(data) != checksum):
             raise BadImage("damaged archive: wrong length or checksum")
         return data
+
+    def bytes(self, where: np.ndarray, limit: int | None = None) -> bytes:
+        """The member at `where`, or its first `limit` bytes, whose checksum is not verified."""
+        try:
+            if self._opened is None:  # two threads may both open it; one is then dropped
+                self._opened = SharedFile(self.file)
+            return self._member(self._opened, where, limit)
+        except OSError as error:
+            raise inaccessible(error) from None
 
     def stamp(self, paths: list[str]) -> str:
         return _file_stamp(self.file)
@@ -177,6 +175,8 @@ class Arrays:
             if self.values is None:
                 assert self.file is not None
                 self.values = read_arrays(self.file).values
+        if isinstance(self.values, np.memmap):
+            _refuse_cut(self.values)
         return as_values(np.array(self.values[int(where[0])]))  # a copy: callers may write into it
 
     def stamp(self, paths: list[str]) -> str:
@@ -184,6 +184,16 @@ class Arrays:
             return _file_stamp(self.file)
         assert self.values is not None
         return hashlib.blake2b(np.ascontiguousarray(self.values).data, digest_size=16).hexdigest()
+
+
+def _refuse_cut(values: np.memmap) -> None:
+    """Raise Inaccessible if the file became shorter: reading what it lacks ends the process with SIGBUS."""
+    try:
+        size = os.path.getsize(str(values.filename))
+    except OSError as error:
+        raise inaccessible(error) from None
+    if size < values.offset + values.nbytes:
+        raise Inaccessible("the file was cut while it was read")
 
 
 def as_images(values: np.ndarray, name: str = "array") -> np.ndarray:
@@ -253,7 +263,7 @@ def read_arrays(file: str) -> ArrayFile:
             return _from_npz(*_load_npz(file), name)
         if file.lower().endswith(".npy"):
             return ArrayFile(as_images(_load_npy(file, name), name))
-        return ArrayFile(as_images(_idx(file), name), _idx_labels(file))
+        return ArrayFile(as_images(idx.read(file), name), idx.labels(file))
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's word, not about the bytes
             raise
@@ -317,31 +327,3 @@ def _joined(labels: list[np.ndarray | None], counts: list[int]) -> np.ndarray | 
     return np.concatenate(
         [np.full(n, None) if column is None else column.astype(object) for column, n in zip(labels, counts)]
     )
-
-
-# ---------------------------------------------------------------- IDX
-_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-
-
-def _idx(file: str) -> np.ndarray:
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
-        magic = stream.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or magic[3] > 4:
-            raise ValueError(f"{Path(file).name}: not an IDX file; unpack it if it is another archive")
-        shape = struct.unpack(f">{magic[3]}I", stream.read(4 * magic[3]))
-        dtype = np.dtype(_IDX_TYPES[magic[2]])
-        size = math.prod(shape) * dtype.itemsize
-        if file.endswith(".gz"):
-            refuse_bomb(Path(file).name, size, os.path.getsize(file))
-        data = stream.read(min(size, INFLATED + RATIO * os.path.getsize(file)))  # allocated at once
-        stream.read(1)  # at the end of its data, gzip compares the checksum
-    if len(data) < size:
-        raise ValueError(f"{Path(file).name}: truncated; fetch it again")
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _idx_labels(file: str) -> np.ndarray | None:
-    """Labels from the file in the same folder, named as in MNIST; None without one."""
-    folder, name = os.path.split(file)
-    labels = os.path.join(folder, re.sub(r"images([-.])idx\d", r"labels\1idx1", name))
-    return _idx(labels) if labels != file and os.path.exists(labels) else None

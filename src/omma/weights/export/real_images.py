@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.core.protocols import Backbone, Images, Preprocess
+from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import collection
 from omma.weights.export.check import Reopened

@@ -1,7 +1,6 @@
 """Where an export goes: checked before the work, and replaced as a whole after it."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from omma.core import outputs
@@ -21,12 +20,6 @@ def checked(out: Path, format: str, form: Format) -> Path:
         raise ValueError(f"{out} exists; the format {format} is a folder of its own: give another place")
     outputs.check_file(out if not out.exists() else out.with_name(f"{out.name}.probe"))  # beside it
     return out
-
-
-def temporary_folder(out: Path) -> Path:
-    """A new folder beside `out`, from which the result can be renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
 
 
 def move(folder: Path, out: Path) -> tuple[str, ...]:
