@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omma import methods
 from omma.core import launcher, outputs
-from omma.core.sources import not_found
+from omma.core.sources import missing, not_found
 from omma.evaluation import PROTOCOLS
 from omma.features import formats
 from omma.pretraining.request import Request
@@ -23,7 +23,8 @@ def images(source: str) -> None:
 def model(name: str) -> None:
     """Raise ValueError for a plain path at which there is nothing; names such as timm:NAME have a colon."""
     if ":" not in name and not os.path.exists(name):
-        raise ValueError(f"{name} does not exist; give a run folder, a weights file, timm:NAME or hf:NAME")
+        remedy = "give a run folder, a weights file, timm:NAME or hf:NAME"
+        raise missing(name, f"{name} does not exist; {remedy}")
 
 
 def protocols(names: Sequence[str]) -> None:
@@ -46,6 +47,6 @@ def pretraining(request: Request) -> None:
     images(str(request.images))
     if request.method != "auto":
         methods.check(request.method)
-    finished = request.out is not None and (Path(request.out) / "model.safetensors").exists()
+    finished = request.out is not None and os.path.exists(Path(request.out) / "model.safetensors")
     if launcher.ranks().world_size == 1 and not finished:
         outputs.check_folder(request.out or "runs")

@@ -15,7 +15,7 @@ from rich.text import Text
 from omma.core.errors import printable
 
 Auto = Literal["auto"]
-LabelDepth = int | Literal["path"] | None
+LabelDepth = Annotated[int | Literal["path"] | None, tyro.conf.arg(metavar="INT|path")]
 Model_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Images_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
 Labelled_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]

@@ -100,6 +100,7 @@ class Trainer:
         self.waited = stream.waited  # seconds waited for data before the first step
         self.advised = False
         self.skipped = dict(run.skipped)
+        self.config = run.folder.config()
         self.frozen = fine_tune_groups.share_frozen(run.optimizer.param_groups)
 
     def train(self, batches: Iterator[Batch]) -> Result:
@@ -218,6 +219,8 @@ class Trainer:
         run = self.run
         if not run.primary and not fsdp.sharded(run.method):
             return
+        if run.primary and run.folder.kept(self.config):
+            run.listen(Note(f"{run.folder.path} vanished during the run: it is written again"))
         checkpoint.save(
             run.folder.checkpoints, run.method, run.optimizer,
             step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,

@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import torch
 
+from omma.core.errors import exhausted
+
 AGAIN = "download it again"
 
 _SETTINGS = re.compile(
@@ -144,6 +146,8 @@ def one_line_errors(file: Path, names: list[str] | None = None) -> Iterator[None
     try:
         yield
     except Exception as error:
+        if exhausted(error):
+            raise
         message = " ".join(str(error).split())
         match = re.search(r"GLOBAL ([\w.]+)", message)
         unknown = [
