@@ -71,11 +71,11 @@ class Ground:
     def cache(self) -> Path:
         return self.root / "cache"
 
-    def words(self, verb: str, workers: int) -> list[str]:
+    def words(self, verb: str, workers: int, steps: int) -> list[str]:
         """The command's words."""
         return {
             "pretrain": ["pretrain", str(self.photos), "--out", str(self.out), "--method", "simclr",
-                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8", "--steps", "8",
+                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8", "--steps", f"{steps}",
                          "--seed", "1", "--workers", str(workers), "--checkpoint-every", "0.01",
                          "--device", "cpu"],
             "evaluate": ["evaluate", str(self.model), str(self.photos), "--protocol", "knn", "--json",

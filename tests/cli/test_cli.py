@@ -1,8 +1,11 @@
 """The command line: every command by name, errors in one line, options handed on."""
 
+import errno
 import functools
 import importlib
 import inspect
+import os
+import re
 import subprocess
 import sys
 
@@ -125,6 +128,12 @@ def test_one_model_is_explained(capsys):
         (["evaluate", "a", "b", "--model.depth=3"], "--model.KEY is an option of `omma pretrain`"),
         (["pretrain", ".", "--method.momentum"], "value must follow"),
         (["pretrain", ".", "--model.depth"], "value must follow"),
+        (["embed", "a"], "Missing from omma embed: IMAGES --out STR; `omma embed --help`"),
+        (["embed", "a", "b", "c"], "Missing from omma embed: --out STR; Unrecognized options: c; `omma"),
+        (["pretrain", ".", "--methd", "dino"], "Unrecognized options: --methd, dino; did you mean --method"),
+        (["pretrain", ".", "--steps", "x"], "--steps: 'x' is no INT; `omma pretrain --help`"),
+        (["pretrain", ".", "--steps"], "Missing value for argument '--steps'"),
+        (["--option"], "Unrecognized options: --option; `omma --help`"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, said):
@@ -287,10 +296,25 @@ def test_every_option_has_a_sentence(capsys):
                 assert f"\n    {name}: " in documented, (command, name, parameter)
 
 
-def test_a_mistyped_option_gets_a_suggestion(capsys):
-    code, _, error = call(capsys, "pretrain", ".", "--methd", "dino")
-    assert code == 2
-    assert "--method" in error
+def test_a_folder_that_may_not_be_entered_is_named(capsys, monkeypatch):
+    """Not told as a path at which there is nothing."""
+    stat = os.stat
+
+    def forbidden(path, *args, **options):
+        if "locked" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    for words in (
+        ["pretrain", "locked/in", "--steps", "1"],
+        ["embed", "locked/run", ".", "--out", "v.csv"],
+        ["embed", ".", "locked/in", "--out", "v.csv"],
+        ["evaluate", "locked/run", "."],
+    ):
+        code, _, error = call(capsys, *words)
+        assert (code, error.count("\n")) == (2, 1)
+        assert re.match(r"omma: locked/\w+: permission denied; ", error), error
 
 
 @pytest.mark.report

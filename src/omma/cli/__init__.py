@@ -7,22 +7,18 @@ export it to other tools. Try it first on built-in data: omma demo. `omma COMMAN
 import contextlib
 import difflib
 import errno
-import functools
-import io
 import logging
 import os
 import re
-import shutil
+import signal
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
-import tyro
-
 from omma.cli.about import doctor, methods, models
 from omma.cli.judge import evaluate, report
+from omma.cli.parser import parse
 from omma.cli.shared import discard_output, tolerant_streams
 from omma.cli.train import demo, pretrain
 from omma.cli.use import embed, export
@@ -41,10 +37,6 @@ COMMANDS = {
     "doctor": doctor,
     "demo": demo,
 }
-EVERYWHERE = (
-    "Every command also takes --remote (fetch addresses, such as https://, that a table of images names) and "
-    "--debug (print the traceback behind an error)."
-)
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -78,21 +70,6 @@ def _complete(words: list[str]) -> list[str]:
     return words
 
 
-@contextlib.contextmanager
-def _wrapped_help() -> Iterator[None]:
-    """Wrap the lines of a help text that the parser leaves longer than the terminal, and add `EVERYWHERE`."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        width = shutil.get_terminal_size().columns
-        for line in printed.getvalue().splitlines():
-            indent = " " * len("usage: omma ") if line.startswith("usage:") else ""
-            print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))
-        print(textwrap.fill(EVERYWHERE, width, break_on_hyphens=False))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; errors that the user can mend are one line and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -101,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     if "--remote" in words:
         os.environ["OMMA_REMOTE"] = "1"  # for processes that this one starts, too
     words = [word for word in words if word not in ("--debug", "--remote")]
-    status = _guarded(lambda: _run(words), debug)
+    with _interrupted_once():
+        status = _guarded(lambda: _run(words), debug)
     sys.exit(_guarded(sys.stdout.flush, debug) or status)
 
 
@@ -117,15 +95,12 @@ def _run(words: list[str]) -> int:
         for flag, given in options.items():
             if given and words[:1] != ["pretrain"]:
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")
+        command = parse(COMMANDS, words, __doc__)
     except ValueError as error:  # until processes have met, what fails on one fails on all
         if here.rank:
             raise AlreadyReported(str(error)) from error
         raise
-    commands = {**COMMANDS, "pretrain": functools.partial(pretrain, dotted=options)}
-    with _wrapped_help() if {"-h", "--help"} & {*words} else contextlib.nullcontext():
-        return tyro.extras.subcommand_cli_from_dict(
-            commands, args=words, prog="omma", description=__doc__, console_outputs=here.rank == 0
-        )
+    return command(dotted=options) if command.func is pretrain else command()
 
 
 # ---------------------------------------------------------------- the boundary of errors
@@ -153,6 +128,25 @@ def _guarded(command: Callable[[], int | None], debug: bool) -> int:
     with contextlib.suppress(OSError):  # standard error may be closed
         print(f"omma: {text}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """The first Ctrl-C ends the command with one line; a second one kills it, without a traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (`nohup`), or another's
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _can_print() -> bool:

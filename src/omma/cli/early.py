@@ -10,7 +10,7 @@ from typing import Any
 from omma import methods
 from omma.core import launcher, outputs
 from omma.core.errors import AlreadyReported
-from omma.core.sources import not_found
+from omma.core.sources import missing, not_found
 from omma.features import formats
 from omma.pretraining.request import Request
 
@@ -22,7 +22,7 @@ def _said_once(check: Callable[..., None]) -> Callable[..., None]:
     def checked(*arguments: Any) -> None:
         try:
             check(*arguments)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if launcher.ranks().rank:
                 raise AlreadyReported(str(error)) from error
             raise
@@ -42,7 +42,8 @@ def images(source: str) -> None:
 def model(name: str) -> None:
     """Raise ValueError for a plain path at which there is nothing; names such as timm:NAME have a colon."""
     if ":" not in name and not os.path.exists(name):
-        raise ValueError(f"{name} does not exist; give a run folder, a weights file, timm:NAME or hf:NAME")
+        remedy = "give a run folder, a weights file, timm:NAME or hf:NAME"
+        raise missing(name, f"{name} does not exist; {remedy}")
 
 
 @_said_once
@@ -59,6 +60,6 @@ def pretraining(request: Request) -> None:
     images(str(request.images))
     if request.method != "auto":
         methods.check(request.method)
-    finished = request.out is not None and (Path(request.out) / "model.safetensors").exists()
+    finished = request.out is not None and os.path.exists(Path(request.out) / "model.safetensors")
     if launcher.ranks().world_size == 1 and not finished:
         outputs.check_folder(request.out or "runs")

@@ -6,6 +6,9 @@ import re
 from typing import Any
 
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_EXHAUSTED = re.compile(
+    "an't allocate memory|annot allocate memory|Too many open files|No space left on device"
+)
 # C0 and C1 control characters but tab and newline, marks that reverse text, and halves of surrogate pairs
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -31,7 +34,11 @@ def line(error: BaseException) -> str:
 
 def exhausted(error: BaseException) -> bool:
     """Is the machine out of memory, open files or disk space? That says nothing of what was being read."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _MACHINE
+    # libraries raise it as anything, but not as ValueError, which is about what they were given
+    said = not isinstance(error, ValueError) and _EXHAUSTED.search(str(error))
+    return isinstance(error, MemoryError) or bool(said)
 
 
 def need(module: str, extra: str) -> Any:

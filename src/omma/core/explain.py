@@ -37,14 +37,26 @@ _NETWORK = frozenset(
 )
 # Errors about the bytes of a file, by package, or by their full names
 _DATA = frozenset(
-    {"PIL", "binascii", "lzma", "pickle", "pyarrow", "safetensors", "tarfile", "tifffile", "zipfile", "zlib"}
+    {
+        "PIL",
+        "binascii",
+        "json",
+        "lzma",
+        "pickle",
+        "pyarrow",
+        "safetensors",
+        "tarfile",
+        "tifffile",
+        "zipfile",
+        "zlib",
+    }
     | {"_pickle", "_lzma", "safetensors_rust"}
 )
 _DATA_NAMES = frozenset({"EOFError", "struct.error", "gzip.BadGzipFile"})
 # RuntimeErrors and the like differ in their messages alone
 _MESSAGES: tuple[tuple[str, str], ...] = (
     (r"out of memory|can't allocate memory|std::bad_alloc|Unable to allocate|ALLOC_FAILED", MEMORY),
-    (r"Cannot allocate memory", MEMORY),
+    (r"[Cc]annot allocate memory|failed to map segment", MEMORY),
     (r"DataLoader worker .*(exited|killed)|process pool was terminated|ProcessExited", WORKER),
     (r"Too many open files|ancdata", FILES),
     (r"can't start new thread|Resource temporarily unavailable", PROCESSES),
@@ -64,6 +76,7 @@ _REMEDIES = {
     errno.EISDIR: "give a file",
     errno.EEXIST: "choose another path",
     errno.EROFS: "choose a folder that can be written",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose a disk that holds files so large",
     errno.EIO: "the disk or its connection failed: check it, then repeat the command",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "a link leads to itself: remove it",
@@ -88,7 +101,7 @@ def translated(where: str = "") -> Iterator[None]:
         if isinstance(error, ValueError) and error.args == (str(error),):
             error.args = (message(error)[:MOST_TEXT],)
         # `dist.process_group` knows what became of the other processes
-        text = None if isinstance(error, (ValueError, OSError)) or _of_processes(error) else explain(error)
+        text = None if _says_where(error) or _of_processes(error) else explain(error)
         if text is None:
             raise
         raise ValueError(f"{where}: {text}" if where else text) from error
@@ -100,16 +113,24 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if _too_large(error):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path)) from error
         if not _disk_full(error):
             raise
         free = _free(str(Path(path).parent))  # torch does not say why a write has failed
         full = isinstance(error, OSError) or "space" in str(error) or free is None or free < 64 << 20
-        number = errno.ENOSPC if full else errno.EIO
+        number = errno.ENOSPC if full else errno.EFBIG if _limited() else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def explain(error: BaseException) -> str | None:
     """The line that the user reads: what, where, remedy. None for what only a mistake of omma's can cause."""
+    if (
+        isinstance(error, (OSError, ImportError))
+        and getattr(error, "errno", None) is None
+        and _no_memory(error)
+    ):
+        return MEMORY
     if isinstance(error, OSError):
         return _of_the_system(error)
     names = [f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.") for cls in type(error).__mro__]
@@ -122,6 +143,11 @@ def explain(error: BaseException) -> str | None:
         (lambda: bool(packages & _NETWORK), REMOTE),
         (lambda: bool(packages & _DATA or _DATA_NAMES & {*names}) or _within(error, "pyarrow"), DAMAGED),
     )
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        name = message(ValueError(str(error.object)))[:100]
+        return (
+            f"a name is not valid UTF-8 ({name}): rename it, or set PYTHONUTF8=1 if the locale is not UTF-8"
+        )
     if isinstance(error, UnicodeError):
         return f"text is not UTF-8 ({message(error)}): save the file as UTF-8"
     for holds, text in known:
@@ -177,6 +203,22 @@ def _of_the_system(error: OSError) -> str:
     return f"{what}; {remedy}" if remedy else what
 
 
+def _no_memory(error: BaseException | None) -> bool:
+    """Whether memory was what a library could not be loaded for; that may stand in the error's cause."""
+    while error is not None:
+        if isinstance(error, MemoryError) or re.search(_MESSAGES[1][0], str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _says_where(error: BaseException) -> bool:
+    """Whether it is a ValueError of omma's or an OSError of Python's; those of libraries name no file."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    foreign = isinstance(error, UnicodeError) or packages & (_DATA | _NETWORK)
+    return isinstance(error, (ValueError, OSError)) and not foreign
+
+
 def _of_processes(error: BaseException) -> bool:
     """Whether it is about the connection between the processes of a run."""
     is_group = any(cls.__name__ == "DistError" for cls in type(error).__mro__)
@@ -189,6 +231,11 @@ def _of_an_import(error: ImportError) -> str | None:
         return None
     how = f": pip install -U {package}" if package else ""
     return f"{package or 'a package'} is missing or too old ({message(error)}){how}"
+
+
+def _too_large(error: BaseException) -> bool:
+    """Whether a file would exceed the largest size; libraries say so in their own ways."""
+    return getattr(error, "errno", None) == errno.EFBIG or "(os error 27)" in str(error)
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -225,6 +272,15 @@ def _free(folder: str) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
+
+
+def _limited() -> bool:
+    """Whether files may have a certain size at most (ulimit -f)."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _within(error: BaseException, package: str) -> bool:

@@ -101,6 +101,12 @@ class RunFolder:
         """Replace entries of the configuration by what a trial has decided."""
         self._write({**self.config(), **config})
 
+    def kept(self, config: Mapping[str, Any]) -> bool:
+        """Write config.json again if it vanished; whether it did. Without it there is no run."""
+        if vanished := not (self.path / "config.json").exists():
+            self._write(config)
+        return vanished
+
     def _write(self, config: Mapping[str, Any]) -> None:
         with files.atomic_write(self.path / "config.json") as file:
             file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -142,7 +148,8 @@ class RunFolder:
         return damaged
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append to metrics.jsonl."""
+        """Append to metrics.jsonl, in a new folder if somebody removed it."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -101,6 +101,7 @@ class Trainer:
         self.advised = False
         found = found_before(run.folder.path / "skipped.csv", run.skipped) if run.primary else []
         self.skipped = dict([*run.skipped, *found])
+        self.config = run.folder.config()
         self.frozen = fine_tune_groups.share_frozen(run.optimizer.param_groups)
 
     def train(self, batches: Iterator[Batch]) -> Result:
@@ -219,6 +220,8 @@ class Trainer:
         run = self.run
         if not run.primary and not fsdp.sharded(run.method):
             return
+        if run.primary and run.folder.kept(self.config):
+            run.listen(Note(f"{run.folder.path} vanished during the run: it is written again"))
         checkpoint.save(
             run.folder.checkpoints, run.method, run.optimizer,
             step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,

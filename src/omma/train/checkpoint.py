@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from omma.core import dist, files
-from omma.core.errors import line
+from omma.core.errors import exhausted, line
 from omma.train import fsdp
 
 KEPT = 2
@@ -137,6 +137,8 @@ def _read(path: Path, rank: int, processes: int) -> tuple[Saved | None, _Fault]:
             file.seek(0)
             return Saved(**torch.load(file, map_location="cpu", weights_only=True)), _Fault("", "")
     except (OSError, *DAMAGE) as error:
+        if exhausted(error):  # the checkpoint may be good
+            return None, _Fault("", f"the machine is exhausted: {line(error)}")
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return None, _Fault("", error.strerror or str(error))
         return None, _Fault(line(error), "")

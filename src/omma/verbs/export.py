@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omma import weights
-from omma.core import outputs
+from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.features.extract import with_channels

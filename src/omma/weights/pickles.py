@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import torch
 
+from omma.core.errors import exhausted
+
 AGAIN = "download it again"
 SAVE_AGAIN = "save only its state_dict() where it was made"
 MOST_OPERATIONS = (
@@ -163,6 +165,8 @@ def one_line_errors(file: Path, names: list[str] | None = None) -> Iterator[None
     try:
         yield
     except Exception as error:
+        if exhausted(error):
+            raise
         message = " ".join(str(error).split())
         match = re.search(r"GLOBAL ([\w.]+)", message)
         unknown = [

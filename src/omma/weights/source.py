@@ -21,7 +21,6 @@ from omma.weights.published.recognise import Recognised
 from omma.weights.published.report import grouped
 
 
-@translated()
 def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     """Load an encoder, on the CPU in fp32.
 
@@ -31,6 +30,11 @@ def load(model: str | Path, *, allow_partial: bool = False) -> Model:
     allow_partial: accept files with less than 95 % of the encoder's parameters. `provenance["loaded"]`
     reports what became of a published file's tensors. Raises a one-line ValueError: what, where, remedy.
     """
+    with translated(str(model)):
+        return _load(model, allow_partial)
+
+
+def _load(model: str | Path, allow_partial: bool) -> Model:
     name, (path, entry) = str(model), _split_entry(model)
     if name.startswith("timm:"):
         return _load_timm(hub.fetch_timm(name), name, allow_partial)

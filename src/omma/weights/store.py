@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.core import files
-from omma.core.errors import line
+from omma.core.errors import exhausted, line
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Preprocess
 from omma.data.batches.preprocess import as_dict, from_dict
 from omma.weights.description import check
@@ -162,6 +162,8 @@ def _read_tensors(file: Path, description_file: Path, description: Mapping[str, 
         with open_tensors(file) as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
+        if exhausted(error):
+            raise
         raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error
     if expected is not None and expected != digest(state):
         raise ValueError(f"{file} is damaged (its digest differs); {REMEDY}")
@@ -174,6 +176,8 @@ def _stored_digest(file: Path) -> str | None:
         with open_tensors(file) as opened:
             return (opened.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError) as error:
+        if exhausted(error):
+            raise
         raise ValueError(f"{file} is damaged ({line(error)}); {REMEDY}") from error
 
 

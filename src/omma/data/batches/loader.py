@@ -6,6 +6,7 @@ resumes by naming its step.
 
 import atexit
 import logging
+import multiprocessing
 import signal
 import sys
 import time
@@ -228,6 +229,12 @@ class _ChunkKeys:
                 yield Key(key.seed, key.epoch[rows], key.index[rows])
 
 
+def _probe(start_method: str | None, workers: int) -> None:
+    """Raise OSError where /dev/shm has no room for the workers' queues; DataLoader would fail half-made."""
+    context = multiprocessing.get_context(start_method)
+    _ = [context.Queue() for _ in range(workers + 1)], context.Event()
+
+
 def _processes(
     work: Dataset, order: Iterator[Key], workers: int, chunks: int, start_method: str | None
 ) -> tuple[Iterator[Any], Callable[[], None]]:
@@ -239,6 +246,7 @@ def _processes(
     ):  # elsewhere forked processes crash in system libraries
         start_method = "fork"
     try:
+        _probe(start_method, workers)
         with warnings.catch_warnings():  # "more workers than cores": intended
             warnings.simplefilter("ignore")
             source = iter(

@@ -7,7 +7,7 @@ import time
 
 import fsspec
 
-from omma.core.errors import line
+from omma.core.errors import exhausted, line
 from omma.core.protocols import BadImage, Inaccessible
 
 SECONDS = 60.0  # for one image
@@ -50,9 +50,9 @@ def fetch(address: str, largest: int) -> bytes:
         result = answer.get(timeout=SECONDS)
     except queue.Empty:
         raise Inaccessible(f"not fetched within {SECONDS:.0f} s") from None
-    if isinstance(result, BadImage):
-        raise result
     if isinstance(result, Exception):
+        if isinstance(result, BadImage) or exhausted(result):
+            raise result
         raise Inaccessible(f"cannot be fetched: {line(result)}") from None
     return result
 
