@@ -75,9 +75,9 @@ class Ground:
         """The command's words."""
         return {
             "pretrain": ["pretrain", str(self.photos), "--out", str(self.out), "--method", "simclr",
-                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8", "--steps", f"{steps}",
-                         "--seed", "1", "--workers", str(workers), "--checkpoint-every", "0.01",
-                         "--device", "cpu"],
+                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8",
+                         "--steps", str(steps), "--seed", "1", "--workers", str(workers),
+                         "--checkpoint-every", "0.01", "--device", "cpu"],
             "evaluate": ["evaluate", str(self.model), str(self.photos), "--protocol", "knn", "--json",
                          str(self.out / "figures.json")],
             "embed": ["embed", str(self.model), str(self.photos), "--out", str(self.out / "vectors.parquet")],
