@@ -59,7 +59,7 @@ from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.train import checkpoint
 
 SIZE, STEPS = 16, 8
-LONGEST = 120.0  # seconds that a command may take
+LONGEST = 600.0  # seconds that a command may take
 DECODER = "--method.decoder-dim 16 --method.decoder-depth 1 --method.decoder-heads 2"
 METHODS = {
     "dino": ("vit-n/8", "--method.prototypes 16 --method.head-hidden 16 --method.head-bottleneck 8"),
