@@ -30,6 +30,6 @@ def report(
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
-    outputs.check_file(folder.report, "another run folder")
+    outputs.check_file(folder.report, "a copy of the run")
     opened = images if isinstance(images, Images) else collection.open_images(images, label_depth=label_depth)
     return run_report.write_report(folder, opened, seed, progress)
