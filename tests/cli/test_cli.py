@@ -145,6 +145,12 @@ def test_errors_are_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, 
     assert said in error
 
 
+def test_a_repeated_option_adds_its_values():
+    words = ["evaluate", "R", "D", "--train-on", "a=1", "--test-on=c=3", "--train-on=b=2", "--seed", "1"]
+    expected = ["evaluate", "R", "D", "--train-on", "a=1", "b=2", "--test-on", "c=3", "--seed", "1"]
+    assert cli._gathered(words) == expected
+
+
 def test_remote_is_for_every_command(capsys, monkeypatch):
     monkeypatch.setenv("OMMA_REMOTE", "")
     code, _, _ = call(capsys, "methods", "--remote")

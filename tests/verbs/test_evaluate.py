@@ -126,7 +126,10 @@ def test_parts_that_the_user_names(run, tmp_path, monkeypatch):
     options = {"protocols": ["knn"], "floors": False, **CPU}
     outcome = evaluate(run, tmp_path / "list.csv", test_on=["site=B"], **options)
     assert {(r.n_train, r.n_test, r.classes) for r in outcome.results} == {(16, 8, 2)}
-    assert "trained on the rest, tested on site=B: 16 train, 8 test" in outcome.protocol()
+    assert (
+        "16 train and 8 test images of 2 classes (trained on the rest, tested on site=B, seed 0)"
+        in outcome.protocol()
+    )
     assert any("the label -1 is a class" in note for note in outcome.notes)
     with pytest.raises(ValueError, match="no image matches"):
         evaluate(run, tmp_path / "list.csv", train_on=["site=C"], **options)
@@ -176,7 +179,7 @@ def test_a_folder_with_a_torn_file(run, tmp_path):
     outcome = evaluate(run, tmp_path, protocols=["knn"], floors=True, cache=None, **CPU)
     assert [path for path, _ in outcome.skipped] == ["c0/03.png"]
     assert all(r.n_train + r.n_test == 15 for r in outcome.results)
-    assert any("1 image" in note for note in outcome.notes)
+    assert any("1 file (" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ COMMANDS = {
     "demo": demo,
 }
 
+SEVERAL = ("--protocol", "--train-on", "--test-on")  # options that take several values
+
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Take `--method.KEY VALUE`, `--method.KEY=VALUE` and the same of `--model` out of the arguments."""
@@ -54,6 +56,27 @@ def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]
             raise ValueError(f"{word}: a value must follow")
         options[match[1]][match[2].replace("-", "_")] = value
     return rest, options
+
+
+def _gathered(words: list[str]) -> list[str]:
+    """`--train-on A --train-on B` as `--train-on A B`; the parser would take the last one alone."""
+    groups: list[list[str]] = [[]]
+    several: dict[str, list[str]] = {}
+    current = groups[0]
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in SEVERAL:
+            if option not in several:
+                several[option] = [option]
+                groups.append(several[option])
+            current = several[option]
+            current += [value] if equals else []
+            continue
+        if word.startswith("--"):
+            current = []
+            groups.append(current)
+        current.append(word)
+    return [word for group in groups for word in group]
 
 
 def _complete(words: list[str]) -> list[str]:
@@ -91,7 +114,7 @@ def _run(words: list[str]) -> int:
             raise ValueError(
                 "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
             )
-        words, options = _dotted(words)
+        words, options = _dotted(_gathered(words))
         for flag, given in options.items():
             if given and words[:1] != ["pretrain"]:
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")

@@ -50,7 +50,8 @@ def record(file: Path, evaluation: Evaluation) -> Evaluation:
                 content = {**new, EARLIER: earlier} if earlier else new
                 partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:  # filelock's timeout is an OSError
-        note = f"not recorded in {file} ({line(error)}): --json FILE keeps the figures elsewhere"
+        why = getattr(error, "strerror", None) or line(error)
+        note = f"not recorded in {file} ({why}): --json FILE keeps the figures elsewhere"
         return dataclasses.replace(evaluation, notes=(*evaluation.notes, note))
     return evaluation
 

@@ -30,5 +30,5 @@ def report(
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
-    outputs.check_file(folder.report, "another run folder")
+    outputs.check_file(folder.report, "a copy of the run")
     return run_report.write_report(folder, collection.opened(images, label_depth), seed, progress)

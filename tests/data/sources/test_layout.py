@@ -225,7 +225,7 @@ def test_tiny_imagenets_own_layout(tmp_path, kind, inside):
     assert images.splits is not None
     assert images.splits.tolist() == ["train"] * 6 + ["test"] * 4
     assert images.notes == (
-        "w/val/val_annotations.txt: 2 of 4 lines name an image that is not here, "
+        "w/val/val_annotations.txt: of 4 lines, 2 name an image that is not here, "
         "or a class that no other part has",
     )
     assert [path for path, _ in images.skipped] == ["w/words.txt"]  # the annotations are read, not left out

@@ -40,7 +40,7 @@ def add(
         notes = [note for note in notes if not named or not note.startswith(bare)]
         if named < len(lines):
             notes.append(
-                f"{file}: {len(lines) - named:,} of {count(len(lines), 'line')} name an image that "
+                f"{file}: of {count(len(lines), 'line')}, {len(lines) - named:,} name an image that "
                 "is not here, or a class that no other part has"
             )
     return replace(annotations, labels=labels, notes=tuple(notes))
