@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omma import backbones
 from omma.backbones import external
+from omma.core.errors import message
 from omma.core.explain import translated
 from omma.core.protocols import Backbone, Extras
 from omma.weights import hub, published, read_file, store
@@ -137,7 +138,7 @@ def _load_folder(
         with published.readable(source):
             return _load_timm(timm_weights, source, allow_partial)
     except ValueError as error:
-        notes = [*notes, f"not compared with timm's own network: {error}"]
+        notes = [*notes, f"not compared with timm's own network: {message(error)[:300]}"]
         try:
             return _load_published(tensors, source, allow_partial, notes, folder, **settings)
         except ValueError:
