@@ -75,7 +75,8 @@ class Ground:
         """The command's words."""
         return {
             "pretrain": ["pretrain", str(self.photos), "--out", str(self.out), "--method", "simclr",
-                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8", "--steps", str(steps),
+                         "--model", "vit-n/8", "--image-size", "16", "--batch-size", "8",
+                         "--steps", str(steps),
                          "--seed", "1", "--workers", str(workers), "--checkpoint-every", "0.01",
                          "--device", "cpu"],
             "evaluate": ["evaluate", str(self.model), str(self.photos), "--protocol", "knn", "--json",

@@ -132,7 +132,7 @@ def _guarded(command: Callable[[], int | None], debug: bool) -> int:
 
 @contextlib.contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """The first Ctrl-C ends the command with one line; another while it ends kills it, without a traceback."""
+    """The first Ctrl-C ends the command with one line; a second one kills it, without a traceback."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (`nohup`), or another's
         yield
         return

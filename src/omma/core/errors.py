@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_EXHAUSTED = re.compile("an't allocate memory|annot allocate memory|Too many open files|No space left on device")
+_EXHAUSTED = re.compile(
+    "an't allocate memory|annot allocate memory|Too many open files|No space left on device"
+)
 # C0 and C1 control characters but tab and newline, marks that reverse text, and halves of surrogate pairs
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

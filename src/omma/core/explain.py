@@ -37,7 +37,19 @@ _NETWORK = frozenset(
 )
 # Errors about the bytes of a file, by package, or by their full names
 _DATA = frozenset(
-    {"PIL", "binascii", "json", "lzma", "pickle", "pyarrow", "safetensors", "tarfile", "tifffile", "zipfile", "zlib"}
+    {
+        "PIL",
+        "binascii",
+        "json",
+        "lzma",
+        "pickle",
+        "pyarrow",
+        "safetensors",
+        "tarfile",
+        "tifffile",
+        "zipfile",
+        "zlib",
+    }
     | {"_pickle", "_lzma", "safetensors_rust"}
 )
 _DATA_NAMES = frozenset({"EOFError", "struct.error", "gzip.BadGzipFile"})
@@ -109,7 +121,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def explain(error: BaseException) -> str | None:
     """The line that the user reads: what, where, remedy. None for what only a mistake of omma's can cause."""
-    if isinstance(error, (OSError, ImportError)) and getattr(error, "errno", None) is None and _no_memory(error):
+    if (
+        isinstance(error, (OSError, ImportError))
+        and getattr(error, "errno", None) is None
+        and _no_memory(error)
+    ):
         return MEMORY
     if isinstance(error, OSError):
         return _of_the_system(error)
@@ -125,7 +141,9 @@ def explain(error: BaseException) -> str | None:
     )
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         name = message(ValueError(str(error.object)))[:100]
-        return f"a name is not valid UTF-8 ({name}): rename it, or set PYTHONUTF8=1 if the locale is not UTF-8"
+        return (
+            f"a name is not valid UTF-8 ({name}): rename it, or set PYTHONUTF8=1 if the locale is not UTF-8"
+        )
     if isinstance(error, UnicodeError):
         return f"text is not UTF-8 ({message(error)}): save the file as UTF-8"
     for holds, text in known:
