@@ -265,13 +265,9 @@ def test_libraries_errors_get_the_name_of_what_was_read() -> None:
 
 
 def test_want_of_memory_is_seen_below_a_failed_import() -> None:
-    try:
-        try:
-            raise OSError("libx.so: failed to map segment from shared object")
-        except OSError:
-            raise OSError("cannot find libx") from None
-    except OSError as error:
-        assert explain.explain(error) == explain.MEMORY
+    failed = OSError("cannot find libx")
+    failed.__context__ = OSError("libx.so: failed to map segment from shared object")
+    assert explain.explain(failed) == explain.MEMORY
     text = "DefaultCPUAllocator: can't allocate memory"
     assert errors.exhausted(RuntimeError(text))
     assert not errors.exhausted(ValueError(text))
