@@ -164,7 +164,7 @@ def prepared(root: Path, photos: Path, model: Path, seed: int, verb: str) -> Gro
 
 
 def tried(case: Case, root: Path, photos: Path, model: Path, seed: int, expected: object) -> tuple[str, str]:
-    """What is wrong with a case, "" if nothing is; and how the command ended, with the last line."""
+    """What is wrong with a case, "" if nothing is; and the command's status with its last line of errors."""
     ground = prepared(root, photos, model, seed, case.verb)
     words = ground.words(case.verb, case.workers, case.steps)
     case.arrange(ground)

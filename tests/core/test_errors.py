@@ -251,3 +251,37 @@ def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
     _, said = process.communicate(timeout=120)
     assert said == b""
     assert process.returncode == 0
+
+
+def test_what_is_too_large_is_named(tmp_path: Path) -> None:
+    for error in (OSError(errno.EFBIG, "large"), safetensors.SafetensorError("File too large (os error 27)")):
+        with pytest.raises(OSError, match=r"model\.st") as raised, files.atomic_write(tmp_path / "model.st"):
+            raise error
+        assert "ulimit -f" in str(explain.explain(raised.value))
+
+
+def test_libraries_errors_get_the_name_of_what_was_read() -> None:
+    for error in (json.JSONDecodeError("bad", "", 0), pa.ArrowInvalid("bad"), zipfile.BadZipFile("bad")):
+        with pytest.raises(ValueError, match=r"^run: a file is damaged"), explain.translated("run"):
+            raise error
+
+
+def test_want_of_memory_is_seen_below_a_failed_import() -> None:
+    failed = OSError("cannot find libx")
+    failed.__context__ = OSError("libx.so: failed to map segment from shared object")
+    assert explain.explain(failed) == explain.MEMORY
+    text = "DefaultCPUAllocator: can't allocate memory"
+    assert errors.exhausted(RuntimeError(text))
+    assert not errors.exhausted(ValueError(text))
+
+
+def test_a_checkpoint_is_not_damaged_for_want_of_memory(tmp_path: Path, monkeypatch) -> None:
+    from omma.train import checkpoint
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    torch.save({}, tmp_path / "step-000000001.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match="the machine is exhausted"):
+        checkpoint.newest(tmp_path)

@@ -102,7 +102,7 @@ class RunFolder:
         self._write({**self.config(), **config})
 
     def kept(self, config: Mapping[str, Any]) -> bool:
-        """Write config.json again if it vanished; whether it did. Without it there is no run."""
+        """Write config.json again if it vanished, without which there is no run; whether it did."""
         if vanished := not (self.path / "config.json").exists():
             self._write(config)
         return vanished
