@@ -14,6 +14,7 @@ from PIL import Image
 
 import omma
 from omma import backbones, weights
+from omma.core import outputs
 from omma.core.protocols import Preprocess
 from omma.verbs import export as verb
 from omma.weights import source
@@ -198,12 +199,6 @@ def test_an_export_of_several_files_appears_whole_or_not_at_all(tmp_path, names,
     out, real = tmp_path / "at" / names[0], os.replace
     for stop in range(3):
         shutil.rmtree(tmp_path / "at", ignore_errors=True)
-        folder = target.temporary_folder(out)
-        for name in names if "." in names[0] else names[1:]:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text("new")
-        if "." in names[0]:
-            out.write_text("old")
         left = [stop]
 
         def replace(old, new, left=left):
@@ -212,8 +207,13 @@ def test_an_export_of_several_files_appears_whole_or_not_at_all(tmp_path, names,
             left[0] -= 1
             real(old, new)
 
-        monkeypatch.setattr(os, "replace", replace)
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), outputs.temporary_folder(out) as folder:
+            for name in names if "." in names[0] else names[1:]:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text("new")
+            if "." in names[0]:
+                out.write_text("old")
+            monkeypatch.setattr(os, "replace", replace)
             target.move(folder, out)
         monkeypatch.setattr(os, "replace", real)
         if out.exists():
