@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from omma.data.sources.collection import ArrayImages, open_images
 from omma.data.sources.limits import is_bomb
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+gz = partial(gzip.compress, mtime=0)  # the same bytes in every process: they name the test
 
 
 def npy(shape: str, data: bytes = b"", dtype: str = "|u1") -> bytes:
@@ -22,7 +24,7 @@ def npy(shape: str, data: bytes = b"", dtype: str = "|u1") -> bytes:
 def npz(**members: bytes) -> bytes:
     with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
-            archive.writestr(f"{name}.npy", data)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), data, zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 
@@ -43,13 +45,13 @@ def idx(shape: tuple[int, ...], data: bytes = b"") -> bytes:
         ("x.npy", npy("(99999999999999999999999, 9, 9)"), "cannot be read"),
         ("x.npy", npy("(" * 50), "cannot be read"),
         ("x.npy", npy("(5, 6, 7)", IMAGES.tobytes(), dtype="|O"), "cannot be read"),
-        ("x-ubyte.gz", gzip.compress(idx((300, 512, 512), bytes(300 * 512 * 512)), 1), "unpack to 79 MB"),
-        ("x-ubyte.gz", gzip.compress(idx((2**32 - 1,) * 4)), "unpack to"),
-        ("x-ubyte.gz", gzip.compress(idx((2**31, 0, 9))), "has no pixels"),
+        ("x-ubyte.gz", gz(idx((300, 512, 512), bytes(300 * 512 * 512)), 1), "unpack to 79 MB"),
+        ("x-ubyte.gz", gz(idx((2**32 - 1,) * 4)), "unpack to"),
+        ("x-ubyte.gz", gz(idx((2**31, 0, 9))), "has no pixels"),
         ("x-ubyte", idx((2**32 - 1,) * 255), "not an IDX file"),
         ("x-ubyte", idx((2**32 - 1,) * 4), "truncated"),
-        ("x-ubyte.gz", gzip.compress(idx((5, 6, 7), IMAGES.tobytes()[:-1])), "truncated"),
-        ("x-ubyte.gz", gzip.compress(idx((5, 6, 7), IMAGES.tobytes()))[:-8] + bytes(8), "CRC check failed"),
+        ("x-ubyte.gz", gz(idx((5, 6, 7), IMAGES.tobytes()[:-1])), "truncated"),
+        ("x-ubyte.gz", gz(idx((5, 6, 7), IMAGES.tobytes()))[:-8] + bytes(8), "CRC check failed"),
     ],
 )
 def test_what_is_refused(tmp_path, name, data, message):
@@ -65,7 +67,7 @@ def test_what_is_refused(tmp_path, name, data, message):
     [
         ("x.npz", npz(x=npy("(5, 6, 7)", IMAGES.tobytes()), odd=b"no array", names=npy("(1,)", dtype="|O"))),
         ("x.npy", npy("(5, 6, 7)", IMAGES.tobytes())),
-        ("x-ubyte.gz", gzip.compress(idx((5, 6, 7), IMAGES.tobytes()))),
+        ("x-ubyte.gz", gz(idx((5, 6, 7), IMAGES.tobytes()))),
         ("x-ubyte", idx((5, 6, 7), IMAGES.tobytes())),
     ],
 )
