@@ -130,18 +130,8 @@ def _flat(kind: str, side: int, mode: str = "RGB", **options: Any) -> bytes:
 
 def _tiled(tags: dict[int, int], inner: bytes) -> bytes:
     """A TIFF with one tile of 64 x 64, some of its tags changed, and the tile's data replaced."""
-    entries = {
-        256: 64,
-        257: 64,
-        258: 8,
-        259: 8,
-        262: 1,
-        277: 1,
-        322: 64,
-        323: 64,
-        324: 0,
-        325: len(inner),
-    } | tags
+    entries = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 64, 323: 64, 324: 0, 325: len(inner)}
+    entries |= tags
     entries[324] = 8 + 2 + 12 * len(entries) + 4
     body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + inner
