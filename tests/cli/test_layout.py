@@ -110,6 +110,7 @@ def test_a_report_that_fails_leaves_the_figures(capsys, monkeypatch, tmp_path):
     from omma.reporting import run_report
     from omma.verbs import evaluate as verb
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "model.safetensors").touch()
     monkeypatch.setattr(verb, "evaluate", lambda *_, **__: evaluation())
