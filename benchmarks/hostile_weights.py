@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from weights_attacks import attacks, calls, with_call
-from weights_files import Files, samples
+from weights_honest import Files, samples
 from weights_mutants import mutant
 
 from omma import weights

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from weights_files import ESCAPES, Files, as_json, npz_file, samples, torch_file, zip_file
+from weights_honest import ESCAPES, Files, as_json, npz_file, samples, torch_file, zip_file
 
 
 # ---------------------------------------------------------------- code in pickles

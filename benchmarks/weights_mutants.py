@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from weights_files import ESCAPES, Files, zip_file
+from weights_honest import ESCAPES, Files, zip_file
 
 VALUES = (None, True, -1, 0, 1, 2**31, 10**18, 1e308, 1.5, "", ESCAPES, "x" * 5000, [], [[]], {}, {"a": [1]})
 NAMES = (

@@ -1,5 +1,6 @@
 """Checkpoints: the whole state, written atomically, the last two kept; a file, or a folder of shards."""
 
+import errno
 import pickle
 import struct
 import zipfile
@@ -139,7 +140,8 @@ def _read(path: Path, rank: int, processes: int) -> tuple[Saved | None, _Fault]:
     except (OSError, *DAMAGE) as error:
         if exhausted(error):  # the checkpoint may be good
             return None, _Fault("", f"the machine is exhausted: {line(error)}")
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        # EINVAL: damage that sends the reader to before the file's start
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EINVAL):
             return None, _Fault("", error.strerror or str(error))
         return None, _Fault(line(error), "")
 
