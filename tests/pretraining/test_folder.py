@@ -111,9 +111,9 @@ def test_a_lock_is_waited_for_as_long_as_asked(tmp_path):
 def test_a_folder_that_vanished_is_written_again(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim({"seed": 1})
-    assert not folder.kept({"seed": 1})
+    assert not folder.restore_config({"seed": 1})
     (folder.path / "config.json").unlink()
     folder.path.rmdir()
     folder.log({"event": "step", "step": 1})
-    assert folder.kept({"seed": 1})
+    assert folder.restore_config({"seed": 1})
     assert folder.config() == {"seed": 1}

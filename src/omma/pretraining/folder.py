@@ -101,7 +101,7 @@ class RunFolder:
         """Replace entries of the configuration by what a trial has decided."""
         self._write({**self.config(), **config})
 
-    def kept(self, config: Mapping[str, Any]) -> bool:
+    def restore_config(self, config: Mapping[str, Any]) -> bool:
         """Write config.json again if it vanished, without which there is no run; whether it did."""
         if vanished := not (self.path / "config.json").exists():
             self._write(config)

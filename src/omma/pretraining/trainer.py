@@ -220,7 +220,7 @@ class Trainer:
         run = self.run
         if not run.primary and not fsdp.sharded(run.method):
             return
-        if run.primary and run.folder.kept(self.config):
+        if run.primary and run.folder.restore_config(self.config):
             run.listen(Note(f"{run.folder.path} vanished during the run: it is written again"))
         checkpoint.save(
             run.folder.checkpoints, run.method, run.optimizer,
