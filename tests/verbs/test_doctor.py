@@ -33,7 +33,7 @@ def test_what_fails_leaves_the_rest(monkeypatch):
         raise RuntimeError("no home")
 
     monkeypatch.setattr(device, "memory", fail)
-    monkeypatch.setattr("omma.core.files.cache_folder", fail)
+    monkeypatch.setattr("omma.core.caches.cache_folder", fail)
     facts = dict(doctor())
     assert facts["memory"] == facts["caches"] == "unknown (RuntimeError: no home)"
     assert facts["python"]

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from omma.core.caches import cache_folder
 from omma.core.errors import message
 
 DAMAGED = "a file is damaged or not what its name says: make or download it again"
@@ -257,8 +258,6 @@ def _space(path: str | os.PathLike[str]) -> str:
 def _disks() -> str:
     """The folders that a command writes to and whose disks are nearly full; all of them if none is."""
     import tempfile
-
-    from omma.core.files import cache_folder
 
     folders: list[str] = [os.getcwd(), str(cache_folder())]
     with contextlib.suppress(OSError):  # no folder for temporary files can be written

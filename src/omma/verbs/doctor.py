@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from omma.core import caches, files, outputs
 from omma.core import device as machine
-from omma.core import files, outputs
 from omma.core.errors import line
 from omma.core.explain import translated
 from omma.ops.cpu import library
@@ -60,7 +60,7 @@ def _versions() -> str:
 
 def _caches() -> str:
     """Where listings and compiled kernels are cached, and whether they can be."""
-    folder = files.cache_folder()
+    folder = caches.cache_folder()
     try:
         outputs.check_folder(folder, "OMMA_CACHE")
     except ValueError as error:

@@ -9,8 +9,8 @@ import numpy as np
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
+from omma.core.caches import cache_folder
 from omma.core.explain import translated
-from omma.core.files import cache_folder
 from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omma.core.caches import cache_folder
 from omma.core.explain import explain
-from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.batches import skip_bad
 from omma.data.batches.decoded_cache import Cache

@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import Num
 
 from omma.core import files
+from omma.core.caches import cache_folder
 from omma.core.device import cores
 from omma.core.errors import line
-from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Inaccessible
 from omma.core.words import count
 from omma.data.pixels.resize import cut_into

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omma.core.files import cache_folder
+from omma.core.caches import cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.collection import IndexedImages, none_readable

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from omma.core.caches import cache_folder
 from omma.core.explain import translated
-from omma.core.files import cache_folder
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
 from omma.data.sources import identity

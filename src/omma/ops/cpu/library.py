@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omma.core import files, trust
+from omma.core import caches, files, trust
 from omma.core.errors import line
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     name = f"kernels-{hashlib.blake2b(recipe.encode(), digest_size=8).hexdigest()}.so"
     command = [compiler, *flags, str(SOURCE / "all.cpp"), "-o"]
     try:
-        library, where = _built(files.cache_folder() / name, command)
+        library, where = _built(caches.cache_folder() / name, command)
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip())
         return None, f"torch's: {compiler} could not compile omma's own: {reason}"
