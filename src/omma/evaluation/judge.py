@@ -17,7 +17,7 @@ from omma.core.protocols import Images, Preprocess, Tokenizer
 from omma.core.words import count
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
-from omma.data.sources import captions
+from omma.data.sources import captions, label_sets
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
 from omma.data.sources.trained_on import TrainedOn
@@ -81,6 +81,8 @@ def text_reader(model: Model, name: str, prompts: str | Path | None, merges: str
 def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
+    if label_sets.of(images) is not None:
+        raise ValueError(label_sets.refusal(job.source, images.classes, "an evaluation by labels"))
     if images.labels is None:
         raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     train, test, description = splitting.train_test(images, seed)
