@@ -121,7 +121,7 @@ class Method(protocols.Classifies):
 
     def _tensors(self) -> list[Tensor]:
         """Whatever training changes: parameters, and statistics of batch norms."""
-        parameters = [p for name, p in self.named_parameters() if name in self._trained]
+        parameters: list[Tensor] = [p for name, p in self.named_parameters() if name in self._trained]
         if self.encoder.adapter is not None:  # statistics are frozen
             return parameters
         stored = self.encoder.state_dict(keep_vars=True).values()
