@@ -175,6 +175,7 @@ def test_options_of_method_and_model_are_taken_out_of_the_words():
     assert options == {
         "method": {"teacher_temp": "0.05", "centring": "off"},
         "model": {"layer_scale": "1e-5"},
+        "adapt": {},
     }
 
 

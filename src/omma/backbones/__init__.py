@@ -10,15 +10,28 @@ import inspect
 import math
 import pkgutil
 import re
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any, NamedTuple, get_args
 
 import torch
 
+from omma.backbones import adapters
 from omma.backbones.layers.wrapped import wrap
 from omma.core.protocols import Backbone
 
-__all__ = ("build", "family", "names", "options", "outline", "paper", "traits", "unfilled", "wrap")
+__all__ = (
+    "adapters",
+    "build",
+    "family",
+    "names",
+    "options",
+    "outline",
+    "paper",
+    "traits",
+    "unfilled",
+    "wrap",
+)
 
 PAPERS = {  # arXiv numbers of models whose family's file opens with another paper
     "deit": "2012.12877",
@@ -142,11 +155,19 @@ def _checked(name: str, encoder: type[Backbone], arguments: dict[str, Any]) -> d
     return checked
 
 
-def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Backbone:
+def build(
+    *,
+    name: str,
+    image_size: int,
+    channels: int = 3,
+    adapt: Mapping[str, Any] | None = None,
+    **chosen: Any,
+) -> Backbone:
     """A freshly initialised backbone.
 
     image_size: pixels along a side that positions are made for; they are interpolated for other sizes.
-    Raises ValueError for an unknown name or option.
+    adapt: an adapter to insert, its kind and options (backbones/adapters). Raises ValueError for an unknown
+    name or option.
     """
     encoder, arguments = _find(name)
     defaults = options(name)
@@ -157,6 +178,8 @@ def build(*, name: str, image_size: int, channels: int = 3, **chosen: Any) -> Ba
     network: Backbone = constructor(**_checked(name, encoder, {**spec, **arguments, **chosen}))
     changed = {k: v for k, v in chosen.items() if not k.startswith("drop_") and v != defaults[k]}
     network.built_from = {**spec, **changed}
+    if adapt is not None:
+        adapters.insert(network, adapt["kind"], {k: v for k, v in adapt.items() if k != "kind"})
     return network
 
 

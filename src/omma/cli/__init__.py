@@ -42,12 +42,12 @@ SEVERAL = ("--protocol", "--train-on", "--test-on")  # options that take several
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Take `--method.KEY VALUE`, `--method.KEY=VALUE` and the same of `--model` out of the arguments."""
+    """Take `--method.KEY VALUE`, `--method.KEY=VALUE`, and those of --model, --adapt out of the arguments."""
     rest: list[str] = []
-    options: dict[str, dict[str, str]] = {"method": {}, "model": {}}
+    options: dict[str, dict[str, str]] = {"method": {}, "model": {}, "adapt": {}}
     words = iter(arguments)
     for word in words:
-        match = re.fullmatch(r"--(method|model)\.([\w-]+)(?:=(.*))?", word, re.DOTALL)
+        match = re.fullmatch(r"--(method|model|adapt)\.([\w-]+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
             rest.append(word)
             continue

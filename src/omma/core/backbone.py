@@ -1,7 +1,7 @@
 """What the layers above promise and expect of an encoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Backbone(nn.Module):
     prefix: int = 0  # tokens before the patches in the last layer
     name: str  # as on the command line: "vit-ti/16"
     built_from: Mapping[str, Any]  # name, image size, channels and the options that were chosen
+    adapter: str | None = None  # kind of adapter inserted (backbones/adapters); all else is frozen then
 
     @property
     def token_dim(self) -> int:
@@ -87,6 +88,15 @@ class Backbone(nn.Module):
         (maps,) = self.attention(images)
         maps = maps[..., self.prefix :]
         return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; with an adapter, all modules but its own stay in evaluation mode."""
+        super().train(mode and self.adapter is None)
+        if self.adapter is not None:
+            for module in self.modules():
+                if getattr(module, "of_adapter", False):
+                    module.train(mode)
+        return self
 
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Its parameters: the embedding's, then block by block, then those after the last block.

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors
 
 from omma import backbones
+from omma.backbones.adapters import OPTION
 from omma.core.errors import line
 from omma.core.files import omma_version
 from omma.weights.safetensors_file import open_tensors
@@ -59,7 +60,10 @@ def _check_spec(spec: Mapping[str, Any], expect: Callable[[bool, str, Any, str],
     for field, most in (("image_size", MOST_PIXELS), ("channels", MOST_CHANNELS)):
         value = spec.get(field)
         expect(_whole(value, 1, most), f"spec.{field}", value, f"a whole number from 1 to {most:,}")
-    for field, value in spec.items():
+    adapt = spec.get(OPTION, {})
+    expect(isinstance(adapt, dict), f"spec.{OPTION}", adapt, "an object")
+    own = {field: value for field, value in spec.items() if field != OPTION}
+    for field, value in (own | {f"{OPTION}.{key}": value for key, value in adapt.items()}).items():
         values = value if isinstance(value, list) else [value]
         numbers = [v for v in values if isinstance(v, int | float)]
         for each in values:

@@ -1,0 +1,1 @@
+"""Classifiers from few labels: heads, adapters and their choice, on top of the pretraining engine."""
