@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import omma
+from omma.data.sources import split
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining.events import Note, Plan, Progress
 from omma.pretraining.folder import RunFolder
@@ -35,10 +36,7 @@ def colours(n=60, classes=3, seed=0, several=False):
         sets[np.arange(n) % 7 == 0, 0] = 1
     for k in range(classes):
         pixels[sets[:, k] > 0, :, :, k] += 100
-    names = ("red", "green", "blue")[:classes]
-    if several:
-        return ArrayImages(pixels, None, names, label_sets=sets)
-    return ArrayImages(pixels, kind, names)
+    return ArrayImages(pixels, sets if several else kind, ("red", "green", "blue")[:classes])
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +121,13 @@ def test_the_best_weights_by_the_held_out_images_are_the_result(tmp_path, start)
 
 
 def _held_out():
-    from omma.data.sources import split
-
     images = colours()
     rows = split.stratified(images.labels, 0.2, 0)[1]
-    return np.stack([images.read(int(i)) for i in rows]), images.labels[rows], images.classes
+    return _pixels(images)[rows], images.labels[rows], images.classes
+
+
+def _pixels(images):
+    return np.stack([images.read(i) for i in range(len(images))])
 
 
 def test_a_classifier_goes_on_learning(tmp_path, start):
@@ -167,7 +167,9 @@ def test_classes_of_different_sizes(tmp_path, start, balance):
 )
 def test_few_labels_and_what_is_held_out(tmp_path, start, options, used, words):
     events = []
-    result = finetune(start, colours(), out=tmp_path / "run", steps=2, listen=events.append, **options, **HERE)
+    result = finetune(
+        start, colours(), out=tmp_path / "run", steps=2, listen=events.append, **options, **HERE
+    )
     (plan,) = (event for event in events if isinstance(event, Plan))
     assert plan.used == used
     assert any(words in note for note in plan.notes)
@@ -266,7 +268,7 @@ def test_stopped_and_resumed_is_the_same(tmp_path, start):
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, start):
     images = colours(120)
-    np.savez(tmp_path / "data.npz", images=images.data, labels=np.array(images.classes)[images.labels])
+    np.savez(tmp_path / "data.npz", images=_pixels(images), labels=np.array(images.classes)[images.labels])
 
     def process(out):
         return processes.start(
