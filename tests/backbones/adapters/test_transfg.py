@@ -137,9 +137,8 @@ def test_the_whole_network_is_trained_in_training_mode():
     network.train()
     assert all(module.training for module in network.modules())
     network.drop_nothing()
-    network(images()).pooled.sum().backward()
-    assert all(p.grad is not None
-    assert (p.grad != 0).any() for p in network.parameters())
+    network(images()).pooled.square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_memory_is_not_taken_by_maps():
