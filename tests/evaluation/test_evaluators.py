@@ -169,8 +169,10 @@ def test_lbfgs_minimises_the_loss_written_out(classes, penalty):
         return value.item(), weight.grad.numpy().ravel()
 
     best = minimize(loss, np.zeros(13 * classes), jac=True, method="BFGS", tol=1e-8).x.reshape(13, classes)
-    (answer,) = linear._lbfgs_path(x, y, w, [penalty])
-    assert (answer == (w @ best[:-1] + best[-1]).argmax(1)).mean() > 0.995
+    (found,) = linear._lbfgs_path(data.train[rows], linear.one_hot(y, classes), [penalty])
+    assert (found(data.test).argmax(1) == (w @ best[:-1] + best[-1]).argmax(1)).mean() > 0.995
+    weight, bias = found.folded()
+    assert np.allclose(data.test @ weight.T + bias, found(data.test), atol=1e-4)
 
 
 def test_the_solver_goes_by_size():
