@@ -1,7 +1,7 @@
 """Linear classifiers on frozen features, whose strength is chosen on held-out train images.
 
-Three losses: softmax cross-entropy (multinomial logistic regression), sigmoid cross-entropy (one class against
-the rest, for several labels an image), and the squared hinge (scikit-learn's LinearSVC).
+Three losses: softmax cross-entropy (multinomial logistic regression), sigmoid cross-entropy (one class
+against the rest, for several labels an image), and the squared hinge (scikit-learn's LinearSVC).
 
 Two solvers. L-BFGS chooses the L2 penalty; it serves small sets. SGD trains one head for each learning rate
 in one pass over the features, as DINOv2's protocol does (2304.07193), and chooses the rate; it serves sets on

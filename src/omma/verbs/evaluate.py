@@ -16,7 +16,9 @@ from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.evaluation import check_protocols, history, notes
-from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
+from omma.evaluation.job import Job, Judgement, StageProgress, text_reader
+from omma.evaluation.judge import by_labels
+from omma.evaluation.judge_captions import by_captions
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
