@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from omma.core.words import count
+from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
 from omma.evaluation import confidence, knn, linear, ridge, zeroshot
@@ -21,6 +22,8 @@ ScoreKey = tuple[Subject, str, int | None]  # subject, protocol, k
 def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
+    if label_sets.of(images) is not None:
+        raise ValueError(label_sets.refusal(job.source, images.classes, "an evaluation by labels"))
     if images.labels is None:
         raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     train, test, description = splitting.train_test(images, seed)
