@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from omma.core.words import count
+from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
 from omma.evaluation import NAMES, confidence, hierarchy, metrics, zeroshot
@@ -28,6 +29,8 @@ WITHOUT: dict[str, tuple[Subject, ...]] = {  # subjects that a protocol has no a
 def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
+    if label_sets.of(images) is not None:
+        raise ValueError(label_sets.refusal(job.source, images.classes, "an evaluation by labels"))
     if images.labels is None:
         raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     train, test, description = splitting.train_test(images, seed)
