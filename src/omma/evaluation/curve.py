@@ -295,10 +295,10 @@ def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def protocol(train: str, seeds: int, test: int) -> str:
+def protocol(split: str, seeds: int, test: int) -> str:
     """What all figures of a curve share."""
     return (
-        f"{train}; mean of {count(seeds, 'seed')}, each with other labelled images (nested: those for few are "
-        f"among those for more), the same for all adapters; {count(test, 'test image')}, which nothing is "
-        "chosen on; ± is half of a 95 % interval over seeds and test images"
+        f"{split}; {count(seeds, 'seed')}, each of which draws other images to label, those for few among those "
+        f"for more, the same for all adapters; {count(test, 'test image')}, on which nothing is chosen; ± is "
+        "half of a 95 % interval over seeds and test images"
     )
