@@ -78,14 +78,19 @@ def holdouts(
     return pairs
 
 
+def scaling(fit: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    """Mean and 1 / deviation of each dimension, in fp32; 0 instead of the latter for constant ones."""
+    mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
+    constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
+    return mean.astype(np.float32), scale
+
+
 def standardise(
     fit: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]
 ) -> tuple[Float[np.ndarray, "n d"], ...]:
     """Each dimension scaled to mean 0 and deviation 1 by the statistics of `fit`; constant ones become 0."""
-    mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
-    constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
-    mean = mean.astype(np.float32)
+    mean, scale = scaling(fit)
     return tuple((x - mean) * scale for x in (fit, *others))
 
 
@@ -94,7 +99,6 @@ class Answer(NamedTuple):
 
     predictions: Int[np.ndarray, "m"]
     settings: dict[str, float | int | str]
-    scores: Float[
-        np.ndarray, "m c"
-    ]  # of every class, larger is likelier; a class without train image has the least
+    # of every class, larger is likelier; a class without train image has the least
+    scores: Float[np.ndarray, "m c"]
     probabilities: bool = False  # whether the scores are the probe's probabilities, which sum to 1
