@@ -1,4 +1,4 @@
-"""Curves over numbers of labels: several adapters fitted on few labels and on more, judged on one test part."""
+"""Curves over numbers of labels: several adapters, fitted on few labels and on more, and one test part."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 
 from omma.adaptation import curve_store
-from omma.adaptation.curve_fits import PROBES, Recipe, Trainer, recipe
+from omma.adaptation.curve_fits import Recipe, Trainer, recipe
+from omma.adaptation.curve_probes import PROBES
 from omma.core.protocols import Images
 from omma.core.words import count, enumerated
 from omma.data.sources import label_sets, split
@@ -59,10 +60,10 @@ def curve(
 ) -> Curve:
     """Fit each adapter on each number of labels, `seeds` times, and judge all on the same test part.
 
-    name: of the model, for people. labels: ascending. The labelled images of a seed are drawn of the train
-    part; the test part is that of `split.train_test`. Fits of networks are runs of `finetune` with fixed steps
-    in a temporary folder. cache: a folder that keeps features and finished fits, so that the same call goes on
-    where it was stopped.
+    name: of the model, for people. labels: ascending. A seed draws its labelled images from the train part;
+    the test part is that of `split.train_test`. Networks are trained by `finetune`, for fixed steps, as runs
+    in a temporary folder. cache: a folder that keeps features and finished fits, so that the same call goes
+    on where it was stopped.
     Raises ValueError for images without labels or with several each, and for unknown adapters.
     """
     check_adapters(adapters)
@@ -134,8 +135,8 @@ def _read(
     train, test, description = split.train_test(images, seed)
     both = images.subset(np.concatenate([train, test]))
 
-    def tell(stage: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, total: progress(stage, done, total)
+    def tell(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage, done, total) if progress else None
 
     features = extract(
         model.encoder, both, model.preprocess, device, precision,

@@ -1,26 +1,23 @@
-"""One point of a curve: a classifier from a few labelled images, and its answers on the test images."""
+"""A network of a curve: trained on a few labelled images, and its answers on the test images."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from omma import weights
 from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
-from omma.evaluation import knn, linear, prototypes
 from omma.features.extract import extract
 from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision
 from omma.weights import Model
 from omma.weights.classifier import Classifier
-
-PENALTY = 1e-2  # of linear classifiers where no class has two images, so that none can be held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,44 +46,6 @@ def recipe(adapter: str, images: int) -> Recipe:
     return Recipe(steps=steps, lr=3e-3, options=base, adapt=adapter)
 
 
-# ---------------------------------------------------------------- classifiers of fixed vectors
-Probe = Callable[
-    [Float[np.ndarray, "n d"], Int[np.ndarray, "n"], Float[np.ndarray, "m d"], int], Int[np.ndarray, "m"]
-]
-
-
-def _knn(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    return knn.predict(x, labels, test)
-
-
-def _prototypes(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    return prototypes.predict(x, labels, test)
-
-
-def _by_gradient(loss: linear.Loss) -> Probe:
-    """A linear classifier; its penalty is chosen by five-fold hold-out among the labelled images."""
-
-    def probe(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-        targets = linear.one_hot(labels, int(labels.max()) + 1)
-        if np.bincount(labels).max() > 1:
-            classifier = linear.fit(x, targets, loss=loss, seed=seed, solver="lbfgs").linear
-        else:
-            classifier = linear.refit(x, targets, {"solver": "lbfgs", "penalty": PENALTY}, loss=loss)
-        return classifier(test).argmax(1)
-
-    return probe
-
-
-PROBES: dict[str, Probe] = {
-    "prototypes": _prototypes,
-    "knn": _knn,
-    "hinge": _by_gradient("hinge"),
-    "linear": _by_gradient("softmax"),
-}
-
-
-# ---------------------------------------------------------------- classifiers of images
-@dataclass(frozen=True, kw_only=True)
 class Trainer:
     """Fits adapters by the engine of `omma finetune`, each as a run in a temporary folder."""
 

@@ -36,7 +36,7 @@ class Store:
         return self._known.get(key)
 
     def put(self, key: str, correct: Bool[np.ndarray, "m"], facts: Mapping[str, Any]) -> None:
-        """Remember a fit; facts: what a reader of the file wants to know of it. OSError if it cannot be written."""
+        """Remember a fit; facts: what a reader of the file wants to know of it. Raises OSError."""
         self._known[key] = correct
         if self.file is None:
             return
