@@ -21,7 +21,9 @@ class Line:
     points: Sequence[tuple[float, float, float]]  # mean, low, high
 
 
-def curve_chart(title: str, labels: Sequence[str], amounts: Sequence[float], lines: Sequence[Line]) -> svg.Svg:
+def curve_chart(
+    title: str, labels: Sequence[str], amounts: Sequence[float], lines: Sequence[Line]
+) -> svg.Svg:
     """Accuracies over amounts of labels, on a logarithmic axis, with 95 % intervals as bars.
 
     labels: how each amount is written. The names of the lines stand at their ends, the best one on top.
@@ -83,4 +85,3 @@ def _line(line: Line, k: int, xs: Sequence[float], down, labels: Sequence[str]) 
 
 def _tick(share: float) -> str:
     return f"{100 * share:g} %"
-
