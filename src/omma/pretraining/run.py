@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from omma import methods
 from omma.core import dist, launcher
 from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
@@ -71,6 +72,7 @@ def stream(run: Run) -> loader.Stream:
         device=run.device,
         decode=run.decode,
         full_scale=run.preprocess.full_scale,
+        period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
     )
 
 

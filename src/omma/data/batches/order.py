@@ -26,10 +26,12 @@ def keys(
     rank: int = 0,
     world: int = 1,
     blocks: Int64[np.ndarray, "n"] | None = None,
+    period: int = 0,
 ) -> Iterator[Key]:
     """For each step from `start_step` on, epochs and indices of this process's share of the batch.
 
-    n: images. blocks: each image's shard. Raises ValueError unless the batch divides among `world` processes.
+    n: images. blocks: each image's shard. period: epochs are counted modulo this, so that views repeat, while
+    the order does not; 0: never. Raises ValueError unless the batch divides among `world` processes.
     """
     if n < 1:
         raise ValueError("there is no image to learn from")
@@ -52,7 +54,7 @@ def keys(
         index = np.empty(share, dtype=np.int64)
         for e in epochs:
             index[epoch == e] = orders[e][position[epoch == e]]
-        yield Key(seed, epoch, index)
+        yield Key(seed, epoch % period if period else epoch, index)
         step += 1
 
 
