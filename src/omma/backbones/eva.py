@@ -29,7 +29,7 @@ from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
 from omma.ops import attention
 from omma.ops.cpu.residual import Layers, residual
-from omma.ops.linear import Linear, linear, norm_linear
+from omma.ops.linear import Linear, norm_linear, side_by_side
 from omma.ops.norm import DeferredNorm
 from omma.ops.positions import rope_centred, rope_indexed
 
@@ -66,13 +66,11 @@ class EvaAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def _qkv(self, x: Float[Tensor, "b n d"] | DeferredNorm) -> Float[Tensor, "b n 3d"]:
-        if self.fused:
-            weight, q, v = self.qkv.weight, self.q_bias, self.v_bias
-        else:
-            weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-            q, v = self.q_proj.bias, self.v_proj.bias
+        if not self.fused:
+            return side_by_side(x, (self.q_proj, self.k_proj, self.v_proj))
+        q, v = self.q_bias, self.v_bias
         bias = None if q is None or v is None else torch.cat([q, torch.zeros_like(q), v])
-        return linear(x, weight, bias)
+        return side_by_side(x, (self.qkv,), bias)
 
     def _bias(self, where: Where) -> Tensor | None:
         table = self.relative_position_bias_table
@@ -80,7 +78,7 @@ class EvaAttention(nn.Module):
             return where.bias
         assert where.pairs is not None, "a relative bias needs pairs"
         assert where.home is not None
-        return relative.bias(table, where.home, where.grid, where.pairs)
+        return relative.bias(table, where.home, where.grid, where.pairs, unplaced=where.prefix > 1)
 
     def forward(
         self, x: Float[Tensor, "b n d"] | DeferredNorm, where: Where | Packed
@@ -230,17 +228,18 @@ class Eva(Transformer):
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         like, e, angles = self.patch_embed.proj.weight, self.dim // self.heads, None
         if self.rope == "indexed":
-            angles = rope_indexed(e, grid, (self.rope_home, self.rope_home), self.prefix, like)
+            angles = rope_indexed(e, grid, (self.rope_home, self.rope_home), self.front, like)
         elif self.rope == "centred":
-            angles = rope_centred(e, grid, self.prefix, like)
+            angles = rope_centred(e, grid, self.front, like)
         if angles is not None and keep is not None:
-            angles = angles.of(keep, self.prefix)
-        pairs = None if self.bias == "none" else relative.pairs(grid, keep, like.device)
+            angles = angles.of(keep, self.front)
+        pairs = None if self.bias == "none" else relative.pairs(grid, keep, like.device, self.front)
         bias = None
         if self.bias == "shared":
             assert pairs is not None
-            bias = relative.bias(self.rel_pos_bias.relative_position_bias_table, self.home, grid, pairs)
-        return Where(grid, self.prefix, keep, angles, bias, pairs, self.home)
+            table = self.rel_pos_bias.relative_position_bias_table
+            bias = relative.bias(table, self.home, grid, pairs, unplaced=self.front > 1)
+        return Where(grid, self.front, keep, angles, bias, pairs, self.home)
 
 
 Encoder = Eva

@@ -11,14 +11,14 @@ import numpy as np
 from omma.core import dist
 from omma.core.protocols import BadImage, Needs
 from omma.core.words import count
-from omma.data.sources import captions, collection
+from omma.data.sources import captions, collection, label_sets
 from omma.data.sources.check import checked
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
-from omma.pretraining import monitor, requirements
+from omma.pretraining import few_labels, monitor, requirements
 from omma.pretraining.choose import Facts
 from omma.pretraining.events import Event, Note, Stage
-from omma.pretraining.request import Request, ignore
+from omma.pretraining.request import Request, Supervision, ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,14 @@ def open_source(request: Request) -> IndexedImages:
     """List the images, decoding none; raises ValueError if they lack what the named method requires."""
 
     def check(annotations: Annotations | IndexedImages) -> None:
-        classes = None if annotations.labels is None else annotations.classes
+        several = annotations.label_sets is not None
+        classes = None if annotations.labels is None and not several else annotations.classes
         requirements.refuse(
-            request, classes=classes, captions=annotations.text is not None, notes=annotations.notes
+            request,
+            classes=classes,
+            several=several,
+            captions=annotations.text is not None,
+            notes=annotations.notes,
         )
 
     if isinstance(request.images, IndexedImages):
@@ -68,7 +73,13 @@ def open_source(request: Request) -> IndexedImages:
         )
 
 
-def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Event], None] = ignore) -> Data:
+def prepare(
+    opened: IndexedImages,
+    needs: Needs,
+    seed: int,
+    listen: Callable[[Event], None] = ignore,
+    supervision: Supervision | None = None,
+) -> Data:
     """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
 
     def progress(done: int, total: int) -> None:
@@ -86,6 +97,11 @@ def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Ev
         if applies:
             rows, messages = select(source, rows)
             notes += messages
+    if needs.holds_out:
+        training, sample, messages = few_labels.divide(source, rows, supervision or Supervision(), seed)
+        rows, notes = np.union1d(training, sample), notes + messages
+        sample = sample if len(sample) else training[: monitor.HELD_OUT]
+        return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))
     training, sample = monitor.hold_out(rows, seed)
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")
@@ -114,8 +130,11 @@ def _train_part(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, li
 
 def _labelled(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The rows with a label, and how many have none."""
-    assert images.labels is not None
-    labelled = rows[images.labels[rows] >= 0]
+    if images.label_sets is not None:
+        labelled = rows[~label_sets.unlabelled(images.label_sets[rows])]
+    else:
+        assert images.labels is not None
+        labelled = rows[images.labels[rows] >= 0]
     if not len(labelled):
         raise ValueError(f"{images.source}: none of the images to train on has a label; see docs/input.md")
     left_out = len(rows) - len(labelled)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from omma import methods
@@ -12,10 +13,10 @@ from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.captions import Captions
 from omma.data.sources.collection import IndexedImages
-from omma.pretraining import monitor
 from omma.pretraining.choose import Choice
 from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder
+from omma.pretraining.watch import Watch
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, moved
 from omma.train.profile import OFF, Phase, Stopwatch
@@ -37,7 +38,7 @@ class Run:
     position: Position
     choice: Choice
     folder: RunFolder
-    monitor: monitor.Monitor
+    watcher: Watch
     clock: Timekeeper
     device: torch.device
     dtype: torch.dtype
@@ -48,6 +49,7 @@ class Run:
     workers: int | None
     decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in the workers
     listen: Callable[[Event], None]
+    balance: np.ndarray | None  # labels whose classes are drawn equally often
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
     skipped: list[tuple[str, str]]
@@ -72,19 +74,20 @@ def stream(run: Run) -> loader.Stream:
         device=run.device,
         decode=run.decode,
         full_scale=run.preprocess.full_scale,
+        balance=run.balance,
         period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
     )
 
 
 def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, labels and captions, on the device."""
-    labels = run.images.labels
+    labels, label_sets = run.images.labels, run.images.label_sets
     for crops, key, read, _ in stream:
         run.watch.to(Phase.VIEWS)
         label = None if labels is None else torch.from_numpy(labels[read])
+        sets = None if label_sets is None else torch.from_numpy(label_sets[read]).float()
         text = None if run.captions is None else run.captions(key, read)
-        yield moved(
-            Batch(augment.augment(crops, run.crops, key, run.preprocess), key, label, text), run.device
-        )
+        views = augment.augment(crops, run.crops, key, run.preprocess)
+        yield moved(Batch(views, key, label, text, sets), run.device)
         if stream.in_memory:  # the next crops are cut when they are asked for
             run.watch.to(Phase.VIEWS)
