@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omma.cli import early
-from omma.cli.shared import File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
+from omma.cli.shared import As_, File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
 from omma.cli.stages import Stages
 from omma.core import files, outputs
 from omma.evaluation import check_protocols, metric_groups
@@ -31,6 +31,7 @@ def evaluate(
     prompts: File_ = None,
     merges: File_ = None,
     floors: bool = True,
+    architecture: As_ = None,
     allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -55,6 +56,7 @@ def evaluate(
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
@@ -76,8 +78,8 @@ def evaluate(
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
             label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts, merges=merges,
-            floors=floors, allow_partial=allow_partial, device=device, precision=precision, seed=seed,
-            progress=stages,
+            floors=floors, architecture=architecture, allow_partial=allow_partial, device=device,
+            precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if metrics:

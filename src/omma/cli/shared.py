@@ -24,6 +24,7 @@ Name_ = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME"
 File_ = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Place_ = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 Chosen_ = Annotated[str | None, tyro.conf.arg(metavar="IMAGES")]
+As_ = Annotated[str | None, tyro.conf.arg(name="as", metavar="timm:NAME|torchvision:NAME")]
 Size_ = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Dotted = tyro.conf.Suppress[
     tyro.conf.Fixed[dict[str, dict[str, str]] | None]

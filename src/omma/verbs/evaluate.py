@@ -42,6 +42,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     floors: bool = True,
+    architecture: str | None = None,
     allow_partial: bool = False,
     json: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
@@ -59,7 +60,8 @@ def evaluate(
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
     tokenizer's merges, for published CLIP weights that lie without it.
-    model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
+    model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); architecture: as
+        `omma.load` takes it; allow_partial: also where
         many of its parameters are not in the file.
     floors: judge raw pixels and the same network untrained by the same protocols.
     json: a file to write `Evaluation.to_json()` to.
@@ -73,7 +75,11 @@ def evaluate(
     if json is not None:
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
-    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
+    loaded = (
+        model
+        if isinstance(model, Model)
+        else weights.load(model, architecture=architecture, allow_partial=allow_partial)
+    )
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
