@@ -81,9 +81,9 @@ def predict(
     return Answer(scores.argmax(1), fitted.settings, scores, True)
 
 
-def one_hot(labels: Int[np.ndarray, "n"], classes: int) -> Float[np.ndarray, "n k"]:
-    """1 for each image's class and 0 for the others, float32."""
-    return np.eye(classes, dtype=np.float32)[labels]
+def one_hot(labels: Int[np.ndarray, "n *k"], classes: int) -> Float[np.ndarray, "n k"]:
+    """Targets, float32: 1 for each image's class and 0 for the others; label sets as they are."""
+    return labels.astype(np.float32) if labels.ndim == 2 else np.eye(classes, dtype=np.float32)[labels]
 
 
 def fit(

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omma.core.words import count
+from omma.data.sources.split import occurrence
 
 FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
@@ -76,6 +77,25 @@ def holdouts(
         held_out = rank < held_out_counts[labels[order]]
         pairs.append((np.sort(order[~held_out]), np.sort(order[held_out])))
     return pairs
+
+
+def folds(
+    labels: Int[np.ndarray, "n"], seed: int, number: int = 5
+) -> list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]:
+    """(fit, held_out) indices for cross-validation, stratified and seeded: each image is held out once.
+
+    The single image of a class is never held out. Fewer folds where no class has `number` images; none where
+    no class has two.
+    """
+    rng = np.random.default_rng((seed, 0xF01D))
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    rank[order] = occurrence(labels[order])  # among the images of its class
+    sizes = np.bincount(labels)
+    part = (rank + rng.integers(number, size=len(sizes))[labels]) % number
+    part[sizes[labels] < 2] = -1
+    held_out = [np.flatnonzero(part == each) for each in range(number)]
+    return [(np.setdiff1d(np.arange(len(labels)), rows), rows) for rows in held_out if len(rows)]
 
 
 def scaling(fit: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
