@@ -31,7 +31,9 @@ def evaluate(
     prompts: File_ = None,
     merges: File_ = None,
     floors: bool = True,
-    architecture: As_ = None,
+    curve: str | None = None,
+    seeds: int = 5,
+    adapt: tuple[str, ...] = (),
     allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -56,7 +58,11 @@ def evaluate(
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
-        architecture: The network that a weights file or folder holds, where omma does not recognise it.
+        curve: Instead, what labels are worth: fit classifiers on so many labels a class (1,2,4,8,16), or on
+            shares of all labels (1%,10%), and compare them.
+        seeds: For --curve, how often each is fitted, with other labelled images.
+        adapt: For --curve, what is fitted: prototypes, knn, hinge, linear; lora, vpt, bias, adapter, full,
+            scratch (docs/finetune.md).
         allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
@@ -69,6 +75,12 @@ def evaluate(
     for file, option in ((json, "--json"), (confusion, "--confusion")):
         if file is not None:
             outputs.check_file(file, option)
+    if curve is not None:
+        return _curve(
+            model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
+            train_on=train_on, test_on=test_on, allow_partial=allow_partial, device=device,
+            precision=precision, seed=seed,
+        )  # fmt: skip
     with Stages(f"reading {labelled} ...") as stages:
         from omma.core.device import keep_memory
         from omma.evaluation.detail import primary, write_matrices
@@ -92,6 +104,24 @@ def evaluate(
         say(f"written to {json}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         _report_beside(model, labelled, seed, label_depth)
+    return 0
+
+
+def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
+    """`omma evaluate --curve`."""
+    with Stages(f"reading {labelled} ...") as stages:
+        from omma.core.device import keep_memory
+        from omma.verbs.curve import curve as verb
+
+        keep_memory()
+        result = verb(model, labelled, json=json, progress=stages, **options)
+    say("")
+    show(_table(*result.table()), out)
+    say("")
+    for line in (*result.answer(), result.protocol, *result.notes):
+        say(line)
+    for file in result.files:
+        say(f"written to {file}")
     return 0
 
 

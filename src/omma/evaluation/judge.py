@@ -26,19 +26,26 @@ WITHOUT: dict[str, tuple[Subject, ...]] = {  # subjects that a protocol has no a
 }
 
 
-def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
-    """Classify the test part by probes that learn from the train part, or by the names of the classes."""
-    images, seed = job.images, job.seed
+def _one_label_each(job: Job) -> Int[np.ndarray, "n"]:
+    """The images' labels; ValueError where there are none, or several an image."""
+    images = job.images
     if label_sets.of(images) is not None:
         raise ValueError(label_sets.refusal(job.source, images.classes, "an evaluation by labels"))
     if images.labels is None:
         raise ValueError(f"{job.source} has no labels: {remedy(images)}")
+    return images.labels
+
+
+def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
+    """Classify the test part by probes that learn from the train part, or by the names of the classes."""
+    images, seed = job.images, job.seed
+    own = _one_label_each(job)
     train, test, description = splitting.train_test(images, seed)
     rows = np.sort(np.concatenate([train, test]))
-    rows = rows[images.labels[rows] >= 0]
+    rows = rows[own[rows] >= 0]
     features = features_of_all(job, images.subset(rows))
     readable = readable_rows(features)
-    labels, is_test = images.labels[rows[readable]], np.isin(rows[readable], test)
+    labels, is_test = own[rows[readable]], np.isin(rows[readable], test)
     tested = rows[readable][is_test]
     scores: list[Score] = []
     details: list[Detail] = []

@@ -7,7 +7,7 @@ from typing import Literal
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
-from omma.core.caches import cache_folder
+from omma.core.caches import features_folder
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
@@ -123,7 +123,4 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
         return None if cache is None else Path(cache)
     if isinstance(model, Model):
         return None
-    folder = Path(model)
-    if not folder.exists():  # published weights, by name
-        return cache_folder() / "features"
-    return (folder if folder.is_dir() else folder.parent) / "features"
+    return features_folder(model)
