@@ -21,7 +21,7 @@ from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
 from omma.pretraining import retention
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
-from omma.reporting import charts, html, pictures, svg
+from omma.reporting import charts, confusions, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -66,7 +66,7 @@ def write_report(
         evaluations = []
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
-    sections = []
+    sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
