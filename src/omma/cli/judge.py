@@ -24,6 +24,7 @@ def evaluate(
     metrics: tuple[str, ...] = (),
     taxonomy: File_ = None,
     confusion: File_ = None,
+    report: File_ = None,
     label_depth: LabelDepth = None,
     json: File_ = None,
     train_on: tuple[str, ...] = (),
@@ -50,6 +51,8 @@ def evaluate(
         taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
             parent and child, indented text, JSON (docs/evaluate.md).
         confusion: CSV file for the confusion matrix; of several protocols, each has a file of its own.
+        report: HTML page with the figures, the classes and the confusions, with example images; a run's own
+            report has them anyway.
         label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
@@ -72,7 +75,7 @@ def evaluate(
     check_protocols(protocol)
     early.images(labelled)
     metric_groups(metrics)
-    for file, option in ((json, "--json"), (confusion, "--confusion")):
+    for file, option in ((json, "--json"), (confusion, "--confusion"), (report, "--report")):
         if file is not None:
             outputs.check_file(file, option)
     if curve is not None:
@@ -102,6 +105,10 @@ def evaluate(
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")
+    if report is not None:
+        from omma.verbs.report import report_evaluation
+
+        say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         _report_beside(model, labelled, seed, label_depth)
     return 0

@@ -25,7 +25,7 @@ from omma.pretraining import resume, retention
 from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, html, pictures, svg
+from omma.reporting import charts, confusions, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -73,7 +73,7 @@ def write_report(
         evaluations = []
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
-    sections = []
+    sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
