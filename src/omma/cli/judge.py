@@ -26,6 +26,7 @@ def evaluate(
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
     prompts: File_ = None,
+    descriptions: File_ = None,
     merges: File_ = None,
     floors: bool = True,
     allow_partial: bool = False,
@@ -44,6 +45,7 @@ def evaluate(
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
+        descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
@@ -64,8 +66,8 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, label_depth=label_depth, train_on=train_on, test_on=test_on,
-            prompts=prompts, merges=merges, floors=floors, allow_partial=allow_partial, device=device,
-            precision=precision, seed=seed, progress=stages,
+            prompts=prompts, descriptions=descriptions, merges=merges, floors=floors,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if json is not None:  # the figures are printed already, whatever becomes of the file

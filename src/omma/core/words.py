@@ -1,6 +1,11 @@
-"""Words for numbers."""
+"""Words for numbers and names."""
 
 
 def count(number: int, thing: str, plural: str | None = None) -> str:
     """ "1 image", "2 images", "1,200 images"; plural: of words that take more than an s."""
     return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
+
+
+def class_words(name: str) -> str:
+    """The name of a class as people write it: underscores become spaces."""
+    return name.replace("_", " ").strip()

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int
 
+from omma.backbones.layers import prompts as learned_prompts
 from omma.backbones.layers import text
-from omma.backbones.layers.text import Paired
 from omma.core.protocols import Images, Preprocess, Tokenizer
 from omma.core.words import count
 from omma.data import text_tokenizer
@@ -25,18 +25,12 @@ from omma.evaluation import confidence, knn, linear, retrieval, ridge, zeroshot
 from omma.evaluation.score import Score, Subject, classification_fields
 from omma.evaluation.split import Split
 from omma.evaluation.verdict import NAMES, Comparison
+from omma.evaluation.zeroshot import TextReader
 from omma.features.extract import FeatureSet, extract, pixels
 from omma.weights import Model
 
 ScoreKey = tuple[Subject, str, int | None]  # subject, protocol, k
 StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
-
-
-class TextReader(NamedTuple):
-    """A model's text tower, and the templates of prompts for zero-shot classification."""
-
-    paired: Paired
-    templates: Sequence[str]  # at least one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +60,23 @@ class Judgement(NamedTuple):
     tested: Int[np.ndarray, "m"]  # rows of the test images
 
 
-def text_reader(model: Model, name: str, prompts: str | Path | None, merges: str | Path | None) -> TextReader:
-    """The model's text tower with its tokenizer; ValueError if it has none."""
-    templates = (zeroshot.TEMPLATE,) if prompts is None else zeroshot.read_templates(prompts)
+def text_reader(
+    model: Model,
+    name: str,
+    prompts: str | Path | None = None,
+    merges: str | Path | None = None,
+    descriptions: str | Path | None = None,
+) -> TextReader:
+    """The model's text tower with its tokenizer, and what it reads of classes; ValueError if it has none."""
+    templates = () if prompts is None else zeroshot.read_templates(prompts)
+    sentences = None if descriptions is None else zeroshot.read_descriptions(descriptions)
     paired = text.restored(model.extras, name, None if merges is None else text_tokenizer.read_merges(merges))
     if paired.tokenizer is None:
         raise ValueError(
             f"{name} does not hold its tokenizer's merges: give --merges bpe_simple_vocab_16e6.txt.gz "
             "(docs/clip.md)"
         )
-    return TextReader(paired, templates)
+    return TextReader(paired, templates, sentences, learned_prompts.restored(model.extras, name))
 
 
 def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
@@ -261,10 +262,9 @@ def _predictions(
             yield predictions, {"k": k, "T": knn.TEMPERATURE}
     elif protocol == "zeroshot":
         assert reader is not None
-        embedded = reader.paired.texts(zeroshot.prompts(classes, reader.templates), job.device)
-        vectors = zeroshot.classifier(embedded, len(classes))
-        settings = {"templates": len(reader.templates), "template": reader.templates[0]}
-        yield zeroshot.predict(reader.paired.images(data.test), vectors), {"settings": settings}
+        vectors = reader.vectors(classes, job.device)
+        predictions = zeroshot.predict(reader.paired.images(data.test), vectors)
+        yield predictions, {"settings": reader.settings(classes)}
     else:
         predict = {"linear": linear.predict, "ridge": ridge.predict}[protocol]
         answer = predict(data, seed=job.seed, device=device)
@@ -292,9 +292,7 @@ def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     assert job.text_reader is not None
-    templates = job.text_reader.templates
-    more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
-    yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
+    yield from job.text_reader.notes(classes)
     for same in zeroshot.alike(classes)[:3]:
         names = " and ".join(map(repr, same))
         yield f"the classes {names} have the same prompts: images are assigned to the first"

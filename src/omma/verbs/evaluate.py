@@ -32,6 +32,7 @@ def evaluate(
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
     prompts: str | Path | None = None,
+    descriptions: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -49,8 +50,9 @@ def evaluate(
     chooses on the train part.
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
-    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
-    tokenizer's merges, for published CLIP weights that lie without it.
+    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
+    sentences that describe the classes; with prompts, both are used. merges: the file of the tokenizer's
+    merges, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
         many of its parameters are not in the file.
     floors: judge raw pixels and the same network untrained by the same protocols.
@@ -67,10 +69,10 @@ def evaluate(
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
-        read = text_reader(loaded, name, prompts, merges)
-    elif prompts is not None or merges is not None:
+        read = text_reader(loaded, name, prompts, merges, descriptions)
+    elif any(file is not None for file in (prompts, descriptions, merges)):
         raise ValueError(
-            "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
+            "prompts, descriptions and merges are for the protocols zeroshot and retrieval: choose one"
         )
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     job = Job(

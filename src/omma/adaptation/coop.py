@@ -1,0 +1,142 @@
+"""CoOp: learn the context of a class's name in a prompt [Zhou 2021, arXiv 2109.01134].
+
+Both towers of a CLIP-like model stay as they are. M vectors in the place of words are learned, by the
+cross-entropy of the model's own logits, s cos(image, prompt of the class) [eq. 2]. The images' features are
+computed once, so there is no augmentation (the paper's code crops and mirrors at random).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from omma.backbones.layers import prompts
+from omma.backbones.layers.prompts import POSITIONS, Learned
+from omma.backbones.layers.text import Paired
+from omma.core.checks import above_zero, one_of
+
+DEVIATION = 0.02  # of a random context's first values
+WARM_UP = 1e-5  # the learning rate of the first epoch
+MOMENTUM, DECAY = 0.9, 5e-4  # of the paper's code
+EPOCHS = {1: 50, 4: 100, 16: 200}  # up to so many images a class; the last one for more, too [section 4.1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's defaults [section 4.1]."""
+
+    tokens: int = 16  # M, learned vectors
+    words: str | None = None  # that the context starts from, "a photo of a"; their tokens replace `tokens`
+    per_class: bool = False  # a context for each class ("class-specific", CSC); no use for new classes
+    position: str = "end"  # of the class's name: "end" or "middle"
+    lr: float = 0.002
+    batch: int = 32
+    epochs: int | None = None  # None: 50, 100 or 200, by the images a class
+
+    def __post_init__(self) -> None:
+        one_of("adapt.position", self.position, POSITIONS)
+        above_zero(self, "tokens", "lr", "batch")
+        if self.epochs is not None:
+            above_zero(self, "epochs")
+
+
+class Progress(NamedTuple):
+    """Of the training so far."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+class Result(NamedTuple):
+    """What was learned, and how."""
+
+    learned: Learned
+    epochs: int
+    steps: int
+    loss: float  # mean of the last epoch
+    seconds: float
+
+
+def learn(
+    paired: Paired,
+    scale: float,
+    images: Float[np.ndarray, "n o"],
+    labels: Int[np.ndarray, "n"],
+    classes: Sequence[str],
+    config: Config,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    seconds: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Learn a context from images' unit vectors (`Paired.images`) and their labels, rows of `classes`.
+
+    scale: of the cosines, the model's exp(logit_scale). seconds: a budget; fewer epochs are trained if those
+    of `config` would take longer. Raises ValueError for a class's name that is too long.
+    """
+    start = time.monotonic()
+    generator = torch.Generator().manual_seed(seed)
+    tower = paired.tower.to(device).eval().requires_grad_(False)
+    context = _start(paired, config, len(classes), generator).to(device).requires_grad_()
+    filled = prompts.slots(paired, classes, context.shape[-2], config.position).to(device)
+    vectors, targets = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    optimizer = torch.optim.SGD([context], lr=WARM_UP, momentum=MOMENTUM, weight_decay=DECAY)
+    epochs = config.epochs or _epochs(labels)
+    batches = max(1, len(labels) // config.batch)  # of an epoch; the last, incomplete one is left out
+    loss_sum, step, epoch, trained_since = torch.zeros(()), 0, 0, time.monotonic()
+    while epoch < epochs:
+        optimizer.param_groups[0]["lr"] = rate(epoch, epochs, config.lr)
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        loss_sum = torch.zeros((), device=device)
+        for rows in order.split(config.batch)[:batches]:
+            logits = scale * vectors[rows] @ prompts.features(tower, filled, context).T
+            loss = F.cross_entropy(logits, targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+            step += 1
+            if progress:
+                progress(Progress(step, epochs * batches, loss.item()))
+        epoch += 1
+        if seconds is not None and epoch == 1:
+            took = time.monotonic() - trained_since
+            epochs = max(2, min(epochs, int((seconds - (time.monotonic() - start)) / took) + 1))
+    learned = Learned(context.detach().cpu(), config.position, tuple(classes) if config.per_class else ())
+    return Result(learned, epochs, step, float(loss_sum) / batches, time.monotonic() - start)
+
+
+def rate(epoch: int, epochs: int, lr: float) -> float:
+    """The learning rate: constant and tiny in the first epoch, then a cosine, as in the paper's code."""
+    return WARM_UP if epoch == 0 else lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
+def _epochs(labels: Int[np.ndarray, "n"]) -> int:
+    shots = int(np.bincount(labels).max())
+    return next((epochs for most, epochs in EPOCHS.items() if shots <= most), max(EPOCHS.values()))
+
+
+def _start(paired: Paired, config: Config, classes: int, generator: torch.Generator) -> Tensor:
+    """The context before the first step: the words' embeddings, or small random numbers."""
+    tower, tokenizer = paired.tower, paired.tokenizer
+    assert tokenizer is not None
+    if config.words is not None:
+        ids = tokenizer.encode(config.words)
+        if not ids:
+            raise ValueError(
+                f"adapt.words={config.words!r}: give words to start from, such as 'a photo of a'"
+            )
+        weight = tower.token_embed.weight
+        context = weight[torch.tensor(ids, device=weight.device)].detach().float().cpu()
+        return context.repeat(classes, 1, 1) if config.per_class else context.clone()
+    shape = (classes,) * config.per_class + (config.tokens, tower.token_embed.embedding_dim)
+    return DEVIATION * torch.randn(shape, generator=generator)
