@@ -8,7 +8,8 @@ computed once, so there is no augmentation (the paper's code crops and mirrors a
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from omma.adaptation import named
 from omma.backbones.layers import prompts
 from omma.backbones.layers.prompts import POSITIONS, Learned
 from omma.backbones.layers.text import Paired
 from omma.core.checks import above_zero, one_of
+from omma.core.protocols import Images
+from omma.core.words import count
+from omma.data.sources.labels import remedy
+from omma.evaluation.judge import text_reader
+from omma.evaluation.zeroshot import TEMPLATE, TextReader
+from omma.features.extract import extract
+from omma.weights import Model
 
 DEVIATION = 0.02  # of a random context's first values
 WARM_UP = 1e-5  # the learning rate of the first epoch
@@ -30,10 +39,14 @@ EPOCHS = {1: 50, 4: 100, 16: 200}  # up to so many images a class; the last one 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The paper's defaults [section 4.1]."""
+    """The paper's training [section 4.1]; its context is 16 vectors that start at random.
 
-    tokens: int = 16  # M, learned vectors
-    words: str | None = None  # that the context starts from, "a photo of a"; their tokens replace `tokens`
+    Here it starts from words: a text tower that has read short captions alone does not read a class's name
+    behind 16 random vectors, and learns nothing then (docs/clip.md).
+    """
+
+    words: str = "a photo of a"  # whose embeddings the context starts from
+    tokens: int = 0  # M: so many vectors that start at random, instead of words; 0: as many as `words` has
     per_class: bool = False  # a context for each class ("class-specific", CSC); no use for new classes
     position: str = "end"  # of the class's name: "end" or "middle"
     lr: float = 0.002
@@ -42,9 +55,9 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("adapt.position", self.position, POSITIONS)
-        above_zero(self, "tokens", "lr", "batch")
-        if self.epochs is not None:
-            above_zero(self, "epochs")
+        above_zero(self, "lr", "batch", *(["epochs"] if self.epochs is not None else []))
+        if self.tokens < 0:
+            raise ValueError(f"adapt.tokens={self.tokens}: must be at least 0 (start from words)")
 
 
 class Progress(NamedTuple):
@@ -61,8 +74,26 @@ class Result(NamedTuple):
     learned: Learned
     epochs: int
     steps: int
-    loss: float  # mean of the last epoch
+    loss: float  # on the images that it was learned from ...
+    loss_before: float  # ... and with "a photo of a {}." instead
     seconds: float
+
+    def notes(self) -> list[str]:
+        """What was done, in words."""
+        vectors = count(self.learned.context.shape[-2], "learned vector")
+        own = " for each class" if self.learned.classes else ""
+        said = (
+            f"CoOp: {vectors}{own} around the class's name, {self.epochs} epochs, {self.steps:,} steps, "
+            f"{self.seconds:.0f} s"
+        )
+        figures = f"{self.loss:.2f}, {TEMPLATE!r} {self.loss_before:.2f}"
+        if self.loss < self.loss_before:
+            return [f"{said}; cross-entropy on its own images {figures}"]
+        return [
+            said,
+            f"CoOp learned nothing: its cross-entropy on its own images is {figures}; start from words "
+            "(--adapt.words), or learn fewer vectors (--adapt.tokens)",
+        ]
 
 
 def learn(
@@ -92,18 +123,16 @@ def learn(
     optimizer = torch.optim.SGD([context], lr=WARM_UP, momentum=MOMENTUM, weight_decay=DECAY)
     epochs = config.epochs or _epochs(labels)
     batches = max(1, len(labels) // config.batch)  # of an epoch; the last, incomplete one is left out
-    loss_sum, step, epoch, trained_since = torch.zeros(()), 0, 0, time.monotonic()
+    step, epoch, trained_since = 0, 0, time.monotonic()
     while epoch < epochs:
         optimizer.param_groups[0]["lr"] = rate(epoch, epochs, config.lr)
         order = torch.randperm(len(labels), generator=generator).to(device)
-        loss_sum = torch.zeros((), device=device)
         for rows in order.split(config.batch)[:batches]:
             logits = scale * vectors[rows] @ prompts.features(tower, filled, context).T
             loss = F.cross_entropy(logits, targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            loss_sum += loss.detach()
             step += 1
             if progress:
                 progress(Progress(step, epochs * batches, loss.item()))
@@ -112,7 +141,54 @@ def learn(
             took = time.monotonic() - trained_since
             epochs = max(2, min(epochs, int((seconds - (time.monotonic() - start)) / took) + 1))
     learned = Learned(context.detach().cpu(), config.position, tuple(classes) if config.per_class else ())
-    return Result(learned, epochs, step, float(loss_sum) / batches, time.monotonic() - start)
+
+    def loss_of(reader: TextReader) -> float:
+        logits = scale * images @ reader.vectors(classes, device).T
+        return F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+
+    losses = loss_of(TextReader(paired, learned=learned)), loss_of(TextReader(paired))
+    return Result(learned, epochs, step, *losses, time.monotonic() - start)
+
+
+def fit(
+    model: Model,
+    images: Images,
+    config: Config,
+    *,
+    name: str = "model",
+    merges: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+    cache: Path | None = None,
+    seconds: float | None = None,
+    extracted: Callable[[int, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Model, Result]:
+    """The model with a classifier of `images`' classes, whose names are read in a learned context.
+
+    Images without a label, and those that cannot be read, are left out; a class without images is still told
+    by its name. The context is kept beside the encoder: `named.with_names` makes a classifier of other
+    classes from it. name: of the model, for messages. merges: a file with the tokenizer's, if the model does
+    not hold them. cache, precision: of the images' features. extracted: images done, images in total.
+    Raises ValueError for a model without text tower, images without labels, and as `learn`.
+    """
+    reader = text_reader(model, name, merges=merges)
+    scale = named.scale_of(model.extras.tensors, name)
+    rows = np.flatnonzero(images.labels >= 0) if images.labels is not None else np.zeros(0, np.int64)
+    if images.labels is None or not len(rows):
+        raise ValueError(f"{getattr(images, 'source', 'images')} has no labels: {remedy(images)}")
+    device = torch.device(device)
+    features = extract(
+        model.encoder, images.subset(rows), model.preprocess, device, precision,
+        cache=cache, model_digest=None if cache is None else model.digest, progress=extracted,
+    )  # fmt: skip
+    result = learn(
+        reader.paired, scale, reader.paired.images(features.vectors), images.labels[rows[features.indices]],
+        images.classes, config, seed=seed, device=device, seconds=seconds, progress=progress,
+    )  # fmt: skip
+    reader = replace(reader, learned=result.learned)
+    return named.with_names(model, reader, images.classes, name, device), result
 
 
 def rate(epoch: int, epochs: int, lr: float) -> float:
@@ -129,14 +205,12 @@ def _start(paired: Paired, config: Config, classes: int, generator: torch.Genera
     """The context before the first step: the words' embeddings, or small random numbers."""
     tower, tokenizer = paired.tower, paired.tokenizer
     assert tokenizer is not None
-    if config.words is not None:
-        ids = tokenizer.encode(config.words)
-        if not ids:
-            raise ValueError(
-                f"adapt.words={config.words!r}: give words to start from, such as 'a photo of a'"
-            )
-        weight = tower.token_embed.weight
-        context = weight[torch.tensor(ids, device=weight.device)].detach().float().cpu()
-        return context.repeat(classes, 1, 1) if config.per_class else context.clone()
-    shape = (classes,) * config.per_class + (config.tokens, tower.token_embed.embedding_dim)
-    return DEVIATION * torch.randn(shape, generator=generator)
+    if config.tokens:
+        shape = (classes,) * config.per_class + (config.tokens, tower.token_embed.embedding_dim)
+        return DEVIATION * torch.randn(shape, generator=generator)
+    ids = tokenizer.encode(config.words)
+    if not ids:
+        raise ValueError(f"adapt.words={config.words!r}: give words to start from, such as 'a photo of a'")
+    weight = tower.token_embed.weight
+    context = weight[torch.tensor(ids, device=weight.device)].detach().float().cpu()
+    return context.repeat(classes, 1, 1) if config.per_class else context.clone()
