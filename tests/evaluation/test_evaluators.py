@@ -49,6 +49,30 @@ def test_random_labels_are_at_chance(probe):
     assert 0.2 < (probe(data) == data.test_labels).mean() < 0.3
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda data: knn.answers(data)[20],
+        lambda data: linear.predict(data, solver="lbfgs"),
+        lambda data: linear.predict(data, solver="sgd"),
+        ridge.predict,
+    ],
+    ids=PROBES,
+)
+def test_the_answer_is_the_class_of_the_largest_score(answer):
+    """Class 1 has no train image, class 5 none but in the test part."""
+    data = blobs(classes=5, gap=0.7)
+    rows = data.train_labels != 1
+    data = Split(data.train[rows], data.train_labels[rows], data.test, data.test_labels)
+    data.test_labels[0] = 5
+    found = answer(data)
+    assert found.scores.shape == (75, 6)
+    assert (found.scores.argmax(1) == found.predictions).all()
+    assert not np.isin(found.predictions, (1, 5)).any()
+    if found.probabilities:
+        assert found.scores.sum(1) == pytest.approx(np.ones(75), abs=1e-5)
+
+
 @probes
 @pytest.mark.parametrize(("classes", "train", "test"), [(2, 48, 12), (200, 16, 4)])
 def test_few_images_a_class(probe, classes, train, test):
@@ -169,8 +193,11 @@ def test_lbfgs_minimises_the_loss_written_out(classes, penalty):
         return value.item(), weight.grad.numpy().ravel()
 
     best = minimize(loss, np.zeros(13 * classes), jac=True, method="BFGS", tol=1e-8).x.reshape(13, classes)
-    (answer,) = linear._lbfgs_path(x, y, w, [penalty])
-    assert (answer == (w @ best[:-1] + best[-1]).argmax(1)).mean() > 0.995
+    ((answer, probabilities),) = linear._lbfgs_path(x, y, w, [penalty])
+    logits = w @ best[:-1] + best[-1]
+    assert (answer == logits.argmax(1)).mean() > 0.995
+    expected = torch.from_numpy(logits).softmax(1).numpy()
+    assert np.abs(probabilities - expected).max() < 0.01
 
 
 def test_the_solver_goes_by_size():

@@ -140,7 +140,7 @@ def test_why_a_table_gives_no_labels(run, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "x.jsonl").write_text('{"path": "a.png", "label": ["cat", "dog"]}')
     with pytest.raises(
-        ValueError, match=r"x.jsonl has no labels: column label: row 1 has 2 values \(multi-label\)"
+        ValueError, match=r"x.jsonl: its images have several labels each \(multi-label, 2 classes\)"
     ):
         evaluate(run, tmp_path / "x.jsonl", **CPU)
     (tmp_path / "x.csv").write_text("path,species\na.png,cat\n")

@@ -26,7 +26,7 @@ from omma.core.checks import above_zero, one_of
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.data.sources.labels import remedy
-from omma.evaluation.judge import text_reader
+from omma.evaluation.job import text_reader
 from omma.evaluation.zeroshot import TEMPLATE, TextReader
 from omma.features.extract import extract
 from omma.weights import Model

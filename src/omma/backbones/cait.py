@@ -15,7 +15,7 @@ from omma.core.protocols import Backbone, Features
 from omma.ops import attention, recompute
 from omma.ops.cpu.residual import Layers, residual
 from omma.ops.gelu import gelu
-from omma.ops.linear import Linear, linear
+from omma.ops.linear import Linear, side_by_side
 from omma.ops.norm import DeferredNorm, norm, norm_for_linear
 from omma.ops.patches import take
 from omma.ops.positions import resample
@@ -56,8 +56,7 @@ class ClassAttention(nn.Module):
         self, token: Tensor | DeferredNorm, tokens: Tensor | DeferredNorm
     ) -> list[Float[Tensor, "b h m e"]]:
         q = self.q(token)
-        weight, bias = (torch.cat([getattr(m, p) for m in (self.k, self.v)]) for p in ("weight", "bias"))
-        k, v = linear(tokens, weight, bias).chunk(2, dim=-1)
+        k, v = side_by_side(tokens, (self.k, self.v)).chunk(2, dim=-1)
         return [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)]
 
     def forward(

@@ -29,7 +29,7 @@ from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
 from omma.ops import attention
 from omma.ops.cpu.residual import Layers, residual
-from omma.ops.linear import Linear, linear, norm_linear
+from omma.ops.linear import Linear, norm_linear, side_by_side
 from omma.ops.norm import DeferredNorm
 from omma.ops.positions import rope_centred, rope_indexed
 
@@ -66,13 +66,11 @@ class EvaAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def _qkv(self, x: Float[Tensor, "b n d"] | DeferredNorm) -> Float[Tensor, "b n 3d"]:
-        if self.fused:
-            weight, q, v = self.qkv.weight, self.q_bias, self.v_bias
-        else:
-            weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-            q, v = self.q_proj.bias, self.v_proj.bias
+        if not self.fused:
+            return side_by_side(x, (self.q_proj, self.k_proj, self.v_proj))
+        q, v = self.q_bias, self.v_bias
         bias = None if q is None or v is None else torch.cat([q, torch.zeros_like(q), v])
-        return linear(x, weight, bias)
+        return side_by_side(x, (self.qkv,), bias)
 
     def _bias(self, where: Where) -> Tensor | None:
         table = self.relative_position_bias_table

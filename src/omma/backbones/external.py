@@ -161,7 +161,7 @@ class Encoder(Backbone):
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
-        self._network[0].training = mode
+        self._network[0].training = self.training
         return self
 
     def _measure(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -134,6 +134,8 @@ class Batch(NamedTuple):
     key: Key
     labels: Int[Tensor, "b"] | None = None  # read by supervised methods only; -1: unlabelled
     text: Int[Tensor, "b l"] | None = None  # tokens of one caption an image, read by methods of text only
+    # of images with several labels, instead of `labels`: 1, the class applies; 0, it does not; -1, not known
+    label_sets: Float[Tensor, "b k"] | None = None
 
 
 # ---------------------------------------------------------------- methods
@@ -230,6 +232,7 @@ class Needs:
     """
 
     labels: bool = False
+    label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)
     text: bool = False
     model: str | None = None  # field of Config that names a trained model to learn from ...
     kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"

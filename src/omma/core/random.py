@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt32
+from jaxtyping import Float, Float32, Int, Int64, UInt32
 from torch import Tensor
 
 from omma.core.protocols import Key
@@ -27,6 +27,7 @@ class Stream(IntEnum):
     ERASE = 0x0800  # random erasing
     MIX = 0x0900  # how a pair of images is mixed
     TEXT = 0x0A00  # which of an image's captions is read
+    SHOTS = 0x0B00  # which images of a class are labelled where only a few are
 
 
 # [Salmon 2011, section 3.3]: multipliers of the two S-boxes, Weyl increments of the key
@@ -123,3 +124,12 @@ def local_order(seed: int, epoch: int, blocks: Int64[np.ndarray, "n"], window: i
     rank = np.empty(len(numbers), np.int64)
     rank[epoch_order(derive(seed, _SHUFFLE), epoch, len(numbers))] = np.arange(len(numbers))
     return order[np.argsort((rank // window)[which[order]], kind="stable")]
+
+
+def occurrence(values: Int[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """How often each value stands earlier among the values."""
+    order = np.argsort(values, kind="stable")
+    _, first, counts = np.unique(values[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(values), np.int64)
+    ranks[order] = np.arange(len(values)) - np.repeat(first, counts)
+    return ranks

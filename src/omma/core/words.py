@@ -1,4 +1,6 @@
-"""Words for numbers and names."""
+"""Words for numbers, names and lists."""
+
+from collections.abc import Sequence
 
 
 def count(number: int, thing: str, plural: str | None = None) -> str:
@@ -9,3 +11,8 @@ def count(number: int, thing: str, plural: str | None = None) -> str:
 def class_words(name: str) -> str:
     """The name of a class as people write it: underscores become spaces."""
     return name.replace("_", " ").strip()
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

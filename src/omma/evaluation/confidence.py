@@ -1,9 +1,13 @@
 """Confidence intervals of scores: seeded, vectorised bootstraps over the test images."""
 
+import warnings
+from collections.abc import Iterator
+
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 ROUNDS, LEVEL = 10_000, 0.95
+RESAMPLES = 1_000  # rounds in which images are drawn one by one, where counts do not suffice
 
 
 def bootstrap(correct: Bool[np.ndarray, "m"], seed: int = 0, rounds: int = ROUNDS) -> tuple[float, float]:
@@ -18,10 +22,57 @@ def bootstrap(correct: Bool[np.ndarray, "m"], seed: int = 0, rounds: int = ROUND
         raise ValueError("no test images: an interval needs at least one")
     hits, tail = int(np.count_nonzero(correct)), (1 - LEVEL) / 2
     if hits in (0, m):
-        bound = float(tail ** (1 / m))
-        return (bound, 1.0) if hits else (0.0, 1 - bound)
+        return exact(m, all_right=bool(hits))
     shares = np.random.default_rng((seed, 0xB007)).binomial(m, hits / m, size=rounds) / m
     low, high = np.quantile(shares, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def exact(m: int, all_right: bool) -> tuple[float, float]:
+    """The Clopper-Pearson interval of a share of which all m answers are right, or none."""
+    bound = float(((1 - LEVEL) / 2) ** (1 / m))
+    return (bound, 1.0) if all_right else (0.0, 1 - bound)
+
+
+def percentiles(
+    draws: Float[np.ndarray, "*s r"], values: Float[np.ndarray, "*s"] | None = None
+) -> Float[np.ndarray, "*s 2"]:
+    """Both ends of the percentile interval over the last axis, without draws that are NaN (not defined).
+
+    values: move the draws so that their mean is this. It is for statistics that resampling raises: images
+    drawn twice look like separate ones. NaN where no draw is defined.
+    """
+    if values is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a row without a defined draw
+            draws = draws + (values - np.nanmean(draws, -1))[..., None]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    if not np.isnan(draws).any():
+        return np.moveaxis(np.quantile(draws, tails, axis=-1), 0, -1)
+    ends = np.full((*draws.shape[:-1], 2), np.nan)
+    defined = ~np.isnan(draws).all(-1)
+    ends[defined] = np.nanquantile(draws[defined], tails, axis=-1).T
+    return ends
+
+
+def resamples(
+    m: int, seed: int = 0, rounds: int = RESAMPLES, block: int = 125
+) -> Iterator[Float[np.ndarray, "m b"]]:
+    """How often each of m images is drawn, a column a round, `block` rounds at a time, in fp32."""
+    rng = np.random.default_rng((seed, 0xB007))
+    for first in range(0, rounds, block):
+        b = min(block, rounds - first)
+        drawn = rng.integers(m, size=(b, m)) + m * np.arange(b)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=b * m).reshape(b, m)
+        yield np.ascontiguousarray(counts.T, np.float32)
+
+
+def mean(values: Float[np.ndarray, "m"], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of real values, one an image."""
+    if len(values) == 0:
+        raise ValueError("no test images: an interval needs at least one")
+    draws = np.concatenate([values @ weights for weights in resamples(len(values), seed)]) / len(values)
+    low, high = percentiles(draws)
     return float(low), float(high)
 
 

@@ -1,13 +1,13 @@
 """k-nearest-neighbour classification by a weighted vote (1805.01978), which trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omma.evaluation.split import Split, checked
+from omma.evaluation.split import Answer, Split, checked
 
 KS = (10, 20, 100, 200)
 HEADLINE = 20  # the k that tables show: fixed beforehand, not chosen on the test part
@@ -26,7 +26,28 @@ def predict_each(
 ) -> dict[int, Int[np.ndarray, "m"]]:
     """Predicted labels of the test part for every (capped) k; the data are checked first."""
     data = checked(data)
-    return _vote(data.train, data.train_labels, data.test, capped(ks, len(data.train)), temperature, device)
+    ks = capped(ks, len(data.train))
+    return _vote(data.train, data.train_labels, data.test, ks, temperature, device)[0]
+
+
+def answers(
+    data: Split, ks: Sequence[int] = KS, temperature: float = TEMPERATURE, device: torch.device | str = "cpu"
+) -> dict[int, Answer]:
+    """`predict_each`; the answer for the k that tables show has each class's share of the vote as scores."""
+    data = checked(data)
+    ks, classes = capped(ks, len(data.train)), data.classes
+    shown = nearest_k(ks)
+    predictions, votes = _vote(data.train, data.train_labels, data.test, ks, temperature, device, shown)
+    assert votes is not None
+    scores = np.zeros((len(votes), classes), np.float32)  # the last classes may have test images alone
+    scores[:, : votes.shape[1]] = votes
+    none = np.zeros((0, classes), np.float32)
+    return {k: Answer(p, {}, scores if k == shown else none) for k, p in predictions.items()}
+
+
+def nearest_k(ks: Iterable[int]) -> int | None:
+    """The k that tables show: HEADLINE, or the nearest to it; None without any."""
+    return min(ks, key=lambda k: abs(k - HEADLINE), default=None)
 
 
 def predict(
@@ -43,7 +64,7 @@ def predict(
     evaluation during training cannot end the run.
     """
     (k,) = capped((k,), len(bank) - (queries is None))
-    return _vote(bank, bank_labels, queries, (k,), temperature, device)[k]
+    return _vote(bank, bank_labels, queries, (k,), temperature, device)[0][k]
 
 
 @torch.inference_mode()
@@ -54,8 +75,11 @@ def _vote(
     ks: tuple[int, ...],
     temperature: float,
     device: torch.device | str,
-) -> dict[int, Int[np.ndarray, "m"]]:
+    share_for: int | None = None,
+) -> tuple[dict[int, Int[np.ndarray, "m"]], Float[np.ndarray, "m c"] | None]:
     """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
+
+    Predictions for each k; for `share_for`, one of them, also the shares of the vote by class, fp32.
 
     Deterministic: ties in distance go to the first in the bank, ties in votes to the lowest label. Queries
     are taken in chunks of about 256 MB. Without queries, every image of the bank leaves itself out.
@@ -67,6 +91,7 @@ def _vote(
     classes = int(bank_labels.max()) + 1
     chunk = max(1, 2**26 // len(bank))
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    shares: list[Tensor] = []
     all_queries = torch.from_numpy(bank_features if query_features is None else query_features)
     for i, queries in enumerate(all_queries.to(device).split(chunk)):
         similarity = _unit(queries) @ bank.T
@@ -79,7 +104,10 @@ def _vote(
             scores = votes.new_zeros(len(queries), classes)
             scores.scatter_add_(1, labels[:, :k], votes[:, :k])
             predicted[k].append(scores.argmax(dim=1))
-    return {k: torch.cat(chunks).cpu().numpy() for k, chunks in predicted.items()}
+            if k == share_for:
+                shares.append((scores / scores.sum(1, keepdim=True)).cpu())
+    predictions = {k: torch.cat(chunks).cpu().numpy() for k, chunks in predicted.items()}
+    return predictions, torch.cat(shares).numpy() if shares else None
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ BATCH, EPOCHS, MOMENTUM = 1024, 20, 0.9
 def predict(
     data: Split, seed: int = 0, solver: Solver = "auto", device: torch.device | str = "cpu"
 ) -> Answer:
-    """Predicted labels of the test part, and the chosen penalty or rate with its held-out accuracy.
+    """Labels and probabilities of the test part, and the chosen penalty or rate with its held-out accuracy.
 
     device: for SGD; L-BFGS runs on the CPU.
     """
@@ -49,16 +49,18 @@ def predict(
         x, x_held_out = standardise(data.train[fitted], data.train[held_out])
         paths.append(fit(x, data.train_labels[fitted], x_held_out, grid))
     accuracies: list[float] = []
-    for predictions in zip(*paths):  # of all hold-outs, for one penalty or rate
-        correct = [(p == data.train_labels[held_out]).mean() for p, (_, held_out) in zip(predictions, pairs)]
+    for answers in zip(*paths):  # of all hold-outs, for one penalty or rate
+        correct = [(p == data.train_labels[held_out]).mean() for (p, _), (_, held_out) in zip(answers, pairs)]
         accuracies.append(float(np.mean(correct)))
         if solver == "lbfgs" and accuracies[-1] < max(accuracies) - PAST_BEST:
             break
     best = int(np.argmax(accuracies))  # ties: the strongest penalty, the lowest rate
     x, x_test = standardise(data.train, data.test)
-    (answer,) = fit(x, data.train_labels, x_test, grid[best : best + 1])
+    ((predictions, found),) = fit(x, data.train_labels, x_test, grid[best : best + 1])
+    probabilities = np.zeros((len(found), data.classes), np.float32)
+    probabilities[:, np.unique(data.train_labels) if solver == "lbfgs" else slice(None)] = found
     settings = {"solver": solver, chosen: grid[best], "held_out_top1": round(accuracies[best], 4)}
-    return Answer(answer, settings)
+    return Answer(predictions, settings, probabilities, True)
 
 
 def _lbfgs_path(
@@ -66,8 +68,11 @@ def _lbfgs_path(
     labels: Int[np.ndarray, "n"],
     query: Float[np.ndarray, "m d"],
     penalties: Sequence[float],
-) -> Iterator[Int[np.ndarray, "m"]]:
-    """Predicted labels of `query` under mean cross-entropy + penalty / 2 |W|^2; each fit starts the next."""
+) -> Iterator[tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m c"]]]:
+    """Labels and probabilities of `query`, the latter of the classes that `labels` has, for each penalty.
+
+    They minimise the mean cross-entropy + penalty / 2 |W|^2; each fit starts the next.
+    """
     model = LogisticRegression(warm_start=True, max_iter=ITERATIONS)
     # for two classes scikit-learn fits the difference of their weights, whose square is twice |W|^2
     weight = len(x) / 2 if len(np.unique(labels)) == 2 else len(x)
@@ -76,7 +81,7 @@ def _lbfgs_path(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x, labels)
-        yield np.asarray(model.predict(query))
+        yield np.asarray(model.predict(query)), np.asarray(model.predict_proba(query))
 
 
 def _sgd_grid(
@@ -88,8 +93,8 @@ def _sgd_grid(
     classes: int,
     seed: int,
     device: torch.device | str,
-) -> Iterator[Int[np.ndarray, "m"]]:
-    """Predicted labels of `query` by one head a rate; one matrix product a batch trains all heads.
+) -> Iterator[tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m c"]]]:
+    """Labels and probabilities of `query` by one head a rate; one matrix product a batch trains all heads.
 
     SGD with momentum, without weight decay, with a cosine schedule to 0. Rates are divided by d / 192, since
     the curvature grows roughly with the number of standardised dimensions.
@@ -117,4 +122,5 @@ def _sgd_grid(
     queries = torch.from_numpy(query).to(device)
     for head in range(heads):
         one = slice(head * classes, (head + 1) * classes)
-        yield (queries @ weight[:, one] + bias[one]).argmax(1).cpu().numpy()
+        logits = queries @ weight[:, one] + bias[one]
+        yield logits.argmax(1).cpu().numpy(), logits.softmax(1).cpu().numpy()

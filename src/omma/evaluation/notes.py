@@ -10,7 +10,7 @@ from omma.data.sources.collection import IndexedImages
 from omma.data.sources.identity import ALL
 from omma.data.sources.trained_on import TrainedOn
 from omma.data.sources.values import input_notes
-from omma.evaluation.judge import Job
+from omma.evaluation.job import Job
 
 
 def notes(job: Job, tested: Int[np.ndarray, "m"], skipped: Mapping[str, str]) -> Iterator[str]:

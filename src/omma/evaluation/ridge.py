@@ -41,8 +41,9 @@ def predict(data: Split, seed: int = 0, device: torch.device | str = "cpu") -> A
         scores.append(float(((target - residual + offset).argmax(1) == labels).double().mean()))
     best = int(np.argmax(scores))  # ties: the strongest
     weight = train.T @ (left @ (projected / (power + PENALTIES[best] * n)[:, None]))
-    predictions = (test @ weight + offset).argmax(1).cpu().numpy()
-    return Answer(predictions, {"penalty": PENALTIES[best], "held_out_top1": round(scores[best], 4)})
+    fitted = (test @ weight + offset).cpu()
+    settings = {"penalty": PENALTIES[best], "held_out_top1": round(scores[best], 4)}
+    return Answer(fitted.argmax(1).numpy(), settings, fitted.float().numpy())
 
 
 def _basis(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r"]]:

@@ -90,7 +90,11 @@ def standardise(
 
 
 class Answer(NamedTuple):
-    """A probe's predictions of the test part and the settings that it chose on the train part."""
+    """A probe's answers for the test part and the settings that it chose on the train part."""
 
     predictions: Int[np.ndarray, "m"]
     settings: dict[str, float | int | str]
+    scores: Float[
+        np.ndarray, "m c"
+    ]  # of every class, larger is likelier; a class without train image has the least
+    probabilities: bool = False  # whether the scores are the probe's probabilities, which sum to 1

@@ -159,8 +159,7 @@ def _sign(comparison: Comparison) -> int:
 
 
 def _headline_k(results: Sequence[Score]) -> int | None:
-    ks = [r.k for r in results if r.k is not None]
-    return min(ks, key=lambda k: abs(k - knn.HEADLINE), default=None)
+    return knn.nearest_k(r.k for r in results if r.k is not None)
 
 
 def _row_name(protocol: str, metric: str) -> str:

@@ -5,6 +5,7 @@ the GELU as it writes the product.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,28 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*b d"] | DeferredNorm) -> Float[Tensor, "*b o"]:
         return linear(input, self.weight, self.bias)
+
+
+def side_by_side(
+    x: Float[Tensor, "*b d"] | DeferredNorm,
+    layers: Sequence[nn.Linear],
+    bias: Float[Tensor, "o"] | None = None,
+) -> Float[Tensor, "*b o"]:
+    """The outputs of several layers that read the same, one after the other, in one product; plus `bias`.
+
+    Layers of another class (an adapter's) are called one by one.
+    """
+    if any(type(layer) is not Linear for layer in layers):
+        x = norm(*x) if isinstance(x, DeferredNorm) else x
+        out = torch.cat([layer(x) for layer in layers], dim=-1) if len(layers) > 1 else layers[0](x)
+        return out if bias is None else out + bias
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    if len(layers) == 1:
+        assert biases[0] is None or bias is None, "a second bias"
+        return linear(x, weights[0], biases[0] if bias is None else bias)
+    if bias is None and any(b is not None for b in biases):
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases)])
+    return linear(x, torch.cat(weights), bias)
 
 
 def norm_linear(x: Float[Tensor, "*b d"], before: nn.LayerNorm, layer: nn.Module) -> Float[Tensor, "*b o"]:

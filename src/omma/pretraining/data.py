@@ -11,7 +11,7 @@ import numpy as np
 from omma.core import dist
 from omma.core.protocols import BadImage, Needs
 from omma.core.words import count
-from omma.data.sources import captions, collection
+from omma.data.sources import captions, collection, label_sets
 from omma.data.sources.check import checked
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
@@ -51,9 +51,14 @@ def open_source(request: Request) -> IndexedImages:
     """List the images, decoding none; raises ValueError if they lack what the named method requires."""
 
     def check(annotations: Annotations | IndexedImages) -> None:
-        classes = None if annotations.labels is None else annotations.classes
+        several = annotations.label_sets is not None
+        classes = None if annotations.labels is None and not several else annotations.classes
         requirements.refuse(
-            request, classes=classes, captions=annotations.text is not None, notes=annotations.notes
+            request,
+            classes=classes,
+            several=several,
+            captions=annotations.text is not None,
+            notes=annotations.notes,
         )
 
     if isinstance(request.images, IndexedImages):
@@ -114,8 +119,11 @@ def _train_part(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, li
 
 def _labelled(images: IndexedImages, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The rows with a label, and how many have none."""
-    assert images.labels is not None
-    labelled = rows[images.labels[rows] >= 0]
+    if images.label_sets is not None:
+        labelled = rows[~label_sets.unlabelled(images.label_sets[rows])]
+    else:
+        assert images.labels is not None
+        labelled = rows[images.labels[rows] >= 0]
     if not len(labelled):
         raise ValueError(f"{images.source}: none of the images to train on has a label; see docs/input.md")
     left_out = len(rows) - len(labelled)

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from omma import backbones, methods
 from omma.backbones.layers.heads import require_two_classes
 from omma.core.protocols import Backbone, Needs, Recipe
+from omma.data.sources import label_sets
 from omma.pretraining.request import Request, chosen
 
 
@@ -32,19 +33,28 @@ def _early_recipe(request: Request) -> Recipe:
 
 
 def refuse(
-    request: Request, *, classes: Sequence[str] | None, captions: bool, notes: Sequence[str] = ()
+    request: Request,
+    *,
+    classes: Sequence[str] | None,
+    captions: bool,
+    notes: Sequence[str] = (),
+    several: bool = False,
 ) -> None:
     """Raise ValueError if the method that the user names lacks what it requires, with the remedy.
 
     classes: names of the images' labels; None without labels. captions: has any image one? notes: on how both
-    were read. Reads no pixels.
+    were read. several: may an image have several labels? Reads no pixels.
     """
     name = request.method
     if name == "auto":
         return
     plan = _early_recipe(request)
     needs = needs_of(name, plan.config)
+    if needs.labels and several and not needs.label_sets:
+        raise ValueError(label_sets.refusal(str(request.images), classes or (), name))
     _refuse_images(name, needs, classes, captions, notes)
+    if needs.labels and classes is not None and not several:
+        require_two_classes(classes)
     _refuse_options(name, needs, plan.config)
     if (batch := chosen(request.batch_size)) is not None:
         enough_images(name, needs, batch, chosen(request.accumulate) or 1)
@@ -62,8 +72,6 @@ def _refuse_images(
             "or give a manifest with a `label` column (docs/input.md), or choose a method that needs none "
             "(omma methods)"
         )
-    if needs.labels and classes is not None:
-        require_two_classes(classes)
     if needs.text and not captions:
         raise ValueError(
             f"{name} learns from captions, and these images have none{why}: give a manifest with the "

@@ -76,13 +76,13 @@ def stream(run: Run) -> loader.Stream:
 
 def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
     """Views of the stream's crops, labels and captions, on the device."""
-    labels = run.images.labels
+    labels, label_sets = run.images.labels, run.images.label_sets
     for crops, key, read, _ in stream:
         run.watch.to(Phase.VIEWS)
         label = None if labels is None else torch.from_numpy(labels[read])
+        sets = None if label_sets is None else torch.from_numpy(label_sets[read]).float()
         text = None if run.captions is None else run.captions(key, read)
-        yield moved(
-            Batch(augment.augment(crops, run.crops, key, run.preprocess), key, label, text), run.device
-        )
+        views = augment.augment(crops, run.crops, key, run.preprocess)
+        yield moved(Batch(views, key, label, text, sets), run.device)
         if stream.in_memory:  # the next crops are cut when they are asked for
             run.watch.to(Phase.VIEWS)

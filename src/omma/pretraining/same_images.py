@@ -92,6 +92,8 @@ def _annotations(images: IndexedImages) -> dict[str, str]:
     """Hashes of what is known of the images beside their pixels."""
     labels = images.labels
     named = None if labels is None else [images.classes[k] if k >= 0 else None for k in labels.tolist()]
+    if images.label_sets is not None:
+        named = [images.classes, images.label_sets.tolist()]
     columns = {
         "labels": named,
         "splits": None if images.splits is None else images.splits.tolist(),

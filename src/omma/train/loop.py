@@ -153,5 +153,7 @@ def _means(outputs: Sequence[StepOutput]) -> Float[Tensor, "m"]:
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on another device."""
 
-    labels, text = (None if x is None else to_device(x, device) for x in (batch.labels, batch.text))
-    return Batch(tuple(to_device(view, device) for view in batch.views), batch.key, labels, text)
+    labels, text, sets = (
+        None if x is None else to_device(x, device) for x in (batch.labels, batch.text, batch.label_sets)
+    )
+    return Batch(tuple(to_device(view, device) for view in batch.views), batch.key, labels, text, sets)

@@ -16,7 +16,9 @@ from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.evaluation import check_protocols, history, notes
-from omma.evaluation.judge import Job, Judgement, StageProgress, by_captions, by_labels, text_reader
+from omma.evaluation.job import Job, Judgement, StageProgress, text_reader
+from omma.evaluation.judge import by_labels
+from omma.evaluation.judge_captions import by_captions
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
@@ -51,8 +53,7 @@ def evaluate(
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
-    sentences that describe the classes; with prompts, both are used. merges: the file of the tokenizer's
-    merges, for published CLIP weights that lie without it.
+    sentences about each class. merges: the tokenizer's, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
         many of its parameters are not in the file.
     floors: judge raw pixels and the same network untrained by the same protocols.
@@ -71,9 +72,7 @@ def evaluate(
     if "zeroshot" in protocols or "retrieval" in protocols:
         read = text_reader(loaded, name, prompts, merges, descriptions)
     elif any(file is not None for file in (prompts, descriptions, merges)):
-        raise ValueError(
-            "prompts, descriptions and merges are for the protocols zeroshot and retrieval: choose one"
-        )
+        raise ValueError("prompts, descriptions and merges are for the protocols zeroshot and retrieval")
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     job = Job(
         model=loaded,

@@ -24,6 +24,9 @@ COLUMNS = {
     "caption0": ['a "cat", asleep', "two\nlines", "", None] * 2,
     "site": [1, 2, 3, 4] * 2,
 }
+SEVERAL = {"file_name": NAMES, "labels": [["a"], ["a", "b"], None, [], ["b"], ["c"], ["a"], ["d", "a"]]}
+TEXTS = SEVERAL | {"labels": ["a", "a;b", None, ";", "b", "c", "a", "d;a"]}
+ONES = {"file_name": NAMES, "x": [0, 1, None, 1] * 2, "y": [1, 0, None, 1] * 2}
 TOKENS = [
     *(
         b'"',
@@ -60,18 +63,18 @@ TOKENS = [
 ROUNDS = int(os.environ.get("OMMA_FUZZ", "300"))  # mutants of each kind of table
 
 
-def base(kind):
+def base(kind, columns):
     if kind == "parquet":
-        pq.write_table(pa.table(COLUMNS), file := io.BytesIO())
+        pq.write_table(pa.table(columns), file := io.BytesIO())
         return file.getvalue()
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if kind == "jsonl":
         return "\n".join(json.dumps(row) for row in rows).encode()
     cells = [
         ["" if value is None else f'"{str(value).replace(chr(34), chr(34) * 2)}"' for value in row.values()]
         for row in rows
     ]
-    return "\n".join([",".join(COLUMNS), *map(",".join, cells)]).encode()
+    return "\n".join([",".join(columns), *map(",".join, cells)]).encode()
 
 
 def mutant(data, draw):
@@ -105,13 +108,24 @@ def fails(read):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_mutants(tmp_path, kind, monkeypatch):
+    mutate(tmp_path, kind, COLUMNS, ROUNDS, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"), [("csv", TEXTS), ("csv", ONES), ("jsonl", SEVERAL), ("parquet", SEVERAL)]
+)
+def test_mutants_of_several_labels(tmp_path, kind, columns, monkeypatch):
+    mutate(tmp_path, kind, columns, ROUNDS // 3, monkeypatch)
+
+
+def mutate(tmp_path, kind, columns, rounds, monkeypatch):
     monkeypatch.delenv("OMMA_REMOTE", raising=False)
-    draw, data, refused = random.Random(f"tables {kind}"), base(kind), 0
+    draw, data, refused = random.Random(f"tables {kind}"), base(kind, columns), 0
     file = tmp_path / f"list.{kind}"
     name = {"csv": "labels.csv", "jsonl": "metadata.jsonl"}.get(kind)
     file.write_bytes(data)
     assert len(read_manifest(str(file)).paths) == len(NAMES)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         damaged = mutant(data, draw)
         file.write_bytes(damaged)
         message = fails(lambda: read_manifest(str(file)))
@@ -124,4 +138,4 @@ def test_mutants(tmp_path, kind, monkeypatch):
                 partial(matching.from_beside, {name: damaged}, PATHS, Annotations(), str(tmp_path))
             )
             assert message is None or ("\n" not in message and name in message), damaged
-    assert 0 < refused < ROUNDS
+    assert 0 < refused < rounds

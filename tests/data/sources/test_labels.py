@@ -124,12 +124,8 @@ def test_further_kinds_of_labels_of_an_npz(tmp_path):
             {"labels": np.array(list("abab"), object)},
             "labels is an array of objects, which are never unpickled",
         ),
-        (
-            {"y": np.array([[0, 1], [1, 1], [1, 0], [0, 1]])},
-            "several labels or none for an image (multi-label)",
-        ),
         ({"y": np.array([0, 1, 2])}, "y has 3 entries for 4 images"),
-        ({"y": np.linspace(0, 1, 12).reshape(4, 3)}, "neither a vector nor one-hot"),
+        ({"y": np.linspace(0, 1, 12).reshape(4, 3)}, "neither a vector nor of zeros and ones"),
         ({"classes": np.array([0, 1, 0, 1])}, "if classes holds the labels, name it so"),
     ],
 )

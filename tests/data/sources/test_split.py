@@ -1,12 +1,14 @@
 """Splits are seeded, stratified, disjoint, and say in words what they did."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omma.data.sources.collection import ArrayImages
-from omma.data.sources.split import stratified, train_test
+from omma.data.sources.split import fraction, shots, stratified, train_test
 
 
 @settings(deadline=None)  # a busy machine is no fault
@@ -71,3 +73,52 @@ def test_errors_tell_the_remedy(images, message):
     with pytest.raises(ValueError, match=message) as caught:
         train_test(images)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- a few of each class
+LABELS = np.array([0] * 40 + [1] * 7 + [2] + [-1] * 5)[np.random.default_rng(0).permutation(53)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shots_are_nested_and_of_each_class(seed):
+    chosen = [shots(LABELS, k, seed) for k in (1, 2, 4, 8)]
+    for k, rows in zip((1, 2, 4, 8), chosen):
+        assert np.bincount(LABELS[rows]).tolist() == [k, min(k, 7), 1]
+        assert (np.diff(rows) > 0).all()
+    assert all(set(few) < set(more) for few, more in pairwise(chosen))
+
+
+def test_shots_depend_on_seed_and_image_alone():
+    assert shots(LABELS, 4, 0).tolist() != shots(LABELS, 4, 1).tolist()
+    more = np.concatenate([LABELS, [-1] * 100])
+    assert shots(more, 4, 0).tolist() == shots(LABELS, 4, 0).tolist()
+    other = np.where(LABELS == 1, -1, LABELS)  # another class gone
+    assert set(shots(other, 4, 0)) == {k for k in shots(LABELS, 4, 0) if LABELS[k] != 1}
+    firsts = {shots(LABELS, 1, seed)[LABELS[shots(LABELS, 1, seed)] == 1][0] for seed in range(60)}
+    assert len(firsts) == 7  # any image of a class may be its first
+
+
+def test_fractions_are_nested_and_of_each_class():
+    chosen = [fraction(LABELS, share, 3) for share in (0.01, 0.1, 0.5, 1)]
+    counts = [np.bincount(LABELS[rows]).tolist() for rows in chosen]
+    assert counts == [[1, 1, 1], [4, 1, 1], [20, 4, 1], [40, 7, 1]]
+    assert all(set(few) < set(more) for few, more in pairwise(chosen))
+
+
+def test_a_few_images_of_several_labels():
+    sets = np.zeros((60, 3), np.int8)
+    sets[:, 0], sets[:9, 1], sets[5:8, 2], sets[-1] = 1, 1, 1, -1
+    chosen = [shots(sets, k, 0) for k in (1, 2, 4)]
+    assert [(sets[rows] > 0).sum(0).clip(max=k).tolist() for k, rows in zip((1, 2, 4), chosen)] == [
+        [1, 1, 1],
+        [2, 2, 2],
+        [4, 4, 3],
+    ]
+    assert set(chosen[0]) < set(chosen[1]) < set(chosen[2])
+    assert len(fraction(sets, 0.5, 0)) == 25 + 3 + 2  # by the rarest class: 50, 6 and 3 images
+
+
+@pytest.mark.parametrize("call", [lambda: shots(LABELS, 0, 0), lambda: fraction(LABELS, 0, 0)])
+def test_too_few_shots(call):
+    with pytest.raises(ValueError, match=r"(shots|fraction)=0: must be"):
+        call()

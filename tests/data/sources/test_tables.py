@@ -182,8 +182,6 @@ def test_a_dictionary_of_labels(tmp_path):
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ([["cat"], ["cat", "dog"], ["dog"], []], r"column label: row 2 has 2 values \(multi-label\)"),
-        ([[0, 1], [1, 1], [0, 1], [1, 0]], r"column label: row 1 has 2 values \(multi-label\)"),
         ([{"id": 1}] * 4, "column label holds lists or records"),
         ([b"a", b"\xff", b"c", b"d"], "column label: row 2 is not valid UTF-8"),
     ],

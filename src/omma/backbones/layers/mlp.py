@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.ops.cpu.residual import Layers
-from omma.ops.linear import Linear, linear, linear_gelu, norm_linear
+from omma.ops.linear import Linear, linear_gelu, norm_linear, side_by_side
 from omma.ops.norm import DeferredNorm
 
 ACTIVATIONS = ("gelu", "quickgelu")
@@ -64,9 +64,7 @@ class SplitSwiGLU(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n d"] | DeferredNorm) -> Float[Tensor, "b n d"]:
-        weight = torch.cat([self.fc1_g.weight, self.fc1_x.weight])
-        bias = torch.cat([self.fc1_g.bias, self.fc1_x.bias])
-        gate, value = linear(x, weight, bias).chunk(2, dim=-1)
+        gate, value = side_by_side(x, (self.fc1_g, self.fc1_x)).chunk(2, dim=-1)
         x = F.silu(gate) * value
         if isinstance(self.norm, nn.LayerNorm):
             return norm_linear(x, self.norm, self.fc2)

@@ -109,7 +109,11 @@ def scaled_linear(
     x: Float[Tensor, "*b i"], layer: nn.Linear, scale: Float[Tensor, "o"] | None
 ) -> Float[Tensor, "*b o"]:
     """scale * layer(x), with LayerScale's factors folded into weight and bias."""
-    return layer(x) if scale is None else linear(x, layer.weight * scale[:, None], layer.bias * scale)
+    if scale is None:
+        return layer(x)
+    if type(layer) is not Linear:  # an adapter's
+        return layer(x) * scale
+    return linear(x, layer.weight * scale[:, None], layer.bias * scale)
 
 
 class TalkingHeads(nn.Module):

@@ -99,6 +99,7 @@ def stream(
     device: torch.device | str = "cpu",
     decode: gpu_jpeg.Decode | None = None,
     full_scale: float | None = None,
+    balance: np.ndarray | None = None,
     start_method: str | None = None,
 ) -> Stream:
     """Crops of the plan for step `start_step` and all that follow, as process `rank` of `world` gets them.
@@ -110,15 +111,16 @@ def stream(
     so on, and listed in `Stream.bad`; ValueError where none is good.
 
     batch: of all processes together. full_scale: white in the crops' values, to which each image is scaled by
-    its own type; None: values as they are (data/sources/values.py). in_memory, start_method (of processes; by
-    default fork where there is one that works, on Linux, so that scripts need no `__main__` guard): override
-    what is chosen here.
+    its own type; None: values as they are (data/sources/values.py). balance: labels
+    or label sets of the images, to draw each class equally often (not from shards). in_memory, start_method
+    (of processes; by default fork where there is one that works, on Linux, so that scripts need no `__main__`
+    guard): override what is chosen here.
     """
     plan, device = tuple(plan), torch.device(device)
     if not plan:
         raise ValueError("the plan holds no crop")
     blocks = getattr(images, "blocks", None)
-    order = keys(len(images), batch, seed, start_step, rank, world, blocks)
+    order = keys(len(images), batch, seed, start_step, rank, world, blocks, balance)
     decoded = None
     if fits_in_memory(images) if in_memory is None else in_memory:
         decoded = decode_all(images, full_scale)

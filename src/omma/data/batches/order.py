@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from omma.core.protocols import Key
-from omma.core.random import epoch_order, local_order
+from omma.core.random import epoch_order, local_order, occurrence
+from omma.data.batches.balanced import balanced_order, members
 
 WINDOW = 4  # shards whose images are shuffled together
 
@@ -26,19 +27,29 @@ def keys(
     rank: int = 0,
     world: int = 1,
     blocks: Int64[np.ndarray, "n"] | None = None,
+    balance: Int[np.ndarray, "n *k"] | None = None,
 ) -> Iterator[Key]:
     """For each step from `start_step` on, epochs and indices of this process's share of the batch.
 
-    n: images. blocks: each image's shard. Raises ValueError unless the batch divides among `world` processes.
+    n: images. blocks: each image's shard. balance: labels or label sets, to draw each class equally often
+    (data/batches/balanced.py); the r-th repetition of an image in an epoch then has r 2^20 added to its
+    epoch, so that its views differ. Raises ValueError unless the batch divides among `world` processes.
     """
     if n < 1:
         raise ValueError("there is no image to learn from")
     if batch % world:
         raise ValueError(f"batch={batch}: must be a multiple of the {world} processes")
+    if balance is not None and blocks is not None:
+        raise ValueError(
+            "shards are read in their own order, so classes cannot be drawn equally often from them"
+        )
     share = batch // world
     orders: dict[int, np.ndarray] = {}
+    groups = None if balance is None else members(balance)
 
     def order(epoch: int) -> np.ndarray:
+        if groups is not None:
+            return balanced_order(seed, epoch, groups, n)
         if blocks is None:
             return epoch_order(seed, epoch, n)
         return local_order(seed, epoch, blocks, WINDOW)
@@ -52,6 +63,10 @@ def keys(
         index = np.empty(share, dtype=np.int64)
         for e in epochs:
             index[epoch == e] = orders[e][position[epoch == e]]
+        if groups is not None:
+            for e in epochs:
+                at = position[epoch == e]
+                epoch[epoch == e] = e + (occurrence(orders[e])[at] << 20)
         yield Key(seed, epoch, index)
         step += 1
 

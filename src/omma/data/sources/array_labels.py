@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from omma.core.words import count
-from omma.data.sources.columns import one_hot
 
 _LABELS = re.compile(r"(^|_)(y|labels?|targets?)(_|$)", re.IGNORECASE)
 _IMAGES = re.compile(r"(^|_)(x|images?|data)(_|$)", re.IGNORECASE)
@@ -15,12 +14,12 @@ _IMAGES = re.compile(r"(^|_)(x|images?|data)(_|$)", re.IGNORECASE)
 def find_labels(
     arrays: Mapping[str, np.ndarray], objects: Sequence[str], images: str, n: int, side: str | None
 ) -> tuple[np.ndarray | None, str]:
-    """Labels [n] of the array `images`, or None and why there are none ("" where nothing looks like labels).
+    """Labels of the array `images`, or None and why there are none ("" where nothing looks like labels).
 
-    Labels are an array whose name says so (y, label, labels, target): numbers or texts, [n], [n, 1] or
-    one-hot [n, k]. Of several, the one named most like the images, as `usps_labels` beside `usps`.
-    objects: names of arrays of Python objects, which are never unpickled. side: what the name
-    of the labels must contain, such as "train".
+    Labels are an array whose name says so (y, label, labels, target): numbers or texts, [n] or [n, 1], which
+    become [n]; or zeros and ones [n, k], one-hot or multi-hot. Of several, the one named most like the
+    images, as `usps_labels` beside `usps`. objects: names of arrays of Python objects, which are never
+    unpickled. side: what the name of the labels must contain, such as "train".
     """
     why = ""
     names = [key for key in (*arrays, *objects) if _LABELS.search(key)]
@@ -42,7 +41,7 @@ def find_labels(
 
 
 def _vector(values: np.ndarray, n: int) -> tuple[np.ndarray | None, str]:
-    """Labels [n] from one array, or why it holds none."""
+    """Labels [n] or [n, k] from one array, or why it holds none."""
     shape = list(values.shape)
     if values.dtype.kind not in "buifUS" or values.ndim not in (1, 2):
         return None, f"(shape {shape}, type {values.dtype}) is no vector of numbers or texts"
@@ -50,14 +49,9 @@ def _vector(values: np.ndarray, n: int) -> tuple[np.ndarray | None, str]:
         return None, f"has {count(len(values), 'entry', 'entries')} for {count(n, 'image')}"
     if values.size == n:
         return values.ravel(), ""
-    if (codes := one_hot(values)) is not None:
-        return codes, ""
-    if np.isin(values, (0, 1)).all():
-        return (
-            None,
-            f"(shape {shape}) has several labels or none for an image (multi-label)",
-        )
-    return None, f"(shape {shape}) is neither a vector nor one-hot"
+    if values.dtype.kind in "buif" and np.isin(values, (0, 1)).all():
+        return values, ""
+    return None, f"(shape {shape}) is neither a vector nor of zeros and ones"
 
 
 def _others(arrays: Mapping[str, np.ndarray], n: int) -> list[str]:

@@ -16,10 +16,10 @@ from omma.core.caches import cache_folder
 from omma.core.explain import translated
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
-from omma.data.sources import identity
+from omma.data.sources import identity, label_sets
 from omma.data.sources.decode import as_channels
 from omma.data.sources.identity import Identity
-from omma.data.sources.labels import Annotations, encode
+from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember
@@ -36,6 +36,8 @@ CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
 class IndexedImages:
     """`Images` (see core/protocols.py for its members) whose pixels come from a store.
 
+    label_sets: of images with several labels each, instead of `labels`; int8 [n, k]: 1 applies, 0 does not,
+    -1 is not known (data/sources/label_sets.py).
     skipped: (path, reason) of everything in the source that is not a usable image.
     text: each image's captions, where a table has them (data/sources/captions.py).
     ranges: of a sample's values (data/sources/values.py); None: not sampled yet.
@@ -51,6 +53,7 @@ class IndexedImages:
         channels: int,
         where: np.ndarray | None = None,
         labels: np.ndarray | None = None,
+        label_sets: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
         splits: np.ndarray | None = None,
         text: pa.LargeListArray | None = None,
@@ -63,6 +66,7 @@ class IndexedImages:
         self.channels = channels
         self.ranges = ranges
         self.labels = labels
+        self.label_sets = label_sets
         self.classes = classes
         self.splits = splits
         self.text = text
@@ -105,7 +109,7 @@ class IndexedImages:
         subset.__dict__.pop("fingerprint", None)
         known = subset.__dict__.pop("identity", None)
         subset._paths = self._paths.take(pa.array(indices))
-        for name in ("_where", "labels", "splits"):
+        for name in ("_where", "labels", "label_sets", "splits"):
             column = getattr(self, name)
             setattr(subset, name, None if column is None else column[indices])
         subset.text = None if self.text is None else self.text.take(pa.array(indices))
@@ -159,15 +163,18 @@ class IndexedImages:
         return Identity(self._store, self._paths, self._where, stats)
 
     def _fingerprint(self, stamp: str) -> str:
-        columns, facts = (self._where, self.labels, self.splits), f"{self.channels} {self.classes}"
+        columns = [self._where, self.labels, self.splits]
+        columns += [self.label_sets] * (self.label_sets is not None)  # or fingerprints of 0.1 would change
+        facts = f"{self.channels} {self.classes}"
         return identity.fingerprint(self._paths.to_pylist(), stamp, columns, facts, self.text)
 
     def describe(self) -> str:
         """One line for a person."""
         parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
-        if self.labels is not None:
-            unlabelled = int((self.labels < 0).sum())
-            classes = count(len(self.classes), "class", "classes")
+        if self.labels is not None or self.label_sets is not None:
+            sets, classes = self.label_sets, count(len(self.classes), "class", "classes")
+            classes += ", several labels an image" * (sets is not None)
+            unlabelled = int(((self.labels < 0) if sets is None else label_sets.unlabelled(sets)).sum())  # pyright: ignore
             parts.append(classes + f" ({unlabelled:,} unlabelled)" * bool(unlabelled))
         if self.splits is not None:
             parts.append(
@@ -195,16 +202,18 @@ class ArrayImages(IndexedImages):
                 raise ValueError(
                     f"{source}: {len(column)} {name} for {len(values)} images; give one an image"
                 )
-        notes = ()
-        if labels is not None and not classes:
-            read = encode(np.asarray(labels).tolist())
-            labels, classes, notes = read.labels, read.classes, read.notes
+        notes, sets = (), None
+        if labels is not None and (not classes or np.ndim(labels) == 2):
+            read = label_sets.from_array(np.asarray(labels))
+            labels, notes, sets = read.labels, read.notes, read.label_sets
+            classes = classes if sets is not None and len(classes) == sets.shape[1] else read.classes
         super().__init__(
             Arrays(None, values),
             pa.array([f"{source}[{row}]" for row in range(len(values))], pa.large_string()),
             channels=values.shape[-1],
             where=np.arange(len(values))[:, None],
             labels=None if labels is None else np.asarray(labels, np.int64),
+            label_sets=sets,
             classes=tuple(classes),
             splits=None if splits is None else np.asarray(splits, "U5"),
             source=source,
@@ -262,6 +271,7 @@ def open_images(
         channels=listing.channels,
         where=listing.where,
         labels=listing.annotations.labels,
+        label_sets=listing.annotations.label_sets,
         classes=listing.annotations.classes,
         splits=listing.annotations.splits,
         text=listing.annotations.text,

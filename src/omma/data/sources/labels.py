@@ -1,4 +1,4 @@
-"""Read labels, splits and captions of images from the names of folders or the rows of a table."""
+"""What is known of images beside their pixels, and how labels become numbers."""
 
 import re
 import unicodedata
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from omma.data.sources import captions
-from omma.data.sources.columns import is_nested, listed, texts
-from omma.data.sources.tables import ENDINGS, LABELS, PATHS
+from omma.data.sources.columns import listed
+from omma.data.sources.tables import ENDINGS, LABELS
 
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "val", "valid", "validation", "dev", "eval"), "test"
@@ -25,6 +24,7 @@ class Annotations:
     """Labels, splits and captions of images, as in `Images`; None where there are none."""
 
     labels: np.ndarray | None = None
+    label_sets: np.ndarray | None = None  # of images with several labels, instead of `labels` (label_sets.py)
     classes: tuple[str, ...] = ()
     splits: np.ndarray | None = None
     text: pa.LargeListArray | None = None  # each image's captions; null for one that is not valid UTF-8
@@ -114,13 +114,14 @@ def images(n: int) -> str:
     return f"{n:,} image{'s' * (n != 1)}"
 
 
-def _shown(text: str) -> str:
+def shortened(text: str) -> str:
+    """A label for a message."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
 
 
 def _missing_notes(missing: set[str], counts: Counter[str], spelling: dict[str, str]) -> tuple[str, ...]:
     n = sum(count for each, count in counts.items() if spelling[each] in missing)
-    spelled = ", ".join(map(_shown, sorted(missing)[:3]))
+    spelled = ", ".join(map(shortened, sorted(missing)[:3]))
     return (f"the label {spelled} counts as none ({images(n)})",) if missing else ()
 
 
@@ -136,12 +137,12 @@ def _alike_notes(order: list[str], counts: Counter[str], spelling: dict[str, str
     for text in order:
         groups.setdefault(" ".join(text.casefold().replace("_", " ").split()), []).append(text)
     for alike in [group for group in groups.values() if len(group) > 1][:3]:
-        spelled = " and ".join(map(_shown, alike[:3]))
+        spelled = " and ".join(map(shortened, alike[:3]))
         yield f"the labels {spelled} are different classes; spell them alike if they are one"
     for text in order:
         if text.lower() in _NO_NUMBER:
             n = sum(count for each, count in counts.items() if spelling[each] == text)
-            yield f"the label {_shown(text)} ({images(n)}) is a class; leave it empty where there is none"
+            yield f"the label {shortened(text)} ({images(n)}) is a class; leave it empty where there is none"
 
 
 def _named(labels: np.ndarray, order: list[str], names: Iterable) -> tuple[tuple[str, ...], list[str]]:
@@ -154,43 +155,14 @@ def _named(labels: np.ndarray, order: list[str], names: Iterable) -> tuple[tuple
             several.setdefault(code, name)
     classes = tuple(named.get(code, text) for code, text in enumerate(order))
     notes = [
-        f"the label {_shown(order[code])} has several names; the first, {_shown(named[code])}, is used "
-        f"(another: {_shown(other)})"
+        f"the label {shortened(order[code])} has several names; the first, {shortened(named[code])}, is used "
+        f"(another: {shortened(other)})"
         for code, other in list(several.items())[:3]
     ]
     for name in [name for name, n in Counter(classes).items() if n > 1][:3]:
-        of = " and ".join(_shown(order[k]) for k, each in enumerate(classes) if each == name)
-        notes.append(f"the labels {of} are different classes of one name, {_shown(name)}")
+        of = " and ".join(shortened(order[k]) for k, each in enumerate(classes) if each == name)
+        notes.append(f"the labels {of} are different classes of one name, {shortened(name)}")
     return classes, notes
-
-
-def from_table(table: pa.Table) -> Annotations:
-    """Labels (`label`, or `class` or `name`), splits and captions from a table whose rows are the images.
-
-    With a column `label`, `class`, `class_name` or `name` holds the classes' names. An image without a split
-    is a training image. Notes say why a column cannot be used.
-    """
-    columns = table.column_names
-    labels = Annotations()
-    notes: list[str] = []
-    name = next((column for column in LABELS[1:] if column in columns), None)
-    try:
-        names = None if name is None else texts(table, name).to_pylist()
-        if "label" in columns:
-            labels = encode(texts(table, "label").to_pylist(), names)
-        elif names is not None:
-            labels = encode(names)
-    except ValueError as error:
-        notes.append(str(error))
-    splits, more = _splits(table)
-    return Annotations(
-        labels=labels.labels,
-        classes=labels.classes,
-        splits=splits,
-        text=captions.from_table(table),
-        notes=(*notes, *labels.notes, *more),
-        columns=_others(table),
-    )
 
 
 def remedy(collection: Any) -> str:
@@ -205,27 +177,3 @@ def remedy(collection: Any) -> str:
     return "; ".join(
         [*why, "put images into one folder a class, or give a table with the columns path and label"]
     )
-
-
-def _splits(table: pa.Table) -> tuple[np.ndarray | None, list[str]]:
-    if "split" not in table.column_names:
-        return None, []
-    try:
-        values = [(value or "").strip() for value in texts(table, "split").to_pylist()]
-    except ValueError as error:
-        return None, [str(error)]
-    sides = [SPLITS.get(value.lower()) if value else "train" for value in values]
-    if None in sides:
-        unknown = _shown(values[sides.index(None)])
-        return None, [f"the column split is not used: {unknown} is none of train, val and test"]
-    return np.array(sides, "U5"), []
-
-
-def _others(table: pa.Table) -> pa.Table | None:
-    """The columns of texts and numbers, by which parts of the collection can be chosen."""
-    columns = {}
-    for name in table.column_names:
-        kind = table[name].type
-        if name not in PATHS and not captions.COLUMN.fullmatch(name) and not is_nested(kind):
-            columns[name] = table[name]
-    return pa.table(columns) if columns else None

@@ -15,11 +15,10 @@ from omma.core.errors import line
 from omma.core.protocols import BadImage
 from omma.core.sources import not_found
 from omma.core.words import count
-from omma.data.sources import val_annotations
+from omma.data.sources import label_sets, val_annotations
 from omma.data.sources.formats import HEAD, sniff
 from omma.data.sources.labels import (
     Annotations,
-    encode,
 )
 from omma.data.sources.layout import from_folders
 from omma.data.sources.manifest import read_manifest
@@ -260,7 +259,7 @@ def list_arrays(file: str) -> Listing:
     if labels is not None and len(labels) != len(values):
         labelled = f"{count(len(labels), 'label')} for {count(len(values), 'image')}"
         raise ValueError(f"{file}: {labelled}; make them equal in number")
-    read = Annotations() if labels is None else encode(labels.tolist())
+    read = Annotations() if labels is None else label_sets.from_array(labels)
     return Listing(
         store=Arrays(file, values),
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),

@@ -19,7 +19,7 @@ from omma.data.sources.readers import Archive, Files, Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # version of the cache file and of how labels are read; files of another version are ignored
+FORMAT = 5  # version of the cache file and of how labels are read; files of another version are ignored
 SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
@@ -48,6 +48,8 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
     for name in ("labels", "splits", "text"):
         if (column := getattr(listing.annotations, name)) is not None:
             columns[name] = column
+    if (sets := listing.annotations.label_sets) is not None:
+        columns["label_sets"] = pa.FixedSizeListArray.from_arrays(pa.array(sets.ravel()), sets.shape[1])
     if (table := listing.annotations.columns) is not None:
         columns |= {f"column:{name}": table[name] for name in table.column_names}
     meta = {
@@ -90,6 +92,7 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
     others = {name[7:]: column for name, column in columns.items() if name.startswith("column:")}
     annotations = Annotations(
         labels=columns["labels"].to_numpy() if "labels" in columns else None,
+        label_sets=_rows(columns["label_sets"]) if "label_sets" in columns else None,
         classes=tuple(meta["classes"]),
         splits=np.array(columns["splits"].to_pylist(), "U5") if "splits" in columns else None,
         text=columns.get("text"),
@@ -107,6 +110,10 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
         channels=meta["channels"],
         ranges={name: (low, high) for name, (low, high) in meta["ranges"].items()},
     )
+
+
+def _rows(column: pa.FixedSizeListArray) -> np.ndarray:
+    return column.flatten().to_numpy().reshape(len(column), -1).copy()
 
 
 def _stamp(source: str, times: dict[str, int], started: int) -> str:

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from omma.data.sources import remote
 from omma.data.sources.columns import listed, shown, texts
-from omma.data.sources.labels import Annotations, from_table
+from omma.data.sources.labels import Annotations
 from omma.data.sources.matching import contradicted
 from omma.data.sources.readers import Files
+from omma.data.sources.table_labels import from_table
 from omma.data.sources.tables import PATHS, read_table
 
 
@@ -98,12 +99,14 @@ def _once(annotations: Annotations, paths: pa.LargeStringArray) -> Annotations:
         f"rows that repeat an image: {len(repeated):,} (the first: {shown(first_path)}); "
         "a split may put it into both of its parts"
     ]
-    labels = annotations.labels
+    name = "labels" if annotations.label_sets is None else "label_sets"
+    labels = getattr(annotations, name)
     if labels is not None:
-        differ = repeated[labels[repeated] != labels[first[again[repeated]]]]
+        unequal = labels[repeated] != labels[first[again[repeated]]]
+        differ = repeated[unequal.reshape(len(repeated), -1).any(axis=1)]
         rows = np.flatnonzero(np.isin(again, again[differ]))
         labels, more = contradicted(
             labels, first[again[rows]], rows, [paths[int(row)].as_py() for row in differ[:1]]
         )
         notes += more
-    return replace(annotations, labels=labels, notes=(*annotations.notes, *notes))
+    return replace(annotations, **{name: labels}, notes=(*annotations.notes, *notes))

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 
 from omma.core.errors import line
 from omma.core.words import count
+from omma.data.sources import label_sets
 from omma.data.sources.columns import listed, shown, texts
-from omma.data.sources.labels import Annotations, from_table, images
-from omma.data.sources.tables import LABELS, PATHS, read_table
+from omma.data.sources.labels import Annotations, images
+from omma.data.sources.table_labels import from_table
+from omma.data.sources.tables import IMAGE_NAMES, LABELS, read_table
 
 TABLES = ("labels.csv", "metadata.csv", "metadata.jsonl")  # read beside images: the first that is there
-_COLUMNS = (*PATHS, "file", "image_name", "image_id", "img_id", "id")  # the first that names an image
 _SAMPLE = 1_000  # rows on which ways to read a path are compared
 _AMBIGUOUS = -2
 
@@ -80,17 +81,23 @@ def _from_table(
             f"(the first: {shown(first)})",
         )
     taken = table.take(pa.array(match.rows, pa.int64(), mask=match.rows < 0))
-    read = from_table(taken)
-    labels, classes = read.labels, read.classes
-    notes = [f"{name}: {note}" for note in (*read.notes, *_unmatched(match))]
-    if not set(LABELS) & set(table.column_names) and not name.endswith("labels.csv"):
-        labels, classes = folders.labels, folders.classes
-        notes += folders.notes
-    elif labels is not None:
-        labels, more = _without_contradictions(labels, taken, table, match)
-        notes += [f"{name}: {note}" for note in (*more, *_unlabelled(labels, paths))]
+    own = set(LABELS) & set(table.column_names) or name.endswith("labels.csv")
+    read = from_table(taken, recognise=bool(own) or folders.labels is None)
     splits = folders.splits if read.splits is None else read.splits
-    return replace(read, labels=labels, classes=classes, splits=splits, notes=tuple(notes))
+    if not own and read.label_sets is None:
+        notes = tuple(f"{name}: {note}" for note in (*read.notes, *_unmatched(match)))
+        read = replace(read, labels=folders.labels, classes=folders.classes)
+        return replace(read, splits=splits, notes=(*notes, *folders.notes))
+    notes = [*read.notes, *_unmatched(match)]
+    labels, sets = read.labels, read.label_sets
+    if labels is not None:
+        labels, more = _without_contradictions(labels, table, match)
+        notes += [*more, *_unlabelled(labels < 0, paths)]
+    elif sets is not None:
+        sets, more = _without_contradictions(sets, table, match)
+        notes += [*more, *_unlabelled(label_sets.unlabelled(sets), paths)]
+    notes = tuple(f"{name}: {note}" for note in notes)
+    return replace(read, labels=labels, label_sets=sets, splits=splits, notes=notes)
 
 
 def _without(folders: Annotations, note: str) -> Annotations:
@@ -113,26 +120,27 @@ def _unmatched(match: _Match) -> Iterator[str]:
             yield f"of {count(len(match.images), 'row')} {len(rows):,} {what} (the first: {shown(first)})"
 
 
-def _unlabelled(labels: np.ndarray, paths: pa.LargeStringArray) -> Iterator[str]:
-    rows = np.flatnonzero(labels < 0)
+def _unlabelled(missing: np.ndarray, paths: pa.LargeStringArray) -> Iterator[str]:
+    rows = np.flatnonzero(missing)
     if len(rows):
         have = "have" if len(rows) > 1 else "has"
         first = paths[int(rows[0])].as_py()
-        yield f"of {images(len(labels))} {len(rows):,} {have} no label (the first: {shown(first)})"
+        yield f"of {images(len(missing))} {len(rows):,} {have} no label (the first: {shown(first)})"
 
 
 def _without_contradictions(
-    labels: np.ndarray, taken: pa.Table, table: pa.Table, match: _Match
+    labels: np.ndarray, table: pa.Table, match: _Match
 ) -> tuple[np.ndarray, list[str]]:
-    """The labels, -1 where rows for one image differ in theirs."""
+    """The labels or label sets, -1 where rows for one image differ in theirs."""
     again = np.flatnonzero(match.images >= 0)
     again = again[match.rows[match.images[again]] != again]
     if not len(again):
         return labels, []
-    column = next(name for name in LABELS if name in table.column_names)
-    first = texts(taken, column).take(pa.array(match.images[again])).to_pylist()
-    other = texts(table.take(pa.array(again)), column).to_pylist()
-    differ = [k for k, (a, b) in enumerate(zip(first, other, strict=True)) if a != b]
+    whole = from_table(table)
+    of_rows = whole.labels if whole.label_sets is None else whole.label_sets
+    assert of_rows is not None, "some rows have labels"
+    unequal = of_rows[again] != of_rows[match.rows[match.images[again]]]
+    differ = np.flatnonzero(unequal.reshape(len(again), -1).any(axis=1))
     rows = match.images[again[differ]]
     return contradicted(labels, rows, rows, [match.values[again[k]] or "" for k in differ])
 
@@ -140,7 +148,7 @@ def _without_contradictions(
 def contradicted(
     labels: np.ndarray, of: np.ndarray, rows: np.ndarray, names: Sequence[str]
 ) -> tuple[np.ndarray, list[str]]:
-    """The labels without those of `rows`, and a line that says so; of: which image each row is of."""
+    """The labels or label sets without those of `rows`, and a note; of: the image of each row."""
     if not len(rows):
         return labels, []
     labels = labels.copy()
@@ -159,7 +167,7 @@ def _best(table: pa.Table, paths: pa.LargeStringArray, root: str, below: str) ->
     """The match by the first column that names an image; None if no column could."""
     match = None
     lower = {name.lower(): name for name in reversed(table.column_names)}
-    for column in [lower[name] for name in _COLUMNS if name in lower]:
+    for column in [lower[name] for name in IMAGE_NAMES if name in lower]:
         try:
             values = texts(table, column)
         except ValueError:

@@ -21,6 +21,7 @@ from omma.core.files import SharedFile
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources import idx, remote
 from omma.data.sources.array_labels import find_labels
+from omma.data.sources.columns import one_hot
 from omma.data.sources.decode import PIXELS, as_values, decode
 from omma.data.sources.limits import LARGEST, check_npz
 from omma.data.sources.names import inaccessible
@@ -242,7 +243,7 @@ _DAMAGE = (
 
 
 class ArrayFile(NamedTuple):
-    """Images [n, h, w, c] of a file, with labels [n] and splits [n] or None."""
+    """Images [n, h, w, c] of a file, with labels [n] (or zeros and ones [n, k]) and splits [n] or None."""
 
     values: np.ndarray
     labels: np.ndarray | None = None
@@ -321,9 +322,17 @@ def _from_npz(arrays: dict[str, np.ndarray], objects: list[str], name: str) -> A
 
 
 def _joined(labels: list[np.ndarray | None], counts: list[int]) -> np.ndarray | None:
-    """The labels of all parts, None where a part has none."""
+    """The labels of all parts, None where a part has none (-1 among zeros and ones [n, k])."""
     if len(labels) == 1 or all(column is None for column in labels):
         return labels[0]
+    shapes = {column.shape[1:] for column in labels if column is not None}
+    if len(shapes) == 1 and shapes != {()}:
+        rows = [
+            np.full((n, *shape), -1, np.int8) if column is None else column.astype(np.int8)
+            for column, n, shape in zip(labels, counts, [*shapes] * len(labels))
+        ]
+        return np.concatenate(rows)
+    labels = [column if column is None or column.ndim == 1 else one_hot(column) for column in labels]
     return np.concatenate(
         [np.full(n, None) if column is None else column.astype(object) for column, n in zip(labels, counts)]
     )

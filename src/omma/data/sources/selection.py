@@ -1,4 +1,4 @@
-"""Train on one part of a collection and test on another, by a table's column or by paths."""
+"""What columns of a table say when the user names them: parts to train and to test on, and label sets."""
 
 import fnmatch
 import unicodedata
@@ -9,6 +9,7 @@ import numpy as np
 
 from omma.core.protocols import Images
 from omma.core.words import count
+from omma.data.sources import label_sets
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.columns import listed, texts
 
@@ -37,6 +38,29 @@ def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) ->
     names = [" or ".join(words) or "the rest" for words in (train_on, test_on)]
     parts.split_name = f"trained on {names[0]}, tested on {names[1]}"
     return parts
+
+
+def labelled_by(images: Images, names: Sequence[str]) -> Images:
+    """The collection with several labels an image: of each class, the table has a column of zeros and ones.
+
+    An empty cell is not known, and so is -1 where there are zeros; without zeros -1 is no. Other labels are
+    dropped. Raises ValueError for an unknown column, or one that holds anything else.
+    """
+    if not names:
+        return images
+    if not isinstance(images, IndexedImages):
+        raise ValueError("columns can be chosen of a collection that `open_images` opened; give its path")
+    known = [] if images.columns is None else images.columns.column_names
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"--label-columns {unknown[0]}: {images.source} has no such column; choose among {listed(known)}"
+        )
+    assert images.columns is not None
+    read = label_sets.from_columns(images.columns, list(dict.fromkeys(names)))
+    chosen = images.subset(np.arange(len(images)))
+    chosen.labels, chosen.label_sets, chosen.classes = None, read.label_sets, read.classes
+    chosen.notes = (*images.notes, *read.notes)
+    return chosen
 
 
 def _matches(images: IndexedImages, conditions: Sequence[str], option: str) -> np.ndarray:

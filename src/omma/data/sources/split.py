@@ -1,8 +1,11 @@
-"""Split labelled images into a train and a test part."""
+"""Split labelled images into a train and a test part, or choose a few of each class."""
 
 import numpy as np
+from jaxtyping import Int
 
-from omma.core.protocols import Images
+from omma.core.protocols import Images, Key
+from omma.core.random import Stream, bits, occurrence
+from omma.data.sources import label_sets
 from omma.data.sources.labels import remedy
 
 
@@ -26,6 +29,44 @@ def stratified(labels: np.ndarray, test_share: float = 0.2, seed: int = 0) -> tu
     return np.sort(np.concatenate(train or none)), np.sort(np.concatenate(test or none))
 
 
+def shots(labels: Int[np.ndarray, "n *k"], k: int, seed: int) -> Int[np.ndarray, "m"]:
+    """Sorted indices of k images of each class; all of a class that has fewer.
+
+    The choice is nested: those for k + 1 contain those for k. Whether an image comes before another of its
+    class depends on the seed and on their two indices alone. labels: one an image (-1: none), or label sets
+    [n, k]: then each class has at least k of its images. Raises ValueError if k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"shots={k}: must be at least 1")
+    order = _drawn(len(labels), seed)
+    if labels.ndim == 2:
+        columns = [order[labels[order, column] > 0][:k] for column in range(labels.shape[1])]
+        return np.unique(np.concatenate(columns))
+    codes = labels[order]
+    return np.sort(order[(codes >= 0) & (occurrence(codes) < k)])
+
+
+def fraction(labels: Int[np.ndarray, "n *k"], share: float, seed: int) -> Int[np.ndarray, "m"]:
+    """Sorted indices of a share of each class's images, rounded, but at least one.
+
+    Nested and drawn as `shots` does. Label sets are drawn by `label_sets.strata`. Raises ValueError unless
+    0 < share <= 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"fraction={share}: must be above 0 and at most 1")
+    order = _drawn(len(labels), seed)
+    codes = (labels if labels.ndim == 1 else label_sets.strata(labels))[order]
+    counts = np.bincount(codes[codes >= 0])
+    most = np.clip(np.round(counts * share), 1, None)
+    return np.sort(order[(codes >= 0) & (occurrence(codes) < most[codes.clip(0)])])
+
+
+def _drawn(n: int, seed: int) -> Int[np.ndarray, "n"]:
+    """The images in a random order, in which two stand as they do in that of any larger n."""
+    words = bits(Key(seed, np.zeros(n, np.int64), np.arange(n)), Stream.SHOTS, 2).astype(np.uint64)
+    return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable")
+
+
 def split_name(images: Images) -> str:
     """What the split of a collection is, in words."""
     return getattr(images, "split_name", "") or "the collection's own split"
@@ -34,21 +75,23 @@ def split_name(images: Images) -> str:
 def train_test(images: Images, seed: int = 0, test_share: float = 0.2) -> tuple[np.ndarray, np.ndarray, str]:
     """Indices of labelled images to train and to test on, and a description of the split.
 
-    The collection's own split is used if both of its parts have labels; otherwise a stratified one is made.
+    The collection's own split is used if both of its parts have labels; otherwise a stratified one is made,
+    of images with several labels by `label_sets.strata`.
     Raises ValueError, with the remedy, if there are too few labels.
     """
     source = getattr(images, "source", "") or "images"
-    labels = images.labels
+    sets = label_sets.of(images)
+    labels = images.labels if sets is None else label_sets.strata(sets)
     if labels is None or not (labels >= 0).any():
         raise ValueError(f"{source}: no labels; {remedy(images)}")
     labelled = labels >= 0
     codes = np.unique(labels[labelled])
-    if len(codes) < 2:
+    if len(codes) < 2 and sets is None:
         only = images.classes[int(codes[0])] if images.classes else int(codes[0])
         raise ValueError(f"{source}: only one class ({only}); {remedy(images)}, with at least two classes")
     if images.splits is not None:
         train, test = (np.flatnonzero(labelled & (images.splits == side)) for side in ("train", "test"))
-        if len(train) and len(test) and len(np.unique(labels[train])) > 1:
+        if len(train) and len(test) and (sets is not None or len(np.unique(labels[train])) > 1):
             return train, test, f"{split_name(images)}: {len(train):,} train, {len(test):,} test"
         if getattr(images, "split_name", ""):
             raise ValueError(

@@ -18,7 +18,10 @@ from omma.data.sources import captions
 from omma.data.sources.columns import is_nested, plain
 
 PATHS = ("path", "file_name", "filename", "filepath", "file_path", "image_path", "img_path", "image")
-LABELS = ("label", "class", "class_name", "name")
+# columns that name an image, of those that do in a table beside the images
+IMAGE_NAMES = (*PATHS, "file", "image_name", "image_id", "img_id", "id")
+CLASS_NAMES = ("class", "class_name", "name")
+LABELS = ("label", *CLASS_NAMES, "labels")
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 _KNOWN = frozenset((*PATHS, *LABELS, "split"))
 _DELIMITERS = ",;\t|"

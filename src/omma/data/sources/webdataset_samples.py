@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.data.sources.labels import Annotations, from_table
+from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import from_folders
 from omma.data.sources.listing import Listing
 from omma.data.sources.members import Member, tar_members
 from omma.data.sources.names import IMAGES, NO_TEXT, inaccessible, is_text, printable
 from omma.data.sources.readers import Archive
+from omma.data.sources.table_labels import from_table
 from omma.data.sources.webdataset_files import FETCHERS, Shards
 
 _LARGEST_TEXT = 1 << 20  # bytes of a member that holds a label, captions or JSON
@@ -27,6 +28,7 @@ _TEXTS = ("txt", "text", "caption")
 _KEYS = {
     "label": "label",
     "cls": "label",
+    "labels": "label",
     "class": "class",
     "class_name": "class",
     "split": "split",
@@ -189,8 +191,16 @@ def _read_json(fields: _Fields, data: bytes) -> str:
     for name, key in _KEYS.items():
         value = content.get(name)
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if isinstance(value, str | int | float) and key not in fields.values:
+        if key in fields.values:
+            continue
+        if isinstance(value, str | int | float):
             fields.values[key] = str(value)
+        elif (
+            key == "label"
+            and isinstance(value, list)
+            and all(isinstance(x, str | int | float) for x in value)
+        ):
+            fields.values[key] = value  # several labels, or none of them
     for name in ("text", "texts", "caption", "captions"):
         texts = content.get(name)
         texts = texts if isinstance(texts, list) else [texts]
@@ -198,12 +208,22 @@ def _read_json(fields: _Fields, data: bytes) -> str:
     return ""
 
 
+def _column(values: list[Any]) -> pa.Array:
+    """Texts, or lists of texts if any value is a list of several."""
+    if not any(isinstance(value, list) and len(value) > 1 for value in values):
+        return pa.array([None if isinstance(value, list) else value for value in values], pa.large_string())
+    lists = [value if isinstance(value, list) or value is None else [value] for value in values]
+    if any(isinstance(x, str) for value in lists for x in value or ()):
+        lists = [None if value is None else [str(x) for x in value] for value in lists]
+    return pa.array(lists)
+
+
 def _annotations(samples: Sequence[_Sample]) -> Annotations:
     """Labels, splits and captions from the samples' members; else labels and splits from folder names."""
     columns: dict[str, Any] = {}
     for key in ("label", "class", "split"):
         if any(key in sample.values for sample in samples):
-            columns[key] = pa.array([sample.values.get(key) for sample in samples], pa.large_string())
+            columns[key] = _column([sample.values.get(key) for sample in samples])
     if any(sample.texts for sample in samples):
         # many shards repeat a caption in .txt and .json
         texts = [list(dict.fromkeys(sample.texts)) for sample in samples]
@@ -211,9 +231,10 @@ def _annotations(samples: Sequence[_Sample]) -> Annotations:
     table = from_table(pa.table(columns)) if columns else Annotations()
     runs = [(name, len(list(same))) for name, same in itertools.groupby(sample.folder for sample in samples)]
     folders = from_folders([name for name, _ in runs], [count for _, count in runs])
-    named = folders if table.labels is None else table
+    named = folders if table.labels is None and table.label_sets is None else table
     return Annotations(
         labels=named.labels,
+        label_sets=named.label_sets,
         classes=named.classes,
         splits=folders.splits if table.splits is None else table.splits,
         text=table.text,

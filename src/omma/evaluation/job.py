@@ -1,0 +1,122 @@
+"""One evaluation: its conditions, and the features of the images by each subject."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from omma.backbones.layers import prompts as learned_prompts
+from omma.backbones.layers import text
+from omma.core.protocols import Images, Preprocess
+from omma.data import text_tokenizer
+from omma.data.batches.preprocess import shorter_side
+from omma.data.sources.trained_on import TrainedOn
+from omma.evaluation import zeroshot
+from omma.evaluation.score import Score, Subject
+from omma.evaluation.verdict import Comparison
+from omma.evaluation.zeroshot import TextReader
+from omma.features.extract import FeatureSet, extract, pixels
+from omma.weights import Model
+
+StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One evaluation: model, images and conditions."""
+
+    model: Model
+    images: Images
+    source: str
+    device: torch.device
+    precision: torch.dtype
+    cache: Path | None
+    seed: int
+    floors: bool
+    progress: StageProgress | None
+    text_reader: TextReader | None  # for protocols that read texts
+    trained_on: TrainedOn | None = None  # the images of the run that the model is from, where known
+
+
+class Judgement(NamedTuple):
+    """The results of an evaluation."""
+
+    scores: list[Score]
+    comparisons: list[Comparison]
+    notes: list[str]
+    bad: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
+    tested: Int[np.ndarray, "m"]  # rows of the test images
+
+
+def text_reader(
+    model: Model,
+    name: str,
+    prompts: str | Path | None = None,
+    merges: str | Path | None = None,
+    descriptions: str | Path | None = None,
+) -> TextReader:
+    """The model's text tower with its tokenizer, and what it reads of classes; ValueError if it has none."""
+    templates = () if prompts is None else zeroshot.read_templates(prompts)
+    sentences = None if descriptions is None else zeroshot.read_descriptions(descriptions)
+    paired = text.restored(model.extras, name, None if merges is None else text_tokenizer.read_merges(merges))
+    if paired.tokenizer is None:
+        raise ValueError(
+            f"{name} does not hold its tokenizer's merges: give --merges bpe_simple_vocab_16e6.txt.gz "
+            "(docs/clip.md)"
+        )
+    return TextReader(paired, templates, sentences, learned_prompts.restored(model.extras, name))
+
+
+def features_of_all(job: Job, images: Images, raw: bool = True) -> dict[Subject, FeatureSet]:
+    """Features of the same images by each subject; raw: include pixels."""
+
+    def image_progress(stage: str) -> Callable[[int, int], None] | None:
+        return partial(job.progress, stage) if job.progress else None
+
+    def features_of(subject: Model, stage: str) -> FeatureSet:
+        return extract(
+            subject.encoder,
+            images,
+            subject.preprocess,
+            job.device,
+            job.precision,
+            cache=job.cache,
+            model_digest=subject.digest,
+            progress=image_progress(stage),
+        )
+
+    features: dict[Subject, FeatureSet] = {"trained": features_of(job.model, "features, trained")}
+    if job.floors:
+        features["untrained"] = features_of(job.model.untrained(job.seed), "features, untrained")
+    if job.floors and raw:
+        features["pixels"] = pixels(images, job.model.preprocess, progress=image_progress("pixels"))
+    return features
+
+
+def readable_rows(features: Mapping[Subject, FeatureSet]) -> Int[np.ndarray, "n"]:
+    """Indices of the images that every subject has features of."""
+    readable = features["trained"].indices
+    for feature_set in features.values():
+        readable = np.intersect1d(readable, feature_set.indices)
+    return readable
+
+
+def vectors_of(features: FeatureSet, indices: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n d"]:
+    """The vectors of these images, all of which must be readable."""
+    return features.vectors[np.searchsorted(features.indices, indices)]
+
+
+def conditions_of(subject: Subject, features: FeatureSet, preprocess: Preprocess) -> dict[str, Any]:
+    """The fields of `Score` that say how vectors were computed."""
+    crop = f"shorter side {shorter_side(preprocess)}, centre {preprocess.size} x {preprocess.size} px"
+    if subject == "pixels":
+        side = features.provenance["pixels"]["size"]
+        shape = f"{side} x {side} x {preprocess.channels}"
+        return {"layer": "input", "pooling": "flattened", "crop": f"the same, at {shape} px"}
+    precision = {"float32": "fp32", "bfloat16": "bf16"}.get(name := features.provenance["precision"], name)
+    return {"layer": "last", "pooling": features.provenance["pooling"], "crop": crop, "precision": precision}

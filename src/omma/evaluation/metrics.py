@@ -1,0 +1,388 @@
+"""Flat metrics of a classifier's answers, each with a bootstrap interval over the test images.
+
+Values are scikit-learn's where it has the metric. Intervals draw images with replacement (`resamples`): what
+a draw changes are sums over images, so all metrics but average precision follow from one sparse product.
+
+Macro figures average the classes that the test part has or that were answered, as scikit-learn does by
+default; balanced accuracy and mean average precision average those that the test part has.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import sparse
+from sklearn import metrics as sk
+
+from omma.evaluation import confidence
+
+BINS = 15  # of the calibration error
+TOP = 5
+EFFORT = 4e9  # images x classes x rounds that the intervals of average precisions may take
+LARGEST = 30_000_000  # scores that are ranked together for the micro average of average precision
+NAMES = {  # in the order of tables
+    "top1": "top-1",
+    "top5": "top-5",
+    "exact_match": "exact match",
+    "balanced_accuracy": "balanced accuracy",
+    "precision_micro": "precision, micro",
+    "precision_macro": "precision, macro",
+    "recall_micro": "recall, micro",
+    "recall_macro": "recall, macro",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "map_micro": "AP, micro",
+    "map_macro": "mAP",
+    "ece": f"calibration error, {BINS} bins",
+    "nll": "negative log-likelihood",
+    "brier": "Brier score",
+}
+
+
+class Figure(NamedTuple):
+    """A metric's value with its 95 % interval."""
+
+    value: float
+    interval95: tuple[float, float]
+
+
+class ByClass(NamedTuple):
+    """A metric of each class with its 95 % intervals; NaN where it is not defined."""
+
+    value: Float[np.ndarray, "c"]
+    interval95: Float[np.ndarray, "c 2"]
+
+
+class Metrics(NamedTuple):
+    """Metrics of one set of answers."""
+
+    overall: dict[str, Figure]  # by the keys of NAMES
+    by_class: dict[str, ByClass]  # "precision", "recall", "f1" and, with scores, "ap"
+    support: Int[np.ndarray, "c"]  # test images of each class
+    predicted: Int[np.ndarray, "c"]  # answers of each class
+
+
+# ---------------------------------------------------------------- one label an image
+def single_label(
+    predictions: Int[np.ndarray, "m"],
+    labels: Int[np.ndarray, "m"],
+    classes: int,
+    scores: Float[np.ndarray, "m c"] | None = None,
+    probabilities: bool = False,
+    seed: int = 0,
+) -> Metrics:
+    """Metrics of answers to images of one label each.
+
+    scores: of every class, larger is likelier, for top-5 (more than five classes) and average precision; ties
+    count against the model. probabilities: the scores are such, which adds calibration error, negative
+    log-likelihood and Brier score. Raises ValueError without images.
+    """
+    m = len(labels)
+    if m == 0:
+        raise ValueError("no test images: metrics need at least one")
+    correct = predictions == labels
+    sums = {
+        "support": _one_hot(labels, classes),
+        "predicted": _one_hot(predictions, classes),
+        "hits": _one_hot(labels, classes, correct),
+    }
+    values = {"top1": float(correct.mean())}
+    exact = {"top1": confidence.bootstrap(correct, seed)}
+    if scores is not None and classes > TOP:
+        within = rank(scores, labels) < TOP
+        values["top5"], exact["top5"] = float(within.mean()), confidence.bootstrap(within, seed)
+    if scores is not None and probabilities:
+        top = scores.max(1).astype(np.float64)
+        bins = bin_of(top)
+        sums |= {
+            "bins_confidence": _one_hot(bins, BINS, top),
+            "bins_correct": _one_hot(bins, BINS, correct),
+            "nll": sparse.csr_array(nll(scores, labels)[None]),
+            "brier": sparse.csr_array(brier(scores, labels)[None]),
+        }
+    whole = {name: x.sum(1) for name, x in sums.items()}
+    values |= _scikit(predictions, labels) | {k: float(v) for k, v in _of_sums(whole).items() if k in LOSSES}
+    draws, class_draws = _drawn(sums, m, seed)
+    by_class = _by_class(_counted(labels, predictions, None, np.arange(classes)), class_draws, whole)
+    if scores is not None:
+        positive = labels[:, None] == np.arange(classes)
+        aps, ap_draws = _average_precisions(scores, positive, np.ones_like(positive), seed)
+        values |= aps.overall
+        draws |= ap_draws
+        by_class["ap"] = aps.by_class
+    smallest = int(whole["support"][whole["support"] > 0].min())
+    overall = {
+        k: Figure(v, exact[k] if k in exact else _interval(k, v, draws[k], smallest if k in MEANS else m))
+        for k, v in values.items()
+    }
+    overall = {k: overall[k] for k in NAMES if k in overall}
+    return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int))
+
+
+def rank(scores: Float[np.ndarray, "m c"], labels: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
+    """How many other classes score at least as high as the right one; 0 is a hit at rank 1."""
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    return (scores >= own).sum(1) - 1
+
+
+def calibration_error(confidences: Float[np.ndarray, "m"], correct: Bool[np.ndarray, "m"]) -> float:
+    """Expected calibration error [Guo 2017, arXiv 1706.04599, eq. 3] in BINS bins of equal width.
+
+    A bin holds its upper edge, and the first one 0 as well: a confidence of exactly 1 is in the last bin.
+    """
+    confidences = np.asarray(confidences, np.float64)
+    bins = bin_of(confidences)
+    gaps = np.bincount(bins, confidences, BINS) - np.bincount(bins, correct, BINS)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def bin_of(confidences: Float[np.ndarray, "m"], bins: int = BINS) -> Int[np.ndarray, "m"]:
+    """The bin of each confidence in [0, 1]: ((i / bins, (i + 1) / bins], with 0 in the first."""
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidences, side="left")
+
+
+def nll(probabilities: Float[np.ndarray, "m c"], labels: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """-log of the right class's probability, which is taken as fp32's smallest step from 1 if it is less."""
+    own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(np.float64)
+    return -np.log(np.maximum(own, np.finfo(np.float32).eps))
+
+
+def brier(probabilities: Float[np.ndarray, "m c"], labels: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """Squared distance of the probabilities from the one-hot label, 0 to 2 [Brier 1950]."""
+    own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(np.float64)
+    return np.square(probabilities, dtype=np.float64).sum(1) - 2 * own + 1
+
+
+# ---------------------------------------------------------------- several labels an image
+def multi_label(
+    scores: Float[np.ndarray, "m c"],
+    targets: Int[np.ndarray, "m c"],
+    thresholds: Float[np.ndarray, "c"] | float = 0.5,
+    seed: int = 0,
+) -> Metrics:
+    """Metrics of answers to images of several labels each.
+
+    targets: 1 has the label, 0 has it not, -1 is not known, which counts nowhere. thresholds: a class is
+    answered where its score is at least that. Average precision needs no threshold; a class that no image has
+    is left out of its mean. Raises ValueError without images or known targets.
+    """
+    known = targets >= 0
+    if not known.any():
+        raise ValueError("no known label in the test part: metrics need at least one")
+    m = len(targets)
+    answered, has = (scores >= thresholds) & known, targets > 0
+    sums = {
+        "support": sparse.csr_array(has.T.astype(np.float64)),
+        "predicted": sparse.csr_array(answered.T.astype(np.float64)),
+        "hits": sparse.csr_array((has & answered).T.astype(np.float64)),
+    }
+    whole = {name: x.sum(1) for name, x in sums.items()}
+    draws, class_draws = _drawn(sums, m, seed)
+    present = np.flatnonzero(whole["support"] + whole["predicted"])
+    values = {}
+    pair = has.astype(int), answered.astype(int)
+    for average in AVERAGES:
+        values |= {f"{name}_{average}": float(x) for name, x in _counted(*pair, average, present).items()}
+    by_class = _by_class(_counted(*pair, None), class_draws, whole)
+    aps, ap_draws = _average_precisions(scores, has, known, seed)
+    by_class["ap"] = aps.by_class
+    right = ((answered == has) | ~known).all(1)
+    overall = {"exact_match": Figure(float(right.mean()), confidence.bootstrap(right, seed))}
+    smallest = int(whole["support"][whole["support"] > 0].min(initial=m))
+    for name, value in (values | aps.overall).items():
+        n = smallest if name in MEANS else m
+        overall[name] = Figure(value, _interval(name, value, (draws | ap_draws)[name], n))
+    overall = {k: overall[k] for k in NAMES if k in overall}
+    return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int))
+
+
+# ---------------------------------------------------------------- sums over images, and their draws
+AVERAGES = ("micro", "macro")
+COUNTED = ("precision", "recall", "f1")
+LOSSES = ("ece", "nll", "brier")
+RAISED = ("ece", "map_macro", "map_micro")  # that resampling raises, since it repeats images
+MEANS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "map_macro")  # over classes
+
+
+def _one_hot(
+    groups: Int[np.ndarray, "m"], n: int, values: np.ndarray | None = None
+) -> Float[sparse.csr_array, "n m"]:
+    """A row a group, which holds its images' values, 1 by default."""
+    m = len(groups)
+    values = np.ones(m) if values is None else values.astype(np.float64)
+    return sparse.csr_array((values, (groups, np.arange(m))), shape=(n, m))
+
+
+def _drawn(
+    sums: Mapping[str, sparse.csr_array], m: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Draws [r] of the overall figures, and draws [c, r] of those by class."""
+    names, stacked = list(sums), sparse.vstack(list(sums.values()), format="csr")
+    ends = np.cumsum([len(x.indptr) - 1 for x in sums.values()])
+    totals = np.concatenate([stacked @ weights for weights in confidence.resamples(m, seed)], 1)
+    parts = dict(zip(names, np.split(totals, ends[:-1]), strict=True))
+    return _of_sums(parts), _class_figures(parts)
+
+
+def _class_figures(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of each class; 0 / 0 counts as 0."""
+    hits, support, predicted = sums["hits"], sums["support"], sums["predicted"]
+    return {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(support + predicted, 1),
+    }
+
+
+def _of_sums(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The overall figures; a last axis of draws stays."""
+    hits, support, predicted = sums["hits"], sums["support"], sums["predicted"]
+    m = support.sum(0)
+    each, tested = _class_figures(sums), support > 0
+    present = (tested | (predicted > 0)).sum(0)
+    found = {f"{name}_macro": x.sum(0) / np.maximum(present, 1) for name, x in each.items()}
+    found["balanced_accuracy"] = each["recall"].sum(0) / np.maximum(tested.sum(0), 1)
+    found["precision_micro"] = hits.sum(0) / np.maximum(predicted.sum(0), 1)
+    found["recall_micro"] = hits.sum(0) / np.maximum(m, 1)
+    found["f1_micro"] = 2 * hits.sum(0) / np.maximum(m + predicted.sum(0), 1)
+    if "nll" in sums:
+        found["ece"] = np.abs(sums["bins_confidence"] - sums["bins_correct"]).sum(0) / m
+        found |= {name: sums[name].sum(0) / m for name in ("nll", "brier")}
+    return found
+
+
+def _scikit(predictions: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m"]) -> dict[str, float]:
+    values = {
+        f"{name}_{a}": float(x) for a in AVERAGES for name, x in _counted(labels, predictions, a).items()
+    }
+    # of the classes tested alone: sk.balanced_accuracy_score is this, but warns where others were answered
+    balanced = _counted(labels, predictions, "macro", np.unique(labels))["recall"]
+    return values | {"balanced_accuracy": float(balanced)}
+
+
+def _counted(
+    labels: np.ndarray, predictions: np.ndarray, average: str | None, classes: np.ndarray | None = None
+) -> dict[str, Any]:
+    """scikit-learn's precision, recall and F1; 0 / 0 counts as 0."""
+    function: Any = sk.precision_recall_fscore_support
+    return dict(zip(COUNTED, function(labels, predictions, labels=classes, average=average, zero_division=0)))
+
+
+def _by_class(
+    values: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray]
+) -> dict[str, ByClass]:
+    """NaN for classes that the test part does not have and nobody answered."""
+    support, present = whole["support"], whole["support"] + whole["predicted"] > 0
+    found = {}
+    for name, value in values.items():
+        ends = _opened(confidence.percentiles(draws[name]), value, support)
+        absent = ~present
+        value, ends[absent] = np.where(absent, np.nan, value), np.nan
+        found[name] = ByClass(value, ends)
+    return found
+
+
+def _opened(
+    ends: Float[np.ndarray, "c 2"], values: Float[np.ndarray, "c"], n: Int[np.ndarray, "c"]
+) -> Float[np.ndarray, "c 2"]:
+    """Intervals of shares; one of 0 or 1 that no draw changes becomes that of n answers all alike."""
+    for k in np.flatnonzero((ends[:, 0] == ends[:, 1]) & np.isin(values, (0.0, 1.0)) & (n > 0)):
+        ends[k] = confidence.exact(int(n[k]), all_right=bool(values[k]))
+    return ends
+
+
+def _interval(name: str, value: float, draws: Float[np.ndarray, "r"], n: int) -> tuple[float, float]:
+    ends = confidence.percentiles(draws[None], np.array([value]) if name in RAISED else None)
+    ends = ends.clip(0, 1) if name in RAISED else ends
+    ((low, high),) = _opened(ends, np.array([value]), np.array([n]))
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------- average precision
+class _Precisions(NamedTuple):
+    overall: dict[str, float]
+    by_class: ByClass
+
+
+def _average_precisions(
+    scores: Float[np.ndarray, "m c"],
+    positive: Bool[np.ndarray, "m c"],
+    known: Bool[np.ndarray, "m c"],
+    seed: int,
+) -> tuple[_Precisions, dict[str, np.ndarray]]:
+    """Average precision of each class, their mean, and that of all scores ranked together; draws of both."""
+    m, c = scores.shape
+    tested = np.flatnonzero((positive & known).any(0))
+    ranked = [_Ranked.of(scores[known[:, k], k], positive[known[:, k], k]) for k in tested]
+    rows = [np.flatnonzero(known[:, k]) for k in tested]
+    together, owners = None, np.zeros(0, np.int64)
+    if scores.size <= LARGEST and len(tested):
+        together, owners = _Ranked.of(scores[known], positive[known]), np.nonzero(known)[0]
+    values = np.full(c, np.nan)
+    values[tested] = [_scikit_ap(positive[r, k], scores[r, k]) for r, k in zip(rows, tested)]
+    segments = [r.segments(images, m) for r, images in zip(ranked, rows)]
+    micro = None if together is None else together.segments(owners, m)
+    rounds = int(np.clip(EFFORT / max(scores.size, 1), 100, confidence.RESAMPLES))
+    draws = np.full((c, rounds), np.nan)
+    micro_draws, first = np.full(rounds, np.nan), 0
+    for weights in confidence.resamples(m, seed, rounds):
+        here = slice(first, first := first + weights.shape[1])
+        for k, pair in zip(tested, segments):
+            draws[k, here] = _ap(*pair, weights)
+        if micro is not None:
+            micro_draws[here] = _ap(*micro, weights)
+    support = (positive & known).sum(0)
+    ends = confidence.percentiles(draws, values).clip(0, 1)
+    by_class = ByClass(values, _opened(ends, values, support))
+    overall, found = {}, {}
+    if len(tested):
+        overall["map_macro"] = float(values[tested].mean())
+        defined = ~np.isnan(draws[tested])
+        found["map_macro"] = np.where(defined, draws[tested], 0).sum(0) / np.maximum(defined.sum(0), 1)
+    if micro is not None:
+        overall["map_micro"] = _scikit_ap(positive[known], scores[known])
+        found["map_micro"] = micro_draws
+    return _Precisions(overall, by_class), found
+
+
+def _scikit_ap(positive: Bool[np.ndarray, "n"], scores: Float[np.ndarray, "n"]) -> float:
+    return float(cast(float, sk.average_precision_score(positive, scores)))
+
+
+class _Ranked(NamedTuple):
+    """Scores cut at the distinct scores of the positives, from high to low.
+
+    Segment k holds what lies from the k-th of these scores up to the one before; the last one, the rest.
+    """
+
+    segment: Int[np.ndarray, "n"]
+    positive: Bool[np.ndarray, "n"]
+    cuts: int
+
+    @classmethod
+    def of(cls, scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> "_Ranked":
+        cuts = np.unique(scores[positive])  # ascending
+        segment = len(cuts) - np.searchsorted(cuts, scores, side="right")
+        return cls(segment, positive, len(cuts))
+
+    def segments(self, owners: Int[np.ndarray, "n"], m: int) -> tuple[sparse.csr_array, sparse.csr_array]:
+        """The positives, and all scores, of each segment but the last: a row a segment, a column an image."""
+        pair = []
+        for chosen in (self.positive, self.segment < self.cuts):
+            where = (self.segment[chosen], owners[chosen])
+            ones = np.ones(len(where[0]), np.float32)
+            pair.append(sparse.csr_array((ones, where), shape=(self.cuts, m)))
+        return pair[0], pair[1]
+
+
+def _ap(
+    positive: sparse.csr_array, every: sparse.csr_array, weights: Float[np.ndarray, "m b"]
+) -> Float[np.ndarray, "b"]:
+    """Sum over the cuts of (recall's step) x precision, for each column of weights; NaN without positives."""
+    steps = (positive @ weights).astype(np.float64)
+    above = np.cumsum(every @ weights, 0, dtype=np.float64)
+    hits = np.cumsum(steps, 0)
+    total = hits[-1]
+    sums = (steps * hits / np.maximum(above, 1)).sum(0)
+    return np.where(total > 0, sums / np.maximum(total, 1), np.nan)
