@@ -79,7 +79,7 @@ def reader(**options):
 def described(tmp_path, content):
     file = tmp_path / "d.json"
     file.write_text(json.dumps(content), encoding="utf-8")
-    return zeroshot.read_descriptions(file)
+    return zeroshot.by_words(zeroshot.read_descriptions(file))
 
 
 def test_descriptions_by_hand(tmp_path):

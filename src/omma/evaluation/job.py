@@ -62,7 +62,7 @@ def text_reader(
 ) -> TextReader:
     """The model's text tower with its tokenizer, and what it reads of classes; ValueError if it has none."""
     templates = () if prompts is None else zeroshot.read_templates(prompts)
-    sentences = None if descriptions is None else zeroshot.read_descriptions(descriptions)
+    sentences = None if descriptions is None else zeroshot.by_words(zeroshot.read_descriptions(descriptions))
     paired = text.restored(model.extras, name, None if merges is None else text_tokenizer.read_merges(merges))
     if paired.tokenizer is None:
         raise ValueError(

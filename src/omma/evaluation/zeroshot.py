@@ -21,7 +21,7 @@ from omma.core.files import decode_text
 from omma.core.words import class_words, count
 
 TEMPLATE = "a photo of a {}."  # the paper's
-Sentences = Mapping[str, Sequence[str]]  # by the class's words, in lower case
+Sentences = Mapping[str, Sequence[str]]  # as `by_words` has them
 
 
 def read_templates(file: str | Path) -> tuple[str, ...]:
@@ -39,11 +39,10 @@ def read_templates(file: str | Path) -> tuple[str, ...]:
     return tuple(each for _, each in templates)
 
 
-def read_descriptions(file: str | Path) -> Sentences:
+def read_descriptions(file: str | Path) -> dict[str, list[str]]:
     """Sentences of each class from JSON, {"class": ["sentence", ...]}, CuPL's published form.
 
-    Names are compared without case, and with underscores as spaces. Raises ValueError for a file that cannot
-    be read, and for a class without sentences.
+    Raises ValueError for a file that cannot be read, and for a class without sentences.
     """
     form = 'JSON, {"class": ["sentence", ...], ...}'
     try:
@@ -54,13 +53,24 @@ def read_descriptions(file: str | Path) -> Sentences:
         raise ValueError(f"{file} is not JSON ({line(error)}); write {form}") from None
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file}: no classes in it; write {form}")
-    found: dict[str, list[str]] = {}
     for name, sentences in content.items():
         listed = isinstance(sentences, list) and all(isinstance(s, str) and s.strip() for s in sentences)
         if not listed or not sentences:
             shown = line(ValueError(repr(sentences)))[:60]
             raise ValueError(f"{file}: {name!r} has {shown}: a list of one or more sentences is expected")
-        found.setdefault(class_words(name).casefold(), []).extend(sentences)
+    return content
+
+
+def key(name: str) -> str:
+    """By which the name of a class is looked up: in lower case, with spaces for underscores."""
+    return class_words(name).casefold()
+
+
+def by_words(descriptions: Mapping[str, Sequence[str]]) -> Sentences:
+    """The same by `key`; sentences of names with the same one are put together."""
+    found: dict[str, list[str]] = {}
+    for name, sentences in descriptions.items():
+        found.setdefault(key(name), []).extend(sentences)
     return found
 
 
@@ -120,14 +130,14 @@ class TextReader:
 
     def texts(self, name: str) -> list[str]:
         """The texts that stand for a class; those of CLIP's template for one without descriptions."""
-        described = (self.descriptions or {}).get(class_words(name).casefold(), ())
+        described = (self.descriptions or {}).get(key(name), ())
         templates = self.templates or (() if described else (TEMPLATE,))
         return [*prompts([name], templates), *described]
 
     def undescribed(self, classes: Sequence[str]) -> list[str]:
         """Classes that the descriptions lack."""
         known = self.descriptions
-        return [] if known is None else [c for c in classes if class_words(c).casefold() not in known]
+        return [] if known is None else [c for c in classes if key(c) not in known]
 
     def vectors(self, classes: Sequence[str], device: torch.device | str = "cpu") -> Float[np.ndarray, "c o"]:
         """A unit vector for each class.
