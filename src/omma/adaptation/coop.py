@@ -32,6 +32,7 @@ from omma.features.extract import extract
 from omma.weights import Model
 
 DEVIATION = 0.02  # of a random context's first values
+LR, SCALE = 0.002, 100.0  # the paper's, and the scale of CLIP's cosines, by which gradients grow
 WARM_UP = 1e-5  # the learning rate of the first epoch
 MOMENTUM, DECAY = 0.9, 5e-4  # of the paper's code
 EPOCHS = {1: 50, 4: 100, 16: 200}  # up to so many images a class; the last one for more, too [section 4.1]
@@ -49,13 +50,13 @@ class Config:
     tokens: int = 0  # M: so many vectors that start at random, instead of words; 0: as many as `words` has
     per_class: bool = False  # a context for each class ("class-specific", CSC); no use for new classes
     position: str = "end"  # of the class's name: "end" or "middle"
-    lr: float = 0.002
+    lr: float | None = None  # None: .002 for CLIP's scale of 100, more for a smaller one, in proportion
     batch: int = 32
     epochs: int | None = None  # None: 50, 100 or 200, by the images a class
 
     def __post_init__(self) -> None:
         one_of("adapt.position", self.position, POSITIONS)
-        above_zero(self, "lr", "batch", *(["epochs"] if self.epochs is not None else []))
+        above_zero(self, "batch", *(name for name in ("lr", "epochs") if getattr(self, name) is not None))
         if self.tokens < 0:
             raise ValueError(f"adapt.tokens={self.tokens}: must be at least 0 (start from words)")
 
@@ -121,11 +122,11 @@ def learn(
     filled = prompts.slots(paired, classes, context.shape[-2], config.position).to(device)
     vectors, targets = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     optimizer = torch.optim.SGD([context], lr=WARM_UP, momentum=MOMENTUM, weight_decay=DECAY)
-    epochs = config.epochs or _epochs(labels)
+    epochs, lr = config.epochs or _epochs(labels), config.lr or LR * SCALE / scale
     batches = max(1, len(labels) // config.batch)  # of an epoch; the last, incomplete one is left out
     step, epoch, trained_since = 0, 0, time.monotonic()
     while epoch < epochs:
-        optimizer.param_groups[0]["lr"] = rate(epoch, epochs, config.lr)
+        optimizer.param_groups[0]["lr"] = rate(epoch, epochs, lr)
         order = torch.randperm(len(labels), generator=generator).to(device)
         for rows in order.split(config.batch)[:batches]:
             logits = scale * vectors[rows] @ prompts.features(tower, filled, context).T

@@ -3,7 +3,9 @@
 The model is asked what each class looks like; the first sentence of each answer is kept.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,19 +72,17 @@ def load(model: str, device: torch.device) -> LanguageModel:
         need("gguf", "hf")
         options["gguf_file"] = os.path.basename(name)
         name = os.path.dirname(name) or "."
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    # its progress bars cannot be switched off
+    quiet = contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        network = transformers.AutoModelForCausalLM.from_pretrained(name, **options)
+        with quiet:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+            network = transformers.AutoModelForCausalLM.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ValueError(
             f"{model} cannot be loaded as a causal language model ({line(error)}); give a folder of "
             "transformers, a .gguf file or hf:ORG/NAME"
         ) from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
     if device.type == "cpu" and not gguf:  # which is read as fp32
         network = network.float()
     return LanguageModel(model, network.to(device).eval(), tokenizer)
