@@ -33,6 +33,7 @@ SOURCES = {
         "google-research/simclr",
         "rbalestr-lab/lejepa",
         "facebookresearch/deit",
+        "TACJu/TransFG",
         "openai/CLIP",
         "mlfoundations/open_clip",
         "KaiyangZhou/CoOp",
@@ -104,6 +105,13 @@ def _module(name: str, **members: Any) -> types.ModuleType:
 def _block(*args: Any, qk_scale: None = None, **options: Any) -> nn.Module:
     """timm's block, with an argument that older versions had."""
     return timm.models.vision_transformer.Block(*args, **options)
+
+
+class _Config(dict[str, Any]):
+    """A dictionary whose entries are attributes, too."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__  # pyright: ignore[reportAssignmentType]
 
 
 class _Sequences:
@@ -182,6 +190,7 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         ),
         "dassl.engine": _module("dassl.engine", TRAINER_REGISTRY=registry, TrainerX=object),
         "dinov2.fsdp": fsdp,
+        "ml_collections": _module("ml_collections", ConfigDict=_Config),
         "ftfy": _module("ftfy", fix_text=lambda text: text),
         "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
         "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),

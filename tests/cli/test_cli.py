@@ -125,7 +125,10 @@ def test_one_model_is_explained(capsys):
         (["models", "vit/16"], "give depth, dim, heads, hidden too"),
         (["models", "vit-s/16", "--image-size", "0"], "--image-size 0"),
         (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
-        (["evaluate", "a", "b", "--model.depth=3"], "--model.KEY is an option of `omma pretrain`"),
+        (
+            ["evaluate", "a", "b", "--model.depth=3"],
+            "--model.KEY is an option of `omma pretrain` and `omma finetune`",
+        ),
         (["pretrain", ".", "--method.momentum"], "value must follow"),
         (["pretrain", ".", "--model.depth"], "value must follow"),
         (["embed", "a"], "Missing from omma embed: IMAGES --out STR; `omma embed --help`"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from omma.evaluation import confidence, metrics
+from omma.evaluation import METRICS, average_precision, confidence, metrics
 
 
 def answers(m=200, classes=8, strength=1.0, seed=0):
@@ -47,8 +47,8 @@ def test_average_precision_of_a_draw_is_scikit_learns(ties):
         scores = rng.normal(size=40).round(0 if ties else 9)
         counts = rng.integers(0, 3, 40)
         counts[0] = 1
-        pair = metrics._Ranked.of(scores, positive).segments(np.arange(40), 40)
-        ours = metrics._ap(*pair, np.stack([np.ones(40), counts], 1).astype(np.float32))
+        pair = average_precision._Ranked.of(scores, positive).segments(np.arange(40), 40)
+        ours = average_precision._ap(*pair, np.stack([np.ones(40), counts], 1).astype(np.float32))
         expected = [
             sk.average_precision_score(positive, scores),
             sk.average_precision_score(positive.repeat(counts), scores.repeat(counts)),
@@ -80,6 +80,10 @@ def test_values_are_scikit_learns():
     assert found.by_class["ap"].value == pytest.approx(
         sk.average_precision_score(one_hot, scores, average=None)
     )
+
+
+def test_the_command_line_knows_the_groups():
+    assert tuple(metrics.GROUPS) == METRICS
 
 
 def test_micro_and_macro():

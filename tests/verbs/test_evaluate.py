@@ -12,9 +12,12 @@ from omma import backbones, weights
 from omma.core.protocols import Preprocess
 from omma.data.sources import identity, split
 from omma.data.sources.collection import ArrayImages
+from omma.evaluation import metrics
+from omma.evaluation.detail import write_matrices
 from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison, Evaluation
 from omma.verbs.evaluate import evaluate
+from omma.weights.classifier import Classifier
 
 PREPROCESS = Preprocess(
     size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
@@ -90,6 +93,98 @@ def test_two_classes_with_everything(run, tmp_path):
     assert "96 train and 24 test images of 2 classes" in outcome.protocol()
     assert "train part alone" in outcome.notes[0]
     assert {text for text, _, _ in seen} >= {"features, trained", "features, untrained", "pixels"}
+
+
+TAXONOMY = "parent,child\nroot,warm\nwarm,c0\nwarm,c1\nroot,c2\n"
+
+
+def test_everything_that_can_be_measured(run, tmp_path):
+    (tmp_path / "taxonomy.csv").write_text(TAXONOMY)
+    data = images(classes=3, each=40, noise=250)
+    options = {"metrics": ["all"], "taxonomy": tmp_path / "taxonomy.csv", "protocols": ["linear", "knn"]}
+    outcome = evaluate(run, data, floors=False, json=tmp_path / "r.json", **options, **CPU)
+    found = {(r.protocol, r.metric) for r in outcome.results}
+    measured = {name for group in metrics.GROUPS.values() for name in group} - {"top5"}  # of three classes
+    assert {("linear", name) for name in measured} <= found
+    assert ("knn", "ece") not in found  # votes are no probabilities
+    names = {"h_f1", "lca_height", "lca_height_mistakes", "tree_error", "crm_top1", "accuracy, level 1"}
+    assert {("linear", name) for name in names} <= found
+    values = {r.metric: r.value for r in outcome.results if r.protocol == "linear"}
+    assert values["f1_micro"] == pytest.approx(values["top1"])
+    assert values["top1"] <= values["accuracy, level 1"] < 1
+    _, rows = outcome.table()
+    names = [row[0] for row in rows]
+    assert names[:3] == ["linear probe", "linear probe, balanced", "  precision, macro"]
+    assert "  calibration error, 15 bins" in names
+    assert "  common ancestor's height" in names
+
+    written = json.loads((tmp_path / "r.json").read_text())["details"]
+    assert [each["protocol"] for each in written] == ["linear", "knn"]
+    first, detail = written[0], outcome.details[0]
+    assert [row["class"] for row in first["by_class"]] == ["c0", "c1", "c2"]
+    assert sum(n for _, _, n in first["confusions"]) == 24
+    right = sum(n for true, predicted, n in first["confusions"] if true == predicted)
+    assert right / 24 == pytest.approx(values["top1"])
+    assert first["pairs"][0]["taken"][0].startswith("noise[")
+    assert detail.sentences()[0].startswith(f"{first['pairs'][0]['true']} is taken for")
+
+    files = write_matrices(tmp_path / "c.csv", outcome.details)
+    assert [file.name for file in files] == ["c-linear.csv", "c-knn.csv"]
+    lines = files[0].read_text().splitlines()
+    assert lines[0] == "true \\ predicted,c0,c1,c2"
+    counts = np.array([list(map(int, line.split(",")[1:])) for line in lines[1:]])
+    assert np.trace(counts) == right
+    assert (counts.sum(1) == 8).all()
+
+
+def test_a_taxonomy_without_a_class_is_refused(run, tmp_path):
+    (tmp_path / "taxonomy.csv").write_text(TAXONOMY)
+    with pytest.raises(ValueError, match="the class 'c3' is no node of it"):
+        evaluate(run, images(classes=4, each=10), taxonomy=tmp_path / "taxonomy.csv", floors=False, **CPU)
+
+
+def classified(run, folder, classes):
+    """The run's encoder with a classifier, fitted by least squares to images of classes c0, c1, c2."""
+    model = weights.load(run)
+    data = images(classes=3, each=40)
+    features = torch.from_numpy(model.embed([data.read(i) for i in range(len(data))]))
+    target = torch.nn.functional.one_hot(torch.from_numpy(data.labels), 3).float() - 1 / 3
+    centre = features.mean(0)
+    weight = torch.linalg.lstsq(features - centre, target, driver="gelsd").solution.T
+    order = [("c0", "c1", "c2").index(name) if name in ("c0", "c1", "c2") else -1 for name in classes]
+    bias = -(weight @ centre)
+    weight = torch.stack([weight[k] if k >= 0 else torch.zeros_like(weight[0]) for k in order])
+    bias = torch.stack([bias[k] if k >= 0 else torch.tensor(-10.0) for k in order])
+    classifier = Classifier(classes=tuple(classes), weight=weight, bias=bias).calibrated(temperature=0.1)
+    weights.save(folder, model.encoder, PREPROCESS, {"method": "x"}, classifier.extras())
+    return folder
+
+
+def test_the_models_own_classifier_is_judged_by_name(run, tmp_path):
+    """Its classes come in another order, with one that the images lack."""
+    model = classified(run, tmp_path / "m", ["c2", "other", "c0", "c1"])
+    data = images(classes=3, each=40)
+    outcome = evaluate(model, data, metrics=["calibration"], floors=False, cache=None, **CPU)
+    assert {r.protocol for r in outcome.results} == {"classifier", "knn", "linear"}
+    mine = {r.metric: r for r in outcome.results if r.protocol == "classifier"}
+    assert mine["top1"].value > 0.9
+    assert mine["top1"].settings == {"temperature": 0.1, "classes": 4}
+    assert {"ece", "nll", "brier"} <= mine.keys()
+    assert outcome.details[0].names == ("c0", "c1", "c2", "other")
+    assert not any("does not know" in note for note in outcome.notes)
+
+    renamed = ArrayImages(data._store.values, data.labels, ("c0", "c1", "new"), source="noise")
+    outcome = evaluate(model, renamed, protocols=["classifier"], floors=False, cache=None, **CPU)
+    assert outcome.results[0].value < 0.7
+    assert any(
+        note
+        == "the classifier does not know 1 class of the test part (new): it gets all of the 8 images wrong"
+        for note in outcome.notes
+    )
+    strangers = ArrayImages(data._store.values, data.labels, ("x", "y", "z"), source="noise")
+    assert {r.protocol for r in evaluate(model, strangers, floors=False, **CPU).results} == {"knn", "linear"}
+    with pytest.raises(ValueError, match="knows none of the classes of noise by name: it has 'c2', 'other'"):
+        evaluate(model, strangers, protocols=["classifier"], **CPU)
 
 
 def test_many_classes_of_few_images(run):
@@ -190,7 +285,8 @@ def test_a_folder_with_a_torn_file(run, tmp_path):
         (lambda: images(each=1), {}, "one image per class"),
         (lambda: images(each=2), {"protocols": ["linear"]}, "no class has two"),
         (images, {"protocols": ["svm"]}, "choose among"),
-        (images, {"protocols": []}, "no protocol"),
+        (images, {"metrics": ["auc"]}, "choose among accuracy, f1, ap, calibration, all"),
+        (images, {"protocols": ["classifier"]}, "holds no classifier"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_one_line(run, data, options, words):

@@ -12,7 +12,7 @@ from omma.cli import early
 from omma.cli.shared import File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
 from omma.cli.stages import Stages
 from omma.core import files, outputs
-from omma.evaluation import check_protocols
+from omma.evaluation import check_protocols, metric_groups
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 def evaluate(
     model: Model_,
     labelled: Labelled_,
-    protocol: tuple[str, ...] = ("knn", "linear"),
+    protocol: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = (),
+    taxonomy: File_ = None,
+    confusion: File_ = None,
     label_depth: LabelDepth = None,
     json: File_ = None,
     train_on: tuple[str, ...] = (),
@@ -39,7 +42,12 @@ def evaluate(
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
-        protocol: knn, linear, ridge; for models with a text tower also zeroshot, retrieval.
+        protocol: knn, linear, ridge; classifier, the model's own; for models with a text tower also zeroshot,
+            retrieval. Without it: knn, linear, and the classifier where its classes are those of the images.
+        metrics: Further metrics: accuracy, f1, ap, calibration, all; with any, also classes and confusions.
+        taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
+            parent and child, indented text, JSON (docs/evaluate.md).
+        confusion: CSV file for the confusion matrix; of several protocols, each has a file of its own.
         label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
@@ -57,19 +65,28 @@ def evaluate(
     early.model(model)
     check_protocols(protocol)
     early.images(labelled)
-    if json is not None:
-        outputs.check_file(json, "--json")
+    metric_groups(metrics)
+    for file, option in ((json, "--json"), (confusion, "--confusion")):
+        if file is not None:
+            outputs.check_file(file, option)
     with Stages(f"reading {labelled} ...") as stages:
         from omma.core.device import keep_memory
+        from omma.evaluation.detail import primary, write_matrices
         from omma.verbs.evaluate import evaluate as verb
 
         keep_memory()
         result = verb(
-            model, labelled, protocols=protocol, label_depth=label_depth, train_on=train_on, test_on=test_on,
-            prompts=prompts, descriptions=descriptions, merges=merges, floors=floors,
-            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
+            model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            descriptions=descriptions, merges=merges, floors=floors, allow_partial=allow_partial,
+            device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
+    if metrics:
+        _print_detail(primary(result.details))
+    if confusion is not None:
+        for file in write_matrices(confusion, result.details):
+            say(f"written to {file}")
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")
@@ -121,6 +138,17 @@ def _print_evaluation(evaluation: Any, console: Console = out) -> None:
     show(table, console)
     say("", console=console)
     for line in (evaluation.protocol(), evaluation.verdict(), *evaluation.notes):
+        say(line, console=console)
+
+
+def _print_detail(detail: Any, console: Console = out) -> None:
+    """The classes of a protocol, the worst first, and its worst confusions."""
+    if detail is None:
+        return
+    heads, rows = detail.table()
+    say(f"\n{detail.title}:", console=console)
+    show(_table(heads, rows), console)
+    for line in detail.sentences():
         say(line, console=console)
 
 

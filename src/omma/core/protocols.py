@@ -1,6 +1,7 @@
 """What the layers of omma promise each other: samples, views, batches, methods (and see backbone.py)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -232,6 +233,9 @@ class Needs:
     """
 
     labels: bool = False
+    # is it to be judged on labelled images that are held out, and the best of its states kept (`Classifies`)?
+    holds_out: bool = False
+    balanced: bool = False  # each class must be drawn equally often
     label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)
     text: bool = False
     model: str | None = None  # field of Config that names a trained model to learn from ...
@@ -272,6 +276,10 @@ class Context:
     image_size: int  # pixels along a side that the network will see
     images: int = 1  # in the data set; `Key.index` counts them
     classes: tuple[str, ...] = ()  # name of each label
+    several: bool = False  # may an image have several labels (Batch.label_sets)?
+    # of the loss, to make up for classes of different sizes (train/class_weights.py)
+    class_weights: tuple[float, ...] | None = None
+    start: Extras = NO_EXTRAS  # what lies beside the weights that the run starts from
     preprocess: Preprocess | None = None  # how views are normalised
     model: Trained | None = None  # the model that `Needs.model` names
     tokenizer: Tokenizer | None = None  # of `Batch.text`
@@ -333,3 +341,24 @@ class Method(nn.Module):
         A method that overrides this is built for the report without `Context.model` and `Context.preprocess`.
         """
         return None
+
+
+class Classifies(Method):
+    """A method whose classifier is judged on held-out images while it trains."""
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """In evaluation mode, with the weights that would be exported now (a moving average, say)."""
+        raise NotImplementedError
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Of normalised images, within `evaluated`."""
+        raise NotImplementedError
+
+    def keep(self) -> None:
+        """Remember the weights that are `evaluated` as the best so far."""
+        raise NotImplementedError
+
+    def settle(self, best: bool) -> None:
+        """After training: from now on the weights are the best ones, or those that would be exported now."""
+        raise NotImplementedError

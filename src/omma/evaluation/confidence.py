@@ -34,6 +34,15 @@ def exact(m: int, all_right: bool) -> tuple[float, float]:
     return (bound, 1.0) if all_right else (0.0, 1 - bound)
 
 
+def opened(
+    ends: Float[np.ndarray, "c 2"], values: Float[np.ndarray, "c"], n: Int[np.ndarray, "c"]
+) -> Float[np.ndarray, "c 2"]:
+    """Intervals of shares; one of 0 or 1 that no draw changes becomes that of n answers all alike."""
+    for k in np.flatnonzero((ends[:, 0] == ends[:, 1]) & np.isin(values, (0.0, 1.0)) & (n > 0)):
+        ends[k] = exact(int(n[k]), all_right=bool(values[k]))
+    return ends
+
+
 def percentiles(
     draws: Float[np.ndarray, "*s r"], values: Float[np.ndarray, "*s"] | None = None
 ) -> Float[np.ndarray, "*s 2"]:

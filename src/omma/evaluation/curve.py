@@ -12,25 +12,27 @@ from scipy.special import stdtrit
 
 from omma.core.words import count, enumerated
 
-# floors first: what is cheap and trains no network
-NAMES = {
-    "pixels-prototypes": "class means of raw pixels",
-    "pixels-knn": "k-NN on raw pixels",
-    "pixels-hinge": "the hinge loss on raw pixels",
-    "pixels-linear": "a linear layer on raw pixels",
-    "scratch": "training from scratch",
-    "prototypes": "class means",
-    "knn": "k-NN",
-    "hinge": "the hinge loss",
-    "linear": "the linear head",
-    "lora": "LoRA",
-    "vpt": "VPT",
-    "bias": "bias tuning",
-    "bottleneck": "bottleneck adapters",
-    "attentive": "attentive pooling",
-    "transfg": "TransFG",
-    "full": "full fine-tuning",
+# floors first; each as a heading and in a sentence
+_NAMES = {
+    "pixels-prototypes": ("class means, raw pixels", "class means of raw pixels"),
+    "pixels-knn": ("k-NN, raw pixels", "k-NN on raw pixels"),
+    "pixels-hinge": ("hinge loss, raw pixels", "the hinge loss on raw pixels"),
+    "pixels-linear": ("linear, raw pixels", "a linear layer on raw pixels"),
+    "scratch": ("from scratch", "training from scratch"),
+    "prototypes": ("class means", "class means"),
+    "knn": ("k-NN", "k-NN"),
+    "hinge": ("hinge loss", "the hinge loss"),
+    "linear": ("linear head", "the linear head"),
+    "lora": ("LoRA", "LoRA"),
+    "vpt": ("VPT", "VPT"),
+    "bias": ("bias tuning", "bias tuning"),
+    "bottleneck": ("bottleneck adapters", "bottleneck adapters"),
+    "attentive": ("attentive pooling", "attentive pooling"),
+    "transfg": ("TransFG", "TransFG"),
+    "full": ("full fine-tuning", "full fine-tuning"),
 }
+TITLES = {name: title for name, (title, _) in _NAMES.items()}
+NAMES = {name: words for name, (_, words) in _NAMES.items()}
 REFERENCE, SCRATCH = "linear", "scratch"
 LEVEL = 0.95
 
@@ -295,10 +297,10 @@ def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def protocol(train: str, seeds: int, test: int) -> str:
+def protocol(split: str, seeds: int, test: int) -> str:
     """What all figures of a curve share."""
     return (
-        f"{train}; mean of {count(seeds, 'seed')}, each with other labelled images (nested: those for few are "
-        f"among those for more), the same for all adapters; {count(test, 'test image')}, which nothing is "
-        "chosen on; ± is half of a 95 % interval over seeds and test images"
+        f"{split}; {count(seeds, 'seed')}, each draws other images to label, those for few among "
+        f"those for more, the same for all adapters; {count(test, 'test image')}, on which nothing is chosen; "
+        "± is half of a 95 % interval over seeds and test images"
     )

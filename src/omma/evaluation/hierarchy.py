@@ -28,13 +28,13 @@ NAMES = {  # in the order of tables; the accuracies of levels follow
     "h_precision_macro": "hierarchical precision, mean of images",
     "h_recall_macro": "hierarchical recall, mean of images",
     "h_f1_macro": "hierarchical F1, mean of images",
-    "lca_height": "height of the common ancestor",
-    "lca_height_mistakes": "the same, of mistakes alone",
-    f"lca_height@{TOP}": f"the same, mean of {TOP} answers",
+    "lca_height": "common ancestor's height",
+    "lca_height_mistakes": "common ancestor's height, mistakes alone",
+    f"lca_height@{TOP}": f"common ancestor's height, first {TOP} answers",
     "tree_error": "tree-induced error",
     "crm_top1": "least expected height: top-1",
-    "crm_lca_height": "least expected height: common ancestor",
-    "crm_lca_height_mistakes": "the same, of mistakes alone",
+    "crm_lca_height": "least expected height: common ancestor's",
+    "crm_lca_height_mistakes": "least expected height: the same, mistakes alone",
 }
 
 
@@ -274,14 +274,15 @@ def _nodes(taxonomy: Taxonomy, classes: Sequence[str]) -> list[int]:
     exact: dict[str, list[int]] = {}
     alike: dict[str, list[int]] = {}
     named = [(name, k) for k, name in enumerate(taxonomy.nodes)]
-    for name, k in [*named, *((name, k) for name, each in taxonomy.aliases.items() for k in each)]:
+    named += [(name, k) for name, nodes in taxonomy.aliases.items() for k in nodes]
+    for name, k in named:
         exact.setdefault(name, []).append(k)
         alike.setdefault(_alike(name), []).append(k)
     return [_one(taxonomy, name, exact.get(name) or alike.get(_alike(name), [])) for name in classes]
 
 
 def _one(taxonomy: Taxonomy, name: str, nodes: Sequence[int]) -> int:
-    """The only node; of groups of one name on several levels the narrowest. ValueError for none or several."""
+    """The only node; of groups of one name the narrowest. Raises ValueError for none or several."""
     nodes = list(dict.fromkeys(nodes))
     if taxonomy.levels and len(nodes) > 1:
         lowest = max(taxonomy.level_of[k] for k in nodes)

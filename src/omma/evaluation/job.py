@@ -1,7 +1,7 @@
 """One evaluation: its conditions, and the features of the images by each subject."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,11 @@ from omma.backbones.layers import text
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
+from omma.data.sources.taxonomy import Taxonomy
 from omma.data.sources.trained_on import TrainedOn
 from omma.evaluation import zeroshot
+from omma.evaluation.detail import Detail
+from omma.evaluation.hierarchy import Tree
 from omma.evaluation.score import Score, Subject
 from omma.evaluation.verdict import Comparison
 from omma.evaluation.zeroshot import TextReader
@@ -41,6 +44,16 @@ class Job:
     progress: StageProgress | None
     text_reader: TextReader | None  # for protocols that read texts
     trained_on: TrainedOn | None = None  # the images of the run that the model is from, where known
+    metrics: tuple[str, ...] = ()  # groups of metrics beside top-1 (metrics.GROUPS)
+    taxonomy: Taxonomy | None = None
+    trees: dict[tuple[str, ...], Tree] = field(default_factory=dict)  # those that `tree` has made
+
+    def tree(self, names: tuple[str, ...]) -> Tree:
+        """The taxonomy of classes of these names."""
+        assert self.taxonomy is not None
+        if names not in self.trees:
+            self.trees[names] = Tree.of(self.taxonomy, names)
+        return self.trees[names]
 
 
 class Judgement(NamedTuple):
@@ -51,6 +64,7 @@ class Judgement(NamedTuple):
     notes: list[str]
     bad: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
     tested: Int[np.ndarray, "m"]  # rows of the test images
+    details: Sequence[Detail] = ()
 
 
 def text_reader(

@@ -10,13 +10,20 @@ from omma.core.words import count
 from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
-from omma.evaluation import confidence, knn, linear, ridge, zeroshot
+from omma.evaluation import NAMES, confidence, hierarchy, metrics, zeroshot
+from omma.evaluation.answers import Answered, answers, unseen_notes
+from omma.evaluation.detail import Detail, detail
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
+from omma.evaluation.metrics import Metrics
 from omma.evaluation.score import Score, Subject, classification_fields
 from omma.evaluation.split import Split
-from omma.evaluation.verdict import NAMES, Comparison
+from omma.evaluation.verdict import Comparison
 
 ScoreKey = tuple[Subject, str, int | None]  # subject, protocol, k
+WITHOUT: dict[str, tuple[Subject, ...]] = {  # subjects that a protocol has no answers of
+    "zeroshot": ("pixels",),  # they have no common space with texts
+    "classifier": ("pixels", "untrained"),
+}
 
 
 def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
@@ -32,40 +39,39 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     features = features_of_all(job, images.subset(rows))
     readable = readable_rows(features)
     labels, is_test = images.labels[rows[readable]], np.isin(rows[readable], test)
+    tested = rows[readable][is_test]
     scores: list[Score] = []
+    details: list[Detail] = []
     correct: dict[ScoreKey, np.ndarray] = {}  # one entry a test image
     for subject, feature_set in features.items():
         vectors = vectors_of(feature_set, readable)
         data = Split(vectors[~is_test], labels[~is_test], vectors[is_test], labels[is_test])
         conditions = conditions_of(subject, feature_set, job.model.preprocess)
         for protocol in protocols:
-            if protocol == "zeroshot" and subject == "pixels":
-                continue  # pixels have no common space with texts
+            if subject in WITHOUT.get(protocol, ()):
+                continue
             if job.progress:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
-            for predictions, fields in _predictions(protocol, data, job):
-                scores += [
-                    Score(
-                        subject=subject,
-                        protocol=protocol,
-                        split=description,
-                        seed=seed,
-                        **conditions,
-                        **fields,
-                        **measured,
-                    )
-                    for measured in classification_fields(
-                        predictions, data.test_labels, data.train_labels, seed
-                    )
-                ]
-                correct[subject, protocol, fields.get("k")] = predictions == data.test_labels
+            for answered in answers(protocol, data, job, images.subset(tested)):
+                predictions, k = answered.answer.predictions, answered.fields.get("k")
+                measured = classification_fields(predictions, data.test_labels, data.train_labels, seed)
+                if len(answered.answer.scores):
+                    found, more = _further(answered, data, job)
+                    measured += [each for each in more if each["metric"] not in _names(measured)]
+                    if subject == "trained":
+                        details.append(_detail(protocol, answered, data, job, tested, found))
+                common = conditions | answered.fields | {"split": description, "seed": seed}
+                scores += [Score(subject=subject, protocol=protocol, **common, **each) for each in measured]
+                correct[subject, protocol, k] = predictions == data.test_labels
     notes = list(_untrained_classes(images.classes, labels[~is_test], labels[is_test], protocols))
     if unused := len(images) - len(rows):
         notes.append(f"left out, without a label or in neither part: {count(unused, 'image')}")
     if "zeroshot" in protocols:
         notes += _zeroshot_notes(job, images.classes)
-    tested = rows[readable][is_test]
-    return Judgement(scores, list(_comparisons(correct, seed)), notes, features["trained"].bad, tested)
+    if "classifier" in protocols:
+        notes += unseen_notes(job.model, images.classes, labels[is_test])
+    comparisons = list(_comparisons(correct, seed))
+    return Judgement(scores, comparisons, notes, features["trained"].bad, tested, details)
 
 
 def _untrained_classes(
@@ -76,7 +82,7 @@ def _untrained_classes(
 ) -> Iterator[str]:
     """What to know of classes that only the test part has; train, test: the labels of both."""
     only = np.setdiff1d(test, train)
-    if len(only) and set(protocols) != {"zeroshot"}:
+    if len(only) and not set(protocols) <= {"zeroshot", "classifier"}:
         names = ", ".join(str(classes[k]) if classes else str(k) for k in only[:5].tolist())
         have = "classes have" if len(only) > 1 else "class has"
         yield (
@@ -86,24 +92,51 @@ def _untrained_classes(
 
 
 # ---------------------------------------------------------------- steps
-def _predictions(
-    protocol: str, data: Split, job: Job
-) -> Iterator[tuple[Int[np.ndarray, "m"], dict[str, Any]]]:
-    """Predictions of the test part, with the fields of `Score` that depend on the protocol."""
-    device = job.device if job.device.type == "cuda" else "cpu"  # other devices lack fp64
-    reader, classes = job.text_reader, job.images.classes
-    if protocol == "knn":
-        for k, predictions in knn.predict_each(data, device=device).items():
-            yield predictions, {"k": k, "T": knn.TEMPERATURE}
-    elif protocol == "zeroshot":
-        assert reader is not None
-        vectors = reader.vectors(classes, job.device)
-        predictions = zeroshot.predict(reader.paired.images(data.test), vectors)
-        yield predictions, {"settings": reader.settings(classes)}
-    else:
-        predict = {"linear": linear.predict, "ridge": ridge.predict}[protocol]
-        answer = predict(data, seed=job.seed, device=device)
-        yield answer.predictions, {"settings": answer.settings}
+def _further(answered: Answered, data: Split, job: Job) -> tuple[Metrics, list[dict[str, Any]]]:
+    """All metrics, and the fields of the Scores of those that were asked for."""
+    answer, labels, classes = answered.answer, data.test_labels, len(answered.names)
+    found = metrics.single_label(
+        answer.predictions,
+        labels,
+        classes,
+        answer.scores,
+        answer.probabilities,
+        "ap" in job.metrics,
+        job.seed,
+    )
+    groups = [name for group in job.metrics for name in metrics.GROUPS[group]]
+    figures = {name: found.overall[name] for name in groups if name in found.overall}
+    if job.taxonomy is not None:
+        tree = job.tree(answered.names)
+        figures |= hierarchy.measures(
+            tree, answer.predictions, labels, answer.scores, answer.probabilities, job.seed
+        )
+    counts = {"n_train": len(data.train_labels), "n_test": len(labels), "classes": classes}
+    return found, [{"metric": name, **each._asdict(), **counts} for name, each in figures.items()]
+
+
+def _names(measured: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {each.get("metric", "top1") for each in measured}
+
+
+def _detail(
+    protocol: str, answered: Answered, data: Split, job: Job, tested: Int[np.ndarray, "m"], found: Metrics
+) -> Detail:
+    order = None if job.taxonomy is None else job.tree(answered.names).order
+
+    def path(i: int) -> str:
+        return job.images.path(int(tested[i]))
+
+    return detail(
+        protocol,
+        answered.fields.get("k"),
+        answered.answer,
+        data.test_labels,
+        answered.names,
+        order,
+        found,
+        path,
+    )
 
 
 def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:

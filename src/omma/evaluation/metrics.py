@@ -8,7 +8,7 @@ default; balanced accuracy and mean average precision average those that the tes
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,11 +16,10 @@ from scipy import sparse
 from sklearn import metrics as sk
 
 from omma.evaluation import confidence
+from omma.evaluation.average_precision import average_precisions
 
 BINS = 15  # of the calibration error
 TOP = 5
-EFFORT = 4e9  # images x classes x rounds that the intervals of average precisions may take
-LARGEST = 30_000_000  # scores that are ranked together for the micro average of average precision
 NAMES = {  # in the order of tables
     "top1": "top-1",
     "top5": "top-5",
@@ -37,6 +36,14 @@ NAMES = {  # in the order of tables
     "ece": f"calibration error, {BINS} bins",
     "nll": "negative log-likelihood",
     "brier": "Brier score",
+}
+
+
+GROUPS = {  # what `--metrics` adds to top-1
+    "accuracy": ("balanced_accuracy", "top5"),
+    "f1": tuple(name for name in NAMES if name.startswith(("precision", "recall", "f1"))),
+    "ap": ("map_micro", "map_macro"),
+    "calibration": ("ece", "nll", "brier"),
 }
 
 
@@ -70,13 +77,15 @@ def single_label(
     classes: int,
     scores: Float[np.ndarray, "m c"] | None = None,
     probabilities: bool = False,
+    ranked: bool = True,
     seed: int = 0,
 ) -> Metrics:
     """Metrics of answers to images of one label each.
 
     scores: of every class, larger is likelier, for top-5 (more than five classes) and average precision; ties
     count against the model. probabilities: the scores are such, which adds calibration error, negative
-    log-likelihood and Brier score. Raises ValueError without images.
+    log-likelihood and Brier score. ranked: measure average precision, which takes longest. Raises ValueError
+    without images.
     """
     m = len(labels)
     if m == 0:
@@ -105,12 +114,12 @@ def single_label(
     values |= _scikit(predictions, labels) | {k: float(v) for k, v in _of_sums(whole).items() if k in LOSSES}
     draws, class_draws = _drawn(sums, m, seed)
     by_class = _by_class(_counted(labels, predictions, None, np.arange(classes)), class_draws, whole)
-    if scores is not None:
+    if scores is not None and ranked:
         positive = labels[:, None] == np.arange(classes)
-        aps, ap_draws = _average_precisions(scores, positive, np.ones_like(positive), seed)
+        aps = average_precisions(scores, positive, np.ones_like(positive), seed)
         values |= aps.overall
-        draws |= ap_draws
-        by_class["ap"] = aps.by_class
+        draws |= aps.draws
+        by_class["ap"] = ByClass(aps.by_class, aps.intervals)
     smallest = int(whole["support"][whole["support"] > 0].min())
     overall = {
         k: Figure(v, exact[k] if k in exact else _interval(k, v, draws[k], smallest if k in MEANS else m))
@@ -185,14 +194,14 @@ def multi_label(
     for average in AVERAGES:
         values |= {f"{name}_{average}": float(x) for name, x in _counted(*pair, average, present).items()}
     by_class = _by_class(_counted(*pair, None), class_draws, whole)
-    aps, ap_draws = _average_precisions(scores, has, known, seed)
-    by_class["ap"] = aps.by_class
+    aps = average_precisions(scores, has, known, seed)
+    by_class["ap"] = ByClass(aps.by_class, aps.intervals)
     right = ((answered == has) | ~known).all(1)
     overall = {"exact_match": Figure(float(right.mean()), confidence.bootstrap(right, seed))}
     smallest = int(whole["support"][whole["support"] > 0].min(initial=m))
     for name, value in (values | aps.overall).items():
         n = smallest if name in MEANS else m
-        overall[name] = Figure(value, _interval(name, value, (draws | ap_draws)[name], n))
+        overall[name] = Figure(value, _interval(name, value, (draws | aps.draws)[name], n))
     overall = {k: overall[k] for k in NAMES if k in overall}
     return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int))
 
@@ -276,113 +285,15 @@ def _by_class(
     support, present = whole["support"], whole["support"] + whole["predicted"] > 0
     found = {}
     for name, value in values.items():
-        ends = _opened(confidence.percentiles(draws[name]), value, support)
+        ends = confidence.opened(confidence.percentiles(draws[name]), value, support)
         absent = ~present
         value, ends[absent] = np.where(absent, np.nan, value), np.nan
         found[name] = ByClass(value, ends)
     return found
 
 
-def _opened(
-    ends: Float[np.ndarray, "c 2"], values: Float[np.ndarray, "c"], n: Int[np.ndarray, "c"]
-) -> Float[np.ndarray, "c 2"]:
-    """Intervals of shares; one of 0 or 1 that no draw changes becomes that of n answers all alike."""
-    for k in np.flatnonzero((ends[:, 0] == ends[:, 1]) & np.isin(values, (0.0, 1.0)) & (n > 0)):
-        ends[k] = confidence.exact(int(n[k]), all_right=bool(values[k]))
-    return ends
-
-
 def _interval(name: str, value: float, draws: Float[np.ndarray, "r"], n: int) -> tuple[float, float]:
     ends = confidence.percentiles(draws[None], np.array([value]) if name in RAISED else None)
     ends = ends.clip(0, 1) if name in RAISED else ends
-    ((low, high),) = _opened(ends, np.array([value]), np.array([n]))
+    ((low, high),) = confidence.opened(ends, np.array([value]), np.array([n]))
     return float(low), float(high)
-
-
-# ---------------------------------------------------------------- average precision
-class _Precisions(NamedTuple):
-    overall: dict[str, float]
-    by_class: ByClass
-
-
-def _average_precisions(
-    scores: Float[np.ndarray, "m c"],
-    positive: Bool[np.ndarray, "m c"],
-    known: Bool[np.ndarray, "m c"],
-    seed: int,
-) -> tuple[_Precisions, dict[str, np.ndarray]]:
-    """Average precision of each class, their mean, and that of all scores ranked together; draws of both."""
-    m, c = scores.shape
-    tested = np.flatnonzero((positive & known).any(0))
-    ranked = [_Ranked.of(scores[known[:, k], k], positive[known[:, k], k]) for k in tested]
-    rows = [np.flatnonzero(known[:, k]) for k in tested]
-    together, owners = None, np.zeros(0, np.int64)
-    if scores.size <= LARGEST and len(tested):
-        together, owners = _Ranked.of(scores[known], positive[known]), np.nonzero(known)[0]
-    values = np.full(c, np.nan)
-    values[tested] = [_scikit_ap(positive[r, k], scores[r, k]) for r, k in zip(rows, tested)]
-    segments = [r.segments(images, m) for r, images in zip(ranked, rows)]
-    micro = None if together is None else together.segments(owners, m)
-    rounds = int(np.clip(EFFORT / max(scores.size, 1), 100, confidence.RESAMPLES))
-    draws = np.full((c, rounds), np.nan)
-    micro_draws, first = np.full(rounds, np.nan), 0
-    for weights in confidence.resamples(m, seed, rounds):
-        here = slice(first, first := first + weights.shape[1])
-        for k, pair in zip(tested, segments):
-            draws[k, here] = _ap(*pair, weights)
-        if micro is not None:
-            micro_draws[here] = _ap(*micro, weights)
-    support = (positive & known).sum(0)
-    ends = confidence.percentiles(draws, values).clip(0, 1)
-    by_class = ByClass(values, _opened(ends, values, support))
-    overall, found = {}, {}
-    if len(tested):
-        overall["map_macro"] = float(values[tested].mean())
-        defined = ~np.isnan(draws[tested])
-        found["map_macro"] = np.where(defined, draws[tested], 0).sum(0) / np.maximum(defined.sum(0), 1)
-    if micro is not None:
-        overall["map_micro"] = _scikit_ap(positive[known], scores[known])
-        found["map_micro"] = micro_draws
-    return _Precisions(overall, by_class), found
-
-
-def _scikit_ap(positive: Bool[np.ndarray, "n"], scores: Float[np.ndarray, "n"]) -> float:
-    return float(cast(float, sk.average_precision_score(positive, scores)))
-
-
-class _Ranked(NamedTuple):
-    """Scores cut at the distinct scores of the positives, from high to low.
-
-    Segment k holds what lies from the k-th of these scores up to the one before; the last one, the rest.
-    """
-
-    segment: Int[np.ndarray, "n"]
-    positive: Bool[np.ndarray, "n"]
-    cuts: int
-
-    @classmethod
-    def of(cls, scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> "_Ranked":
-        cuts = np.unique(scores[positive])  # ascending
-        segment = len(cuts) - np.searchsorted(cuts, scores, side="right")
-        return cls(segment, positive, len(cuts))
-
-    def segments(self, owners: Int[np.ndarray, "n"], m: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-        """The positives, and all scores, of each segment but the last: a row a segment, a column an image."""
-        pair = []
-        for chosen in (self.positive, self.segment < self.cuts):
-            where = (self.segment[chosen], owners[chosen])
-            ones = np.ones(len(where[0]), np.float32)
-            pair.append(sparse.csr_array((ones, where), shape=(self.cuts, m)))
-        return pair[0], pair[1]
-
-
-def _ap(
-    positive: sparse.csr_array, every: sparse.csr_array, weights: Float[np.ndarray, "m b"]
-) -> Float[np.ndarray, "b"]:
-    """Sum over the cuts of (recall's step) x precision, for each column of weights; NaN without positives."""
-    steps = (positive @ weights).astype(np.float64)
-    above = np.cumsum(every @ weights, 0, dtype=np.float64)
-    hits = np.cumsum(steps, 0)
-    total = hits[-1]
-    sums = (steps * hits / np.maximum(above, 1)).sum(0)
-    return np.where(total > 0, sums / np.maximum(total, 1), np.nan)

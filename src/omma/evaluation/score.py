@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from omma.evaluation import confidence
 
+NO_SHARES = ("nll", "brier", "lca_height", "crm_lca_height", "tree_error")  # metrics that may exceed 1
 UNEVEN = 2.0  # times the smallest class that the largest one has, from where both accuracies are shown
 Subject = Literal["trained", "untrained", "pixels"]
 
@@ -18,8 +19,8 @@ class Score:
     """One number of one protocol on one subject."""
 
     subject: Subject
-    protocol: str  # "knn" | "linear" | "ridge" | "zeroshot" | "retrieval"
-    metric: str = "top1"  # or "balanced_accuracy", "recall@1, ..."
+    protocol: str  # one of evaluation.PROTOCOLS
+    metric: str = "top1"  # or "balanced_accuracy", "recall@1, ...", a key of metrics.NAMES or hierarchy.NAMES
     value: float  # top1: share of test images classified correctly, 0 to 1
     interval95: tuple[float, float]  # bootstrap over the test images, not over training runs
     # None for protocols that do not classify:
@@ -42,6 +43,11 @@ class Score:
         """Plain types only, without the fields that don't apply."""
         fields = {name: value for name, value in asdict(self).items() if value is not None}
         return fields | {"interval95": list(self.interval95), "settings": dict(self.settings)}
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] and is written in per cent."""
+    return not metric.startswith(NO_SHARES)
 
 
 def classification_fields(

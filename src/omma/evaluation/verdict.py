@@ -5,17 +5,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omma.core.words import count
-from omma.evaluation import knn
-from omma.evaluation.score import Score
+from omma.evaluation import NAMES, hierarchy, knn, metrics
+from omma.evaluation.detail import Detail
+from omma.evaluation.score import Score, is_share
 
 SCHEMA = 1
-NAMES = {
-    "knn": "k-NN",
-    "linear": "linear probe",
-    "ridge": "ridge probe",
-    "zeroshot": "zero-shot",
-    "retrieval": "",
-}
+UNPRINTED = (  # with one label an image the micro averages are top-1
+    *(f"{name}_micro" for name in metrics.COUNTED),
+    *(f"h_{name}_macro" for name in metrics.COUNTED),
+)
 BALANCED = "balanced_accuracy"
 FLOORS = {"untrained": "the same network untrained", "pixels": "raw pixels"}
 
@@ -47,6 +45,7 @@ class Evaluation:
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]  # messages that a reader of the numbers should see
     skipped: tuple[tuple[str, str], ...] = field(repr=False)  # (path, reason) of images left out
+    details: tuple[Detail, ...] = ()  # class by class, of the trained network
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file that `--json` writes."""
@@ -59,6 +58,7 @@ class Evaluation:
             "verdict": self.verdict(),
             "results": [score.to_json() for score in self.results],
             "comparisons": [{k: v for k, v in asdict(c).items() if v is not None} for c in self.comparisons],
+            "details": [each.to_json() for each in self.details],
             "notes": list(self.notes),
             "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped],
         }
@@ -69,13 +69,14 @@ class Evaluation:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column heads and rows as text: protocols down, subjects across, each score with its interval."""
-        headline = self.headline()
+        headline = [r for r in self.headline() if r.metric not in UNPRINTED]
         subjects = [s for s in ("pixels", "untrained", "trained") if any(r.subject == s for r in headline)]
         rows = []
         for protocol, metric in dict.fromkeys((r.protocol, r.metric) for r in headline):
             cells = {r.subject: r for r in headline if (r.protocol, r.metric) == (protocol, metric)}
             first = next(iter(cells.values()))
-            name = _row_name(protocol, metric) + (f" (k={first.k}, T={first.T})" if first.k else "")
+            shown = first.k and metric in ("top1", BALANCED)
+            name = _row_name(protocol, metric) + (f" (k={first.k}, T={first.T})" if shown else "")
             rows.append([name, *(_cell(cells[s]) if s in cells else "" for s in subjects)])
         top = any(r.metric == "top1" for r in headline)
         return ["top-1, 95 % interval" if top else "95 % interval", *subjects], rows
@@ -84,6 +85,8 @@ class Evaluation:
         """The conditions that all numbers of the table share, in a sentence."""
         sentences = []
         for r in (r for r in self.results if r.subject == "trained"):
+            if r.majority is None and "chance" not in r.settings:
+                continue  # a further metric, on the same images
             if r.majority is not None:
                 parts = f"{r.n_train or 0:,} train and {count(r.n_test, 'test image')}"
                 data = f"{parts} of {count(r.classes or 0, 'class', 'classes')}"
@@ -166,9 +169,18 @@ def _row_name(protocol: str, metric: str) -> str:
     """The name of a table row: the protocol if it measures top-1, else the metric."""
     if metric == BALANCED:
         return f"{NAMES[protocol]}, balanced"
-    return NAMES[protocol] if metric == "top1" else metric
+    if metric == "top1":
+        return NAMES[protocol]
+    return metric if protocol == "retrieval" else f"  {metric_name(metric)}"
+
+
+def metric_name(metric: str) -> str:
+    """In words; a metric without further words as it is."""
+    return (metrics.NAMES | hierarchy.NAMES).get(metric, metric)
 
 
 def _cell(score: Score) -> str:
     low, high = score.interval95
+    if not is_share(score.metric):
+        return f"{score.value:.3f} ({low:.3f} to {high:.3f})"
     return f"{100 * score.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

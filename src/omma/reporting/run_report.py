@@ -1,6 +1,7 @@
 """The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,11 +21,15 @@ from omma.data.batches.preprocess import load_batch
 from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
 from omma.pretraining import retention
+from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
+from omma.pretraining.run import Run
 from omma.reporting import charts, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
+
+log = logging.getLogger(__name__)
 
 StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 GALLERY = 2000  # images that neighbours are searched in
@@ -90,6 +95,20 @@ def write_report(
         notes=notes,
     )
     return html.write(folder.report, page)
+
+
+def report(run: Run) -> None:
+    """Write the run's report; the model is saved, so whatever fails here is no more than a note."""
+    try:
+        write_report(
+            run.folder,
+            run.watcher.sample,
+            run.seed,
+            lambda stage, done, total: run.listen(Stage(stage, done, total)),
+        )
+    except Exception as error:
+        log.debug("the report failed", exc_info=True)
+        run.listen(Note(not_written(error, run.folder.path)))
 
 
 def not_written(error: Exception, run: str | Path) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
@@ -15,7 +13,10 @@ from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
-from omma.evaluation import check_protocols, history, notes
+from omma.data.sources.taxonomy import read as read_taxonomy
+from omma.evaluation import check_protocols, history, metric_groups
+from omma.evaluation.answers import default_protocols
+from omma.evaluation.combine import combined
 from omma.evaluation.job import Job, Judgement, StageProgress, text_reader
 from omma.evaluation.judge import by_labels
 from omma.evaluation.judge_captions import by_captions
@@ -29,7 +30,9 @@ def evaluate(
     model: str | Path | Model,
     labelled: str | Path | Images,
     *,
-    protocols: Sequence[str] = ("knn", "linear"),
+    protocols: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    taxonomy: str | Path | None = None,
     label_depth: LabelDepth | None = None,
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
@@ -47,9 +50,12 @@ def evaluate(
 ) -> Evaluation:
     """Judge frozen features with labelled images, or with captions.
 
-    protocols: of "knn", "linear", "ridge"; with a text tower (docs/clip.md) of "zeroshot", which tells the
-    classes by their names, and "retrieval" between images and their captions. Everything a probe chooses, it
-    chooses on the train part.
+    protocols: of "knn", "linear", "ridge"; "classifier", the model's own; with a text tower (docs/clip.md)
+    of "zeroshot", which tells the classes by their names, and "retrieval" between images and their captions.
+    By default knn and linear, and the classifier where its classes are those of the images. Everything a
+    probe chooses, it chooses on the train part.
+    metrics: groups of further metrics, or "all" (docs/evaluate.md). taxonomy: a file with groups of the
+    classes, for the severity of mistakes.
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
@@ -63,17 +69,20 @@ def evaluate(
     where a protocol needs a text tower and the model has none.
     """
     check_protocols(protocols)
+    groups = metric_groups(metrics)
+    tree = None if taxonomy is None else read_taxonomy(taxonomy)
     if json is not None:
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
     loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
+    images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
+    protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
         read = text_reader(loaded, name, prompts, merges, descriptions)
     elif any(file is not None for file in (prompts, descriptions, merges)):
         raise ValueError("prompts, descriptions and merges are for the protocols zeroshot and retrieval")
-    images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     job = Job(
         model=loaded,
         images=images,
@@ -85,27 +94,16 @@ def evaluate(
         floors=floors,
         progress=progress,
         text_reader=read,
+        metrics=groups,
+        taxonomy=tree,
         trained_on=None if isinstance(model, Model) else trained_on.read(Path(model)),
     )
     judgements: list[Judgement] = []
-    if probed := [p for p in dict.fromkeys(protocols) if p != "retrieval"]:
+    if probed := [p for p in protocols if p != "retrieval"]:
         judgements.append(by_labels(job, probed))
     if "retrieval" in protocols:
         judgements.append(by_captions(job))
-    skipped = dict((*getattr(images, "skipped", ()), *(bad for judged in judgements for bad in judged.bad)))
-    tested = np.unique(np.concatenate([judged.tested for judged in judgements]))
-    evaluation = Evaluation(
-        model=name,
-        digest=loaded.digest,
-        data=job.source,
-        results=tuple(score for judged in judgements for score in judged.scores),
-        comparisons=tuple(comparison for judged in judgements for comparison in judged.comparisons),
-        notes=(
-            *notes.notes(job, tested, skipped),
-            *(note for judged in judgements for note in judged.notes),
-        ),
-        skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
-    )
+    evaluation = combined(job, name, judgements)
     if json is not None:
         files.write_json(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():

@@ -80,8 +80,8 @@ def _of_table(data: bytes, name: str) -> Taxonomy:
         return _of_edges(zip(columns[lower["parent"]], columns[lower["child"]], strict=True), name)
     if len(columns) < 2:
         raise ValueError(f"{name}: one column is no taxonomy; give {FORMS}")
-    first, second = list(columns.values())[:2]
-    if len(columns) == 2 and set(filter(None, first)) & set(second):
+    first, second, *others = ({each, *cells} - {""} for each, cells in columns.items())
+    if not others and first & second:
         raise ValueError(f"{name}: it looks like edges: name its columns parent and child, in a first line")
     key = _key(columns)
     levels = [each for each in columns if each != key]
