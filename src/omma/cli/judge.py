@@ -30,11 +30,13 @@ def evaluate(
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
     prompts: File_ = None,
+    descriptions: File_ = None,
     merges: File_ = None,
     floors: bool = True,
     curve: str | None = None,
     seeds: int = 5,
     adapt: tuple[str, ...] = (),
+    architecture: As_ = None,
     allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -58,6 +60,7 @@ def evaluate(
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
+        descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
@@ -66,6 +69,7 @@ def evaluate(
         seeds: For --curve, how often each is fitted, with other labelled images.
         adapt: For --curve, what is fitted: prototypes, knn, hinge, linear; lora, vpt, bias, adapter, full,
             scratch (docs/finetune.md).
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
@@ -92,9 +96,9 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
-            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts, merges=merges,
-            floors=floors, architecture=architecture, allow_partial=allow_partial, device=device,
-            precision=precision, seed=seed, progress=stages,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if metrics:

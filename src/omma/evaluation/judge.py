@@ -163,9 +163,7 @@ def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     assert job.text_reader is not None
-    templates = job.text_reader.templates
-    more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
-    yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
+    yield from job.text_reader.notes(classes)
     for same in zeroshot.alike(classes)[:3]:
         names = " and ".join(map(repr, same))
         yield f"the classes {names} have the same prompts: images are assigned to the first"
