@@ -8,9 +8,11 @@ weights over the steps may be what is evaluated and exported.
     loss = - sum_k t_k log softmax(W f(x) + b)_k                  one label an image, t smoothed and mixed
     loss = - sum_k p_k t_k log s_k + (1 - t_k) log(1 - s_k)       several, s = sigmoid(W f(x) + b)
 
-Augmentation, mixing and targets are those of `omma methods supervised`. With `teacher`, the second head of a
-distillation token learns the decisions of a trained classifier, as in `omma methods deit`. With `contrast`,
-features of one class are drawn together and those of others apart, as in TransFG [He 2021, arXiv 2103.07976].
+With TransFG's adapter, whose heads choose parts, the features of a batch are also compared: those of a class
+are to be alike, those of two classes no more alike than a margin (losses/parts.py).
+
+With `teacher`, the second head of a distillation token learns the decisions of a trained classifier, as in
+`omma methods deit`. Augmentation, mixing and targets are those of `omma methods supervised`.
 
 Costs: one forward and backward pass per view; with an adapter, no gradients of the encoder's weights.
 Choose it by `omma finetune MODEL LABELLED`, which holds images out, stops early, and keeps the best weights.
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import backbones
@@ -52,22 +54,21 @@ class Config(labelled_views.Labelled, teaching.Taught):
     head_std: float = 2e-5  # of the head's initial weights
     ema: float = 0.0  # decay of the average of the weights that is evaluated; 0: none
     balance: str = "none"  # or "loss", "sampler": what makes up for classes of different sizes
-    contrast: float = 0.0  # weight of TransFG's contrastive loss
-    margin: float = 0.4  # of that loss: cosine up to which other classes are let alone
+    contrast: float | None = None  # weight of TransFG's loss between images; None: 1 with its adapter, else 0
 
     def __post_init__(self) -> None:
         labelled_views.Labelled.__post_init__(self)
         teaching.Taught.__post_init__(self)
         one_of("method.balance", self.balance, BALANCES)
         within_one(self, "layer_decay")
-        at_least_zero(self, "head_std", "contrast")
+        at_least_zero(self, "head_std")
         for name in ("head_warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1)")
         if not self.encoder_lr_scale > 0:
             raise ValueError(f"method.encoder_lr_scale={self.encoder_lr_scale}: must be above 0 (.01 to 1)")
-        if self.contrast and self.mix_p and (self.mixup or self.cutmix):
-            raise ValueError("method.contrast compares images of one class: give --method.mix-p 0 beside it")
+        if self.contrast is not None and self.contrast < 0:
+            raise ValueError(f"method.contrast={self.contrast}: must be at least 0 (off)")
 
 
 def needs(config: Config) -> Needs:
@@ -76,10 +77,8 @@ def needs(config: Config) -> Needs:
         "backbone_options": teaching.TOKEN, "model": "teacher", "kind": teaching.TEACHER,
         "beside": ("classifier.weight",),
     }  # fmt: skip
-    several = not config.contrast and config.teacher is None
-    return Needs(
-        labels=True, label_sets=several, holds_out=True, balanced=config.balance == "sampler", **taught
-    )
+    several, balanced = config.teacher is None, config.balance == "sampler"
+    return Needs(labels=True, label_sets=several, holds_out=True, balanced=balanced, **taught)
 
 
 views = labelled_views.plan
@@ -149,6 +148,7 @@ class Method(Classifies):
             require_two_classes(context.classes)
         self.config, self.classes, self.several = config, context.classes, context.several
         self.encoder = encoder
+        self.contrast = _contrast(encoder, config, context)
         self.head = _head("classifier", encoder.dim, config.head_std, context)
         self.distilled = None
         if config.teacher is not None:
@@ -201,11 +201,12 @@ class Method(Classifies):
             metrics["accuracy_teacher"] = labelled_views.share(
                 teacher.argmax(-1) == targets.argmax(-1), weights, count
             )
-        if c.contrast:
-            assert batch.labels is not None, "guaranteed by Needs"
-            contrast = _contrast(features.pooled, batch.labels, c.margin)
-            loss = loss + c.contrast * contrast
-            metrics["contrast"] = contrast.detach()
+        if self.contrast:
+            assert batch.labels is not None, "one label an image: `_contrast`"
+            labels = batch.labels.repeat(len(features.pooled) // len(batch.labels))
+            everyone = collectives.gather(features.pooled), collectives.gather(labels)
+            between = parts.contrast(features.pooled, labels, everyone=everyone)
+            loss, metrics["contrast"] = loss + self.contrast * between, between.detach()
         return StepOutput(loss, metrics)
 
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
@@ -261,11 +262,21 @@ class Method(Classifies):
             yield from param_groups.standard(self.distilled, "distilled")
 
 
-def _contrast(pooled: Float[Tensor, "n d"], labels: Int[Tensor, "b"], margin: float) -> Float[Tensor, ""]:
-    """TransFG's loss between the images of all processes."""
-    labels = labels.repeat(len(pooled) // len(labels))
-    everyone = collectives.gather(pooled.float()), collectives.gather(labels)
-    return parts.contrast(pooled, labels, margin, everyone=everyone)
+def _contrast(encoder: Backbone, config: Config, context: Context) -> float:
+    """Its weight; ValueError if images are mixed or have several labels, and so are of no one class."""
+    weight = encoder.contrast if config.contrast is None else config.contrast
+    if weight and context.several:
+        if config.contrast is not None:
+            raise ValueError(
+                f"method.contrast={weight:g}: compares classes, and these images have several: give 0"
+            )
+        return 0.0
+    if weight and config.mix_p and (config.mixup or config.cutmix):
+        raise ValueError(
+            f"method.contrast={weight:g}: compares classes, and mixed images are of two: give --method.mixup "
+            "0 --method.cutmix 0, or --method.contrast 0"
+        )
+    return weight
 
 
 def _head(name: str, dim: int, std: float, context: Context) -> nn.Linear:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
+from omma.backbones.adapters.transfg import Parts
 from omma.core import words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
@@ -24,7 +25,7 @@ from omma.pretraining import resume, retention
 from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, html, pictures, svg
+from omma.reporting import charts, confusions, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -72,10 +73,11 @@ def write_report(
         evaluations = []
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
-    sections = []
+    sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
+        ("Chosen parts", lambda: _parts(gallery)),
         ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
     ):
         try:
@@ -245,6 +247,20 @@ def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
     grids = maps.float().unflatten(-1, (rows, columns)).numpy()
     grid = pictures.attention(shown(pixels, gallery.model.preprocess), grids, paths=paths)
     return grid, "Where the last layer looks: the mean over its heads, then single heads."
+
+
+def _parts(gallery: Gallery) -> tuple[Grid | None, str]:
+    """No grid for a network that chooses none."""
+    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
+    if not isinstance(encoder, Parts):
+        return None, ""
+    scores = encoder.part_scores(pixels).float().unflatten(-1, encoder.grid(*pixels.shape[-2:])).numpy()
+    images, boxes = shown(pixels, gallery.model.preprocess), encoder.boxes(pixels).numpy()
+    caption = (
+        "Besides the class token, only these patches reach the last block: of each head the one with the "
+        "highest score, which is the product of the earlier layers' attention (mean over the heads at right)."
+    )
+    return pictures.parts(images, boxes, scores, paths), caption
 
 
 def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:

@@ -53,7 +53,7 @@ def require_token(method: str, encoder: Backbone) -> None:
         )
 
 
-def take(owner: nn.Module, config: Taught, context: Context) -> None:
+def take(owner: Any, config: Taught, context: Context) -> None:
     """Give a method `teacher` and `teacher_head`, frozen. Raises ValueError for one that does not fit."""
     assert context.model is not None, "guaranteed by Needs.model"
     assert context.preprocess is not None
