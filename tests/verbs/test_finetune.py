@@ -23,7 +23,7 @@ from omma.weights.classifier import Classifier
 TINY = {"model": "vit-n/8", "model_options": {"depth": 2, "dim": 32, "heads": 2, "hidden": 64}}
 HERE = {"batch_size": 8, "device": "cpu", "precision": "fp32", "workers": 0}
 # few steps suffice to learn colours
-QUICK = {**HERE, "lr": 0.02, "options": {"scale": (0.8, 1.0), "head_warmup": 0.1}}
+QUICK = {**HERE, "lr": 0.02, "options": {"scale": (0.8, 1.0), "head_warmup": 0.1, "fit_head": False}}
 
 
 def colours(n=60, classes=3, seed=0, several=False):

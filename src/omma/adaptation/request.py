@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
 
 FULL = "full"
 WHOLE = (FULL, "transfg")  # all of the encoder learns
+ADAPTER_RATE = 5.0  # an adapter's learning rate, as a multiple of the head's
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
@@ -121,7 +122,7 @@ class FineTuning:
         """What the engine is asked for. An adapter that learns alone needs no gentle rate and no warm-up."""
         options = {"balance": self.balance} if self.balance != "none" else {}
         if self.adapt not in WHOLE:
-            options |= {"layer_decay": 1.0, "encoder_lr_scale": 1.0, "head_warmup": 0.0}
+            options |= {"layer_decay": 1.0, "encoder_lr_scale": ADAPTER_RATE, "head_warmup": 0.0}
         given = {"head_warmup": self.head_warmup, "encoder_lr_scale": self.encoder_lr_scale}
         options |= {name: value for name, value in given.items() if value is not None}
         ended = any(getattr(self, name) is not None for name in ENDS)
