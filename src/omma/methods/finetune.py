@@ -78,13 +78,12 @@ def needs(config: Config) -> Needs:
         "backbone_options": teaching.TOKEN, "model": "teacher", "kind": teaching.TEACHER,
         "beside": ("classifier.weight",),
     }  # fmt: skip
-    several, balanced = config.teacher is None, config.balance == "sampler"
     return Needs(
         labels=True,
-        label_sets=several,
+        label_sets=config.teacher is None,
         holds_out=True,
         fits_head=config.fit_head,
-        balanced=balanced,
+        balanced=config.balance == "sampler",
         **taught,
     )
 

@@ -33,10 +33,9 @@ def fit(run: Run) -> None:
     with dist.propagate_errors():
         if run.primary:
             settings = _fit(run, method)
-            chosen = ", ".join(f"{name} {value:g}" for name, value in settings.items() if name != "solver")
-            run.notes.append(
-                f"the head begins as a linear classifier of frozen features ({chosen or 'class means'})"
-            )
+            numbers = [f"{name} {value:g}" for name, value in settings.items() if name != "solver"]
+            how = ", ".join(numbers).replace("_", " ") or "class means"
+            run.notes.append(f"the head begins as a linear classifier of frozen features ({how})")
     ddp.broadcast_state(method)
 
 
