@@ -28,8 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.backbones.layers.heads import require_two_classes
-from omma.core import collectives, protocols
+from omma.core import collectives
 from omma.core.checks import one_of, within_one
+from omma.core.classifies import Classifies
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -107,7 +108,7 @@ def small(image_size: int, model: str) -> Recipe:
     return Recipe(config=config, batch=64, lr=1e-3, warmup=0.05, weight_decay=0.05, clip=3.0)
 
 
-class Method(protocols.Classifies):
+class Method(Classifies):
     """Encoder and linear classifier, with an average of what is trained and the best of it."""
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:

@@ -45,7 +45,7 @@ def find(request: Request, folder: RunFolder) -> Start:
     before = dist.broadcast(folder.config().get("init") if resumed else None)
     if before and before["source"] == source:
         return Start(dataclasses.replace(Origin(**before), **gently), None)
-    model = weights.load(source, allow_partial=request.allow_partial)
+    model = weights.load(source, architecture=request.architecture, allow_partial=request.allow_partial)
     facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),

@@ -37,10 +37,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells under column heads."""
+    """Rows of cells under column heads; None is an empty cell."""
 
     heads: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Cell | None, ...], ...]
 
 
 # ---------------------------------------------------------------- the pictures
