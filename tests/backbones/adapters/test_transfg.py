@@ -242,6 +242,13 @@ def test_other_networks_are_refused_in_one_line(options, message):
     assert "\n" not in str(refused.value)
 
 
+def test_sharded_blocks_are_refused_in_one_line(monkeypatch):
+    network = parts()
+    monkeypatch.setattr(transfg, "is_sharded", lambda p: p.ndim > 1)
+    with pytest.raises(ValueError, match="--shard none"):
+        network(images())
+
+
 @pytest.mark.parametrize("stride", [0, 5])
 def test_strides_that_leave_gaps_are_refused(stride):
     with pytest.raises(ValueError, match=r"adapt\.stride"):

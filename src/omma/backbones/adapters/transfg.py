@@ -160,7 +160,9 @@ class Parts(Transformer):
         """
         earlier: list[Any] = list(self.blocks)[:-1]
         if any(is_sharded(p) for p in self.parameters()):
-            raise ValueError("--adapt transfg reads attention maps, which sharded blocks hide: --shard none")
+            raise ValueError(
+                "--adapt transfg reads attention maps, which sharded blocks do not give: --shard none"
+            )
 
         def maps(rows: slice) -> Iterator[Tensor]:
             for block, x in reversed(list(zip(earlier, inputs))):
