@@ -163,7 +163,7 @@ class HeldOut:
             found = metrics.multi_label(p, self.labels, limits, seed).overall
         else:
             found = metrics.single_label(
-                p.argmax(1), self.labels, len(classifier.classes), p, True, seed
+                p.argmax(1), self.labels, len(classifier.classes), p, True, seed=seed
             ).overall
         figures = {name: {"value": f.value, "interval95": list(f.interval95)} for name, f in found.items()}
         facts = {"protocol": self.protocol, "images": len(p), "metrics": figures}

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from omma.cli import early
-from omma.cli.shared import Chosen_, Images_, LabelDepth, Model_, Output, Place_, say
+from omma.cli.shared import Chosen_, Images_, LabelDepth, Model_, Output, Place_, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.core import launcher
 from omma.core.words import count
@@ -55,10 +55,7 @@ def embed(
     for line in result.notes:
         say(line, console=console)
     say(f"{count(result.rows, 'vector')} of {result.dim} dimensions in {out}", console=console)
-    for path, reason in result.bad[:5]:
-        say(f"skipped {path}: {reason}", console=console)
-    if len(result.bad) > 5:
-        say(f"... and {len(result.bad) - 5:,} more", console=console)
+    skipped_lines(result.bad, console)
     return 0
 
 
