@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
 
 FULL = "full"
+CHOSEN = ("head", "auto")  # what the engine does not train, or not alone
 WHOLE = (FULL, "transfg")  # all of the encoder learns
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
@@ -113,7 +114,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         one_of("balance", self.balance, BALANCES)
-        if self.adapt == FULL and self.adapt_options:
+        if self.adapt in (FULL, "auto") and self.adapt_options:
             raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")
         self.request()  # refuses what the engine refuses
 
@@ -129,10 +130,10 @@ class FineTuning:
             **{name: getattr(self, name) for name in SHARED},
             method="finetune",
             init=self.model,
-            adapt=None if self.adapt == FULL else self.adapt,
+            adapt=None if self.adapt in (FULL, *CHOSEN) else self.adapt,
             budget=self.budget if ended else DEFAULT_BUDGET,
             options={**options, **(self.options or {})},
-            adapt_options=self.adapt_options or None,
+            adapt_options=None if self.adapt in CHOSEN else self.adapt_options or None,
             supervision=Supervision(
                 shots=self.shots, fraction=self.fraction, holdout=self.holdout, patience=self.patience
             ),
