@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from omma.backbones.layers import text
 from omma.backbones.layers.text import Paired
+from omma.core.caches import cache_folder
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
@@ -133,3 +134,15 @@ def conditions_of(subject: Subject, features: FeatureSet, preprocess: Preprocess
         return {"layer": "input", "pooling": "flattened", "crop": f"the same, at {shape} px"}
     precision = {"float32": "fp32", "bfloat16": "bf16"}.get(name := features.provenance["precision"], name)
     return {"layer": "last", "pooling": features.provenance["pooling"], "crop": crop, "precision": precision}
+
+
+def features_cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
+    """The folder for computed features: "auto" is `features` beside the weights, or in the user's caches."""
+    if cache != "auto":
+        return None if cache is None else Path(cache)
+    if isinstance(model, Model):
+        return None
+    folder = Path(model)
+    if not folder.exists():  # published weights, by name
+        return cache_folder() / "features"
+    return (folder if folder.is_dir() else folder.parent) / "features"
