@@ -1,6 +1,7 @@
 """omma: from a folder of images to a vision model its owner can trust.
 
-`pretrain`, `evaluate`, `embed` and `report` are the commands of the same names; `load` opens what they made.
+`pretrain`, `finetune`, `evaluate`, `embed` and `report` are the commands of the same names; `load` opens what
+they made.
 `Objective` and `wrap` are for a training loop and networks of one's own (docs/own_loop.md).
 """
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     from omma.verbs.embed import embed
     from omma.verbs.evaluate import evaluate
     from omma.verbs.export import export
+    from omma.verbs.finetune import finetune
     from omma.verbs.pretrain import pretrain
     from omma.verbs.report import report
     from omma.weights import load
 
-__all__ = ["Objective", "embed", "evaluate", "export", "load", "pretrain", "report", "wrap"]
+__all__ = ["Objective", "embed", "evaluate", "export", "finetune", "load", "pretrain", "report", "wrap"]
 
 _HOMES = {"Objective": "omma.pretraining.objective", "load": "omma.weights", "wrap": "omma.backbones"}
 

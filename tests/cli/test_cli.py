@@ -40,7 +40,9 @@ def test_methods_and_doctor(capsys):
 
 def test_pretrain_has_the_options_of_its_python_function():
     own, verb = (inspect.signature(f).parameters.keys() for f in (cli.pretrain, pretrain.pretrain))
-    assert own - {"dotted"} == verb - {"listen", "options", "model_options"}
+    assert own - {"dotted"} == verb - {
+        "listen", "options", "model_options", "adapt_options", "supervision",
+    }  # fmt: skip
     assert "dotted" in own  # --method.KEY and --model.KEY
 
 
@@ -125,7 +127,10 @@ def test_one_model_is_explained(capsys):
         (["models", "vit/16"], "give depth, dim, heads, hidden too"),
         (["models", "vit-s/16", "--image-size", "0"], "--image-size 0"),
         (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
-        (["evaluate", "a", "b", "--model.depth=3"], "--model.KEY is an option of `omma pretrain`"),
+        (
+            ["evaluate", "a", "b", "--model.depth=3"],
+            "--model.KEY is an option of `omma pretrain` and `omma finetune`",
+        ),
         (["pretrain", ".", "--method.momentum"], "value must follow"),
         (["pretrain", ".", "--model.depth"], "value must follow"),
         (["embed", "a"], "Missing from omma embed: IMAGES --out STR; `omma embed --help`"),

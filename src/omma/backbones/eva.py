@@ -78,7 +78,7 @@ class EvaAttention(nn.Module):
             return where.bias
         assert where.pairs is not None, "a relative bias needs pairs"
         assert where.home is not None
-        return relative.bias(table, where.home, where.grid, where.pairs)
+        return relative.bias(table, where.home, where.grid, where.pairs, unplaced=where.prefix > 1)
 
     def forward(
         self, x: Float[Tensor, "b n d"] | DeferredNorm, where: Where | Packed
@@ -228,17 +228,18 @@ class Eva(Transformer):
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         like, e, angles = self.patch_embed.proj.weight, self.dim // self.heads, None
         if self.rope == "indexed":
-            angles = rope_indexed(e, grid, (self.rope_home, self.rope_home), self.prefix, like)
+            angles = rope_indexed(e, grid, (self.rope_home, self.rope_home), self.front, like)
         elif self.rope == "centred":
-            angles = rope_centred(e, grid, self.prefix, like)
+            angles = rope_centred(e, grid, self.front, like)
         if angles is not None and keep is not None:
-            angles = angles.of(keep, self.prefix)
-        pairs = None if self.bias == "none" else relative.pairs(grid, keep, like.device)
+            angles = angles.of(keep, self.front)
+        pairs = None if self.bias == "none" else relative.pairs(grid, keep, like.device, self.front)
         bias = None
         if self.bias == "shared":
             assert pairs is not None
-            bias = relative.bias(self.rel_pos_bias.relative_position_bias_table, self.home, grid, pairs)
-        return Where(grid, self.prefix, keep, angles, bias, pairs, self.home)
+            table = self.rel_pos_bias.relative_position_bias_table
+            bias = relative.bias(table, self.home, grid, pairs, unplaced=self.front > 1)
+        return Where(grid, self.front, keep, angles, bias, pairs, self.home)
 
 
 Encoder = Eva

@@ -109,9 +109,9 @@ class ViT(Transformer):
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         if self.positions != "rope":
-            return Where(grid, self.prefix, keep)
-        angles = rope_centred(self.dim // self.heads, grid, self.prefix, self.patch_embed.proj.weight)
-        return Where(grid, self.prefix, keep, angles if keep is None else angles.of(keep, self.prefix))
+            return Where(grid, self.front, keep)
+        angles = rope_centred(self.dim // self.heads, grid, self.front, self.patch_embed.proj.weight)
+        return Where(grid, self.front, keep, angles if keep is None else angles.of(keep, self.front))
 
 
 Encoder = ViT

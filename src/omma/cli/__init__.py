@@ -17,20 +17,23 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from omma.cli.about import doctor, methods, models
+from omma.cli.adapt import finetune
 from omma.cli.judge import evaluate, report
 from omma.cli.parser import parse
 from omma.cli.shared import discard_output, tolerant_streams
 from omma.cli.train import demo, pretrain
-from omma.cli.use import embed, export
+from omma.cli.use import describe, embed, export
 from omma.core import files, launcher
 from omma.core.errors import AlreadyReported, printable
 from omma.core.explain import explain
 
 COMMANDS = {
     "pretrain": pretrain,
+    "finetune": finetune,
     "evaluate": evaluate,
     "embed": embed,
     "export": export,
+    "describe": describe,
     "report": report,
     "methods": methods,
     "models": models,
@@ -110,20 +113,21 @@ def _run(words: list[str]) -> int:
     here = launcher.ranks()
     try:
         words = _complete(words)
-        if here.world_size > 1 and words[:1] not in (["pretrain"], ["embed"]):
+        if here.world_size > 1 and words[:1] not in (["pretrain"], ["finetune"], ["embed"]):
             raise ValueError(
-                "only `omma pretrain` and `omma embed` run on several processes: start others by themselves"
+                "only `omma pretrain`, `omma finetune` and `omma embed` run on several processes: start "
+                "others by themselves"
             )
         words, options = _dotted(_gathered(words))
         for flag, given in options.items():
-            if given and words[:1] != ["pretrain"]:
-                raise ValueError(f"--{flag}.KEY is an option of `omma pretrain`")
+            if given and words[:1] not in (["pretrain"], ["finetune"]):
+                raise ValueError(f"--{flag}.KEY is an option of `omma pretrain` and `omma finetune`")
         command = parse(COMMANDS, words, __doc__)
     except ValueError as error:  # until processes have met, what fails on one fails on all
         if here.rank:
             raise AlreadyReported(str(error)) from error
         raise
-    return command(dotted=options) if command.func is pretrain else command()
+    return command(dotted=options) if command.func in (pretrain, finetune) else command()
 
 
 # ---------------------------------------------------------------- the boundary of errors

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import operator
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import tyro
 from omma.cli import early
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
-from omma.cli.shared import Dotted, Images_, Output, say
+from omma.cli.shared import As_, Dotted, Images_, Output, say
 from omma.core import launcher
 from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
@@ -26,7 +27,9 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """A field as an option of the command line: paths are text, and None is no value."""
     kinds: list[Any] = [kind for kind in get_args(field.type) or (field.type,) if kind is not Path]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
-    if field.default is None:
+    if field.name == "architecture":
+        kind = As_
+    elif field.default is None:
         metavar = METAVARS.get(field.name, kind.__name__.upper() if isinstance(kind, type) else "VALUE")
         kind = Annotated[kind | None, tyro.conf.arg(metavar=metavar)]
     return inspect.Parameter(
@@ -34,31 +37,49 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     )
 
 
-def _as_command(function: Callable[..., int]) -> Callable[..., int]:
-    """Give the function the options of `Request`, as the parser of the command line reads them."""
-    images = inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Images_)
-    hidden = inspect.Parameter("dotted", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Dotted)
-    parameters = [images, *map(_parameter, option_fields()), hidden]
-    setattr(function, "__signature__", inspect.Signature(parameters))  # noqa: B010
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
-    function.__doc__ = (Request.__doc__ or "").replace("Attributes:", "Args:")
-    return function
+def as_command(request: type, **positional: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a function the fields of `request` as options, as the parser of the command line reads them.
+
+    positional: the types of those that are words without a flag.
+    """
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        words = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in positional.items()
+        ]
+        hidden = inspect.Parameter("dotted", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Dotted)
+        fields = [field for field in option_fields(request) if field.name not in positional]
+        parameters = [*words, *map(_parameter, fields), hidden]
+        setattr(function, "__signature__", inspect.Signature(parameters))  # noqa: B010
+        function.__annotations__ = {p.name: p.annotation for p in parameters}
+        function.__doc__ = (request.__doc__ or "").replace("Attributes:", "Args:")
+        return function
+
+    return decorate
 
 
-@_as_command
+@as_command(Request, images=Images_)
 def pretrain(dotted: Dotted = None, **options: Any) -> int:
-    """Its signature and help are the fields of `Request`; dotted: `--method.KEY` and `--model.KEY`."""
+    """Its signature and help are the fields of `Request`; dotted: `--method.KEY`, `--model.KEY`, ..."""
     own = dotted or {}
-    return _pretrain(**options, options=own.get("method"), model_options=own.get("model"))
+    return _pretrain(
+        **options, options=own.get("method"), model_options=own.get("model"), adapt_options=own.get("adapt")
+    )
 
 
 def _pretrain(**options: Any) -> int:
     early.pretraining(Request(**options))
+    return trained("pretrain", **options)
+
+
+def trained(command: str, **options: Any) -> int:
+    """Call the verb of this name, print what it reports, and return the exit status."""
     first = launcher.ranks().rank == 0  # of several processes one speaks
     with Listener(f"reading {options['images']} ...", Output(quiet=not first)) as listener:
         from omma.core.device import keep_memory, share_cores
-        from omma.verbs.pretrain import pretrain as verb
 
+        verb = getattr(importlib.import_module(f"omma.verbs.{command}"), command)
         keep_memory()
         share_cores()
         result = verb(**options, listen=listener)

@@ -35,7 +35,9 @@ class Backbone(nn.Module):
     prefix: int = 0  # tokens before the patches in the last layer
     name: str  # as on the command line: "vit-ti/16"
     built_from: Mapping[str, Any]  # name, image size, channels and the options that were chosen
-    adapter: str | None = None  # kind of adapter inserted (backbones/adapters); all else is frozen then
+    adapter: str | None = None  # kind of adapter inserted (backbones/adapters) ...
+    frozen: bool = False  # ... and is all else frozen?
+    contrast: float = 0.0  # weight of a loss between images (losses/parts.py) that it is fine-tuned with
 
     @property
     def token_dim(self) -> int:
@@ -90,9 +92,9 @@ class Backbone(nn.Module):
         return maps[:, :, 0] if self.pool == "token" else maps[:, :, self.prefix :].mean(2)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module; with an adapter, all modules but its own stay in evaluation mode."""
-        super().train(mode and self.adapter is None)
-        if self.adapter is not None:
+        """As for any module; if all but an adapter is frozen, it stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        if self.frozen:
             for module in self.modules():
                 if getattr(module, "of_adapter", False):
                     module.train(mode)

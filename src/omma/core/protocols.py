@@ -232,6 +232,9 @@ class Needs:
     """
 
     labels: bool = False
+    # is it judged on held-out images while it trains, and the best of its states kept (core/classifies.py)?
+    holds_out: bool = False
+    balanced: bool = False  # each class must be drawn equally often
     label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)
     text: bool = False
     model: str | None = None  # field of Config that names a trained model to learn from ...
@@ -239,6 +242,7 @@ class Needs:
     beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
     files: tuple[str, ...] = ()  # fields of Config that name a file or are None
     numbered: bool = False  # `Key.index` must number the data set's `Context.images` images
+    period: int = 0  # epochs after which an image's views repeat; 0: never
     drops_tokens: bool = False  # the backbone must be able to leave tokens out ...
     plain: bool = False  # ... or embed each patch by itself ...
     # ... or have these options (of `backbones.options`); each with what it lets the backbone do, in words
@@ -272,6 +276,10 @@ class Context:
     image_size: int  # pixels along a side that the network will see
     images: int = 1  # in the data set; `Key.index` counts them
     classes: tuple[str, ...] = ()  # name of each label
+    several: bool = False  # may an image have several labels (Batch.label_sets)?
+    # of the loss, to make up for classes of different sizes (train/class_weights.py)
+    class_weights: tuple[float, ...] | None = None
+    start: Extras = NO_EXTRAS  # what lies beside the weights that the run starts from
     preprocess: Preprocess | None = None  # how views are normalised
     model: Trained | None = None  # the model that `Needs.model` names
     tokenizer: Tokenizer | None = None  # of `Batch.text`

@@ -12,27 +12,36 @@ from scipy.special import stdtrit
 
 from omma.core.words import count, enumerated
 
-# floors first: what is cheap and trains no network
-NAMES = {
-    "pixels-prototypes": "class means of raw pixels",
-    "pixels-knn": "k-NN on raw pixels",
-    "pixels-hinge": "the hinge loss on raw pixels",
-    "pixels-linear": "a linear layer on raw pixels",
-    "scratch": "training from scratch",
-    "prototypes": "class means",
-    "knn": "k-NN",
-    "hinge": "the hinge loss",
-    "linear": "the linear head",
-    "lora": "LoRA",
-    "vpt": "VPT",
-    "bias": "bias tuning",
-    "bottleneck": "bottleneck adapters",
-    "attentive": "attentive pooling",
-    "transfg": "TransFG",
-    "full": "full fine-tuning",
+# floors first; each as a heading and in a sentence
+_NAMES = {
+    "pixels-prototypes": ("class means, raw pixels", "class means of raw pixels"),
+    "pixels-knn": ("k-NN, raw pixels", "k-NN on raw pixels"),
+    "pixels-hinge": ("hinge loss, raw pixels", "the hinge loss on raw pixels"),
+    "pixels-linear": ("linear, raw pixels", "a linear layer on raw pixels"),
+    "scratch": ("from scratch", "training from scratch"),
+    "prototypes": ("class means", "class means"),
+    "knn": ("k-NN", "k-NN"),
+    "hinge": ("hinge loss", "the hinge loss"),
+    "linear": ("linear head", "the linear head"),
+    "lora": ("LoRA", "LoRA"),
+    "vpt": ("VPT", "VPT"),
+    "bias": ("bias tuning", "bias tuning"),
+    "adapter": ("bottlenecks", "bottleneck adapters"),
+    "attentive": ("attentive pooling", "attentive pooling"),
+    "transfg": ("TransFG", "TransFG"),
+    "full": ("full fine-tuning", "full fine-tuning"),
 }
+TITLES = {name: title for name, (title, _) in _NAMES.items()}
+NAMES = {name: words for name, (_, words) in _NAMES.items()}
 REFERENCE, SCRATCH = "linear", "scratch"
+PIXELS = "pixels-"  # before the name of what is fitted on raw pixels instead of features
+FLOOR = PIXELS + REFERENCE
 LEVEL = 0.95
+
+
+def is_floor(adapter: str) -> bool:
+    """Is it fitted on raw pixels?"""
+    return adapter.startswith(PIXELS)
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,7 @@ class Curve:
     protocol: str  # what all figures share, in a sentence
     recipes: dict[str, dict[str, Any]]  # how each adapter was trained
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # that it was written to
 
     @property
     def adapters(self) -> list[str]:
@@ -213,7 +223,7 @@ class Curve:
         results = []
         for cell in self.cells:
             mean, low, high = accuracy(cell.correct)
-            subject = "pixels" if cell.adapter.startswith("pixels-") else "trained"
+            subject = "pixels" if is_floor(cell.adapter) else "trained"
             results.append(
                 {
                     "subject": "scratch" if cell.adapter == SCRATCH else subject,
@@ -295,10 +305,10 @@ def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def protocol(train: str, seeds: int, test: int) -> str:
+def protocol(split: str, seeds: int, test: int) -> str:
     """What all figures of a curve share."""
     return (
-        f"{train}; mean of {count(seeds, 'seed')}, each with other labelled images (nested: those for few are "
-        f"among those for more), the same for all adapters; {count(test, 'test image')}, which nothing is "
-        "chosen on; ± is half of a 95 % interval over seeds and test images"
+        f"{split}; {count(seeds, 'seed')}, each draws other images to label, those for few among "
+        f"those for more, the same for all adapters; {count(test, 'test image')}, on which nothing is "
+        "chosen; ± is half of a 95 % interval over seeds and test images"
     )

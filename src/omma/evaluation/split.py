@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omma.core.words import count
+from omma.data.sources.split import occurrence
 
 FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
@@ -78,14 +79,38 @@ def holdouts(
     return pairs
 
 
+def folds(
+    labels: Int[np.ndarray, "n"], seed: int, number: int = 5
+) -> list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]:
+    """(fit, held_out) indices for cross-validation, stratified and seeded: each image is held out once.
+
+    The single image of a class is never held out. Fewer folds where no class has `number` images; none where
+    no class has two.
+    """
+    rng = np.random.default_rng((seed, 0xF01D))
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    rank[order] = occurrence(labels[order])  # among the images of its class
+    sizes = np.bincount(labels)
+    part = (rank + rng.integers(number, size=len(sizes))[labels]) % number
+    part[sizes[labels] < 2] = -1
+    held_out = [np.flatnonzero(part == each) for each in range(number)]
+    return [(np.setdiff1d(np.arange(len(labels)), rows), rows) for rows in held_out if len(rows)]
+
+
+def scaling(fit: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    """Mean and 1 / deviation of each dimension, in fp32; 0 instead of the latter for constant ones."""
+    mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
+    constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
+    return mean.astype(np.float32), scale
+
+
 def standardise(
     fit: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]
 ) -> tuple[Float[np.ndarray, "n d"], ...]:
     """Each dimension scaled to mean 0 and deviation 1 by the statistics of `fit`; constant ones become 0."""
-    mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
-    constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
-    mean = mean.astype(np.float32)
+    mean, scale = scaling(fit)
     return tuple((x - mean) * scale for x in (fit, *others))
 
 
@@ -94,7 +119,6 @@ class Answer(NamedTuple):
 
     predictions: Int[np.ndarray, "m"]
     settings: dict[str, float | int | str]
-    scores: Float[
-        np.ndarray, "m c"
-    ]  # of every class, larger is likelier; a class without train image has the least
+    # of every class, larger is likelier; a class without train image has the least
+    scores: Float[np.ndarray, "m c"]
     probabilities: bool = False  # whether the scores are the probe's probabilities, which sum to 1

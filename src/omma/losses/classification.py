@@ -20,6 +20,20 @@ def soft_cross_entropy(
     return _mean(rows, weights, count)
 
 
+def binary_cross_entropy(
+    logits: Float[Tensor, "b k"],
+    targets: Float[Tensor, "b k"],
+    weights: Float[Tensor, "b k"],
+    count: Float[Tensor, ""],
+    positive_weights: Float[Tensor, "k"] | None = None,
+) -> Float[Tensor, ""]:
+    """- sum_bk w_bk (p_k t_bk log s(z_bk) + (1 - t_bk) log(1 - s(z_bk))) / count, with s the sigmoid."""
+    values = F.binary_cross_entropy_with_logits(
+        logits.float(), targets.float(), pos_weight=positive_weights, reduction="none"
+    )
+    return _mean(values, weights, count)
+
+
 def hard_distillation(
     logits: Float[Tensor, "b k"],
     teacher: Float[Tensor, "b k"],
@@ -53,7 +67,7 @@ def mean_probabilities(first: Float[Tensor, "b k"], second: Float[Tensor, "b k"]
 
 
 def _mean(
-    rows: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None, count: Float[Tensor, ""] | None
+    rows: Float[Tensor, "b *k"], weights: Float[Tensor, "b *k"] | None, count: Float[Tensor, ""] | None
 ) -> Float[Tensor, ""]:
     if weights is None:
         return rows.mean() if count is None else rows.sum() / count

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the names of the methods are known without PyTorch, whose i
     from omma.core.protocols import Crop, Needs, Recipe, Tokenizer, Trained
 
 RECIPES = ("small", "paper")
+FINE_TUNING = "finetune"  # trains what `omma finetune` makes: no pretraining method, and not listed as one
 
 
 def _needs_only_images(config: Any) -> Needs:
@@ -67,13 +68,14 @@ class MethodFile:
 
 
 def names() -> list[str]:
-    """All methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+    """All pretraining methods."""
+    files = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+    return sorted(name for name in files if name != FINE_TUNING)
 
 
 def check(name: str) -> None:
     """Raise ValueError for an unknown name."""
-    if name not in names():
+    if name != FINE_TUNING and name not in names():
         close = difflib.get_close_matches(name, names(), n=2) or names()
         raise ValueError(f"method {name!r} is unknown: choose {' or '.join(close)}; `omma methods` lists all")
 

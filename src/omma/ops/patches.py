@@ -20,6 +20,14 @@ def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n
     return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
 
 
+def overlapping(images: Float[Tensor, "b c h w"], patch: int, stride: int) -> Float[Tensor, "b n p"]:
+    """Patches as of `patchify`, `stride` pixels apart, as many as fit; a smaller image is padded to one."""
+    down, right = max(patch - images.shape[-2], 0), max(patch - images.shape[-1], 0)
+    windows = F.pad(images, (0, right, 0, down)) if down or right else images
+    windows = windows.unfold(2, patch, stride).unfold(3, patch, stride)
+    return rearrange(windows, "b c h w p q -> b (h w) (c p q)")
+
+
 def padded(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b c H W"]:
     """Zeros at the right and bottom, up to the next multiple of `patch`."""
     down, right = -images.shape[-2] % patch, -images.shape[-1] % patch

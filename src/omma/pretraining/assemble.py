@@ -9,21 +9,34 @@ import numpy as np
 import torch
 
 from omma import backbones, methods
+from omma.backbones import adapters
 from omma.core import device as devices
 from omma.core import dist
-from omma.core.protocols import Backbone, Context, Crop, Method, ParamGroup, Preprocess, Tokenizer
+from omma.core.protocols import (
+    NO_EXTRAS,
+    Backbone,
+    Context,
+    Crop,
+    Method,
+    ParamGroup,
+    Preprocess,
+    Tokenizer,
+)
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources import captions
 from omma.data.sources.captions import Captions
+from omma.data.sources.collection import IndexedImages
 from omma.data.sources.values import scaling_notes
-from omma.pretraining import init_weights, placement, requirements, retention
+from omma.pretraining import few_labels, init_weights, placement, requirements
+from omma.pretraining.hold_out import HoldOut
 from omma.pretraining.monitor import Monitor
-from omma.pretraining.request import chosen
+from omma.pretraining.request import Request, chosen
 from omma.pretraining.run import Run
 from omma.pretraining.setup import Setup
-from omma.train import ddp, fine_tune_groups, fsdp
+from omma.pretraining.watch import Health, Watch
+from omma.train import class_weights, ddp, fine_tune_groups, fsdp
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position
 from omma.train.optimizer import make_optimizer
@@ -36,11 +49,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
     network = _network(setup)
     method, compile_option, placed_notes = _place(setup, network.method)
     groups, start_notes = _groups(setup, method)
-    watching = _monitor(setup, method, network.preprocess)
-    if watching.labels is None and setup.start is not None:
-        start_notes.append(retention.UNTOLD)
-    if watching.labels is not None and not watching.held_out:
-        placed_notes.append("k-NN is read on training images too: each is classified by all others")
+    watcher = _watcher(setup, method, network.preprocess)
     crops = methods.get(choice.method).views(choice.recipe.config, choice.image_size)
     pixels = _pixels(setup, crops)
     images, data = setup.images, setup.data
@@ -60,7 +69,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         position=Position(0, 1, choice.recipe.batch, len(images)),
         choice=choice,
         folder=setup.folder,
-        monitor=watching,
+        watcher=watcher,
         clock=timekeeper,
         device=setup.device,
         dtype=setup.dtype,
@@ -71,6 +80,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         workers=chosen(request.workers),
         decode=pixels.decode,
         listen=request.listen,
+        balance=few_labels.labels_of(images, np.arange(len(images))) if setup.needs.balanced else None,
         part=data.part,
         notes=[
             *setup.known.notes,
@@ -79,6 +89,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
             *network.notes,
             *placed_notes,
             *start_notes,
+            *watcher.notes(),
             *pixels.notes,
         ],
         skipped=list(data.source.skipped),
@@ -116,6 +127,9 @@ def _network(setup: Setup) -> Network:
     encoder = _encoder(setup)
     if start is not None and start.model is not None:  # before the method copies its encoder
         notes += init_weights.fill(encoder, start.model, request.allow_partial)
+    if (adapter := requirements.adapter(request)) is not None:
+        adapters.insert(encoder, *adapter)
+        requirements.suits(choice.method, setup.needs, encoder, choice.image_size)
     drawn, tokenizer = _captions(setup)
     if drawn is not None and tokenizer is not None:
         notes.append(f"captions are read with {tokenizer.vocabulary:,} tokens ({tokenizer.origin})")
@@ -124,6 +138,9 @@ def _network(setup: Setup) -> Network:
         image_size=choice.image_size,
         images=len(images),
         classes=images.classes,
+        several=images.label_sets is not None,
+        class_weights=_class_weights(images) if setup.needs.labels else None,
+        start=NO_EXTRAS if start is None or start.model is None else start.model.extras,
         preprocess=preprocess,
         model=setup.teacher,
         tokenizer=tokenizer,
@@ -152,6 +169,14 @@ def _encoder(setup: Setup) -> Backbone:
     return encoder
 
 
+def _class_weights(images: IndexedImages) -> tuple[float, ...]:
+    """Of each class in a loss that makes up for classes of different sizes."""
+    if images.label_sets is not None:
+        return tuple(class_weights.positive_weights(images.label_sets).tolist())
+    assert images.labels is not None
+    return tuple(class_weights.class_weights(images.labels, len(images.classes)).tolist())
+
+
 def _captions(setup: Setup) -> tuple[Captions | None, Tokenizer | None]:
     """What draws a caption for each image, and its tokenizer, if the method learns from texts."""
     if setup.images.text is None or not setup.needs.text:
@@ -166,7 +191,7 @@ def _captions(setup: Setup) -> tuple[Captions | None, Tokenizer | None]:
 def _place(setup: Setup, method: Method) -> tuple[Method, str, list[str]]:
     """The method on its device, its blocks sharded if they should be; whether they are compiled; notes."""
     request = setup.request
-    sharded, notes = _sharded(setup, method)
+    sharded, notes = (False, []) if setup.needs.holds_out else _sharded(setup, method)
     compile_option = placement.compile_blocks(
         request.compile,
         device=setup.device.type,
@@ -205,21 +230,26 @@ def _groups(setup: Setup, method: Method) -> tuple[list[ParamGroup] | None, list
         return None, []
     origin = setup.start.origin
     groups = fine_tune_groups.groups(method, origin.head_warmup, origin.encoder_lr_scale)
-    trained = any(p.requires_grad for p in method.encoder.parameters())
-    return groups, [init_weights.describe(groups, origin, trained)]
+    return groups, [init_weights.describe(groups, origin, method.encoder)]
 
 
-def _monitor(setup: Setup, method: Method, preprocess: Preprocess) -> Monitor:
-    return Monitor(
-        setup.data.source.subset(setup.data.sample),
+def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
+    """What suits the method: readings of health, or of a classifier's score on held-out images."""
+    sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
+    if setup.needs.holds_out:
+        patience = setup.request.supervision.patience
+        return HoldOut(sample, preprocess, held_out, patience, setup.device)
+    monitor = Monitor(
+        sample,
         setup.images,
         preprocess,
         setup.request.seed,
-        setup.data.held_out,
+        held_out,
         blind=not setup.needs.labels,
         continued=setup.start is not None,
         signals=method.health_signals(),
     )
+    return Health(monitor, setup.dtype)
 
 
 # ---------------------------------------------------------------- pixels
@@ -274,9 +304,16 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "labels": "learned" if setup.needs.labels else None,
         "init": None if setup.start is None else dataclasses.asdict(setup.start.origin),
         "learns_from": None if setup.teacher is None else setup.teacher.digest,
+        "adapt": _adapter(request),
+        "supervision": dataclasses.asdict(request.supervision) if setup.needs.holds_out else None,
         "tokenizer": None if tokenizer is None else _digest(tokenizer.tokenizer.merges),
     }
     return config | {name: value for name, value in extra.items() if value is not None}
+
+
+def _adapter(request: Request) -> dict[str, Any] | None:
+    adapter = requirements.adapter(request)
+    return None if adapter is None else {"kind": adapter[0], **adapter[1]}
 
 
 def _digest(merges: np.ndarray) -> str:

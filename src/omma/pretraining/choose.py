@@ -65,7 +65,7 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
             reasons.append((f"{what} {value}", why))
         return value
 
-    size = decide("image size", request.image_size, lambda: _image_size(facts, origin))
+    size = decide("image size", request.image_size, lambda: _image_size(facts, origin, request.method))
     method = decide("method", request.method, lambda: _method(facts))
     if request.method == "auto":
         reasons += _unused(facts, method)
@@ -107,8 +107,10 @@ def _recipe_name(facts: Facts) -> tuple[str, str]:
     return name, f"{words.count(facts.images, 'image')} on {facts.device}"
 
 
-def _image_size(facts: Facts, origin: Origin | None) -> tuple[int, str]:
+def _image_size(facts: Facts, origin: Origin | None, method: str) -> tuple[int, str]:
     side = facts.shorter_side
+    if origin is not None and method == methods.FINE_TUNING:
+        return int(origin.preprocess["size"]), f"that of {origin.source}, which knows images of this size"
     if origin is not None:
         return _image_size_of(origin, side)
     if side <= SMALL_IMAGES:

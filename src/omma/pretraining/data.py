@@ -15,10 +15,10 @@ from omma.data.sources import captions, collection, label_sets
 from omma.data.sources.check import checked
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
-from omma.pretraining import monitor, requirements
+from omma.pretraining import few_labels, monitor, requirements
 from omma.pretraining.choose import Facts
 from omma.pretraining.events import Event, Note, Stage
-from omma.pretraining.request import Request, ignore
+from omma.pretraining.request import Request, Supervision, ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,13 @@ def open_source(request: Request) -> IndexedImages:
         )
 
 
-def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Event], None] = ignore) -> Data:
+def prepare(
+    opened: IndexedImages,
+    needs: Needs,
+    seed: int,
+    listen: Callable[[Event], None] = ignore,
+    supervision: Supervision | None = None,
+) -> Data:
     """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
 
     def progress(done: int, total: int) -> None:
@@ -91,6 +97,11 @@ def prepare(opened: IndexedImages, needs: Needs, seed: int, listen: Callable[[Ev
         if applies:
             rows, messages = select(source, rows)
             notes += messages
+    if needs.holds_out:
+        training, sample, messages = few_labels.divide(source, rows, supervision or Supervision(), seed)
+        rows, notes = np.union1d(training, sample), notes + messages
+        sample = sample if len(sample) else training[: monitor.HELD_OUT]
+        return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))
     training, sample = monitor.hold_out(rows, seed)
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omma import weights
+from omma import methods, weights
+from omma.backbones import adapters
 from omma.core import dist
 from omma.core.protocols import Backbone, ParamGroup, Preprocess
 from omma.data.batches import preprocess as preprocessing
@@ -32,18 +33,19 @@ def default_out(request: Request, stem: str) -> Path | None:
     if request.init is None:
         return None
     method = [] if request.method == "auto" else [request.method]
+    method += [] if request.adapt is None else [request.adapt]
     return Path("runs") / "-".join((stem, *method, "from", Path(request.init).name.rpartition(":")[2]))
 
 
 def find(request: Request, folder: RunFolder) -> Start:
     """The weights that the user names; a run with checkpoints needs no more than where they came from."""
     assert request.init is not None
-    source = str(Path(request.init))
+    source, gently = str(Path(request.init)), _gently(request)
     resumed = bool(checkpoint.paths(folder.checkpoints))
     before = dist.broadcast(folder.config().get("init") if resumed else None)
     if before and before["source"] == source:
-        return Start(dataclasses.replace(Origin(**before), **request.init_options()), None)
-    model = weights.load(source, allow_partial=request.allow_partial)
+        return Start(dataclasses.replace(Origin(**before), **gently), None)
+    model = weights.load(source, architecture=request.architecture, allow_partial=request.allow_partial)
     facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),
@@ -51,7 +53,14 @@ def find(request: Request, folder: RunFolder) -> Start:
         "preprocess": preprocessing.as_dict(model.preprocess),
     }
     facts = json.loads(json.dumps(facts))  # as it will be read from config.json
-    return Start(Origin(source=source, **facts, **request.init_options()), model)
+    return Start(Origin(source=source, **facts, **gently), model)
+
+
+def _gently(request: Request) -> dict[str, Any]:
+    """How the weights are treated: an adapter leaves them as they are, a classifier's recipe says how."""
+    frozen = request.adapt is not None and adapters.freezes(request.adapt)
+    alone = frozen or request.method == methods.FINE_TUNING
+    return {**({"head_warmup": 0.0, "encoder_lr_scale": 1.0} if alone else {}), **request.init_options()}
 
 
 def teacher(request: Request) -> Model | None:
@@ -96,11 +105,20 @@ def prepared(measured: Preprocess, own: Preprocess) -> tuple[Preprocess, str]:
     return dataclasses.replace(own, size=measured.size), "normalised as the weights expect it"
 
 
-def describe(groups: Sequence[ParamGroup], origin: Origin, trained: bool = True) -> str:
-    """How the weights are treated, for the user; trained: does the encoder learn at all?"""
-    if not trained:
+def describe(groups: Sequence[ParamGroup], origin: Origin, encoder: Backbone) -> str:
+    """How the weights are treated, for the user."""
+    own = {id(p) for p in encoder.parameters() if p.requires_grad}
+    encoders = [group for group in groups if any(id(p) in own for p in group.params)]
+    if not encoders:
         return f"starts from {origin.source}: its encoder stays as it is"
-    share = max(group.frozen_share for group in groups)
+    if encoder.frozen:
+        learns = sum(p.numel() for group in encoders for p in group.params)
+        every = sum(p.numel() for p in encoder.parameters())
+        what = f"{learns:,} of its encoder's {every:,} parameters learn"
+        return f"starts from {origin.source}: {what} ({encoder.adapter})"
+    share = max(group.frozen_share for group in encoders)
     frozen = f"its encoder is frozen for the first {share:.0%} of the run, then" if share else "its encoder"
-    rate = f"{origin.encoder_lr_scale:g} times the learning rate"
+    scales = sorted({group.lr_scale for group in encoders})
+    rate = f"{scales[-1]:.3g} times the learning rate"
+    rate += f", falling to {scales[0]:.2g} times it in the first layer" if scales[0] < scales[-1] else ""
     return f"starts from {origin.source}: {frozen} learns at {rate}"

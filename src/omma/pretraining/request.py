@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 Auto = Literal["auto"]
 
@@ -28,6 +29,28 @@ DEFAULT_BUDGET = "30m"
 
 def ignore(event: Any) -> None:
     """Listen to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """Which labelled images a classifier learns from, and which it is judged on meanwhile."""
+
+    shots: int | None = None  # of each class; None: all
+    fraction: float | None = None  # of each class
+    holdout: float = 0.2  # share of each class that is held out; 0: none
+    patience: int = 10  # readings without improvement after which training ends; 0: never
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.fraction is not None:
+            raise ValueError("--shots and --fraction are both given: choose one")
+        if self.shots is not None and self.shots < 1:
+            raise ValueError(f"--shots {self.shots}: must be at least 1")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ValueError(f"--fraction {self.fraction}: must be above 0 and at most 1")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"--holdout {self.holdout}: must be a share in [0, 1); 0 holds nothing out")
+        if self.patience < 0:
+            raise ValueError(f"--patience {self.patience}: must be at least 0 (never ends early)")
 
 
 @dataclass(frozen=True)
@@ -47,9 +70,12 @@ class Request:
         model: Backbone; `omma models` lists them.
         init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
             model and image size are then theirs unless you set them.
+        architecture: With --init, the network that its file holds, where omma does not recognise it.
         allow_partial: With --init, accept weights that lack many of the network's parameters.
         head_warmup: With --init, share of the run in which the encoder is frozen (.1).
         encoder_lr_scale: With --init, the encoder's learning rate as a share of the heads' (.1).
+        adapt: With --init, train an adapter inserted into the encoder, which stays as it is: lora, vpt, bias,
+            ... (docs/finetune.md).
         out: Run folder; by default runs/ and a name made of images, method and model.
         budget: Time to end at, such as 90s, 10m or 2h; 30m if no end is given.
         epochs: Passes over the images; another way to give the end.
@@ -75,6 +101,8 @@ class Request:
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
         options: The method's own options, by the names in its Config.
         model_options: The backbone's own options (`backbones.options(name)`).
+        adapt_options: The adapter's own options, by the names in its Config.
+        supervision: Which labelled images a classifier learns from (`omma.finetune`).
         listen: Is called with each event of the run (`pretraining.events.Event`).
     """
 
@@ -84,9 +112,11 @@ class Request:
     label_depth: int | Literal["path"] | None = None
     model: str = "auto"
     init: str | Path | None = None
+    architecture: str | None = None
     allow_partial: bool = False
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
+    adapt: str | None = None
     out: str | Path | None = None
     budget: str | float | None = None
     epochs: float | None = None
@@ -111,6 +141,8 @@ class Request:
     profile: bool = False
     options: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
+    adapt_options: Mapping[str, Any] | None = None
+    supervision: Supervision = Supervision()
     listen: Callable[[Any], None] = field(default=ignore, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,11 +166,15 @@ class Request:
             raise ValueError(
                 "--cache keeps images decoded, and --decode gpu decodes them each time: give only one of them"
             )
-        about_init = [*(["allow_partial"] if self.allow_partial else []), *self.init_options()]
+        named = [name for name in ("architecture", "allow_partial", "adapt") if getattr(self, name)]
+        about_init = [*named, *self.init_options()]
         if self.init is None and about_init:
             raise ValueError(
                 f"{about_init[0]} is about weights to start from, and none are given: give --init too"
             )
+
+        if self.adapt is None and self.adapt_options:
+            raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")
 
     @property
     def end(self) -> dict[str, float]:
@@ -164,10 +200,10 @@ def chosen(value: T | Auto | None) -> T | None:
     return None if value is None or value == "auto" else value  # pyright: ignore[reportReturnType]
 
 
-def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], T]], Callable[P, T]]:
+def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
     """Let a function of one request be called with the request's fields as arguments."""
 
-    def decorate(function: Callable[[Request], T]) -> Callable[P, T]:
+    def decorate(function: Callable[[R], T]) -> Callable[P, T]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             return function(request(*args, **kwargs))
@@ -179,7 +215,7 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], T]], C
     return decorate
 
 
-def option_fields() -> list[dataclasses.Field[Any]]:
-    """The fields that are options of the command line."""
-    apart = ("images", "options", "model_options", "listen")
-    return [f for f in dataclasses.fields(Request) if f.name not in apart]
+def option_fields(request: type) -> list[dataclasses.Field[Any]]:
+    """Its fields that are options of the command line."""
+    apart = ("images", "options", "model_options", "adapt_options", "supervision", "listen")
+    return [f for f in dataclasses.fields(request) if f.name not in apart]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from omma import backbones, methods
+from omma.backbones import adapters
 from omma.backbones.layers.heads import require_two_classes
 from omma.core.protocols import Backbone, Needs, Recipe
 from omma.data.sources import label_sets
@@ -124,8 +125,9 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
         if option not in options:
             lacking.append(ability)
     if lacking:
+        network = encoder.name + (f" with --adapt {encoder.adapter}" if encoder.adapter else "")
         raise ValueError(
-            f"{method} needs a backbone that can {lacking[0]}, and {encoder.name} cannot: choose a plain ViT "
+            f"{method} needs a backbone that can {lacking[0]}, and {network} cannot: choose a plain ViT "
             "(--model vit-ti/4) or another method (omma methods)"
         )
     if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):
@@ -135,14 +137,27 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
         )
 
 
+def adapter(request: Request) -> tuple[str, dict[str, Any]] | None:
+    """Kind and options of the adapter that the user asks for; ValueError for unknown ones."""
+    if request.adapt is None:
+        return None
+    config = adapters.config(request.adapt)
+    chosen = _with_options("adapt", request.adapt, config, request.adapt_options or {})
+    return request.adapt, dataclasses.asdict(chosen)
+
+
 def configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; raises ValueError for unknown ones."""
+    return _with_options("method", method, config, options)
+
+
+def _with_options(flag: str, name: str, config: Any, options: Mapping[str, Any]) -> Any:
     defaults = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     # a field's type decides, not the value that the recipe has put there; annotations may be strings
     types = get_type_hints(type(config))
     defaults |= {name: "" for name in defaults if types[name] in (str, str | None)}
     defaults |= {name: None for name in defaults if types[name] in (int | None, float | None)}
-    return dataclasses.replace(config, **typed("method", method, defaults, options))
+    return dataclasses.replace(config, **typed(flag, name, defaults, options))
 
 
 def typed(flag: str, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

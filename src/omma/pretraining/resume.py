@@ -12,6 +12,8 @@ from omma.pretraining.request import Request
 from omma.pretraining.run import Run
 from omma.train import checkpoint
 
+READINGS = ("health", "holdout")  # events of metrics.jsonl
+
 
 def restore(run: Run) -> None:
     """Load the newest whole checkpoint, if there is one."""
@@ -35,9 +37,8 @@ def restore(run: Run) -> None:
     checkpoint.restore(saved, run.method, run.optimizer)
     run.position.step, run.position.total = saved.step, saved.total
     run.clock.before = saved.elapsed
-    run.monitor.restore(saved.notes)
-    if run.folder.config().get("data_changes"):  # the sample of the start may be another by now
-        run.monitor.start = None
+    # the sample may be another by now
+    run.watcher.restore(saved.notes, changed=bool(run.folder.config().get("data_changes")))
     if run.primary:
         checkpoint.set_aside(run.folder.checkpoints, saved.step)
         if left_out := run.folder.rewind(saved.step):
@@ -56,7 +57,8 @@ def finished_before(run: Run, origin: Mapping[str, Any]) -> Result:
 
 def last_verdict(run: Run, step: int = 0) -> health.Verdict | None:
     """That of the last reading from `step` on, if it is in metrics.jsonl."""
-    readings = [line for line in run.folder.metrics() if line["event"] == "health" and line["step"] >= step]
+    lines = run.folder.metrics()
+    readings = [line for line in lines if line["event"] in READINGS and line["step"] >= step]
     return health.logged(readings[-1]) if readings else None
 
 

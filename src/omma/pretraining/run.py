@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from omma import methods
 from omma.core import dist, launcher
 from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.captions import Captions
 from omma.data.sources.collection import IndexedImages
-from omma.pretraining import monitor
 from omma.pretraining.choose import Choice
 from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder
+from omma.pretraining.watch import Watch
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, moved
 from omma.train.profile import OFF, Phase, Stopwatch
@@ -36,7 +38,7 @@ class Run:
     position: Position
     choice: Choice
     folder: RunFolder
-    monitor: monitor.Monitor
+    watcher: Watch
     clock: Timekeeper
     device: torch.device
     dtype: torch.dtype
@@ -47,6 +49,7 @@ class Run:
     workers: int | None
     decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in the workers
     listen: Callable[[Event], None]
+    balance: np.ndarray | None  # labels whose classes are drawn equally often
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
     skipped: list[tuple[str, str]]
@@ -71,6 +74,8 @@ def stream(run: Run) -> loader.Stream:
         device=run.device,
         decode=run.decode,
         full_scale=run.preprocess.full_scale,
+        balance=run.balance,
+        period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
     )
 
 

@@ -64,9 +64,11 @@ class Setup:
 def decide(request: Request) -> Setup:
     """Open the images and decide what the request leaves open; raises ValueError for what cannot be done."""
     device, decode = _machine(request)
+    requirements.adapter(request)  # is refused before images are read
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
-    images = data.prepare(opened, requirements.of_request(request), request.seed, request.listen)
+    needs = requirements.of_request(request)
+    images = data.prepare(opened, needs, request.seed, request.listen, request.supervision)
     training = images.source.subset(images.training)
     facts, known, start = data.facts(training, device.type, images.source), Known(), None
     if (folder := _folder(request, images)) is not None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from omma import weights
+from omma.backbones import adapters
 from omma.core import device as devices
 from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
@@ -21,12 +22,12 @@ from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.readings import Readings
 from omma.pretraining.request import Request
 from omma.pretraining.run import Run
+from omma.pretraining.watch import ends_part
 from omma.train import checkpoint, compile_blocks, fine_tune_groups, fsdp, loop
-from omma.train.loop import Position, Step
+from omma.train.loop import Step
 from omma.train.profile import Profiler
 from omma.train.signals import Stop, stop_on_signals
 
-READINGS = 20  # of health, over a run, if they are cheap enough
 LOGGED = 200  # lines of metrics, over a run
 REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
 
@@ -107,7 +108,7 @@ class Trainer:
     def train(self, batches: Iterator[Batch]) -> Result:
         """Train to the end, or until a signal; save what there is."""
         run, stopped = self.run, False
-        if not run.monitor.readings:
+        if not run.watcher.begun():
             self.readings.read()
         with stop_on_signals() as self.stop, contextlib.closing(run.watch):
             steps = loop.train(
@@ -151,9 +152,12 @@ class Trainer:
         stopping, elapsed, overdue, cheap = step.summed if dist.is_distributed() else self._votes()
         run.clock.correct(position, steady=position.clock().progress > self.frozen, elapsed=elapsed)
         self._report_progress(step, now)
-        reading = position.step >= position.total or (_due(position, READINGS) and bool(cheap))
+        reading = run.watcher.due(position, bool(cheap))
         if reading:
             self.readings.verdict = self.readings.read()
+            if position.step < position.total and (why := run.watcher.over()):
+                run.listen(Note(why))
+                position.total = position.step
         self._list_skipped(reading or bool(stopping))
         if stopping or overdue:
             self._save()
@@ -183,7 +187,7 @@ class Trainer:
         if not self.advised and (advice := input_bound.remedy(waiting, done, _feeding(run, self.stream))):
             self.advised = True
             run.listen(Note(advice))
-        if _due(position, LOGGED):
+        if ends_part(position, LOGGED):
             line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
             line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}
             self.log.write(line | {"elapsed": run.clock.elapsed})
@@ -225,7 +229,7 @@ class Trainer:
         checkpoint.save(
             run.folder.checkpoints, run.method, run.optimizer,
             step=run.position.step, total=run.position.total, elapsed=run.clock.elapsed,
-            notes=run.monitor.state(),
+            notes=run.watcher.state(),
         )  # fmt: skip
 
     def _finish(self) -> None:
@@ -235,6 +239,7 @@ class Trainer:
             self.readings.verdict = dist.broadcast(resume.last_verdict(run, run.position.step))
         self.readings.verdict = self.readings.verdict or self.readings.read()
         self._save()
+        extras = run.watcher.finish(run.method)
         encoder = run.method.export_encoder()
         if fsdp.sharded(encoder):
             encoder = fsdp.gather_encoder(encoder)
@@ -247,7 +252,8 @@ class Trainer:
                 "steps": run.position.step,
                 "seconds": run.clock.elapsed,
             }
-            weights.save(run.folder.path, encoder, run.preprocess, provenance, run.method.extras())
+            plain = encoder if encoder.adapter is None else adapters.merged(encoder)
+            weights.save(run.folder.path, plain, run.preprocess, provenance, extras)
 
 
 def _feeding(run: Run, stream: loader.Stream) -> input_bound.Feeding:
@@ -269,12 +275,6 @@ def _report_profile(run: Run) -> None:
         with files.atomic_write(run.folder.path / "profile.json") as file:
             file.write_text(json.dumps(profile.record(), indent=1) + "\n", encoding="utf-8")
         run.listen(profile)
-
-
-def _due(position: Position, times: int) -> bool:
-    """Does the step just done end one of `times` equal parts of the run?"""
-    part = position.total / min(times, position.total)
-    return position.step >= position.total or int(position.step / part) > int((position.step - 1) / part)
 
 
 def _keep_rejected(run: Run, step: Step, batches: list[Batch]) -> None:

@@ -83,7 +83,7 @@ def line_chart(title: str, series: Sequence[Series], *, smooth: bool = False) ->
     for i, curve in drawn:
         parts += _curve(curve, frame, i, smooth)
     ends = [(float(frame.down(curve.strong[-1])), i, figure(curve.strong[-1])) for i, curve in drawn]
-    for at, i, text in _spread(ends, top + 4, bottom):
+    for at, i, text in spread(ends, top + 4, bottom):
         parts.append(svg.text(frame.right + 6, at + 4, text, style=f"{svg.fill(i)};font-weight:600"))
     return svg.finish(title, full, parts)
 
@@ -269,7 +269,7 @@ def _legend(names: Sequence[str], top: float) -> tuple[str, int]:
     return "".join(parts), row + 1
 
 
-def _spread(labels: list[tuple[float, int, str]], top: float, bottom: float) -> list[tuple[float, int, str]]:
+def spread(labels: list[tuple[float, int, str]], top: float, bottom: float) -> list[tuple[float, int, str]]:
     """Labels (y, series, text) spaced a line apart, inside [top, bottom] if they fit."""
     gap, placed = svg.FONT + 2, []
     for at, i, text in sorted(labels):

@@ -1,6 +1,7 @@
 """The report of a finished run: its verdict, scores and curves, and pictures of what the model sees."""
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,23 +14,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
+from omma.backbones.adapters.transfg import Parts
 from omma.core import words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
-from omma.pretraining import retention
+from omma.pretraining import resume, retention
+from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
+from omma.pretraining.run import Run
 from omma.reporting import charts, confusions, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
 
+log = logging.getLogger(__name__)
+
 StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 GALLERY = 2000  # images that neighbours are searched in
 QUERIES, NEIGHBOURS = 8, 7
 SHOWN = 8  # images whose attention and reconstruction are drawn
+SCORES = {"top1": "share that is right", "map": "mean average precision"}
 # numbers of a step that have a curve of their own, or none
 COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
 
@@ -50,7 +57,7 @@ def write_report(
     model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
     labels_trained = config.get("labels") == "learned"
     notes: list[str] = []
-    readings = [entry for entry in lines if entry["event"] == "health"]
+    readings = [entry for entry in lines if entry["event"] in resume.READINGS]
     health: dict[str, Any] = readings[-1] if readings else {"text": "no health reading", "verdict": "warn"}
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
@@ -70,6 +77,7 @@ def write_report(
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
+        ("Chosen parts", lambda: _parts(gallery)),
         ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
     ):
         try:
@@ -92,6 +100,20 @@ def write_report(
     return html.write(folder.report, page)
 
 
+def report(run: Run) -> None:
+    """Write the run's report; the model is saved, so whatever fails here is no more than a note."""
+    try:
+        write_report(
+            run.folder,
+            run.watcher.sample,
+            run.seed,
+            lambda stage, done, total: run.listen(Stage(stage, done, total)),
+        )
+    except Exception as error:
+        log.debug("the report failed", exc_info=True)
+        run.listen(Note(not_written(error, run.folder.path)))
+
+
 def not_written(error: Exception, run: str | Path) -> str:
     """The line for a report that fails after everything else succeeded."""
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
@@ -104,6 +126,8 @@ def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.
 
 
 def _health_verdict(reading: Mapping[str, Any]) -> html.Verdict:
+    if reading.get("event") == "holdout":
+        return html.Verdict("On held-out images", reading["text"], reading["verdict"])
     sentence, _, reason = reading["text"].partition(":")
     return html.Verdict("Training, read without labels", sentence.capitalize(), reading["verdict"], reason)
 
@@ -225,6 +249,20 @@ def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
     return grid, "Where the last layer looks: the mean over its heads, then single heads."
 
 
+def _parts(gallery: Gallery) -> tuple[Grid | None, str]:
+    """No grid for a network that chooses none."""
+    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
+    if not isinstance(encoder, Parts):
+        return None, ""
+    scores = encoder.part_scores(pixels).float().unflatten(-1, encoder.grid(*pixels.shape[-2:])).numpy()
+    images, boxes = shown(pixels, gallery.model.preprocess), encoder.boxes(pixels).numpy()
+    caption = (
+        "Besides the class token, only these patches reach the last block: of each head the one with the "
+        "highest score, which is the product of the earlier layers' attention (mean over the heads at right)."
+    )
+    return pictures.parts(images, boxes, scores, paths), caption
+
+
 def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:
     """No grid for a method that reconstructs nothing."""
     pixels, paths = gallery.shown
@@ -251,6 +289,10 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
     ranks = [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")]
     spreads = [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")]
     curves = {f"Effective rank {features}": ranks, f"Spread {features}": spreads}
+    if held_out := [line for line in lines if line["event"] == "holdout" and "nll" in line]:
+        score = "top1" if "top1" in held_out[-1] else "map"
+        curves = {f"Held-out images: {SCORES[score]}": [series("holdout", score)]}
+        curves["Held-out images: negative log-likelihood"] = [series("holdout", "nll")]
     if any("online_knn_top1" in line for line in lines):
         title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
         curves[title] = [series("health", "online_knn_top1", "top-1")]

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from omma.core.protocols import Extras, Features
@@ -16,13 +16,18 @@ from omma.weights.model import Model
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What is chosen on held-out images: how sure a classifier is, and when it should rather not answer."""
+    """What is chosen on held-out images: how sure a classifier is."""
 
     temperature: float = 1.0  # logits are divided by it [Guo 2017, arXiv 1706.04599]; below 1 sharpens them
     thresholds: tuple[float, ...] | None = None  # with several labels an image: probability of each class
-    abstain: float | None = None  # no answer below this probability of the first class ...
-    error: float | None = None  # ... so that no more than this share of the answers is wrong
     images: int = 0  # that these were chosen on
+
+
+class HeldOut(NamedTuple):
+    """Answers for the images that a calibration was chosen on (evaluation/calibration.py: `abstention`)."""
+
+    confidence: Float[Tensor, "n"]  # the first class's calibrated probability
+    correct: Bool[Tensor, "n"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Classifier:
     distilled: tuple[Float[Tensor, "k d"], Float[Tensor, "k"]] | None = None
     multi_label: bool = False
     calibration: Calibration = Calibration()
+    held_out: HeldOut | None = None
 
     @classmethod
     def of(cls, model: Model) -> "Classifier | None":
@@ -60,6 +66,7 @@ class Classifier:
                 "the files do not belong together, copy them again"
             )
         pair = (tensors.get("distilled.weight"), tensors.get("distilled.bias"))
+        confidence, correct = tensors.get("held_out.confidence"), tensors.get("held_out.correct")
         return cls(
             classes=names,
             weight=weight,
@@ -68,6 +75,7 @@ class Classifier:
             distilled=pair if pair[0] is not None and pair[1] is not None else None,  # pyright: ignore
             multi_label=bool(facts.get("multi_label", False)),
             calibration=_calibration(facts.get("calibration", {})),
+            held_out=None if confidence is None or correct is None else HeldOut(confidence, correct.bool()),
         )
 
     def extras(self) -> Extras:
@@ -77,6 +85,9 @@ class Classifier:
         tensors |= {name: x for name, x in optional.items() if x is not None}
         if self.distilled is not None:
             tensors |= {"distilled.weight": self.distilled[0], "distilled.bias": self.distilled[1]}
+        if self.held_out is not None:
+            answers = self.held_out
+            tensors |= {"held_out.confidence": answers.confidence, "held_out.correct": answers.correct.byte()}
         c = self.calibration
         calibration = {name: value for name, value in vars(c).items() if value is not None}
         facts: dict[str, Any] = {"classes": list(self.classes), "calibration": calibration}

@@ -4,7 +4,8 @@ One file a kind; a kind's name is its file's name. A file offers a frozen datacl
 the options --adapt.KEY, and `insert(network, config)`, which adds the adapter's modules to the network, whose
 parameters are all frozen by then, and gives gradients to what it trains. A module that should follow the
 network's training mode (dropout) has the attribute `of_adapter = True`. If the adapter can be folded into the
-network's own weights, the file also offers `merge(network)`.
+network's own weights, the file also offers `merge(network)`. One that changes the network and trains all of
+it says `FREEZES = False`.
 
 All of an adapter's effect is in the encoder's features, so a classifier is an encoder and a linear layer on
 `Features.pooled`, whatever adapts it.
@@ -43,7 +44,7 @@ def config(kind: str, options: Mapping[str, Any] | None = None) -> Any:
 
 
 def insert(network: Backbone, kind: str, options: Mapping[str, Any] | None = None) -> None:
-    """Insert an adapter into the network, in place; all parameters but the adapter's are frozen.
+    """Insert an adapter into the network, in place; all else is frozen, unless its kind says otherwise.
 
     The frozen part stays in evaluation mode. `network.spec()` describes the adapter, so `backbones.build`
     rebuilds it. Raises ValueError for a network that has one already, or that this kind does not fit.
@@ -51,11 +52,17 @@ def insert(network: Backbone, kind: str, options: Mapping[str, Any] | None = Non
     if network.adapter is not None:
         raise ValueError(f"{network.name} has an adapter already ({network.adapter}): merge it first")
     chosen = config(kind, options)
-    network.requires_grad_(False)
+    if freezes(kind):
+        network.requires_grad_(False)
     _file(kind).insert(network, chosen)
-    network.adapter = kind
+    network.adapter, network.frozen = kind, freezes(kind)
     network.built_from = {**network.built_from, OPTION: {"kind": kind, **dataclasses.asdict(chosen)}}
     network.train(network.training)
+
+
+def freezes(kind: str) -> bool:
+    """Does this kind train its own parameters only?"""
+    return getattr(_file(kind), "FREEZES", True)
 
 
 def merged(network: Backbone) -> Backbone:
@@ -67,7 +74,7 @@ def merged(network: Backbone) -> Backbone:
     file = None if network.adapter is None else _file(network.adapter)
     if file is not None and hasattr(file, "merge"):
         file.merge(merged)
-        merged.adapter = None
+        merged.adapter, merged.frozen = None, False
         merged.built_from = {k: v for k, v in network.built_from.items() if k != OPTION}
     return merged
 

@@ -17,20 +17,23 @@ def distances(grid: tuple[int, int]) -> Int[Tensor, "n n"]:
 
 
 def pairs(
-    grid: tuple[int, int], keep: Int[Tensor, "b m"] | None, device: torch.device
+    grid: tuple[int, int], keep: Int[Tensor, "b m"] | None, device: torch.device, front: int = 1
 ) -> Int[Tensor, "*b n n"]:
     """Indices into the table for the class token and all patches, or those in `keep`.
 
-    Three entries follow the distances: from the class token, to it, and from it to itself.
+    Three entries follow the distances: from the class token, to it, and from it to itself. front: tokens
+    before the patches; those after the class token have no place, and the entry after the table's last.
     """
     h, w = grid
     last = (2 * h - 1) * (2 * w - 1)
-    index = F.pad(distances(grid), (1, 0, 1, 0))
+    index = F.pad(distances(grid), (front, 0, front, 0))
     index[0], index[:, 0], index[0, 0] = last, last + 1, last + 2
+    index[1:front] = index[:, 1:front] = last + 3
     index = index.to(device)
     if keep is None:
         return index
-    rows = F.pad(keep + 1, (1, 0))
+    first = torch.arange(front, device=device).expand(len(keep), -1)
+    rows = torch.cat([first, keep + front], dim=1)
     return index[rows[:, :, None], rows[:, None, :]]
 
 
@@ -46,8 +49,13 @@ def resized(
 
 
 def bias(
-    table: Float[Tensor, "t h"], home: tuple[int, int], grid: tuple[int, int], pairs: Int[Tensor, "*b n n"]
+    table: Float[Tensor, "t h"],
+    home: tuple[int, int],
+    grid: tuple[int, int],
+    pairs: Int[Tensor, "*b n n"],
+    unplaced: bool = False,
 ) -> Float[Tensor, "#b h n n"]:
-    """The bias of each head's attention scores."""
-    values = F.embedding(pairs, resized(table, home, grid))
+    """The bias of each head's attention scores. unplaced: are there tokens without a place? Theirs is 0."""
+    table = resized(table, home, grid)
+    values = F.embedding(pairs, F.pad(table, (0, 0, 0, 1)) if unplaced else table)
     return rearrange(values if pairs.ndim > 2 else values[None], "b n m h -> b h n m")

@@ -36,6 +36,15 @@ def chosen_layers(layers: Sequence[int], count: int, name: str) -> list[int]:
     return [layer % count for layer in layers]
 
 
+def _without(x: Tensor, hidden: slice, axis: int) -> Tensor:
+    """x without some entries of an axis."""
+    if hidden.start == hidden.stop:
+        return x
+    return torch.cat(
+        [x.narrow(axis, 0, hidden.start), x.narrow(axis, hidden.stop, x.shape[axis] - hidden.stop)], axis
+    )
+
+
 class Transformer(Backbone):
     """A transformer of constant width; blocks are called with the tokens and their positions (`Where`).
 
@@ -56,6 +65,10 @@ class Transformer(Backbone):
     fc_norm: nn.Module
     image_size: int
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: Any = None  # learned tokens that are no part of the features (adapters/vpt.py)
+
     def _norms(self, dim: int, pool: str, eps: float) -> None:
         """Set the last norm, before or after pooling."""
         one_of("pool", pool, POOLS)
@@ -75,13 +88,18 @@ class Transformer(Backbone):
         return sum(t.shape[1] for t in self._front())
 
     @property
+    def front(self) -> int:
+        """Number of tokens before the patches in the blocks: the prefix and an adapter's prompts."""
+        return self.prefix + (0 if self.prompts is None else self.prompts.count)
+
+    @property
     def home(self) -> tuple[int, int]:
         """The grid that positions are made for."""
         return self.grid(self.image_size, self.image_size)
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         """The tokens' positions, as attention needs them."""
-        return Where(grid, self.prefix, keep)
+        return Where(grid, self.front, keep)
 
     def tokenize(
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
@@ -92,7 +110,7 @@ class Transformer(Backbone):
     def _embed(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None
     ) -> Float[Tensor, "b m d"]:
-        """Add positions and put the prefix tokens in front."""
+        """Add positions and put the prefix tokens and prompts in front."""
         b, front = tokens.shape[0], self._front()  # len() would fix the batch size of an exported graph
         prefix = torch.cat(front, 1) if front else None
         if self.pos_embed is not None:
@@ -104,7 +122,8 @@ class Transformer(Backbone):
             if prefix is not None and own:
                 prefix = prefix + self.pos_embed[:, :own]
         x = tokens if prefix is None else torch.cat([prefix.expand(b, -1, -1), tokens], dim=1)
-        return norm(x, self.norm_pre) if isinstance(self.norm_pre, nn.LayerNorm) else x
+        x = norm(x, self.norm_pre) if isinstance(self.norm_pre, nn.LayerNorm) else x
+        return x if self.prompts is None else self.prompts.insert(x, self.prefix)
 
     def encode(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Int[Tensor, "b n"] | None = None
@@ -125,12 +144,18 @@ class Transformer(Backbone):
 
     def _run(self, x: Float[Tensor, "b n d"], where: Where | Packed) -> Float[Tensor, "b n d"]:
         """All blocks, and the tokens' last norm."""
-        for block in self.blocks:
-            x = recompute.run(block, x, where, forget=self.recompute)
+        for i, block in enumerate(self.blocks):
+            x = recompute.run(block, self._read_by(i, x, where), where, forget=self.recompute)
         return norm(x, self.norm) if isinstance(self.norm, nn.LayerNorm) else x
 
+    def _read_by(
+        self, layer: int, x: Float[Tensor, "b n d"], where: Where | Packed
+    ) -> Float[Tensor, "b n d"]:
+        """The tokens that a layer reads: those of the layer before, with the layer's own prompts."""
+        return x if self.prompts is None else self.prompts.renew(x, layer, self.prefix, where)
+
     def _features(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Features:
-        front, patches = x[:, : self.prefix], x[:, self.prefix :]
+        front, patches = x[:, : self.prefix], x[:, self.front :]
         pooled = x[:, 0] if self.pool == "token" else patches.mean(1)
         return Features(self.fc_norm(pooled), patches, grid, front if self.prefix else None)
 
@@ -147,16 +172,20 @@ class Transformer(Backbone):
     def attention(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int] = (-1,)
     ) -> list[Float[Tensor, "b heads n n"]]:
+        """As every backbone's; an adapter's prompts are left out, so what goes to them is missing in sums."""
         requested = chosen_layers(layers, len(self.blocks), self.name)
         grid = self.grid(*images.shape[-2:])
         x, where = self._embed(self.tokenize(images), grid, None), self.where(grid, None)
         maps: dict[int, Tensor] = {}
         for i, each in enumerate(self.blocks):
             block: Any = each
+            x = self._read_by(i, x, where)
             if i in requested:
                 if not hasattr(block.attn, "weights"):
                     raise NoAttention(f"layer {i} of {self.name} mixes its tokens without attention weights")
-                maps[i] = block.attn.weights(norm(x, block.norm1), where)
+                weights = block.attn.weights(norm(x, block.norm1), where)
+                hidden = slice(self.prefix, self.front)
+                maps[i] = _without(_without(weights, hidden, 2), hidden, 3)
             if i == max(requested, default=-1):
                 break
             x = block(x, where)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from omma.core.checks import above_zero, range_within_one, within_one
@@ -66,26 +66,42 @@ class Examples(NamedTuple):
 
     images: Float[Tensor, "n c s s"]
     targets: Float[Tensor, "n k"]  # zeros without a label
-    weights: Float[Tensor, "n"]  # 0 without a label, else 1
+    weights: Float[Tensor, "n *k"]  # 0 without a label, else 1; of each class where an image has several
 
 
 def examples(batch: Batch, classes: int, config: Labelled) -> Examples:
-    """Views mixed in pairs (train/mixing.py), with their targets. Images without a label are not mixed."""
+    """Views mixed in pairs (train/mixing.py), with their targets. Images without a label are not mixed.
+
+    Label sets are not smoothed; what is not known of one of a pair is not known of the mixed one.
+    """
+    if batch.label_sets is not None:
+        known = batch.label_sets >= 0
+        targets = torch.cat([batch.label_sets.clamp(min=0), known.float()], dim=1)
+        images, mixed = _mixed(batch, targets, known.any(1), config)
+        return Examples(images, mixed[:, :classes], (mixed[:, classes:] > 1 - 1e-4).float())
     assert batch.labels is not None, "guaranteed by Needs.labels"
-    (views,) = batch.views
     labelled = batch.labels >= 0
     targets = mixing.smoothed(batch.labels, classes, config.smoothing)
+    images, mixed = _mixed(batch, targets, labelled, config)
+    return Examples(images, mixed, labelled.float().repeat(len(images) // len(labelled)))
+
+
+def _mixed(
+    batch: Batch, targets: Float[Tensor, "b k"], mixable: Bool[Tensor, "b"], config: Labelled
+) -> tuple[Float[Tensor, "n c s s"], Float[Tensor, "n k"]]:
+    """Views and their targets, view after view."""
+    (views,) = batch.views
     mixed = []
     for number in range(views.shape[1]):
         mix = mixing.draw(
             batch.key, Stream.MIX + number, *views.shape[-2:],
             mixup=config.mixup, cutmix=config.cutmix, p=config.mix_p, switch=config.switch_p,
         )  # fmt: skip
-        mixed.append(mixing.mixed(views[:, number], targets, mix, labelled))
+        mixed.append(mixing.mixed(views[:, number], targets, mix, mixable))
     images, soft_targets = (torch.cat(by_view) for by_view in zip(*mixed, strict=True))
-    return Examples(images, soft_targets, labelled.float().repeat(views.shape[1]))
+    return images, soft_targets
 
 
-def share(holds: Tensor, weights: Float[Tensor, "n"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def share(holds: Tensor, weights: Float[Tensor, "n *k"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The share of the labelled examples for which `holds` is true."""
     return (holds.float() * weights).sum() / count.clamp(min=1e-9)

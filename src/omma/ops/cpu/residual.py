@@ -14,6 +14,8 @@ from omma.ops.norm import norm as apply_norm
 from omma.ops.norm import norm_for_linear
 from omma.ops.packing import Shapes
 
+BESIDE = "beside"  # a branch's module of this name reads what the branch does; its result is added, unscaled
+
 
 class Layers(NamedTuple):
     """The layers of a branch. A branch with a method `branch_layers()` can be computed faster.
@@ -50,7 +52,7 @@ def residual(
     shapes: Shapes | None = None,
     *context: Any,
 ) -> Float[Tensor, "b n d"]:
-    """x + drop_path(scale(branch(norm(x), *context))).
+    """x + drop_path(scale(branch(norm(x), *context))), plus beside(norm(x)) for a branch with a BESIDE.
 
     scale: LayerScale, its factors, or None. drop: rate of stochastic depth in [0, 1); 0 outside training.
     shapes: of the sequences that are packed in x (ops/packing.py), if any. context: what the branch takes
@@ -59,6 +61,22 @@ def residual(
     All that makes this fast is decided here: one kernel for the whole branch and its sum (docs/adr/0014),
     scale and shift of the norm folded into the next layer (0004), dropped samples left out (ops/depth.py).
     """
+    beside: nn.Module | None = getattr(branch, BESIDE, None)
+    if beside is not None:
+        out = _dropped(x, norm, branch, scale, drop, shapes, context)
+        return out + beside(apply_norm(x, norm))
+    return _dropped(x, norm, branch, scale, drop, shapes, context)
+
+
+def _dropped(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    branch: Callable[..., Tensor],
+    scale: nn.Module | Tensor | None,
+    drop: float,
+    shapes: Shapes | None,
+    context: tuple[Any, ...],
+) -> Tensor:
     if drop == 0:
         return _branch(x, norm, branch, scale, context, add=True)
 

@@ -1,0 +1,240 @@
+"""Finetune: a classifier from an encoder that has learned before, its labels few or many.
+
+A linear layer on the pooled feature predicts the class; the encoder learns with it, or an adapter within the
+encoder (`--adapt`, docs/finetune.md). Parameters learn at rates that fall from the last layer to the first
+[Bao 2021, arXiv 2106.08254, appendix]; the head may learn alone at first [Kumar 2022, arXiv 2202.10054]; an
+average of the weights over the steps may be what is evaluated and exported.
+
+    loss = - sum_k t_k log softmax(W f(x) + b)_k                  one label an image, t smoothed and mixed
+    loss = - sum_k p_k t_k log s_k + (1 - t_k) log(1 - s_k)      several, s = sigmoid(W f(x) + b)
+
+With TransFG's adapter, whose heads choose parts, the features of a batch are also compared: those of a class
+are to be alike, those of two classes no more alike than a margin (losses/parts.py).
+
+With `teacher`, the second head of a distillation token learns the decisions of a trained classifier, as in
+`omma methods deit`. Augmentation, mixing and targets are those of `omma methods supervised`.
+
+Costs: one forward and backward pass per view; with an adapter, no gradients of the encoder's weights.
+Choose it by `omma finetune MODEL LABELLED`, which holds images out, stops early, and keeps the best weights.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omma.backbones.layers.heads import require_two_classes
+from omma.core import collectives
+from omma.core.checks import one_of, within_one
+from omma.core.classifies import Classifies
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Extras,
+    Needs,
+    ParamGroup,
+    Recipe,
+    StepOutput,
+)
+from omma.losses import classification, parts
+from omma.methods.shared import labelled_views
+from omma.train import param_groups
+from omma.train.shadow import Shadow
+from omma.weights.classifier import Classifier
+
+BALANCES = ("none", "loss", "sampler")
+WARMED = 10.0  # steps by which the average's memory is shorter at first: its decay is (1 + t) / (10 + t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(labelled_views.Labelled):
+    """MAE's defaults, for ImageNet [He 2021, arXiv 2111.06377, table 9]."""
+
+    repeats: int = 1
+    layer_decay: float = 0.65  # of the learning rate, from each layer to the one before
+    encoder_lr_scale: float = 1.0  # the encoder's learning rate, as a share of the head's
+    head_warmup: float = 0.0  # share of the run in which the head learns alone
+    head_std: float = 2e-5  # of the head's initial weights
+    ema: float = 0.0  # decay of the average of the weights that is evaluated; 0: none
+    balance: str = "none"  # or "loss", "sampler": what makes up for classes of different sizes
+    contrast: float | None = None  # weight of TransFG's loss between images; None: 1 with its adapter, else 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("method.balance", self.balance, BALANCES)
+        within_one(self, "layer_decay")
+        for name in ("head_warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1)")
+        if not self.encoder_lr_scale > 0:
+            raise ValueError(f"method.encoder_lr_scale={self.encoder_lr_scale}: must be above 0 (.01 to 1)")
+        if self.contrast is not None and self.contrast < 0:
+            raise ValueError(f"method.contrast={self.contrast}: must be at least 0 (off)")
+        if self.head_std < 0:
+            raise ValueError(f"method.head_std={self.head_std}: must be at least 0")
+
+
+def needs(config: Config) -> Needs:
+    """Labels."""
+    return Needs(labels=True, label_sets=True, holds_out=True, balanced=config.balance == "sampler")
+
+
+views = labelled_views.plan
+
+
+def paper(image_size: int, model: str) -> Recipe:
+    """MAE's, for a ViT-B on ImageNet: 100 epochs, peak rate 5e-4 for each 256 images.
+
+    `omma finetune RUN IMAGENET --recipe paper --epochs 100`.
+    """
+    return Recipe(
+        config=Config(), batch=1024, lr=2e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.999), clip=None,
+        drop_path=0.1,
+    )  # fmt: skip
+
+
+def small(image_size: int, model: str) -> Recipe:
+    """5 to 100,000 labels on one machine: weak augmentation, a gentle rate for the encoder."""
+    config = Config(
+        smoothing=0.1, mixup=0.0, cutmix=0.0, operations=0, erase_p=0.0, scale=(0.4, 1.0), layer_decay=1.0,
+        encoder_lr_scale=0.1, head_warmup=0.2,
+    )  # fmt: skip
+    return Recipe(config=config, batch=64, lr=1e-3, warmup=0.05, weight_decay=0.05, clip=3.0)
+
+
+class Method(Classifies):
+    """Encoder and linear classifier, with an average of what is trained and the best of it."""
+
+    def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
+        super().__init__()
+        if not context.several:
+            require_two_classes(context.classes)
+        self.config, self.classes, self.several = config, context.classes, context.several
+        self.encoder = encoder
+        self.contrast = _contrast(encoder, config, context)
+        self.head = _head(encoder.dim, config.head_std, context)
+        weights = context.class_weights if config.balance == "loss" else None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", torch.tensor(weights) if weights else None, persistent=False)
+        self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        # an average of what training changes, and the best so far, take no more memory than that
+        self.average = Shadow(self._tensors()) if config.ema else None
+        self.best = Shadow(self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        """Whatever training changes: parameters, and statistics of batch norms."""
+        parameters: list[Tensor] = [p for name, p in self.named_parameters() if name in self._trained]
+        if self.encoder.frozen:  # and so are statistics
+            return parameters
+        stored = self.encoder.state_dict(keep_vars=True).values()
+        return parameters + [t for t in stored if t.is_floating_point() and not isinstance(t, nn.Parameter)]
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        images, targets, weights = labelled_views.examples(batch, len(self.classes), self.config)
+        count = collectives.mean(weights.sum())
+        pooled = self.encoder(images).pooled
+        logits = self.head(pooled).float()
+        if self.several:
+            loss = classification.binary_cross_entropy(logits, targets, weights, count, self.class_weights)
+            correct = (logits.detach() > 0) == (targets > 0.5)
+        else:
+            weighed = targets if self.class_weights is None else targets * self.class_weights
+            loss = classification.soft_cross_entropy(logits, weighed, weights, count)
+            # of a mixed image: the larger share's
+            correct = logits.detach().argmax(-1) == targets.argmax(-1)
+        metrics = {"accuracy": labelled_views.share(correct, weights, count)}
+        if self.contrast:
+            assert batch.labels is not None, "one label an image: `_contrast`"
+            labels = batch.labels.repeat(len(pooled) // len(batch.labels))
+            everyone = collectives.gather(pooled), collectives.gather(labels)
+            between = parts.contrast(pooled, labels, everyone=everyone)
+            loss, metrics["contrast"] = loss + self.contrast * between, between.detach()
+        return StepOutput(loss, metrics)
+
+    def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
+        if self.average is not None:
+            decay = min(self.config.ema, (1 + clock.step) / (WARMED + clock.step))
+            self.average.follow(self._tensors(), decay)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """In evaluation mode, with the average of the weights if there is one."""
+        training = self.training
+        self.eval()
+        try:
+            with nullcontext() if self.average is None else self.average.in_place_of(self._tensors()):
+                yield
+        finally:
+            self.train(training)
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Of normalised images."""
+        return self._classifier()(self.encoder(images))
+
+    def keep(self) -> None:
+        """Remember the weights as they are now as the best so far."""
+        self.best.take(self._tensors())
+
+    def settle(self, best: bool) -> None:
+        """From now on the weights are the best ones, or the average if there is one."""
+        if best:
+            self.best.put(self._tensors())
+        elif self.average is not None:
+            self.average.put(self._tensors())
+
+    def _classifier(self) -> Classifier:
+        return Classifier(
+            classes=self.classes, weight=self.head.weight, bias=self.head.bias, multi_label=self.several
+        )
+
+    def extras(self) -> Extras:
+        """The classifier."""
+        return self._classifier().extras()
+
+    def groups(self) -> Iterable[ParamGroup]:
+        c = self.config
+        for group in param_groups.layerwise(self.encoder, "encoder", c.layer_decay):
+            rate = group.lr_scale * c.encoder_lr_scale
+            yield replace(group, lr_scale=rate, frozen_share=c.head_warmup)
+        yield from param_groups.standard(self.head, "classifier")
+
+
+def _contrast(encoder: Backbone, config: Config, context: Context) -> float:
+    """Its weight; ValueError if images are mixed or have several labels, and so are of no one class."""
+    weight = encoder.contrast if config.contrast is None else config.contrast
+    if weight and context.several:
+        if config.contrast is not None:
+            raise ValueError(
+                f"method.contrast={weight:g}: compares classes, and these images have several: give 0"
+            )
+        return 0.0
+    if weight and config.mix_p and (config.mixup or config.cutmix):
+        raise ValueError(
+            f"method.contrast={weight:g}: compares classes, and mixed images are of two: give --method.mixup "
+            "0 --method.cutmix 0, or --method.contrast 0"
+        )
+    return weight
+
+
+def _head(dim: int, std: float, context: Context) -> nn.Linear:
+    """Near 0, for equal probabilities; or that of the weights that the run starts from, if it fits."""
+    head = nn.Linear(dim, len(context.classes))
+    nn.init.trunc_normal_(head.weight, std=std) if std else nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    tensors, names = context.start.tensors, list(context.start.facts.get("classes", ()))
+    weight, bias = tensors.get("classifier.weight"), tensors.get("classifier.bias")
+    if weight is None or weight.shape != (len(names), dim) or "classifier.projection" in tensors:
+        return head
+    if {*context.classes} <= {*names} and len({*names}) == len(names):
+        rows = [names.index(each) for each in context.classes]
+        with torch.no_grad():
+            head.weight.copy_(weight[rows])
+            if bias is not None:
+                head.bias.copy_(bias[rows])
+    return head

@@ -1,0 +1,80 @@
+"""Which labelled images a classifier learns from, and which it is judged on meanwhile."""
+
+import numpy as np
+from jaxtyping import Int
+
+from omma.core.words import count
+from omma.data.sources import label_sets, split
+from omma.data.sources.collection import IndexedImages
+from omma.pretraining.request import Supervision
+
+FEWEST = 5  # images a class, as a mean, below which all are needed to learn from
+MOST = 2_000  # images that are held out: they stay in memory, decoded
+NAMED = 5  # classes in a note
+
+
+def labels_of(images: IndexedImages, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n *k"]:
+    """One label an image, or label sets."""
+    labels = images.labels if images.label_sets is None else images.label_sets
+    assert labels is not None, "guaranteed by Needs.labels"
+    return labels[rows]
+
+
+def divide(
+    images: IndexedImages, rows: Int[np.ndarray, "n"], supervision: Supervision, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(rows to learn from, rows that are held out, notes), both sorted; none is held out of very few.
+
+    rows: labelled ones. A class of one image keeps it to learn from.
+    """
+    rows, notes = _chosen(images, rows, supervision, seed)
+    labels = labels_of(images, rows)
+    codes = labels if labels.ndim == 1 else label_sets.strata(labels)
+    _, sizes = np.unique(codes, return_counts=True)
+    if supervision.holdout == 0:
+        return rows, rows[:0], [*notes, *_without("as asked for"), *_tiny(images, labels)]
+    if sizes.mean() < FEWEST:
+        why = f"they are fewer than {FEWEST} a class"
+        return rows, rows[:0], [*notes, *_without(why), *_tiny(images, labels)]
+    share = min(supervision.holdout, MOST / len(rows))
+    learned, held_out = split.stratified(codes, share, seed)
+    if not len(held_out):
+        return rows, rows[:0], [*notes, *_without("every class has a single one"), *_tiny(images, labels)]
+    notes.append(
+        f"held out, to judge by: {count(len(held_out), 'labelled image')}, {share:.0%} of each class"
+    )
+    return rows[learned], rows[held_out], [*notes, *_tiny(images, labels[learned])]
+
+
+def _chosen(
+    images: IndexedImages, rows: Int[np.ndarray, "n"], supervision: Supervision, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    labels, among = labels_of(images, rows), f"of {len(rows):,} labelled images"
+    if supervision.shots is not None:
+        chosen = rows[split.shots(labels, supervision.shots, seed)]
+        return chosen, [f"{len(chosen):,} {among}: {supervision.shots} of each class (seed {seed})"]
+    if supervision.fraction is not None:
+        chosen = rows[split.fraction(labels, supervision.fraction, seed)]
+        return chosen, [f"{len(chosen):,} {among}: {supervision.fraction:.3g} of each class (seed {seed})"]
+    return rows, []
+
+
+def _without(why: str) -> list[str]:
+    return [
+        f"no labelled image is held out ({why}): the last weights are the result, and nothing tells how good "
+        "they are"
+    ]
+
+
+def _tiny(images: IndexedImages, labels: Int[np.ndarray, "n *k"]) -> list[str]:
+    """Classes with no image to learn from, or a single one."""
+    if labels.ndim == 1:
+        sizes = np.bincount(labels, minlength=len(images.classes))
+    else:
+        sizes = (labels > 0).sum(axis=0)
+    notes = []
+    for size, text in ((0, "no image to learn from"), (1, "a single image to learn from")):
+        if len(names := [images.classes[k] for k in np.flatnonzero(sizes == size)]):
+            more = f", and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            notes.append(f"{text}: {', '.join(names[:NAMED])}{more}")
+    return notes
