@@ -15,12 +15,11 @@ from omma.core.protocols import Images
 from omma.core.words import count, enumerated
 from omma.data.sources import label_sets, split
 from omma.data.sources.collection import IndexedImages
-from omma.evaluation.curve import NAMES, SCRATCH, Cell, Curve, Labels, protocol
+from omma.evaluation.curve import NAMES, PIXELS, SCRATCH, Cell, Curve, Labels, is_floor, protocol
 from omma.features.extract import extract, pixels
 from omma.weights import Model
 
 FILE = "curve.jsonl"  # of the fits that are done, in the folder of cached features
-PIXELS = "pixels-"  # before a probe's name: on raw pixels instead of features
 ADAPTERS = (*PROBES, "lora", "vpt", "bias", "full", SCRATCH)  # by default
 
 StageProgress = Callable[[str, int, int], None]  # what is done, how far, of how much
@@ -39,7 +38,7 @@ class _Data(NamedTuple):
 
 def check_adapters(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is none."""
-    known = [name for name in NAMES if not name.startswith(PIXELS)]
+    known = [name for name in NAMES if not is_floor(name)]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--adapt {unknown[0]}: a curve has {enumerated(known)}")
 
@@ -184,7 +183,7 @@ def _fit(
 ) -> Int[np.ndarray, "m"]:
     if by is not None:
         return trainer(adapter, rows, seed, by)
-    vectors = data.vectors[PIXELS if adapter.startswith(PIXELS) else ""]
+    vectors = data.vectors[PIXELS if is_floor(adapter) else ""]
     probe = PROBES[adapter.removeprefix(PIXELS)]
     return probe(vectors[rows], data.labels[rows], vectors[data.train :], seed)
 

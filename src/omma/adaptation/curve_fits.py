@@ -46,6 +46,7 @@ def recipe(adapter: str, images: int) -> Recipe:
     return Recipe(steps=steps, lr=3e-3, options=base, adapt=adapter)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
     """Fits adapters by the engine of `omma finetune`, each as a run in a temporary folder."""
 

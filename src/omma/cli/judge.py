@@ -24,13 +24,18 @@ def evaluate(
     metrics: tuple[str, ...] = (),
     taxonomy: File_ = None,
     confusion: File_ = None,
+    report: File_ = None,
     label_depth: LabelDepth = None,
     json: File_ = None,
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
     prompts: File_ = None,
+    descriptions: File_ = None,
     merges: File_ = None,
     floors: bool = True,
+    curve: str | None = None,
+    seeds: int = 5,
+    adapt: tuple[str, ...] = (),
     architecture: As_ = None,
     allow_partial: bool = False,
     device: str = "auto",
@@ -48,14 +53,22 @@ def evaluate(
         taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
             parent and child, indented text, JSON (docs/evaluate.md).
         confusion: CSV file for the confusion matrix; of several protocols, each has a file of its own.
+        report: HTML page with the figures, the classes and the confusions, with example images; a run's own
+            report has them anyway.
         label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
+        descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
+        curve: Instead, what labels are worth: fit classifiers on so many labels a class (1,2,4,8,16), or on
+            shares of all labels (1%,10%), and compare them.
+        seeds: For --curve, how often each is fitted, with other labelled images.
+        adapt: For --curve, what is fitted: prototypes, knn, hinge, linear; lora, vpt, bias, adapter, full,
+            scratch (docs/finetune.md).
         architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
@@ -66,9 +79,15 @@ def evaluate(
     check_protocols(protocol)
     early.images(labelled)
     metric_groups(metrics)
-    for file, option in ((json, "--json"), (confusion, "--confusion")):
+    for file, option in ((json, "--json"), (confusion, "--confusion"), (report, "--report")):
         if file is not None:
             outputs.check_file(file, option)
+    if curve is not None:
+        return _curve(
+            model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
+            train_on=train_on, test_on=test_on, allow_partial=allow_partial, device=device,
+            precision=precision, seed=seed,
+        )  # fmt: skip
     with Stages(f"reading {labelled} ...") as stages:
         from omma.core.device import keep_memory
         from omma.evaluation.detail import primary, write_matrices
@@ -77,9 +96,9 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
-            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts, merges=merges,
-            floors=floors, architecture=architecture, allow_partial=allow_partial, device=device,
-            precision=precision, seed=seed, progress=stages,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if metrics:
@@ -90,8 +109,30 @@ def evaluate(
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")
+    if report is not None:
+        from omma.verbs.report import report_evaluation
+
+        say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         _report_beside(model, labelled, seed, label_depth)
+    return 0
+
+
+def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
+    """`omma evaluate --curve`."""
+    with Stages(f"reading {labelled} ...") as stages:
+        from omma.core.device import keep_memory
+        from omma.verbs.curve import curve as verb
+
+        keep_memory()
+        result = verb(model, labelled, json=json, progress=stages, **options)
+    say("")
+    show(_table(*result.table()), out)
+    say("")
+    for line in (*result.answer(), result.protocol, *result.notes):
+        say(line)
+    for file in result.files:
+        say(f"written to {file}")
     return 0
 
 

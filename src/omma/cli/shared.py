@@ -19,6 +19,8 @@ LabelDepth = Annotated[int | Literal["path"] | None, tyro.conf.arg(metavar="INT|
 Model_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Images_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
 Labelled_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
+Classes_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED|NAMES.txt")]
+With_ = Annotated[str, tyro.conf.arg(name="with", metavar="MODEL")]
 Run_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Name_ = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 File_ = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]

@@ -1,12 +1,24 @@
-"""Commands that use a model: `omma embed` and `omma export`."""
+"""Commands that use a model: `omma embed`, `omma export` and `omma describe`."""
 
 from functools import partial
 from typing import Any
 
 from omma.cli import early
-from omma.cli.shared import As_, Chosen_, Images_, LabelDepth, Model_, Output, Place_, say
+from omma.cli.shared import (
+    As_,
+    Chosen_,
+    Classes_,
+    File_,
+    Images_,
+    LabelDepth,
+    Model_,
+    Output,
+    Place_,
+    With_,
+    say,
+)
 from omma.cli.stages import Stages
-from omma.core import launcher
+from omma.core import launcher, outputs
 from omma.core.words import count
 
 
@@ -101,4 +113,47 @@ def export(
     say(f"largest difference {difference}; {result.compared}")
     for note in result.notes:
         say(note)
+    return 0
+
+
+def describe(
+    classes: Classes_,
+    language_model: With_,
+    out: str,
+    questions: File_ = None,
+    answers: int = 10,
+    temperature: float = 0.99,
+    label_depth: LabelDepth = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> int:
+    """Let a language model describe classes, for omma evaluate --protocol zeroshot --descriptions FILE.
+
+    Classes that the file describes already are kept as they are: edit it, and run the command again for those
+    that are missing.
+
+    Args:
+        classes: Labelled images, or a .txt file with the name of a class on each line.
+        language_model: Folder of transformers, .gguf file or hf:NAME.
+        out: The JSON file to write: {"class": ["a sentence", ...]}.
+        questions: File with a question on each line, {} in place of "a dog"; by default CuPL's five.
+        answers: Answers to each question.
+        temperature: Of the sampling; 0: the likeliest words, one answer.
+        label_depth: Folder that names the class, as for evaluate.
+        device: cpu, cuda or mps.
+        seed: Seed of the sampling.
+    """
+    early.images(classes)
+    outputs.check_file(out)
+    with Stages(f"reading {language_model} ...") as stages:
+        from omma.verbs.describe import describe as verb
+
+        result = verb(
+            classes, language_model, out, questions=questions, answers=answers, temperature=temperature,
+            label_depth=label_depth, device=device, seed=seed, progress=partial(stages, "classes described"),
+        )  # fmt: skip
+    made = count(result.made, "class", "classes")
+    say(f"{made} described in {out}, {count(result.sentences, 'sentence')}; read it before you use it")
+    if result.kept:
+        say(f"{count(result.kept, 'class', 'classes')} described there before")
     return 0

@@ -14,3 +14,11 @@ def cache_folder() -> Path:
         return (Path(shared) if shared else Path.home() / ".cache") / "omma"
     except RuntimeError:  # neither $HOME nor an entry for this user
         return Path(tempfile.gettempdir()) / f"omma-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+
+
+def features_folder(model: str | Path) -> Path:
+    """Where computed features of a model are kept: beside its weights, where these are files here."""
+    folder = Path(model)
+    if not folder.exists():  # published weights, by name
+        return cache_folder() / "features"
+    return (folder if folder.is_dir() else folder.parent) / "features"

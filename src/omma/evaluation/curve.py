@@ -26,7 +26,7 @@ _NAMES = {
     "lora": ("LoRA", "LoRA"),
     "vpt": ("VPT", "VPT"),
     "bias": ("bias tuning", "bias tuning"),
-    "bottleneck": ("bottleneck adapters", "bottleneck adapters"),
+    "adapter": ("bottlenecks", "bottleneck adapters"),
     "attentive": ("attentive pooling", "attentive pooling"),
     "transfg": ("TransFG", "TransFG"),
     "full": ("full fine-tuning", "full fine-tuning"),
@@ -34,7 +34,14 @@ _NAMES = {
 TITLES = {name: title for name, (title, _) in _NAMES.items()}
 NAMES = {name: words for name, (_, words) in _NAMES.items()}
 REFERENCE, SCRATCH = "linear", "scratch"
+PIXELS = "pixels-"  # before the name of what is fitted on raw pixels instead of features
+FLOOR = PIXELS + REFERENCE
 LEVEL = 0.95
+
+
+def is_floor(adapter: str) -> bool:
+    """Is it fitted on raw pixels?"""
+    return adapter.startswith(PIXELS)
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,7 @@ class Curve:
     protocol: str  # what all figures share, in a sentence
     recipes: dict[str, dict[str, Any]]  # how each adapter was trained
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # that it was written to
 
     @property
     def adapters(self) -> list[str]:
@@ -215,7 +223,7 @@ class Curve:
         results = []
         for cell in self.cells:
             mean, low, high = accuracy(cell.correct)
-            subject = "pixels" if cell.adapter.startswith("pixels-") else "trained"
+            subject = "pixels" if is_floor(cell.adapter) else "trained"
             results.append(
                 {
                     "subject": "scratch" if cell.adapter == SCRATCH else subject,
@@ -301,6 +309,6 @@ def protocol(split: str, seeds: int, test: int) -> str:
     """What all figures of a curve share."""
     return (
         f"{split}; {count(seeds, 'seed')}, each draws other images to label, those for few among "
-        f"those for more, the same for all adapters; {count(test, 'test image')}, on which nothing is chosen; "
-        "± is half of a 95 % interval over seeds and test images"
+        f"those for more, the same for all adapters; {count(test, 'test image')}, on which nothing is "
+        "chosen; ± is half of a 95 % interval over seeds and test images"
     )

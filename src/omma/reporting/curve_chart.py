@@ -1,10 +1,12 @@
 """The chart of a curve over numbers of labels: a line an adapter, with its intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from omma.evaluation.curve import FLOOR, TITLES, Labels, is_floor
 from omma.reporting import charts, svg
 from omma.reporting.results import percent
 
@@ -19,6 +21,19 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float, float]]  # mean, low, high
+
+
+def draw(content: Mapping[str, Any]) -> svg.Svg:
+    """The chart of what `omma evaluate --curve --json` writes, with the linear layer as the floor."""
+    results = content["results"]
+    labels = list(dict.fromkeys(result["labels"] for result in results))
+    amounts = [each.shots or each.share or 1.0 for each in map(Labels.parse, labels)]
+    lines = []
+    for adapter in TITLES:
+        points = {r["labels"]: (r["value"], *r["interval95"]) for r in results if r["protocol"] == adapter}
+        if len(points) == len(labels) and (not is_floor(adapter) or adapter == FLOOR):
+            lines.append(Line(TITLES[adapter], [points[each] for each in labels]))
+    return curve_chart("Accuracy by number of labels", labels, amounts, lines)
 
 
 def curve_chart(
@@ -66,7 +81,9 @@ def _places(amounts: Sequence[float]) -> list[float]:
     return ((logs - logs[0]) / max(logs[-1] - logs[0], 1e-9)).tolist() if len(logs) > 1 else [0.5]
 
 
-def _line(line: Line, k: int, xs: Sequence[float], down, labels: Sequence[str]) -> list[str]:
+def _line(
+    line: Line, k: int, xs: Sequence[float], down: Callable[[float], float], labels: Sequence[str]
+) -> list[str]:
     """The line of adapter number k, its intervals, and a tooltip for each point."""
     dash = DASHES[k // len(svg.COLOURS) % len(DASHES)]
     route = " ".join(f"{x:.1f},{down(mean):.1f}" for x, (mean, _, _) in zip(xs, line.points, strict=True))
@@ -77,7 +94,7 @@ def _line(line: Line, k: int, xs: Sequence[float], down, labels: Sequence[str]) 
         bar = f"M{x:.1f} {bottom}V{top}M{x - 2.5:.1f} {bottom}h5M{x - 2.5:.1f} {top}h5"
         hint = f"{line.name}, {words}: {percent(mean)} ({100 * low:.1f} to {100 * high:.1f})"
         parts.append(
-            f'<g><title>{svg.quote(hint)}</title><path d="{bar}" style="stroke:{svg.tone(k)};stroke-width:1"/>'
+            f'<g><title>{svg.quote(hint)}</title><path d="{bar}" style="stroke:{svg.tone(k)}"/>'
             f'<circle cx="{x:.1f}" cy="{down(mean):.1f}" r="2.6" style="{svg.fill(k)}"/></g>'
         )
     return parts

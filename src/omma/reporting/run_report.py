@@ -14,17 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
+from omma.backbones.adapters.transfg import Parts
 from omma.core import words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
-from omma.pretraining import retention
+from omma.pretraining import resume, retention
 from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, html, pictures, svg
+from omma.reporting import charts, confusions, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -35,6 +36,7 @@ StageProgress = Callable[[str, int, int], None]  # the current stage, images don
 GALLERY = 2000  # images that neighbours are searched in
 QUERIES, NEIGHBOURS = 8, 7
 SHOWN = 8  # images whose attention and reconstruction are drawn
+SCORES = {"top1": "share that is right", "map": "mean average precision"}
 # numbers of a step that have a curve of their own, or none
 COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
 
@@ -55,7 +57,7 @@ def write_report(
     model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
     labels_trained = config.get("labels") == "learned"
     notes: list[str] = []
-    readings = [entry for entry in lines if entry["event"] == "health"]
+    readings = [entry for entry in lines if entry["event"] in resume.READINGS]
     health: dict[str, Any] = readings[-1] if readings else {"text": "no health reading", "verdict": "warn"}
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
@@ -71,10 +73,11 @@ def write_report(
         evaluations = []
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
-    sections = []
+    sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
+        ("Chosen parts", lambda: _parts(gallery)),
         ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
     ):
         try:
@@ -123,6 +126,8 @@ def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.
 
 
 def _health_verdict(reading: Mapping[str, Any]) -> html.Verdict:
+    if reading.get("event") == "holdout":
+        return html.Verdict("On held-out images", reading["text"], reading["verdict"])
     sentence, _, reason = reading["text"].partition(":")
     return html.Verdict("Training, read without labels", sentence.capitalize(), reading["verdict"], reason)
 
@@ -244,6 +249,20 @@ def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
     return grid, "Where the last layer looks: the mean over its heads, then single heads."
 
 
+def _parts(gallery: Gallery) -> tuple[Grid | None, str]:
+    """No grid for a network that chooses none."""
+    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
+    if not isinstance(encoder, Parts):
+        return None, ""
+    scores = encoder.part_scores(pixels).float().unflatten(-1, encoder.grid(*pixels.shape[-2:])).numpy()
+    images, boxes = shown(pixels, gallery.model.preprocess), encoder.boxes(pixels).numpy()
+    caption = (
+        "Besides the class token, only these patches reach the last block: of each head the one with the "
+        "highest score, which is the product of the earlier layers' attention (mean over the heads at right)."
+    )
+    return pictures.parts(images, boxes, scores, paths), caption
+
+
 def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:
     """No grid for a method that reconstructs nothing."""
     pixels, paths = gallery.shown
@@ -270,6 +289,10 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
     ranks = [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")]
     spreads = [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")]
     curves = {f"Effective rank {features}": ranks, f"Spread {features}": spreads}
+    if held_out := [line for line in lines if line["event"] == "holdout" and "nll" in line]:
+        score = "top1" if "top1" in held_out[-1] else "map"
+        curves = {f"Held-out images: {SCORES[score]}": [series("holdout", score)]}
+        curves["Held-out images: negative log-likelihood"] = [series("holdout", "nll")]
     if any("online_knn_top1" in line for line in lines):
         title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
         curves[title] = [series("health", "online_knn_top1", "top-1")]

@@ -7,7 +7,7 @@ from typing import Literal
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
-from omma.core.caches import cache_folder
+from omma.core.caches import features_folder
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
@@ -37,6 +37,7 @@ def evaluate(
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
     prompts: str | Path | None = None,
+    descriptions: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -58,8 +59,8 @@ def evaluate(
     classes, for the severity of mistakes.
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
-    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
-    tokenizer's merges, for published CLIP weights that lie without it.
+    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
+    sentences about each class. merges: the tokenizer's, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); architecture: as
         `omma.load` takes it; allow_partial: also where
         many of its parameters are not in the file.
@@ -85,11 +86,9 @@ def evaluate(
     protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
-        read = text_reader(loaded, name, prompts, merges)
-    elif prompts is not None or merges is not None:
-        raise ValueError(
-            "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
-        )
+        read = text_reader(loaded, name, prompts, merges, descriptions)
+    elif any(file is not None for file in (prompts, descriptions, merges)):
+        raise ValueError("prompts, descriptions and merges are for the protocols zeroshot and retrieval")
     job = Job(
         model=loaded,
         images=images,
@@ -123,7 +122,4 @@ def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
         return None if cache is None else Path(cache)
     if isinstance(model, Model):
         return None
-    folder = Path(model)
-    if not folder.exists():  # published weights, by name
-        return cache_folder() / "features"
-    return (folder if folder.is_dir() else folder.parent) / "features"
+    return features_folder(model)
