@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from omma.core.protocols import Extras, Features
+from omma.core.protocols import Extras, Features, Trained
 from omma.losses.classification import mean_probabilities
-from omma.weights.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Classifier:
     held_out: HeldOut | None = None
 
     @classmethod
-    def of(cls, model: Model) -> "Classifier | None":
+    def of(cls, model: Trained) -> "Classifier | None":
         """The model's classifier; None if it has none.
 
         Classes without names are numbered. Raises ValueError for tensors that do not fit each other.
