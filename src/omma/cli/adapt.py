@@ -1,9 +1,7 @@
 """Commands that make and use classifiers: `omma finetune` and `omma predict`."""
 
 from functools import partial
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from omma.adaptation.request import FineTuning
 from omma.cli import early
@@ -35,7 +33,7 @@ def predict(
     error: float | None = None,
     threshold: float | None = None,
     copy: Place_ = None,
-    move: Annotated[str | None, tyro.conf.Suppress] = None,
+    move: Place_ = None,
     allow_partial: bool = False,
     label_depth: LabelDepth = None,
     device: str = "auto",
@@ -55,6 +53,7 @@ def predict(
         threshold: Instead, the probability below which images abstain; with several labels an image, that
             from which a class is answered.
         copy: Folder to copy the images to, into one folder a class; those that abstain go to _abstain.
+        move: Refused: images are copied, not moved, since an answer may be wrong.
         allow_partial: Accept weights that lack many of the network's parameters.
         label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.
