@@ -148,5 +148,5 @@ def verdict(facts: Any) -> Verdict:
     what = "mean average precision" if facts["multi_label"] else "right"
     text = f"{what}: {value:.1%} ({100 * low:.1f} to {100 * high:.1f}; {held_out['protocol']})"
     beaten = [floor for floor in facts["floors"] if floor["value"] > high]
-    remedy = "" if not beaten else f"{beaten[0]['name']} on {beaten[0]['features']} is better: try --adapt auto"
+    remedy = "" if not beaten else f"{beaten[0]['name']} on {beaten[0]['features']} is better"
     return Verdict("warn" if beaten else "good", text, remedy)

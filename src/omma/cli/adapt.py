@@ -5,7 +5,7 @@ from typing import Any
 
 from omma.adaptation.request import FineTuning
 from omma.cli import early
-from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, say, skipped_lines
+from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, Share_, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.cli.train import as_command, trained
 from omma.core.words import count
@@ -30,8 +30,8 @@ def predict(
     images: Images_,
     out: str,
     top: int = 2,
-    error: float | None = None,
-    threshold: float | None = None,
+    error: Share_ = None,
+    threshold: Share_ = None,
     copy: Place_ = None,
     move: Place_ = None,
     allow_partial: bool = False,
