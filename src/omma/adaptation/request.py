@@ -18,7 +18,7 @@ DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
-    "images", "label_depth", "allow_partial", "out", "epochs", "steps", "image_size", "batch_size",
+    "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size", "batch_size",
     "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers", "cache",
     "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
 )  # fmt: skip
@@ -51,6 +51,7 @@ class FineTuning:
         encoder_lr_scale: The encoder's learning rate as a share of the head's.
         label_depth: Folder that names the class: its level below `images` (1 is the first, -1 the one that
             holds the image), or path: all together (docs/input.md).
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         image_size: Pixels along a side that the network sees; by default what the weights were made for.
         batch_size: Images a step, over all processes.
@@ -90,6 +91,7 @@ class FineTuning:
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
     label_depth: int | Literal["path"] | None = None
+    architecture: str | None = None
     allow_partial: bool = False
     image_size: int | Auto | None = "auto"
     batch_size: int | Auto | None = "auto"

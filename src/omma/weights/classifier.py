@@ -114,6 +114,11 @@ class Classifier:
         second = F.linear(prefix[:, 1].float(), self.distilled[0].to(f), self.distilled[1].to(f))
         return mean_probabilities(first, second).clamp(min=torch.finfo(torch.float32).tiny).log()
 
+    @property
+    def plain(self) -> bool:
+        """Is it a linear layer on the pooled feature and no more?"""
+        return self.projection is None and self.distilled is None
+
     def probabilities(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Calibrated: they sum to 1 over the classes, or with several labels an image each lies in [0, 1]."""
         scaled = logits.float() / self.calibration.temperature
