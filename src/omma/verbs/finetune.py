@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from omma.adaptation import by_names
 from omma.adaptation import finetune as full
 from omma.adaptation.request import FineTuning
 from omma.core import dist
@@ -12,7 +13,9 @@ from omma.pretraining.run import Run
 from omma.reporting import run_report
 
 # what `--adapt` names beside adapters that the engine trains: each takes (FineTuning, report)
-WAYS: dict[str, Callable[[FineTuning, Callable[[Run], None]], Result]] = {}
+WAYS: dict[str, Callable[[FineTuning, Callable[[Run], None]], Result]] = {
+    **dict.fromkeys(by_names.KINDS, by_names.run)
+}
 
 
 @takes(FineTuning)
