@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
-from omma.core import words
+from omma.core import files, words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
@@ -22,9 +22,9 @@ from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
 from omma.pretraining import retention
 from omma.pretraining.events import Note, Stage
-from omma.pretraining.folder import EVALUATION, RunFolder, flatten
+from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, html, pictures, svg
+from omma.reporting import charts, curve_chart, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -84,6 +84,8 @@ def write_report(
             continue
         if grid is not None:
             sections.append(html.Section(title, caption, [grid]))
+    if (labels := _labels(folder.path / CURVE, model.digest, notes)) is not None:
+        sections.insert(0, labels)
     page = html.page(
         title=folder.path.resolve().name,
         verdicts=[*_evaluation_verdict(evaluations), _health_verdict(health)],
@@ -115,6 +117,23 @@ def not_written(error: Exception, run: str | Path) -> str:
     """The line for a report that fails after everything else succeeded."""
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
     return f"the report was not written ({kind}{line(error)}); `omma report {run} IMAGES` tries again"
+
+
+def _labels(file: Path, digest: str, notes: list[str]) -> html.Section | None:
+    """What labels are worth, by the last `omma evaluate --curve` of these weights."""
+    if not file.exists():
+        return None
+    try:
+        content = files.read_json(file, "`omma evaluate --curve` writes it again")
+        if content["digest"] != digest:
+            notes.append("A curve over numbers of labels is left out: it is of earlier weights of this run.")
+            return None
+        protocol = content["protocol"]
+        caption = " ".join([*content["answer"], f"{protocol[:1].upper()}{protocol[1:]}."])
+        return html.Section("What labels are worth", caption, [curve_chart.draw(content)])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        notes.append(f"{file.name} is damaged ({line(error)}): `omma evaluate --curve` writes it again")
+        return None
 
 
 def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.Verdict]:
