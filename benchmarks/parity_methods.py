@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from published import contrasted, distilled, hidden, parts
+from published import contrasted, distilled, hidden, parts, prompted
 from published.comparing import STEPS, Differences, Row
 from published.masks import DRAWS, MASKS, Masks
 from published.references import SOURCES, References, on_this_machine
@@ -26,7 +26,7 @@ from published.references import SOURCES, References, on_this_machine
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = (f"<!-- benchmarks/parity_methods.py {word} -->" for word in ("begin", "end"))
 BOUND = 1e-5  # on every difference
-ROWS = [*distilled.ROWS, *hidden.ROWS, *contrasted.ROWS, *parts.ROWS]
+ROWS = [*distilled.ROWS, *hidden.ROWS, *contrasted.ROWS, *parts.ROWS, *prompted.ROWS]
 
 
 def missing(references: References, sources: set[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """TransFG against the same network without part selection, and whether its parts lie on the object.
 
-    python benchmarks/transfg.py MODEL LABELLED [--shots 16] [--steps 75] [--only full transfg ...]
+    python benchmarks/transfg.py MODEL LABELLED [--shots 16] [--steps 80] [--only full transfg ...]
 
 MODEL is a vision transformer with a class token, LABELLED has a train and a test part. Contenders are
 trained by AdamW on the same images of each class in the same order, random crops and flips, and tested on all
@@ -41,7 +41,7 @@ CONTENDERS: dict[str, dict[str, Any] | None] = {
     "transfg, no overlap": {"stride": "patch"},
     "transfg, fresh last block": {"fresh_last": True},
 }
-BATCH, ROOM = 32, 8 / 7  # images a step; how much larger than a crop the training images are
+BATCH, ROOM = 16, 8 / 7  # images a step; how much larger than a crop the training images are
 DIGITS, DIGIT = 300, 0.4  # drawn images, and the digit's side as a share of theirs
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("labelled")
     parser.add_argument("--size", type=int, default=112, help="pixels along a side")
     parser.add_argument("--shots", type=int, default=16, help="training images of each class")
-    parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the classifier; the encoder's is a 20th")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=["full", "transfg"])

@@ -36,6 +36,7 @@ SOURCES = {
         "TACJu/TransFG",
         "openai/CLIP",
         "mlfoundations/open_clip",
+        "KaiyangZhou/CoOp",
     )
 }
 
@@ -67,12 +68,15 @@ class References:
         spec.loader.exec_module(module)
         return module
 
-    def load(self, source: str, module: str, inside: str = "") -> Any:
-        """Import a module of the clone, or of a folder in it; afterwards it is not importable any more."""
+    def load(self, source: str, module: str, inside: str = "", real: tuple[str, ...] = ()) -> Any:
+        """Import a module of the clone, or of a folder in it; afterwards it is not importable any more.
+
+        real: modules of the clone that are imported in spite of a replacement's name.
+        """
         clone = self.path(source)
         assert clone is not None
         folder = clone / inside
-        stand_ins = _stand_ins()
+        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real}
         before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
         sys.path.insert(0, str(folder))
         sys.modules.update(stand_ins)
@@ -163,7 +167,12 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     xformers_ops = _module("xformers.ops", fmha=fmha)
     compat = _module("tensorflow.compat", v2=_tensorflow())
     vision = timm.models.vision_transformer
+    registry = types.SimpleNamespace(register=lambda: lambda trainer: trainer)
     names = (
+        "dassl",
+        "dassl.metrics",
+        "dassl.utils",
+        "dassl.optim",
         "tensorboardX",
         "evaluation",
         "evaluation.unsupervised",
@@ -179,6 +188,7 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "timm.models.vision_transformer": _module(
             "timm.models.vision_transformer", **{**vars(vision), "Block": _block}
         ),
+        "dassl.engine": _module("dassl.engine", TRAINER_REGISTRY=registry, TrainerX=object),
         "dinov2.fsdp": fsdp,
         "ml_collections": _module("ml_collections", ConfigDict=_Config),
         "ftfy": _module("ftfy", fix_text=lambda text: text),

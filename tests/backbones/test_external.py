@@ -328,11 +328,9 @@ def test_absent_libraries(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "size", "options", "message"),
     [
-        ("timm:crossvit_9_240", 240, {}, "no single feature map"),
-        ("timm:pit_ti_224", 224, {}, "no features of patches"),
-        ("timm:volo_d1_224", 224, {}, "197 tokens of 224x224 px form no grid"),
-        ("torchvision:vit_b_16", 224, {}, "not a chain of layers"),
-        ("torchvision:maxvit_t", 224, {}, "not a chain of layers"),
+        ("timm:crossvit_9_240", 224, {}, "cannot read images of 224x224 px"),
+        ("torchvision:vit_b_16", 224, {}, "vit-b/16 is the same network"),
+        ("torchvision:maxvit_t", 32, {}, "cannot read images of 32x32 px"),
         ("torchvision:alexnet", 32, {}, "cannot read images of 32x32 px"),
         ("timm:resnet18", 64, {"non_local": 5}, r"stages of timm:resnet18 are: 1 \(layer1\), 2"),
         ("torchvision:googlenet", 64, {"non_local": (1, 3)}, r"non_local=1: .* 3 \(inception3b\)"),

@@ -40,7 +40,9 @@ def test_methods_and_doctor(capsys):
 
 def test_pretrain_has_the_options_of_its_python_function():
     own, verb = (inspect.signature(f).parameters.keys() for f in (cli.pretrain, pretrain.pretrain))
-    assert own - {"dotted"} == verb - {"listen", "options", "model_options"}
+    assert own - {"dotted"} == verb - {
+        "listen", "options", "model_options", "adapt_options", "supervision",
+    }  # fmt: skip
     assert "dotted" in own  # --method.KEY and --model.KEY
 
 

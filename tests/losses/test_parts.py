@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from waves import wave
 
 from omma.losses.parts import contrast
 
@@ -48,3 +49,13 @@ def test_shares_of_all_pairs_have_the_mean_of_all_pairs() -> None:
     labels = torch.tensor([0, 1, 2, 0, 0, 1, 1, 2])
     halves = [contrast(x[i : i + 4], labels[i : i + 4], everyone=(x, labels)) for i in (0, 4)]
     assert torch.stack(halves).mean().item() == pytest.approx(contrast(x, labels).item(), abs=1e-6)
+
+
+def test_golden_numbers():
+    """`con_loss` of TACJu/TransFG, commit 9336fba, in fp64."""
+    x, labels = wave(6, 5).float().requires_grad_(), torch.tensor([0, 1, 0, 2, 1, 0])
+    loss = contrast(x, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.26721124079242925, abs=1e-6)
+    gradient = [-0.0110071697, -0.0113296038, 0.0178888694, -0.0332509935, -0.0304672693]
+    torch.testing.assert_close(x.grad[0], torch.tensor(gradient), atol=1e-6, rtol=0)

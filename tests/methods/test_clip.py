@@ -307,7 +307,7 @@ def test_prompts_of_a_file(trained, tmp_path):
     )
     (result,) = found.results
     assert result.settings == {"templates": 2, "template": "it is {}"}
-    with pytest.raises(ValueError, match="prompts and merges are for"):
+    with pytest.raises(ValueError, match="prompts, descriptions and merges are for"):
         evaluate(out, pairs, prompts=tmp_path / "t.txt")
 
 

@@ -101,10 +101,24 @@ def test_the_colour_map_grows_lighter():
     assert colours[-1].tolist() == [0xFC, 0xFF, 0xA4]
 
 
+def test_chosen_parts_are_outlined_where_they_lie():
+    image, maps = np.full((1, 32, 32, 3), 120, np.uint8), np.ones((1, 3, 8, 8))
+    boxes = np.array([[[4, 20, 8, 26], [4, 20, 8, 26], [28, 0, 32, 4]]])  # two heads agree
+    first, chosen, _ = pictures.parts(image, boxes, maps, ["a.png"]).rows[0]
+    assert (first.path, chosen.text) == ("a.png", "3 heads, 2 places")
+    changed = (np.asarray(chosen.image, dtype=int) != np.asarray(first.image)).any(-1)  # enlarged 3 times
+    rows, columns = np.nonzero(changed[:48])  # two lines around it
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 25, 58, 79)
+    assert not changed[12:24, 60:78].any()  # what is chosen can be seen
+    rows, columns = np.nonzero(changed[48:])  # at the border the line lies in the image
+    assert (rows.min() + 48, rows.max() + 48, columns.min(), columns.max()) == (82, 95, 0, 13)
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda: pictures.neighbours(images(2), images(2)),
+        lambda: pictures.parts(images(2), np.zeros((2, 3, 4)), np.ones((2, 2, 8, 8))),
         lambda: pictures.neighbours(images(2), images(2)[:, None], ["a"]),
         lambda: pictures.attention(images(2), np.ones((2, 8, 8))),
         lambda: pictures.reconstructions(images(2), images(3), images(2)),

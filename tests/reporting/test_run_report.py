@@ -17,7 +17,7 @@ from omma.reporting.run_report import trained_method
 from omma.train import checkpoint, sharded_checkpoint
 from omma.verbs.evaluate import evaluate
 from omma.verbs.pretrain import pretrain
-from omma.verbs.report import report
+from omma.verbs.report import report, report_evaluation
 
 pytestmark = pytest.mark.report
 
@@ -113,6 +113,21 @@ def test_later_evaluations_join_earlier_ones(run, tmp_path):
     assert text.index(last.verdict().split(";")[0][:30]) < text.index("class=facts")
     assert text.index(f"Results on {birds}") < text.index(f"Results on {trees}")
     assert text.count(last.protocol()) == 2  # once an evaluation: both have the same
+
+
+def test_the_report_has_the_classes_and_the_confusions(run, tmp_path):
+    photos = write_images(tmp_path / "photos", 20)
+    for file in sorted((photos / "dark").iterdir())[:8]:
+        file.rename(photos / "light" / file.name)  # labels that no classifier can learn
+    outcome = evaluate(run, photos, protocols=["knn"], metrics=["f1"], floors=False, cache=None, device="cpu")
+    for text in (
+        page(run, photos),
+        report_evaluation(outcome, photos, tmp_path / "page.html").read_text(encoding="utf-8"),
+    ):
+        assert "2 further metrics" not in text
+        assert "6 further metrics of the trained network" in text
+        assert "light is taken for dark" in text
+        assert "The most confused classes</h2>" in text
 
 
 def test_results_of_earlier_weights_are_not_shown_as_those_of_the_present_ones(run, tmp_path):

@@ -105,7 +105,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("what", FOREIGN)
 def test_foreign_files_are_refused(what):
-    with pytest.raises(ValueError, match=r"no vision network .*supported are ViT") as error:
+    with pytest.raises(ValueError, match=r"no vision network .*recognised are ViT") as error:
         into_model({name: torch.zeros(2, 2) for name in FOREIGN[what]}, source="file.pth")
     one_line(error)
     if FOREIGN[what]:

@@ -70,7 +70,7 @@ def test_saved_as_omma_it_is_the_same(vit, tmp_path):
 def test_timm_by_name_becomes_an_omma_backbone_if_there_is_one(vit, monkeypatch):
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
     monkeypatch.setattr(
-        hub, "fetch_timm", lambda name: hub.TimmWeights(headless(vit), config, "vit_tiny_patch16_224")
+        hub, "fetch_timm", lambda name: hub.LibraryWeights(headless(vit), config, "vit_tiny_patch16_224")
     )
     model = weights.load("timm:vit_tiny_patch16_224")
     assert model.encoder.name == "vit-ti/16"
@@ -83,7 +83,7 @@ def test_equal_names_with_other_arithmetic_are_run_by_timm(monkeypatch):
     network = timm.create_model("vit_base_patch16_rpn_224", num_classes=0).eval()
     for p in network.parameters():  # its norms start near zero, where both compute nearly the same
         p.data.add_(0.1 * torch.rand_like(p))
-    pretrained = hub.TimmWeights(
+    pretrained = hub.LibraryWeights(
         network.state_dict(), {"input_size": (3, 224, 224)}, "vit_base_patch16_rpn_224"
     )
     monkeypatch.setattr(hub, "fetch_timm", lambda name: pretrained)
@@ -96,14 +96,14 @@ def test_equal_names_with_other_arithmetic_are_run_by_timm(monkeypatch):
 def test_timm_by_name_is_wrapped_if_there_is_none(monkeypatch):
     network = timm.create_model("test_convnext", num_classes=0).eval()
     config = {"input_size": (3, 64, 64)}
-    pretrained = hub.TimmWeights(network.state_dict(), config, "test_convnext")
+    pretrained = hub.LibraryWeights(network.state_dict(), config, "test_convnext")
     monkeypatch.setattr(hub, "fetch_timm", lambda name: pretrained)
     model = weights.load("timm:test_convnext")
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(x).pooled, timm_feature(network, x), rtol=1e-4, atol=1e-5)
     assert "timm's own network" in model.provenance["loaded"][0]
     damaged = {name: x[:1] if x.ndim else x for name, x in pretrained.tensors.items()}
-    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.TimmWeights(damaged, config, "test_convnext"))
+    monkeypatch.setattr(hub, "fetch_timm", lambda name: hub.LibraryWeights(damaged, config, "test_convnext"))
     with pytest.raises(ValueError, match="does not fit") as caught:
         weights.load("timm:test_convnext")
     assert "\n" not in str(caught.value)

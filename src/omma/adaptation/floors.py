@@ -79,5 +79,5 @@ def _neighbours(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray
 def _linear(
     x: np.ndarray, y: np.ndarray, queries: np.ndarray, *, loss: linear.Loss, settings: Any, classes: int
 ) -> np.ndarray:
-    logits = linear.refit(x, linear.one_hot(y, classes), settings, loss=loss)(queries)
+    logits = linear.fit(x, linear.one_hot(y, classes), settings, loss=loss)(queries)
     return logits if loss == "sigmoid" else logits.argmax(1)

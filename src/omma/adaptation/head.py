@@ -36,7 +36,8 @@ from omma.weights.classifier import Classifier
 
 RESULT = "finetune.json"
 BALANCES = ("none", "loss")
-LONE = 0.1  # penalty where nothing can be held out, since every class has a single image (docs/finetune.md)
+CLASSIFIERS = ("auto", "softmax", "means")
+LONE = 10.0  # penalty where nothing can be held out, since every class has a single image (docs/finetune.md)
 END = {"fits": 1}  # of a run, in config.json
 
 
@@ -44,9 +45,11 @@ END = {"fits": 1}  # of a run, in config.json
 class Config:
     """The options --adapt.KEY of a head."""
 
+    classifier: str = "auto"  # softmax, or means of the classes' features; auto: the better one
     balance: str = "none"  # "loss": classes count alike, whatever their number of images
 
     def __post_init__(self) -> None:
+        one_of("adapt.classifier", self.classifier, CLASSIFIERS)
         if self.balance == "sampler":
             raise ValueError("balance='sampler': a head sees all images at once; choose 'loss'")
         one_of("balance", self.balance, BALANCES)
@@ -214,28 +217,41 @@ def fit_features(
     options["device"] = device
     parts = folds(codes, seed)
     if not parts:
-        settings = {"solver": "lbfgs", "penalty": LONE}
-        found = linear.refit(x, targets, settings, **options)
-        note = f"every class has a single image: nothing is held out, the penalty is {LONE}, and "
-        note += "probabilities are not calibrated"
-        return Fitted(
-            classifier=_classifier(found, classes, several), settings=settings, held_out=None, notes=(note,)
-        )
+        means = config.classifier != "softmax" and not several
+        settings = {"solver": "means"} if means else {"solver": "lbfgs", "penalty": LONE}
+        found = _classifier(linear.fit(x, targets, settings, **options), classes, several)
+        note = "every class has a single image: nothing can be held out, so nothing is chosen or calibrated"
+        return Fitted(classifier=found, settings=settings, held_out=None, notes=(note,))
     pairs = parts if len(x) < FEW else holdouts(codes, seed)
-    fitted = linear.fit(x, targets, pairs=pairs, **options)
-    if fitted.settings["solver"] == "sgd":  # of many images a single part suffices
+    settings = _settings(x, targets, pairs, config, options)
+    if settings["solver"] == "sgd":  # of many images a single part suffices
         parts = pairs
     logits = np.full((len(x), len(classes)), np.nan, np.float32)
     for learned, held_out in parts:
-        of_part = linear.refit(x[learned], targets[learned], fitted.settings, **options)
+        of_part = linear.fit(x[learned], targets[learned], settings, **options)
         logits[held_out] = of_part(x[held_out])
     rows = np.flatnonzero(~np.isnan(logits[:, 0]))
     protocol = f"{len(parts)}-fold cross-validation" if len(parts) > 1 else "held out"
     protocol += f", {count(len(rows), 'labelled image')}, seed {seed}"
-    classifier = _classifier(fitted.linear, classes, several)
+    classifier = _classifier(linear.fit(x, targets, settings, **options), classes, several)
     classifier = calibration.calibrate(classifier, logits[rows], targets[rows])
     held_out = HeldOut(logits=logits[rows], labels=labels[rows], protocol=protocol)
-    return Fitted(classifier=classifier, settings=fitted.settings, held_out=held_out, notes=())
+    return Fitted(classifier=classifier, settings=settings, held_out=held_out, notes=())
+
+
+def _settings(
+    x: np.ndarray, targets: np.ndarray, pairs: linear.Pairs, config: Config, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Of class means and a linear classifier the one with the better held-out score; its settings."""
+    means: dict[str, Any] = {"solver": "means"}
+    if config.classifier == "means":
+        return means
+    chosen = linear.choose(x, targets, pairs=pairs, **options)
+    if config.classifier == "softmax" or options["loss"] == "sigmoid":
+        return chosen
+    scores = [linear.score(linear.class_means(x[f], targets[f])(x[h]), targets[h]) for f, h in pairs]
+    means["held_out_top1"] = round(float(np.mean(scores)), 4)
+    return means if means["held_out_top1"] >= chosen["held_out_top1"] else chosen
 
 
 def _classifier(found: linear.Linear, classes: Sequence[str], several: bool) -> Classifier:

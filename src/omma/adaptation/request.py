@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
 
 FULL = "full"
+WHOLE = (FULL, "transfg")  # all of the encoder learns
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
@@ -117,9 +118,9 @@ class FineTuning:
         self.request()  # refuses what the engine refuses
 
     def request(self) -> Request:
-        """What the engine is asked for. Beside an adapter, nothing needs a gentle rate or a warm-up."""
+        """What the engine is asked for. An adapter that learns alone needs no gentle rate and no warm-up."""
         options = {"balance": self.balance} if self.balance != "none" else {}
-        if self.adapt != FULL:
+        if self.adapt not in WHOLE:
             options |= {"layer_decay": 1.0, "encoder_lr_scale": 1.0, "head_warmup": 0.0}
         given = {"head_warmup": self.head_warmup, "encoder_lr_scale": self.encoder_lr_scale}
         options |= {name: value for name, value in given.items() if value is not None}

@@ -1,8 +1,9 @@
 """Convolutional and other networks of timm and torchvision by name: `timm:resnet50`, `torchvision:alexnet`.
 
 Parameters keep their library's names. Networks of timm load strictly into timm without omma; those whose
-pooled feature has another width than their map (VGG, MobileNetV3) are used without their head. Networks of
-torchvision are used up to the pooling.
+pooled feature has another width than their map (VGG, MobileNetV3) are used without their head; those that end
+in no single map (CrossViT, CoaT, PiT) give one vector an image. Networks of torchvision are used up to the
+pooling.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from omma.backbones.layers.foreign import (
     Followed,
+    NoMap,
     Trunk,
     adopt,
     arrange,
@@ -26,6 +28,7 @@ from omma.backbones.layers.foreign import (
     share_statistics,
     stages,
     stride,
+    vector,
     without_values,
 )
 from omma.backbones.layers.nonlocal_block import NonLocal
@@ -120,14 +123,9 @@ class Encoder(Backbone):
         self.first_layers = tuple(f"{n}.weight" for n in ((first,) if isinstance(first, str) else first))
         share_statistics(network)
         twin = without_values(network)
-        x = probe(twin, name, channels, (image_size, image_size))
-        self._layout = "sequence" if x.ndim == 3 else str(getattr(network, "output_fmt", "NCHW"))
-        self.dim = x.shape[1] if self._layout == "NCHW" else x.shape[-1]
-        self._pools = getattr(network, "head_hidden_size", None) == self.dim
-        self.patch = stride(twin, name, channels)
-        if self._layout == "sequence" and x.shape[1] - self.prefix < (image_size // (2 * self.patch)) ** 2:
-            raise ValueError(f"{name} has no features of patches, which are required; choose another network")
-        if not self._pools:
+        self._layout, self.dim, self.patch = self._look(network, twin)
+        self._pools = self._layout != "vector" and getattr(network, "head_hidden_size", None) == self.dim
+        if not self._pools and self._layout != "vector":
             for child in HEADS:
                 if hasattr(network, child):
                     setattr(network, child, nn.Identity())
@@ -138,6 +136,24 @@ class Encoder(Backbone):
         self._twin: tuple[Any] = (twin,)
         self._measured: dict[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]] = {}
         adopt(self, network)
+
+    def _look(self, network: Any, twin: Any) -> tuple[str, int, int]:
+        """The layout of the network's features, their width, and the pixels of each along a side."""
+        size = (self.image_size, self.image_size)
+        try:
+            x = probe(twin, self.name, self.channels, size)
+            layout = "sequence" if x.ndim == 3 else str(getattr(network, "output_fmt", "NCHW"))
+            patch = stride(twin, self.name, self.channels)
+            if layout == "sequence":
+                cells = x.shape[1] - self.prefix
+                if cells < (self.image_size // (2 * patch)) ** 2:
+                    raise NoMap("features of the whole image only")
+                arrange(network, self.name, cells, size)
+            return layout, x.shape[1] if layout == "NCHW" else x.shape[-1], patch
+        except NoMap:
+            pass
+        self.prefix = 0
+        return "vector", vector(twin, self.name, self.channels, size).shape[1], self.image_size
 
     def _insert(self, network: Any, twin: Any) -> None:
         """Put a non-local block after each requested stage."""
@@ -166,6 +182,8 @@ class Encoder(Backbone):
 
     def _measure(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The size that images of `size` are padded to, and the grid of their features."""
+        if self._layout == "vector":
+            return size, (1, 1)
         if size not in self._measured:
             height, width = (-(-side // self.patch) * self.patch for side in size)
             padded = size
@@ -183,7 +201,8 @@ class Encoder(Backbone):
         return self._measured[size]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Measured on the meta device, once per size, since networks round in different ways.
+        """Measured on the meta device, once per size, since networks round in different ways; 1 x 1 where the
+        network gives one vector an image.
 
         Images are padded at the right and bottom if the network reads only multiples of its stride.
         """
@@ -198,12 +217,14 @@ class Encoder(Backbone):
 
     def _tokens(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
         height, width = size = images.shape[-2:]
-        if height % self.patch or width % self.patch:
+        if self._layout != "vector" and (height % self.patch or width % self.patch):
             size = self._measure((height, width))[0]
             images = nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
         weight = next(p for p in self.parameters() if p.ndim > 1)  # norms may be in fp32
         images = images.to(weight.dtype, memory_format=torch.channels_last)  # up to 3 times as fast on CPUs
         try:
+            if self._layout == "vector":
+                return self._network[0](images)[:, None], (1, 1)
             x = self._network[0].forward_features(images)
         except AssertionError as error:  # timm's way to reject a size
             raise ValueError(f"{self.name} cannot read {height}x{width} px: {line(error)}") from error
@@ -305,8 +326,11 @@ def _torchvision(model: str, channels: int, drop_path: float) -> Trunk:
     network = models.get_model(model, weights=None, **options)
     children = dict(network.named_children())
     ends = [i for i, name in enumerate(children) if name in POOLING]
-    if not ends or any(isinstance(child, nn.ModuleList) for child in children.values()):
-        raise ValueError(f"torchvision:{model} is not a chain of layers before a pooling; use timm's network")
+    if not ends:  # its Vision Transformers
+        same = model.replace("_", "-", 1).replace("_", "/")
+        raise ValueError(
+            f"torchvision:{model} is no chain of layers before a pooling; {same} is the same network"
+        )
     trunk = Trunk(dict(list(children.items())[: ends[0]]))
     if model.startswith("densenet"):  # its `forward` applies an activation that is not a module
         trunk.order += ("relu",)

@@ -22,7 +22,7 @@ from omma.cli.judge import evaluate, report
 from omma.cli.parser import parse
 from omma.cli.shared import discard_output, tolerant_streams
 from omma.cli.train import demo, pretrain
-from omma.cli.use import embed, export
+from omma.cli.use import describe, embed, export
 from omma.core import files, launcher
 from omma.core.errors import AlreadyReported, printable
 from omma.core.explain import explain
@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "embed": embed,
     "export": export,
+    "describe": describe,
     "report": report,
     "methods": methods,
     "models": models,

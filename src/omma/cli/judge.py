@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omma.cli import early
-from omma.cli.shared import File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
+from omma.cli.shared import As_, File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
 from omma.cli.stages import Stages
 from omma.core import files, outputs
 from omma.evaluation import check_protocols, metric_groups
@@ -24,16 +24,19 @@ def evaluate(
     metrics: tuple[str, ...] = (),
     taxonomy: File_ = None,
     confusion: File_ = None,
+    report: File_ = None,
     label_depth: LabelDepth = None,
     json: File_ = None,
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
     prompts: File_ = None,
+    descriptions: File_ = None,
     merges: File_ = None,
     floors: bool = True,
     curve: str | None = None,
     seeds: int = 5,
     adapt: tuple[str, ...] = (),
+    architecture: As_ = None,
     allow_partial: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -50,11 +53,14 @@ def evaluate(
         taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
             parent and child, indented text, JSON (docs/evaluate.md).
         confusion: CSV file for the confusion matrix; of several protocols, each has a file of its own.
+        report: HTML page with the figures, the classes and the confusions, with example images; a run's own
+            report has them anyway.
         label_depth: Folder that names the class: its level (1: the first, -1: that which holds the image), or
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
+        descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
         json: File to write the results to.
         floors: Also evaluate raw pixels and the untrained network, as baselines.
@@ -63,6 +69,7 @@ def evaluate(
         seeds: For --curve, how often each is fitted, with other labelled images.
         adapt: For --curve, what is fitted: prototypes, knn, hinge, linear; lora, vpt, bias, adapter, full,
             scratch (docs/finetune.md).
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
@@ -72,7 +79,7 @@ def evaluate(
     check_protocols(protocol)
     early.images(labelled)
     metric_groups(metrics)
-    for file, option in ((json, "--json"), (confusion, "--confusion")):
+    for file, option in ((json, "--json"), (confusion, "--confusion"), (report, "--report")):
         if file is not None:
             outputs.check_file(file, option)
     if curve is not None:
@@ -89,9 +96,9 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
-            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts, merges=merges,
-            floors=floors, allow_partial=allow_partial, device=device, precision=precision, seed=seed,
-            progress=stages,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if metrics:
@@ -102,6 +109,10 @@ def evaluate(
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")
+    if report is not None:
+        from omma.verbs.report import report_evaluation
+
+        say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         _report_beside(model, labelled, seed, label_depth)
     return 0

@@ -15,7 +15,7 @@ import tyro
 from omma.cli import early
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
-from omma.cli.shared import Dotted, Images_, Output, say
+from omma.cli.shared import As_, Dotted, Images_, Output, say
 from omma.core import launcher
 from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
@@ -27,7 +27,9 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """A field as an option of the command line: paths are text, and None is no value."""
     kinds: list[Any] = [kind for kind in get_args(field.type) or (field.type,) if kind is not Path]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
-    if field.default is None:
+    if field.name == "architecture":
+        kind = As_
+    elif field.default is None:
         metavar = METAVARS.get(field.name, kind.__name__.upper() if isinstance(kind, type) else "VALUE")
         kind = Annotated[kind | None, tyro.conf.arg(metavar=metavar)]
     return inspect.Parameter(

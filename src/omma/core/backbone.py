@@ -37,6 +37,7 @@ class Backbone(nn.Module):
     built_from: Mapping[str, Any]  # name, image size, channels and the options that were chosen
     adapter: str | None = None  # kind of adapter inserted (backbones/adapters) ...
     frozen: bool = False  # ... and is all else frozen?
+    contrast: float = 0.0  # weight of a loss between images (losses/parts.py) that it is fine-tuned with
 
     @property
     def token_dim(self) -> int:

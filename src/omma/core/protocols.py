@@ -1,7 +1,6 @@
 """What the layers of omma promise each other: samples, views, batches, methods (and see backbone.py)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -233,7 +232,7 @@ class Needs:
     """
 
     labels: bool = False
-    # is it to be judged on labelled images that are held out, and the best of its states kept (`Classifies`)?
+    # is it judged on held-out images while it trains, and the best of its states kept (core/classifies.py)?
     holds_out: bool = False
     balanced: bool = False  # each class must be drawn equally often
     label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)
@@ -243,6 +242,7 @@ class Needs:
     beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
     files: tuple[str, ...] = ()  # fields of Config that name a file or are None
     numbered: bool = False  # `Key.index` must number the data set's `Context.images` images
+    period: int = 0  # epochs after which an image's views repeat; 0: never
     drops_tokens: bool = False  # the backbone must be able to leave tokens out ...
     plain: bool = False  # ... or embed each patch by itself ...
     # ... or have these options (of `backbones.options`); each with what it lets the backbone do, in words
@@ -341,24 +341,3 @@ class Method(nn.Module):
         A method that overrides this is built for the report without `Context.model` and `Context.preprocess`.
         """
         return None
-
-
-class Classifies(Method):
-    """A method whose classifier is judged on held-out images while it trains."""
-
-    @contextmanager
-    def evaluated(self) -> Iterator[None]:
-        """In evaluation mode, with the weights that would be exported now (a moving average, say)."""
-        raise NotImplementedError
-
-    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Of normalised images, within `evaluated`."""
-        raise NotImplementedError
-
-    def keep(self) -> None:
-        """Remember the weights that are `evaluated` as the best so far."""
-        raise NotImplementedError
-
-    def settle(self, best: bool) -> None:
-        """After training: from now on the weights are the best ones, or those that would be exported now."""
-        raise NotImplementedError

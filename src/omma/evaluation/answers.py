@@ -58,10 +58,9 @@ def _zeroshot(job: Job, test: Float[np.ndarray, "m d"]) -> Answer:
     """Probabilities by the scale of the logits, if the model has one for a softmax."""
     reader, classes = job.text_reader, job.images.classes
     assert reader is not None
-    embedded = reader.paired.texts(zeroshot.prompts(classes, reader.templates), job.device)
-    vectors = zeroshot.classifier(embedded, len(classes))
+    vectors = reader.vectors(classes, job.device)
     images = reader.paired.images(test)
-    settings = {"templates": len(reader.templates), "template": reader.templates[0]}
+    settings = reader.settings(classes)
     tensors = job.model.extras.tensors
     softmax = "logit_scale" in tensors and "logit_bias" not in tensors
     scores = images @ vectors.T

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from omma.backbones.layers import prompts as learned_prompts
 from omma.backbones.layers import text
-from omma.backbones.layers.text import Paired
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
@@ -22,17 +22,11 @@ from omma.evaluation.detail import Detail
 from omma.evaluation.hierarchy import Tree
 from omma.evaluation.score import Score, Subject
 from omma.evaluation.verdict import Comparison
+from omma.evaluation.zeroshot import TextReader
 from omma.features.extract import FeatureSet, extract, pixels
 from omma.weights import Model
 
 StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
-
-
-class TextReader(NamedTuple):
-    """A model's text tower, and the templates of prompts for zero-shot classification."""
-
-    paired: Paired
-    templates: Sequence[str]  # at least one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +67,23 @@ class Judgement(NamedTuple):
     details: Sequence[Detail] = ()
 
 
-def text_reader(model: Model, name: str, prompts: str | Path | None, merges: str | Path | None) -> TextReader:
-    """The model's text tower with its tokenizer; ValueError if it has none."""
-    templates = (zeroshot.TEMPLATE,) if prompts is None else zeroshot.read_templates(prompts)
+def text_reader(
+    model: Model,
+    name: str,
+    prompts: str | Path | None = None,
+    merges: str | Path | None = None,
+    descriptions: str | Path | None = None,
+) -> TextReader:
+    """The model's text tower with its tokenizer, and what it reads of classes; ValueError if it has none."""
+    templates = () if prompts is None else zeroshot.read_templates(prompts)
+    sentences = None if descriptions is None else zeroshot.by_words(zeroshot.read_descriptions(descriptions))
     paired = text.restored(model.extras, name, None if merges is None else text_tokenizer.read_merges(merges))
     if paired.tokenizer is None:
         raise ValueError(
             f"{name} does not hold its tokenizer's merges: give --merges bpe_simple_vocab_16e6.txt.gz "
             "(docs/clip.md)"
         )
-    return TextReader(paired, templates)
+    return TextReader(paired, templates, sentences, learned_prompts.restored(model.extras, name))
 
 
 def features_of_all(job: Job, images: Images, raw: bool = True) -> dict[Subject, FeatureSet]:

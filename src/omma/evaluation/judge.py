@@ -70,15 +70,22 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                 common = conditions | answered.fields | {"split": description, "seed": seed}
                 scores += [Score(subject=subject, protocol=protocol, **common, **each) for each in measured]
                 correct[subject, protocol, k] = predictions == data.test_labels
-    notes = list(_untrained_classes(images.classes, labels[~is_test], labels[is_test], protocols))
-    if unused := len(images) - len(rows):
-        notes.append(f"left out, without a label or in neither part: {count(unused, 'image')}")
-    if "zeroshot" in protocols:
-        notes += _zeroshot_notes(job, images.classes)
-    if "classifier" in protocols:
-        notes += unseen_notes(job.model, images.classes, labels[is_test])
+    notes = list(_notes(job, labels[~is_test], labels[is_test], protocols, len(images) - len(rows)))
     comparisons = list(_comparisons(correct, seed))
     return Judgement(scores, comparisons, notes, features["trained"].bad, tested, details)
+
+
+def _notes(
+    job: Job, train: Int[np.ndarray, "n"], test: Int[np.ndarray, "m"], protocols: Sequence[str], unused: int
+) -> Iterator[str]:
+    """What to know of the figures; train, test: the labels of both parts; unused: images in neither."""
+    yield from _untrained_classes(job.images.classes, train, test, protocols)
+    if unused:
+        yield f"left out, without a label or in neither part: {count(unused, 'image')}"
+    if "zeroshot" in protocols:
+        yield from _zeroshot_notes(job, job.images.classes)
+    if "classifier" in protocols:
+        yield from unseen_notes(job.model, job.images.classes, test)
 
 
 def _untrained_classes(
@@ -156,9 +163,7 @@ def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:
     assert job.text_reader is not None
-    templates = job.text_reader.templates
-    more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
-    yield f"zero-shot: {len(classes):,} classes by their names, as {templates[0]!r}{more}"
+    yield from job.text_reader.notes(classes)
     for same in zeroshot.alike(classes)[:3]:
         names = " and ".join(map(repr, same))
         yield f"the classes {names} have the same prompts: images are assigned to the first"

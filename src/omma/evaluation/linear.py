@@ -12,7 +12,6 @@ part before its final prediction.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from omma.evaluation import knn
 from omma.evaluation.split import Answer, Split, checked, holdouts, scaling
 
 Solver = Literal["auto", "lbfgs", "sgd"]
@@ -35,6 +35,7 @@ CONVERGED = 1e-4  # largest entry of the gradient, as in scikit-learn's Logistic
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # for a batch of 256, scaled linearly
 BATCH, EPOCHS, MOMENTUM = 1024, 20, 0.9
 
+Settings = dict[str, Any]  # solver, penalty or rate, and its held-out score
 Pairs = Sequence[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]  # rows to fit, rows held out
 
 
@@ -55,14 +56,6 @@ class Linear(NamedTuple):
         return weight.astype(np.float32), (self.bias - weight @ self.mean).astype(np.float32)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A classifier fitted on all images, after its strength was chosen on those held out."""
-
-    linear: Linear
-    settings: dict[str, float | int | str]  # solver, penalty or rate, and its held-out score
-
-
 def predict(
     data: Split, seed: int = 0, solver: Solver = "auto", device: torch.device | str = "cpu"
 ) -> Answer:
@@ -71,14 +64,13 @@ def predict(
     device: for SGD; L-BFGS runs on the CPU.
     """
     data = checked(data)
-    fitted = fit(
-        data.train, one_hot(data.train_labels, data.classes), seed=seed, solver=solver, device=device
-    )
-    logits = fitted.linear(data.test)
+    targets = one_hot(data.train_labels, data.classes)
+    settings = choose(data.train, targets, seed=seed, solver=solver, device=device)
+    logits = fit(data.train, targets, settings, seed=seed, device=device)(data.test)
     trained = np.unique(data.train_labels)
     scores = np.zeros((len(logits), data.classes), np.float32)
     scores[:, trained] = torch.from_numpy(logits[:, trained]).softmax(-1).numpy()
-    return Answer(scores.argmax(1), fitted.settings, scores, True)
+    return Answer(scores.argmax(1), settings, scores, True)
 
 
 def one_hot(labels: Int[np.ndarray, "n *k"], classes: int) -> Float[np.ndarray, "n k"]:
@@ -86,7 +78,7 @@ def one_hot(labels: Int[np.ndarray, "n *k"], classes: int) -> Float[np.ndarray, 
     return labels.astype(np.float32) if labels.ndim == 2 else np.eye(classes, dtype=np.float32)[labels]
 
 
-def fit(
+def choose(
     x: Float[np.ndarray, "n d"],
     targets: Float[np.ndarray, "n k"],
     *,
@@ -96,14 +88,14 @@ def fit(
     seed: int = 0,
     solver: Solver = "auto",
     device: torch.device | str = "cpu",
-) -> Fitted:
-    """Choose the penalty (L-BFGS) or rate (SGD) on held-out images, then fit all.
+) -> Settings:
+    """The solver, and its penalty (L-BFGS) or rate (SGD) with the best score on held-out images.
 
     x: float32, finite. targets: 1 for the classes that an image has, 0 for others; with the loss "sigmoid"
     -1 for what is not known. weights: of each class's images ("sigmoid": of each class's positives).
     pairs: what is held out; by default `holdouts`, which raises ValueError where no class has two images.
-    The held-out score is the accuracy, with "sigmoid" the mean average precision; ties go to the strongest
-    penalty, the lowest rate.
+    The score is the accuracy, with "sigmoid" the mean average precision; ties go to the strongest penalty,
+    the lowest rate.
     """
     if solver == "auto":
         solver = "lbfgs" if x.size * targets.shape[1] <= SMALL else "sgd"
@@ -117,30 +109,46 @@ def fit(
         if solver == "lbfgs" and scores[-1] < max(scores) - PAST_BEST:
             break
     best = int(np.argmax(scores))
-    (linear,) = path(x, targets, grid[best : best + 1])
     metric = "held_out_map" if loss == "sigmoid" else "held_out_top1"
-    return Fitted(
-        linear=linear, settings={"solver": solver, name: grid[best], metric: round(scores[best], 4)}
-    )
+    return {"solver": solver, name: grid[best], metric: round(scores[best], 4)}
 
 
-def refit(
+def fit(
     x: Float[np.ndarray, "n d"],
     targets: Float[np.ndarray, "n k"],
-    settings: dict[str, Any],
+    settings: Settings,
     *,
     loss: Loss = "softmax",
     weights: Float[np.ndarray, "k"] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Linear:
-    """Fit with a solver, and its penalty or rate, as chosen before (`Fitted.settings`)."""
+    """Fit with a solver ("means": `class_means`), and its penalty or rate, as `choose` gives them."""
+    if settings["solver"] == "means":
+        return class_means(x, targets)
     path, _, name = _path(settings["solver"], loss, weights, seed, device)
     (linear,) = path(x, targets, [settings[name]])
     return linear
 
 
-def score(logits: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"], loss: Loss) -> float:
+def class_means(x: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"]) -> Linear:
+    """The class whose mean of unit vectors is nearest by cosine, as a linear classifier.
+
+    Logits are |x| cos(x, mean of class), scaled so that they are cos / T for a vector of mean length, with
+    the T of k-NN. It has nothing to choose, so one image a class suffices.
+    """
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    means = targets.T @ (x / np.maximum(lengths, 1e-12))
+    weight = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    weight /= knn.TEMPERATURE * max(float(lengths.mean()), 1e-12)
+    d = x.shape[1]
+    bias = np.zeros(len(weight), np.float32)
+    return Linear(weight.astype(np.float32), bias, np.zeros(d, np.float32), np.ones(d, np.float32))
+
+
+def score(
+    logits: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"], loss: Loss = "softmax"
+) -> float:
     """The accuracy; with "sigmoid" the mean over classes that have positives of the average precision."""
     if loss != "sigmoid":
         return float((logits.argmax(1) == targets.argmax(1)).mean())

@@ -8,6 +8,9 @@ average of the weights over the steps may be what is evaluated and exported.
     loss = - sum_k t_k log softmax(W f(x) + b)_k                  one label an image, t smoothed and mixed
     loss = - sum_k p_k t_k log s_k + (1 - t_k) log(1 - s_k)      several, s = sigmoid(W f(x) + b)
 
+With TransFG's adapter, whose heads choose parts, the features of a batch are also compared: those of a class
+are to be alike, those of two classes no more alike than a margin (losses/parts.py).
+
 With `teacher`, the second head of a distillation token learns the decisions of a trained classifier, as in
 `omma methods deit`. Augmentation, mixing and targets are those of `omma methods supervised`.
 
@@ -25,8 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.backbones.layers.heads import require_two_classes
-from omma.core import collectives, protocols
+from omma.core import collectives
 from omma.core.checks import one_of, within_one
+from omma.core.classifies import Classifies
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -38,7 +42,7 @@ from omma.core.protocols import (
     Recipe,
     StepOutput,
 )
-from omma.losses import classification
+from omma.losses import classification, parts
 from omma.methods.shared import labelled_views
 from omma.train import param_groups
 from omma.train.shadow import Shadow
@@ -59,6 +63,7 @@ class Config(labelled_views.Labelled):
     head_std: float = 2e-5  # of the head's initial weights
     ema: float = 0.0  # decay of the average of the weights that is evaluated; 0: none
     balance: str = "none"  # or "loss", "sampler": what makes up for classes of different sizes
+    contrast: float | None = None  # weight of TransFG's loss between images; None: 1 with its adapter, else 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +74,8 @@ class Config(labelled_views.Labelled):
                 raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1)")
         if not self.encoder_lr_scale > 0:
             raise ValueError(f"method.encoder_lr_scale={self.encoder_lr_scale}: must be above 0 (.01 to 1)")
+        if self.contrast is not None and self.contrast < 0:
+            raise ValueError(f"method.contrast={self.contrast}: must be at least 0 (off)")
         if self.head_std < 0:
             raise ValueError(f"method.head_std={self.head_std}: must be at least 0")
 
@@ -101,7 +108,7 @@ def small(image_size: int, model: str) -> Recipe:
     return Recipe(config=config, batch=64, lr=1e-3, warmup=0.05, weight_decay=0.05, clip=3.0)
 
 
-class Method(protocols.Classifies):
+class Method(Classifies):
     """Encoder and linear classifier, with an average of what is trained and the best of it."""
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
@@ -110,6 +117,7 @@ class Method(protocols.Classifies):
             require_two_classes(context.classes)
         self.config, self.classes, self.several = config, context.classes, context.several
         self.encoder = encoder
+        self.contrast = _contrast(encoder, config, context)
         self.head = _head(encoder.dim, config.head_std, context)
         weights = context.class_weights if config.balance == "loss" else None
         self.class_weights: Tensor | None
@@ -122,7 +130,7 @@ class Method(protocols.Classifies):
     def _tensors(self) -> list[Tensor]:
         """Whatever training changes: parameters, and statistics of batch norms."""
         parameters: list[Tensor] = [p for name, p in self.named_parameters() if name in self._trained]
-        if self.encoder.adapter is not None:  # statistics are frozen
+        if self.encoder.frozen:  # and so are statistics
             return parameters
         stored = self.encoder.state_dict(keep_vars=True).values()
         return parameters + [t for t in stored if t.is_floating_point() and not isinstance(t, nn.Parameter)]
@@ -130,7 +138,8 @@ class Method(protocols.Classifies):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         images, targets, weights = labelled_views.examples(batch, len(self.classes), self.config)
         count = collectives.mean(weights.sum())
-        logits = self.head(self.encoder(images).pooled).float()
+        pooled = self.encoder(images).pooled
+        logits = self.head(pooled).float()
         if self.several:
             loss = classification.binary_cross_entropy(logits, targets, weights, count, self.class_weights)
             correct = (logits.detach() > 0) == (targets > 0.5)
@@ -139,7 +148,14 @@ class Method(protocols.Classifies):
             loss = classification.soft_cross_entropy(logits, weighed, weights, count)
             # of a mixed image: the larger share's
             correct = logits.detach().argmax(-1) == targets.argmax(-1)
-        return StepOutput(loss, {"accuracy": labelled_views.share(correct, weights, count)})
+        metrics = {"accuracy": labelled_views.share(correct, weights, count)}
+        if self.contrast:
+            assert batch.labels is not None, "one label an image: `_contrast`"
+            labels = batch.labels.repeat(len(pooled) // len(batch.labels))
+            everyone = collectives.gather(pooled), collectives.gather(labels)
+            between = parts.contrast(pooled, labels, everyone=everyone)
+            loss, metrics["contrast"] = loss + self.contrast * between, between.detach()
+        return StepOutput(loss, metrics)
 
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
         if self.average is not None:
@@ -187,6 +203,23 @@ class Method(protocols.Classifies):
             rate = group.lr_scale * c.encoder_lr_scale
             yield replace(group, lr_scale=rate, frozen_share=c.head_warmup)
         yield from param_groups.standard(self.head, "classifier")
+
+
+def _contrast(encoder: Backbone, config: Config, context: Context) -> float:
+    """Its weight; ValueError if images are mixed or have several labels, and so are of no one class."""
+    weight = encoder.contrast if config.contrast is None else config.contrast
+    if weight and context.several:
+        if config.contrast is not None:
+            raise ValueError(
+                f"method.contrast={weight:g}: compares classes, and these images have several: give 0"
+            )
+        return 0.0
+    if weight and config.mix_p and (config.mixup or config.cutmix):
+        raise ValueError(
+            f"method.contrast={weight:g}: compares classes, and mixed images are of two: give --method.mixup "
+            "0 --method.cutmix 0, or --method.contrast 0"
+        )
+    return weight
 
 
 def _head(dim: int, std: float, context: Context) -> nn.Linear:

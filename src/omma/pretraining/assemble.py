@@ -129,6 +129,7 @@ def _network(setup: Setup) -> Network:
         notes += init_weights.fill(encoder, start.model, request.allow_partial)
     if (adapter := requirements.adapter(request)) is not None:
         adapters.insert(encoder, *adapter)
+        requirements.suits(choice.method, setup.needs, encoder, choice.image_size)
     drawn, tokenizer = _captions(setup)
     if drawn is not None and tokenizer is not None:
         notes.append(f"captions are read with {tokenizer.vocabulary:,} tokens ({tokenizer.origin})")

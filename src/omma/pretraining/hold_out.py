@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from omma.core import dist
-from omma.core.protocols import Classifies, Clock, Extras, Images, Method, Preprocess
+from omma.core.classifies import Classifies
+from omma.core.protocols import Clock, Extras, Images, Method, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import label_sets

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omma import methods, weights
+from omma.backbones import adapters
 from omma.core import dist
 from omma.core.protocols import Backbone, ParamGroup, Preprocess
 from omma.data.batches import preprocess as preprocessing
@@ -44,7 +45,7 @@ def find(request: Request, folder: RunFolder) -> Start:
     before = dist.broadcast(folder.config().get("init") if resumed else None)
     if before and before["source"] == source:
         return Start(dataclasses.replace(Origin(**before), **gently), None)
-    model = weights.load(source, allow_partial=request.allow_partial)
+    model = weights.load(source, architecture=request.architecture, allow_partial=request.allow_partial)
     facts: dict[str, Any] = {
         "digest": model.digest,
         "spec": model.encoder.spec(),
@@ -57,7 +58,8 @@ def find(request: Request, folder: RunFolder) -> Start:
 
 def _gently(request: Request) -> dict[str, Any]:
     """How the weights are treated: an adapter leaves them as they are, a classifier's recipe says how."""
-    alone = request.adapt is not None or request.method == methods.FINE_TUNING
+    frozen = request.adapt is not None and adapters.freezes(request.adapt)
+    alone = frozen or request.method == methods.FINE_TUNING
     return {**({"head_warmup": 0.0, "encoder_lr_scale": 1.0} if alone else {}), **request.init_options()}
 
 
@@ -109,7 +111,7 @@ def describe(groups: Sequence[ParamGroup], origin: Origin, encoder: Backbone) ->
     encoders = [group for group in groups if any(id(p) in own for p in group.params)]
     if not encoders:
         return f"starts from {origin.source}: its encoder stays as it is"
-    if encoder.adapter is not None:
+    if encoder.frozen:
         learns = sum(p.numel() for group in encoders for p in group.params)
         every = sum(p.numel() for p in encoder.parameters())
         what = f"{learns:,} of its encoder's {every:,} parameters learn"

@@ -70,6 +70,7 @@ class Request:
         model: Backbone; `omma models` lists them.
         init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
             model and image size are then theirs unless you set them.
+        architecture: With --init, the network that its file holds, where omma does not recognise it.
         allow_partial: With --init, accept weights that lack many of the network's parameters.
         head_warmup: With --init, share of the run in which the encoder is frozen (.1).
         encoder_lr_scale: With --init, the encoder's learning rate as a share of the heads' (.1).
@@ -111,6 +112,7 @@ class Request:
     label_depth: int | Literal["path"] | None = None
     model: str = "auto"
     init: str | Path | None = None
+    architecture: str | None = None
     allow_partial: bool = False
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
@@ -164,7 +166,7 @@ class Request:
             raise ValueError(
                 "--cache keeps images decoded, and --decode gpu decodes them each time: give only one of them"
             )
-        named = [name for name in ("allow_partial", "adapt") if getattr(self, name)]
+        named = [name for name in ("architecture", "allow_partial", "adapt") if getattr(self, name)]
         about_init = [*named, *self.init_options()]
         if self.init is None and about_init:
             raise ValueError(

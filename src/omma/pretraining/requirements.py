@@ -125,8 +125,9 @@ def suits(method: str, needs: Needs, encoder: Backbone, image_size: int | None =
         if option not in options:
             lacking.append(ability)
     if lacking:
+        network = encoder.name + (f" with --adapt {encoder.adapter}" if encoder.adapter else "")
         raise ValueError(
-            f"{method} needs a backbone that can {lacking[0]}, and {encoder.name} cannot: choose a plain ViT "
+            f"{method} needs a backbone that can {lacking[0]}, and {network} cannot: choose a plain ViT "
             "(--model vit-ti/4) or another method (omma methods)"
         )
     if image_size and (needs.drops_tokens or needs.plain) and encoder.grid(image_size, image_size) == (1, 1):

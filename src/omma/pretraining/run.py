@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from omma import methods
 from omma.core import dist, launcher
 from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
@@ -74,6 +75,7 @@ def stream(run: Run) -> loader.Stream:
         decode=run.decode,
         full_scale=run.preprocess.full_scale,
         balance=run.balance,
+        period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
     )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from omma.core import files
+from omma.evaluation.verdict import metric_name
 from omma.reporting.charts import interval_chart
 from omma.reporting.pictures import Cell, Grid
-from omma.reporting.results import Level, ReportedEvaluation, ReportedScore
+from omma.reporting.results import PROTOCOLS, Level, ReportedEvaluation, ReportedScore
 from omma.reporting.style import CSS
 from omma.reporting.svg import Svg
 from omma.reporting.svg import quote as escape
@@ -41,12 +42,31 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of texts under column heads; a pair of texts is a value and small print below it."""
+
+    heads: tuple[str, ...]
+    rows: Sequence[Sequence[str | tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A table that is opened by a click on its summary."""
+
+    summary: str
+    table: Table
+
+
+Shown = Grid | Image.Image | Svg | Table | Folded
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, a caption that says what to look for, and the pictures."""
+    """A heading, a caption that says what to look for, and what it shows."""
 
     title: str
     caption: str
-    pictures: Sequence[Grid | Image.Image | Svg]
+    pictures: Sequence[Shown]
 
 
 def write(path: Path, text: str) -> Path:
@@ -135,8 +155,23 @@ def _evaluation(evaluation: ReportedEvaluation, stated: bool) -> str:
         f"<section><h2>Results on {escape(evaluation.data)}</h2>{verdict}"
         f"<div class=results><div>{_table(scores)}</div>"
         f"<figure>{_svg(interval_chart(scores, 'Beside its floors'))}</figure></div>"
-        f"{_small_print(evaluation)}{notes if evaluation.notes else ''}</section>"
+        f"{_small_print(evaluation)}{_further(evaluation)}{notes if evaluation.notes else ''}</section>"
     )
+
+
+def _further(evaluation: ReportedEvaluation) -> str:
+    """The further metrics of the trained network: metrics down, protocols across."""
+    scores = {(r.metric, r.protocol): r for r in evaluation.further}
+    if not scores:
+        return ""
+    protocols = list(dict.fromkeys(r.protocol for r in evaluation.further))
+    rows = []
+    for metric in dict.fromkeys(r.metric for r in evaluation.further):
+        found = [scores.get((metric, protocol)) for protocol in protocols]
+        values = [("–", "") if r is None else (r.value_text, r.interval_text) for r in found]
+        rows.append((metric_name(metric), *values))
+    table = Table(("metric", *(PROTOCOLS.get(p, p) for p in protocols)), rows)
+    return _picture(Folded(f"{len(rows)} further metrics of the trained network", table))
 
 
 def _fact(fact: tuple[str, str]) -> str:
@@ -193,12 +228,31 @@ def _shared(scores: Sequence[ReportedScore], known: Sequence[str] = ()) -> list[
     return [c for c in first if c not in known and all(c in r.conditions for r in scores)]
 
 
-def _picture(picture: Grid | Image.Image | Svg) -> str:
+def _picture(picture: Shown) -> str:
+    if isinstance(picture, Table):
+        return _plain_table(picture)
+    if isinstance(picture, Folded):
+        body = _plain_table(picture.table)
+        return f"<details class=folded><summary>{escape(picture.summary)}</summary>{body}</details>"
     if isinstance(picture, Grid):
         return _grid(picture)
     if isinstance(picture, Image.Image):
         return f'<figure><img src="{data_uri(picture)}" alt=""></figure>'
     return f"<figure>{_svg(picture)}</figure>"
+
+
+def _plain_table(table: Table) -> str:
+    def cell(text: str | tuple[str, str]) -> str:
+        value, small = (text, "") if isinstance(text, str) else text
+        return escape(value) + (f"<small>{escape(small)}</small>" if small else "")
+
+    heads = "".join(f"<th scope=col>{escape(head)}</th>" for head in table.heads[1:])
+    rows = "".join(
+        f"<tr><th scope=row>{cell(row[0])}</th>{''.join(f'<td>{cell(text)}</td>' for text in row[1:])}</tr>"
+        for row in table.rows
+    )
+    head = f"<thead><tr><td>{escape(table.heads[0])}</td>{heads}</tr></thead>"
+    return f"<div class=scroll><table class=scores>{head}<tbody>{rows}</tbody></table></div>"
 
 
 def _grid(grid: Grid) -> str:
@@ -210,7 +264,7 @@ def _grid(grid: Grid) -> str:
     return f"<div class=scroll>{''.join(cut)}</div>"
 
 
-def _block(grid: Grid, rows: Sequence[tuple[Cell, ...]], columns: int) -> str:
+def _block(grid: Grid, rows: Sequence[tuple[Cell | None, ...]], columns: int) -> str:
     heads = (
         "".join(f"<span class=head>{escape(h)}</span>" for h in grid.heads[:columns])
         if any(grid.heads)

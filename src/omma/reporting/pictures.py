@@ -1,4 +1,4 @@
-"""Grids of pictures that show what a model sees: neighbours, attention, reconstructions."""
+"""Grids of pictures that show what a model sees: neighbours, attention, parts, reconstructions."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 LARGEST = 192  # longest side of a cell's picture, in pixels
 SMALLEST = 96  # smaller pictures are enlarged by an integer factor
@@ -19,6 +19,7 @@ INFERNO = np.array(
     ],
     dtype=np.float64,
 )  # fmt: skip
+BOX = (252, 200, 60)  # a bright colour of that map
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells under column heads."""
+    """Rows of cells under column heads; None is an empty cell."""
 
     heads: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Cell | None, ...], ...]
 
 
 # ---------------------------------------------------------------- the pictures
@@ -111,6 +112,29 @@ def attention(
         cells = [Cell(base, path=path), Cell(_overlay(base, head_maps.mean(0)))]
         rows.append((*cells, *(Cell(_overlay(base, head_maps[h])) for h in chosen)))
     return Grid(("image", "mean", *(f"head {h + 1}" for h in chosen)), tuple(rows))
+
+
+def parts(
+    images: np.ndarray, boxes: np.ndarray, maps: np.ndarray, paths: Sequence[str] | None = None
+) -> Grid:
+    """The patches that a network has chosen, outlined, and the scores they were chosen by.
+
+    images [n, h, w, c]; boxes [n, heads, 4]: top, left, bottom, right in pixels, one for each head; maps
+    [n, heads, gh, gw], not negative, each head's scores.
+    """
+    images, boxes, maps = _batch(images), np.asarray(boxes), np.asarray(maps, dtype=np.float64)
+    if boxes.shape != (len(images), boxes.shape[1], 4) or maps.shape[:2] != boxes.shape[:2]:
+        raise ValueError(
+            f"boxes {boxes.shape} and maps {maps.shape}: must be [{len(images)}, heads, 4] and "
+            f"[{len(images)}, heads, gh, gw]"
+        )
+    rows = []
+    for image, own, scores, path in zip(images, boxes, maps, paths or itertools.repeat("")):
+        base, different = tile(image), np.unique(own, axis=0)
+        text = f"{len(own)} heads, {len(different)} places"
+        outlined = _outlined(base, different * (base.width / image.shape[1]))
+        rows.append((Cell(base, path=path), Cell(outlined, text), Cell(_overlay(base, scores.mean(0)))))
+    return Grid(("image", "chosen", "scores"), tuple(rows))
 
 
 def reconstructions(
@@ -205,6 +229,20 @@ def _overlay(base: Image.Image, weights: np.ndarray) -> Image.Image:
     grey = np.asarray(base.convert("L"), dtype=np.float64)[..., None]
     mixed = 0.4 * grey + 0.6 * inferno(heat)
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def _outlined(base: Image.Image, boxes: np.ndarray) -> Image.Image:
+    """With a bright line around each box [n, 4] (top, left, bottom, right), and a dark one around that."""
+    picture = base.copy()
+    draw = ImageDraw.Draw(picture)
+    right_most, lowest = picture.width - 1, picture.height - 1
+    for away, colour in ((2, "black"), (1, BOX)):
+        for top, left, bottom, right in np.rint(boxes).astype(int).tolist():
+            corner = (max(left - away, 0), max(top - away, 0))
+            draw.rectangle(
+                (*corner, min(right - 1 + away, right_most), min(bottom - 1 + away, lowest)), outline=colour
+            )
+    return picture
 
 
 def _batch(images: np.ndarray) -> np.ndarray:

@@ -12,11 +12,12 @@ PROTOCOLS = {
     "knn": "k-NN",
     "linear": "Linear",
     "ridge": "Ridge",
+    "classifier": "Classifier",
     "zeroshot": "Zero-shot",
     "retrieval": "Retrieval",
 }
 JSON_ONLY = ("settings", "balanced_accuracy", "majority")  # of a score: too long for small print
-SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity")
+SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity", "h_", "crm_top1", "ece")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ class ReportedEvaluation:
     level: Level | None = None
     protocol: str = ""
     notes: Sequence[str] = ()
+    further: Sequence[ReportedScore] = ()  # further metrics of the trained network
+    details: Sequence[Mapping[str, Any]] = ()  # class by class, one entry a protocol (`Detail.to_json`)
 
     @classmethod
     def read(cls, content: Mapping[str, Any], headline_k: int) -> "ReportedEvaluation":
@@ -94,14 +97,24 @@ class ReportedEvaluation:
         entries = content["results"]
         ks = {entry["k"] for entry in entries if "k" in entry}
         k = min(ks, key=lambda k: abs(k - headline_k), default=None)
+        shown = [entry for entry in entries if entry.get("k", k) == k]
+        classified = {entry["protocol"] for entry in shown if entry["metric"] == "top1"}
+        further = [e for e in shown if e["protocol"] in classified and not _is_headline(e)]
         return cls(
             data=str(content.get("data", "images")),
-            scores=[ReportedScore.read(entry) for entry in entries if entry.get("k", k) == k],
+            scores=[ReportedScore.read(entry) for entry in shown if entry not in further],
+            further=[ReportedScore.read(entry) for entry in further if entry["subject"] == "trained"],
+            details=content.get("details", ()),
             verdict=str(content.get("verdict", "")),
             level=_level([c for c in content.get("comparisons", ()) if c.get("k", k) == k]),
             protocol=str(content.get("protocol", "")),
             notes=[str(note) for note in content.get("notes", ())],
         )
+
+
+def _is_headline(entry: Mapping[str, Any]) -> bool:
+    """Of a protocol that classifies: top-1, and balanced accuracy where classes are uneven."""
+    return entry["metric"] == "top1" or "majority" in entry
 
 
 def _level(comparisons: Sequence[Mapping[str, Any]]) -> Level | None:

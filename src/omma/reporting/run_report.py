@@ -14,17 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma import backbones, methods, weights
-from omma.core import files, words
+from omma.backbones.adapters.transfg import Parts
+from omma.core import words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
 from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
-from omma.pretraining import retention
+from omma.pretraining import resume, retention
 from omma.pretraining.events import Note, Stage
 from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, curve_chart, html, pictures, svg
+from omma.reporting import charts, confusions, curve_chart, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -35,6 +36,7 @@ StageProgress = Callable[[str, int, int], None]  # the current stage, images don
 GALLERY = 2000  # images that neighbours are searched in
 QUERIES, NEIGHBOURS = 8, 7
 SHOWN = 8  # images whose attention and reconstruction are drawn
+SCORES = {"top1": "share that is right", "map": "mean average precision"}
 # numbers of a step that have a curve of their own, or none
 COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
 
@@ -55,7 +57,7 @@ def write_report(
     model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
     labels_trained = config.get("labels") == "learned"
     notes: list[str] = []
-    readings = [entry for entry in lines if entry["event"] == "health"]
+    readings = [entry for entry in lines if entry["event"] in resume.READINGS]
     health: dict[str, Any] = readings[-1] if readings else {"text": "no health reading", "verdict": "warn"}
     if "init" in config and "neighbours_kept" in health and "online_knn_start" not in health:
         notes.append(retention.UNTOLD.capitalize() + ".")
@@ -71,10 +73,11 @@ def write_report(
         evaluations = []
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
-    sections = []
+    sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
+        ("Chosen parts", lambda: _parts(gallery)),
         ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
     ):
         try:
@@ -84,7 +87,7 @@ def write_report(
             continue
         if grid is not None:
             sections.append(html.Section(title, caption, [grid]))
-    if (labels := _labels(folder.path / CURVE, model.digest, notes)) is not None:
+    if (labels := curve_chart.section(folder.path / CURVE, model.digest, notes)) is not None:
         sections.insert(0, labels)
     page = html.page(
         title=folder.path.resolve().name,
@@ -119,29 +122,14 @@ def not_written(error: Exception, run: str | Path) -> str:
     return f"the report was not written ({kind}{line(error)}); `omma report {run} IMAGES` tries again"
 
 
-def _labels(file: Path, digest: str, notes: list[str]) -> html.Section | None:
-    """What labels are worth, by the last `omma evaluate --curve` of these weights."""
-    if not file.exists():
-        return None
-    try:
-        content = files.read_json(file, "`omma evaluate --curve` writes it again")
-        if content["digest"] != digest:
-            notes.append("A curve over numbers of labels is left out: it is of earlier weights of this run.")
-            return None
-        protocol = content["protocol"]
-        caption = " ".join([*content["answer"], f"{protocol[:1].upper()}{protocol[1:]}."])
-        return html.Section("What labels are worth", caption, [curve_chart.draw(content)])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        notes.append(f"{file.name} is damaged ({line(error)}): `omma evaluate --curve` writes it again")
-        return None
-
-
 def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.Verdict]:
     """That of the newest evaluation, if there is one."""
     return [html.Verdict(f"Evaluated on {e.data}", e.verdict, e.level) for e in evaluations[:1] if e.verdict]
 
 
 def _health_verdict(reading: Mapping[str, Any]) -> html.Verdict:
+    if reading.get("event") == "holdout":
+        return html.Verdict("On held-out images", reading["text"], reading["verdict"])
     sentence, _, reason = reading["text"].partition(":")
     return html.Verdict("Training, read without labels", sentence.capitalize(), reading["verdict"], reason)
 
@@ -263,6 +251,20 @@ def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
     return grid, "Where the last layer looks: the mean over its heads, then single heads."
 
 
+def _parts(gallery: Gallery) -> tuple[Grid | None, str]:
+    """No grid for a network that chooses none."""
+    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
+    if not isinstance(encoder, Parts):
+        return None, ""
+    scores = encoder.part_scores(pixels).float().unflatten(-1, encoder.grid(*pixels.shape[-2:])).numpy()
+    images, boxes = shown(pixels, gallery.model.preprocess), encoder.boxes(pixels).numpy()
+    caption = (
+        "Besides the class token, only these patches reach the last block: of each head the one with the "
+        "highest score, which is the product of the earlier layers' attention (mean over the heads at right)."
+    )
+    return pictures.parts(images, boxes, scores, paths), caption
+
+
 def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:
     """No grid for a method that reconstructs nothing."""
     pixels, paths = gallery.shown
@@ -289,6 +291,10 @@ def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:
     ranks = [series("health", "rank", "RankMe"), series("health", "centred_rank", "centred")]
     spreads = [series("health", "spread", "1 - mean cosine"), series("health", "std", "deviation x sqrt(d)")]
     curves = {f"Effective rank {features}": ranks, f"Spread {features}": spreads}
+    if held_out := [line for line in lines if line["event"] == "holdout" and "nll" in line]:
+        score = "top1" if "top1" in held_out[-1] else "map"
+        curves = {f"Held-out images: {SCORES[score]}": [series("holdout", score)]}
+        curves["Held-out images: negative log-likelihood"] = [series("holdout", "nll")]
     if any("online_knn_top1" in line for line in lines):
         title = f"Online k-NN{'' if labels_trained else ' (labels for evaluation only)'}"
         curves[title] = [series("health", "online_knn_top1", "top-1")]

@@ -60,11 +60,13 @@ overflow:hidden;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .curves{display:grid;grid-template-columns:1fr 1fr;gap:2rem 2.5rem;margin-top:.75rem}
 figure img{max-width:100%;height:auto}
 .chart{display:block;width:100%;max-width:36rem;height:auto;overflow:visible}
+.chart.wide{max-width:none}
 .chart text{font-variant-numeric:tabular-nums}
 .mark:hover{opacity:1}
 ul{padding-left:1.1rem}li+li{margin-top:.25rem}
 details{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem}
 summary{cursor:pointer;font-weight:650}
+.folded{margin-top:.5rem}.folded .scores{margin-top:.5rem}
 .config{margin-top:.75rem;font-size:.85rem}
 .config th{text-align:left;font-weight:400;color:var(--soft);padding:.2rem 1.5rem .2rem 0;vertical-align:top;
 white-space:nowrap}

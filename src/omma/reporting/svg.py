@@ -68,10 +68,11 @@ def quote(words: object) -> str:
     return escape(FORBIDDEN.sub("", str(words)))
 
 
-def finish(title: str, height: float, parts: Sequence[str]) -> Svg:
-    """The whole chart from its elements."""
+def finish(title: str, height: float, parts: Sequence[str], width: float = WIDTH) -> Svg:
+    """The whole chart from its elements; one wider than WIDTH takes the page's width."""
+    kind = "chart wide" if width > WIDTH else "chart"
     return Svg(
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
-        f'viewBox="0 0 {WIDTH} {height:.0f}" font-family="system-ui,sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui,sans-serif" '
         f'aria-label="{quote(title)}">{"".join(parts)}</svg>'
     )

@@ -49,6 +49,7 @@ def embed(
     device: str = "auto",
     precision: str = "auto",
     batch: int | None = None,
+    architecture: str | None = None,
     allow_partial: bool = False,
     label_depth: LabelDepth | None = None,
     engine: str = "local",
@@ -74,7 +75,11 @@ def embed(
         else:
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
-            loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
+            loaded = (
+                model
+                if isinstance(model, Model)
+                else weights.load(model, architecture=architecture, allow_partial=allow_partial)
+            )
             opened = collection.opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)

@@ -37,11 +37,13 @@ def evaluate(
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
     prompts: str | Path | None = None,
+    descriptions: str | Path | None = None,
     merges: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
     floors: bool = True,
+    architecture: str | None = None,
     allow_partial: bool = False,
     json: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
@@ -57,9 +59,10 @@ def evaluate(
     classes, for the severity of mistakes.
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
-    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). merges: the file of the
-    tokenizer's merges, for published CLIP weights that lie without it.
-    model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); allow_partial: also where
+    prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
+    sentences about each class. merges: the tokenizer's, for published CLIP weights that lie without it.
+    model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); architecture: as
+        `omma.load` takes it; allow_partial: also where
         many of its parameters are not in the file.
     floors: judge raw pixels and the same network untrained by the same protocols.
     json: a file to write `Evaluation.to_json()` to.
@@ -73,17 +76,19 @@ def evaluate(
     if json is not None:
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
-    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
+    loaded = (
+        model
+        if isinstance(model, Model)
+        else weights.load(model, architecture=architecture, allow_partial=allow_partial)
+    )
     name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
-        read = text_reader(loaded, name, prompts, merges)
-    elif prompts is not None or merges is not None:
-        raise ValueError(
-            "prompts and merges are for the protocols zeroshot and retrieval: choose one of them"
-        )
+        read = text_reader(loaded, name, prompts, merges, descriptions)
+    elif any(file is not None for file in (prompts, descriptions, merges)):
+        raise ValueError("prompts, descriptions and merges are for the protocols zeroshot and retrieval")
     job = Job(
         model=loaded,
         images=images,

@@ -42,6 +42,7 @@ def export(
     out: str | Path | None = None,
     images: str | Path | Images | None = None,
     *,
+    architecture: str | None = None,
     allow_partial: bool = False,
 ) -> Exported:
     """Write an encoder for another library, let that reopen it, and keep it only if it computes the same.
@@ -50,7 +51,7 @@ def export(
     `timm.create_model("local-dir:FOLDER", pretrained=True)`), "hf" (a folder for transformers' AutoModel),
     "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
     torch.export.load). out: by default in the run folder. images: up to eight are compared; by default
-    those that the model was trained on. allow_partial: as in `omma.load`.
+    those that the model was trained on. architecture, allow_partial: as in `omma.load`.
 
     `out` appears only when it is complete; an existing file is replaced, a folder that is not empty is not.
     Raises ValueError in one line: an unknown format, a network that the other library does not have, features
@@ -61,7 +62,11 @@ def export(
     form = FORMATS[format]
     out = target.checked(_default_out(model, form) if out is None else Path(out), format, form)
     form.need_packages()
-    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
+    loaded = (
+        model
+        if isinstance(model, Model)
+        else weights.load(model, architecture=architecture, allow_partial=allow_partial)
+    )
     encoder, preprocess = copy.deepcopy(loaded.encoder).cpu().float().eval(), loaded.preprocess
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)
     with outputs.temporary_folder(out) as folder:

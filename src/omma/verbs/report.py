@@ -7,8 +7,9 @@ from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
+from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import RunFolder
-from omma.reporting import run_report
+from omma.reporting import evaluation_report, run_report
 from omma.reporting.run_report import StageProgress
 
 
@@ -32,3 +33,19 @@ def report(
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
     outputs.check_file(folder.report, "a copy of the run")
     return run_report.write_report(folder, collection.opened(images, label_depth), seed, progress)
+
+
+@translated()
+def report_evaluation(
+    evaluation: Evaluation,
+    images: str | Path | Images,
+    file: str | Path,
+    *,
+    label_depth: LabelDepth | None = None,
+) -> Path:
+    """Write the page of an evaluation of any model, with examples of confused classes; returns its path.
+
+    images, label_depth: as they were evaluated. Raises ValueError.
+    """
+    outputs.check_file(file, "--report")
+    return evaluation_report.write_report(Path(file), evaluation, collection.opened(images, label_depth))

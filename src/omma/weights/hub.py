@@ -24,28 +24,39 @@ PATIENCE = 5.0  # seconds in which the hub must answer
 CONFIG, PREPROCESSOR, MERGES = "config.json", "preprocessor_config.json", "merges.txt"
 
 
-# arguments of timm.create_model that omma sets from other sources, or that matter in training only
-REPLACED = (
-    "num_classes",
-    "in_chans",
-    "img_size",
-    "drop_rate",
-    "drop_path_rate",
-    "pretrained",
-    "pretrained_cfg",
-)
-
-
-class TimmWeights(NamedTuple):
-    """A pretrained timm network."""
+class LibraryWeights(NamedTuple):
+    """The weights of a network of timm or torchvision."""
 
     tensors: dict[str, Tensor]  # without the classifier
-    config: dict[str, Any]  # its pretrained_cfg
+    config: dict[str, Any]  # timm's pretrained_cfg, or what torchvision says in those words
     architecture: str
-    classifier: Mapping[str, Tensor] = MappingProxyType({})  # "weight" and "bias" if linear, else empty
+    heads: Mapping[str, Tensor] = MappingProxyType({})  # the classifier's tensors, by their names in the file
     channels: int = 3
     image_size: int | None = None  # that its positions are made for; None: the input size of `config`
     arguments: str = ""  # JSON of the further arguments that the network was made with
+    library: str = "timm"
+    classes: tuple[str, ...] = ()  # name of each of the classifier's rows
+    notes: tuple[str, ...] = ()  # how the tensors were found in the file
+    assumed: str = ""  # whose preprocessing `config` has, where none lies beside the weights
+
+    @property
+    def name(self) -> str:
+        """As `backbones.build` takes it."""
+        return f"{self.library}:{self.architecture}"
+
+    def spec(self) -> dict[str, Any]:
+        """Arguments of `backbones.build`."""
+        size = int((self.config.get("input_size") or (3, 224, 224))[-1])
+        spec = {"name": self.name, "image_size": self.image_size or size, "channels": self.channels}
+        return {**spec, **({"arguments": self.arguments} if self.arguments else {})}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LibraryWeights":
+        """The same with a file's tensors, of which the classifier's are told by their names."""
+        classifier = self.config.get("classifier") or ()
+        names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        starts = tuple(f"{name}." for name in names)
+        heads = {name: x for name, x in tensors.items() if starts and name.startswith(starts)}
+        return self._replace(tensors={n: x for n, x in tensors.items() if n not in heads}, heads=heads)
 
 
 def fetch_hf(name: str) -> Path:
@@ -95,7 +106,7 @@ def _weights(hub: Any, repository: str, commit: str) -> Path | None:
     return None
 
 
-def fetch_timm(name: str) -> TimmWeights:
+def fetch_timm(name: str) -> LibraryWeights:
     """The pretrained network `timm:NAME.TAG`, or `timm:NAME` for timm's default tag.
 
     timm downloads and converts the weights. Raises a one-line ValueError for an unknown name (with similar
@@ -117,49 +128,7 @@ def fetch_timm(name: str) -> TimmWeights:
     with _one_line_errors(name, repository):
         network = timm.create_model(timm_name, pretrained=True)
     config: Any = network.pretrained_cfg
-    return _split_classifier(network.state_dict(), dict(config), architecture)
-
-
-def as_timm_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TimmWeights | None:
-    """The weights of a folder that timm wrote; None if timm does not have the network, or is not installed.
-
-    Raises ValueError for settings of a wrong type.
-    """
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str):
-        return None
-    try:
-        import timm
-    except ImportError:
-        return None
-    if not timm.is_model(architecture):
-        return None
-    cfg, arguments = (dict(config.get(part) or {}) for part in ("pretrained_cfg", "model_args"))
-    size = cfg.get("input_size") or (3, 224, 224)
-    channels = arguments.get("in_chans", size[0])
-    if type(channels) is not int or not 1 <= channels <= 1024:
-        raise ValueError(f"its config.json says in_chans={channels!r}: a number of channels is expected")
-    made_for = arguments.get("img_size")
-    sides = {*made_for} if isinstance(made_for, list) else {made_for}
-    if len(sides) != 1 or not isinstance(side := sides.pop(), int | None):
-        raise ValueError(f"its config.json says img_size={made_for!r}: images are square in omma")
-    used = {name: x for name, x in sorted(arguments.items()) if name not in REPLACED and x is not None}
-    text = json.dumps(used) if used else ""
-    return _split_classifier(tensors, cfg, architecture)._replace(
-        channels=channels, image_size=side, arguments=text
-    )
-
-
-def _split_classifier(tensors: Mapping[str, Tensor], cfg: dict[str, Any], architecture: str) -> TimmWeights:
-    """Separate the classifier from the other tensors."""
-    heads = cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    encoder = {name: x for name, x in tensors.items() if not heads or not name.startswith(heads)}
-    classifier = {
-        name.removeprefix(h): x for h in heads[:1] for name, x in tensors.items() if name.startswith(h)
-    }
-    linear = classifier.keys() == {"weight", "bias"} and classifier["weight"].ndim == 2
-    return TimmWeights(encoder, cfg, architecture, classifier if linear else {})
+    return LibraryWeights({}, dict(config), architecture).with_tensors(network.state_dict())
 
 
 def read_config(folder: str | Path, name: str = CONFIG) -> dict[str, Any]:

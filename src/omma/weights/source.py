@@ -11,34 +11,37 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.backbones import external
 from omma.core.errors import message
 from omma.core.explain import translated
-from omma.core.protocols import Backbone, Extras
-from omma.weights import hub, published, read_file, store
+from omma.core.protocols import Backbone
+from omma.weights import hub, library, misfit, published, read_file, store
 from omma.weights.model import Model
 from omma.weights.published import clip, dalle
-from omma.weights.published.recognise import Recognised
+from omma.weights.published.recognise import NO_NETWORK, Recognised
 from omma.weights.published.report import grouped
 
 
-def load(model: str | Path, *, allow_partial: bool = False) -> Model:
+def load(model: str | Path, *, architecture: str | None = None, allow_partial: bool = False) -> Model:
     """Load an encoder, on the CPU in fp32.
 
     model: a run folder or its model.safetensors; a published file (.safetensors, .pth, .pt, .npz ...),
     recognised by its content, or one of its networks, FILE:student; a folder that transformers or timm
     wrote; `timm:NAME`; `hf:NAME` (docs/weights.md).
+    architecture: the network that a file or folder holds, `timm:NAME` or `torchvision:NAME`, where omma does
+    not recognise it.
     allow_partial: accept files with less than 95 % of the encoder's parameters. `provenance["loaded"]`
     reports what became of a published file's tensors. Raises a one-line ValueError: what, where, remedy.
     """
     with translated(str(model)):
+        if architecture is not None:
+            return _load_as(model, architecture, allow_partial)
         return _load(model, allow_partial)
 
 
 def _load(model: str | Path, allow_partial: bool) -> Model:
     name, (path, entry) = str(model), _split_entry(model)
     if name.startswith("timm:"):
-        return _load_timm(hub.fetch_timm(name), name, allow_partial)
+        return _load_library(hub.fetch_timm(name), name, allow_partial)
     if name.startswith("hf:") or _is_hf_folder(path):
         folder = hub.fetch_hf(name)
         return _load_folder(folder, read_file.read(folder).tensors, name, allow_partial)
@@ -48,9 +51,45 @@ def _load(model: str | Path, allow_partial: bool) -> Model:
     notes = [f"taken from its entry {content.container!r}"] if content.container else []
     if path.name in read_file.WEIGHTS and _is_hf_folder(path.parent):
         return _load_folder(path.parent, content.tensors, name, allow_partial, notes)
-    return _load_published(
-        content.tensors, name, allow_partial, notes, path.parent, other_entries=content.others
-    )
+    try:
+        return _load_published(
+            content.tensors, name, allow_partial, notes, path.parent, other_entries=content.others
+        )
+    except ValueError as error:
+        fitting = misfit.alike(content.tensors, path.stem) if NO_NETWORK in str(error) else []
+        if not fitting:
+            raise
+        raise ValueError(
+            f"{name} does not say which network it holds; it fits {' and '.join(fitting)}: name the right "
+            f"one, --as {fitting[0]}"
+        ) from error
+
+
+def _load_as(model: str | Path, architecture: str, allow_partial: bool) -> Model:
+    """Load a file or folder as the named network of timm or torchvision."""
+    name, (path, entry) = str(model), _split_entry(model)
+    ours = path.is_dir() and ((path / store.DESCRIPTION).is_file() or (path / "checkpoints").is_dir())
+    if name.startswith("timm:") or ours or (path.name == store.WEIGHTS and _is_omma_model(path)):
+        raise ValueError(f"{name} says which network it is: leave out --as {architecture}")
+    path = hub.fetch_hf(name) if name.startswith("hf:") else path
+    if not path.exists():
+        raise ValueError(f"{name} does not exist; give a file of weights, or a folder with one")
+    content = read_file.read(path, entry)
+    folder = path if path.is_dir() else path.parent
+    config = hub.read_config(folder) if (folder / hub.CONFIG).is_file() else {}
+    with published.readable(name):
+        unpacked = library.unpack(architecture, content.tensors, config, name)
+        if content.container:
+            note = f"taken from its entry {content.container!r}"
+            unpacked = unpacked._replace(notes=(note, *unpacked.notes))
+        try:
+            return _load_library(unpacked, name, allow_partial)
+        except misfit.Misfit as error:
+            fitting = misfit.alike(content.tensors, unpacked.architecture, path.stem)
+            fitting = ", ".join(each for each in fitting if each != architecture)
+            raise ValueError(
+                f"{error}; {f'it fits {fitting}' if fitting else 'name the right one'}"
+            ) from error
 
 
 def fit(model: Model, encoder: Backbone, allow_partial: bool = False) -> list[str]:
@@ -122,9 +161,8 @@ def _load_folder(
         preprocessor = hub.read_config(folder, hub.PREPROCESSOR)
     cfg = config.get("pretrained_cfg")
     settings: dict[str, Any] = {"config": config, "preprocessor": preprocessor, "timm_cfg": cfg}
-    with published.readable(source):
-        timm_weights = hub.as_timm_weights(tensors, config)
-    if timm_weights is None:
+    network = library.named_in(config)
+    if network is None:
         try:
             return _load_published(tensors, source, allow_partial, notes, folder, **settings)
         except ValueError as error:
@@ -136,9 +174,10 @@ def _load_folder(
             ) from error
     try:
         with published.readable(source):
-            return _load_timm(timm_weights, source, allow_partial)
+            unpacked = library.unpack(network, tensors, config, source)
+            return _load_library(unpacked._replace(notes=(*notes, *unpacked.notes)), source, allow_partial)
     except ValueError as error:
-        notes = [*notes, f"not compared with timm's own network: {message(error)[:300]}"]
+        notes = [*notes, f"not compared with timm's own network: {message(error)[:300].strip()}"]
         try:
             return _load_published(tensors, source, allow_partial, notes, folder, **settings)
         except ValueError:
@@ -168,43 +207,48 @@ def _load_published(
     return Model(encoder, preprocess, {"source": source, "loaded": [*report.lines(), *notes]}, extras)
 
 
-def _load_timm(weights: hub.TimmWeights, source: str, allow_partial: bool) -> Model:
-    """A timm network as omma's own backbone if that computes the same features, else timm's, wrapped."""
-    size = int((weights.config.get("input_size") or (3, 224, 224))[-1])
-    spec: dict[str, Any] = {"name": f"timm:{weights.architecture}", "image_size": weights.image_size or size}
-    spec |= {"channels": weights.channels, "arguments": weights.arguments}
-    expected = backbones.outline(**spec).state_dict()
-    heads = {
-        name for name in weights.tensors if name not in expected and name.split(".")[0] in external.HEADS
-    }
-    tensors = {name: x for name, x in weights.tensors.items() if name not in heads}
-    unfit = expected.keys() ^ tensors.keys() or {
-        name for name, x in tensors.items() if x.shape != expected[name].shape
-    }
-    if unfit:
-        few = ", ".join(sorted(unfit)[:3])
-        raise ValueError(
-            f"{source} does not fit timm's {weights.architecture} ({len(unfit)} tensors: {few}, ...)"
-        )
+def _load_library(weights: hub.LibraryWeights, source: str, allow_partial: bool) -> Model:
+    """A library's network: omma's own backbone if that computes the same features, else theirs, wrapped."""
+    spec = weights.spec()
+    size = int((weights.config.get("input_size") or (3, spec["image_size"]))[-1])
+    outline = backbones.outline(**spec)
+    expected = outline.state_dict()
+    unused = library.beside(weights, expected)
+    weights = weights._replace(tensors={n: x for n, x in weights.tensors.items() if n not in unused})
+    if (problem := misfit.reasons(weights, expected)) and not allow_partial:
+        raise misfit.Misfit(f"{source} does not fit {weights.name}: {problem}")
+    tensors = {n: x for n, x in weights.tensors.items() if n in expected and x.shape == expected[n].shape}
+    if bad := next((n for n, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()), None):
+        raise ValueError(f"{source} is damaged: {bad} has values that are not finite")
     wrapped = backbones.build(**spec).eval()
-    wrapped.load_state_dict(tensors)
-    fits = "weight" in weights.classifier and weights.classifier["weight"].shape[1] == wrapped.dim
-    extras = Extras({f"classifier.{name}": x for name, x in weights.classifier.items()} if fits else {})
-    try:
-        own = _load_published(weights.tensors, source, allow_partial, timm_cfg=weights.config)
-        why = "omma's backbone computes other features from these weights"
-        if _same_features(own.encoder, wrapped, size, pooled=bool(weights.arguments)):
-            own.extras = extras
-            return own
-    except ValueError as error:
-        why = str(error)
+    wrapped.load_state_dict(tensors, strict=False)
     preprocess, note = published.preprocess(
         None, size=size, channels=weights.channels, timm_cfg=weights.config
     )
-    lines = [f"{source}: timm's own network, all parameters unchanged ({why})", note]
-    if heads:
-        lines.append(f"in the file, not used: {grouped(heads)}")
-    return Model(wrapped, preprocess, {"source": source, "loaded": lines}, extras)
+    why, encoder, lines = "omma's backbone computes other features from these weights", wrapped, ()
+    try:
+        own = _load_published(weights.tensors, source, allow_partial, timm_cfg=weights.config)
+        if _same_features(own.encoder, wrapped, size, pooled=bool(weights.arguments)):
+            encoder, lines, preprocess = own.encoder, own.provenance["loaded"], own.preprocess
+    except ValueError as error:
+        why = "omma has none of this kind" if NO_NETWORK in str(error) else str(error)
+    if encoder is wrapped:
+        state = (
+            f"{len(expected) - len(tensors)} tensors new ({problem})"
+            if problem
+            else "all parameters unchanged"
+        )
+        lines = [f"{source}: {weights.library}'s own network, {state} ({why})", note]
+    extras, heads = library.classifier(weights, encoder)
+    if weights.assumed:
+        lines = [text for text in lines if text != note]
+        lines = [
+            *lines,
+            f"no settings lie beside it: {weights.assumed} are assumed, {library.normalisation(preprocess)}",
+        ]
+    if unused or heads:
+        lines = [*lines, f"in the file, not used: {grouped({*unused, *heads})}"]
+    return Model(encoder, preprocess, {"source": source, "loaded": [*weights.notes, *lines]}, extras)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from waves import wave
 
 from omma import backbones
 from omma.backbones import adapters
@@ -34,6 +35,15 @@ def test_the_row_of_the_product_is_that_of_the_whole_product():
     maps = [torch.rand(2, 3, 9, 9, dtype=torch.float64) for _ in range(4)]  # of layers 1 to 4
     whole = maps[3] @ maps[2] @ maps[1] @ maps[0]
     torch.testing.assert_close(transfg.attention_product(reversed(maps)), whole[:, :, 0])
+
+
+def test_golden_choice():
+    """`Part_Attention` of TACJu/TransFG, commit 9336fba, in fp64."""
+    maps = [(3 * wave(2, 3, 10, 10, phase=layer)).softmax(-1).float() for layer in range(4)]
+    largest, chosen = transfg.attention_product(reversed(maps))[..., 1:].max(-1)
+    assert chosen.tolist() == [[0, 1, 2], [8, 3, 4]]
+    published = [[0.1889284691, 0.2068980060, 0.2084610047], [0.2077377912, 0.2158336892, 0.1323660216]]
+    torch.testing.assert_close(largest, torch.tensor(published), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"registers": 2}, {"positions": "rope"}], ids=str)

@@ -52,13 +52,17 @@ def insert(network: Backbone, kind: str, options: Mapping[str, Any] | None = Non
     if network.adapter is not None:
         raise ValueError(f"{network.name} has an adapter already ({network.adapter}): merge it first")
     chosen = config(kind, options)
-    freezes = getattr(_file(kind), "FREEZES", True)
-    if freezes:
+    if freezes(kind):
         network.requires_grad_(False)
     _file(kind).insert(network, chosen)
-    network.adapter, network.frozen = kind, freezes
+    network.adapter, network.frozen = kind, freezes(kind)
     network.built_from = {**network.built_from, OPTION: {"kind": kind, **dataclasses.asdict(chosen)}}
     network.train(network.training)
+
+
+def freezes(kind: str) -> bool:
+    """Does this kind train its own parameters only?"""
+    return getattr(_file(kind), "FREEZES", True)
 
 
 def merged(network: Backbone) -> Backbone:

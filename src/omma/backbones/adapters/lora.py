@@ -36,9 +36,10 @@ NUMBERED = re.compile(r"(^|\.)\w*\d+\.")  # within one of several blocks: "block
 class Config:
     """r 2 d parameters for a layer d x d.
 
-    targets: names of layers in the network's blocks. "qkv" also means separate projections, "fc1" and "fc2" a
-    gated MLP's layers. None: those of attention and MLP (qkv, proj, fc1, fc2: 16 r d parameters a block), or
-    all convolutions but grouped ones in a network without. Raises ValueError for values out of range.
+    targets: names of layers in the network's blocks, whole ("blocks.0.attn.qkv") or their ends. "qkv" also
+    means separate projections, "fc1" and "fc2" a gated MLP's layers. None: those of attention and MLP (qkv,
+    proj, fc1, fc2: 16 r d parameters a block), or all convolutions but grouped ones in a network without.
+    Raises ValueError for values out of range.
     """
 
     rank: int = 8
@@ -151,13 +152,13 @@ def _targets(network: Backbone, names: tuple[str, ...] | None) -> dict[str, Any]
         return chosen or convolutions
     leaves = {_leaf(n) for n in every}
     for name in names:
-        if leaves.isdisjoint(KIN.get(name, (name,))):
+        if name not in every and leaves.isdisjoint(KIN.get(name, (name,))):
             has = ", ".join(sorted(leaves)) or "none"
             raise ValueError(
                 f"--adapt.targets {name}: {network.name} has no such layer in its blocks; it has {has}"
             )
     wanted = {kin for name in names for kin in KIN.get(name, (name,))}
-    return {n: m for n, m in every.items() if _leaf(n) in wanted}
+    return {n: m for n, m in every.items() if _leaf(n) in wanted or n in wanted}
 
 
 def _in_blocks(network: Backbone) -> Iterator[tuple[str, nn.Module]]:

@@ -103,6 +103,7 @@ class Parts(Transformer):
     """
 
     drops_tokens = plain = packs = False
+    contrast = 1.0
     stride: int  # pixels from patch to patch
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import dropwhile, pairwise
 from typing import Any
 
@@ -104,18 +105,28 @@ def drop_nothing(network: nn.Module) -> None:
 
 
 class Trunk(nn.Module):
-    """Children of a network, applied one after the other."""
+    """Children of a network, and those of its lists, applied one after the other."""
 
     def __init__(self, children: dict[str, nn.Module]) -> None:
         super().__init__()
         for name, child in children.items():
             self.add_module(name, child)
-        self.order = tuple(children)
+        self.order = tuple(
+            step
+            for name, child in children.items()
+            for step in (
+                [f"{name}.{i}" for i in range(len(child))] if isinstance(child, nn.ModuleList) else [name]
+            )
+        )
 
     def forward_features(self, x: Tensor) -> Tensor:
         for name in self.order:
             x = self.get_submodule(name)(x)
         return x
+
+
+class NoMap(ValueError):
+    """A network that ends in no single map of features."""
 
 
 # ---------------------------------------------------------------- measured without computing
@@ -133,19 +144,33 @@ def without_values(network: nn.Module) -> Any:
 def probe(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
     """The feature map of one image, on the meta device (twin: see `without_values`).
 
-    Raises ValueError for a size that the network cannot read, and for a network with several maps.
+    Raises ValueError for a size that the network cannot read, and NoMap for a network with several maps.
     """
+    x = _run(twin, twin.forward_features, name, channels, size)
+    if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+        raise NoMap(f"{name} has no single map of features")
+    return x
+
+
+@torch.no_grad()
+def vector(twin: Any, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """The network's output [1, d] for one image. Raises ValueError as `probe`, and if it gives several."""
+    x = _run(twin, twin, name, channels, size)
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        raise ValueError(f"{name} gives neither a map of features nor one vector; choose another network")
+    return x
+
+
+def _run(twin: Any, call: Any, name: str, channels: int, size: tuple[int, int]) -> Any:
+    """What a function of the network returns for an image without values; ValueError if it cannot read it."""
     weight = next(p for p in twin.parameters() if p.ndim > 1)
     try:
-        x = twin.forward_features(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
+        return call(torch.empty(1, channels, *size, dtype=weight.dtype, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
         own = (getattr(twin, "pretrained_cfg", None) or {}).get("input_size")
         remedy = f" (its own size is {own[1]}x{own[2]})" if own else ""
         why = f": {line(error)}" if str(error) else ""
         raise ValueError(f"{name} cannot read images of {size[0]}x{size[1]} px{remedy}{why}") from error
-    if not isinstance(x, Tensor) or x.ndim not in (3, 4):
-        raise ValueError(f"{name} has no single feature map, which is required; choose another network")
-    return x
 
 
 def shapes(
@@ -175,7 +200,7 @@ def arrange(network: Any, name: str, n: int, size: tuple[int, int]) -> tuple[int
     grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
     error, nearest = min((abs(math.log(r * size[1] / (c * size[0]))), (r, c)) for r, c in grids)
     if error > math.log(2):
-        raise ValueError(f"{name}: {n} tokens of {size[0]}x{size[1]} px form no grid; choose another network")
+        raise NoMap(f"{name}: {n} tokens of {size[0]}x{size[1]} px form no grid; choose another network")
     return nearest
 
 
@@ -184,8 +209,10 @@ def stride(twin: Any, name: str, channels: int) -> int:
     if hasattr(twin, "feature_info"):
         return twin.feature_info[-1]["reduction"]
     # the difference of two sizes cancels what borders take away
-    small, large = (probe(twin, name, channels, (size, size)).shape[2] for size in (256, 512))
-    return 256 // (large - small)
+    with suppress(ValueError):
+        small, large = (probe(twin, name, channels, (size, size)).shape[2] for size in (256, 512))
+        return 256 // (large - small)
+    return 224 // probe(twin, name, channels, (224, 224)).shape[2]  # windows of 7 cells fit this size only
 
 
 def stages(network: Any) -> dict[int, str]:

@@ -83,12 +83,16 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b o"]:
         """Features of texts, not normalised. Each row has an end token; later tokens are ignored."""
-        length = tokens.shape[1]
-        x = self.token_embed(tokens) + self.pos_embed[:length]
+        end = (tokens == self.end).int().argmax(1)  # the first one
+        return self.of_embeddings(self.token_embed(tokens), end)
+
+    def of_embeddings(self, embedded: Float[Tensor, "b l d"], end: Int[Tensor, "b"]) -> Float[Tensor, "b o"]:
+        """The same of tokens' embeddings, some of which may be learned; end: the end token's place."""
+        length = embedded.shape[1]
+        x = embedded + self.pos_embed[:length]
         where = Where((0, 0), bias=self.causal[None, None, :length, :length])
         for block in self.blocks:
             x = block(x, where)
-        end = (tokens == self.end).int().argmax(1)  # the first one
         return self.projection(norm(x[torch.arange(len(x), device=x.device), end], self.norm))
 
 

@@ -101,6 +101,7 @@ def stream(
     full_scale: float | None = None,
     balance: np.ndarray | None = None,
     start_method: str | None = None,
+    period: int = 0,
 ) -> Stream:
     """Crops of the plan for step `start_step` and all that follow, as process `rank` of `world` gets them.
 
@@ -114,13 +115,13 @@ def stream(
     its own type; None: values as they are (data/sources/values.py). balance: labels
     or label sets of the images, to draw each class equally often (not from shards). in_memory, start_method
     (of processes; by default fork where there is one that works, on Linux, so that scripts need no `__main__`
-    guard): override what is chosen here.
+    guard): override what is chosen here. period: see `order.keys`.
     """
     plan, device = tuple(plan), torch.device(device)
     if not plan:
         raise ValueError("the plan holds no crop")
     blocks = getattr(images, "blocks", None)
-    order = keys(len(images), batch, seed, start_step, rank, world, blocks, balance)
+    order = keys(len(images), batch, seed, start_step, rank, world, blocks, balance, period)
     decoded = None
     if fits_in_memory(images) if in_memory is None else in_memory:
         decoded = decode_all(images, full_scale)

@@ -28,12 +28,14 @@ def keys(
     world: int = 1,
     blocks: Int64[np.ndarray, "n"] | None = None,
     balance: Int[np.ndarray, "n *k"] | None = None,
+    period: int = 0,
 ) -> Iterator[Key]:
     """For each step from `start_step` on, epochs and indices of this process's share of the batch.
 
     n: images. blocks: each image's shard. balance: labels or label sets, to draw each class equally often
     (data/batches/balanced.py); the r-th repetition of an image in an epoch then has r 2^20 added to its
-    epoch, so that its views differ. Raises ValueError unless the batch divides among `world` processes.
+    epoch, so that its views differ. period: epochs are counted modulo this, so that views repeat, while the
+    order does not; 0: never. Raises ValueError unless the batch divides among `world` processes.
     """
     if n < 1:
         raise ValueError("there is no image to learn from")
@@ -57,16 +59,17 @@ def keys(
     step = start_step
     while True:
         first = step * batch + rank * share
-        epoch, position = np.divmod(np.arange(first, first + share, dtype=np.int64), n)
-        epochs = np.unique(epoch).tolist()
+        which, position = np.divmod(np.arange(first, first + share, dtype=np.int64), n)
+        epochs = np.unique(which).tolist()
         orders = {e: orders[e] if e in orders else order(e) for e in epochs}
         index = np.empty(share, dtype=np.int64)
         for e in epochs:
-            index[epoch == e] = orders[e][position[epoch == e]]
+            index[which == e] = orders[e][position[which == e]]
+        epoch = which % period if period else which.copy()
         if groups is not None:
             for e in epochs:
-                at = position[epoch == e]
-                epoch[epoch == e] = e + (occurrence(orders[e])[at] << 20)
+                own = which == e
+                epoch[own] += occurrence(orders[e])[position[own]] << 20
         yield Key(seed, epoch, index)
         step += 1
 

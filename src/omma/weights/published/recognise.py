@@ -15,6 +15,7 @@ from omma.weights.published.names import DERIVED, Names
 # Of several networks in a file, prefer prefixes with one of the first and avoid those with one of the second.
 PREFERRED = ("teacher", "target_encoder", "ema.", "base_encoder", "encoder_q", "online", "visual", "vision")
 AVOIDED = ("student", "momentum", "encoder_k", "predictor", "decoder", "text")
+NO_NETWORK = "holds no vision network that omma recognises"
 # Names of the network's own tensors; all others are heads, decoders or mask tokens.
 TRUNK = re.compile(
     r"(blocks|blocks_token_only|layers|layer|stages|stem|encoder|transformer|embeddings|patch_embed|cls_token|dist_token"
@@ -89,8 +90,8 @@ def _find_dialect(
             return dialect, min(prefixes, key=_preference)
     few = " ".join(", ".join(list(names)[:4]).split()) or "nothing"
     raise ValueError(
-        f"{source} holds no vision network that omma supports: it has {few}, ...; supported are {SUPPORTED}, "
-        'and any network of timm in a folder whose config.json says {"architecture": "NAME"}'
+        f"{source} {NO_NETWORK}: it has {few}, ...; recognised are {SUPPORTED}, and --as timm:NAME or "
+        "torchvision:NAME says which other network it is"
     )
 
 

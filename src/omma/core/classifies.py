@@ -1,0 +1,30 @@
+"""What the engine knows of a method whose classifier is judged on held-out images while it trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jaxtyping import Float
+from torch import Tensor
+
+from omma.core.protocols import Method
+
+
+class Classifies(Method):
+    """A method whose classifier is judged on held-out images while it trains."""
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """In evaluation mode, with the weights that would be exported now (a moving average, say)."""
+        raise NotImplementedError
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Of normalised images, within `evaluated`."""
+        raise NotImplementedError
+
+    def keep(self) -> None:
+        """Remember the weights that are `evaluated` as the best so far."""
+        raise NotImplementedError
+
+    def settle(self, best: bool) -> None:
+        """After training: from now on the weights are the best ones, or those that would be exported now."""
+        raise NotImplementedError
