@@ -13,7 +13,6 @@ from jaxtyping import Int
 from omma import weights
 from omma.core.protocols import NO_EXTRAS, Images
 from omma.data.sources.collection import IndexedImages
-from omma.evaluation import linear
 from omma.evaluation.curve import SCRATCH
 from omma.features.extract import extract
 from omma.pretraining import session
@@ -59,7 +58,7 @@ class Trainer:
     precision: torch.dtype
 
     def __call__(
-        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe, head: linear.Linear
+        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe, head: Classifier
     ) -> Int[np.ndarray, "m"]:
         """Predicted labels of the test images.
 
@@ -68,8 +67,7 @@ class Trainer:
         """
         start, extras = self.model.untrained(seed), NO_EXTRAS
         if adapter != SCRATCH:
-            start, (weight, bias) = self.model, map(torch.from_numpy, head.folded())
-            extras = Classifier(classes=self.images.classes, weight=weight, bias=bias).extras()
+            start, extras = self.model, head.extras()
         with tempfile.TemporaryDirectory(prefix="omma-curve-") as folder:
             init, out = Path(folder) / "init", Path(folder) / "run"
             weights.save(init, start.encoder, self.model.preprocess, start.provenance, extras)

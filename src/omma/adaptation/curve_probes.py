@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from omma.adaptation import floors, head
 from omma.evaluation import knn, linear
-from omma.evaluation.split import FEW, folds, holdouts
+from omma.weights.classifier import Classifier
 
+SOFTMAX = head.Config(classifier="softmax")
 Probe = Callable[
     [Float[np.ndarray, "n d"], Int[np.ndarray, "n"], Float[np.ndarray, "m d"], int], Int[np.ndarray, "m"]
 ]
@@ -27,23 +29,21 @@ def _knn(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.n
 def _fixed(loss: linear.Loss, settings: dict[str, Any]) -> Probe:
     def probe(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         targets = linear.one_hot(labels, int(labels.max()) + 1)
-        return linear.refit(x, targets, settings, loss=loss)(test).argmax(1)
+        return linear.fit(x, targets, settings, loss=loss)(test).argmax(1)
 
     return probe
 
 
 def _linear(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    return fitted_head(x, labels, int(labels.max()) + 1, seed)(test).argmax(1)
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    return linear_head(x, labels, classes, seed).logits(torch.from_numpy(test)).argmax(1).numpy()
 
 
-def fitted_head(
-    x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], classes: int, seed: int
-) -> linear.Linear:
-    """The classifier of `head.fit_features`, not calibrated, which changes no answer."""
-    targets = linear.one_hot(labels, classes)
-    if not (parts := folds(labels, seed)):
-        return linear.refit(x, targets, {"solver": "lbfgs", "penalty": head.LONE})
-    return linear.fit(x, targets, pairs=parts if len(x) < FEW else holdouts(labels, seed), seed=seed).linear
+def linear_head(
+    x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], classes: tuple[str, ...], seed: int
+) -> Classifier:
+    """That of `omma finetune --adapt head`, but never class means, which stand beside it."""
+    return head.fit_features(x, labels, classes, config=SOFTMAX, seed=seed).classifier
 
 
 FEATURES: dict[str, Probe] = {
