@@ -38,7 +38,8 @@ class FineTuning:
         images: Labelled images: class folders, or a table with a label column (docs/input.md). Only their
             train part is used, if they have parts.
         adapt: What learns: head (on frozen features), full (all of the encoder), or an adapter in it: lora,
-            vpt, bias, ...; auto: the simplest that is as good as the best (docs/auto.md).
+            vpt, bias, ...; auto: the simplest that is as good as the best (docs/auto.md). For CLIP-like
+            models also coop (learned prompts) and zeroshot (docs/clip.md).
         shots: Labelled images of each class to learn from; by default all.
         fraction: Share of each class to learn from.
         holdout: Share of each class that is held out, to tell how good the classifier is and when it is best.
