@@ -10,6 +10,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from PIL import Image
 
 import omma
 from omma.data.sources import split
@@ -236,6 +237,10 @@ def test_labels_that_are_not_usable_are_named_in_one_line(tmp_path, start):
         with pytest.raises(ValueError, match=words) as error:
             finetune(start, images, out=tmp_path / "run", steps=1, **HERE)
         assert "\n" not in str(error.value)
+    Image.fromarray(_pixels(colours(3))[0]).save(tmp_path / "a.png")
+    (tmp_path / "twice.csv").write_text("path,label,label\na.png,red,blue\n")
+    with pytest.raises(ValueError, match=r"twice\.csv: 2 columns are named `label`"):
+        finetune(start, tmp_path / "twice.csv", out=tmp_path / "run", steps=1, **HERE)
     with pytest.raises(ValueError, match="omma finetune MODEL LABELLED"):
         pretrain(colours(), method="finetune", init=start, out=tmp_path / "run", steps=1, **HERE)
 
