@@ -353,6 +353,7 @@ def test_probes_of_several_labels(probe):
     else:
         scores = knn.shares_of_sets(x, sets, w)[1]
     assert average_precision.mean_average_precision(scores, truth) > 0.97
+    assert torch.is_grad_enabled()
     known = truth >= 0
     assert ((scores > 0.5) == truth)[known].mean() > 0.93
     assert (scores >= 0).all() and (scores <= 1).all()  # noqa: PT018

@@ -69,5 +69,6 @@ def _path(
             [weight, bias], max_iter=MOST, history_size=20, line_search_fn="strong_wolfe"
         )
         optimizer.step(partial(loss, penalty))
-        with torch.no_grad():
-            yield (torch.from_numpy(query) @ weight + bias).sigmoid().numpy()
+        with torch.no_grad():  # left before the yield: paths take turns
+            found = (torch.from_numpy(query) @ weight + bias).sigmoid().numpy()
+        yield found
