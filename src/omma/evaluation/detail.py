@@ -40,7 +40,9 @@ class Detail:
     # first class that were taken for the second, and of images of the second class
 
     def sentences(self) -> list[str]:
-        return [confusion.sentence(pair, self.names) for pair in self.pairs]
+        """The confusions of more than one image, in words; of one, if there are no others."""
+        several = [pair for pair in self.pairs if pair.images > 1]
+        return [confusion.sentence(pair, self.names) for pair in several or self.pairs]
 
     @property
     def title(self) -> str:

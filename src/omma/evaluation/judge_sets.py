@@ -41,11 +41,11 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
     parts = sets[chosen[~is_test]].astype(np.int64), sets[chosen[is_test]].astype(np.int64)
     strata = label_sets.strata(parts[0])
     tested = images.subset(chosen[is_test])
-    facts = {
+    facts: dict[str, Any] = {
         "n_train": len(parts[0]), "n_test": len(parts[1]), "classes": len(images.classes),
         "split": description, "seed": seed,
     }  # fmt: skip
-    about = {
+    about: dict[str, Any] = {
         "labels": float((parts[1] > 0).sum(1).mean()),
         "chance": float(np.mean([(c > 0).sum() / (c >= 0).sum() for c in parts[1].T if (c > 0).any()])),
     }
@@ -61,16 +61,17 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
             if job.progress:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
             pair = vectors[~is_test], vectors[is_test]
-            answer, fields, thresholds = _answer(protocol, pair, (parts[0], strata), job, tested)
+            answer, own, thresholds = _answer(protocol, pair, (parts[0], strata), job, tested)
             found = metrics.multi_label(answer.scores, parts[1], thresholds, seed)
             measured[subject, protocol] = found
-            fields = conditions | fields | facts | {"settings": {**answer.settings, **about}}
+            fields: dict[str, Any] = conditions | own | facts
+            fields["settings"] = answer.settings | about
             scores += [
                 Score(subject=subject, protocol=protocol, metric=name, **figure._asdict(), **fields)
                 for name, figure in _asked(found, job.metrics)
             ]
             if subject == "trained":
-                details.append(_detail(protocol, fields.get("k"), images.classes, found))
+                details.append(_detail(protocol, own.get("k"), images.classes, found))
     comparisons = list(_comparisons(measured))
     return Judgement(scores, comparisons, [], features["trained"].bad, chosen[is_test], details)
 
