@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
 
 FULL = "full"
+CHOSEN = ("head", "auto")  # what the engine does not train, or not alone
 WHOLE = (FULL, "transfg")  # all of the encoder learns
+ADAPTER_RATE = 5.0  # an adapter's learning rate, as a multiple of the head's
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
@@ -36,7 +38,7 @@ class FineTuning:
         images: Labelled images: class folders, or a table with a label column (docs/input.md). Only their
             train part is used, if they have parts.
         adapt: What learns beside the head: full (all of the encoder), or an adapter in it: lora, vpt, bias,
-            ...
+            ... For CLIP-like models also coop (learned prompts) and zeroshot (docs/clip.md).
         shots: Labelled images of each class to learn from; by default all.
         fraction: Share of each class to learn from.
         holdout: Share of each class that is held out, to tell how good the classifier is and when it is best.
@@ -115,7 +117,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         one_of("balance", self.balance, BALANCES)
-        if self.adapt == FULL and self.adapt_options:
+        if self.adapt in (FULL, "auto") and self.adapt_options:
             raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")
         self.request()  # refuses what the engine refuses
 
@@ -123,7 +125,7 @@ class FineTuning:
         """What the engine is asked for. An adapter that learns alone needs no gentle rate and no warm-up."""
         options = {"balance": self.balance} if self.balance != "none" else {}
         if self.adapt not in WHOLE:
-            options |= {"layer_decay": 1.0, "encoder_lr_scale": 1.0, "head_warmup": 0.0}
+            options |= {"layer_decay": 1.0, "encoder_lr_scale": ADAPTER_RATE, "head_warmup": 0.0}
         given = {"head_warmup": self.head_warmup, "encoder_lr_scale": self.encoder_lr_scale}
         options |= {name: value for name, value in given.items() if value is not None}
         ended = any(getattr(self, name) is not None for name in ENDS)
@@ -131,10 +133,10 @@ class FineTuning:
             **{name: getattr(self, name) for name in SHARED},
             method="finetune",
             init=self.model,
-            adapt=None if self.adapt == FULL else self.adapt,
+            adapt=None if self.adapt in (FULL, *CHOSEN) else self.adapt,
             budget=self.budget if ended else DEFAULT_BUDGET,
             options={**options, **(self.options or {})},
-            adapt_options=self.adapt_options or None,
+            adapt_options=None if self.adapt in CHOSEN else self.adapt_options or None,
             supervision=Supervision(
                 shots=self.shots, fraction=self.fraction, holdout=self.holdout, patience=self.patience
             ),

@@ -47,8 +47,9 @@ def evaluate(
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
-        protocol: knn, linear, ridge; classifier, the model's own; for models with a text tower also zeroshot,
-            retrieval. Without it: knn, linear, and the classifier where its classes are those of the images.
+        protocol: knn, linear, ridge; classifier, the model's own; image-retrieval, by label or instance; for
+            models with a text tower also zeroshot, retrieval. Without it: knn, linear, and the
+            classifier where its classes are those of the images.
         metrics: Further metrics: accuracy, f1, ap, calibration, all; with any, also classes and confusions.
         taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
             parent and child, indented text, JSON (docs/evaluate.md).
@@ -133,6 +134,8 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         say(line)
     for file in result.files:
         say(f"written to {file}")
+    if (Path(model) / "metrics.jsonl").exists():  # a run folder
+        _report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 

@@ -16,7 +16,7 @@ from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
 from omma.data.sources.skipped import found_before, write_skipped
-from omma.pretraining import input_bound, resume, trial
+from omma.pretraining import first_head, input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.readings import Readings
@@ -27,6 +27,7 @@ from omma.train import checkpoint, compile_blocks, fine_tune_groups, fsdp, loop
 from omma.train.loop import Step
 from omma.train.profile import Profiler
 from omma.train.signals import Stop, stop_on_signals
+from omma.weights import peft_format
 
 LOGGED = 200  # lines of metrics, over a run
 REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
@@ -43,6 +44,7 @@ def train(run: Run, request: Request) -> Result:
     if (result := dist.broadcast(result)) is not None:
         return resume.finished_before(run, result)
     resume.restore(run)
+    first_head.fit(run)
     if run.cache is not None:
         with dist.propagate_errors():
             run.cache.write(lambda text: run.listen(Note(text)))
@@ -252,6 +254,7 @@ class Trainer:
                 "steps": run.position.step,
                 "seconds": run.clock.elapsed,
             }
+            peft_format.save(run.folder.adapter, encoder, (provenance.get("init") or {}).get("source"))
             plain = encoder if encoder.adapter is None else adapters.merged(encoder)
             weights.save(run.folder.path, plain, run.preprocess, provenance, extras)
 
