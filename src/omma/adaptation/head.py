@@ -36,7 +36,6 @@ from omma.train.class_weights import class_weights, positive_weights
 from omma.weights import Model, store
 from omma.weights.classifier import Classifier
 
-RESULT = "finetune.json"
 BALANCES = ("none", "loss")
 CLASSIFIERS = ("auto", "softmax", "means")
 LONE = 10.0  # penalty where nothing can be held out, since every class has a single image (docs/finetune.md)
@@ -158,7 +157,7 @@ def finish(
     """Write the folder's files, the weights last: with them the run is finished."""
     write_skipped(out.path / "skipped.csv", skipped)
     facts = {"schema": 1, **facts}
-    files.write_json(out.path / RESULT, facts)
+    files.write_json(out.finetuned, facts)
     origin = {**configuration, "seconds": facts["seconds"], "steps": 0}
     store.save(out.path, model.encoder, model.preprocess, origin, classifier.extras())
     return Result(out=out.path, facts=facts)
@@ -167,7 +166,7 @@ def finish(
 def read(out: RunFolder) -> Result:
     """The result of a finished run."""
     remedy = "repeat the command with another --out"
-    return Result(out=out.path, facts=files.read_json(out.path / RESULT, remedy))
+    return Result(out=out.path, facts=files.read_json(out.finetuned, remedy))
 
 
 # ---------------------------------------------------------------- features in, a classifier out
