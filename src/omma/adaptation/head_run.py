@@ -27,7 +27,10 @@ from omma.pretraining.request import ENDS
 from omma.weights import Model
 
 Report = Callable[[RunFolder, Images, int, Callable[[Any], None]], None]
-TRAINED = (*ENDS, "lr", "recipe", "batch_size", "head_warmup", "encoder_lr_scale", "options")  # not of a head
+TRAINED = (
+    *ENDS, "lr", "recipe", "image_size", "batch_size", "accumulate", "recompute", "head_warmup",
+    "encoder_lr_scale", "options", "model_options", "profile",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
