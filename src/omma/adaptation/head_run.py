@@ -73,7 +73,9 @@ def read(tuning: FineTuning) -> Task:
     else:
         folder = RunFolder(out)
     tuning.listen(Stage("loading the model"))
-    model = weights.load(tuning.model, allow_partial=tuning.allow_partial)
+    model = weights.load(
+        tuning.model, architecture=tuning.architecture, allow_partial=tuning.allow_partial
+    )
     source = Path(tuning.model)
     return Task(
         model=model,
