@@ -8,7 +8,7 @@ import torch
 
 import omma
 from omma import backbones, weights
-from omma.adaptation import choose, head
+from omma.adaptation import choose, head_fit
 from omma.adaptation.choose import Candidate
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import ArrayImages
@@ -47,7 +47,7 @@ def candidate(name, right):
         name=name,
         model=Model(torch.nn.Module(), PREPROCESS),  # pyright: ignore
         classifier=Classifier(classes=("a", "b"), weight=torch.zeros(2, 2)),
-        held_out=head.HeldOut(logits=logits, labels=labels, protocol="held out"),
+        held_out=head_fit.HeldOut(logits=logits, labels=labels, protocol="held out"),
         seconds=1.0,
         settings={},
     )
