@@ -38,6 +38,7 @@ class ReportedScore:
     low: float | None = None
     high: float | None = None
     conditions: tuple[str, ...] = ()
+    name: str = ""  # of the subject, where SUBJECTS has none
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> "ReportedScore":
@@ -53,7 +54,7 @@ class ReportedScore:
 
     @property
     def subject_name(self) -> str:
-        return SUBJECTS.get(self.subject, self.subject)
+        return self.name or SUBJECTS.get(self.subject, self.subject)
 
     @property
     def protocol_name(self) -> str:
