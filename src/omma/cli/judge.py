@@ -134,6 +134,8 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         say(line)
     for file in result.files:
         say(f"written to {file}")
+    if (Path(model) / "metrics.jsonl").exists():  # a run folder
+        _report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 
