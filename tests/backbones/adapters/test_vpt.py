@@ -130,7 +130,8 @@ def test_networks_without_a_place_for_prompts_are_refused(name):
         adapters.insert(backbones.outline(name=name, image_size=32), "vpt")
 
 
-PUBLISHED = {  # of KMnP/vpt 4410440, PromptedTransformer, in fp64: six pooled values, gradients by layer, prompt
+# of KMnP/vpt 4410440, PromptedTransformer, in fp64: six pooled values, gradients by layer and prompt
+PUBLISHED = {
     False: (
         [-1.552015, -1.9733898, 2.5174583, 0.1425736, 1.3503194, -0.7681808],
         [[-0.5296568, 0.7698652, -0.1208994]],
