@@ -142,16 +142,16 @@ def adapter(request: Request) -> tuple[str, dict[str, Any]] | None:
     if request.adapt is None:
         return None
     config = adapters.config(request.adapt)
-    chosen = _with_options("adapt", request.adapt, config, request.adapt_options or {})
+    chosen = with_options("adapt", request.adapt, config, request.adapt_options or {})
     return request.adapt, dataclasses.asdict(chosen)
 
 
 def configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The method's configuration with the user's options; raises ValueError for unknown ones."""
-    return _with_options("method", method, config, options)
+    return with_options("method", method, config, options)
 
 
-def _with_options(flag: str, name: str, config: Any, options: Mapping[str, Any]) -> Any:
+def with_options(flag: str, name: str, config: Any, options: Mapping[str, Any]) -> Any:
     defaults = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     # a field's type decides, not the value that the recipe has put there; annotations may be strings
     types = get_type_hints(type(config))
