@@ -38,10 +38,14 @@ def with_names(
         projection=paired.projection.float().T.contiguous(),
     )
     assert paired.tokenizer is not None
-    old = ("classifier.", "distilled.", CONTEXT)
+    old = ("classifier.", "distilled.", "held_out.", CONTEXT)
     tensors = {n: x for n, x in model.extras.tensors.items() if not n.startswith(old)}
     tensors[text.MERGES] = torch.from_numpy(paired.tokenizer.merges).int()
-    facts = {n: x for n, x in model.extras.facts.items() if n not in ("classes", "calibration", FACT)}
+    facts = {
+        n: x
+        for n, x in model.extras.facts.items()
+        if n not in ("classes", "calibration", "multi_label", FACT)
+    }
     for more in (classifier.extras(), *([reader.context.extras()] if reader.context else [])):
         tensors |= more.tensors
         facts |= more.facts

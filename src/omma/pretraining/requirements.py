@@ -152,6 +152,7 @@ def configured(method: str, config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def with_options(flag: str, name: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """A configuration with the user's options `--flag.KEY`; raises ValueError for unknown ones."""
     defaults = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     # a field's type decides, not the value that the recipe has put there; annotations may be strings
     types = get_type_hints(type(config))

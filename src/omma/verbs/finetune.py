@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from omma.adaptation import choose, head_run
+from omma.adaptation import by_names, choose, head_run
 from omma.adaptation import finetune as full
 from omma.adaptation.request import FineTuning
 from omma.core import dist
@@ -12,7 +12,11 @@ from omma.pretraining.request import takes
 from omma.reporting import run_report
 
 # what `--adapt` names beside full and the adapters, which the engine trains
-WAYS: dict[str, Callable[[FineTuning, head_run.Report], Result]] = {"head": head_run.run, "auto": choose.run}
+WAYS: dict[str, Callable[[FineTuning, head_run.Report], Result]] = {
+    "head": head_run.run,
+    "auto": choose.run,
+    **dict.fromkeys(by_names.KINDS, by_names.run),
+}
 
 
 @takes(FineTuning)

@@ -94,7 +94,7 @@ def test_the_papers_grid():
 
 def test_methods_that_hide_patches_are_refused():
     network = parts()
-    assert not (network.drops_tokens or network.plain or network.packs)
+    assert not any((network.drops_tokens, network.plain, network.packs))
     with pytest.raises(ValueError, match="vit-n/4 with --adapt transfg cannot"):
         requirements.suits("mae", Needs(drops_tokens=True), network)
 
