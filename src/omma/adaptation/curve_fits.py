@@ -21,6 +21,9 @@ from omma.weights import Model
 from omma.weights.classifier import Classifier
 
 
+FEW = 500  # labelled images
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How an adapter is trained for a curve: fixed steps, so that the same curve twice is the same."""
@@ -37,14 +40,18 @@ class Recipe:
 
 
 def recipe(adapter: str, images: int) -> Recipe:
-    """The recipe of an adapter for so many labelled images (docs/finetune.md says how it was found)."""
-    steps = 100 if images < 500 else 300
-    base = {"smoothing": 0.1, "encoder_lr_scale": 1.0, "head_warmup": 0.0, "layer_decay": 1.0}
+    """The recipe of an adapter for so many labelled images (docs/finetune.md says how it was found).
+
+    Few images want few and small steps from the linear head, which more steps only unlearn.
+    """
+    few = images < FEW
+    # all but training from scratch start from a fitted head, so nothing needs a warm-up of the head alone
+    options = {"head_warmup": 0.0, "encoder_lr_scale": 1.0, "layer_decay": 1.0}
+    if adapter == SCRATCH:
+        return Recipe(steps=100 if few else 300, lr=2e-3, options=options)
     if adapter == "full":
-        return Recipe(steps=steps, lr=1e-3, options=base | {"encoder_lr_scale": 0.3, "layer_decay": 0.75})
-    if adapter == "scratch":
-        return Recipe(steps=steps, lr=1e-3, options=base)
-    return Recipe(steps=steps, lr=3e-3, options=base, adapt=adapter)
+        return Recipe(steps=50 if few else 300, lr=1e-4 if few else 1e-3, options=options)
+    return Recipe(steps=50 if few else 300, lr=3e-4 if few else 3e-3, options=options, adapt=adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
