@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from omma import weights
-from omma.core.protocols import NO_EXTRAS, Images
+from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
 from omma.evaluation.curve import SCRATCH
 from omma.features.extract import extract
@@ -19,7 +19,6 @@ from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision
 from omma.weights import Model
 from omma.weights.classifier import Classifier
-
 
 FEW = 500  # labelled images
 
@@ -42,11 +41,16 @@ class Recipe:
 def recipe(adapter: str, images: int) -> Recipe:
     """The recipe of an adapter for so many labelled images (docs/finetune.md says how it was found).
 
-    Few images want few and small steps from the linear head, which more steps only unlearn.
+    Few images want few and small steps: all but training from scratch begin with a fitted head
+    (pretraining/first_head.py), which more steps only unlearn.
     """
     few = images < FEW
-    # all but training from scratch start from a fitted head, so nothing needs a warm-up of the head alone
-    options = {"head_warmup": 0.0, "encoder_lr_scale": 1.0, "layer_decay": 1.0}
+    options = {
+        "head_warmup": 0.0,
+        "encoder_lr_scale": 1.0,
+        "layer_decay": 1.0,
+        "fit_head": adapter != SCRATCH,
+    }
     if adapter == SCRATCH:
         return Recipe(steps=100 if few else 300, lr=2e-3, options=options)
     if adapter == "full":
@@ -65,19 +69,13 @@ class Trainer:
     precision: torch.dtype
 
     def __call__(
-        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe, head: Classifier
+        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe
     ) -> Int[np.ndarray, "m"]:
-        """Predicted labels of the test images.
-
-        rows: the images to learn from. head: the linear head of the frozen features, with which all but
-        training from scratch begin [Kumar 2022, arXiv 2202.10054].
-        """
-        start, extras = self.model.untrained(seed), NO_EXTRAS
-        if adapter != SCRATCH:
-            start, extras = self.model, head.extras()
+        """Predicted labels of the test images; rows: the images to learn from."""
+        start = self.model.untrained(seed) if adapter == SCRATCH else self.model
         with tempfile.TemporaryDirectory(prefix="omma-curve-") as folder:
             init, out = Path(folder) / "init", Path(folder) / "run"
-            weights.save(init, start.encoder, self.model.preprocess, start.provenance, extras)
+            weights.save(init, start.encoder, self.model.preprocess, start.provenance)
             request = Request(
                 self.images.subset(rows),
                 method="finetune",
