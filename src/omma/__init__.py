@@ -1,7 +1,7 @@
 """omma: from a folder of images to a vision model its owner can trust.
 
-`pretrain`, `finetune`, `evaluate`, `embed` and `report` are the commands of the same names; `load` opens what
-they made.
+`pretrain`, `finetune`, `predict`, `evaluate`, `embed` and `report` are the commands of the same names; `load`
+opens what they made.
 `Objective` and `wrap` are for a training loop and networks of one's own (docs/own_loop.md).
 """
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from omma.verbs.evaluate import evaluate
     from omma.verbs.export import export
     from omma.verbs.finetune import finetune
+    from omma.verbs.predict import predict
     from omma.verbs.pretrain import pretrain
     from omma.verbs.report import report
     from omma.weights import load
 
-__all__ = ["Objective", "embed", "evaluate", "export", "finetune", "load", "pretrain", "report", "wrap"]
+__all__ = [
+    "Objective", "embed", "evaluate", "export", "finetune", "load", "predict", "pretrain", "report", "wrap",
+]  # fmt: skip
 
 _HOMES = {"Objective": "omma.pretraining.objective", "load": "omma.weights", "wrap": "omma.backbones"}
 

@@ -24,6 +24,12 @@ MODELS = ("vit-ti/4", "vitc-15mf")
 # what the small recipes leave out
 VARIANTS = {name: {"centring": "mean"} for name in ("dino mean", "ibot mean", "dinov2 mean")}
 VARIANTS |= {"moco queue": {"queue": 24}}
+# the classifier that `omma finetune` trains; its adapters are inserted before it is built
+VARIANTS |= {
+    "finetune average": {"ema": 0.9, "layer_decay": 0.5, "mixup": 0.2},
+    "finetune contrast": {"contrast": 1.0, "repeats": 2},
+    "finetune bias": {"encoder_lr_scale": 1.0},
+}
 
 
 def pairs():
@@ -64,6 +70,8 @@ def build(name, model, channels=3, **encoder_options):
     torch.manual_seed(0)
     options = {k: v for k, v in recipe.encoder.items() if k in backbones.options(model)}
     encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **options, **encoder_options)
+    if name == "finetune bias":
+        backbones.adapters.insert(encoder, "bias")
     for block in list(encoder.blocks)[2:]:
         encoder.blocks.pop(len(encoder.blocks) - 1)
         del block
@@ -305,7 +313,7 @@ def gradient(method, batch, dtype=torch.float32):
     """Direction of the blocks' gradient."""
     method.zero_grad()
     Cast(method, dtype)(batch, Clock(1, 10, 0.1)).loss.backward()
-    whole = torch.cat([p.grad.flatten() for p in method.encoder.blocks.parameters()])
+    whole = torch.cat([p.grad.flatten() for p in method.encoder.blocks.parameters() if p.requires_grad])
     return whole / whole.norm()
 
 

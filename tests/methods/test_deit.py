@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omma import backbones, weights
 from omma.core.protocols import Batch, Clock, Context, Extras, Key, Preprocess
 from omma.methods import deit
+from omma.methods.shared import teaching
 from omma.pretraining import requirements
 from omma.pretraining.request import Request
 from omma.train.loop import Position, train
@@ -115,10 +116,10 @@ def test_the_teacher_sees_what_it_was_taught_to_see():
     pixels = x * 0.25 + 0.5
     wanted = F.interpolate((pixels - 0.3) / 0.25, size=(32, 32), mode="bicubic", antialias=True)
     expected = method.teacher_head(model.encoder.eval()(wanted).pooled)
-    torch.testing.assert_close(method._teacher_logits(x), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(teaching.logits(method, x), expected, atol=1e-4, rtol=1e-4)
     method.config = replace(PLAIN, teacher_size=16)
     expected = method.teacher_head(model.encoder((pixels - 0.3) / 0.25).pooled)
-    torch.testing.assert_close(method._teacher_logits(x), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(teaching.logits(method, x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_both_heads_are_exported():

@@ -187,6 +187,34 @@ def test_the_models_own_classifier_is_judged_by_name(run, tmp_path):
         evaluate(model, strangers, protocols=["classifier"], **CPU)
 
 
+def test_images_of_the_same_label_or_object_are_found(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMMA_CACHE", str(tmp_path / "cache"))
+    data, rows = images(each=12, noise=10), ["path,label,sequence"]
+    for i in range(24):
+        Image.fromarray(data.read(i)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{data.labels[i]},{'' if i == 0 else i // 2}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    outcome = evaluate(run, tmp_path / "list.csv", protocols=["image-retrieval"], **CPU)
+    assert {r.subject for r in outcome.results} == {"trained", "untrained", "pixels"}
+    pixels = {r.metric: r for r in outcome.results if r.subject == "pixels"}
+    assert list(pixels) == [f"{name}, {level}" for level in ("category", "instance")
+                            for name in ("recall@1", "recall@5", "recall@10", "mAP")]  # fmt: skip
+    assert pixels["mAP, category"].value > 0.95
+    assert pixels["recall@1, instance"].value < 0.5
+    assert (pixels["mAP, category"].n_test, pixels["mAP, instance"].n_test) == (24, 22)
+    assert pixels["recall@1, category"].settings["chance"] == pytest.approx(11 / 23)
+    assert "instance: 1 image without another of the same sequence: no queries" in outcome.notes
+    assert "24 queries of the same label among 23 other images (all images, seed 0)" in outcome.protocol()
+    assert "22 queries of the same sequence among 22 other images" in outcome.protocol()
+    _, table = outcome.table()
+    assert table[0][0] == "recall@1, category"
+    assert "recall@1, instance" in outcome.verdict()
+
+    (tmp_path / "bare.csv").write_text("path\n0.png\n1.png\n")
+    with pytest.raises(ValueError, match="neither labels nor a column instance or sequence or object"):
+        evaluate(run, tmp_path / "bare.csv", protocols=["image-retrieval"], **CPU)
+
+
 def test_many_classes_of_few_images(run):
     outcome = evaluate(run, images(classes=200, each=20), floors=False, **CPU)
     assert [r.n_train for r in outcome.results] == [3200] * 5

@@ -27,11 +27,10 @@ def _by_gradient(loss: linear.Loss) -> Probe:
 
     def probe(x: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         targets = linear.one_hot(labels, int(labels.max()) + 1)
+        settings: linear.Settings = {"solver": "lbfgs", "penalty": PENALTY}
         if np.bincount(labels).max() > 1:
-            classifier = linear.fit(x, targets, loss=loss, seed=seed, solver="lbfgs").linear
-        else:
-            classifier = linear.refit(x, targets, {"solver": "lbfgs", "penalty": PENALTY}, loss=loss)
-        return classifier(test).argmax(1)
+            settings = linear.choose(x, targets, loss=loss, seed=seed, solver="lbfgs")
+        return linear.fit(x, targets, settings, loss=loss)(test).argmax(1)
 
     return probe
 

@@ -4,11 +4,13 @@ Seconds, not minutes: an image passes the network once, and L-BFGS does the rest
 and all figures come from cross-validation on the labelled images; then the classifier is fitted on all.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from omma.data.sources.skipped import write_skipped
 from omma.evaluation import calibration, linear, metrics
 from omma.evaluation.split import FEW, folds, holdouts
 from omma.features.extract import FeatureSet, extract, pixels
-from omma.pretraining.events import Event, Note, Stage
+from omma.pretraining.events import Event, Stage
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.request import ignore
 from omma.train.class_weights import class_weights, positive_weights
@@ -91,51 +93,73 @@ def fit(
     precision: torch.dtype = torch.float32,
     cache: Path | None = None,
     beside: bool = True,
+    extra: Mapping[str, Any] = MappingProxyType({}),
     notes: Sequence[str] = (),
     listen: Callable[[Event], None] = ignore,
 ) -> Result:
     """Fit a classifier on the labelled ones of these images, and write its run folder.
 
     images: none of a test part. source: the model as the user named it. cache: folder for features. beside:
-    fit the floors, too. notes: what to know of the choice of images. A folder that is finished is read again.
-    Raises ValueError for a folder of another run, and where the labels do not suffice.
+    fit the floors, too. extra: further entries of finetune.json. notes: what to know of the choice of images.
+    A folder that is finished is read again. Raises ValueError for a folder of another run, and where the
+    labels do not suffice.
     """
-    labels, rows = _labelled(images)
-    configuration = _configuration(model, images, source, config, seed, precision)
-    out.check(configuration)
-    with out.locked():
-        out.claim(configuration)
+    kind = {"kind": "head", **dataclasses.asdict(config)}
+    configuration = run_configuration(model, images, source, kind, seed, precision)
+    with claimed(out, configuration):
         if out.finished:
             return read(out)
         started = time.monotonic()
+        labels, rows = labelled(images)
         features = _features(model, images.subset(rows), device, precision, cache, listen)
         labels = labels[rows[features.indices]]
         listen(Stage("fitting the classifier"))
         fitted = fit_features(
             features.vectors, labels, images.classes, config=config, seed=seed, device=_solver_device(device)
         )
-        facts = {
-            "schema": 1,
-            "adapt": "head",
-            "classes": list(images.classes),
-            "multi_label": fitted.classifier.multi_label,
-            "images": len(labels),
-            "settings": fitted.settings,
-            "calibration": {"temperature": fitted.classifier.calibration.temperature},
-            "floors": [],
-            "notes": [*notes, *fitted.notes, *_left_out(images, rows, features)],
-        }
-        if fitted.held_out is not None:
-            facts["held_out"] = fitted.held_out.facts(fitted.classifier, seed)
+        facts = {"adapt": "head", "settings": fitted.settings, "images": len(labels), **extra}
+        facts["floors"] = []
         if beside and fitted.held_out is not None:
             facts["floors"] = _floors(model.preprocess, images.subset(rows), features, labels, seed, listen)
+        facts["notes"] = [*notes, *fitted.notes, *_left_out(images, rows, features)]
         facts["seconds"] = round(time.monotonic() - started, 1)
-        write_skipped(out.path / "skipped.csv", [*images.skipped, *features.bad])
-        files.write_json(out.path / RESULT, facts)
-        origin = {**configuration, "seconds": facts["seconds"], "steps": 0}
-        store.save(out.path, model.encoder, model.preprocess, origin, fitted.classifier.extras())
-    for note in facts["notes"]:
-        listen(Note(note))
+        skipped = [*images.skipped, *features.bad]
+        facts |= judged(fitted.classifier, fitted.held_out, seed)
+        return finish(out, configuration, model, fitted.classifier, facts, skipped)
+
+
+@contextlib.contextmanager
+def claimed(out: RunFolder, configuration: Mapping[str, Any]) -> Iterator[None]:
+    """Make the folder this run's, and keep other processes from it meanwhile."""
+    out.check(configuration)
+    with out.locked():
+        out.claim(configuration)
+        yield
+
+
+def judged(classifier: Classifier, held_out: "HeldOut | None", seed: int) -> dict[str, Any]:
+    """What finetune.json says of the classifier itself."""
+    facts: dict[str, Any] = {
+        "classes": list(classifier.classes),
+        "multi_label": classifier.multi_label,
+        "calibration": {"temperature": classifier.calibration.temperature},
+    }
+    return facts | ({} if held_out is None else {"held_out": held_out.facts(classifier, seed)})
+
+
+def finish(
+    out: RunFolder,
+    configuration: Mapping[str, Any],
+    model: Model,
+    classifier: Classifier,
+    facts: Mapping[str, Any],
+    skipped: Sequence[tuple[str, str]],
+) -> Result:
+    """Write the folder's files, the weights last: with them the run is finished."""
+    write_skipped(out.path / "skipped.csv", skipped)
+    files.write_json(out.path / RESULT, {"schema": 1, **facts})
+    origin = {**configuration, "seconds": facts["seconds"], "steps": 0}
+    store.save(out.path, model.encoder, model.preprocess, origin, classifier.extras())
     return Result(out=out.path, facts=facts)
 
 
@@ -163,7 +187,7 @@ class HeldOut:
             found = metrics.multi_label(p, self.labels, limits, seed).overall
         else:
             found = metrics.single_label(
-                p.argmax(1), self.labels, len(classifier.classes), p, True, seed
+                p.argmax(1), self.labels, len(classifier.classes), p, True, seed=seed
             ).overall
         figures = {name: {"value": f.value, "interval95": list(f.interval95)} for name, f in found.items()}
         facts = {"protocol": self.protocol, "images": len(p), "metrics": figures}
@@ -266,7 +290,7 @@ def _weights(labels: Int[np.ndarray, "n *k"], config: Config) -> Float[np.ndarra
 
 
 # ---------------------------------------------------------------- steps
-def _labelled(images: IndexedImages) -> tuple[Int[np.ndarray, "n *k"], Int[np.ndarray, "m"]]:
+def labelled(images: IndexedImages) -> tuple[Int[np.ndarray, "n *k"], Int[np.ndarray, "m"]]:
     """Labels, or label sets, of all images; the rows that have any. ValueError for fewer than two classes."""
     sets = label_sets.of(images)
     if sets is not None:
@@ -283,8 +307,13 @@ def _labelled(images: IndexedImages) -> tuple[Int[np.ndarray, "n *k"], Int[np.nd
     return labels, np.flatnonzero(labels >= 0)
 
 
-def _configuration(
-    model: Model, images: IndexedImages, source: str, config: Config, seed: int, precision: torch.dtype
+def run_configuration(
+    model: Model,
+    images: IndexedImages,
+    source: str,
+    kind: Mapping[str, Any],
+    seed: int,
+    precision: torch.dtype,
 ) -> dict[str, Any]:
     return {
         "images": images.source,
@@ -292,7 +321,7 @@ def _configuration(
         "method": "finetune",
         "model": model.encoder.name,
         "image_size": model.preprocess.size,
-        "adapt": {"kind": "head", **dataclasses.asdict(config)},
+        "adapt": dict(kind),
         "init": {"source": source, "digest": model.digest},
         "labels": "learned",
         "end": END,

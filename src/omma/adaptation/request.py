@@ -12,12 +12,13 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.data.sources.collection import IndexedImages
 
 FULL = "full"
+CHOSEN = ("head", "auto")  # what the engine does not train, or not alone
 WHOLE = (FULL, "transfg")  # all of the encoder learns
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
-    "images", "label_depth", "allow_partial", "out", "epochs", "steps", "image_size", "batch_size",
+    "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size", "batch_size",
     "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers", "cache",
     "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
 )  # fmt: skip
@@ -50,6 +51,7 @@ class FineTuning:
         encoder_lr_scale: The encoder's learning rate as a share of the head's.
         label_depth: Folder that names the class: its level below `images` (1 is the first, -1 the one that
             holds the image), or path: all together (docs/input.md).
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         image_size: Pixels along a side that the network sees; by default what the weights were made for.
         batch_size: Images a step, over all processes.
@@ -89,6 +91,7 @@ class FineTuning:
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
     label_depth: int | Literal["path"] | None = None
+    architecture: str | None = None
     allow_partial: bool = False
     image_size: int | Auto | None = "auto"
     batch_size: int | Auto | None = "auto"
@@ -113,7 +116,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         one_of("balance", self.balance, BALANCES)
-        if self.adapt == FULL and self.adapt_options:
+        if self.adapt in (FULL, "auto") and self.adapt_options:
             raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")
         self.request()  # refuses what the engine refuses
 
@@ -129,10 +132,10 @@ class FineTuning:
             **{name: getattr(self, name) for name in SHARED},
             method="finetune",
             init=self.model,
-            adapt=None if self.adapt == FULL else self.adapt,
+            adapt=None if self.adapt in (FULL, *CHOSEN) else self.adapt,
             budget=self.budget if ended else DEFAULT_BUDGET,
             options={**options, **(self.options or {})},
-            adapt_options=self.adapt_options or None,
+            adapt_options=None if self.adapt in CHOSEN else self.adapt_options or None,
             supervision=Supervision(
                 shots=self.shots, fraction=self.fraction, holdout=self.holdout, patience=self.patience
             ),

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from omma.cli.about import doctor, methods, models
-from omma.cli.adapt import finetune
+from omma.cli.adapt import finetune, predict
 from omma.cli.judge import evaluate, report
 from omma.cli.parser import parse
 from omma.cli.shared import discard_output, tolerant_streams
@@ -30,6 +30,7 @@ from omma.core.explain import explain
 COMMANDS = {
     "pretrain": pretrain,
     "finetune": finetune,
+    "predict": predict,
     "evaluate": evaluate,
     "embed": embed,
     "export": export,

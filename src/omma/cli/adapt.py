@@ -1,11 +1,16 @@
-"""Commands that make classifiers: `omma finetune`."""
+"""Commands that make and use classifiers: `omma finetune` and `omma predict`."""
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
+
+import tyro
 
 from omma.adaptation.request import FineTuning
 from omma.cli import early
-from omma.cli.shared import Dotted, Labelled_, Model_
+from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, say, skipped_lines
+from omma.cli.stages import Stages
 from omma.cli.train import as_command, trained
+from omma.core.words import count
 
 
 @as_command(FineTuning, model=Model_, images=Labelled_)
@@ -20,3 +25,64 @@ def finetune(dotted: Dotted = None, **options: Any) -> int:
     early.model(str(options["model"]))
     early.pretraining(FineTuning(**options).request())
     return trained("finetune", **options)
+
+
+def predict(
+    model: Model_,
+    images: Images_,
+    out: str,
+    top: int = 2,
+    error: float | None = None,
+    threshold: float | None = None,
+    copy: Place_ = None,
+    move: Annotated[str | None, tyro.conf.Suppress] = None,
+    allow_partial: bool = False,
+    label_depth: LabelDepth = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> int:
+    """Write the class of each image, how sure that is, the runner-up, and whether to abstain.
+
+    Probabilities are calibrated on held-out images if `omma finetune` made the classifier.
+
+    Args:
+        model: Run folder, weights file, timm:NAME or hf:NAME with a classifier.
+        images: Images, in any form that pretrain accepts. If they have labels, the accuracy is printed.
+        out: The table to write: .csv, .parquet or .jsonl.
+        top: Classes an image, at least 2.
+        error: Share of wrong answers that is allowed (.05): less sure images abstain, so that the others keep
+            it, as far as held-out images tell.
+        threshold: Instead, the probability below which images abstain; with several labels an image, that
+            from which a class is answered.
+        copy: Folder to copy the images to, into one folder a class; those that abstain go to _abstain.
+        allow_partial: Accept weights that lack many of the network's parameters.
+        label_depth: Folder that names the class, as for evaluate.
+        device: cpu, cuda or mps.
+        precision: fp32 or bf16.
+    """
+    if move is not None:
+        raise ValueError(
+            "--move: omma moves no images, since answers may be wrong: --copy DIR leaves yours in place"
+        )
+    early.model(model)
+    early.images(images)
+    early.answers(out)
+    with Stages(f"reading {images} ...") as stages:
+        from omma.core.device import keep_memory, share_cores
+        from omma.verbs.predict import predict as verb
+
+        keep_memory()
+        share_cores()
+        result = verb(
+            model, images, out, top=top, error=error, threshold=threshold, copy=copy, label_depth=label_depth,
+            device=device, precision=precision, allow_partial=allow_partial,
+            progress=partial(stages, "classifying"),
+        )  # fmt: skip
+    for note in result.notes:
+        say(note)
+    abstained = f", {result.abstained:,} of which abstain" if result.abstained else ""
+    say(f"{count(result.rows, 'image')} in {out}{abstained}")
+    if result.right is not None:
+        say(f"right: {result.right:,} of {result.labelled:,} labelled ({result.right / result.labelled:.1%})")
+    skipped_lines(result.bad)
+    return 0

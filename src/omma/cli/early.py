@@ -11,7 +11,7 @@ from omma import methods
 from omma.core import launcher, outputs
 from omma.core.errors import AlreadyReported
 from omma.core.sources import missing, not_found
-from omma.features import formats
+from omma.features import formats, records
 from omma.pretraining.request import Request
 
 
@@ -52,6 +52,13 @@ def table(out: str) -> None:
     formats.check_ending(out)
     if launcher.ranks().world_size == 1:  # of several processes the first will check
         outputs.check_file(out)
+
+
+@_said_once
+def answers(out: str) -> None:
+    """The same for the table of answers."""
+    records.check_ending(out)
+    outputs.check_file(out)
 
 
 @_said_once

@@ -47,8 +47,9 @@ def evaluate(
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
         labelled: Images with class folders or a label column; for retrieval, with captions.
-        protocol: knn, linear, ridge; classifier, the model's own; for models with a text tower also zeroshot,
-            retrieval. Without it: knn, linear, and the classifier where its classes are those of the images.
+        protocol: knn, linear, ridge; classifier, the model's own; image-retrieval, by label or instance; for
+            models with a text tower also zeroshot, retrieval. Without it: knn, linear, and the
+            classifier where its classes are those of the images.
         metrics: Further metrics: accuracy, f1, ap, calibration, all; with any, also classes and confusions.
         taxonomy: File with groups of the classes, for how bad mistakes are: columns from order to species,
             parent and child, indented text, JSON (docs/evaluate.md).

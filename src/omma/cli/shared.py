@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,6 +96,14 @@ def say(text: str, label: str = "", *, style: str = "", indent: int | None = Non
         line.rstrip()
         head = "" if number else label
         console.print(Text(head.ljust(indent)) + line if head or line else "", soft_wrap=True)
+
+
+def skipped_lines(bad: Sequence[tuple[str, str]], console: Console = out) -> None:
+    """The first of the files that were left out, with the reasons."""
+    for path, reason in bad[:5]:
+        say(f"skipped {path}: {reason}", console=console)
+    if len(bad) > 5:
+        say(f"... and {len(bad) - 5:,} more", console=console)
 
 
 def show(table: Table, console: Console = out) -> None:

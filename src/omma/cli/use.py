@@ -16,6 +16,7 @@ from omma.cli.shared import (
     Place_,
     With_,
     say,
+    skipped_lines,
 )
 from omma.cli.stages import Stages
 from omma.core import launcher, outputs
@@ -70,10 +71,7 @@ def embed(
     for line in result.notes:
         say(line, console=console)
     say(f"{count(result.rows, 'vector')} of {result.dim} dimensions in {out}", console=console)
-    for path, reason in result.bad[:5]:
-        say(f"skipped {path}: {reason}", console=console)
-    if len(result.bad) > 5:
-        say(f"... and {len(result.bad) - 5:,} more", console=console)
+    skipped_lines(result.bad, console)
     return 0
 
 

@@ -232,7 +232,7 @@ class Needs:
     """
 
     labels: bool = False
-    # is it judged on held-out images while it trains, and the best of its states kept (core/classifies.py)?
+    # is it judged on held-out images, and the best of its states kept (methods/shared/classifies.py)?
     holds_out: bool = False
     balanced: bool = False  # each class must be drawn equally often
     label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)

@@ -11,9 +11,11 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve
 
+from omma.core.words import count
 from omma.weights.classifier import Classifier, HeldOut
 
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are searched
+ERROR = 0.05  # share of wrong answers that is allowed if none is named
 SURE = 0.95  # with which the error of answers is at most that stated
 STEPS = 20  # shares of the held-out images that may be answered
 
@@ -113,6 +115,55 @@ def _candidates(n: int, error: float) -> Sequence[int]:
 def _upper(wrong: int, answered: int) -> float:
     """The one-sided upper bound of Clopper and Pearson for a rate."""
     return 1.0 if wrong >= answered else float(beta.ppf(SURE, wrong + 1, answered - wrong))
+
+
+class Limit(NamedTuple):
+    """Below which probability there is no answer."""
+
+    threshold: float | None  # None: not known; with several labels an image: each class has its own
+    notes: tuple[str, ...] = ()
+
+
+def limit(classifier: Classifier, error: float | None = None, threshold: float | None = None) -> Limit:
+    """The threshold given, or that which keeps the error, ERROR by default.
+
+    Raises ValueError where an error is given that no threshold keeps, and with several labels an image.
+    """
+    if threshold is not None:
+        if error is not None:
+            raise ValueError("--error and --threshold are both given: choose one")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"--threshold {threshold}: must lie in [0, 1]")
+        return Limit(threshold, (f"abstain: below a probability of {threshold:g}, as given",))
+    if classifier.multi_label:
+        if error is not None:
+            raise ValueError(f"--error {error}: with several labels an image give a --threshold instead")
+        own = "thresholds of the classes: those with the best F1 on held-out images"
+        return Limit(None, (own if classifier.calibration.thresholds else "threshold of all classes: .5",))
+    if classifier.held_out is None:
+        if error is not None:
+            raise ValueError(
+                f"--error {error}: the model keeps no answers for held-out images to choose a threshold on: "
+                "give a --threshold, or make the classifier with `omma finetune`"
+            )
+        return Limit(None, ("abstain is empty: the model keeps no answers for held-out images",))
+    wanted = ERROR if error is None else error
+    confidence, correct = classifier.held_out
+    found = abstention(confidence.numpy(), correct.numpy(), wanted)
+    if found is not None:
+        return Limit(found.threshold, (_promise(found, wanted),))
+    why = f"on {count(len(confidence), 'held-out image')} no threshold keeps the error at {wanted:.3g}"
+    if error is not None:
+        raise ValueError(f"--error {error}: {why}: name a larger one, or give a --threshold")
+    return Limit(None, (f"abstain is empty: {why}",))
+
+
+def _promise(found: Abstention, error: float) -> str:
+    return (
+        f"abstain: below a probability of {found.threshold:.3g}; of the other answers at most {error:.3g} "
+        f"are wrong on images like these ({SURE:.0%} sure; of {count(found.images, 'held-out image')} "
+        f"{found.answered:.1%} were answered, {found.wrong:.1%} of these wrongly)"
+    )
 
 
 def calibrate(

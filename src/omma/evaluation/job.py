@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from omma.backbones.layers import prompts as learned_prompts
 from omma.backbones.layers import text
+from omma.core.caches import features_folder
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
@@ -134,3 +135,10 @@ def conditions_of(subject: Subject, features: FeatureSet, preprocess: Preprocess
         return {"layer": "input", "pooling": "flattened", "crop": f"the same, at {shape} px"}
     precision = {"float32": "fp32", "bfloat16": "bf16"}.get(name := features.provenance["precision"], name)
     return {"layer": "last", "pooling": features.provenance["pooling"], "crop": crop, "precision": precision}
+
+
+def features_cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
+    """The folder for computed features: "auto" is `features` beside the weights, or in the user's caches."""
+    if cache != "auto":
+        return None if cache is None else Path(cache)
+    return None if isinstance(model, Model) else features_folder(model)

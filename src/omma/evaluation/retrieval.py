@@ -61,13 +61,13 @@ def recalls(ranks: Ranks) -> Iterator[Recall]:
     own = np.bincount(ranks.owner, minlength=n)
     for k in KS:
         hits = (ranks.captions < k).astype(np.int64)
-        chance = float(np.mean([1 - _missed(m, int(c), k) for c in own]))
+        chance = float(np.mean([1 - missed(m, int(c), k) for c in own]))
         yield Recall(f"recall@{k}, image to caption", hits, np.ones(n, np.int64), chance)
     for k in KS:
         hits = np.bincount(ranks.owner, weights=ranks.images < k, minlength=n).astype(np.int64)
         yield Recall(f"recall@{k}, caption to image", hits, own, min(k / n, 1.0))
 
 
-def _missed(m: int, own: int, k: int) -> float:
+def missed(m: int, own: int, k: int) -> float:
     """The probability that k of m captions, drawn at random, include none of an image's own."""
     return math.comb(m - own, k) / math.comb(m, k) if k <= m else 0.0

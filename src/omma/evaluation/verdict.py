@@ -92,9 +92,7 @@ class Evaluation:
                 data = f"{parts} of {count(r.classes or 0, 'class', 'classes')}"
                 floor = f"the best constant answer scores {r.majority:.1%}"
             else:
-                data = (
-                    f"{count(r.settings['images'], 'image')} and {count(r.settings['captions'], 'caption')}"
-                )
+                data = _searched(r)
                 floor = f"chance scores {r.settings['chance']:.1%} at {r.metric}"
             split = r.split.partition(f": {r.n_train or 0:,} train, ")[0]  # `data` has the numbers
             split += "" if "seed" in split else f", seed {r.seed}"
@@ -122,6 +120,14 @@ class Evaluation:
             start = f"Compared with {FLOORS['pixels']}" if proved else _no_difference("pixels")
             sentences.append(f"{start}: {_clauses(pixels)}.")
         return " ".join(sentences)
+
+
+def _searched(score: Score) -> str:
+    settings = score.settings
+    if "captions" in settings:
+        return f"{count(settings['images'], 'image')} and {count(settings['captions'], 'caption')}"
+    queries = count(score.n_test, "query", "queries")
+    return f"{queries} of the same {settings['by']} among {count(settings['gallery'], 'other image')}"
 
 
 def _headline(comparisons: Sequence[Comparison]) -> str:
@@ -171,7 +177,7 @@ def _row_name(protocol: str, metric: str) -> str:
         return f"{NAMES[protocol]}, balanced"
     if metric == "top1":
         return NAMES[protocol]
-    return metric if protocol == "retrieval" else f"  {metric_name(metric)}"
+    return f"  {metric_name(metric)}" if NAMES[protocol] else metric
 
 
 def metric_name(metric: str) -> str:

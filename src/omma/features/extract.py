@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from omma.core import files
 from omma.core.device import cores, to_device
-from omma.core.protocols import Backbone, Images, Inaccessible, Preprocess
+from omma.core.protocols import Backbone, Features, Images, Inaccessible, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 
@@ -36,7 +36,7 @@ FORMAT = 1  # of the cache files; raise it when the features of the same inputs 
 class FeatureBatch(NamedTuple):
     """Features of one batch of images."""
 
-    vectors: Float[np.ndarray, "b d"]  # float32
+    vectors: Float[np.ndarray, "b ..."]  # float32: pooled features, or what else is read of them
     indices: Int[np.ndarray, "b"]  # which images these are
     bad: list[tuple[str, str]]  # (path, reason) of the images of this batch that could not be read
 
@@ -81,16 +81,22 @@ def prepare(encoder: Backbone, device: torch.device, precision: torch.dtype) -> 
     return copy.deepcopy(encoder).to(device=device, dtype=precision).eval()
 
 
+def pooled(features: Features) -> torch.Tensor:
+    """The pooled features."""
+    return features.pooled
+
+
 def stream(
     network: Backbone,
     images: Images,
     preprocess: Preprocess,
     batch: int | None = None,
     threads: int | None = None,
+    of: Callable[[Features], torch.Tensor] = pooled,
 ) -> Iterator[FeatureBatch]:
     """Pooled features of all images in order, a batch at a time, so memory does not grow with their number.
 
-    network: from `prepare`. threads: for decoding.
+    network: from `prepare`. threads: for decoding. of: what is read of the features, [b, ...].
     """
     images = with_channels(images, preprocess.channels)
     first = next(network.parameters())
@@ -100,8 +106,8 @@ def stream(
         vectors = np.zeros((0, network.dim), np.float32)
         if len(indices):
             with torch.inference_mode():
-                pooled = network(to_device(pixels, device, precision)).pooled
-            vectors = pooled.float().cpu().numpy()
+                read = of(network(to_device(pixels, device, precision)))
+            vectors = read.float().cpu().numpy()
         yield FeatureBatch(vectors, indices, bad)
 
 

@@ -153,7 +153,7 @@ class ShardedTable:
         vectors = np.concatenate([batch.vectors.reshape(-1) for batch in batches])
         dim = self.schema.field("vector").type.list_size
         columns: dict[str, pa.Array] = {
-            "path": pa.array([_text(self.images.path(int(i))) for i in indices], pa.string()),
+            "path": pa.array([as_text(self.images.path(int(i))) for i in indices], pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors), dim),
         }
         if self.images.labels is not None:
@@ -201,6 +201,6 @@ def table_schema(dim: int, labelled: bool, provenance: dict[str, Any]) -> pa.Sch
     return pa.schema(fields, metadata={"omma": json.dumps(provenance)})
 
 
-def _text(path: str) -> str:
+def as_text(path: str) -> str:
     """A path as valid UTF-8; other bytes become replacement characters."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

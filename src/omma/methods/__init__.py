@@ -50,6 +50,8 @@ class MethodFile:
     needs: Callable[[Any], Needs] = _needs_only_images  # of the config
     # of (recipe with the user's options, the model's options): what else of the recipe follows from them
     adapted: Callable[[Recipe, Mapping[str, Any]], Recipe] = _unchanged
+    # of (name of the method that pretrained the weights, image size, model's name): `paper` for such weights
+    paper_after: Callable[[str, int, str], Recipe] | None = None
     # of (config, the trained model that `needs` names, the captions); None for methods without texts
     tokenizer: Callable[[Any, Trained | None, Iterable[str]], Tokenizer] | None = None
 
@@ -93,6 +95,6 @@ def get(name: str) -> MethodFile:
     required = ("Config", "Method", "views", *RECIPES)
     if missing := [each for each in required if not hasattr(file, each)]:
         raise TypeError(f"{file.__file__} lacks {', '.join(missing)}: see CONTRIBUTING.md")
-    optional = [each for each in ("needs", "adapted", "tokenizer") if hasattr(file, each)]
+    optional = [each for each in ("needs", "adapted", "paper_after", "tokenizer") if hasattr(file, each)]
     offered = {each: getattr(file, each) for each in (*required, *optional)}
     return MethodFile(name=name, doc=inspect.getdoc(file) or "", **offered)

@@ -18,14 +18,8 @@ Choose it when images are labelled and another classifier beats a transformer on
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-
 from omma.backbones.layers.heads import classifier
 from omma.core import collectives, protocols
-from omma.core.checks import one_of
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -36,45 +30,28 @@ from omma.core.protocols import (
     ParamGroup,
     Recipe,
     StepOutput,
-    Trained,
 )
 from omma.losses import classification
-from omma.methods.shared import labelled_views
+from omma.methods.shared import labelled_views, teaching
 from omma.train import param_groups
-
-WEIGHTS = {"hard": 0.5, "soft": 0.1}  # of the distillation loss, in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(labelled_views.Labelled):
+class Config(labelled_views.Labelled, teaching.Taught):
     """The paper's defaults, for ImageNet."""
 
-    teacher: str | None = None  # a model that classifies
-    distillation: str = "hard"  # or "soft"
-    weight: float | None = None  # of the distillation loss; None: .5 for hard, .1 for soft
-    temperature: float = 3.0  # of the soft loss
-    per_class: bool = True  # divide the soft loss by the number of classes, as in the published code
-    teacher_size: int | None = None  # pixels of the teacher's input; None: those it was trained at
-
     def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("method.distillation", self.distillation, WEIGHTS)
-        if self.weight is not None and not 0 <= self.weight <= 1:
-            raise ValueError(f"method.weight={self.weight}: must lie in [0, 1] (the paper's: .5 or .1)")
-        if self.temperature <= 0:
-            raise ValueError(f"method.temperature={self.temperature}: must be above 0 (the paper's: 3)")
-        if self.teacher_size is not None and self.teacher_size < 1:
-            raise ValueError(f"method.teacher_size={self.teacher_size}: must be at least 1 pixel")
+        labelled_views.Labelled.__post_init__(self)
+        teaching.Taught.__post_init__(self)
 
 
 def needs(config: Config) -> Needs:
     """Labels, a distillation token, and a teacher."""
     return Needs(
         labels=True,
-        backbone_options={"distilled": "carry a distillation token"},
+        backbone_options=teaching.TOKEN,
         model="teacher",
-        kind="a teacher that classifies (train one: omma pretrain IMAGES --method supervised --model "
-        "timm:regnety_016)",
+        kind=teaching.TEACHER,
         beside=("classifier.weight",),
     )
 
@@ -114,26 +91,11 @@ class Method(protocols.Method):
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config, self.classes = config, context.classes
-        if encoder.pool != "token" or getattr(encoder, "dist_token", None) is None:
-            raise ValueError(
-                f"deit needs a distillation token and the class token as feature; {encoder.name} lacks them: "
-                "choose --model deit-s/16, or a ViT with --model.distilled true and --model.pool token"
-            )
-        assert context.model is not None, "guaranteed by Needs.model"
-        assert context.preprocess is not None
+        teaching.require_token("deit", encoder)
         self.encoder = encoder
         self.head = classifier(encoder.dim, context.classes)
         self.distilled = classifier(encoder.dim, context.classes)
-        self.preprocess, self.teacher_preprocess = context.preprocess, context.model.preprocess
-        if self.preprocess.channels != self.teacher_preprocess.channels:
-            raise ValueError(
-                f"the teacher {config.teacher} was made for {self.teacher_preprocess.channels} channels, "
-                f"these images have {self.preprocess.channels}: choose one that was made for such images"
-            )
-        self.teacher = context.model.encoder
-        self.teacher_head = _classifier_of(context.model, context.classes, str(config.teacher))
-        self.teacher.requires_grad_(False)
-        self.teacher_head.requires_grad_(False)
+        teaching.take(self, config, context)
 
     def train(self, mode: bool = True) -> "Method":
         """The teacher stays in evaluation mode."""
@@ -141,32 +103,18 @@ class Method(protocols.Method):
         self.teacher.eval()
         return self
 
-    @torch.no_grad()
-    def _teacher_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The teacher's logits of the student's views, normalised and resized as the teacher was trained."""
-        images = self.preprocess.translate(images, self.teacher_preprocess)
-        size = self.config.teacher_size or self.teacher_preprocess.size
-        if images.shape[-1] != size:
-            images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
-        return self.teacher_head(self.teacher(images).pooled).float()
-
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         c = self.config
         images, targets, weights = labelled_views.examples(batch, len(self.classes), c)
         count = collectives.mean(weights.sum())
-        teacher = self._teacher_logits(images)
+        teacher = teaching.logits(self, images)
         features = self.encoder(images)
         assert features.prefix is not None, "it has a distillation token"
         logits = self.head(features.pooled).float()
         distilled = self.distilled(features.prefix[:, 1]).float()
 
         supervised = classification.soft_cross_entropy(logits, targets, weights, count)
-        if c.distillation == "hard":
-            distillation = classification.hard_distillation(distilled, teacher, weights, count)
-        else:
-            distillation = classification.soft_distillation(distilled, teacher, c.temperature, weights, count)
-            distillation = distillation / len(self.classes) if c.per_class else distillation
-        weight = WEIGHTS[c.distillation] if c.weight is None else c.weight
+        loss = teaching.mixed_loss(c, supervised, distilled, teacher, weights, count)
 
         label, teacher_class = targets.argmax(-1), teacher.argmax(-1)  # of a mixed image: the larger share's
         predicted = classification.mean_probabilities(logits.detach(), distilled.detach()).argmax(-1)
@@ -176,7 +124,7 @@ class Method(protocols.Method):
             "accuracy_teacher": labelled_views.share(teacher_class == label, weights, count),
             "agreement": labelled_views.share(agree, weights, count),
         }
-        return StepOutput((1 - weight) * supervised + weight * distillation, metrics)
+        return StepOutput(loss, metrics)
 
     def extras(self) -> Extras:
         """Both heads: `classifier` reads the pooled feature, `distilled` the second of the prefix tokens."""
@@ -188,39 +136,3 @@ class Method(protocols.Method):
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.head, "classifier")
         yield from param_groups.standard(self.distilled, "distilled")
-
-
-def _classifier_of(model: Trained, classes: tuple[str, ...], name: str) -> nn.Linear:
-    """The teacher's linear classifier with its rows in the order of `classes`.
-
-    Raises ValueError if its classes differ, or if it does not fit its encoder's features.
-    """
-    weight, bias = model.extras.tensors["classifier.weight"], model.extras.tensors.get("classifier.bias")
-    remedy = "train one on these images: omma pretrain IMAGES --method supervised"
-    if len(weight) != len(classes):
-        raise ValueError(
-            f"the teacher {name} has {len(weight)} classes, and these images have {len(classes)}: {remedy}"
-        )
-    if weight.shape[1] != model.encoder.dim:
-        raise ValueError(
-            f"the classifier of the teacher {name} reads {weight.shape[1]} numbers, its encoder gives "
-            f"{model.encoder.dim}: the files do not belong together, copy them again"
-        )
-    rows = torch.arange(len(classes))
-    theirs = model.extras.facts.get("classes")
-    if theirs is not None and tuple(theirs) != classes:
-        if other := sorted(set(theirs) - set(classes)):
-            raise ValueError(
-                f"the teacher {name} has a class {other[0]!r}, which these images lack: {remedy}"
-            )
-        if len(set(theirs)) < len(theirs):
-            raise ValueError(
-                f"classes of the teacher {name} share a name and are ordered otherwise: {remedy}"
-            )
-        rows = torch.tensor([list(theirs).index(each) for each in classes])
-    head = nn.Linear(weight.shape[1], len(classes), bias=bias is not None)
-    with torch.no_grad():
-        head.weight.copy_(weight[rows])
-        if bias is not None:
-            head.bias.copy_(bias[rows])
-    return head

@@ -1,12 +1,12 @@
 """Finetune: a classifier from an encoder that has learned before, its labels few or many.
 
 A linear layer on the pooled feature predicts the class; the encoder learns with it, or an adapter within the
-encoder (`--adapt`, docs/finetune.md). Parameters learn at rates that fall from the last layer to the first
-[Bao 2021, arXiv 2106.08254, appendix]; the head may learn alone at first [Kumar 2022, arXiv 2202.10054]; an
-average of the weights over the steps may be what is evaluated and exported.
+encoder (`--adapt`, docs/finetune.md). Learning rates fall from the last layer to the first [Bao 2021, arXiv
+2106.08254, appendix]; the head may learn alone at first [Kumar 2022, arXiv 2202.10054]; an average of the
+weights over the steps may be what is evaluated and exported.
 
     loss = - sum_k t_k log softmax(W f(x) + b)_k                  one label an image, t smoothed and mixed
-    loss = - sum_k p_k t_k log s_k + (1 - t_k) log(1 - s_k)      several, s = sigmoid(W f(x) + b)
+    loss = - sum_k p_k t_k log s_k + (1 - t_k) log(1 - s_k)       several, s = sigmoid(W f(x) + b)
 
 With TransFG's adapter, whose heads choose parts, the features of a batch are also compared: those of a class
 are to be alike, those of two classes no more alike than a margin (losses/parts.py).
@@ -21,40 +21,31 @@ Choose it by `omma finetune MODEL LABELLED`, which holds images out, stops early
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma import backbones
 from omma.backbones.layers.heads import require_two_classes
 from omma.core import collectives
-from omma.core.checks import one_of, within_one
-from omma.core.classifies import Classifies
-from omma.core.protocols import (
-    Backbone,
-    Batch,
-    Clock,
-    Context,
-    Extras,
-    Needs,
-    ParamGroup,
-    Recipe,
-    StepOutput,
-)
+from omma.core.checks import at_least_zero, one_of, within_one
+from omma.core.protocols import Backbone, Batch, Clock, Context, Needs, ParamGroup, Recipe, StepOutput
 from omma.losses import classification, parts
-from omma.methods.shared import labelled_views
+from omma.methods.shared import labelled_views, teaching
+from omma.methods.shared.classifies import Classifies
 from omma.train import param_groups
 from omma.train.shadow import Shadow
 from omma.weights.classifier import Classifier
 
 BALANCES = ("none", "loss", "sampler")
-WARMED = 10.0  # steps by which the average's memory is shorter at first: its decay is (1 + t) / (10 + t)
+WARMED = 10.0  # the average's memory is shorter at first: its decay is (1 + t) / (10 + t) in step t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(labelled_views.Labelled):
-    """MAE's defaults, for ImageNet [He 2021, arXiv 2111.06377, table 9]."""
+class Config(labelled_views.Labelled, teaching.Taught):
+    """MAE's defaults, for ImageNet [He 2021, arXiv 2111.06377, table 9]; those of a teacher are DeiT's."""
 
     repeats: int = 1
     layer_decay: float = 0.65  # of the learning rate, from each layer to the one before
@@ -66,9 +57,11 @@ class Config(labelled_views.Labelled):
     contrast: float | None = None  # weight of TransFG's loss between images; None: 1 with its adapter, else 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        labelled_views.Labelled.__post_init__(self)
+        teaching.Taught.__post_init__(self)
         one_of("method.balance", self.balance, BALANCES)
         within_one(self, "layer_decay")
+        at_least_zero(self, "head_std")
         for name in ("head_warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name}={getattr(self, name)}: must lie in [0, 1)")
@@ -76,26 +69,64 @@ class Config(labelled_views.Labelled):
             raise ValueError(f"method.encoder_lr_scale={self.encoder_lr_scale}: must be above 0 (.01 to 1)")
         if self.contrast is not None and self.contrast < 0:
             raise ValueError(f"method.contrast={self.contrast}: must be at least 0 (off)")
-        if self.head_std < 0:
-            raise ValueError(f"method.head_std={self.head_std}: must be at least 0")
 
 
 def needs(config: Config) -> Needs:
-    """Labels."""
-    return Needs(labels=True, label_sets=True, holds_out=True, balanced=config.balance == "sampler")
+    """Labels, one an image or several; with a teacher, that and a distillation token."""
+    taught = {} if config.teacher is None else {
+        "backbone_options": teaching.TOKEN, "model": "teacher", "kind": teaching.TEACHER,
+        "beside": ("classifier.weight",),
+    }  # fmt: skip
+    several, balanced = config.teacher is None, config.balance == "sampler"
+    return Needs(labels=True, label_sets=several, holds_out=True, balanced=balanced, **taught)
 
 
 views = labelled_views.plan
 
 
+class Published(NamedTuple):
+    """Fine-tuning on ImageNet as published, for networks up to ViT-B and for larger ones."""
+
+    lr: tuple[float, float]  # for `batch` images
+    batch: int
+    layer_decay: tuple[float, float]
+    drop_path: tuple[float, float, float]  # up to B, L, H
+    warmup: tuple[float, float]
+    weight_decay: float = 0.05
+    clip: float | None = None
+
+
+PUBLISHED = {
+    # 100 epochs (B), 50 (L, H)
+    "mae": Published((5e-4, 1e-3), 256, (0.65, 0.75), (0.1, 0.2, 0.3), (0.05, 0.1)),
+    "beit": Published((4e-3, 1e-3), 1024, (0.65, 0.75), (0.1, 0.2, 0.2), (0.2, 0.1)),
+    "simmim": Published((1.25e-3, 1.25e-3), 512, (0.65, 0.8), (0.1, 0.1, 0.1), (0.2, 0.2), clip=5.0),
+    # 30 epochs at 384 px
+    "deit": Published((5e-6, 5e-6), 512, (1.0, 1.0), (0.1, 0.1, 0.1), (0.0, 0.0), weight_decay=1e-8),
+}
+LIKE = {"supervised": "deit", "eva": "beit", "ibot": "beit"}  # methods whose papers fine-tune that way
+
+
 def paper(image_size: int, model: str) -> Recipe:
     """MAE's, for a ViT-B on ImageNet: 100 epochs, peak rate 5e-4 for each 256 images.
 
-    `omma finetune RUN IMAGENET --recipe paper --epochs 100`.
+    `omma finetune RUN IMAGENET --recipe paper --epochs 100`. Of weights that omma pretrained by beit, simmim,
+    deit or supervised, the recipe is that of their papers.
     """
+    return paper_after("mae", image_size, model)
+
+
+def paper_after(method: str, image_size: int, model: str) -> Recipe:
+    """As published for weights that were pretrained by this method; MAE's if nothing is known of it."""
+    p = PUBLISHED[LIKE.get(method, method) if LIKE.get(method, method) in PUBLISHED else "mae"]
+    family, dim = backbones.family(model), backbones.traits(model).dim or 0
+    # Swin-B has the second of SimMIM's layer decays
+    large = int(dim > 768 or family.hierarchical)
+    layered = family.by_depth is not Backbone.by_depth
+    config = Config(layer_decay=p.layer_decay[large] if layered else 1.0)
     return Recipe(
-        config=Config(), batch=1024, lr=2e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.999), clip=None,
-        drop_path=0.1,
+        config=config, batch=1024, lr=p.lr[large] * 1024 / p.batch, warmup=p.warmup[large], clip=p.clip,
+        weight_decay=p.weight_decay, drop_path=p.drop_path[0 if dim <= 768 else 1 if dim <= 1024 else 2],
     )  # fmt: skip
 
 
@@ -118,7 +149,12 @@ class Method(Classifies):
         self.config, self.classes, self.several = config, context.classes, context.several
         self.encoder = encoder
         self.contrast = _contrast(encoder, config, context)
-        self.head = _head(encoder.dim, config.head_std, context)
+        self.head = _head("classifier", encoder.dim, config.head_std, context)
+        self.distilled = None
+        if config.teacher is not None:
+            teaching.require_token("a teacher", encoder)
+            self.distilled = _head("distilled", encoder.dim, config.head_std, context)
+            teaching.take(self, config, context)
         weights = context.class_weights if config.balance == "loss" else None
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", torch.tensor(weights) if weights else None, persistent=False)
@@ -130,16 +166,24 @@ class Method(Classifies):
     def _tensors(self) -> list[Tensor]:
         """Whatever training changes: parameters, and statistics of batch norms."""
         parameters: list[Tensor] = [p for name, p in self.named_parameters() if name in self._trained]
-        if self.encoder.frozen:  # and so are statistics
+        if self.encoder.frozen:  # statistics too
             return parameters
         stored = self.encoder.state_dict(keep_vars=True).values()
         return parameters + [t for t in stored if t.is_floating_point() and not isinstance(t, nn.Parameter)]
 
+    def train(self, mode: bool = True) -> "Method":
+        """A teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.distilled is not None:
+            self.teacher.eval()
+        return self
+
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        images, targets, weights = labelled_views.examples(batch, len(self.classes), self.config)
+        c = self.config
+        images, targets, weights = labelled_views.examples(batch, len(self.classes), c)
         count = collectives.mean(weights.sum())
-        pooled = self.encoder(images).pooled
-        logits = self.head(pooled).float()
+        features = self.encoder(images)
+        logits = self.head(features.pooled).float()
         if self.several:
             loss = classification.binary_cross_entropy(logits, targets, weights, count, self.class_weights)
             correct = (logits.detach() > 0) == (targets > 0.5)
@@ -149,11 +193,19 @@ class Method(Classifies):
             # of a mixed image: the larger share's
             correct = logits.detach().argmax(-1) == targets.argmax(-1)
         metrics = {"accuracy": labelled_views.share(correct, weights, count)}
+        if self.distilled is not None:
+            assert features.prefix is not None, "it has a distillation token"
+            teacher = teaching.logits(self, images)
+            distilled = self.distilled(features.prefix[:, 1]).float()
+            loss = teaching.mixed_loss(c, loss, distilled, teacher, weights, count)
+            metrics["accuracy_teacher"] = labelled_views.share(
+                teacher.argmax(-1) == targets.argmax(-1), weights, count
+            )
         if self.contrast:
             assert batch.labels is not None, "one label an image: `_contrast`"
-            labels = batch.labels.repeat(len(pooled) // len(batch.labels))
-            everyone = collectives.gather(pooled), collectives.gather(labels)
-            between = parts.contrast(pooled, labels, everyone=everyone)
+            labels = batch.labels.repeat(len(features.pooled) // len(batch.labels))
+            everyone = collectives.gather(features.pooled), collectives.gather(labels)
+            between = parts.contrast(features.pooled, labels, everyone=everyone)
             loss, metrics["contrast"] = loss + self.contrast * between, between.detach()
         return StepOutput(loss, metrics)
 
@@ -175,7 +227,8 @@ class Method(Classifies):
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Of normalised images."""
-        return self._classifier()(self.encoder(images))
+        features = self.encoder(images)
+        return self.classifier().logits(features.pooled, features.prefix)
 
     def keep(self) -> None:
         """Remember the weights as they are now as the best so far."""
@@ -188,14 +241,16 @@ class Method(Classifies):
         elif self.average is not None:
             self.average.put(self._tensors())
 
-    def _classifier(self) -> Classifier:
+    def classifier(self) -> Classifier:
+        """As it is now, not calibrated."""
+        second = None if self.distilled is None else (self.distilled.weight, self.distilled.bias)
         return Classifier(
-            classes=self.classes, weight=self.head.weight, bias=self.head.bias, multi_label=self.several
+            classes=self.classes,
+            weight=self.head.weight,
+            bias=self.head.bias,
+            distilled=second,
+            multi_label=self.several,
         )
-
-    def extras(self) -> Extras:
-        """The classifier."""
-        return self._classifier().extras()
 
     def groups(self) -> Iterable[ParamGroup]:
         c = self.config
@@ -203,6 +258,8 @@ class Method(Classifies):
             rate = group.lr_scale * c.encoder_lr_scale
             yield replace(group, lr_scale=rate, frozen_share=c.head_warmup)
         yield from param_groups.standard(self.head, "classifier")
+        if self.distilled is not None:
+            yield from param_groups.standard(self.distilled, "distilled")
 
 
 def _contrast(encoder: Backbone, config: Config, context: Context) -> float:
@@ -222,13 +279,13 @@ def _contrast(encoder: Backbone, config: Config, context: Context) -> float:
     return weight
 
 
-def _head(dim: int, std: float, context: Context) -> nn.Linear:
+def _head(name: str, dim: int, std: float, context: Context) -> nn.Linear:
     """Near 0, for equal probabilities; or that of the weights that the run starts from, if it fits."""
     head = nn.Linear(dim, len(context.classes))
     nn.init.trunc_normal_(head.weight, std=std) if std else nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     tensors, names = context.start.tensors, list(context.start.facts.get("classes", ()))
-    weight, bias = tensors.get("classifier.weight"), tensors.get("classifier.bias")
+    weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
     if weight is None or weight.shape != (len(names), dim) or "classifier.projection" in tensors:
         return head
     if {*context.classes} <= {*names} and len({*names}) == len(names):

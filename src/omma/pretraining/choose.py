@@ -75,7 +75,8 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
         model, inherited = _model_of(origin, chosen(request.model))
         decide("model", request.model, lambda: (model, f"that of {origin.source}"))
     name = decide("recipe", request.recipe, lambda: _recipe_name(facts))
-    recipe = _recipe(method, name, size, model, request.options or {})
+    before = None if origin is None else origin.pretrained_by
+    recipe = _recipe(method, name, size, model, before, request.options or {})
     if origin is not None:  # the weights were made for the options they have
         recipe = dataclasses.replace(recipe, encoder={})
     batch = decide("batch", request.batch_size, lambda: _batch(facts, recipe))
@@ -94,10 +95,17 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
     )
 
 
-def _recipe(method: str, name: str, size: int, model: str, options: Mapping[str, Any]) -> Recipe:
-    """The method's recipe with the user's options, and what of it follows from these."""
+def _recipe(
+    method: str, name: str, size: int, model: str, before: str | None, options: Mapping[str, Any]
+) -> Recipe:
+    """The method's recipe with the user's options, and what of it follows from these.
+
+    before: the method that pretrained the weights, if known.
+    """
     file = methods.get(method)
     recipe = file.recipe(name)(size, model)
+    if name == "paper" and before is not None and file.paper_after is not None:
+        recipe = file.paper_after(before, size, model)
     recipe = dataclasses.replace(recipe, config=configured(method, recipe.config, options))
     return file.adapted(recipe, backbones.options(model))
 

@@ -21,6 +21,7 @@ OWN = (
     "config.json",
     "metrics.jsonl",
     "model.*",
+    "adapter/*",
     "extras.*",
     "skipped.csv",
     "profile.json",
@@ -42,6 +43,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def adapter(self) -> Path:
+        """LoRA by itself, in peft's files; the model beside it has it merged."""
+        return self.path / "adapter"
 
     @property
     def finished(self) -> bool:

@@ -13,12 +13,12 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from omma.core import dist
-from omma.core.classifies import Classifies
 from omma.core.protocols import Clock, Extras, Images, Method, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import label_sets
-from omma.evaluation import confidence
+from omma.evaluation import calibration, confidence, linear
+from omma.methods.shared.classifies import Classifies
 from omma.pretraining.events import Read
 from omma.pretraining.health import Verdict
 from omma.pretraining.watch import READINGS, Seen, ends_part
@@ -170,10 +170,17 @@ class HoldOut:
         return f"ends early: the best of {count(since + 1, 'reading')} was at step {best.step:,} (--patience)"
 
     def finish(self, method: Method) -> Extras:
-        """The best weights, and their classifier."""
+        """The best weights, and their classifier, calibrated on the held-out images."""
         assert isinstance(method, Classifies), "guaranteed by Needs.holds_out"
         method.settle(best=self.best is not None)
-        return method.extras()
+        method.eval()
+        classifier = method.classifier()
+        if self.best is not None and math.isfinite(self.best.nll):
+            logits = self._logits(method).numpy()
+            classifier = calibration.calibrate(
+                classifier, logits, linear.one_hot(self.labels, logits.shape[1])
+            )
+        return classifier.extras()
 
     def state(self) -> dict[str, Any]:
         """All readings so far; the best weights are in the method."""

@@ -52,6 +52,8 @@ def find(request: Request, folder: RunFolder) -> Start:
         "patch": model.encoder.patch,
         "preprocess": preprocessing.as_dict(model.preprocess),
     }
+    if request.method == methods.FINE_TUNING:
+        facts["pretrained_by"] = model.provenance.get("method")
     facts = json.loads(json.dumps(facts))  # as it will be read from config.json
     return Start(Origin(source=source, **facts, **gently), model)
 

@@ -27,6 +27,7 @@ from omma.train import checkpoint, compile_blocks, fine_tune_groups, fsdp, loop
 from omma.train.loop import Step
 from omma.train.profile import Profiler
 from omma.train.signals import Stop, stop_on_signals
+from omma.weights import peft_format
 
 LOGGED = 200  # lines of metrics, over a run
 REJECTED = 3  # steps in a row that may be lost to numbers that are not finite
@@ -252,6 +253,7 @@ class Trainer:
                 "steps": run.position.step,
                 "seconds": run.clock.elapsed,
             }
+            peft_format.save(run.folder.adapter, encoder, (provenance.get("init") or {}).get("source"))
             plain = encoder if encoder.adapter is None else adapters.merged(encoder)
             weights.save(run.folder.path, plain, run.preprocess, provenance, extras)
 

@@ -26,7 +26,7 @@ def sections(details: Sequence[Mapping[str, Any]], images: Images) -> list[html.
     """
     made = []
     for detail in sorted(details, key=lambda each: PRIMARY.index(each["protocol"]))[:1]:
-        name = NAMES.get(detail["protocol"], detail["protocol"])
+        name = NAMES[detail["protocol"]]
         rows = sorted(detail["by_class"], key=lambda row: (row["f1"], row["class"]))
         columns = [column for column in COLUMNS if any(column in row for row in rows)]
         table = html.Table(
@@ -97,8 +97,10 @@ def matrix(detail: Mapping[str, Any]) -> svg.Svg:
     sizes = np.maximum(counts.sum(1), 1)
     for i, true in enumerate(order):
         for j, predicted in enumerate(order):
-            if n := counts[true, predicted]:
-                parts.append(_square(i, j, side, n, sizes[true], detail["classes"], (true, predicted)))
+            if n := int(counts[true, predicted]):
+                parts.append(
+                    _square(i, j, side, n, int(sizes[true]), detail["classes"], (int(true), int(predicted)))
+                )
     return svg.finish("Confusion matrix", end + 4, parts, WIDTH)
 
 

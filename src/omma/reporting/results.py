@@ -15,6 +15,7 @@ PROTOCOLS = {
     "classifier": "Classifier",
     "zeroshot": "Zero-shot",
     "retrieval": "Retrieval",
+    "image-retrieval": "Images:",
 }
 JSON_ONLY = ("settings", "balanced_accuracy", "majority")  # of a score: too long for small print
 SHARES = ("top", "acc", "balanced", "recall", "precision", "f1", "map", "purity", "h_", "crm_top1", "ece")

@@ -22,7 +22,7 @@ from omma.data.batches.preprocess import load_batch
 from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
 from omma.pretraining import resume, retention
-from omma.pretraining.events import Note, Stage
+from omma.pretraining.events import Event, Note, Stage
 from omma.pretraining.folder import EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
 from omma.reporting import charts, confusions, html, pictures, svg
@@ -101,17 +101,17 @@ def write_report(
 
 
 def report(run: Run) -> None:
-    """Write the run's report; the model is saved, so whatever fails here is no more than a note."""
+    """Write the run's report, with pictures of the images that it is watched on."""
+    report_of(run.folder, run.watcher.sample, run.seed, run.listen)
+
+
+def report_of(folder: RunFolder, images: Images, seed: int, listen: Callable[[Event], None]) -> None:
+    """Write a run's report; the model is saved, so whatever fails here is no more than a note."""
     try:
-        write_report(
-            run.folder,
-            run.watcher.sample,
-            run.seed,
-            lambda stage, done, total: run.listen(Stage(stage, done, total)),
-        )
+        write_report(folder, images, seed, lambda stage, done, total: listen(Stage(stage, done, total)))
     except Exception as error:
         log.debug("the report failed", exc_info=True)
-        run.listen(Note(not_written(error, run.folder.path)))
+        listen(Note(not_written(error, folder.path)))
 
 
 def not_written(error: Exception, run: str | Path) -> str:

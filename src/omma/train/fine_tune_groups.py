@@ -24,6 +24,7 @@ class Origin:
     preprocess: Mapping[str, Any]  # of that network
     head_warmup: float = 0.1
     encoder_lr_scale: float = 0.1
+    pretrained_by: str | None = None  # the method, where a recipe depends on it
 
     def __post_init__(self) -> None:
         if not 0 <= self.head_warmup < 1:

@@ -7,7 +7,6 @@ from typing import Literal
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
-from omma.core.caches import features_folder
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection, trained_on
@@ -17,9 +16,10 @@ from omma.data.sources.taxonomy import read as read_taxonomy
 from omma.evaluation import check_protocols, history, metric_groups
 from omma.evaluation.answers import default_protocols
 from omma.evaluation.combine import combined
-from omma.evaluation.job import Job, Judgement, StageProgress, text_reader
+from omma.evaluation.job import Job, Judgement, StageProgress, features_cache, text_reader
 from omma.evaluation.judge import by_labels
 from omma.evaluation.judge_captions import by_captions
+from omma.evaluation.judge_images import by_images
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
@@ -51,10 +51,10 @@ def evaluate(
 ) -> Evaluation:
     """Judge frozen features with labelled images, or with captions.
 
-    protocols: of "knn", "linear", "ridge"; "classifier", the model's own; with a text tower (docs/clip.md)
-    of "zeroshot", which tells the classes by their names, and "retrieval" between images and their captions.
-    By default knn and linear, and the classifier where its classes are those of the images. Everything a
-    probe chooses, it chooses on the train part.
+    protocols: of "knn", "linear", "ridge"; "classifier", the model's own; "image-retrieval", of images of the
+    same label or instance; with a text tower (docs/clip.md) "zeroshot", which tells classes by their names,
+    and "retrieval" between images and captions. By default knn and linear, and the classifier where its
+    classes are those of the images. Everything a probe chooses, it chooses on the train part.
     metrics: groups of further metrics, or "all" (docs/evaluate.md). taxonomy: a file with groups of the
     classes, for the severity of mistakes.
     label_depth: which folder names the class, as `open_images` takes it.
@@ -95,7 +95,7 @@ def evaluate(
         source=str(getattr(images, "source", "images")),
         device=where,
         precision=devices.pick_precision(precision, where),
-        cache=_cache(model, cache),
+        cache=features_cache(model, cache),
         seed=seed,
         floors=floors,
         progress=progress,
@@ -105,21 +105,15 @@ def evaluate(
         trained_on=None if isinstance(model, Model) else trained_on.read(Path(model)),
     )
     judgements: list[Judgement] = []
-    if probed := [p for p in protocols if p != "retrieval"]:
+    if probed := [p for p in protocols if p not in ("retrieval", "image-retrieval")]:
         judgements.append(by_labels(job, probed))
     if "retrieval" in protocols:
         judgements.append(by_captions(job))
+    if "image-retrieval" in protocols:
+        judgements.append(by_images(job))
     evaluation = combined(job, name, judgements)
     if json is not None:
         files.write_json(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():
         evaluation = history.record(Path(model) / EVALUATION, evaluation)  # for the run's report
     return evaluation
-
-
-def _cache(model: str | Path | Model, cache: str | Path | None) -> Path | None:
-    if cache != "auto":
-        return None if cache is None else Path(cache)
-    if isinstance(model, Model):
-        return None
-    return features_folder(model)

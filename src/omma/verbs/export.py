@@ -1,18 +1,19 @@
 """`omma export`: a trained encoder for other libraries, reopened by them and compared before it is kept."""
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omma import weights
+from omma.backbones import adapters
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
+from omma.weights.classifier import Classifier
 from omma.weights.export import real_images, target
 from omma.weights.export.check import compare
-from omma.weights.export.formats import FORMATS, Format
+from omma.weights.export.formats import FORMATS, Exporting, Format
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ def export(
     architecture: str | None = None,
     allow_partial: bool = False,
 ) -> Exported:
-    """Write an encoder for another library, let that reopen it, and keep it only if it computes the same.
+    """Write a model for another library, let that reopen it, and keep it only if it computes the same.
 
     format: "safetensors" (a folder: model.safetensors, model.json), "timm" (a folder for
     `timm.create_model("local-dir:FOLDER", pretrained=True)`), "hf" (a folder for transformers' AutoModel),
     "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
-    torch.export.load). out: by default in the run folder. images: up to eight are compared; by default
-    those that the model was trained on. architecture, allow_partial: as in `omma.load`.
+    torch.export.load). LoRA is merged. A classifier goes with the encoder: onnx and torch have its "logits",
+    with class names and temperature in their metadata, timm and hf a head where theirs is a linear layer on
+    the same feature (`notes` say where it is left out). out: by default in the run folder. images: up to
+    eight are compared; by default those that the model was trained on. allow_partial: as in `omma.load`.
 
     `out` appears only when it is complete; an existing file is replaced, a folder that is not empty is not.
     Raises ValueError in one line: an unknown format, a network that the other library does not have, features
@@ -67,16 +70,20 @@ def export(
         if isinstance(model, Model)
         else weights.load(model, architecture=architecture, allow_partial=allow_partial)
     )
-    encoder, preprocess = copy.deepcopy(loaded.encoder).cpu().float().eval(), loaded.preprocess
+    encoder, preprocess = adapters.merged(loaded.encoder).cpu().float().eval(), loaded.preprocess
+    classifier = Classifier.of(loaded)
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)
     with outputs.temporary_folder(out) as folder:
         partial = folder / out.name  # under its final name: a file may name one beside it
-        reopened = form.write(encoder, preprocess, partial, loaded.provenance)
-        result = compare(encoder, reopened, real_images.batches(encoder, pictures, preprocess, reopened))
+        what = Exporting(encoder, preprocess, loaded.provenance, loaded.extras, classifier)
+        reopened = form.write(what, partial)
+        batches = real_images.batches(encoder, pictures, preprocess, reopened)
+        result = compare(encoder, reopened, batches, classifier)
         if not result.within(form.limit):
             raise ValueError(
                 f"{encoder.name} as {format}: features differ by {result.difference:.2g} of "
-                f"{result.scale:.2g}, more than {form.limit:g} of it: not written; try another format"
+                f"{result.scale:.2g}, logits by {result.logits[0]:.2g} of {result.logits[1]:.2g}, more than "
+                f"{form.limit:g} of it: not written; try another format"
             )
         files.set_default_modes(folder)
         names = target.move(folder, out)

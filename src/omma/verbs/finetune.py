@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 
-from omma.adaptation import by_names
+from omma.adaptation import by_names, choose, head_run
 from omma.adaptation import finetune as full
 from omma.adaptation.request import FineTuning
 from omma.core import dist
 from omma.core.explain import translated
 from omma.pretraining.events import Result
 from omma.pretraining.request import takes
-from omma.pretraining.run import Run
 from omma.reporting import run_report
 
-# what `--adapt` names beside adapters that the engine trains: each takes (FineTuning, report)
-WAYS: dict[str, Callable[[FineTuning, Callable[[Run], None]], Result]] = {
-    **dict.fromkeys(by_names.KINDS, by_names.run)
+# what `--adapt` names beside full and the adapters, which the engine trains
+WAYS: dict[str, Callable[[FineTuning, head_run.Report], Result]] = {
+    "head": head_run.run,
+    "auto": choose.run,
+    **dict.fromkeys(by_names.KINDS, by_names.run),
 }
 
 
@@ -26,4 +27,6 @@ def finetune(tuning: FineTuning) -> Result:
 
     Raises ValueError, in one line, for anything the user can mend.
     """
-    return WAYS.get(tuning.adapt, full.run)(tuning, run_report.report)
+    if tuning.adapt in WAYS:
+        return WAYS[tuning.adapt](tuning, run_report.report_of)
+    return full.run(tuning, run_report.report)

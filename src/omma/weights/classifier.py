@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from omma.core.protocols import Extras, Features
+from omma.core.protocols import Extras, Features, Trained
 from omma.losses.classification import mean_probabilities
-from omma.weights.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Classifier:
     held_out: HeldOut | None = None
 
     @classmethod
-    def of(cls, model: Model) -> "Classifier | None":
+    def of(cls, model: Trained) -> "Classifier | None":
         """The model's classifier; None if it has none.
 
         Classes without names are numbered. Raises ValueError for tensors that do not fit each other.
@@ -114,6 +113,11 @@ class Classifier:
         assert prefix is not None, "a model with two heads has a distillation token"
         second = F.linear(prefix[:, 1].float(), self.distilled[0].to(f), self.distilled[1].to(f))
         return mean_probabilities(first, second).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+    @property
+    def plain(self) -> bool:
+        """Is it a linear layer on the pooled feature and no more?"""
+        return self.projection is None and self.distilled is None
 
     def probabilities(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Calibrated: they sum to 1 over the classes, or with several labels an image each lies in [0, 1]."""

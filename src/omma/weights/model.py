@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,21 @@ from torch import Tensor, nn
 
 from omma import backbones
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Features, Preprocess
+from omma.weights.classifier import Classifier
 from omma.weights.digest import digest
 from omma.weights.pictures import Pictures, Transform
+
+
+class Classified(NamedTuple):
+    """What a classifier makes of images."""
+
+    classes: tuple[str, ...]
+    probabilities: Float[np.ndarray, "n k"]  # calibrated, float32
+
+    @property
+    def names(self) -> list[str]:
+        """The likeliest class of each image."""
+        return [self.classes[c] for c in self.probabilities.argmax(1)]
 
 
 class Model(nn.Module):
@@ -64,6 +77,27 @@ class Model(nn.Module):
                 pooled = self(prepared.to(first.device, first.dtype)).pooled
             rows.append(pooled.float().cpu().numpy())
         return np.concatenate(rows)
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The classifier saved beside the encoder, or None. Raises ValueError if it does not fit."""
+        return Classifier.of(self)
+
+    def classify(self, images: Pictures, batch: int = 64, threads: int = 4) -> "Classified":
+        """Calibrated probabilities of the classes, one row for each image in order.
+
+        images: as for `embed`, and so are errors; ValueError, too, for a model without a classifier.
+        """
+        classifier = self.classifier
+        if classifier is None:
+            raise ValueError("this model has no classifier: omma.finetune makes one from labelled images")
+        first = next(self.encoder.parameters())
+        rows = [np.zeros((0, len(classifier.classes)), np.float32)]
+        for prepared in self.preprocess.batches(images, batch, threads):
+            with torch.inference_mode():
+                probabilities = classifier(self(prepared.to(first.device, first.dtype)))
+            rows.append(probabilities.cpu().numpy())
+        return Classified(classifier.classes, np.concatenate(rows))
 
     @torch.inference_mode()
     def attention(

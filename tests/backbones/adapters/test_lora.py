@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
+from waves import wave
 
 from omma import backbones
 from omma.backbones import adapters
 from omma.backbones.adapters import lora
+from omma.ops.linear import Linear
 
 SMALL = {"image_size": 16, "depth": 2, "dim": 24, "heads": 2, "hidden": 48}
 FAMILIES = {
@@ -200,3 +203,62 @@ def test_a_compiled_block_computes_the_same():
     torch.testing.assert_close(
         torch.compile(block, backend="aot_eager", fullgraph=True)(x), block(x), atol=1e-5, rtol=1e-5
     )
+
+
+def _alone(layer: nn.Module, name: str) -> nn.Module:
+    """A trained LoRA of one layer, with rank 2 and alpha 3; its values are waves."""
+
+    class Network(backbones.Backbone):
+        def __init__(self) -> None:
+            super().__init__()
+            self.name, self.channels, self.image_size = "one layer", 2, 4
+            self.blocks = nn.ModuleList([nn.ModuleDict({name: layer})])
+
+        def repeated(self) -> list[nn.Module]:
+            return list(self.blocks)
+
+    lora.insert(Network().requires_grad_(False), lora.Config(rank=2, alpha=3.0, targets=(name,)))
+    with torch.no_grad():
+        layer.lora_A.weight.copy_(wave(*layer.lora_A.weight.shape, phase=2.0))
+        layer.lora_B.weight.copy_(wave(*layer.lora_B.weight.shape, phase=3.0))
+    return layer
+
+
+def test_a_linear_layer_computes_what_pefts_does():
+    """Output, gradients and update of peft 0.21.2 for the same values, in fp64."""
+    layer = Linear(4, 3).double()
+    layer.weight.data, layer.bias.data = wave(3, 4), wave(3, phase=1.0)
+    layer = _alone(layer, "fc1")
+    y = layer(wave(2, 4, phase=4.0))
+    (y * wave(2, 3, phase=5.0)).sum().backward()
+    for own, theirs in (
+        (y, [-0.483476097, 0.840849601, 2.35557287, 0.395336191, -1.569021613, 0.311923923]),
+        (
+            layer.lora_A.weight.grad,
+            [0.952705557, 0.88008879, -0.546242221, 0.27538142,
+             -0.282720115, -2.687481509, 1.470036161, 2.098661597],
+        ),
+        (
+            layer.lora_B.weight.grad,
+            [1.265586798, 0.398463625, 1.093320282, -1.015916656, -2.629523001, 1.361093383],
+        ),
+        (
+            layer.update(),
+            [1.348165438, -0.967302488, -0.954935802, 0.316112738, -1.745637779, 0.986938151,
+             1.361889318, -0.665433013, -0.960774058, -0.131918044, 1.068411388, -1.017394287],
+        ),
+    ):  # fmt: skip
+        torch.testing.assert_close(own.flatten(), torch.tensor(theirs, dtype=own.dtype), atol=1e-8, rtol=0)
+    assert layer.weight.grad is None
+
+
+def test_a_convolution_computes_what_pefts_does():
+    """Output of peft 0.21.2 for the same values, in fp64."""
+    layer = nn.Conv2d(2, 3, 3, 2, 1, bias=False).double()
+    layer.weight.data = wave(3, 2, 3, 3)
+    y = _alone(layer, "conv")(wave(1, 2, 4, 4, phase=4.0))
+    theirs = [
+        1.040395979, -0.959776752, -0.594534349, 2.924564231, 0.145276785, 0.753449295,
+        2.124506596, -0.904608537, 1.477065275, 2.42461355, -5.457570961, 3.303677124,
+    ]  # fmt: skip
+    torch.testing.assert_close(y.flatten(), torch.tensor(theirs, dtype=y.dtype), atol=1e-8, rtol=0)

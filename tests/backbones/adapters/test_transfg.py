@@ -10,7 +10,8 @@ from waves import wave
 from omma import backbones
 from omma.backbones import adapters
 from omma.backbones.adapters import transfg
-from omma.core.protocols import Preprocess
+from omma.core.protocols import Needs, Preprocess
+from omma.pretraining import requirements
 from omma.weights import store
 
 SIZES = {"depth": 3, "dim": 24, "heads": 2, "hidden": 48}
@@ -89,6 +90,13 @@ def test_the_papers_grid():
     network = backbones.outline(**(SPEC | {"name": "vit/16", "patch": 16}), adapt={"kind": "transfg"})
     assert network.grid(448, 448) == (37, 37)
     assert network.grid(17, 40) == (1, 3)
+
+
+def test_methods_that_hide_patches_are_refused():
+    network = parts()
+    assert not (network.drops_tokens or network.plain or network.packs)
+    with pytest.raises(ValueError, match="vit-n/4 with --adapt transfg cannot"):
+        requirements.suits("mae", Needs(drops_tokens=True), network)
 
 
 def test_a_stride_of_the_patch_keeps_positions_and_patches():
@@ -232,6 +240,13 @@ def test_other_networks_are_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=f"--adapt transfg: .*{message}.*--adapt lora") as refused:
         backbones.outline(**spec, adapt={"kind": "transfg"})
     assert "\n" not in str(refused.value)
+
+
+def test_sharded_blocks_are_refused_in_one_line(monkeypatch):
+    network = parts()
+    monkeypatch.setattr(transfg, "is_sharded", lambda p: p.ndim > 1)
+    with pytest.raises(ValueError, match="--shard none"):
+        network(images())
 
 
 @pytest.mark.parametrize("stride", [0, 5])

@@ -50,7 +50,9 @@ def insert(network: Backbone, kind: str, options: Mapping[str, Any] | None = Non
     rebuilds it. Raises ValueError for a network that has one already, or that this kind does not fit.
     """
     if network.adapter is not None:
-        raise ValueError(f"{network.name} has an adapter already ({network.adapter}): merge it first")
+        raise ValueError(
+            f"{network.name} has an adapter already ({network.adapter}): it learns on with --adapt full"
+        )
     chosen = config(kind, options)
     if freezes(kind):
         network.requires_grad_(False)

@@ -57,7 +57,7 @@ def insert(network: Backbone, config: Config) -> None:
     home, own = network.home, network.prefix if network.prefix_positions else 0
     parts: Any = network
     parts.__class__ = PartsViT if isinstance(network, ViT) else PartsEva
-    parts.stride = stride
+    parts.stride, parts.drops_tokens = stride, False
     if network.pos_embed is not None:
         old = network.pos_embed
         new = torch.cat([old[:, :own], resample(old[:, own:], home, network.home)], dim=1).detach()
@@ -102,7 +102,7 @@ class Parts(Transformer):
     the features are those that the last block would have received, after the last norm.
     """
 
-    drops_tokens = plain = packs = False
+    plain = packs = False
     contrast = 1.0
     stride: int  # pixels from patch to patch
 
@@ -160,7 +160,9 @@ class Parts(Transformer):
         """
         earlier: list[Any] = list(self.blocks)[:-1]
         if any(is_sharded(p) for p in self.parameters()):
-            raise ValueError("--adapt transfg reads attention maps, which sharded blocks hide: --shard none")
+            raise ValueError(
+                "--adapt transfg reads attention maps, which sharded blocks do not give: --shard none"
+            )
 
         def maps(rows: slice) -> Iterator[Tensor]:
             for block, x in reversed(list(zip(earlier, inputs))):

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.core.errors import line
-from omma.core.protocols import Backbone, Preprocess
+from omma.core.protocols import Backbone, Features, Preprocess
+from omma.weights.classifier import Classifier
 
 Sizes = Literal["any", "multiples", "fixed"]
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, c, h, w] to pooled [b, d], patches [b, n, d]
+# images [b, c, h, w] to pooled [b, d], patches [b, n, d] and, of a network with its classifier, logits [b, k]
+Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Reopened(NamedTuple):
@@ -23,27 +25,33 @@ class Reopened(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The largest difference between exported features and omma's."""
+    """The largest difference between what is exported and omma's: of features, and of logits if there are."""
 
-    difference: float  # largest absolute difference
+    difference: float  # of features, absolute
     scale: float  # largest absolute feature of omma's
     images: int  # in the largest batch
     sizes: tuple[tuple[int, int], ...]  # heights and widths in pixels
+    logits: tuple[float, float] = (0.0, 0.0)  # difference and scale of the logits
 
     def within(self, limit: float) -> bool:
-        """Is the difference at most `limit` times the scale? False for NaN."""
-        return self.difference <= limit * self.scale
+        """Are the differences at most `limit` times their scale? False for NaN."""
+        return all(d <= limit * scale for d, scale in ((self.difference, self.scale), self.logits))
 
 
 @torch.no_grad()
-def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tensor, "b c h w"]]) -> Comparison:
-    """Compare pooled and patch features of batches of normalised images.
+def compare(
+    encoder: Backbone,
+    reopened: Reopened,
+    batches: Iterable[Float[Tensor, "b c h w"]],
+    classifier: Classifier | None = None,
+) -> Comparison:
+    """Compare pooled and patch features of batches of normalised images, and logits if they are exported.
 
     Raises ValueError if the exported network fails, or its features have another shape.
     """
-    difference, scale, largest_batch, sizes = 0.0, 0.0, 0, {}
+    worst, largest_batch, sizes = [(0.0, 0.0)] * 2, 0, {}  # difference and scale of features, of logits
     for images in batches:
-        own = encoder(images)
+        own = outputs(encoder(images), classifier)
         height, width = images.shape[-2:]
         try:
             exported = reopened.run(images)
@@ -51,7 +59,7 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
             raise ValueError(
                 f"the exported {encoder.name} cannot be run at {height}x{width} px: {line(error)}"
             ) from error
-        for a, b in zip((own.pooled, own.patches), exported, strict=True):
+        for i, (a, b) in enumerate(zip(own[: max(2, len(exported))], exported, strict=True)):
             if a.shape != b.shape:
                 raise ValueError(
                     f"{encoder.name} at {height}x{width} px: exported features are {tuple(b.shape)}, "
@@ -60,11 +68,23 @@ def compare(encoder: Backbone, reopened: Reopened, batches: Iterable[Float[Tenso
             if not a.isfinite().all():
                 raise ValueError(f"features of {encoder.name} are not finite: its weights are damaged")
             # unlike Python's max, torch's propagates NaN
+            difference, scale = worst[i > 1]
             difference = torch.stack([torch.tensor(difference), (a - b).abs().max()]).max().item()
-            scale = max(scale, a.abs().max().item())
+            worst[i > 1] = difference, max(scale, a.abs().max().item())
         largest_batch = max(largest_batch, len(images))
         sizes[height, width] = True
-    return Comparison(difference, scale, largest_batch, tuple(sizes))
+    return Comparison(*worst[0], largest_batch, tuple(sizes), worst[1])
+
+
+def outputs(features: Features, classifier: Classifier | None) -> tuple[Tensor, ...]:
+    """Pooled and patch features, and the classifier's logits, not divided by its temperature."""
+    own = (features.pooled, features.patches)
+    return own if classifier is None else (*own, classifier.logits(features.pooled, features.prefix))
+
+
+def left_out(library: str, why: str) -> str:
+    """A note on a classifier that the library cannot have."""
+    return f"without the classifier, since {library} {why}: onnx and torch have it"
 
 
 def full_scale(preprocess: Preprocess) -> float:

@@ -4,44 +4,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from omma.core.errors import need
-from omma.core.protocols import Backbone, Preprocess
+from omma.core.protocols import Backbone, Extras, Preprocess
 from omma.weights import source, store
+from omma.weights.classifier import Classifier
 from omma.weights.export import hf, timm_, traced
-from omma.weights.export.check import Reopened
-
-Writer = Callable[[Backbone, Preprocess, Path, dict[str, Any]], Reopened]
+from omma.weights.export.check import Reopened, outputs
 
 
-def _safetensors(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
-    store.save(at, encoder, preprocess, provenance)
-    read = source.load(at).encoder
+class Exporting(NamedTuple):
+    """What is written."""
 
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = read(images)
-        return features.pooled, features.patches
-
-    return Reopened(run, "any", ("read with omma.load; the parameters have timm's names",))
-
-
-def _timm(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
-    timm_.write(encoder, preprocess, at)
-    return timm_.reopen(encoder, preprocess, at)
+    encoder: Backbone
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+    extras: Extras
+    classifier: Classifier | None
 
 
-def _hf(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
-    hf.write(encoder, preprocess, at)
-    return hf.reopen(encoder, preprocess, at)
+Writer = Callable[[Exporting, Path], Reopened]
 
 
-def _onnx(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
-    return traced.reopen_onnx(encoder, preprocess, at, traced.write_onnx(encoder, preprocess, at))
+def _safetensors(what: Exporting, at: Path) -> Reopened:
+    store.save(at, what.encoder, what.preprocess, what.provenance, what.extras)
+    read = source.load(at)
+    classifier = Classifier.of(read)
+    notes = ("read with omma.load; the parameters have timm's names",)
+    return Reopened(lambda images: outputs(read.encoder(images), classifier), "any", notes)
 
 
-def _torch(encoder: Backbone, preprocess: Preprocess, at: Path, provenance: dict[str, Any]) -> Reopened:
-    return traced.reopen_torch(encoder, preprocess, at, traced.write_torch(encoder, preprocess, at))
+def _timm(what: Exporting, at: Path) -> Reopened:
+    timm_.write(what.encoder, what.preprocess, at, what.classifier)
+    return timm_.reopen(what.encoder, what.preprocess, at, what.classifier)
+
+
+def _hf(what: Exporting, at: Path) -> Reopened:
+    hf.write(what.encoder, what.preprocess, at, what.classifier)
+    return hf.reopen(what.encoder, what.preprocess, at, what.classifier)
+
+
+def _onnx(what: Exporting, at: Path) -> Reopened:
+    sizes = traced.write_onnx(what.encoder, what.preprocess, at, what.classifier)
+    return traced.reopen_onnx(what.encoder, what.preprocess, at, sizes, what.classifier)
+
+
+def _torch(what: Exporting, at: Path) -> Reopened:
+    sizes = traced.write_torch(what.encoder, what.preprocess, at, what.classifier)
+    return traced.reopen_torch(what.encoder, what.preprocess, at, sizes, what.classifier)
 
 
 class Format(NamedTuple):

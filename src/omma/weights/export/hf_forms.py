@@ -41,6 +41,8 @@ class HfNetwork(NamedTuple):
 
 def hf_network(encoder: Backbone) -> HfNetwork:
     """The network in transformers' form. Raises ValueError if none there computes the same."""
+    if encoder.adapter is not None:
+        _refuse(encoder, f"no {encoder.adapter} adapter in its networks", "onnx or torch")
     o: Any = SimpleNamespace(**(backbones.options(encoder.name) | encoder.spec()))
     state = {name: x.detach() for name, x in encoder.state_dict().items()}
     if isinstance(encoder, ViT):

@@ -1,11 +1,13 @@
 """Export to timm: the timm network that computes the same, and a folder like those on the hub."""
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from omma import backbones
@@ -16,7 +18,8 @@ from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
-from omma.weights.export.check import Reopened, in_full_scale, range_note
+from omma.weights.classifier import Classifier
+from omma.weights.export.check import Reopened, in_full_scale, left_out, range_note
 
 ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}  # positions interpolated, images padded
 
@@ -30,6 +33,8 @@ class Twin(NamedTuple):
 
 def twin(encoder: Backbone) -> Twin:
     """The timm network that computes the same. Raises ValueError if there is none, or no timm."""
+    if encoder.adapter is not None:
+        _refuse(encoder, f"no {encoder.adapter} adapter in its networks")
     for family, of_family in (
         (ViT, _vit), (Eva, _eva), (CaiT, _cait), (Swin, _swin), (External, _external)
     ):  # fmt: skip
@@ -204,8 +209,26 @@ def _external(encoder: Backbone, o: Any) -> Twin:
 
 
 # ---------------------------------------------------------------- on disk
-def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
-    """Write config.json and model.safetensors, as timm's models on the hub have them."""
+def _head(architecture: str, encoder: Backbone, args: dict[str, Any], classifier: Classifier) -> str:
+    """The name of timm's classifier. Raises ValueError, why, where the network's is another function."""
+    if not classifier.plain:
+        raise ValueError("has no such head")
+    if _pooling_note(encoder):
+        raise ValueError("averages two heads")
+    network = _create(encoder, architecture, num_classes=len(classifier.classes), **args)
+    head = network.get_classifier()
+    if not isinstance(head, nn.Linear) or head.weight.shape != classifier.weight.shape:
+        raise ValueError("has another head there")
+    return next(name for name, module in network.named_modules() if module is head)
+
+
+def write(
+    encoder: Backbone, preprocess: Preprocess, folder: Path, classifier: Classifier | None = None
+) -> None:
+    """Write config.json and model.safetensors, as timm's models on the hub have them.
+
+    With the classifier, where timm's network has such a head: `reopen` notes where it has not.
+    """
     timm = need("timm", "timm")
     architecture, args = twin(encoder)
     state = {k: v.detach().contiguous().clone() for k, v in encoder.state_dict().items()}
@@ -230,12 +253,21 @@ def write(encoder: Backbone, preprocess: Preprocess, folder: Path) -> None:
     }
     config = {"architecture": architecture, "num_classes": 0, "num_features": encoder.dim}
     config |= {"model_args": args, "pretrained_cfg": cfg}
+    if classifier is not None:
+        with contextlib.suppress(ValueError):
+            head, k = _head(architecture, encoder, args, classifier), len(classifier.classes)
+            bias = torch.zeros(k) if classifier.bias is None else classifier.bias
+            state |= {f"{head}.weight": classifier.weight.contiguous(), f"{head}.bias": bias.contiguous()}
+            cfg |= {"classifier": head, "num_classes": k}
+            config |= {"num_classes": k, "label_names": list(classifier.classes)}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
+def reopen(
+    encoder: Backbone, preprocess: Preprocess, folder: Path, classifier: Classifier | None = None
+) -> Reopened:
     """Load the folder with timm."""
     timm = need("timm", "timm")
     config = json.loads((folder / "config.json").read_text())
@@ -244,7 +276,7 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
         model = _create(encoder, f"local-dir:{folder}", pretrained=True)
     except AssertionError:  # before 1.0.16 or so
         args = config["model_args"] | {"checkpoint_path": str(folder / "model.safetensors")}
-        model = _create(encoder, config["architecture"], num_classes=0, **args)
+        model = _create(encoder, config["architecture"], num_classes=config["num_classes"], **args)
         notes += (
             "this timm does not support 'local-dir:'; give create_model the model_args and a checkpoint_path",
         )
@@ -252,7 +284,13 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
     if pooling_note:
         notes += (pooling_note,)
 
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+    if classifier is not None and not config["num_classes"]:
+        try:
+            _head(config["architecture"], encoder, config["model_args"], classifier)
+        except ValueError as error:
+            notes += (left_out("timm", str(error)),)
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
         x = model.forward_features(images)
         if x.ndim == 4:
             channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -261,7 +299,8 @@ def reopen(encoder: Backbone, preprocess: Preprocess, folder: Path) -> Reopened:
             patches = x[:, encoder.prefix :]
         if pooling_note:
             return (x[:, 0] if encoder.pool == "token" else patches.mean(1)), patches
-        return model.forward_head(x), patches
+        pooled = model.forward_head(x, pre_logits=True)
+        return (pooled, patches, model.forward_head(x)) if config["num_classes"] else (pooled, patches)
 
     free = "img_size" not in config["model_args"] or config["model_args"].get("dynamic_img_size", False)
     return Reopened(run, "any" if free else "fixed", notes)

@@ -1,7 +1,8 @@
 """Export as graphs: ONNX for onnxruntime, torch.export's .pt2; batch and image size stay dynamic if possible.
 
 Both take normalised images and return "pooled" [batch, d], the class token's feature or the patches' mean,
-and "patches" [batch, n, d].
+"patches" [batch, n, d] and, of a model with a classifier, its "logits" [batch, k]. These are not divided by
+the temperature, which the metadata have, with the names of the classes.
 """
 
 import json
@@ -20,26 +21,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
-from omma.weights.export.check import Reopened, Run, Sizes, compare
+from omma.weights.classifier import Classifier
+from omma.weights.export.check import Reopened, Run, Sizes, compare, outputs
 from omma.weights.export.plain import plain
 
+NAMES = ("pooled", "patches", "logits")  # of outputs
 LIMIT = 1e-3  # largest relative difference on noise
 
 
 class Traced(nn.Module):
     """An encoder with named outputs. pads: pad images to multiples of the patch before the encoder."""
 
-    def __init__(self, encoder: Backbone, pads: bool) -> None:
+    def __init__(self, encoder: Backbone, pads: bool, classifier: Classifier | None = None) -> None:
         super().__init__()
-        self.encoder, self.pads = encoder, pads
+        self.encoder, self.pads, self.classifier = encoder, pads, classifier
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
         if self.pads:  # as the encoder does, but in a form that tracing recognises as a multiple
             patch, (height, width) = self.encoder.patch, images.shape[-2:]
             rows, columns = ((side + patch - 1) // patch for side in (height, width))
             images = F.pad(images, (0, columns * patch - width, 0, rows * patch - height))
-        features = self.encoder(images)
-        return {"pooled": features.pooled, "patches": features.patches}
+        made = outputs(self.encoder(images), self.classifier)
+        return dict(zip(NAMES, made, strict=False))
 
 
 def _dims(sizes: Sizes, patch: int) -> dict[int, Any]:
@@ -60,7 +63,12 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # dynamic sizes, and whether a siz
 )
 
 
-def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram, Sizes], Run]) -> Sizes:
+def trace(
+    encoder: Backbone,
+    image_size: int,
+    convert: Callable[[ExportedProgram, Sizes], Run],
+    classifier: Classifier | None = None,
+) -> Sizes:
     """Write the graph with sizes as dynamic as the network allows; returns which.
 
     convert: writes the graph and returns a function that runs the file. Each attempt is checked on noise of
@@ -71,7 +79,7 @@ def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram
         # unusual and unequal sides, since tracing would identify equal ones
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
         images = torch.zeros(2, encoder.channels, height, width)
-        module = Traced(network, pads=encoder.plain and sizes == "any")
+        module = Traced(network, pads=encoder.plain and sizes == "any", classifier=classifier)
         dims = _dims(sizes, patch)
         try:
             # A dimension may be 1 (a window, a patch) for some images. torch specialises on 1, so that the
@@ -85,10 +93,11 @@ def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram
             ):
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, (images,), dynamic_shapes=(dims,), strict=False)
-                _check(
-                    encoder, Reopened(_runner(program.module()), sizes), image_size
-                )  # checks its own constraints
-                _check(encoder, Reopened(convert(program, sizes), sizes), image_size)
+                for run in (
+                    _runner(program.module()),
+                    convert(program, sizes),
+                ):  # the first checks constraints
+                    _check(encoder, Reopened(run, sizes), image_size, classifier)
                 return sizes
         except Exception as error:  # tracing fails in many ways
             reason = line(error)
@@ -96,14 +105,14 @@ def trace(encoder: Backbone, image_size: int, convert: Callable[[ExportedProgram
 
 
 def _runner(module: Any) -> Run:
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+    def run(images: Tensor) -> tuple[Tensor, ...]:
         out = module(images)
-        return out["pooled"], out["patches"]
+        return tuple(out[name] for name in NAMES if name in out)
 
     return run
 
 
-def _check(encoder: Backbone, reopened: Reopened, size: int) -> None:
+def _check(encoder: Backbone, reopened: Reopened, size: int, classifier: Classifier | None) -> None:
     """Check the graph on one image and several, at the usual size and, where dynamic, at others."""
     patch, seeded = encoder.patch, torch.Generator().manual_seed(0)
     shapes = [(1, size, size), (2, size, size)]
@@ -112,12 +121,14 @@ def _check(encoder: Backbone, reopened: Reopened, size: int) -> None:
     if reopened.sizes == "any":
         shapes.append((1, size + patch // 2, size + patch - 1))
     noise = (torch.randn(b, encoder.channels, h, w, generator=seeded) for b, h, w in shapes)
-    comparison = compare(encoder, reopened, noise)
+    comparison = compare(encoder, reopened, noise, classifier)
     if not comparison.within(LIMIT):
         raise ValueError(f"features differ by {comparison.difference:.2g} of {comparison.scale:.2g}")
 
 
-def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str, ...]:
+def _notes(
+    encoder: Backbone, preprocess: Preprocess, sizes: Sizes, classifier: Classifier | None
+) -> tuple[str, ...]:
     size = preprocess.size
     accepted = {
         "any": "any batch and image size",
@@ -127,37 +138,47 @@ def _notes(encoder: Backbone, preprocess: Preprocess, sizes: Sizes) -> tuple[str
     if sizes == "any" and encoder.plain:
         accepted += f" from {encoder.patch + 1} px on, padded with zeros to multiples of {encoder.patch}"
     pooled = "class token's feature" if encoder.pool == "token" else "mean of the patches' features"
-    return (
-        f"{accepted}; in: images scaled to [0, 1], then (x - mean) / std; out: pooled ({pooled}), patches",
+    logits = (
+        "" if classifier is None else ", logits (probabilities are those over the metadata's temperature)"
     )
+    given = f"out: pooled ({pooled}), patches{logits}"
+    return (f"{accepted}; in: images scaled to [0, 1], then (x - mean) / std; {given}",)
 
 
-def _description(encoder: Backbone, preprocess: Preprocess) -> str:
-    """What users of the graph need to prepare images, as JSON."""
+def _description(encoder: Backbone, preprocess: Preprocess, classifier: Classifier | None) -> str:
+    """What users of the graph need to prepare images and to read logits, as JSON."""
     facts = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
     facts |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
-    return json.dumps(facts)
+    return json.dumps(facts if classifier is None else {**facts, **classifier.extras().facts})
 
 
 # ---------------------------------------------------------------- torch.export
-def write_torch(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
+def write_torch(
+    encoder: Backbone, preprocess: Preprocess, file: Path, classifier: Classifier | None = None
+) -> Sizes:
     """Write a .pt2 file, whose `extra_files` "omma.json" says how images are prepared."""
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
-        torch.export.save(program, file, extra_files={"omma.json": _description(encoder, preprocess)})
-        return reopen_torch(encoder, preprocess, file, sizes).run
+        torch.export.save(
+            program, file, extra_files={"omma.json": _description(encoder, preprocess, classifier)}
+        )
+        return reopen_torch(encoder, preprocess, file, sizes, classifier).run
 
-    return trace(encoder, preprocess.size, save)
+    return trace(encoder, preprocess.size, save, classifier)
 
 
-def reopen_torch(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
+def reopen_torch(
+    encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes, classifier: Classifier | None = None
+) -> Reopened:
     """Load the file with torch.export.load."""
-    notes = (*_notes(encoder, preprocess, sizes), f"read with torch {torch.__version__}")
+    notes = (*_notes(encoder, preprocess, sizes, classifier), f"read with torch {torch.__version__}")
     return Reopened(_runner(torch.export.load(file).module()), sizes, notes)
 
 
 # ---------------------------------------------------------------- ONNX
-def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
+def write_onnx(
+    encoder: Backbone, preprocess: Preprocess, file: Path, classifier: Classifier | None = None
+) -> Sizes:
     """Write an .onnx file (weights in a second file above 2 GB); metadata "omma" describes preprocessing."""
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
@@ -166,16 +187,17 @@ def write_onnx(encoder: Backbone, preprocess: Preprocess, file: Path) -> Sizes:
             len(shape) != 4 for shape in _attention_shapes(program)
         ):  # ONNX's operator needs four dimensions
             program = program.run_decompositions()
+        names_out = list(NAMES if classifier is not None else NAMES[:2])
         graph = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["images"], output_names=["pooled", "patches"],
+            program, dynamo=True, verbose=False, input_names=["images"], output_names=names_out,
             dynamic_shapes=(names,),
         )  # fmt: skip
         assert graph is not None
-        graph.model.metadata_props["omma"] = _description(encoder, preprocess)
+        graph.model.metadata_props["omma"] = _description(encoder, preprocess, classifier)
         graph.save(file)
-        return reopen_onnx(encoder, preprocess, file, sizes).run
+        return reopen_onnx(encoder, preprocess, file, sizes, classifier).run
 
-    return trace(encoder, preprocess.size, save)
+    return trace(encoder, preprocess.size, save, classifier)
 
 
 def _attention_shapes(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
@@ -185,7 +207,9 @@ def _attention_shapes(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
             yield node.args[0].meta["val"].shape
 
 
-def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes) -> Reopened:
+def reopen_onnx(
+    encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes, classifier: Classifier | None = None
+) -> Reopened:
     """Load the file with onnxruntime, on the CPU."""
     runtime = need("onnxruntime", "onnx")
     settings = runtime.SessionOptions()
@@ -193,9 +217,8 @@ def reopen_onnx(encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Si
     settings.log_severity_level = 4  # errors are raised anyway
     session = runtime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, patches = session.run(["pooled", "patches"], {"images": images.numpy()})
-        return torch.from_numpy(pooled), torch.from_numpy(patches)
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
-    notes = (*_notes(encoder, preprocess, sizes), f"run by onnxruntime {runtime.__version__}")
+    notes = (*_notes(encoder, preprocess, sizes, classifier), f"run by onnxruntime {runtime.__version__}")
     return Reopened(run, sizes, notes)

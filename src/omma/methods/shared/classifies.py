@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core.protocols import Method
+from omma.core.protocols import Extras, Method
+from omma.weights.classifier import Classifier
 
 
 class Classifies(Method):
@@ -20,6 +21,14 @@ class Classifies(Method):
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Of normalised images, within `evaluated`."""
         raise NotImplementedError
+
+    def classifier(self) -> Classifier:
+        """As it is now, not calibrated."""
+        raise NotImplementedError
+
+    def extras(self) -> Extras:
+        """The classifier."""
+        return self.classifier().extras()
 
     def keep(self) -> None:
         """Remember the weights that are `evaluated` as the best so far."""

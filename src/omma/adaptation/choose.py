@@ -1,0 +1,266 @@
+"""`--adapt auto`: the simplest of several ways to fine-tune that is as good as the best on held-out images.
+
+The head is always fitted, which takes seconds. Ways that train the encoder are tried if there are labels
+enough to hold some out, and time. All are judged on the same held-out images, which none is fitted on; the
+simplest stays whose accuracy is within one standard error of the best (docs/auto.md).
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from omma import backbones, weights
+from omma.adaptation import finetune, head, head_run
+from omma.adaptation.head_run import Report, Task
+from omma.adaptation.request import DEFAULT_BUDGET, FineTuning
+from omma.backbones import adapters
+from omma.core.duration import seconds
+from omma.core.errors import line
+from omma.core.protocols import Features
+from omma.core.words import count
+from omma.evaluation import confidence
+from omma.features.extract import extract, prepare, stream
+from omma.pretraining.events import Note, Result
+from omma.pretraining.folder import RunFolder
+from omma.weights import Model
+from omma.weights.classifier import Classifier
+
+# simplest first; labels a class, as a mean, from which each is tried
+TRIED = {"bias": 8, "lora": 8, "full": 16}
+SHORTEST = 30.0  # seconds of training below which a way is not tried
+MOST_ON_CPU = 30_000_000  # parameters of a network that is trained as a whole on a CPU
+CANDIDATES = "candidates"  # folder of their runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way, judged."""
+
+    name: str
+    model: Model
+    classifier: Classifier
+    held_out: head.HeldOut | None
+    seconds: float
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def right(self) -> Float[np.ndarray, "h"]:
+        """Of each held-out image: 1 if its answer is right; with several labels the share of right ones."""
+        assert self.held_out is not None
+        labels = self.held_out.labels
+        p = self.classifier.probabilities(torch.from_numpy(self.held_out.logits)).numpy()
+        if labels.ndim == 1:
+            return (p.argmax(1) == labels).astype(np.float64)
+        known = labels >= 0
+        agree = (p >= np.asarray(self.classifier.calibration.thresholds or 0.5)) == (labels > 0)
+        return (agree & known).sum(1) / known.sum(1)
+
+    @property
+    def value(self) -> float:
+        """The accuracy."""
+        return float(self.right.mean())
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        interval = confidence.mean(self.right)
+        return {
+            "name": self.name, "value": self.value, "interval95": list(interval), "images": len(self.right),
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+
+
+def plan(tuning: FineTuning, task: Task) -> tuple[list[str], list[str]]:
+    """The ways to try beside the head, and why others are not; by labels, network, machine and budget."""
+    if not len(task.held_out):
+        return [], ["only the head: too few labels to hold any out, so other ways cannot be judged"]
+    labels, _ = head.labelled(task.images)
+    known = labels[task.learned]
+    sizes = np.bincount(known) if known.ndim == 1 else (known > 0).sum(0)
+    shots = float(sizes[sizes > 0].mean())
+    ways, notes = list[str](), list[str]()
+    for way, least in TRIED.items():
+        if why := _unfit(way, task, shots, least):
+            notes.append(f"{way} is not tried: {why}")
+        else:
+            ways.append(way)
+    budget = seconds(tuning.budget or DEFAULT_BUDGET)
+    while ways and tuning.epochs is None and tuning.steps is None and budget / len(ways) < SHORTEST:
+        notes.append(f"{ways.pop()} is not tried: the budget is too short for it")
+    return ways, notes
+
+
+def _unfit(way: str, task: Task, shots: float, least: int) -> str:
+    if shots < least:
+        return f"{shots:.3g} labels a class, and it pays from about {least} on"
+    size = sum(p.numel() for p in task.model.encoder.parameters())
+    if way == "full" and task.device.type == "cpu" and size > MOST_ON_CPU:
+        return f"{size / 1e6:.0f}M parameters take too long on a CPU"
+    if way in adapters.kinds():
+        try:
+            adapters.insert(backbones.outline(**task.model.encoder.spec()), way)
+        except ValueError as error:
+            return line(error)
+    return ""
+
+
+def simplest(candidates: Sequence[Candidate]) -> Candidate:
+    """The first that is within one standard error of the best [Breiman 1984, section 3.4.3].
+
+    candidates: the simplest first, judged on the same images. The error is that of the difference to the
+    best, image by image: images that are hard for both tell nothing.
+    """
+    best = max(candidates, key=lambda candidate: candidate.value)
+    for candidate in candidates:
+        difference = best.right - candidate.right
+        if difference.mean() <= difference.std() / np.sqrt(len(difference)):
+            return candidate
+    return best
+
+
+def run(tuning: FineTuning, report: Report | None = None) -> Result:
+    """Try, judge and keep one; the run folder is the result. ValueError for what the user can mend."""
+    started = time.monotonic()
+    task = head_run.read(tuning)
+    ways, notes = plan(tuning, task)
+    asked = {"kind": "auto", "balance": tuning.balance, "ways": ways}
+    configuration = head.run_configuration(
+        task.model, task.labelled, str(tuning.model), asked, tuning.seed, task.precision
+    )
+    with head.claimed(task.folder, configuration):
+        if not task.folder.finished:
+            for note in notes:
+                tuning.listen(Note(note))
+            stopped = _try(tuning, task, ways, notes, configuration)
+            if stopped is not None:
+                return stopped
+        result = head.read(task.folder)
+        shutil.rmtree(task.folder.path / CANDIDATES, ignore_errors=True)
+    for text in [*lines(result.facts), *result.lines()]:
+        tuning.listen(Note(text))
+    if report is not None and not task.folder.report.exists():
+        report(task.folder, task.labelled, tuning.seed, tuning.listen)
+    spent = time.monotonic() - started
+    return Result(out=task.folder.path, steps=0, seconds=spent, verdict=head_run.verdict(result.facts))
+
+
+def _try(
+    tuning: FineTuning, task: Task, ways: list[str], notes: list[str], configuration: Mapping[str, Any]
+) -> Result | None:
+    """Judge all ways and write the folder of the one that is kept; the result of one stopped by a signal."""
+    started = time.monotonic()
+    candidates = [_head(tuning, task)] if ways else []
+    for way in ways:
+        share = (seconds(tuning.budget or DEFAULT_BUDGET) - (time.monotonic() - started)) / len(ways)
+        found = _trained(tuning, task, way, max(share, SHORTEST))
+        if isinstance(found, Result):
+            return found
+        candidates.append(found)
+    chosen = simplest(candidates) if candidates else None
+    of_head = chosen is None or chosen.name == "head"  # then held-out images are learned from, too
+    final = _head(tuning, task, everything=True) if of_head else chosen
+    facts = {
+        "adapt": final.name,
+        "images": len(task.labelled),
+        "settings": final.settings,
+        "candidates": [candidate.facts() for candidate in candidates],
+        "not_tried": notes,
+        "floors": [],
+        "notes": list(task.notes),
+        "seconds": round(time.monotonic() - started, 1),
+        **head.judged(final.classifier, final.held_out, tuning.seed),
+    }
+    skipped = task.images.skipped
+    head.finish(task.folder, configuration, final.model, final.classifier, facts, skipped)
+    return None
+
+
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """The candidates and the choice, for a person."""
+    found = [
+        f"{each['name']}: {each['value']:.1%} of {each['images']:,} held-out images, {each['seconds']:.0f} s"
+        for each in facts["candidates"]
+    ]
+    why = "the simplest within one standard error of the best" if found else "nothing else was tried"
+    return [*found, f"kept: {facts['adapt']} ({why})"]
+
+
+# ---------------------------------------------------------------- candidates
+def _head(tuning: FineTuning, task: Task, everything: bool = False) -> Candidate:
+    """The head, fitted on the images to learn from alone, or on everything labelled."""
+    started = time.monotonic()
+    images, model = task.labelled, task.model
+    rows = np.union1d(task.learned, task.held_out)
+    features = extract(
+        model.encoder, images, model.preprocess, task.device, task.precision, cache=task.cache,
+        model_digest=model.digest,
+    )  # fmt: skip
+    rows = rows[features.indices]
+    labels = head.labelled(images)[0][features.indices]
+    learned = np.isin(rows, task.learned) | everything
+    fitted = head.fit_features(
+        features.vectors[learned],
+        labels[learned],
+        images.classes,
+        config=head_run.config(tuning),
+        seed=tuning.seed,
+    )
+    logits = fitted.classifier.logits(torch.from_numpy(features.vectors[~learned])).numpy()
+    held_out = head.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task))
+    return Candidate(
+        name="head",
+        model=model,
+        classifier=fitted.classifier,
+        held_out=fitted.held_out if everything else held_out,
+        seconds=time.monotonic() - started,
+        settings=fitted.settings,
+    )
+
+
+def _trained(tuning: FineTuning, task: Task, way: str, share: float) -> Candidate | Result:
+    """A way that the engine trains, in a folder of its own, which goes on where it was stopped."""
+    own = tuning.epochs is not None or tuning.steps is not None
+    out = RunFolder(task.folder.path / CANDIDATES / way)
+    before = out.config().get("end", {}).get("budget", share)  # a run that was stopped keeps its budget
+    asked = dataclasses.replace(
+        tuning,
+        images=task.images,
+        label_depth=None,
+        adapt=way,
+        adapt_options=None,
+        out=out.path,
+        budget=None if own else before,
+    )
+    result = finetune.run(asked)
+    if result.stopped_by is not None:
+        return result
+    model = weights.load(result.out)
+    classifier = model.classifier
+    assert classifier is not None, "the run has made one"
+    network, images = prepare(model.encoder, task.device, task.precision), task.images.subset(task.held_out)
+
+    def logits_of(features: Features) -> torch.Tensor:
+        return classifier.logits(features.pooled, features.prefix)
+
+    batches = [b for b in stream(network, images, model.preprocess, of=logits_of) if len(b.indices)]
+    rows = np.concatenate([batch.indices for batch in batches])
+    held_out = head.HeldOut(
+        logits=np.concatenate([batch.vectors for batch in batches]),
+        labels=head.labelled(images)[0][rows],
+        protocol=_protocol(task),
+    )
+    return Candidate(
+        name=way, model=model, classifier=classifier, held_out=held_out, seconds=result.seconds,
+        settings={"steps": result.steps},
+    )  # fmt: skip
+
+
+def _protocol(task: Task) -> str:
+    return f"held out, {count(len(task.held_out), 'labelled image')}"

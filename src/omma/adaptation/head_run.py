@@ -1,0 +1,152 @@
+"""`omma finetune --adapt head`, and what it shares with `--adapt auto`: the labelled images and the model."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from omma import weights
+from omma.adaptation import head
+from omma.adaptation.request import FineTuning
+from omma.core import device as devices
+from omma.core import dist, outputs
+from omma.core.caches import cache_folder
+from omma.core.protocols import Images
+from omma.data.sources.collection import IndexedImages
+from omma.pretraining import data, init_weights, requirements, same_images
+from omma.pretraining.events import Note, Result, Stage
+from omma.pretraining.folder import RunFolder
+from omma.pretraining.health import Verdict
+from omma.pretraining.request import ENDS
+from omma.weights import Model
+
+Report = Callable[[RunFolder, Images, int, Callable[[Any], None]], None]
+TRAINED = (*ENDS, "lr", "recipe", "batch_size", "head_warmup", "encoder_lr_scale", "options")  # not of a head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What there is to fine-tune: model, labelled images, place and machine."""
+
+    model: Model
+    images: IndexedImages  # all of the source
+    learned: Int[np.ndarray, "n"]  # rows to learn from ...
+    held_out: Int[np.ndarray, "h"]  # ... and to judge by; none of very few
+    notes: tuple[str, ...]
+    folder: RunFolder
+    device: torch.device
+    precision: torch.dtype
+    cache: Path  # of features
+
+    @property
+    def labelled(self) -> IndexedImages:
+        """All that may be learned from."""
+        return self.images.subset(np.union1d(self.learned, self.held_out))
+
+
+def read(tuning: FineTuning) -> Task:
+    """Open the images and load the model; ValueError for what cannot be done."""
+    if dist.is_distributed():
+        raise ValueError(f"--adapt {tuning.adapt} runs in one process: leave torchrun out")
+    request = tuning.request()
+    if tuning.out is not None and not RunFolder(Path(tuning.out)).finished:
+        outputs.check_folder(tuning.out)
+    device = devices.pick_device(tuning.device)
+    opened = data.open_source(request)
+    needs = requirements.of_request(request)
+    found = data.prepare(opened, needs, tuning.seed, tuning.listen, request.supervision)
+    held_out = np.setdiff1d(found.rows, found.training)
+    out = Path(tuning.out) if tuning.out is not None else None
+    if out is None:
+        default = init_weights.default_out(dataclasses.replace(request, adapt=None), found.stem)
+        assert default is not None, "it starts from weights"
+        folder = same_images.default_folder(default.with_name(f"{default.name}-{tuning.adapt}"), opened)
+    else:
+        folder = RunFolder(out)
+    tuning.listen(Stage("loading the model"))
+    model = weights.load(tuning.model, allow_partial=tuning.allow_partial)
+    source = Path(tuning.model)
+    return Task(
+        model=model,
+        images=found.source,
+        learned=found.training,
+        held_out=held_out,
+        notes=found.notes,
+        folder=folder,
+        device=device,
+        precision=devices.pick_precision(folder.config().get("precision", tuning.precision), device),
+        cache=(source if source.is_dir() else source.parent if source.exists() else cache_folder())
+        / "features",
+    )
+
+
+def run(tuning: FineTuning, report: Report | None = None) -> Result:
+    """Fit a head on the labelled images; the run folder is the result. Raises ValueError."""
+    refuse_training_options(tuning)
+    started = time.monotonic()
+    task = read(tuning)
+    # what is held out of training is not held out of a head, which cross-validates
+    notes = [
+        note for note in task.notes if not note.startswith(("held out", "no labelled image is held out"))
+    ]
+    result = head.fit(
+        task.model,
+        task.labelled,
+        out=task.folder,
+        source=str(tuning.model),
+        config=config(tuning),
+        seed=tuning.seed,
+        device=task.device,
+        precision=task.precision,
+        cache=task.cache,
+        notes=notes,
+        listen=tuning.listen,
+    )
+    for text in result.lines():
+        tuning.listen(Note(text))
+    if report is not None and not task.folder.report.exists():
+        report(task.folder, task.labelled, tuning.seed, tuning.listen)
+    return Result(
+        out=task.folder.path, steps=0, seconds=time.monotonic() - started, verdict=verdict(result.facts)
+    )
+
+
+def config(tuning: FineTuning) -> head.Config:
+    """The head's options; ValueError for unknown ones."""
+    options = tuning.adapt_options if tuning.adapt == "head" else None
+    plain = head.Config(balance=tuning.balance)
+    return requirements.with_options("adapt", "head", plain, options or {})
+
+
+def refuse_training_options(tuning: FineTuning) -> None:
+    """ValueError for options that say how to train, which a head does not do."""
+    fields = {field.name: field.default for field in dataclasses.fields(tuning)}
+    for name in TRAINED:
+        if getattr(tuning, name) not in (fields[name], None):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: a head is fitted, not trained in steps: leave it out, or choose "
+                "another --adapt"
+            )
+
+
+def verdict(facts: Any) -> Verdict:
+    """How good the classifier is on images that it was not fitted on."""
+    if (held_out := facts.get("held_out")) is None:
+        return Verdict(
+            "warn",
+            "not judged: no image can be held out",
+            "`omma evaluate` judges it on other labelled images",
+        )
+    name = "map_macro" if facts["multi_label"] else "top1"
+    value, (low, high) = held_out["metrics"][name]["value"], held_out["metrics"][name]["interval95"]
+    what = "mean average precision" if facts["multi_label"] else "right"
+    text = f"{what}: {value:.1%} ({100 * low:.1f} to {100 * high:.1f}; {held_out['protocol']})"
+    beaten = [floor for floor in facts["floors"] if floor["value"] > value]
+    remedy = "" if not beaten else f"{beaten[0]['name']} on {beaten[0]['features']} does at least as well"
+    return Verdict("warn" if beaten else "good", text, remedy)
