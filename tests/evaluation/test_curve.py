@@ -111,7 +111,7 @@ def test_table_and_json():
     result = made({"lora": [0.5, 0.6], "pixels-knn": [0.2, 0.3]}, labels=("1%", "10%"))
     heads, rows = result.table()
     assert heads == ["top-1 in %; share of labels", "1%", "10%"]
-    assert [row[0] for row in rows] == ["k-NN on raw pixels", "LoRA"]
+    assert [row[0] for row in rows] == ["k-NN, raw pixels", "LoRA"]
     assert rows[1][1].startswith("50.0 ± ")
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["results"][0] | {"interval95": None} == {

@@ -16,14 +16,17 @@ from omma.data.sources import split
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining.events import Note, Plan, Progress
 from omma.pretraining.folder import RunFolder
-from omma.verbs.finetune import finetune
 from omma.verbs.pretrain import pretrain
 from omma.weights.classifier import Classifier
 
 TINY = {"model": "vit-n/8", "model_options": {"depth": 2, "dim": 32, "heads": 2, "hidden": 64}}
 HERE = {"batch_size": 8, "device": "cpu", "precision": "fp32", "workers": 0}
 # few steps suffice to learn colours
-QUICK = {**HERE, "lr": 0.02, "options": {"scale": (0.8, 1.0), "head_warmup": 0.1}}
+QUICK = {**HERE, "lr": 0.02, "options": {"scale": (0.8, 1.0), "head_warmup": 0.1, "fit_head": False}}
+
+
+def finetune(*arguments, adapt="full", **options):
+    return omma.finetune(*arguments, adapt=adapt, **options)
 
 
 def colours(n=60, classes=3, seed=0, several=False):
@@ -128,6 +131,22 @@ def _held_out():
 
 def _pixels(images):
     return np.stack([images.read(i) for i in range(len(images))])
+
+
+def test_the_head_begins_as_a_linear_classifier_of_frozen_features(tmp_path, start):
+    events = []
+    options = {**HERE, "lr": 1e-9, "options": {"head_std": 0.0}}
+    finetune(start, colours(), out=tmp_path / "run", steps=1, listen=events.append, **options)
+    (plan,) = (event for event in events if isinstance(event, Plan))
+    assert any("the head begins as a linear classifier" in note for note in plan.notes)
+    assert [line["step"] for line in lines(tmp_path / "run", "holdout")] == [0, 1]
+    assert lines(tmp_path / "run", "holdout")[0]["top1"] > 0.9
+    options["options"]["fit_head"] = False
+    finetune(start, colours(), out=tmp_path / "none", steps=1, **options)
+    assert [line["step"] for line in lines(tmp_path / "none", "holdout")] == [1]
+    finetune(start, colours(3), out=tmp_path / "one", steps=1, listen=events.append, shots=1, **HERE)
+    notes = [note for event in events if isinstance(event, Plan) for note in event.notes]
+    assert any("(class means)" in note for note in notes)
 
 
 def test_a_classifier_goes_on_learning(tmp_path, start):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from omma.adaptation import curve_store
+from omma.adaptation import curve_probes, curve_store
 from omma.adaptation.curve_fits import Recipe, Trainer, recipe
-from omma.adaptation.curve_probes import PROBES
+from omma.adaptation.curve_probes import FEATURES as PROBES
 from omma.core.protocols import Images
 from omma.core.words import count, enumerated
 from omma.data.sources import label_sets, split
@@ -182,9 +182,10 @@ def _fit(
     data: _Data, trainer: Trainer, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe | None
 ) -> Int[np.ndarray, "m"]:
     if by is not None:
-        return trainer(adapter, rows, seed, by)
+        head = curve_probes.linear_head(data.vectors[""][rows], data.labels[rows], data.images.classes, seed)
+        return trainer(adapter, rows, seed, by, head)
     vectors = data.vectors[PIXELS if is_floor(adapter) else ""]
-    probe = PROBES[adapter.removeprefix(PIXELS)]
+    probe = (curve_probes.PIXELS if is_floor(adapter) else PROBES)[adapter.removeprefix(PIXELS)]
     return probe(vectors[rows], data.labels[rows], vectors[data.train :], seed)
 
 

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Int
 
 from omma import weights
-from omma.core.protocols import Images
+from omma.core.protocols import NO_EXTRAS, Images
 from omma.data.sources.collection import IndexedImages
+from omma.evaluation.curve import SCRATCH
 from omma.features.extract import extract
 from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision
@@ -57,13 +58,19 @@ class Trainer:
     precision: torch.dtype
 
     def __call__(
-        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe
+        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe, head: Classifier
     ) -> Int[np.ndarray, "m"]:
-        """Predicted labels of the test images; rows: the images to learn from."""
-        start = self.model.untrained(seed) if adapter == "scratch" else self.model
+        """Predicted labels of the test images.
+
+        rows: the images to learn from. head: the linear head of the frozen features, with which all but
+        training from scratch begin [Kumar 2022, arXiv 2202.10054].
+        """
+        start, extras = self.model.untrained(seed), NO_EXTRAS
+        if adapter != SCRATCH:
+            start, extras = self.model, head.extras()
         with tempfile.TemporaryDirectory(prefix="omma-curve-") as folder:
             init, out = Path(folder) / "init", Path(folder) / "run"
-            weights.save(init, start.encoder, self.model.preprocess, start.provenance)
+            weights.save(init, start.encoder, self.model.preprocess, start.provenance, extras)
             request = Request(
                 self.images.subset(rows),
                 method="finetune",
@@ -78,7 +85,7 @@ class Trainer:
                 lr=by.lr,
                 compile="off",
                 device=self.device.type,
-                precision=str(self.precision).removeprefix("torch."),
+                precision="bf16" if self.precision == torch.bfloat16 else "fp32",
                 seed=seed,
                 workers=0,
                 checkpoint_every=float("inf"),
@@ -88,8 +95,10 @@ class Trainer:
             fitted = weights.load(out)
         classifier = Classifier.of(fitted)
         assert classifier is not None, "a run of finetune saves one"
+        assert classifier.classes == self.images.classes
         features = extract(fitted.encoder, self.test, fitted.preprocess, self.device, self.precision)
-        logits = classifier.logits(torch.from_numpy(features.vectors))
-        answers = logits.argmax(1).numpy()
-        number = np.array([self.images.classes.index(name) for name in classifier.classes])
-        return number[answers]
+        if len(features.indices) < len(self.test):
+            raise ValueError(
+                f"{features.bad[0][0]}: {features.bad[0][1]}, though it was read before; try again"
+            )
+        return classifier.logits(torch.from_numpy(features.vectors)).argmax(1).numpy()

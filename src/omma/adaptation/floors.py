@@ -35,7 +35,7 @@ def floors(
 
 def _single(classes: int, softmax: bool) -> dict[str, Answering]:
     kinds: dict[str, Answering] = {
-        "nearest class mean": _class_means,
+        "nearest class mean": class_means,
         f"{knn.HEADLINE}-NN": lambda x, y, q: knn.predict(x, y, q),
         "hinge": partial(_linear, loss="hinge", settings=HINGE, classes=classes),
     }
@@ -62,9 +62,12 @@ def _judged(answer: Answering, x: np.ndarray, labels: np.ndarray, parts: Any, se
     return {"metric": "map_macro", "value": found.value, "interval95": list(found.interval95)}
 
 
-def _class_means(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def class_means(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """The class whose mean of unit vectors is nearest."""
-    return NearestCentroid().fit(normalize(x), y).predict(normalize(queries))
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # deviations within classes of one image, not used here
+        return NearestCentroid().fit(normalize(x), y).predict(normalize(queries))
 
 
 def _neighbours(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:

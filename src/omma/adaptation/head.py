@@ -157,7 +157,8 @@ def finish(
 ) -> Result:
     """Write the folder's files, the weights last: with them the run is finished."""
     write_skipped(out.path / "skipped.csv", skipped)
-    files.write_json(out.path / RESULT, {"schema": 1, **facts})
+    facts = {"schema": 1, **facts}
+    files.write_json(out.path / RESULT, facts)
     origin = {**configuration, "seconds": facts["seconds"], "steps": 0}
     store.save(out.path, model.encoder, model.preprocess, origin, classifier.extras())
     return Result(out=out.path, facts=facts)

@@ -128,9 +128,9 @@ def refuse_training_options(tuning: FineTuning) -> None:
     """ValueError for options that say how to train, which a head does not do."""
     fields = {field.name: field.default for field in dataclasses.fields(tuning)}
     for name in TRAINED:
-        if getattr(tuning, name) not in (fields[name], None):
+        if getattr(tuning, name) not in (fields[name], None, {}):
             raise ValueError(
-                f"--{name.replace('_', '-')}: a head is fitted, not trained in steps: leave it out, or choose "
+                f"--{name.replace('_', '-')}: a head is fitted, not trained in steps: leave it out or choose "
                 "another --adapt"
             )
 
@@ -147,6 +147,6 @@ def verdict(facts: Any) -> Verdict:
     value, (low, high) = held_out["metrics"][name]["value"], held_out["metrics"][name]["interval95"]
     what = "mean average precision" if facts["multi_label"] else "right"
     text = f"{what}: {value:.1%} ({100 * low:.1f} to {100 * high:.1f}; {held_out['protocol']})"
-    beaten = [floor for floor in facts["floors"] if floor["value"] > value]
-    remedy = "" if not beaten else f"{beaten[0]['name']} on {beaten[0]['features']} does at least as well"
+    beaten = [floor for floor in facts["floors"] if floor["value"] > high]
+    remedy = "" if not beaten else f"{beaten[0]['name']} on {beaten[0]['features']} is better"
     return Verdict("warn" if beaten else "good", text, remedy)

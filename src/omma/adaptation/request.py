@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the command line reads this file before it imports torch
 FULL = "full"
 CHOSEN = ("head", "auto")  # what the engine does not train, or not alone
 WHOLE = (FULL, "transfg")  # all of the encoder learns
+ADAPTER_RATE = 5.0  # an adapter's learning rate, as a multiple of the head's
 DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
@@ -36,8 +37,9 @@ class FineTuning:
             these classes, that goes on learning.
         images: Labelled images: class folders, or a table with a label column (docs/input.md). Only their
             train part is used, if they have parts.
-        adapt: What learns beside the head: full (all of the encoder), or an adapter in it: lora, vpt, bias,
-            ... For CLIP-like models also coop (learned prompts) and zeroshot (docs/clip.md).
+        adapt: What learns: head (on frozen features), full (all of the encoder), or an adapter in it: lora,
+            vpt, bias, ...; auto: the simplest that is as good as the best (docs/auto.md). For CLIP-like
+            models also coop (learned prompts) and zeroshot (docs/clip.md).
         shots: Labelled images of each class to learn from; by default all.
         fraction: Share of each class to learn from.
         holdout: Share of each class that is held out, to tell how good the classifier is and when it is best.
@@ -78,7 +80,7 @@ class FineTuning:
     model: str | Path
     images: "str | Path | IndexedImages"
     _: KW_ONLY
-    adapt: str = FULL
+    adapt: str = "auto"
     shots: int | None = None
     fraction: float | None = None
     holdout: float = 0.2
@@ -124,7 +126,7 @@ class FineTuning:
         """What the engine is asked for. An adapter that learns alone needs no gentle rate and no warm-up."""
         options = {"balance": self.balance} if self.balance != "none" else {}
         if self.adapt not in WHOLE:
-            options |= {"layer_decay": 1.0, "encoder_lr_scale": 1.0, "head_warmup": 0.0}
+            options |= {"layer_decay": 1.0, "encoder_lr_scale": ADAPTER_RATE, "head_warmup": 0.0}
         given = {"head_warmup": self.head_warmup, "encoder_lr_scale": self.encoder_lr_scale}
         options |= {name: value for name, value in given.items() if value is not None}
         ended = any(getattr(self, name) is not None for name in ENDS)

@@ -1,13 +1,11 @@
 """Commands that make and use classifiers: `omma finetune` and `omma predict`."""
 
 from functools import partial
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from omma.adaptation.request import FineTuning
 from omma.cli import early
-from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, say, skipped_lines
+from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, Share_, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.cli.train import as_command, trained
 from omma.core.words import count
@@ -32,10 +30,10 @@ def predict(
     images: Images_,
     out: str,
     top: int = 2,
-    error: float | None = None,
-    threshold: float | None = None,
+    error: Share_ = None,
+    threshold: Share_ = None,
     copy: Place_ = None,
-    move: Annotated[str | None, tyro.conf.Suppress] = None,
+    move: Place_ = None,
     allow_partial: bool = False,
     label_depth: LabelDepth = None,
     device: str = "auto",
@@ -55,6 +53,7 @@ def predict(
         threshold: Instead, the probability below which images abstain; with several labels an image, that
             from which a class is answered.
         copy: Folder to copy the images to, into one folder a class; those that abstain go to _abstain.
+        move: Refused: images are copied, not moved, since an answer may be wrong.
         allow_partial: Accept weights that lack many of the network's parameters.
         label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.

@@ -107,6 +107,8 @@ def evaluate(
     if confusion is not None:
         for file in write_matrices(confusion, result.details):
             say(f"written to {file}")
+        if not any(each.confusions.nnz for each in result.details):
+            say("no confusion matrix: nothing was classified, or the images have several labels each")
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")
@@ -134,6 +136,8 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         say(line)
     for file in result.files:
         say(f"written to {file}")
+    if (Path(model) / "metrics.jsonl").exists():  # a run folder
+        _report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 

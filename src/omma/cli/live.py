@@ -137,7 +137,8 @@ def profile_lines(profile: "Profile") -> list[str]:
 def end(result: "Result") -> None:
     if result.stopped_by is not None:
         return
-    say(f"\ndone: {count(result.steps, 'step')} in {_duration(result.seconds)}")
+    steps = f": {count(result.steps, 'step')}" if result.steps else ""  # a head has none
+    say(f"\ndone{steps} in {_duration(result.seconds)}")
     if result.verdict is not None:
         colour = {"good": "green", "warn": "yellow", "bad": "red"}[result.verdict.level]
         say(str(result.verdict), style=colour)

@@ -29,6 +29,7 @@ Place_ = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 Chosen_ = Annotated[str | None, tyro.conf.arg(metavar="IMAGES")]
 As_ = Annotated[str | None, tyro.conf.arg(name="as", metavar="timm:NAME|torchvision:NAME")]
 Size_ = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Share_ = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 Dotted = tyro.conf.Suppress[
     tyro.conf.Fixed[dict[str, dict[str, str]] | None]
 ]  # from --method.KEY VALUE and the like

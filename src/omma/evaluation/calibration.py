@@ -1,5 +1,7 @@
 """How sure a classifier is, chosen on held-out images: temperature, thresholds, and when not to answer."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -107,9 +109,15 @@ def abstention(
 
 def _candidates(n: int, error: float) -> Sequence[int]:
     """Numbers of images to answer. The first allows two mistakes if there are many images, else none."""
-    starts = [next((m for m in range(1, n + 1) if _upper(k, m) <= error), n + 1) for k in (2, 0)]
-    start = starts[0] if 2 * starts[0] <= n else starts[1]
+    two, none = _fewest(2, error), _fewest(0, error)
+    start = two if 2 * two <= n else none
     return sorted({*range(start, n, max(1, n // STEPS)), n}) if start <= n else []
+
+
+@functools.cache
+def _fewest(wrong: int, error: float) -> int:
+    """Answers that suffice to prove the error, if so many of them are wrong."""
+    return next(m for m in itertools.count(wrong + 1) if _upper(wrong, m) <= error)
 
 
 def _upper(wrong: int, answered: int) -> float:

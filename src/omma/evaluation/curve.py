@@ -212,7 +212,7 @@ class Curve:
             cells = [accuracy(self.cell(adapter, labels).correct) for labels in self.labels]
             rows.append(
                 [
-                    NAMES[adapter],
+                    TITLES[adapter],
                     *(f"{100 * mean:.1f} ± {50 * (high - low):.1f}" for mean, low, high in cells),
                 ]
             )

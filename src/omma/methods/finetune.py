@@ -50,6 +50,7 @@ class Config(labelled_views.Labelled, teaching.Taught):
     repeats: int = 1
     layer_decay: float = 0.65  # of the learning rate, from each layer to the one before
     encoder_lr_scale: float = 1.0  # the encoder's learning rate, as a share of the head's
+    fit_head: bool = False  # does the head begin as a linear classifier of the frozen features?
     head_warmup: float = 0.0  # share of the run in which the head learns alone
     head_std: float = 2e-5  # of the head's initial weights
     ema: float = 0.0  # decay of the average of the weights that is evaluated; 0: none
@@ -77,8 +78,14 @@ def needs(config: Config) -> Needs:
         "backbone_options": teaching.TOKEN, "model": "teacher", "kind": teaching.TEACHER,
         "beside": ("classifier.weight",),
     }  # fmt: skip
-    several, balanced = config.teacher is None, config.balance == "sampler"
-    return Needs(labels=True, label_sets=several, holds_out=True, balanced=balanced, **taught)
+    return Needs(
+        labels=True,
+        label_sets=config.teacher is None,
+        holds_out=True,
+        fits_head=config.fit_head,
+        balanced=config.balance == "sampler",
+        **taught,
+    )
 
 
 views = labelled_views.plan
@@ -131,12 +138,13 @@ def paper_after(method: str, image_size: int, model: str) -> Recipe:
 
 
 def small(image_size: int, model: str) -> Recipe:
-    """5 to 100,000 labels on one machine: weak augmentation, a gentle rate for the encoder."""
+    """5 to 100,000 labels on one machine: a fitted head first, gentle rates, weak augmentation, no mixing."""
+    layered = backbones.family(model).by_depth is not Backbone.by_depth
     config = Config(
-        smoothing=0.1, mixup=0.0, cutmix=0.0, operations=0, erase_p=0.0, scale=(0.4, 1.0), layer_decay=1.0,
-        encoder_lr_scale=0.1, head_warmup=0.2,
+        smoothing=0.1, mixup=0.0, cutmix=0.0, operations=0, erase_p=0.0, scale=(0.4, 1.0),
+        layer_decay=0.75 if layered else 1.0, fit_head=True,
     )  # fmt: skip
-    return Recipe(config=config, batch=64, lr=1e-3, warmup=0.05, weight_decay=0.05, clip=3.0)
+    return Recipe(config=config, batch=32, lr=2e-4, warmup=0.1, weight_decay=0.05, clip=3.0)
 
 
 class Method(Classifies):
@@ -150,6 +158,7 @@ class Method(Classifies):
         self.encoder = encoder
         self.contrast = _contrast(encoder, config, context)
         self.head = _head("classifier", encoder.dim, config.head_std, context)
+        self.begun = _known("classifier", encoder.dim, context) is not None
         self.distilled = None
         if config.teacher is not None:
             teaching.require_token("a teacher", encoder)
@@ -284,14 +293,20 @@ def _head(name: str, dim: int, std: float, context: Context) -> nn.Linear:
     head = nn.Linear(dim, len(context.classes))
     nn.init.trunc_normal_(head.weight, std=std) if std else nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    tensors, names = context.start.tensors, list(context.start.facts.get("classes", ()))
-    weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
-    if weight is None or weight.shape != (len(names), dim) or "classifier.projection" in tensors:
-        return head
-    if {*context.classes} <= {*names} and len({*names}) == len(names):
-        rows = [names.index(each) for each in context.classes]
+    if (rows := _known(name, dim, context)) is not None:
         with torch.no_grad():
-            head.weight.copy_(weight[rows])
-            if bias is not None:
-                head.bias.copy_(bias[rows])
+            for key, p in head.named_parameters():
+                if (known := context.start.tensors.get(f"{name}.{key}")) is not None:
+                    p.copy_(known[rows])
     return head
+
+
+def _known(name: str, dim: int, context: Context) -> list[int] | None:
+    """The rows of each class in the head of the weights that the run starts from; None if it does not fit."""
+    tensors, names = context.start.tensors, list(context.start.facts.get("classes", ()))
+    weight = tensors.get(f"{name}.weight")
+    if weight is None or weight.shape != (len(names), dim) or "classifier.projection" in tensors:
+        return None
+    if not {*context.classes} <= {*names} or len({*names}) < len(names):
+        return None
+    return [names.index(each) for each in context.classes]

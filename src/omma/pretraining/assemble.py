@@ -29,6 +29,7 @@ from omma.data.sources import captions
 from omma.data.sources.captions import Captions
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.values import scaling_notes
+from omma.methods.shared.classifies import Classifies
 from omma.pretraining import few_labels, init_weights, placement, requirements
 from omma.pretraining.hold_out import HoldOut
 from omma.pretraining.monitor import Monitor
@@ -237,8 +238,9 @@ def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
     """What suits the method: readings of health, or of a classifier's score on held-out images."""
     sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
     if setup.needs.holds_out:
-        patience = setup.request.supervision.patience
-        return HoldOut(sample, preprocess, held_out, patience, setup.device)
+        assert isinstance(method, Classifies), "as Needs.holds_out says"
+        patience, knows = setup.request.supervision.patience, setup.needs.fits_head or method.begun
+        return HoldOut(sample, preprocess, held_out, patience, setup.device, knows)
     monitor = Monitor(
         sample,
         setup.images,

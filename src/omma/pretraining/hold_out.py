@@ -56,6 +56,7 @@ class HoldOut:
     held_out: bool
     patience: int  # readings without improvement after which training may end; 0: it may not
     device: torch.device
+    at_start: bool  # does the head know anything before the first step?
     readings: list[Reading] = field(default_factory=list)
     _pixels: Tensor | None = field(default=None, repr=False)
 
@@ -64,8 +65,8 @@ class HoldOut:
         return []
 
     def begun(self) -> bool:
-        """Always: a head that has not learned yet tells nothing."""
-        return True
+        """Or is there nothing to read, since the head knows nothing yet?"""
+        return bool(self.readings) or not (self.held_out and self.at_start)
 
     def due(self, position: Position, cheap: bool) -> bool:
         """At steps that do not depend on how fast they are, so that a run can be repeated."""

@@ -16,7 +16,7 @@ from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
 from omma.data.sources.skipped import found_before, write_skipped
-from omma.pretraining import input_bound, resume, trial
+from omma.pretraining import first_head, input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.readings import Readings
@@ -44,6 +44,7 @@ def train(run: Run, request: Request) -> Result:
     if (result := dist.broadcast(result)) is not None:
         return resume.finished_before(run, result)
     resume.restore(run)
+    first_head.fit(run)
     if run.cache is not None:
         with dist.propagate_errors():
             run.cache.write(lambda text: run.listen(Note(text)))

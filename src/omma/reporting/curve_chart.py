@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omma.core import files
+from omma.core.errors import line
 from omma.evaluation.curve import FLOOR, TITLES, Labels, is_floor
-from omma.reporting import charts, svg
+from omma.reporting import charts, html, svg
 from omma.reporting.results import percent
 
 HEIGHT = 300  # of the plot, in units of the view box
@@ -34,6 +37,27 @@ def draw(content: Mapping[str, Any]) -> svg.Svg:
         if len(points) == len(labels) and (not is_floor(adapter) or adapter == FLOOR):
             lines.append(Line(TITLES[adapter], [points[each] for each in labels]))
     return curve_chart("Accuracy by number of labels", labels, amounts, lines)
+
+
+def section(file: Path, digest: str, notes: list[str]) -> html.Section | None:
+    """What labels are worth, by a run's last `omma evaluate --curve`; None, with a note, if it is no use.
+
+    digest: of the run's weights. notes: get the note.
+    """
+    if not file.exists():
+        return None
+    remedy = "`omma evaluate --curve` writes it again"
+    try:
+        content = files.read_json(file, remedy)
+        if content["digest"] != digest:
+            notes.append("A curve over numbers of labels is left out: it is of earlier weights of this run.")
+            return None
+        protocol = content["protocol"]
+        caption = " ".join([*content["answer"], f"{protocol[:1].upper()}{protocol[1:]}."])
+        return html.Section("What labels are worth", caption, [draw(content)])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        notes.append(f"{file.name} is damaged ({line(error)}): {remedy}")
+        return None
 
 
 def curve_chart(
@@ -66,9 +90,9 @@ def curve_chart(
         parts.append(svg.text(x, bottom + 17, words, anchor="middle"))
     unit = "share of labels" if labels[0].endswith("%") else "labels a class"
     parts.append(svg.text((left + right) / 2, bottom + 34, unit, anchor="middle"))
-    for k, line in enumerate(lines):
+    for k, one in enumerate(lines):
         shift = across * apart * (k - (len(lines) - 1) / 2)
-        parts += _line(line, k, [x + shift for x in xs], down, labels)
+        parts += _line(one, k, [x + shift for x in xs], down, labels)
     names = [(down(line.points[-1][0]), k, line.name) for k, line in enumerate(lines)]
     for at, k, name in charts.spread(names, top, bottom):
         parts.append(svg.text(right + 8, at + 4, name, style=f"{svg.fill(k)};font-weight:600"))

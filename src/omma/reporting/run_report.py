@@ -23,9 +23,9 @@ from omma.evaluation import history, knn
 from omma.features.extract import extract, with_channels
 from omma.pretraining import resume, retention
 from omma.pretraining.events import Event, Note, Stage
-from omma.pretraining.folder import EVALUATION, RunFolder, flatten
+from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, confusions, html, pictures, svg
+from omma.reporting import charts, confusions, curve_chart, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -87,6 +87,8 @@ def write_report(
             continue
         if grid is not None:
             sections.append(html.Section(title, caption, [grid]))
+    if (labels := curve_chart.section(folder.path / CURVE, model.digest, notes)) is not None:
+        sections.insert(0, labels)
     page = html.page(
         title=folder.path.resolve().name,
         verdicts=[*_evaluation_verdict(evaluations), _health_verdict(health)],

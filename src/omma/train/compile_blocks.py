@@ -24,11 +24,15 @@ PAYS = 20.0  # compile only if the run lasts this many times as long
 
 @functools.cache
 def _compiled_in_training(plain: FunctionType) -> Callable[..., Tensor]:
-    """A block's `forward`, compiled for training only, since batches in evaluation have many sizes."""
+    """A block's `forward`, compiled for training only, since batches in evaluation have many sizes.
+
+    The frozen blocks around an adapter are in evaluation mode in training too: gradients tell.
+    """
     compiled = torch.compile(plain, backend=BACKEND, dynamic=False, fullgraph=True)
 
     def forward(self: nn.Module, *inputs: Any) -> Tensor:
-        return compiled(self, *inputs) if self.training else plain(self, *inputs)
+        trains = self.training or any(x.requires_grad for x in inputs if isinstance(x, Tensor))
+        return compiled(self, *inputs) if trains else plain(self, *inputs)
 
     return forward
 

@@ -94,7 +94,7 @@ def test_the_papers_grid():
 
 def test_methods_that_hide_patches_are_refused():
     network = parts()
-    assert not (network.drops_tokens or network.plain or network.packs)
+    assert not any((network.drops_tokens, network.plain, network.packs))
     with pytest.raises(ValueError, match="vit-n/4 with --adapt transfg cannot"):
         requirements.suits("mae", Needs(drops_tokens=True), network)
 
@@ -249,9 +249,9 @@ def test_sharded_blocks_are_refused_in_one_line(monkeypatch):
         network(images())
 
 
-@pytest.mark.parametrize("stride", [0, 5])
+@pytest.mark.parametrize("stride", [0, 5, 1.5])
 def test_strides_that_leave_gaps_are_refused(stride):
-    with pytest.raises(ValueError, match=r"adapt\.stride"):
+    with pytest.raises(ValueError, match=r"--adapt\.stride"):
         parts(adapt={"stride": stride})
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma.core.backbone import Backbone
-from omma.ops.linear import Linear
+from omma.ops.linear import Linear, linear_low_rank
 from omma.ops.norm import DeferredNorm, norm
 
 # names of the same layer in omma's backbones and in timm's: separate projections, gated MLPs
@@ -72,12 +72,19 @@ class _Lora:
 
 
 class _LoraLinear(_Lora):
+    weight: Tensor
+    bias: Tensor | None
+
     def forward(self, input: Float[Tensor, "*b d"] | DeferredNorm) -> Float[Tensor, "*b o"]:
         x = norm(*input) if isinstance(input, DeferredNorm) else input
         rows = x.flatten(0, -2)  # the sum is written in place, which a view of it would make slow
+        frozen = not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
+        a, b, drops = self.lora_A.weight, self.lora_B.weight, self.training and self.rate > 0
+        if frozen and not drops and not torch.compiler.is_compiling():
+            return linear_low_rank(rows, self.weight, self.bias, a, b, self.factor).unflatten(0, x.shape[:-1])
         y: Tensor = super().forward(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        low = F.linear(F.dropout(rows, self.rate, self.training), self.lora_A.weight)
-        return y.addmm_(low, self.lora_B.weight.t(), alpha=self.factor).unflatten(0, x.shape[:-1])
+        low = F.linear(F.dropout(rows, self.rate, self.training), a)
+        return y.addmm_(low, b.t(), alpha=self.factor).unflatten(0, x.shape[:-1])
 
     def update(self) -> Float[Tensor, "o d"]:
         """(alpha / r) B A."""

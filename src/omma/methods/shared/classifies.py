@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from omma.core.protocols import Extras, Method
 from omma.weights.classifier import Classifier
@@ -12,6 +12,9 @@ from omma.weights.classifier import Classifier
 
 class Classifies(Method):
     """A method whose classifier is judged on held-out images while it trains."""
+
+    head: nn.Linear  # of the pooled feature
+    begun: bool  # has the head learned before, in the run that the weights are from?
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
