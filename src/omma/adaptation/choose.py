@@ -165,9 +165,9 @@ def _try(
         if isinstance(found, Result):
             return found
         candidates.append(found)
-    chosen = simplest(candidates) if candidates else None
-    of_head = chosen is None or chosen.name == "head"  # then held-out images are learned from, too
-    final = _head(tuning, task, everything=True) if of_head else chosen
+    final = simplest(candidates) if candidates else None
+    if final is None or final.name == "head":  # then held-out images are learned from, too
+        final = _head(tuning, task, everything=True)
     facts = {
         "adapt": final.name,
         "images": len(task.labelled),
