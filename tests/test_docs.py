@@ -66,9 +66,9 @@ def wrong_flags(command: str, rest: str) -> list[str]:
         key = key.replace("-", "_")
         if flag in ("help", "debug"):
             continue
-        if group in ("method", "model") and key:
-            known = command == "pretrain" and (
-                group == "model"
+        if group in ("method", "model", "adapt") and key:
+            known = command in ("pretrain", "finetune") and (
+                group != "method"
                 or method is None
                 or key == "KEY"
                 or hasattr(methods.get(method).Config(), key)

@@ -16,7 +16,6 @@ from omma.data.sources import split
 from omma.data.sources.collection import ArrayImages
 from omma.pretraining.events import Note, Plan, Progress
 from omma.pretraining.folder import RunFolder
-from omma.verbs.finetune import finetune
 from omma.verbs.pretrain import pretrain
 from omma.weights.classifier import Classifier
 
@@ -24,6 +23,10 @@ TINY = {"model": "vit-n/8", "model_options": {"depth": 2, "dim": 32, "heads": 2,
 HERE = {"batch_size": 8, "device": "cpu", "precision": "fp32", "workers": 0}
 # few steps suffice to learn colours
 QUICK = {**HERE, "lr": 0.02, "options": {"scale": (0.8, 1.0), "head_warmup": 0.1, "fit_head": False}}
+
+
+def finetune(*arguments, adapt="full", **options):
+    return omma.finetune(*arguments, adapt=adapt, **options)
 
 
 def colours(n=60, classes=3, seed=0, several=False):

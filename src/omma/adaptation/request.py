@@ -37,8 +37,9 @@ class FineTuning:
             these classes, that goes on learning.
         images: Labelled images: class folders, or a table with a label column (docs/input.md). Only their
             train part is used, if they have parts.
-        adapt: What learns beside the head: full (all of the encoder), or an adapter in it: lora, vpt, bias,
-            ... For CLIP-like models also coop (learned prompts) and zeroshot (docs/clip.md).
+        adapt: What learns: head (on frozen features), full (all of the encoder), or an adapter in it: lora,
+            vpt, bias, ...; auto: the simplest that is as good as the best (docs/auto.md). For CLIP-like
+            models also coop (learned prompts) and zeroshot (docs/clip.md).
         shots: Labelled images of each class to learn from; by default all.
         fraction: Share of each class to learn from.
         holdout: Share of each class that is held out, to tell how good the classifier is and when it is best.
@@ -80,7 +81,7 @@ class FineTuning:
     model: str | Path
     images: "str | Path | IndexedImages"
     _: KW_ONLY
-    adapt: str = FULL
+    adapt: str = "auto"
     shots: int | None = None
     fraction: float | None = None
     holdout: float = 0.2

@@ -120,6 +120,8 @@ def evaluate(
     if confusion is not None:
         for file in write_matrices(confusion, result.details):
             say(f"written to {file}")
+        if not any(each.confusions.nnz for each in result.details):
+            say("no confusion matrix: nothing was classified, or the images have several labels each")
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")

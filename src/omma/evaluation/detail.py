@@ -138,6 +138,7 @@ def primary(details: Sequence[Detail]) -> Detail | None:
 def write_matrices(file: str | Path, details: Sequence[Detail]) -> list[Path]:
     """Write each protocol's confusion matrix, of several to FILE-PROTOCOL.csv; returns their paths."""
     written = []
+    details = [each for each in details if each.confusions.nnz]  # none of images with several labels
     for each in details:
         path = Path(file)
         if len(details) > 1:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omma.evaluation.verdict import MAP
+
 Level = Literal["good", "warn", "bad"]
 
 SUBJECTS = {"pixels": "Raw pixels", "untrained": "Same network, untrained", "trained": "Trained"}
@@ -99,7 +101,7 @@ class ReportedEvaluation:
         ks = {entry["k"] for entry in entries if "k" in entry}
         k = min(ks, key=lambda k: abs(k - headline_k), default=None)
         shown = [entry for entry in entries if entry.get("k", k) == k]
-        classified = {entry["protocol"] for entry in shown if entry["metric"] == "top1"}
+        classified = {entry["protocol"] for entry in shown if entry["metric"] in ("top1", MAP)}
         further = [e for e in shown if e["protocol"] in classified and not _is_headline(e)]
         return cls(
             data=str(content.get("data", "images")),
@@ -114,8 +116,8 @@ class ReportedEvaluation:
 
 
 def _is_headline(entry: Mapping[str, Any]) -> bool:
-    """Of a protocol that classifies: top-1, and balanced accuracy where classes are uneven."""
-    return entry["metric"] == "top1" or "majority" in entry
+    """Of a protocol that classifies: top-1, and balanced accuracy where classes are uneven; or mAP."""
+    return entry["metric"] in ("top1", MAP) or "majority" in entry
 
 
 def _level(comparisons: Sequence[Mapping[str, Any]]) -> Level | None:
