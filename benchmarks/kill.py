@@ -45,6 +45,7 @@ import omma.verbs.demo
 import omma.verbs.embed
 import omma.verbs.evaluate
 import omma.verbs.export
+import omma.verbs.finetune
 import omma.verbs.pretrain
 import omma.verbs.report
 from omma.core import files

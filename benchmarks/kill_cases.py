@@ -1,5 +1,6 @@
 """What benchmarks/kill.py kills: small commands of omma, and what each must leave."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -77,6 +78,10 @@ def cases(data: Path) -> list[Case]:
             (folder / "new").rename(folder / "run")
         return folder / "run"
 
+    for adapt in ("full", "lora"):
+        words = _finetune(data, adapt)
+        made.append(Case(f"finetune {adapt}", words, run_left))
+
     run, images, archive = str(data / "run"), str(data / "images"), str(data / "images.zip")
     for name, source, processes in (
         ("embed", images, 1),
@@ -117,6 +122,14 @@ def _pretrain(
     return lambda folder: [*words, "--out", str(folder / "run")]
 
 
+def _finetune(data: Path, adapt: str) -> Callable[[Path], list[str]]:
+    words = (
+        f"finetune {data / 'run'} {data / 'images'} --adapt {adapt} --steps {STEPS} --batch-size 8 "
+        "--precision fp32 --workers 0 --device cpu --checkpoint-every 0.001 --method.ema 0.9"
+    ).split()
+    return lambda folder: [*words, "--out", str(folder / "run")]
+
+
 def run_left(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder / "run")
     saved, damaged = checkpoint.newest(run.checkpoints)
@@ -133,6 +146,8 @@ def run_left(folder: Path) -> dict[str, Any]:
     return {
         "result": (run.result(thorough=True) or {}).get("steps"),
         "weights": dict(load_file(run.path / "model.safetensors")),
+        "beside": json.loads((run.path / "model.json").read_text())["digests"],
+        "held out": [x for x in lines if x["event"] == "holdout"],
         "method": method,
         "optimizer": optimizer,
         "losses": losses,

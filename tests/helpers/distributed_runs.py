@@ -13,6 +13,7 @@ from omma.data.sources.collection import ArrayImages
 from omma.pretraining.events import Plan, Progress
 from omma.reporting import run_report
 from omma.train import fsdp
+from omma.verbs.finetune import finetune
 from omma.verbs.pretrain import pretrain
 
 BASE = {
@@ -29,6 +30,7 @@ RUNS = {
     "simclr": {"method": "simclr"},
     "dino": {**DINO, "options": {**DINO["options"], "freeze_last_epochs": 1}},
     "accumulated": {"method": "mae", "accumulate": 2},
+    "tuned": {"tuned": True, "adapt": "full", "options": {"ema": 0.5}},
 }
 # with and without recomputed activations
 SHARDED = {
@@ -37,16 +39,20 @@ SHARDED = {
 }
 
 
-def pictures() -> ArrayImages:
+def pictures(labelled: bool = False) -> ArrayImages:
     """24 images, bright on the left or on the right."""
     pixels = np.random.default_rng(0).integers(0, 120, (24, 16, 16, 3), dtype=np.uint8)
     pixels[::2, :, :8] += 120
     pixels[1::2, :, 8:] += 120
-    return ArrayImages(pixels)
+    return ArrayImages(pixels, np.arange(24) % 2, ("left", "right")) if labelled else ArrayImages(pixels)
 
 
 def run(out: Path, listen=lambda event: None, **options):
-    """One run."""
+    """One run; `tuned`: of a classifier, from the weights in `start` beside it or above."""
+    if options.pop("tuned", False):
+        start = next(path / "start" for path in out.parents if (path / "start").exists())
+        base = {name: value for name, value in BASE.items() if name not in ("model", "image_size")}
+        return finetune(start, pictures(labelled=True), out=out, listen=listen, **{**base, **options})
     return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
 
 

@@ -46,7 +46,13 @@ def commands(count: int, *words: str, **options) -> tuple[list[int], str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("many")
+    """With weights for the runs that start from some."""
+    path = tmp_path_factory.mktemp("many")
+    thirds, ends = (0.5,) * 3, {"low": (0.0,) * 3, "high": (255.0,) * 3}
+    prepared = Preprocess(size=16, channels=3, mean=thirds, std=thirds, **ends)
+    torch.manual_seed(0)
+    weights.save(path / "start", backbones.build(name="vit-n/4", image_size=16), prepared)
+    return path
 
 
 @pytest.fixture(scope="module")
