@@ -19,7 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,18 +116,18 @@ def _peft(
     return Contender(name, step, s.batch, bf16=bf16), trained(network)
 
 
-def subjects(s: Setting) -> list[Callable[[], tuple[Contender, int]]]:
+def subjects(s: Setting, ways: Sequence[str] = WAYS) -> list[Callable[[], tuple[Contender, int]]]:
     """Functions that build the contenders."""
     made: list[Callable[[], tuple[Contender, int]]] = []
     for bf16 in (True, False):
-        made += [lambda way=way, bf16=bf16: ours(s, way, bf16) for way in WAYS]
+        made += [lambda way=way, bf16=bf16: ours(s, way, bf16) for way in ways]
         made += [lambda peer=peer, bf16=bf16: peer(s, bf16) for peer in (peft_timm, peft_transformers)]
     return made
 
 
-def race(s: Setting, rounds: int) -> dict[str, Any]:
+def race(s: Setting, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """Seconds a step in turns, and the ratio to omma's LoRA in the same precision, by round."""
-    made = [build() for build in subjects(s)]
+    made = [build() for build in subjects(s, ways)]
     seconds = common.take_turns([contender for contender, _ in made], rounds)
     print(f"{s.model}, {s.image_size} px, batch {s.batch}, {rounds} rounds in turn\n{common.headline()}")
     print(f"{'':30}{'ms a step':>10}{'to':>8}{'/ omma lora':>13}{'trained':>12}")
@@ -144,25 +144,26 @@ def race(s: Setting, rounds: int) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def memory_of(s: Setting, number: int) -> dict[str, Any]:
+def memory_of(s: Setting, number: int, ways: Sequence[str]) -> dict[str, Any]:
     """Peak memory of this process in bytes: after a tiny step of the same kind, and after steps."""
     machine.keep_memory()
-    subjects(replace(s, model="vit-n/4", image_size=32, batch=2))[number]()[0].run()
+    subjects(replace(s, model="vit-n/4", image_size=32, batch=2), ways)[number]()[0].run()
     gc.collect()
     before = machine.peak_memory(s.device)
-    contender, _ = subjects(s)[number]()
+    contender, _ = subjects(s, ways)[number]()
     for _ in range(STEPS_OF_MEMORY):
         contender.run()
     return {"name": contender.name, "before": before, "peak": machine.peak_memory(s.device)}
 
 
-def memory(s: Setting) -> dict[str, Any]:
+def memory(s: Setting, ways: Sequence[str]) -> dict[str, Any]:
     """Each contender in a fresh process."""
     print(f"{s.model}, {s.image_size} px, batch {s.batch}: peak memory\n{common.headline()}")
     print(f"{'MiB':30}{'at most':>9}{'more':>9}   than after a tiny step")
     rows = []
-    for number in range(len(subjects(s))):
+    for number in range(len(subjects(s, ways))):
         words = ["--model", s.model, "--image-size", str(s.image_size), "--batch", str(s.batch)]
+        words += ["--ways", *ways]
         command = [sys.executable, __file__, *words, "--subject", str(number)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -178,6 +179,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="vit-s/16", help="vit-SIZE/PATCH")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), help="of omma; lora is what others are compared to"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", action="store_true", help="peak memory in place of speed")
     parser.add_argument("--subject", type=int, help="(for --memory: the one that this process is for)")
@@ -191,9 +195,9 @@ def main() -> None:
         method="supervised", model=args.model, image_size=args.image_size, batch=args.batch, classes=CLASSES
     )
     if args.subject is not None:
-        print(json.dumps(memory_of(s, args.subject)))
+        print(json.dumps(memory_of(s, args.subject, args.ways)))
         return
-    result = memory(s) if args.memory else race(s, args.rounds)
+    result = memory(s, args.ways) if args.memory else race(s, args.rounds, args.ways)
     common.save(
         args.json, "adapters", __doc__, [{"setting": f"{s.model} {s.image_size} {s.batch}", **result}]
     )

@@ -3,8 +3,8 @@
     python benchmarks/distil.py IMAGES TEACHER --labelled SET ... --out DIR [--budget 10m] [--image-size 64]
         [--students vitc-15mf vit-ti/8]
 
-k-NN on the labelled sets' own held-out parts. Other options go to both methods, `--method.KEY VALUE` to distil
-alone. Finished runs are not repeated.
+k-NN on the labelled sets' own held-out parts. Other options go to both methods, `--method.KEY VALUE` to
+distil alone. Finished runs are not repeated.
 """
 
 import argparse

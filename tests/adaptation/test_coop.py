@@ -141,10 +141,10 @@ def test_it_learns(per_class, tokens):
     assert not torch.equal(other.learned.context, found.learned.context)
 
 
-def test_it_says_when_it_learned_nothing():
+def test_it_says_when_it_gained_nothing():
     learned = prompts.Learned(torch.zeros(4, 32))
     notes = coop.Result(learned, 50, 100, 2.0, 1.5, 3.0).notes()
-    assert "CoOp learned nothing: its cross-entropy on its own images is 2.00" in notes[1]
+    assert "CoOp gained nothing on its own images, where its cross-entropy is 2.00" in notes[1]
 
 
 def test_start():

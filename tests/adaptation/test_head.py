@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from omma import backbones, weights
-from omma.adaptation import floors, head
+from omma.adaptation import floors, head, head_fit
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import ArrayImages
 from omma.evaluation import linear, split
@@ -78,7 +78,7 @@ def test_folds_hold_each_image_out_once_but_single_ones():
 
 def test_the_classifier_is_calibrated_and_judged_on_what_it_was_not_fitted_on():
     x, y = blobs(300, 3, gap=1.0)
-    fitted = head.fit_features(x, y, ("a", "b", "c"))
+    fitted = head_fit.fit_features(x, y, ("a", "b", "c"))
     assert fitted.held_out is not None
     assert sorted(fitted.held_out.labels) == sorted(y)
     facts = fitted.held_out.facts(fitted.classifier, 0)
@@ -87,14 +87,14 @@ def test_the_classifier_is_calibrated_and_judged_on_what_it_was_not_fitted_on():
     assert facts["metrics"]["nll"]["value"] <= 1.0
     assert 0.05 < fitted.classifier.calibration.temperature < 20
     labels = np.random.default_rng(0).permutation(y)  # nothing to learn: held-out figures must tell
-    random = head.fit_features(x, labels, ("a", "b", "c"))
+    random = head_fit.fit_features(x, labels, ("a", "b", "c"))
     assert random.held_out is not None
     assert random.held_out.facts(random.classifier, 0)["metrics"]["top1"]["value"] < 0.45
 
 
 def test_one_image_a_class_gives_class_means_and_says_that_nothing_is_held_out():
     x, y = blobs(3, 3)
-    fitted = head.fit_features(x, y, ("a", "b", "c"))
+    fitted = head_fit.fit_features(x, y, ("a", "b", "c"))
     assert fitted.held_out is None
     assert "single image" in fitted.notes[0]
     more, labels = blobs(300, 3)
@@ -112,12 +112,12 @@ def test_balance_moves_answers_to_the_small_class():
     x = (rng.normal(size=(200, 4)) + y[:, None] * 0.8).astype(np.float32)
     answers = []
     for balance in ("none", "loss"):
-        config = head.Config(balance=balance, classifier="softmax")
-        classifier = head.fit_features(x, y, ("a", "b"), config=config).classifier
+        config = head_fit.Config(balance=balance, classifier="softmax")
+        classifier = head_fit.fit_features(x, y, ("a", "b"), config=config).classifier
         answers.append(int((classifier.logits(torch.from_numpy(x)).argmax(1) == 1).sum()))
     assert answers[1] > 2 * answers[0]
     with pytest.raises(ValueError, match="sampler"):
-        head.Config(balance="sampler")
+        head_fit.Config(balance="sampler")
 
 
 def test_several_labels_an_image():
@@ -125,7 +125,7 @@ def test_several_labels_an_image():
     sets = rng.integers(0, 2, (120, 3)).astype(np.int8)
     x = (sets @ rng.normal(size=(3, 8)) * 3 + rng.normal(size=(120, 8))).astype(np.float32)
     sets[0] = (1, -1, 0)
-    fitted = head.fit_features(x, sets, ("a", "b", "c"))
+    fitted = head_fit.fit_features(x, sets, ("a", "b", "c"))
     assert fitted.held_out is not None
     assert fitted.classifier.multi_label
     facts = fitted.held_out.facts(fitted.classifier, 0)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from omma.evaluation import confidence, knn, linear, ridge, split
+from omma.data.sources import label_sets
+from omma.evaluation import average_precision, confidence, knn, linear, linear_sets, ridge, split
 from omma.evaluation.score import Score, classification_fields
 from omma.evaluation.split import Split
 
@@ -332,3 +334,44 @@ def test_the_interval_of_balanced_accuracy_covers_the_truth():
     assert 88 <= inside <= 99
     assert confidence.balanced(np.zeros(3, int), sizes)[0] == 0
     assert 0.1 < confidence.balanced(np.zeros(3, int), sizes)[1] < 0.2  # 0 of 20 in the smallest class
+
+
+def several(m, seed=0):
+    """Features with a dimension for each of three classes, and some labels that are not known."""
+    rng = np.random.default_rng(seed)
+    sets = (rng.random((m, 3)) < 0.4).astype(np.int64)
+    x = np.concatenate([2.0 * sets + 0.3 * rng.normal(size=(m, 3)), rng.normal(size=(m, 2))], 1)
+    sets[rng.random((m, 3)) < 0.1] = -1
+    return x.astype(np.float32), sets
+
+
+@pytest.mark.parametrize("probe", ["linear", "knn"])
+def test_probes_of_several_labels(probe):
+    (x, sets), (w, truth) = several(300), several(200, seed=1)
+    if probe == "linear":
+        scores = linear_sets.predict(x, sets, label_sets.strata(sets.astype(np.int8)), w).scores
+    else:
+        scores = knn.shares_of_sets(x, sets, w)[1]
+    assert average_precision.mean_average_precision(scores, truth) > 0.97
+    assert torch.is_grad_enabled()
+    known = truth >= 0
+    assert ((scores > 0.5) == truth)[known].mean() > 0.93
+    assert (scores >= 0).all() and (scores <= 1).all()  # noqa: PT018
+
+
+def test_the_probe_of_several_labels_minimises_its_loss():
+    """Without unknown labels each class is a binary logistic regression."""
+    x, sets = several(300)
+    sets = abs(sets)
+    (scores,) = linear_sets._path(x, sets, x, [0.01])
+    for k in range(3):
+        model = LogisticRegression(C=1 / (0.01 * 300), max_iter=1000, tol=1e-8).fit(x, sets[:, k])
+        assert np.abs(scores[:, k] - model.predict_proba(x)[:, 1]).max() < 1e-3
+
+
+def test_unknown_labels_do_not_vote():
+    bank = np.eye(3, dtype=np.float32)[[0, 0, 0, 1]]
+    sets = np.array([[1, -1], [0, -1], [-1, 1], [1, 0]])
+    k, shares = knn.shares_of_sets(bank, sets, bank[:1], k=3)
+    assert k == 3
+    assert shares[0] == pytest.approx([0.5, 1.0])

@@ -61,7 +61,7 @@ def test_precision_and_recall_differ_where_classes_lie_at_other_depths(tmp_path)
 def test_hiclass_measures_the_same():
     hiclass = pytest.importorskip("hiclass.metrics")
     rng = np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(15):
         taxonomy_ = random_tree(rng, 12)
         names = [f"c{k}" for k in range(12)]
         tree = Tree.of(taxonomy_, names)

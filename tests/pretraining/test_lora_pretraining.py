@@ -59,6 +59,7 @@ def test_only_low_rank_updates_of_the_weights_are_exported(tmp_path, trained, me
     result = adapted(pictures(), trained, tmp_path / "run", method, steps=3)
     before, after = omma.load(trained).encoder, omma.load(tmp_path / "run").encoder
     assert after.adapter is None  # merged: any tool reads it
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()  # and peft the update
     assert after.spec() == before.spec()
     changed = []
     for name, x in before.state_dict().items():

@@ -187,6 +187,43 @@ def test_the_models_own_classifier_is_judged_by_name(run, tmp_path):
         evaluate(model, strangers, protocols=["classifier"], **CPU)
 
 
+def test_images_of_several_labels(run, tmp_path):
+    rng = np.random.default_rng(0)
+    sets = (rng.random((120, 3)) < 0.4).astype(np.int8)
+    pixels = rng.normal(120, 60, (120, 16, 16, 3))
+    for k in range(3):
+        pixels[:, 5 * k : 5 * k + 5, :, k] += 25 * sets[:, k, None, None]
+    sets[rng.random((120, 3)) < 0.1] = -1
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    data = ArrayImages(pixels, sets, ("a", "b", "c"), source="noise")
+    outcome = evaluate(run, data, metrics=["all"], json=tmp_path / "r.json", **CPU)
+    found = {(r.subject, r.protocol): r for r in outcome.results if r.metric == "mAP"}
+    assert found["pixels", "linear"].value > 0.75
+    assert found["pixels", "linear"].interval95[0] < found["pixels", "linear"].value
+    assert {p for s, p in found if s == "trained"} == {"knn", "linear"}
+    names = {r.metric for r in outcome.results}
+    assert {"mAP", "map_micro", "f1_macro", "f1_micro", "exact_match"} <= names
+    assert {c.metric for c in outcome.comparisons} == {"mAP"}
+    assert "linear probe, mAP" in outcome.verdict()
+    assert all(c.interval95[0] < c.difference < c.interval95[1] for c in outcome.comparisons)
+    assert "of 3 classes (stratified split, 20% test, seed 0" in outcome.protocol()
+    _, rows = outcome.table()
+    assert rows[0][0] == "k-NN, mAP (k=20, T=0.07)"
+    written = json.loads((tmp_path / "r.json").read_text())["details"][0]
+    assert {"precision", "recall", "f1", "ap"} <= written["by_class"][0].keys()
+    assert write_matrices(tmp_path / "c.csv", outcome.details) == []
+
+    model = weights.load(run)
+    head = Classifier(classes=("c", "a"), weight=torch.zeros(2, model.encoder.dim), multi_label=True)
+    head = head.calibrated(thresholds=(0.4, 0.6))  # each probability is .5
+    weights.save(tmp_path / "m", model.encoder, PREPROCESS, {}, head.extras())
+    outcome = evaluate(tmp_path / "m", data, protocols=["classifier"], floors=False, cache=None, **CPU)
+    assert outcome.details[0].metrics.predicted[:2].tolist() == [0, 0]
+    assert outcome.details[0].metrics.predicted[2] > 0
+    with pytest.raises(ValueError, match=r"several labels each .* the protocol ridge needs one"):
+        evaluate(run, data, protocols=["ridge"], **CPU)
+
+
 def test_images_of_the_same_label_or_object_are_found(run, tmp_path, monkeypatch):
     monkeypatch.setenv("OMMA_CACHE", str(tmp_path / "cache"))
     data, rows = images(each=12, noise=10), ["path,label,sequence"]
@@ -262,9 +299,7 @@ def test_why_a_table_gives_no_labels(run, tmp_path, monkeypatch):
     monkeypatch.setenv("OMMA_CACHE", str(tmp_path / "cache"))
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "x.jsonl").write_text('{"path": "a.png", "label": ["cat", "dog"]}')
-    with pytest.raises(
-        ValueError, match=r"x.jsonl: its images have several labels each \(multi-label, 2 classes\)"
-    ):
+    with pytest.raises(ValueError, match=r"x.jsonl: with one image per class none is left to test on"):
         evaluate(run, tmp_path / "x.jsonl", **CPU)
     (tmp_path / "x.csv").write_text("path,species\na.png,cat\n")
     (tmp_path / "train.csv").write_text("id,breed\na,cat\n")

@@ -6,7 +6,7 @@ how good it is, and calibrate its probabilities.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from omma import weights
 from omma.adaptation import coop, named
+from omma.adaptation.head_run import Report
 from omma.adaptation.request import FineTuning
 from omma.core import device as devices
 from omma.core import launcher
@@ -60,7 +61,7 @@ class Options(coop.Config):
 KINDS = {"coop": Options(), "zeroshot": ZeroShot()}
 
 
-def run(tuning: FineTuning, report: Callable[[Any], None] | None = None) -> Result:
+def run(tuning: FineTuning, report: Report | None = None) -> Result:
     """Make the classifier and write its run folder; a finished one is left as it is. report: is not called.
 
     Raises ValueError, in one line, for anything the user can mend.

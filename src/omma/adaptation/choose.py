@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 
 from omma import backbones, weights
-from omma.adaptation import finetune, head, head_run
+from omma.adaptation import finetune, head, head_fit, head_run
 from omma.adaptation.head_run import Report, Task
 from omma.adaptation.request import DEFAULT_BUDGET, FineTuning
 from omma.backbones import adapters
@@ -47,7 +47,7 @@ class Candidate:
     name: str
     model: Model
     classifier: Classifier
-    held_out: head.HeldOut | None
+    held_out: head_fit.HeldOut | None
     seconds: float
     settings: Mapping[str, Any]
 
@@ -120,7 +120,9 @@ def simplest(candidates: Sequence[Candidate]) -> Candidate:
     best = max(candidates, key=lambda candidate: candidate.value)
     for candidate in candidates:
         difference = best.right - candidate.right
-        if difference.mean() <= difference.std() / np.sqrt(len(difference)):
+        # one more disagreement is assumed: a single one does not tell two ways apart
+        error = np.sqrt(np.square(difference).sum() + 1) / len(difference)
+        if difference.mean() <= error:
             return candidate
     return best
 
@@ -163,9 +165,9 @@ def _try(
         if isinstance(found, Result):
             return found
         candidates.append(found)
-    chosen = simplest(candidates) if candidates else None
-    of_head = chosen is None or chosen.name == "head"  # then held-out images are learned from, too
-    final = _head(tuning, task, everything=True) if of_head else chosen
+    final = simplest(candidates) if candidates else None
+    if final is None or final.name == "head":  # then held-out images are learned from, too
+        final = _head(tuning, task, everything=True)
     facts = {
         "adapt": final.name,
         "images": len(task.labelled),
@@ -205,7 +207,7 @@ def _head(tuning: FineTuning, task: Task, everything: bool = False) -> Candidate
     rows = rows[features.indices]
     labels = head.labelled(images)[0][features.indices]
     learned = np.isin(rows, task.learned) | everything
-    fitted = head.fit_features(
+    fitted = head_fit.fit_features(
         features.vectors[learned],
         labels[learned],
         images.classes,
@@ -213,7 +215,7 @@ def _head(tuning: FineTuning, task: Task, everything: bool = False) -> Candidate
         seed=tuning.seed,
     )
     logits = fitted.classifier.logits(torch.from_numpy(features.vectors[~learned])).numpy()
-    held_out = head.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task))
+    held_out = head_fit.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task))
     return Candidate(
         name="head",
         model=model,
@@ -251,7 +253,7 @@ def _trained(tuning: FineTuning, task: Task, way: str, share: float) -> Candidat
 
     batches = [b for b in stream(network, images, model.preprocess, of=logits_of) if len(b.indices)]
     rows = np.concatenate([batch.indices for batch in batches])
-    held_out = head.HeldOut(
+    held_out = head_fit.HeldOut(
         logits=np.concatenate([batch.vectors for batch in batches]),
         labels=head.labelled(images)[0][rows],
         protocol=_protocol(task),

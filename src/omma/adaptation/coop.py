@@ -92,8 +92,8 @@ class Result(NamedTuple):
             return [f"{said}; cross-entropy on its own images {figures}"]
         return [
             said,
-            f"CoOp learned nothing: its cross-entropy on its own images is {figures}; start from words "
-            "(--adapt.words), or learn fewer vectors (--adapt.tokens)",
+            f"CoOp gained nothing on its own images, where its cross-entropy is {figures}: train longer, "
+            "start from words (--adapt.words), or learn fewer vectors (--adapt.tokens)",
         ]
 
 

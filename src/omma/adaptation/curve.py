@@ -182,8 +182,7 @@ def _fit(
     data: _Data, trainer: Trainer, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe | None
 ) -> Int[np.ndarray, "m"]:
     if by is not None:
-        head = curve_probes.linear_head(data.vectors[""][rows], data.labels[rows], data.images.classes, seed)
-        return trainer(adapter, rows, seed, by, head)
+        return trainer(adapter, rows, seed, by)
     vectors = data.vectors[PIXELS if is_floor(adapter) else ""]
     probe = (curve_probes.PIXELS if is_floor(adapter) else PROBES)[adapter.removeprefix(PIXELS)]
     return probe(vectors[rows], data.labels[rows], vectors[data.train :], seed)

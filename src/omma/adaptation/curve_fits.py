@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from omma import weights
-from omma.core.protocols import NO_EXTRAS, Images
+from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
 from omma.evaluation.curve import SCRATCH
 from omma.features.extract import extract
@@ -19,6 +19,8 @@ from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision
 from omma.weights import Model
 from omma.weights.classifier import Classifier
+
+FEW = 500  # labelled images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,23 @@ class Recipe:
 
 
 def recipe(adapter: str, images: int) -> Recipe:
-    """The recipe of an adapter for so many labelled images (docs/finetune.md says how it was found)."""
-    steps = 100 if images < 500 else 300
-    base = {"smoothing": 0.1, "encoder_lr_scale": 1.0, "head_warmup": 0.0, "layer_decay": 1.0}
+    """The recipe of an adapter for so many labelled images (docs/finetune.md says how it was found).
+
+    Few images want few and small steps: all but training from scratch begin with a fitted head
+    (pretraining/first_head.py), which more steps only unlearn.
+    """
+    few = images < FEW
+    options = {
+        "head_warmup": 0.0,
+        "encoder_lr_scale": 1.0,
+        "layer_decay": 1.0,
+        "fit_head": adapter != SCRATCH,
+    }
+    if adapter == SCRATCH:
+        return Recipe(steps=100 if few else 300, lr=2e-3, options=options)
     if adapter == "full":
-        return Recipe(steps=steps, lr=1e-3, options=base | {"encoder_lr_scale": 0.3, "layer_decay": 0.75})
-    if adapter == "scratch":
-        return Recipe(steps=steps, lr=1e-3, options=base)
-    return Recipe(steps=steps, lr=3e-3, options=base, adapt=adapter)
+        return Recipe(steps=50 if few else 300, lr=1e-4 if few else 1e-3, options=options)
+    return Recipe(steps=50 if few else 300, lr=3e-4 if few else 3e-3, options=options, adapt=adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +69,13 @@ class Trainer:
     precision: torch.dtype
 
     def __call__(
-        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe, head: Classifier
+        self, adapter: str, rows: Int[np.ndarray, "n"], seed: int, by: Recipe
     ) -> Int[np.ndarray, "m"]:
-        """Predicted labels of the test images.
-
-        rows: the images to learn from. head: the linear head of the frozen features, with which all but
-        training from scratch begin [Kumar 2022, arXiv 2202.10054].
-        """
-        start, extras = self.model.untrained(seed), NO_EXTRAS
-        if adapter != SCRATCH:
-            start, extras = self.model, head.extras()
+        """Predicted labels of the test images; rows: the images to learn from."""
+        start = self.model.untrained(seed) if adapter == SCRATCH else self.model
         with tempfile.TemporaryDirectory(prefix="omma-curve-") as folder:
             init, out = Path(folder) / "init", Path(folder) / "run"
-            weights.save(init, start.encoder, self.model.preprocess, start.provenance, extras)
+            weights.save(init, start.encoder, self.model.preprocess, start.provenance)
             request = Request(
                 self.images.subset(rows),
                 method="finetune",

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from omma.adaptation import floors, head
+from omma.adaptation import floors, head_fit
 from omma.evaluation import knn, linear
 from omma.weights.classifier import Classifier
 
-SOFTMAX = head.Config(classifier="softmax")
+SOFTMAX = head_fit.Config(classifier="softmax")
 Probe = Callable[
     [Float[np.ndarray, "n d"], Int[np.ndarray, "n"], Float[np.ndarray, "m d"], int], Int[np.ndarray, "m"]
 ]
@@ -43,7 +43,7 @@ def linear_head(
     x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], classes: tuple[str, ...], seed: int
 ) -> Classifier:
     """That of `omma finetune --adapt head`, but never class means, which stand beside it."""
-    return head.fit_features(x, labels, classes, config=SOFTMAX, seed=seed).classifier
+    return head_fit.fit_features(x, labels, classes, config=SOFTMAX, seed=seed).classifier
 
 
 FEATURES: dict[str, Probe] = {

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 
 from omma import weights
-from omma.adaptation import head
+from omma.adaptation import head, head_fit
 from omma.adaptation.request import FineTuning
 from omma.core import device as devices
 from omma.core import dist, outputs
@@ -27,7 +27,10 @@ from omma.pretraining.request import ENDS
 from omma.weights import Model
 
 Report = Callable[[RunFolder, Images, int, Callable[[Any], None]], None]
-TRAINED = (*ENDS, "lr", "recipe", "batch_size", "head_warmup", "encoder_lr_scale", "options")  # not of a head
+TRAINED = (
+    *ENDS, "lr", "recipe", "image_size", "batch_size", "accumulate", "recompute", "head_warmup",
+    "encoder_lr_scale", "options", "model_options", "profile",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def read(tuning: FineTuning) -> Task:
     else:
         folder = RunFolder(out)
     tuning.listen(Stage("loading the model"))
-    model = weights.load(tuning.model, allow_partial=tuning.allow_partial)
+    model = weights.load(tuning.model, architecture=tuning.architecture, allow_partial=tuning.allow_partial)
     source = Path(tuning.model)
     return Task(
         model=model,
@@ -117,10 +120,10 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     )
 
 
-def config(tuning: FineTuning) -> head.Config:
+def config(tuning: FineTuning) -> head_fit.Config:
     """The head's options; ValueError for unknown ones."""
     options = tuning.adapt_options if tuning.adapt == "head" else None
-    plain = head.Config(balance=tuning.balance)
+    plain = head_fit.Config(balance=tuning.balance)
     return requirements.with_options("adapt", "head", plain, options or {})
 
 

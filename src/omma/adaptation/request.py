@@ -20,8 +20,9 @@ BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
     "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
-    "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers", "cache",
-    "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
+    "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed",
+    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options",
+    "listen",
 )  # fmt: skip
 
 
@@ -53,6 +54,7 @@ class FineTuning:
         encoder_lr_scale: The encoder's learning rate as a share of the head's.
         label_depth: Folder that names the class: its level below `images` (1 is the first, -1 the one that
             holds the image), or path: all together (docs/input.md).
+        label_columns: Columns of the table, of zeros and ones, one a class: an image may have several labels.
         architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         image_size: Pixels along a side that the network sees; by default what the weights were made for.
@@ -93,6 +95,7 @@ class FineTuning:
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
     label_depth: int | Literal["path"] | None = None
+    label_columns: tuple[str, ...] = ()
     architecture: str | None = None
     allow_partial: bool = False
     image_size: int | Auto | None = "auto"
@@ -139,6 +142,10 @@ class FineTuning:
             options={**options, **(self.options or {})},
             adapt_options=None if self.adapt in CHOSEN else self.adapt_options or None,
             supervision=Supervision(
-                shots=self.shots, fraction=self.fraction, holdout=self.holdout, patience=self.patience
+                shots=self.shots,
+                fraction=self.fraction,
+                holdout=self.holdout,
+                patience=self.patience,
+                label_columns=tuple(self.label_columns),
             ),
         )

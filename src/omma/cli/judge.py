@@ -9,7 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from omma.cli import early
-from omma.cli.shared import As_, File_, Images_, LabelDepth, Labelled_, Model_, Run_, fits, out, say, show
+from omma.cli.shared import (
+    As_,
+    File_,
+    Images_,
+    LabelDepth,
+    Labelled_,
+    Labels_,
+    Model_,
+    Run_,
+    fits,
+    out,
+    say,
+    show,
+)
 from omma.cli.stages import Stages
 from omma.core import files, outputs
 from omma.evaluation import check_protocols, metric_groups
@@ -33,7 +46,7 @@ def evaluate(
     descriptions: File_ = None,
     merges: File_ = None,
     floors: bool = True,
-    curve: str | None = None,
+    curve: Labels_ = None,
     seeds: int = 5,
     adapt: tuple[str, ...] = (),
     architecture: As_ = None,
@@ -107,6 +120,8 @@ def evaluate(
     if confusion is not None:
         for file in write_matrices(confusion, result.details):
             say(f"written to {file}")
+        if not any(each.confusions.nnz for each in result.details):
+            say("no confusion matrix: nothing was classified, or the images have several labels each")
     if json is not None:  # the figures are printed already, whatever becomes of the file
         files.write_json(json, result.to_json())
         say(f"written to {json}")

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
@@ -25,7 +25,8 @@ METAVARS = {"label_depth": "INT|path", "budget": "TIME", "init": "MODEL", "out":
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """A field as an option of the command line: paths are text, and None is no value."""
-    kinds: list[Any] = [kind for kind in get_args(field.type) or (field.type,) if kind is not Path]
+    choices = () if get_origin(field.type) is tuple else get_args(field.type)
+    kinds: list[Any] = [kind for kind in choices or (field.type,) if kind is not Path]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
     if field.name == "architecture":
         kind = As_

@@ -31,7 +31,7 @@ def answers(protocol: str, data: Split, job: Job, test: Images) -> Iterator[Answ
     device = job.device if job.device.type == "cuda" else "cpu"  # other devices lack fp64
     names = tuple(job.images.classes)
     if protocol == "classifier":
-        yield _classifier(job, data.test, test)
+        yield classified(job, data.test, test)[1]
     elif protocol == "knn":
         for k, answer in knn.answers(data, device=device).items():
             yield Answered(_widened(answer, len(names)), names, {"k": k, "T": knn.TEMPERATURE})
@@ -131,7 +131,7 @@ class _BothTokens(nn.Module):
         return features._replace(pooled=torch.cat([features.pooled, features.prefix[:, 1]], 1))
 
 
-def _classifier(job: Job, vectors: Float[np.ndarray, "m d"], test: Images) -> Answered:
+def classified(job: Job, vectors: Float[np.ndarray, "m d"], test: Images) -> tuple[Classifier, Answered]:
     """Calibrated probabilities of the classes of the images, then of others that the classifier knows."""
     classes = job.images.classes
     classifier = checked_classifier(job.model, classes, job.source)
@@ -153,4 +153,4 @@ def _classifier(job: Job, vectors: Float[np.ndarray, "m d"], test: Images) -> An
     settings = {"temperature": classifier.calibration.temperature, "classes": len(classifier.classes)}
     answer = Answer(scores.argmax(1), settings, scores, not classifier.multi_label)
     names = (*classes, *(classifier.classes[k] for k in others))
-    return Answered(answer, names, {"settings": settings})
+    return classifier, Answered(answer, names, {"settings": settings})

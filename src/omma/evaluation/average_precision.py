@@ -67,6 +67,17 @@ def average_precisions(
     return AveragePrecisions(values, intervals, overall, found)
 
 
+def mean_average_precision(scores: Float[np.ndarray, "m c"], targets: Int[np.ndarray, "m c"]) -> float:
+    """Over the classes that any image has, 0 without one; targets: 1, 0, or -1, which is not known."""
+    known = targets >= 0
+    found = [
+        _scikit_ap(targets[rows, k] > 0, scores[rows, k])
+        for k, rows in enumerate(known.T)
+        if (targets[rows, k] > 0).any()
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
 def _scikit_ap(positive: Bool[np.ndarray, "n"], scores: Float[np.ndarray, "n"]) -> float:
     return float(cast(float, sk.average_precision_score(positive, scores)))
 

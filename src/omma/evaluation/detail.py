@@ -40,7 +40,9 @@ class Detail:
     # first class that were taken for the second, and of images of the second class
 
     def sentences(self) -> list[str]:
-        return [confusion.sentence(pair, self.names) for pair in self.pairs]
+        """The confusions of more than one image, in words; of one, if there are no others."""
+        several = [pair for pair in self.pairs if pair.images > 1]
+        return [confusion.sentence(pair, self.names) for pair in several or self.pairs]
 
     @property
     def title(self) -> str:
@@ -138,6 +140,7 @@ def primary(details: Sequence[Detail]) -> Detail | None:
 def write_matrices(file: str | Path, details: Sequence[Detail]) -> list[Path]:
     """Write each protocol's confusion matrix, of several to FILE-PROTOCOL.csv; returns their paths."""
     written = []
+    details = [each for each in details if each.confusions.nnz]  # none of images with several labels
     for each in details:
         path = Path(file)
         if len(details) > 1:

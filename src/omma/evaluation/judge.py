@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from omma.core.words import count
-from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
 from omma.evaluation import NAMES, confidence, hierarchy, metrics, zeroshot
@@ -29,8 +28,6 @@ WITHOUT: dict[str, tuple[Subject, ...]] = {  # subjects that a protocol has no a
 def _one_label_each(job: Job) -> Int[np.ndarray, "n"]:
     """The images' labels; ValueError where there are none, or several an image."""
     images = job.images
-    if label_sets.of(images) is not None:
-        raise ValueError(label_sets.refusal(job.source, images.classes, "an evaluation by labels"))
     if images.labels is None:
         raise ValueError(f"{job.source} has no labels: {remedy(images)}")
     return images.labels

@@ -45,6 +45,29 @@ def answers(
     return {k: Answer(p, {}, scores if k == shown else none) for k, p in predictions.items()}
 
 
+@torch.inference_mode()
+def shares_of_sets(
+    bank: Float[np.ndarray, "n d"],
+    sets: Int[np.ndarray, "n k"],
+    queries: Float[np.ndarray, "m d"],
+    k: int = HEADLINE,
+    temperature: float = TEMPERATURE,
+) -> tuple[int, Float[np.ndarray, "m k"]]:
+    """With several labels an image: the (capped) k, and the share of the vote that says a class applies.
+
+    sets: 1, it does; 0, it does not; -1, not known: that neighbour does not vote on the class.
+    """
+    (k,) = capped((k,), len(bank))
+    unit, labels = _unit(torch.from_numpy(bank).float()), torch.from_numpy(np.asarray(sets, np.float32))
+    shares = []
+    for chunk in torch.from_numpy(queries).float().split(max(1, 2**26 // len(bank))):
+        near, index = _nearest(_unit(chunk) @ unit.T, (k,))
+        votes = ((near - near[:, :1]) / temperature).exp()[:, :, None]
+        own = labels[index]
+        shares.append((votes * (own > 0)).sum(1) / (votes * (own >= 0)).sum(1).clamp(min=1e-12))
+    return k, torch.cat(shares).numpy()
+
+
 def nearest_k(ks: Iterable[int]) -> int | None:
     """The k that tables show: HEADLINE, or the nearest to it; None without any."""
     return min(ks, key=lambda k: abs(k - HEADLINE), default=None)

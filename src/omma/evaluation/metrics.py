@@ -68,6 +68,7 @@ class Metrics(NamedTuple):
     by_class: dict[str, ByClass]  # "precision", "recall", "f1" and, with scores, "ap"
     support: Int[np.ndarray, "c"]  # test images of each class
     predicted: Int[np.ndarray, "c"]  # answers of each class
+    draws: dict[str, Float[np.ndarray, "r"]]  # of mAP, the same images for all answers to them
 
 
 # ---------------------------------------------------------------- one label an image
@@ -126,7 +127,7 @@ def single_label(
         for k, v in values.items()
     }
     overall = {k: overall[k] for k in NAMES if k in overall}
-    return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int))
+    return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int), {})
 
 
 def rank(scores: Float[np.ndarray, "m c"], labels: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
@@ -203,7 +204,8 @@ def multi_label(
         n = smallest if name in MEANS else m
         overall[name] = Figure(value, _interval(name, value, (draws | aps.draws)[name], n))
     overall = {k: overall[k] for k in NAMES if k in overall}
-    return Metrics(overall, by_class, whole["support"].astype(int), whole["predicted"].astype(int))
+    counts = whole["support"].astype(int), whole["predicted"].astype(int)
+    return Metrics(overall, by_class, *counts, aps.draws)
 
 
 # ---------------------------------------------------------------- sums over images, and their draws

@@ -14,7 +14,7 @@ UNPRINTED = (  # with one label an image the micro averages are top-1
     *(f"{name}_micro" for name in metrics.COUNTED),
     *(f"h_{name}_macro" for name in metrics.COUNTED),
 )
-BALANCED = "balanced_accuracy"
+BALANCED, MAP = "balanced_accuracy", "mAP"  # MAP: what stands for top-1 where images have several labels
 FLOORS = {"untrained": "the same network untrained", "pixels": "raw pixels"}
 
 
@@ -75,7 +75,7 @@ class Evaluation:
         for protocol, metric in dict.fromkeys((r.protocol, r.metric) for r in headline):
             cells = {r.subject: r for r in headline if (r.protocol, r.metric) == (protocol, metric)}
             first = next(iter(cells.values()))
-            shown = first.k and metric in ("top1", BALANCED)
+            shown = first.k and metric in ("top1", BALANCED, MAP)
             name = _row_name(protocol, metric) + (f" (k={first.k}, T={first.T})" if shown else "")
             rows.append([name, *(_cell(cells[s]) if s in cells else "" for s in subjects)])
         top = any(r.metric == "top1" for r in headline)
@@ -85,7 +85,7 @@ class Evaluation:
         """The conditions that all numbers of the table share, in a sentence."""
         sentences = []
         for r in (r for r in self.results if r.subject == "trained"):
-            if r.majority is None and "chance" not in r.settings:
+            if r.majority is None and ("chance" not in r.settings or r.metric in metrics.NAMES):
                 continue  # a further metric, on the same images
             if r.majority is not None:
                 parts = f"{r.n_train or 0:,} train and {count(r.n_test, 'test image')}"
@@ -111,7 +111,7 @@ class Evaluation:
         """
         ks = {None, _headline_k(self.results)}
         comparisons = [
-            c for c in self.comparisons if c.k in ks and (c.metric or "recall@1,")[:9] == "recall@1,"
+            c for c in self.comparisons if c.k in ks and (c.metric in (None, MAP) or _is_first(c.metric))
         ]
         network = [c for c in comparisons if c.against == "untrained"]
         sentences = [f"{_headline(network)}."]
@@ -122,10 +122,17 @@ class Evaluation:
         return " ".join(sentences)
 
 
+def _is_first(metric: str | None) -> bool:
+    return (metric or "").startswith("recall@1,")
+
+
 def _searched(score: Score) -> str:
     settings = score.settings
     if "captions" in settings:
         return f"{count(settings['images'], 'image')} and {count(settings['captions'], 'caption')}"
+    if "labels" in settings:
+        parts = f"{score.n_train or 0:,} train and {count(score.n_test, 'test image')}"
+        return f"{parts}, on average with {settings['labels']:.2g} of {score.classes or 0:,} classes"
     queries = count(score.n_test, "query", "queries")
     return f"{queries} of the same {settings['by']} among {count(settings['gallery'], 'other image')}"
 
@@ -173,6 +180,8 @@ def _headline_k(results: Sequence[Score]) -> int | None:
 
 def _row_name(protocol: str, metric: str) -> str:
     """The name of a table row: the protocol if it measures top-1, else the metric."""
+    if metric == MAP:
+        return f"{NAMES[protocol]}, mAP"
     if metric == BALANCED:
         return f"{NAMES[protocol]}, balanced"
     if metric == "top1":

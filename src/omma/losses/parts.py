@@ -17,12 +17,12 @@ def contrast(
     per: Per = "pair",
     everyone: tuple[Float[Tensor, "n d"], Int[Tensor, "n"]] | None = None,
 ) -> Float[Tensor, ""]:
-    """1 - cos for two images of one class, max(cos - margin, 0) for two of different classes [eq. 9].
+    """1 - cos for two images of one class, max(cos - margin, 0) for two of different classes.
 
-    The sum over all pairs, an image with itself included, divided by the number of pairs (the paper, and its
-    code since a correction), or with per="image" by the number of images (the code before). Inputs are
-    normalised here. Images without a label (-1) are left out; without labels the loss is 0. everyone:
-    features and labels of all processes' images; by default x and labels.
+    [He 2021, contrastive feature learning]. The sum over all pairs, an image with itself included, divided by
+    the number of pairs (the paper, and its code since a correction), or with per="image" by the number of
+    images (the code before). Inputs are normalised here. Images without a label (-1) are left out; without
+    labels the loss is 0. everyone: features and labels of all processes' images; by default x and labels.
     """
     others, their_labels = (x, labels) if everyone is None else everyone
     x, others = F.normalize(x.float(), dim=-1), F.normalize(others.float(), dim=-1)

@@ -88,6 +88,8 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(protocols.Method):
     """Encoder with class and distillation token, a head for each, and the frozen teacher."""
 
+    teacher: Backbone
+
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         self.config, self.classes = config, context.classes

@@ -150,6 +150,8 @@ def small(image_size: int, model: str) -> Recipe:
 class Method(Classifies):
     """Encoder and linear classifier, with an average of what is trained and the best of it."""
 
+    teacher: Backbone  # with `distilled` alone
+
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         if not context.several:

@@ -136,7 +136,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none")
 
 
 class _LowRank(torch.autograd.Function):
-    """In the layouts in which narrow products are fast: the usual ones take up to 25 times as long in fp32."""
+    """In the layouts in which narrow products are fast: others take up to 25 times as long in fp32."""
 
     @staticmethod
     def forward(

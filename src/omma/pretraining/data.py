@@ -11,7 +11,7 @@ import numpy as np
 from omma.core import dist
 from omma.core.protocols import BadImage, Needs
 from omma.core.words import count
-from omma.data.sources import captions, collection, label_sets
+from omma.data.sources import captions, collection, label_sets, selection
 from omma.data.sources.check import checked
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.labels import Annotations
@@ -61,16 +61,20 @@ def open_source(request: Request) -> IndexedImages:
             notes=annotations.notes,
         )
 
-    if isinstance(request.images, IndexedImages):
-        check(request.images)
-        return request.images
-    with dist.sequentially():
-        return collection.open_images(
-            request.images,
-            check=check,
-            tell=lambda text: request.listen(Note(text)),
-            label_depth=request.label_depth,
-        )
+    columns, images = request.supervision.label_columns, request.images
+    if not isinstance(images, IndexedImages):
+        with dist.sequentially():
+            images = collection.open_images(
+                images,
+                check=(lambda annotations: None) if columns else check,
+                tell=lambda text: request.listen(Note(text)),
+                label_depth=request.label_depth,
+            )
+        if not columns:
+            return images
+    images = selection.labelled_by(images, columns)
+    check(images)
+    return images
 
 
 def prepare(

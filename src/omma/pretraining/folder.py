@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def finetuned(self) -> Path:
+        """Figures of a classifier that was fitted rather than trained, or chosen among several."""
+        return self.path / "finetune.json"
+
+    @property
     def finished(self) -> bool:
         """Did training reach the end that config.json names, and is its model written, all of it?"""
         return self.result() is not None

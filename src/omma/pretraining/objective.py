@@ -195,6 +195,8 @@ def _recipe(method: str, name: str, encoder: Backbone, image_size: int, options:
         known_as = "swin-t" if encoder.hierarchical else "vit-s/16" if encoder.plain else "vitc-15mf"
     file = methods.get(method)
     recipe = file.recipe(name)(image_size, known_as)
+    if hasattr(recipe.config, "period"):  # views cannot repeat: images have no numbers here
+        options = {"period": 0, **options}
     config = requirements.configured(method, recipe.config, options)
     return file.adapted(dataclasses.replace(recipe, config=config), backbones.options(known_as))
 

@@ -39,6 +39,8 @@ class Supervision:
     fraction: float | None = None  # of each class
     holdout: float = 0.2  # share of each class that is held out; 0: none
     patience: int = 10  # readings without improvement after which training ends; 0: never
+    # columns of zeros and ones, one a class, that are the labels; () for what the source says of itself
+    label_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.fraction is not None:

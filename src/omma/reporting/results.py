@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omma.evaluation.verdict import MAP
+
 Level = Literal["good", "warn", "bad"]
 
 SUBJECTS = {"pixels": "Raw pixels", "untrained": "Same network, untrained", "trained": "Trained"}
@@ -36,6 +38,7 @@ class ReportedScore:
     low: float | None = None
     high: float | None = None
     conditions: tuple[str, ...] = ()
+    name: str = ""  # of the subject, where SUBJECTS has none
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> "ReportedScore":
@@ -51,7 +54,7 @@ class ReportedScore:
 
     @property
     def subject_name(self) -> str:
-        return SUBJECTS.get(self.subject, self.subject)
+        return self.name or SUBJECTS.get(self.subject, self.subject)
 
     @property
     def protocol_name(self) -> str:
@@ -99,7 +102,7 @@ class ReportedEvaluation:
         ks = {entry["k"] for entry in entries if "k" in entry}
         k = min(ks, key=lambda k: abs(k - headline_k), default=None)
         shown = [entry for entry in entries if entry.get("k", k) == k]
-        classified = {entry["protocol"] for entry in shown if entry["metric"] == "top1"}
+        classified = {entry["protocol"] for entry in shown if entry["metric"] in ("top1", MAP)}
         further = [e for e in shown if e["protocol"] in classified and not _is_headline(e)]
         return cls(
             data=str(content.get("data", "images")),
@@ -114,8 +117,8 @@ class ReportedEvaluation:
 
 
 def _is_headline(entry: Mapping[str, Any]) -> bool:
-    """Of a protocol that classifies: top-1, and balanced accuracy where classes are uneven."""
-    return entry["metric"] == "top1" or "majority" in entry
+    """Of a protocol that classifies: top-1, and balanced accuracy where classes are uneven; or mAP."""
+    return entry["metric"] in ("top1", MAP) or "majority" in entry
 
 
 def _level(comparisons: Sequence[Mapping[str, Any]]) -> Level | None:

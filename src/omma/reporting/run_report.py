@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omma import backbones, methods, weights
 from omma.backbones.adapters.transfg import Parts
-from omma.core import words
+from omma.core import files, words
 from omma.core.errors import line
 from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
 from omma.data.batches.preprocess import load_batch
@@ -25,7 +25,7 @@ from omma.pretraining import resume, retention
 from omma.pretraining.events import Event, Note, Stage
 from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, confusions, curve_chart, html, pictures, svg
+from omma.reporting import charts, classifier, confusions, curve_chart, html, pictures, svg
 from omma.reporting.pictures import Grid
 from omma.reporting.results import ReportedEvaluation
 from omma.train import checkpoint
@@ -74,6 +74,10 @@ def write_report(
         notes.append(f"No results: {error}")
     gallery = Gallery(model, images, seed)
     sections = confusions.sections(evaluations[0].details, images) if evaluations else []
+    file = folder.finetuned
+    fitted = files.read_json(file, "repeat the run's command") if file.exists() else None
+    sections = sections if fitted is None else [*classifier.sections(fitted), *sections]
+    verdict = _health_verdict(health) if fitted is None else classifier.verdict(fitted)
     for title, draw in (
         ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
         ("Attention of the last layer", lambda: _attention(gallery)),
@@ -91,11 +95,11 @@ def write_report(
         sections.insert(0, labels)
     page = html.page(
         title=folder.path.resolve().name,
-        verdicts=[*_evaluation_verdict(evaluations), _health_verdict(health)],
+        verdicts=[*_evaluation_verdict(evaluations), verdict],
         facts=_facts(config, model.provenance),
         evaluations=evaluations,
         sections=sections,
-        curves=_curves(lines, labels_trained),
+        curves=_curves(lines, labels_trained) if lines else [],
         config=[(key, str(value)) for key, value in flatten(config).items()],
         notes=notes,
     )

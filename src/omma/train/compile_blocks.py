@@ -26,12 +26,12 @@ PAYS = 20.0  # compile only if the run lasts this many times as long
 def _compiled_in_training(plain: FunctionType) -> Callable[..., Tensor]:
     """A block's `forward`, compiled for training only, since batches in evaluation have many sizes.
 
-    The frozen blocks around an adapter are in evaluation mode in training too: gradients tell.
+    Frozen blocks around an adapter are in evaluation mode in training too; there gradients are computed.
     """
     compiled = torch.compile(plain, backend=BACKEND, dynamic=False, fullgraph=True)
 
     def forward(self: nn.Module, *inputs: Any) -> Tensor:
-        trains = self.training or any(x.requires_grad for x in inputs if isinstance(x, Tensor))
+        trains = self.training or torch.is_grad_enabled()
         return compiled(self, *inputs) if trains else plain(self, *inputs)
 
     return forward

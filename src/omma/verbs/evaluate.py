@@ -9,7 +9,7 @@ from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.protocols import Images
-from omma.data.sources import collection, trained_on
+from omma.data.sources import collection, label_sets, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.data.sources.taxonomy import read as read_taxonomy
@@ -20,6 +20,7 @@ from omma.evaluation.job import Job, Judgement, StageProgress, features_cache, t
 from omma.evaluation.judge import by_labels
 from omma.evaluation.judge_captions import by_captions
 from omma.evaluation.judge_images import by_images
+from omma.evaluation.judge_sets import by_label_sets
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
@@ -106,7 +107,8 @@ def evaluate(
     )
     judgements: list[Judgement] = []
     if probed := [p for p in protocols if p not in ("retrieval", "image-retrieval")]:
-        judgements.append(by_labels(job, probed))
+        judge = by_labels if label_sets.of(images) is None else by_label_sets
+        judgements.append(judge(job, probed))
     if "retrieval" in protocols:
         judgements.append(by_captions(job))
     if "image-retrieval" in protocols:

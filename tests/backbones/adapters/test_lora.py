@@ -10,6 +10,8 @@ from omma import backbones
 from omma.backbones import adapters
 from omma.backbones.adapters import lora
 from omma.ops.linear import Linear
+from omma.pretraining import requirements
+from omma.pretraining.request import Request
 
 SMALL = {"image_size": 16, "depth": 2, "dim": 24, "heads": 2, "hidden": 48}
 FAMILIES = {
@@ -262,3 +264,11 @@ def test_a_convolution_computes_what_pefts_does():
         2.124506596, -0.904608537, 1.477065275, 2.42461355, -5.457570961, 3.303677124,
     ]  # fmt: skip
     torch.testing.assert_close(y.flatten(), torch.tensor(theirs, dtype=y.dtype), atol=1e-8, rtol=0)
+
+
+def test_targets_can_be_given_on_the_command_line():
+    """As text; in Python as a sequence, too."""
+    request = Request("x", init="y", adapt="lora", adapt_options={"targets": "qkv,proj", "rank": "4"})
+    kind, options = requirements.adapter(request)
+    assert (kind, options["targets"], options["rank"]) == ("lora", "qkv,proj", 4)
+    assert lora.Config(targets=["qkv", "proj"]).targets == "qkv,proj"

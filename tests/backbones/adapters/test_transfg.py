@@ -249,9 +249,9 @@ def test_sharded_blocks_are_refused_in_one_line(monkeypatch):
         network(images())
 
 
-@pytest.mark.parametrize("stride", [0, 5])
+@pytest.mark.parametrize("stride", [0, 5, 1.5])
 def test_strides_that_leave_gaps_are_refused(stride):
-    with pytest.raises(ValueError, match=r"adapt\.stride"):
+    with pytest.raises(ValueError, match=r"--adapt\.stride"):
         parts(adapt={"stride": stride})
 
 

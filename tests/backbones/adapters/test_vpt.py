@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from waves import wave
 
 from omma import backbones
 from omma.backbones import adapters
@@ -127,3 +128,35 @@ def test_a_spec_rebuilds_prompts_and_merging_keeps_them():
 def test_networks_without_a_place_for_prompts_are_refused(name):
     with pytest.raises(ValueError, match=r"--adapt vpt needs a plain transformer .* choose --adapt lora"):
         adapters.insert(backbones.outline(name=name, image_size=32), "vpt")
+
+
+# of KMnP/vpt 4410440, PromptedTransformer, in fp64: six pooled values, gradients by layer and prompt
+PUBLISHED = {
+    False: (
+        [-1.552015, -1.9733898, 2.5174583, 0.1425736, 1.3503194, -0.7681808],
+        [[-0.5296568, 0.7698652, -0.1208994]],
+    ),
+    True: (
+        [-1.7254154, -1.8327164, 2.5299788, 0.1708026, 1.4470967, -0.8857511],
+        [
+            [-0.3770886, 0.886458, -0.1230934],
+            [-0.1636307, 0.0248324, 0.0244765],
+            [-0.0986962, 0.2010443, -0.0129037],
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["shallow", "deep"])
+def test_features_and_gradients_are_those_of_the_published_code(deep):
+    model = backbones.build(**FAMILIES["vit"] | {"depth": 3}).eval()
+    adapters.insert(model, "vpt", {"prompts": 3, "deep": deep})
+    for i, (name, p) in enumerate(sorted(model.double().named_parameters())):
+        one = name.endswith("weight") and "norm" in name
+        p.data.copy_(wave(*p.shape, phase=float(i), scale=0.3) + one)
+    pooled = model(wave(2, 3, 16, 16)).pooled
+    (pooled * wave(2, 24, phase=9.0)).sum().backward()
+    values, gradients = PUBLISHED[deep]
+    torch.testing.assert_close(pooled[0, :6], torch.tensor(values).double(), atol=1e-6, rtol=0)
+    gradient = model.prompts.tokens.grad[:, :, 0]
+    torch.testing.assert_close(gradient, torch.tensor(gradients).double(), atol=1e-6, rtol=0)

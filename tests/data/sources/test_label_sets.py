@@ -18,7 +18,8 @@ from omma.data.sources.label_sets import strata, unlabelled
 from omma.data.sources.selection import labelled_by
 from omma.data.sources.split import train_test
 from omma.pretraining import requirements
-from omma.pretraining.request import Request
+from omma.pretraining.data import open_source
+from omma.pretraining.request import Request, Supervision
 
 NAMES = [f"{k}.png" for k in range(4)]
 SETS = [[1, 0, 0], [1, 1, 0], [-1, -1, -1], [0, 0, 0]]  # of cat, dog, owl; owl is in no list below
@@ -279,3 +280,12 @@ def test_a_method_of_one_label_refuses_them(folder, monkeypatch):
         requirements.refuse(request, classes=("a", "b"), several=True, captions=False)
     monkeypatch.setattr(requirements, "needs_of", lambda *_: Needs(labels=True, label_sets=True))
     requirements.refuse(request, classes=("a",), several=True, captions=False)
+
+
+def test_columns_that_are_named_reach_a_run(folder):
+    (folder / "x.csv").write_text("path,age,cat,dog\n0.png,3,1,0\n1.png,4,1,1\n2.png,5,,\n3.png,6,0,0\n")
+    supervision = Supervision(label_columns=("cat", "dog"))
+    request = Request(folder / "x.csv", method="finetune", supervision=supervision)
+    assert sets_of(open_source(request)) == CAT_DOG
+    with pytest.raises(ValueError, match="finetune learns from labels, and these images have none"):
+        open_source(Request(folder / "x.csv", method="finetune"))

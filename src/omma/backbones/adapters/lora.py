@@ -37,15 +37,15 @@ class Config:
     """r 2 d parameters for a layer d x d.
 
     targets: names of layers in the network's blocks, whole ("blocks.0.attn.qkv") or their ends. "qkv" also
-    means separate projections, "fc1" and "fc2" a gated MLP's layers. None: those of attention and MLP (qkv,
-    proj, fc1, fc2: 16 r d parameters a block), or all convolutions but grouped ones in a network without.
-    Raises ValueError for values out of range.
+    means separate projections, "fc1" and "fc2" a gated MLP's layers. None given: those of attention and MLP
+    (qkv, proj, fc1, fc2: 16 r d parameters a block), or all convolutions but grouped ones in a network
+    without. Raises ValueError for values out of range.
     """
 
     rank: int = 8
     alpha: float = 16.0  # the update is scaled by alpha / rank
     dropout: float = 0.0  # of the update's input
-    targets: tuple[str, ...] | None = None
+    targets: str = ""  # "qkv,proj"; in Python a sequence of names too
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
@@ -55,9 +55,13 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--adapt.dropout {self.dropout}: must be in [0, 1)")
         given: Any = self.targets
-        if given is not None:
-            names = given.split(",") if isinstance(given, str) else given
-            object.__setattr__(self, "targets", tuple(str(name).strip() for name in names))
+        if not isinstance(given, str):
+            object.__setattr__(self, "targets", ",".join(given))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers to adapt; empty: the usual ones."""
+        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
 
 
 class _Lora:
@@ -115,7 +119,7 @@ def layers(network: nn.Module) -> dict[str, Any]:
 
 def insert(network: Backbone, config: Config) -> None:
     """Adapt the target layers in place; ValueError if there are none, or if the network bypasses one."""
-    chosen = _targets(network, config.targets)
+    chosen = _targets(network, config.names)
     if foreign := {name: layer for name, layer in chosen.items() if type(layer) is nn.Linear}:
         _check_called(network, foreign)
     for layer in chosen.values():
@@ -146,12 +150,12 @@ def merge(network: Backbone) -> None:
         layer.__class__ = type(layer).__bases__[1]
 
 
-def _targets(network: Backbone, names: tuple[str, ...] | None) -> dict[str, Any]:
+def _targets(network: Backbone, names: tuple[str, ...]) -> dict[str, Any]:
     """The layers to adapt by name; ValueError if there are none of a name."""
     linear = {n: m for n, m in _in_blocks(network) if type(m) in (Linear, nn.Linear)}
     convolutions = {n: m for n, m in _in_blocks(network) if isinstance(m, nn.Conv2d) and m.groups == 1}
     every = linear | convolutions
-    if names is None:
+    if not names:
         wanted = {name for kin in KIN.values() for name in kin}
         chosen = {n: m for n, m in linear.items() if _leaf(n) in wanted}
         if not (chosen or convolutions):

@@ -37,8 +37,8 @@ class Config:
     fresh_last: bool = False  # is the last block initialised anew, as in the published code?
 
     def __post_init__(self) -> None:
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"adapt.stride={self.stride}: must be at least 1 (3/4 of the patch is usual)")
+        if self.stride is not None and (type(self.stride) is not int or self.stride < 1):
+            raise ValueError(f"--adapt.stride {self.stride}: must be whole and at least 1")
 
 
 def insert(network: Backbone, config: Config) -> None:
@@ -50,9 +50,9 @@ def insert(network: Backbone, config: Config) -> None:
     _check(network)
     assert isinstance(network, Transformer)
     stride = network.patch * 3 // 4 if config.stride is None else config.stride
-    if not 1 <= stride <= network.patch:
+    if stride > network.patch:
         raise ValueError(
-            f"adapt.stride={stride}: patches of {network.patch} px would leave gaps: choose at most that"
+            f"--adapt.stride {stride}: leaves gaps between patches of {network.patch} px: give less"
         )
     home, own = network.home, network.prefix if network.prefix_positions else 0
     parts: Any = network
@@ -107,7 +107,10 @@ class Parts(Transformer):
     stride: int  # pixels from patch to patch
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """floor((side - patch) / stride) + 1: what is left at right and bottom is not seen [section 3.2]."""
+        """floor((side - patch) / stride) + 1; what is left at right and bottom is not seen.
+
+        [He 2021, image sequentialization].
+        """
         rows, columns = ((max(side, self.patch) - self.patch) // self.stride + 1 for side in (height, width))
         return rows, columns
 
@@ -169,16 +172,15 @@ class Parts(Transformer):
                 yield block.attn.weights(norm(x[rows], block.norm1), where).float()
 
         b, n = inputs[0].shape[:2]
-        together = b
-        if isinstance(n, int) and isinstance(b, int):  # sizes of a traced network are symbols
-            together = max(1, MAP_SIZE // (earlier[0].attn.heads * n * n))
-        starts = range(0, b, together) if together is not b else (0,)
-        found = [attention_product(maps(slice(i, i + together))) for i in starts]
-        return torch.cat(found)[..., self.prefix :]
+        if not (isinstance(b, int) and isinstance(n, int)):  # a traced network's sizes are symbols
+            return attention_product(maps(slice(None)))[..., self.prefix :]
+        step = max(1, MAP_SIZE // (earlier[0].attn.heads * n * n))
+        rows = [attention_product(maps(slice(i, i + step))) for i in range(0, b, step)]
+        return torch.cat(rows)[..., self.prefix :]
 
     @torch.no_grad()
     def part_scores(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k n"]:
-        """How strongly each head relates the class token to each patch; the largest is chosen [eq. 7]."""
+        """How strongly each head relates the class token to each patch; the largest is chosen."""
         return self._scores(*self._inputs(self.tokenize(images), self.grid(*images.shape[-2:])))
 
     def chosen(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b k"]:
@@ -222,10 +224,10 @@ class PartsEva(Parts, Eva):
 
 
 def attention_product(maps: Iterable[Float[Tensor, "b h n n"]]) -> Float[Tensor, "b h n"]:
-    """The class token's row of A_{L-1} ... A_2 A_1, from the maps A_{L-1}, ..., A_1 in this order [eq. 5, 6].
+    """The class token's row of A_{L-1} ... A_2 A_1, from the maps A_{L-1}, ..., A_1 in this order.
 
-    Neither identity nor renormalisation is added, unlike in rollout. A row times a matrix is n^2 products
-    where a matrix times a matrix is n^3.
+    [He 2021, part selection module]. Neither identity nor renormalisation is added, unlike in rollout. A row
+    times a matrix is n^2 products where a matrix times a matrix is n^3.
     """
     row: Tensor | None = None
     for each in maps:

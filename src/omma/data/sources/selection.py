@@ -40,7 +40,7 @@ def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) ->
     return parts
 
 
-def labelled_by(images: Images, names: Sequence[str]) -> Images:
+def labelled_by(images: IndexedImages, names: Sequence[str]) -> IndexedImages:
     """The collection with several labels an image: of each class, the table has a column of zeros and ones.
 
     An empty cell is not known, and so is -1 where there are zeros; without zeros -1 is no. Other labels are
@@ -48,8 +48,6 @@ def labelled_by(images: Images, names: Sequence[str]) -> Images:
     """
     if not names:
         return images
-    if not isinstance(images, IndexedImages):
-        raise ValueError("columns can be chosen of a collection that `open_images` opened; give its path")
     known = [] if images.columns is None else images.columns.column_names
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
