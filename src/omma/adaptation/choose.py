@@ -159,8 +159,9 @@ def _try(
     """Judge all ways and write the folder of the one that is kept; the result of one stopped by a signal."""
     started = time.monotonic()
     candidates = [_head(tuning, task)] if ways else []
-    for way in ways:
-        share = (seconds(tuning.budget or DEFAULT_BUDGET) - (time.monotonic() - started)) / len(ways)
+    for number, way in enumerate(ways):
+        left = seconds(tuning.budget or DEFAULT_BUDGET) - (time.monotonic() - started)
+        share = left / (len(ways) - number)
         found = _trained(tuning, task, way, max(share, SHORTEST))
         if isinstance(found, Result):
             return found
