@@ -12,7 +12,6 @@ from omma import backbones, weights
 from omma.adaptation import named
 from omma.backbones.layers import text
 from omma.core.protocols import Preprocess
-from omma.data.text_tokenizer import Tokenizer
 from omma.evaluation.job import text_reader
 from omma.verbs.evaluate import evaluate
 from omma.verbs.finetune import finetune

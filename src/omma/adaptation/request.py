@@ -19,9 +19,9 @@ DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
-    "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size", "batch_size",
-    "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers", "cache",
-    "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
+    "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
+    "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers",
+    "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
 )  # fmt: skip
 
 
