@@ -20,8 +20,8 @@ BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
     "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
-    "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed", "workers",
-    "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
+    "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed",
+    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
 )  # fmt: skip
 
 
