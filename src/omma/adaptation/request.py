@@ -21,7 +21,8 @@ BALANCES = ("none", "loss", "sampler")
 SHARED = (
     "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
     "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed",
-    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options", "listen",
+    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options",
+    "listen",
 )  # fmt: skip
 
 
