@@ -10,6 +10,7 @@ from PIL import Image
 
 import omma
 from omma.cli import main
+from omma.weights import library
 
 timm = pytest.importorskip("timm", reason="timm (dev group) is not installed")
 models = pytest.importorskip("torchvision.models", reason="torchvision (dev group) is not installed")
@@ -190,3 +191,15 @@ def test_every_verb_takes_it(tmp_path, network, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["pretrain", images, "--as", name])
     assert "give --init too" in capsys.readouterr().err
+
+
+def test_positions_of_another_size_and_a_prefix_of_torchvisions_names(tmp_path):
+    vit = models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=12, num_heads=12, hidden_dim=768, mlp_dim=24, num_classes=3
+    )
+    state = {f"module.{n}": x for n, x in vit.state_dict().items()}
+    unpacked = library.unpack("torchvision:vit_b_16", state, {}, "w.pth")
+    assert unpacked.image_size == 64
+    assert unpacked.config["input_size"] == (3, 64, 64)
+    assert {"blocks.3.attn.qkv.bias", "patch_embed.proj.weight", "norm.bias"} <= unpacked.tensors.keys()
+    assert unpacked.heads.keys() == {"head.weight", "head.bias"}

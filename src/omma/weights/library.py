@@ -34,18 +34,18 @@ REPLACED = (
 # torchvision's Vision Transformers by timm's names, and their parameters
 VITS = {"b": "base", "l": "large", "h": "huge"}
 VIT_NAMES = (
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"(?<![^.])class_token$", "cls_token"),
+    (r"(?<![^.])conv_proj\.", "patch_embed.proj."),
+    (r"(?<![^.])encoder\.pos_embedding$", "pos_embed"),
+    (r"(?<![^.])encoder\.ln\.", "norm."),
+    (r"(?<![^.])encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
     (r"\.ln_([12])\.", r".norm\1."),
     (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
     (r"\.self_attention\.out_proj\.", ".attn.proj."),
     (r"\.mlp\.linear_([12])\.", r".mlp.fc\1."),
     (r"\.mlp\.0\.", ".mlp.fc1."),
     (r"\.mlp\.3\.", ".mlp.fc2."),
-    (r"^heads\.head\.", "head."),
+    (r"(?<![^.])heads\.head\.", "head."),
 )
 DENSENET = (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2")  # torchvision's names of old
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -249,8 +249,11 @@ def _resized(weights: LibraryWeights, outline: Any, config: Mapping[str, Any]) -
     if own is None or theirs is None or own.ndim != 3 or theirs.ndim != 3 or own.shape == theirs.shape:
         return weights
     rows, columns = outline.grid(outline.image_size, outline.image_size)
-    side = round(max(theirs.shape[1] - (own.shape[1] - rows * columns), 0) ** 0.5)
-    return weights._replace(image_size=side * outline.patch or None)
+    side = round(max(theirs.shape[1] - (own.shape[1] - rows * columns), 1) ** 0.5)
+    size = side * outline.patch
+    if weights.assumed:  # evaluated at the size that its positions are made for
+        weights = weights._replace(config={**weights.config, "input_size": (weights.channels, size, size)})
+    return weights._replace(image_size=size)
 
 
 def _renamed(name: str) -> str:
