@@ -22,7 +22,16 @@ from tifffile import TiffFileError
 from omma import cli, verbs
 from omma.core import errors, explain, files
 from omma.core.protocols import BadImage, Inaccessible
-from omma.verbs import doctor, embed, evaluate, export, pretrain, report  # noqa: F401 (attributes of verbs)
+from omma.verbs import (  # noqa: F401 (attributes of verbs)
+    doctor,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    predict,
+    pretrain,
+    report,
+)
 
 
 def foreign(module: str, name: str, *bases: type[BaseException]) -> type[Exception]:
@@ -111,7 +120,9 @@ def test_own_mistakes_stay_what_they_are(error: Exception) -> None:
 
 
 COMMANDS = {  # of files that are there, so that they are not refused at once
-    "pretrain": (["pretrain", "x"], "decide"),
+    "pretrain": (["pretrain", "x"], "session"),
+    "finetune": (["finetune", "x", "x", "--adapt=full"], "WAYS"),
+    "predict": (["predict", "x", "x", "--out", "z.csv"], "weights"),
     "evaluate": (["evaluate", "x", "x"], "weights"),
     "embed": (["embed", "x", "x", "--out", "z.parquet"], "one_of"),
     "export": (["export", "x", "--format", "onnx", "--out", "z.onnx"], "weights"),

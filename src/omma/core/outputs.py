@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -49,13 +50,14 @@ def _refused(path: Path, option: str) -> Iterator[None]:
 
 
 def _probe(path: Path) -> None:
-    """Write a temporary file under the name that an atomic write of `path` uses, and remove all traces."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a temporary file under such a name as an atomic write of `path` uses, and remove all traces."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     created: list[Path] = []
     try:
         for folder in [each for each in reversed(path.parents) if not each.exists()]:
-            folder.mkdir()
-            created.append(folder)
+            with contextlib.suppress(FileExistsError):  # another process has just made it
+                folder.mkdir()
+                created.append(folder)
         try:
             with open(probe, "xb") as file:
                 file.write(bytes(4096))

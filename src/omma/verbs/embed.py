@@ -57,12 +57,12 @@ def embed(
 ) -> Embedded:
     """Write the pooled features of all readable images, in order, to `out`: .parquet, .csv or .npz.
 
-    Columns: `path` (string), `label` (the class's name, null if unknown; only if any image is labelled),
-    `vector` (float32, fixed length). A .csv has a column for each number; an .npz has arrays of vectors,
-    paths and labels. Parquet's metadata and the .npz hold the conditions as JSON under "omma". `out` appears
-    when complete; the same call again continues from shards beside it. engine: "local" (this process and
-    those that torchrun started with it) or "ray" (workers of a cluster). progress: images done and in all, of
-    this process' share. Others: as for evaluate. Raises ValueError if no image can be read.
+    Columns: `path`, `label` (the class's name, null if unknown; if any image is labelled), `vector`
+    (float32). A .csv has a column for each number; an .npz has arrays of vectors, paths and labels.
+    Parquet's metadata and the .npz hold the conditions as JSON under "omma". `out` appears when complete;
+    the same call again continues from shards beside it. engine: "local" (this process and those of torchrun)
+    or "ray" (workers of a cluster). progress: images done and in all. Others: as for evaluate. Raises
+    ValueError if no image can be read.
     """
     formats.check_ending(out)
     one_of("engine", engine, ENGINES)
@@ -75,11 +75,7 @@ def embed(
         else:
             workers = stack.enter_context(ray.ray_engine(device, precision))
         with dist.sequentially():
-            loaded = (
-                model
-                if isinstance(model, Model)
-                else weights.load(model, architecture=architecture, allow_partial=allow_partial)
-            )
+            loaded = weights.load(model, architecture=architecture, allow_partial=allow_partial)
             opened = collection.opened(images, label_depth)
         batch = batch or batch_size(loaded.preprocess, workers.device)
         table = _table(loaded, opened, Path(out), workers.precision, batch, workers.processes)
@@ -126,5 +122,4 @@ def _table(
     if fingerprint is None:  # existing shards may be of other images
         key = dist.broadcast(uuid.uuid4().hex)
     columns = table_schema(model.encoder.dim, images.labels is not None, provenance)
-    # absolute: processes may have other working directories
-    return ShardedTable(out.absolute(), images, columns, size, key)
+    return ShardedTable(out.absolute(), images, columns, size, key)  # processes may have other folders

@@ -65,11 +65,7 @@ def export(
     form = FORMATS[format]
     out = target.checked(_default_out(model, form) if out is None else Path(out), format, form)
     form.need_packages()
-    loaded = (
-        model
-        if isinstance(model, Model)
-        else weights.load(model, architecture=architecture, allow_partial=allow_partial)
-    )
+    loaded = weights.load(model, architecture=architecture, allow_partial=allow_partial)
     encoder, preprocess = adapters.merged(loaded.encoder).cpu().float().eval(), loaded.preprocess
     classifier = Classifier.of(loaded)
     pictures = with_channels(real_images.open_for(loaded, images), preprocess.channels)

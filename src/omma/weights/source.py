@@ -21,8 +21,8 @@ from omma.weights.published.recognise import NO_NETWORK, Recognised
 from omma.weights.published.report import grouped
 
 
-def load(model: str | Path, *, architecture: str | None = None, allow_partial: bool = False) -> Model:
-    """Load an encoder, on the CPU in fp32.
+def load(model: str | Path | Model, *, architecture: str | None = None, allow_partial: bool = False) -> Model:
+    """Load an encoder, on the CPU in fp32; one that is loaded already is returned as it is.
 
     model: a run folder or its model.safetensors; a published file (.safetensors, .pth, .pt, .npz ...),
     recognised by its content, or one of its networks, FILE:student; a folder that transformers or timm
@@ -32,6 +32,8 @@ def load(model: str | Path, *, architecture: str | None = None, allow_partial: b
     allow_partial: accept files with less than 95 % of the encoder's parameters. `provenance["loaded"]`
     reports what became of a published file's tensors. Raises a one-line ValueError: what, where, remedy.
     """
+    if isinstance(model, Model):
+        return model
     with translated(str(model)):
         if architecture is not None:
             return _load_as(model, architecture, allow_partial)
