@@ -143,7 +143,8 @@ def small(image_size: int, model: str) -> Recipe:
     layered = backbones.family(model).by_depth is not Backbone.by_depth
     config = Config(
         smoothing=0.1, mixup=0.0, cutmix=0.0, operations=0, erase_p=0.0, scale=(0.4, 1.0), fit_head=True,
-        layer_decay=0.75 if layered else 1.0, encoder_lr_scale=1.0 if layered else 0.05, fixed_statistics=True,
+        layer_decay=0.75 if layered else 1.0, encoder_lr_scale=1.0 if layered else 0.05,
+        fixed_statistics=True,
     )  # fmt: skip
     return Recipe(config=config, batch=32, lr=2e-4, warmup=0.1, weight_decay=0.05, clip=3.0)
 
