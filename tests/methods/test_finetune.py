@@ -160,6 +160,22 @@ def test_the_average_is_evaluated_and_the_best_is_kept():
         torch.testing.assert_close(first.head.bias.detach(), torch.full((3,), 0.9))
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_batch_norms_keep_their_statistics_if_asked_to(fixed):
+    method = wider(build(replace(PLAIN, fixed_statistics=fixed), name="vitc-15mf"))
+    statistics = {name: b.clone() for name, b in method.encoder.named_buffers() if "running" in name}
+    method(batch_of(6), CLOCK).loss.backward()
+    changed = [name for name, b in method.encoder.named_buffers() if "running" in name]
+    changed = [name for name in changed if not torch.equal(statistics[name], method.encoder.get_buffer(name))]
+    assert changed == ([] if fixed else list(statistics))
+    assert len(statistics) == 6
+    assert all(p.grad is not None for m in method.encoder.modules() if is_norm(m) for p in m.parameters())
+
+
+def is_norm(module):
+    return isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_an_odd_batch_is_learned_from(n):
     method = build(replace(PLAIN, mix_p=1.0)).train()

@@ -50,6 +50,7 @@ def recipe(adapter: str, images: int) -> Recipe:
         "encoder_lr_scale": 1.0,
         "layer_decay": 1.0,
         "fit_head": adapter != SCRATCH,
+        "fixed_statistics": adapter != SCRATCH,  # an untrained network's are 0 and 1
     }
     if adapter == SCRATCH:
         return Recipe(steps=100 if few else 300, lr=2e-3, options=options)

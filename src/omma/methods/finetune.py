@@ -53,6 +53,7 @@ class Config(labelled_views.Labelled, teaching.Taught):
     fit_head: bool = False  # does the head begin as a linear classifier of the frozen features?
     head_warmup: float = 0.0  # share of the run in which the head learns alone
     head_std: float = 2e-5  # of the head's initial weights
+    fixed_statistics: bool = False  # do batch norms keep the statistics that they come with?
     ema: float = 0.0  # decay of the average of the weights that is evaluated; 0: none
     balance: str = "none"  # or "loss", "sampler": what makes up for classes of different sizes
     contrast: float | None = None  # weight of TransFG's loss between images; None: 1 with its adapter, else 0
@@ -142,7 +143,8 @@ def small(image_size: int, model: str) -> Recipe:
     layered = backbones.family(model).by_depth is not Backbone.by_depth
     config = Config(
         smoothing=0.1, mixup=0.0, cutmix=0.0, operations=0, erase_p=0.0, scale=(0.4, 1.0), fit_head=True,
-        layer_decay=0.75 if layered else 1.0, encoder_lr_scale=1.0 if layered else 0.25,
+        layer_decay=0.75 if layered else 1.0, encoder_lr_scale=1.0 if layered else 0.05,
+        fixed_statistics=True,
     )  # fmt: skip
     return Recipe(config=config, batch=32, lr=2e-4, warmup=0.1, weight_decay=0.05, clip=3.0)
 
@@ -183,8 +185,12 @@ class Method(Classifies):
         return parameters + [t for t in stored if t.is_floating_point() and not isinstance(t, nn.Parameter)]
 
     def train(self, mode: bool = True) -> "Method":
-        """A teacher stays in evaluation mode."""
+        """A teacher stays in evaluation mode, and so do batch norms with fixed statistics."""
         super().train(mode)
+        if self.config.fixed_statistics:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         if self.distilled is not None:
             self.teacher.eval()
         return self
