@@ -219,6 +219,7 @@ def test_images_without_a_label_and_tiny_classes_are_said(tmp_path, start):
         ({"shots": 0}, "at least 1"),
         ({"holdout": 1.0}, "share in"),
         ({"balance": "yes"}, "balance"),
+        ({"semi": True}, "--semi: .*`omma pretrain IMAGES --init .*` on all of them first"),
         ({"options": {"layer_decays": 1}}, "no such option"),
     ],
 )

@@ -179,6 +179,7 @@ def test_every_verb_takes_it(tmp_path, network, capsys):
     for words in (
         ["embed", file, images, "--out", str(tmp_path / "v.csv"), "--as", name],
         ["evaluate", file, images, "--as", name, "--protocol", "knn", "--no-floors"],
+        ["predict", file, images, "--out", str(tmp_path / "p.csv"), "--threshold", "0", "--as", name],
         ["export", file, "--format", "safetensors", "--out", str(tmp_path / "e"), "--images", images,
          "--as", name],
         ["pretrain", images, "--init", file, "--as", name, "--method", "simclr", "--steps", "1",

@@ -46,6 +46,7 @@ class FineTuning:
         holdout: Share of each class that is held out, to tell how good the classifier is and when it is best.
         patience: Readings without improvement after which training ends; 0: never.
         balance: loss or sampler makes up for classes of different sizes; none.
+        semi: Refused: images without labels are learned from by `omma pretrain`, first.
         out: Run folder; by default runs/ and a name made of images and model.
         budget: Time to end at, such as 90s, 10m or 2h; 10m if no end is given.
         epochs: Passes over the images; another way to give the end.
@@ -88,6 +89,7 @@ class FineTuning:
     holdout: float = 0.2
     patience: int = 10
     balance: str = "none"
+    semi: bool = False
     out: str | Path | None = None
     budget: str | float | None = None
     epochs: float | None = None
@@ -120,6 +122,11 @@ class FineTuning:
     listen: Callable[[Any], None] = field(default=ignore, repr=False)
 
     def __post_init__(self) -> None:
+        if self.semi:
+            raise ValueError(
+                "--semi: omma does not learn from labelled and unlabelled images at once: run `omma pretrain "
+                f"IMAGES --init {self.model}` on all of them first, then `omma finetune` the result"
+            )
         one_of("balance", self.balance, BALANCES)
         if self.adapt in (FULL, "auto") and self.adapt_options:
             raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")

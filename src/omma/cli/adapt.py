@@ -5,7 +5,18 @@ from typing import Any
 
 from omma.adaptation.request import FineTuning
 from omma.cli import early
-from omma.cli.shared import Dotted, Images_, LabelDepth, Labelled_, Model_, Place_, Share_, say, skipped_lines
+from omma.cli.shared import (
+    As_,
+    Dotted,
+    Images_,
+    LabelDepth,
+    Labelled_,
+    Model_,
+    Place_,
+    Share_,
+    say,
+    skipped_lines,
+)
 from omma.cli.stages import Stages
 from omma.cli.train import as_command, trained
 from omma.core.words import count
@@ -34,6 +45,7 @@ def predict(
     threshold: Share_ = None,
     copy: Place_ = None,
     move: Place_ = None,
+    architecture: As_ = None,
     allow_partial: bool = False,
     label_depth: LabelDepth = None,
     device: str = "auto",
@@ -54,6 +66,7 @@ def predict(
             from which a class is answered.
         copy: Folder to copy the images to, into one folder a class; those that abstain go to _abstain.
         move: Refused: images are copied, not moved, since an answer may be wrong.
+        architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.
@@ -74,7 +87,7 @@ def predict(
         share_cores()
         result = verb(
             model, images, out, top=top, error=error, threshold=threshold, copy=copy, label_depth=label_depth,
-            device=device, precision=precision, allow_partial=allow_partial,
+            device=device, precision=precision, architecture=architecture, allow_partial=allow_partial,
             progress=partial(stages, "classifying"),
         )  # fmt: skip
     for note in result.notes:

@@ -77,12 +77,7 @@ def evaluate(
     if json is not None:
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
-    loaded = (
-        model
-        if isinstance(model, Model)
-        else weights.load(model, architecture=architecture, allow_partial=allow_partial)
-    )
-    name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
+    loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
     read = None

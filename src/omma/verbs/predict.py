@@ -50,6 +50,7 @@ def predict(
     label_depth: LabelDepth | None = None,
     device: str = "auto",
     precision: str = "auto",
+    architecture: str | None = None,
     allow_partial: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
@@ -66,8 +67,7 @@ def predict(
     records.check_ending(out)
     outputs.check_file(out)
     where = devices.pick_device(device)
-    loaded = model if isinstance(model, Model) else weights.load(model, allow_partial=allow_partial)
-    name = str(getattr(model, "name", "model")) if isinstance(model, Model) else str(model)
+    loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     classifier = loaded.classifier
     if classifier is None:
         raise ValueError(f"{name} has no classifier: train one with `omma finetune {name} LABELLED`")

@@ -6,7 +6,7 @@ every form of MODEL; read_file.py reads files, hub.py downloads them, published/
 
 from omma.weights.digest import digest
 from omma.weights.model import Model
-from omma.weights.source import fit, load
+from omma.weights.source import fit, load, named
 from omma.weights.store import WEIGHTS, provenance, save
 
-__all__ = ("WEIGHTS", "Model", "digest", "fit", "load", "provenance", "save")
+__all__ = ("WEIGHTS", "Model", "digest", "fit", "load", "named", "provenance", "save")

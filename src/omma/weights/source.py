@@ -40,6 +40,15 @@ def load(model: str | Path | Model, *, architecture: str | None = None, allow_pa
         return _load(model, allow_partial)
 
 
+def named(
+    model: str | Path | Model, *, architecture: str | None = None, allow_partial: bool = False
+) -> tuple[Model, str]:
+    """A model that is loaded if it is not yet, and what it is called; raises as `load` does."""
+    if isinstance(model, Model):
+        return model, str(getattr(model, "name", "model"))
+    return load(model, architecture=architecture, allow_partial=allow_partial), str(model)
+
+
 def _load(model: str | Path, allow_partial: bool) -> Model:
     name, (path, entry) = str(model), _split_entry(model)
     if name.startswith("timm:"):
