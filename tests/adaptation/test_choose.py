@@ -65,13 +65,14 @@ def test_the_simplest_within_one_standard_error_of_the_best_is_kept():
     assert choose.simplest([candidate("head", np.arange(100) >= 15), noisy]).name == "full"
 
 
-def test_few_labels_or_little_time_leave_the_head_alone(start, tmp_path):
+def test_few_labels_or_little_time_leave_the_head_alone(start, tmp_path, monkeypatch):
     notes = []
     options = {**HERE, "adapt": "auto", "listen": lambda e: notes.append(str(getattr(e, "text", "")))}
     result = omma.finetune(start, colours(), out=tmp_path / "few", shots=2, **options)
     facts = json.loads((result.out / "finetune.json").read_text())
     assert (facts["adapt"], facts["candidates"]) == ("head", [])
     assert any("too few labels" in note for note in notes)
+    monkeypatch.setattr(choose, "TRIED", {"bias": 8, "full": 8})
     result = omma.finetune(start, colours(), out=tmp_path / "short", budget="5s", **options)
     assert any("full is not tried: the budget is too short" in note for note in notes)
     assert json.loads((result.out / "finetune.json").read_text())["candidates"] == []

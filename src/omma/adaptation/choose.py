@@ -33,8 +33,9 @@ from omma.pretraining.folder import RunFolder
 from omma.weights import Model
 from omma.weights.classifier import Classifier
 
-# simplest first; labels a class, as a mean, from which each is tried
-TRIED = {"bias": 8, "lora": 8, "full": 16}
+# Simplest first; labels a class, as a mean, from which each is tried. With 16 none was better than the head,
+# with 100 LoRA and full fine-tuning were ahead (docs/finetune.md, "Which adapter").
+TRIED = {"bias": 32, "lora": 32, "full": 32}
 SHORTEST = 30.0  # seconds of training below which a way is not tried
 MOST_ON_CPU = 30_000_000  # parameters of a network that is trained as a whole on a CPU
 CANDIDATES = "candidates"  # folder of their runs
