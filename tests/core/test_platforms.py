@@ -101,7 +101,7 @@ def test_signals_without_what_linux_has(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_closed_terminal_asks_to_stop_unless_it_is_ignored() -> None:
     from omma.train.signals import stop_on_signals
 
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
     try:
         with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
