@@ -121,7 +121,7 @@ def test_own_mistakes_stay_what_they_are(error: Exception) -> None:
 
 COMMANDS = {  # of files that are there, so that they are not refused at once
     "pretrain": (["pretrain", "x"], "session"),
-    "finetune": (["finetune", "x", "x", "--adapt=full"], "full"),
+    "finetune": (["finetune", "x", "x", "--adapt=full"], "session"),
     "predict": (["predict", "x", "x", "--out", "z.csv"], "weights"),
     "evaluate": (["evaluate", "x", "x"], "weights"),
     "embed": (["embed", "x", "x", "--out", "z.parquet"], "one_of"),

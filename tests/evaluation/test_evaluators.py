@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from omma.data.sources import label_sets
-from omma.evaluation import average_precision, confidence, knn, linear, linear_sets, ridge, split
+from omma.evaluation import average_precision, confidence, knn, linear, ridge, split
 from omma.evaluation.score import Score, classification_fields
 from omma.evaluation.split import Split
 
@@ -349,7 +349,7 @@ def several(m, seed=0):
 def test_probes_of_several_labels(probe):
     (x, sets), (w, truth) = several(300), several(200, seed=1)
     if probe == "linear":
-        scores = linear_sets.predict(x, sets, label_sets.strata(sets.astype(np.int8)), w).scores
+        scores = linear.predict_sets(x, sets, label_sets.strata(sets.astype(np.int8)), w).scores
     else:
         scores = knn.shares_of_sets(x, sets, w)[1]
     assert average_precision.mean_average_precision(scores, truth) > 0.97
@@ -363,7 +363,9 @@ def test_the_probe_of_several_labels_minimises_its_loss():
     """Without unknown labels each class is a binary logistic regression."""
     x, sets = several(300)
     sets = abs(sets)
-    (scores,) = linear_sets._path(x, sets, x, [0.01])
+    found = linear.fit(x, sets.astype(np.float32), {"solver": "lbfgs", "penalty": 0.01}, loss="sigmoid")
+    scores = torch.from_numpy(found(x)).sigmoid().numpy()
+    (x,) = split.standardise(x)
     for k in range(3):
         model = LogisticRegression(C=1 / (0.01 * 300), max_iter=1000, tol=1e-8).fit(x, sets[:, k])
         assert np.abs(scores[:, k] - model.predict_proba(x)[:, 1]).max() < 1e-3

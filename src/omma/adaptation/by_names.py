@@ -8,36 +8,25 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from omma import weights
-from omma.adaptation import coop, named
-from omma.adaptation.head_run import Report
+from omma.adaptation import coop, head, head_fit, head_run, named
+from omma.adaptation.head_run import Report, Task
 from omma.adaptation.request import FineTuning
-from omma.core import device as devices
-from omma.core import launcher
 from omma.core.duration import seconds
-from omma.core.protocols import Needs
-from omma.data.sources.collection import IndexedImages
-from omma.data.sources.skipped import write_skipped
-from omma.evaluation import calibration, confidence
+from omma.core.protocols import Extras
+from omma.core.words import count
+from omma.data.sources import label_sets
+from omma.evaluation import calibration, linear
 from omma.evaluation.job import text_reader
-from omma.features.extract import extract
-from omma.pretraining import data, init_weights, requirements
-from omma.pretraining.events import Note, Result, Stage
-from omma.pretraining.folder import RunFolder
-from omma.weights import Model, store
-from omma.weights.classifier import Classifier
+from omma.pretraining import requirements
+from omma.pretraining.events import Result, Stage
+from omma.weights import Model, answers
 
-NEEDS = Needs(labels=True, holds_out=True)
 # fields of `FineTuning` that matter here; others must be left as they are
 USED = (
     "model", "images", "adapt", "adapt_options", "shots", "fraction", "holdout", "out", "label_depth",
-    "allow_partial", "device", "precision", "seed", "listen",
+    "architecture", "allow_partial", "device", "precision", "seed", "listen",
 )  # fmt: skip
 TRAINED = ("budget", "epochs", "batch_size", "lr")  # ... and in CoOp
 
@@ -62,52 +51,39 @@ KINDS = {"coop": Options(), "zeroshot": ZeroShot()}
 
 
 def run(tuning: FineTuning, report: Report | None = None) -> Result:
-    """Make the classifier and write its run folder; a finished one is left as it is. report: is not called.
+    """Make the classifier and write its run folder; a finished one is left as it is.
 
     Raises ValueError, in one line, for anything the user can mend.
     """
     _refuse(tuning)
     config = requirements.with_options("adapt", tuning.adapt, KINDS[tuning.adapt], tuning.adapt_options or {})
     config = _general(tuning, config)
-    device = devices.pick_device(tuning.device)
-    precision = devices.pick_precision(tuning.precision, device)
-    request = tuning.request()
-    images = data.prepare(data.open_source(request), NEEDS, tuning.seed, tuning.listen, request.supervision)
-    source = images.source
-    if source.label_sets is not None:
-        raise ValueError(f"{source.source} has several labels an image: --adapt {tuning.adapt} takes one")
-    model = weights.load(tuning.model, allow_partial=tuning.allow_partial)
-    out = tuning.out or init_weights.default_out(request, images.stem)
-    assert out is not None
-    folder = RunFolder(Path(out))
-    configuration = _configuration(tuning, model, source, config, precision)
-    folder.check(configuration)
     started = time.monotonic()
-    with folder.locked():
-        folder.claim(configuration)
-        if (before := folder.result()) is not None:
-            return Result(out=folder.path, steps=before["steps"], seconds=before["seconds"], verdict=None)
-        made, steps, notes = _made(tuning, config, model, source.subset(images.training), device, precision)
-        held_out = source.subset(images.sample) if images.held_out else None
-        made, more, bad = _judged(tuning, made, held_out, device, precision)
-        write_skipped(folder.path / "skipped.csv", [*source.skipped, *bad])
-        origin = {**configuration, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
-        store.save(folder.path, made.encoder, made.preprocess, origin, made.extras)
-    for note in (*images.notes, *notes, *more):
-        tuning.listen(Note(note))
-    return Result(out=folder.path, steps=steps, seconds=origin["seconds"], verdict=None)
+    task = head_run.read(tuning)
+    if task.images.label_sets is not None:
+        raise ValueError(label_sets.refusal(task.images.source, task.images.classes, tuning.adapt))
+    kind = {"kind": tuning.adapt, **dataclasses.asdict(config), "holdout": tuning.holdout}
+    kind |= {"budget": tuning.budget} if tuning.adapt == "coop" else {}
+    source = str(tuning.model)
+    configuration = head.run_configuration(
+        task.model, task.labelled, source, kind, tuning.seed, task.precision
+    )
+    with head.claimed(task.folder, configuration):
+        if not task.folder.finished:
+            _write(tuning, task, config, configuration)
+        result = head.read(task.folder)
+    steps = result.facts["settings"].get("steps", 0)
+    return head_run.finished(tuning, task, result, report, started, steps)
 
 
 def _refuse(tuning: FineTuning) -> None:
-    """ValueError for options without a meaning here, and for several processes."""
+    """ValueError for options without a meaning here."""
     used = (*USED, *(TRAINED if tuning.adapt == "coop" else ()))
     for field in dataclasses.fields(tuning):
         value = getattr(tuning, field.name)
         if field.name not in used and value != field.default and value != {}:
             flag = field.name.replace("_", "-")
             raise ValueError(f"--{flag} has no meaning with --adapt {tuning.adapt}: leave it out")
-    if launcher.ranks().world_size > 1:
-        raise ValueError(f"--adapt {tuning.adapt} runs on one process: start it without torchrun")
 
 
 def _general(tuning: FineTuning, config: Any) -> Any:
@@ -123,85 +99,59 @@ def _general(tuning: FineTuning, config: Any) -> Any:
     return dataclasses.replace(config, **given)
 
 
-def _configuration(
-    tuning: FineTuning, model: Model, images: IndexedImages, config: Any, precision: torch.dtype
-) -> dict[str, Any]:
-    """config.json: what must be the same when the command is repeated."""
-    return {
-        "images": images.source,
-        "fingerprint": images.fingerprint,
-        "method": "finetune",
-        "model": model.encoder.name,
-        "image_size": model.preprocess.size,
-        "adapt": {"kind": tuning.adapt, **dataclasses.asdict(config)},
-        "init": {"source": str(tuning.model), "digest": model.digest},
-        "labels": "learned",
-        "supervision": dataclasses.asdict(tuning.request().supervision),
-        "end": {"budget": tuning.budget} if tuning.adapt == "coop" else {"fits": 1},
-        "seed": tuning.seed,
-        "precision": devices.precision_name(precision),
+def _write(tuning: FineTuning, task: Task, config: Any, configuration: Mapping[str, Any]) -> None:
+    """The folder's files: the model with a classifier, calibrated and judged on the held-out images."""
+    started = time.monotonic()
+    made, settings, notes = _made(tuning, task, config)
+    classifier, held_out, bad = made.classifier, None, ()
+    assert classifier is not None, "that of its classes' names"
+    if len(task.held_out):
+        images = task.images.subset(task.held_out)
+        logits = answers.logits(
+            made, images, task.device, task.precision,
+            lambda done, total: tuning.listen(Stage("held-out images", done, total)),
+        )  # fmt: skip
+        assert images.labels is not None, "guaranteed by Needs.labels"
+        labels, bad = images.labels[logits.indices], logits.bad
+        classifier = calibration.calibrate(
+            classifier, logits.vectors, linear.one_hot(labels, len(classifier.classes))
+        )
+        protocol = f"held out, {count(len(labels), 'labelled image')}"
+        held_out = head_fit.HeldOut(logits=logits.vectors, labels=labels, protocol=protocol)
+    facts = {
+        "adapt": tuning.adapt,
+        "images": len(task.learned),
+        "settings": settings,
+        "floors": [],
+        "notes": [*task.notes, *task.held_out_notes, *notes],
+        "seconds": round(time.monotonic() - started, 1),
+        **head.judged(classifier, held_out, tuning.seed),
     }
+    own = classifier.extras()
+    extras = Extras({**made.extras.tensors, **own.tensors}, {**made.extras.facts, **own.facts})
+    skipped = [*task.images.skipped, *bad]
+    head.finish(task.folder, configuration, made, extras, facts, skipped, settings.get("steps", 0))
 
 
-def _made(
-    tuning: FineTuning,
-    config: Any,
-    model: Model,
-    images: IndexedImages,
-    device: torch.device,
-    precision: torch.dtype,
-) -> tuple[Model, int, list[str]]:
-    """The model with a classifier, the steps trained, and notes."""
-    name, listen = str(tuning.model), tuning.listen
+def _made(tuning: FineTuning, task: Task, config: Any) -> tuple[Model, dict[str, Any], list[str]]:
+    """The model with a classifier, how it was made, and notes."""
+    name, listen, images = str(tuning.model), tuning.listen, task.images.subset(task.learned)
     if tuning.adapt == "zeroshot":
-        reader = text_reader(model, name, config.prompts, config.merges, config.descriptions)
-        made = named.with_names(model, reader, images.classes, name, device)
-        return made, 0, reader.notes(images.classes)
+        reader = text_reader(task.model, name, config.prompts, config.merges, config.descriptions)
+        made = named.with_names(task.model, reader, images.classes, name, task.device)
+        return made, reader.settings(images.classes), reader.notes(images.classes)
     made, result = coop.fit(
-        model,
+        task.model,
         images,
         config,
         name=name,
         merges=config.merges,
         seed=tuning.seed,
-        device=device,
-        precision=precision,
+        device=task.device,
+        precision=task.precision,
+        cache=task.cache,
         seconds=None if tuning.budget is None else seconds(tuning.budget),
         extracted=lambda done, total: listen(Stage("features", done, total)),
         progress=lambda at: listen(Stage("steps of CoOp", at.step, at.steps)),
     )
-    return made, result.steps, result.notes()
-
-
-def _judged(
-    tuning: FineTuning,
-    model: Model,
-    images: IndexedImages | None,
-    device: torch.device,
-    precision: torch.dtype,
-) -> tuple[Model, list[str], tuple[tuple[str, str], ...]]:
-    """The model with calibrated probabilities; its accuracy on images that it did not learn from."""
-    if images is None:
-        return model, [], ()
-    features = extract(
-        model.encoder,
-        images,
-        model.preprocess,
-        device,
-        precision,
-        progress=lambda done, total: tuning.listen(Stage("features, held out", done, total)),
-    )
-    classifier, assured = Classifier.of(model), images.labels
-    assert classifier is not None
-    assert assured is not None, "guaranteed by NEEDS"
-    labels = assured[features.indices]
-    logits = classifier.logits(torch.from_numpy(features.vectors)).numpy()
-    classifier = calibration.calibrate(classifier, logits, np.eye(len(classifier.classes))[labels])
-    correct = logits.argmax(1) == labels
-    low, high = confidence.bootstrap(correct, seed=tuning.seed)
-    note = f"top-1 {correct.mean():.1%} ({100 * low:.1f} to {100 * high:.1f}) on held-out images"
-    extras: Mapping[str, Any] = classifier.extras()._asdict()
-    calibrated = model.extras._replace(
-        tensors={**model.extras.tensors, **extras["tensors"]}, facts={**model.extras.facts, **extras["facts"]}
-    )
-    return Model(model.encoder, model.preprocess, model.provenance, calibrated), [note], features.bad
+    return made, {"steps": result.steps, "epochs": result.epochs}, result.notes()

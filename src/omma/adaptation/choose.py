@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Float
 
 from omma import backbones, weights
-from omma.adaptation import finetune, head, head_fit, head_run
+from omma.adaptation import head, head_fit, head_run
 from omma.adaptation.head_run import Report, Task
 from omma.adaptation.request import DEFAULT_BUDGET, FineTuning
 from omma.backbones import adapters
 from omma.core.duration import seconds
 from omma.core.errors import line
-from omma.core.protocols import Features
 from omma.core.words import count
 from omma.evaluation import confidence
-from omma.features.extract import extract, prepare, stream
+from omma.features.extract import extract
+from omma.pretraining import session
 from omma.pretraining.events import Note, Result
 from omma.pretraining.folder import RunFolder
-from omma.weights import Model
+from omma.weights import Model, answers
 from omma.weights.classifier import Classifier
 
 # Simplest first; labels a class, as a mean, from which each is tried. With 16 none was better than the head,
@@ -48,14 +48,13 @@ class Candidate:
     name: str
     model: Model
     classifier: Classifier
-    held_out: head_fit.HeldOut | None
+    held_out: head_fit.HeldOut
     seconds: float
     settings: Mapping[str, Any]
 
     @cached_property
     def right(self) -> Float[np.ndarray, "h"]:
         """Of each held-out image: 1 if its answer is right; with several labels the share of right ones."""
-        assert self.held_out is not None
         labels = self.held_out.labels
         p = self.classifier.probabilities(torch.from_numpy(self.held_out.logits)).numpy()
         if labels.ndim == 1:
@@ -100,7 +99,7 @@ def plan(tuning: FineTuning, task: Task) -> tuple[list[str], list[str]]:
 
 def _unfit(way: str, task: Task, shots: float, least: int) -> str:
     if shots < least:
-        return f"{shots:.3g} labels a class, and it pays from about {least} on"
+        return f"{shots:.3g} labels a class, fewer than {least}"
     size = sum(p.numel() for p in task.model.encoder.parameters())
     if way == "full" and task.device.type == "cpu" and size > MOST_ON_CPU:
         return f"{size / 1e6:.0f}M parameters take too long on a CPU"
@@ -133,7 +132,7 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     started = time.monotonic()
     task = head_run.read(tuning)
     ways, notes = plan(tuning, task)
-    asked = {"kind": "auto", "balance": tuning.balance, "ways": ways}
+    asked = {"kind": "auto", "balance": tuning.balance, "ways": ways, "holdout": tuning.holdout}
     configuration = head.run_configuration(
         task.model, task.labelled, str(tuning.model), asked, tuning.seed, task.precision
     )
@@ -146,12 +145,9 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
                 return stopped
         result = head.read(task.folder)
         shutil.rmtree(task.folder.path / CANDIDATES, ignore_errors=True)
-    for text in [*lines(result.facts), *result.lines()]:
+    for text in lines(result.facts):
         tuning.listen(Note(text))
-    if report is not None and not task.folder.report.exists():
-        report(task.folder, task.labelled, tuning.seed, tuning.listen)
-    spent = time.monotonic() - started
-    return Result(out=task.folder.path, steps=0, seconds=spent, verdict=head_run.verdict(result.facts))
+    return head_run.finished(tuning, task, result, report, started)
 
 
 def _try(
@@ -168,21 +164,26 @@ def _try(
             return found
         candidates.append(found)
     final = simplest(candidates) if candidates else None
+    tried = {"candidates": [candidate.facts() for candidate in candidates], "not_tried": notes}
     if final is None or final.name == "head":  # then held-out images are learned from, too
-        final = _head(tuning, task, everything=True)
+        head.write(
+            task.folder, configuration, task.model, task.labelled, head_run.config(tuning), seed=tuning.seed,
+            precision=task.precision, device=task.device, cache=task.cache, extra=tried, notes=task.notes,
+            listen=tuning.listen,
+        )  # fmt: skip
+        return None
     facts = {
         "adapt": final.name,
         "images": len(task.labelled),
         "settings": final.settings,
-        "candidates": [candidate.facts() for candidate in candidates],
-        "not_tried": notes,
-        "floors": [],
-        "notes": list(task.notes),
+        "floors": [],  # on the same held-out images there is the head
+        "notes": [*task.notes, *task.held_out_notes],
         "seconds": round(time.monotonic() - started, 1),
+        **tried,
         **head.judged(final.classifier, final.held_out, tuning.seed),
     }
-    skipped = task.images.skipped
-    head.finish(task.folder, configuration, final.model, final.classifier, facts, skipped)
+    extras = final.classifier.extras()
+    head.finish(task.folder, configuration, final.model, extras, facts, task.images.skipped)
     return None
 
 
@@ -197,8 +198,8 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------- candidates
-def _head(tuning: FineTuning, task: Task, everything: bool = False) -> Candidate:
-    """The head, fitted on the images to learn from alone, or on everything labelled."""
+def _head(tuning: FineTuning, task: Task) -> Candidate:
+    """The head, fitted on the images to learn from alone."""
     started = time.monotonic()
     images, model = task.labelled, task.model
     rows = np.union1d(task.learned, task.held_out)
@@ -206,23 +207,22 @@ def _head(tuning: FineTuning, task: Task, everything: bool = False) -> Candidate
         model.encoder, images, model.preprocess, task.device, task.precision, cache=task.cache,
         model_digest=model.digest,
     )  # fmt: skip
-    rows = rows[features.indices]
     labels = head.labelled(images)[0][features.indices]
-    learned = np.isin(rows, task.learned) | everything
+    learned = np.isin(rows[features.indices], task.learned)
     fitted = head_fit.fit_features(
         features.vectors[learned],
         labels[learned],
         images.classes,
         config=head_run.config(tuning),
         seed=tuning.seed,
+        device=head.solver_device(task.device),
     )
     logits = fitted.classifier.logits(torch.from_numpy(features.vectors[~learned])).numpy()
-    held_out = head_fit.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task))
     return Candidate(
         name="head",
         model=model,
         classifier=fitted.classifier,
-        held_out=fitted.held_out if everything else held_out,
+        held_out=head_fit.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task)),
         seconds=time.monotonic() - started,
         settings=fitted.settings,
     )
@@ -242,28 +242,22 @@ def _trained(tuning: FineTuning, task: Task, way: str, share: float) -> Candidat
         out=out.path,
         budget=None if own else before,
     )
-    result = finetune.run(asked)
+    result = session.run(asked.request())
     if result.stopped_by is not None:
         return result
     model = weights.load(result.out)
-    classifier = model.classifier
-    assert classifier is not None, "the run has made one"
-    network, images = prepare(model.encoder, task.device, task.precision), task.images.subset(task.held_out)
-
-    def logits_of(features: Features) -> torch.Tensor:
-        return classifier.logits(features.pooled, features.prefix)
-
-    batches = [b for b in stream(network, images, model.preprocess, of=logits_of) if len(b.indices)]
-    rows = np.concatenate([batch.indices for batch in batches])
-    held_out = head_fit.HeldOut(
-        logits=np.concatenate([batch.vectors for batch in batches]),
-        labels=head.labelled(images)[0][rows],
-        protocol=_protocol(task),
-    )
+    assert model.classifier is not None, "the run has made one"
+    images = task.images.subset(task.held_out)
+    logits = answers.logits(model, images, task.device, task.precision)
+    labels = head.labelled(images)[0][logits.indices]
     return Candidate(
-        name=way, model=model, classifier=classifier, held_out=held_out, seconds=result.seconds,
+        name=way,
+        model=model,
+        classifier=model.classifier,
+        held_out=head_fit.HeldOut(logits=logits.vectors, labels=labels, protocol=_protocol(task)),
+        seconds=result.seconds,
         settings={"steps": result.steps},
-    )  # fmt: skip
+    )
 
 
 def _protocol(task: Task) -> str:

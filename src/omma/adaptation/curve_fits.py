@@ -14,11 +14,9 @@ from omma import weights
 from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
 from omma.evaluation.curve import SCRATCH
-from omma.features.extract import extract
 from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision
-from omma.weights import Model
-from omma.weights.classifier import Classifier
+from omma.weights import Model, answers
 
 FEW = 500  # labelled images
 
@@ -99,12 +97,9 @@ class Trainer:
             )
             session.run(request)
             fitted = weights.load(out)
-        classifier = Classifier.of(fitted)
-        assert classifier is not None, "a run of finetune saves one"
-        assert classifier.classes == self.images.classes
-        features = extract(fitted.encoder, self.test, fitted.preprocess, self.device, self.precision)
-        if len(features.indices) < len(self.test):
-            raise ValueError(
-                f"{features.bad[0][0]}: {features.bad[0][1]}, though it was read before; try again"
-            )
-        return classifier.logits(torch.from_numpy(features.vectors)).argmax(1).numpy()
+        assert fitted.classifier is not None, "a run of finetune saves one"
+        assert fitted.classifier.classes == self.images.classes
+        logits = answers.logits(fitted, self.test, self.device, self.precision)
+        if len(logits.indices) < len(self.test):
+            raise ValueError(f"{logits.bad[0][0]}: {logits.bad[0][1]}, though it was read before; try again")
+        return logits.vectors.argmax(1)

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.neighbors import KNeighborsRegressor, NearestCentroid
-from sklearn.preprocessing import normalize
 
 from omma.data.sources import label_sets
 from omma.evaluation import confidence, knn, linear, metrics
@@ -63,17 +61,13 @@ def _judged(answer: Answering, x: np.ndarray, labels: np.ndarray, parts: Any, se
 
 
 def class_means(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The class whose mean of unit vectors is nearest."""
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # deviations within classes of one image, not used here
-        return NearestCentroid().fit(normalize(x), y).predict(normalize(queries))
+    """The class whose mean of unit vectors is nearest by cosine."""
+    return linear.class_means(x, linear.one_hot(y, int(y.max()) + 1))(queries).argmax(1)
 
 
 def _neighbours(x: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The share of the nearest images that have each class; what is not known counts as not."""
-    near = KNeighborsRegressor(min(knn.HEADLINE, len(x)), metric="cosine")
-    return near.fit(x, y.clip(0).astype(np.float32)).predict(queries)
+    """Each class's share of the vote."""
+    return knn.shares_of_sets(x, y, queries)[1]
 
 
 def _linear(

@@ -21,7 +21,7 @@ from omma.adaptation import floors
 from omma.adaptation.head_fit import Config, HeldOut, fit_features
 from omma.core import device as devices
 from omma.core import files
-from omma.core.protocols import Preprocess
+from omma.core.protocols import Extras, Preprocess
 from omma.core.words import count
 from omma.data.sources import label_sets
 from omma.data.sources.collection import IndexedImages
@@ -68,43 +68,62 @@ def fit(
     source: str,
     config: Config = Config(),  # noqa: B008 (frozen)
     seed: int = 0,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
     precision: torch.dtype = torch.float32,
-    cache: Path | None = None,
-    beside: bool = True,
-    extra: Mapping[str, Any] = MappingProxyType({}),
-    notes: Sequence[str] = (),
-    listen: Callable[[Event], None] = ignore,
+    **options: Any,
 ) -> Result:
     """Fit a classifier on the labelled ones of these images, and write its run folder.
 
-    images: none of a test part. source: the model as the user named it. cache: folder for features. beside:
-    fit the floors, too. extra: further entries of finetune.json. notes: what to know of the choice of images.
-    A folder that is finished is read again. Raises ValueError for a folder of another run, and where the
-    labels do not suffice.
+    images: none of a test part. source: the model as the user named it. options: as for `write`. A folder
+    that is finished is read again. Raises ValueError for a folder of another run, and where the labels do not
+    suffice.
     """
     kind = {"kind": "head", **dataclasses.asdict(config)}
     configuration = run_configuration(model, images, source, kind, seed, precision)
     with claimed(out, configuration):
         if out.finished:
             return read(out)
-        started = time.monotonic()
-        labels, rows = labelled(images)
-        features = _features(model, images.subset(rows), device, precision, cache, listen)
-        labels = labels[rows[features.indices]]
-        listen(Stage("fitting the classifier"))
-        fitted = fit_features(
-            features.vectors, labels, images.classes, config=config, seed=seed, device=_solver_device(device)
-        )
-        facts = {"adapt": "head", "settings": fitted.settings, "images": len(labels), **extra}
-        facts["floors"] = []
-        if beside and fitted.held_out is not None:
-            facts["floors"] = _floors(model.preprocess, images.subset(rows), features, labels, seed, listen)
-        facts["notes"] = [*notes, *fitted.notes, *_left_out(images, rows, features)]
-        facts["seconds"] = round(time.monotonic() - started, 1)
-        skipped = [*images.skipped, *features.bad]
-        facts |= judged(fitted.classifier, fitted.held_out, seed)
-        return finish(out, configuration, model, fitted.classifier, facts, skipped)
+        return write(out, configuration, model, images, config, seed=seed, precision=precision, **options)
+
+
+def write(
+    out: RunFolder,
+    configuration: Mapping[str, Any],
+    model: Model,
+    images: IndexedImages,
+    config: Config,
+    *,
+    seed: int,
+    precision: torch.dtype,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    cache: Path | None = None,
+    extra: Mapping[str, Any] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+    listen: Callable[[Event], None] = ignore,
+) -> Result:
+    """Fit it and write the files of a folder that is `claimed`; floors stand beside it.
+
+    cache: folder for features. extra: further entries of finetune.json. notes: what to know of the choice of
+    images.
+    """
+    started = time.monotonic()
+    labels, rows = labelled(images)
+    features = extract(
+        model.encoder, images.subset(rows), model.preprocess, device, precision, cache=cache,
+        model_digest=model.digest, progress=lambda done, total: listen(Stage("features", done, total)),
+    )  # fmt: skip
+    labels = labels[rows[features.indices]]
+    listen(Stage("fitting the classifier"))
+    fitted = fit_features(
+        features.vectors, labels, images.classes, config=config, seed=seed, device=solver_device(device)
+    )
+    facts = {"adapt": "head", "settings": fitted.settings, "images": len(labels), "floors": [], **extra}
+    if fitted.held_out is not None:
+        facts["floors"] = _floors(model.preprocess, images.subset(rows), features, labels, seed, listen)
+    facts["notes"] = [*notes, *fitted.notes, *_left_out(images, rows, features)]
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    facts |= judged(fitted.classifier, fitted.held_out, seed)
+    skipped = [*images.skipped, *features.bad]
+    return finish(out, configuration, model, fitted.classifier.extras(), facts, skipped)
 
 
 @contextlib.contextmanager
@@ -130,16 +149,20 @@ def finish(
     out: RunFolder,
     configuration: Mapping[str, Any],
     model: Model,
-    classifier: Classifier,
+    extras: Extras,
     facts: Mapping[str, Any],
     skipped: Sequence[tuple[str, str]],
+    steps: int = 0,
 ) -> Result:
-    """Write the folder's files, the weights last: with them the run is finished."""
+    """Write the folder's files, the weights last: with them the run is finished.
+
+    extras: what is saved beside the encoder, the classifier among it.
+    """
     write_skipped(out.path / "skipped.csv", skipped)
     facts = {"schema": 1, **facts}
     files.write_json(out.finetuned, facts)
-    origin = {**configuration, "seconds": facts["seconds"], "steps": 0}
-    store.save(out.path, model.encoder, model.preprocess, origin, classifier.extras())
+    origin = {**configuration, "seconds": facts["seconds"], "steps": steps}
+    store.save(out.path, model.encoder, model.preprocess, origin, extras)
     return Result(out=out.path, facts=facts)
 
 
@@ -190,26 +213,6 @@ def run_configuration(
     }
 
 
-def _features(
-    model: Model,
-    images: IndexedImages,
-    device: torch.device,
-    precision: torch.dtype,
-    cache: Path | None,
-    listen: Callable[[Event], None],
-) -> FeatureSet:
-    return extract(
-        model.encoder,
-        images,
-        model.preprocess,
-        device,
-        precision,
-        cache=cache,
-        model_digest=model.digest,
-        progress=lambda done, total: listen(Stage("features", done, total)),
-    )
-
-
 def _floors(
     preprocess: Preprocess,
     images: IndexedImages,
@@ -242,5 +245,5 @@ def _left_out(images: IndexedImages, rows: Int[np.ndarray, "m"], features: Featu
     return notes
 
 
-def _solver_device(device: torch.device) -> torch.device:
+def solver_device(device: torch.device) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")  # other devices are slower at it

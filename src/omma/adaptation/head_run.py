@@ -16,7 +16,7 @@ from omma.adaptation import head, head_fit
 from omma.adaptation.request import FineTuning
 from omma.core import device as devices
 from omma.core import dist, outputs
-from omma.core.caches import cache_folder
+from omma.core.caches import features_folder
 from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
 from omma.pretraining import data, init_weights, requirements, same_images
@@ -41,7 +41,8 @@ class Task:
     images: IndexedImages  # all of the source
     learned: Int[np.ndarray, "n"]  # rows to learn from ...
     held_out: Int[np.ndarray, "h"]  # ... and to judge by; none of very few
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # on the choice of images ...
+    held_out_notes: tuple[str, ...]  # ... and on the hold-out
     folder: RunFolder
     device: torch.device
     precision: torch.dtype
@@ -74,18 +75,17 @@ def read(tuning: FineTuning) -> Task:
         folder = RunFolder(out)
     tuning.listen(Stage("loading the model"))
     model = weights.load(tuning.model, architecture=tuning.architecture, allow_partial=tuning.allow_partial)
-    source = Path(tuning.model)
     return Task(
         model=model,
         images=found.source,
         learned=found.training,
         held_out=held_out,
         notes=found.notes,
+        held_out_notes=found.held_out_notes,
         folder=folder,
         device=device,
         precision=devices.pick_precision(folder.config().get("precision", tuning.precision), device),
-        cache=(source if source.is_dir() else source.parent if source.exists() else cache_folder())
-        / "features",
+        cache=features_folder(tuning.model),
     )
 
 
@@ -94,10 +94,6 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     refuse_training_options(tuning)
     started = time.monotonic()
     task = read(tuning)
-    # what is held out of training is not held out of a head, which cross-validates
-    notes = [
-        note for note in task.notes if not note.startswith(("held out", "no labelled image is held out"))
-    ]
     result = head.fit(
         task.model,
         task.labelled,
@@ -108,16 +104,22 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
         device=task.device,
         precision=task.precision,
         cache=task.cache,
-        notes=notes,
+        notes=task.notes,  # not those on the hold-out: a head cross-validates on all images
         listen=tuning.listen,
     )
+    return finished(tuning, task, result, report, started)
+
+
+def finished(
+    tuning: FineTuning, task: Task, result: head.Result, report: Report | None, started: float, steps: int = 0
+) -> Result:
+    """Tell what became of it, and write the report if there is none yet. started: by the monotonic clock."""
     for text in result.lines():
         tuning.listen(Note(text))
     if report is not None and not task.folder.report.exists():
         report(task.folder, task.labelled, tuning.seed, tuning.listen)
-    return Result(
-        out=task.folder.path, steps=0, seconds=time.monotonic() - started, verdict=verdict(result.facts)
-    )
+    spent = time.monotonic() - started
+    return Result(out=task.folder.path, steps=steps, seconds=spent, verdict=verdict(result.facts))
 
 
 def config(tuning: FineTuning) -> head_fit.Config:

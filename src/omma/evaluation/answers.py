@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
 
-from omma.core.protocols import Backbone, Features, Images
+from omma.core.protocols import Images
 from omma.core.words import count
 from omma.evaluation import knn, linear, ridge, zeroshot
 from omma.evaluation.job import Job
 from omma.evaluation.split import Answer, Split
-from omma.features.extract import extract
 from omma.weights import Model
+from omma.weights import answers as answering
 from omma.weights.classifier import Classifier
 
 
@@ -114,37 +113,15 @@ def unseen_notes(model: Model, classes: Sequence[str], labels: np.ndarray) -> It
         )
 
 
-class _BothTokens(nn.Module):
-    """An encoder whose pooled feature is followed by its distillation token, which a second head reads."""
-
-    def __init__(self, encoder: Backbone) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.dim = 2 * encoder.dim
-
-    def spec(self) -> dict[str, Any]:
-        return {"both_tokens": self.encoder.spec()}
-
-    def forward(self, images: Tensor) -> Features:
-        features: Features = self.encoder(images)
-        assert features.prefix is not None
-        return features._replace(pooled=torch.cat([features.pooled, features.prefix[:, 1]], 1))
-
-
 def classified(job: Job, vectors: Float[np.ndarray, "m d"], test: Images) -> tuple[Classifier, Answered]:
     """Calibrated probabilities of the classes of the images, then of others that the classifier knows."""
     classes = job.images.classes
     classifier = checked_classifier(job.model, classes, job.source)
-    prefix = None
-    if classifier.distilled is not None:
-        both: Any = _BothTokens(job.model.encoder)
-        features = extract(
-            both, test, job.model.preprocess, job.device, job.precision,
-            cache=job.cache, model_digest=job.model.digest,
-        )  # fmt: skip
-        vectors, tokens = np.split(features.vectors, 2, 1)
-        prefix = torch.from_numpy(tokens)[:, None].expand(-1, 2, -1)
-    probabilities = classifier.probabilities(classifier.logits(torch.from_numpy(vectors), prefix)).numpy()
+    if classifier.distilled is None:
+        logits = classifier.logits(torch.from_numpy(vectors))
+    else:  # the second head reads another token
+        logits = torch.from_numpy(answering.logits(job.model, test, job.device, job.precision).vectors)
+    probabilities = classifier.probabilities(logits).numpy()
     order = classifier.order(classes)
     others = [k for k in range(len(classifier.classes)) if k not in set(order)]
     least = 0.0  # of classes that it does not know

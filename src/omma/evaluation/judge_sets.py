@@ -9,7 +9,7 @@ from scipy import sparse
 
 from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
-from omma.evaluation import NAMES, confidence, knn, linear_sets, metrics
+from omma.evaluation import NAMES, confidence, knn, linear, metrics
 from omma.evaluation.answers import classified
 from omma.evaluation.detail import Detail
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
@@ -95,7 +95,8 @@ def _answer(
     if protocol == "knn":
         k, scores = knn.shares_of_sets(train, sets, test)
         return Answer(scores.argmax(1), {}, scores), {"k": k, "T": knn.TEMPERATURE}, 0.5
-    return linear_sets.predict(train, sets, strata, test, job.seed), {}, 0.5
+    device = job.device if job.device.type == "cuda" else "cpu"  # as for `answers`
+    return linear.predict_sets(train, sets, strata, test, job.seed, device), {}, 0.5
 
 
 def _asked(found: Metrics, groups: Sequence[str]) -> Iterator[tuple[str, metrics.Figure]]:

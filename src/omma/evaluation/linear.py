@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from omma.evaluation import knn
+from omma.evaluation.average_precision import mean_average_precision
 from omma.evaluation.split import Answer, Split, checked, holdouts, scaling
 
 Solver = Literal["auto", "lbfgs", "sgd"]
@@ -34,6 +34,7 @@ ITERATIONS = 1000  # at most, of L-BFGS
 CONVERGED = 1e-4  # largest entry of the gradient, as in scikit-learn's LogisticRegression
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # for a batch of 256, scaled linearly
 BATCH, EPOCHS, MOMENTUM = 1024, 20, 0.9
+NEVER = -1e4  # the logit of a class that is never the answer
 
 Settings = dict[str, Any]  # solver, penalty or rate, and its held-out score
 Pairs = Sequence[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]  # rows to fit, rows held out
@@ -71,6 +72,26 @@ def predict(
     scores = np.zeros((len(logits), data.classes), np.float32)
     scores[:, trained] = torch.from_numpy(logits[:, trained]).softmax(-1).numpy()
     return Answer(scores.argmax(1), settings, scores, True)
+
+
+def predict_sets(
+    train: Float[np.ndarray, "n d"],
+    sets: Int[np.ndarray, "n k"],
+    strata: Int[np.ndarray, "n"],
+    test: Float[np.ndarray, "m d"],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Answer:
+    """With several labels an image: probabilities of the test part, which do not sum to 1, and the choice.
+
+    sets: 1, the class applies; 0, it does not; -1, not known, which no loss counts. strata: one class an
+    image, to hold out by.
+    """
+    targets = one_hot(sets, sets.shape[1])
+    options: dict[str, Any] = {"loss": "sigmoid", "seed": seed, "device": device}
+    settings = choose(train, targets, pairs=holdouts(strata, seed), **options)
+    scores = torch.from_numpy(fit(train, targets, settings, **options)(test)).sigmoid().numpy()
+    return Answer(scores.argmax(1), settings, scores)
 
 
 def one_hot(labels: Int[np.ndarray, "n *k"], classes: int) -> Float[np.ndarray, "n k"]:
@@ -135,14 +156,15 @@ def class_means(x: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"]) 
     """The class whose mean of unit vectors is nearest by cosine, as a linear classifier.
 
     Logits are |x| cos(x, mean of class), scaled so that they are cos / T for a vector of mean length, with
-    the T of k-NN. It has nothing to choose, so one image a class suffices.
+    the T of k-NN. It has nothing to choose, so one image a class suffices; a class without any is never
+    the answer.
     """
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     means = targets.T @ (x / np.maximum(lengths, 1e-12))
     weight = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     weight /= knn.TEMPERATURE * max(float(lengths.mean()), 1e-12)
     d = x.shape[1]
-    bias = np.zeros(len(weight), np.float32)
+    bias = np.where(targets.any(0), 0.0, NEVER).astype(np.float32)
     return Linear(weight.astype(np.float32), bias, np.zeros(d, np.float32), np.ones(d, np.float32))
 
 
@@ -152,13 +174,7 @@ def score(
     """The accuracy; with "sigmoid" the mean over classes that have positives of the average precision."""
     if loss != "sigmoid":
         return float((logits.argmax(1) == targets.argmax(1)).mean())
-    known = [targets[:, c] >= 0 for c in range(targets.shape[1])]
-    each = [
-        average_precision_score(targets[rows, c], logits[rows, c])
-        for c, rows in enumerate(known)
-        if (targets[rows, c] > 0).any()
-    ]
-    return float(np.mean(each)) if each else 0.0
+    return mean_average_precision(logits, targets)
 
 
 # ---------------------------------------------------------------- inside

@@ -86,6 +86,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         notes=[
             *setup.known.notes,
             *data.notes,
+            *data.held_out_notes,
             *setup.sizes.notes,
             *network.notes,
             *placed_notes,

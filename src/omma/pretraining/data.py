@@ -30,6 +30,7 @@ class Data:
     training: np.ndarray  # rows of them to train on
     sample: np.ndarray  # rows to read health on: held out of training if there are enough images
     notes: tuple[str, ...]
+    held_out_notes: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> bool:
@@ -102,10 +103,15 @@ def prepare(
             rows, messages = select(source, rows)
             notes += messages
     if needs.holds_out:
-        training, sample, messages = few_labels.divide(source, rows, supervision or Supervision(), seed)
-        rows, notes = np.union1d(training, sample), notes + messages
-        sample = sample if len(sample) else training[: monitor.HELD_OUT]
-        return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))
+        part = few_labels.divide(source, rows, supervision or Supervision(), seed)
+        return Data(
+            source=source,
+            rows=np.union1d(part.learned, part.held_out),
+            training=part.learned,
+            sample=part.held_out if len(part.held_out) else part.learned[: monitor.HELD_OUT],
+            notes=(*notes, *part.notes),
+            held_out_notes=(part.held_out_note,),
+        )
     training, sample = monitor.hold_out(rows, seed)
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")

@@ -1,5 +1,7 @@
 """Which labelled images a classifier learns from, and which it is judged on meanwhile."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Int
 
@@ -20,30 +22,42 @@ def labels_of(images: IndexedImages, rows: Int[np.ndarray, "n"]) -> Int[np.ndarr
     return labels[rows]
 
 
+class Division(NamedTuple):
+    """Rows, sorted, and what to know of them."""
+
+    learned: Int[np.ndarray, "n"]
+    held_out: Int[np.ndarray, "h"]  # none of very few
+    notes: list[str]  # on the choice of images
+    held_out_note: str
+
+
 def divide(
     images: IndexedImages, rows: Int[np.ndarray, "n"], supervision: Supervision, seed: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(rows to learn from, rows that are held out, notes), both sorted; none is held out of very few.
+) -> Division:
+    """Choose images to learn from and to judge by; rows: labelled ones.
 
-    rows: labelled ones. A class of one image keeps it to learn from.
+    A class of one image keeps it to learn from.
     """
     rows, notes = _chosen(images, rows, supervision, seed)
     labels = labels_of(images, rows)
     codes = labels if labels.ndim == 1 else label_sets.strata(labels)
     _, sizes = np.unique(codes, return_counts=True)
-    if supervision.holdout == 0:
-        return rows, rows[:0], [*notes, *_without("as asked for"), *_tiny(images, labels)]
-    if sizes.mean() < FEWEST:
+    share, why = min(supervision.holdout, MOST / len(rows)), ""
+    learned, held_out = np.arange(len(rows)), np.arange(0)
+    if share == 0:
+        why = "as asked for"
+    elif sizes.mean() < FEWEST:
         why = f"they are fewer than {FEWEST} a class"
-        return rows, rows[:0], [*notes, *_without(why), *_tiny(images, labels)]
-    share = min(supervision.holdout, MOST / len(rows))
-    learned, held_out = split.stratified(codes, share, seed)
-    if not len(held_out):
-        return rows, rows[:0], [*notes, *_without("every class has a single one"), *_tiny(images, labels)]
-    notes.append(
-        f"held out, to judge by: {count(len(held_out), 'labelled image')}, {share:.0%} of each class"
-    )
-    return rows[learned], rows[held_out], [*notes, *_tiny(images, labels[learned])]
+    else:
+        learned, held_out = split.stratified(codes, share, seed)
+        why = "" if len(held_out) else "every class has a single one"
+    note = f"held out, to judge by: {count(len(held_out), 'labelled image')}, {share:.0%} of each class"
+    if why:
+        note = (
+            f"no labelled image is held out ({why}): the last weights are the result, and nothing tells how "
+            "good they are"
+        )
+    return Division(rows[learned], rows[held_out], [*notes, *_tiny(images, labels[learned])], note)
 
 
 def _chosen(
@@ -57,13 +71,6 @@ def _chosen(
         chosen = rows[split.fraction(labels, supervision.fraction, seed)]
         return chosen, [f"{len(chosen):,} {among}: {supervision.fraction:.3g} of each class (seed {seed})"]
     return rows, []
-
-
-def _without(why: str) -> list[str]:
-    return [
-        f"no labelled image is held out ({why}): the last weights are the result, and nothing tells how good "
-        "they are"
-    ]
 
 
 def _tiny(images: IndexedImages, labels: Int[np.ndarray, "n *k"]) -> list[str]:

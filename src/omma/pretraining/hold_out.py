@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from omma.core import dist
@@ -18,6 +17,7 @@ from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import label_sets
 from omma.evaluation import calibration, confidence, linear
+from omma.evaluation.average_precision import mean_average_precision
 from omma.methods.shared.classifies import Classifies
 from omma.pretraining.events import Read
 from omma.pretraining.health import Verdict
@@ -196,15 +196,7 @@ UNJUDGED = "`omma evaluate` judges it on other labelled images"
 
 
 def _several(logits: Tensor, sets: np.ndarray) -> tuple[float, float]:
-    """Mean average precision over the classes with a positive and a negative image; NLL of what is known."""
-    known = sets >= 0
-    scores = logits.numpy()
-    precisions = [
-        float(average_precision_score(sets[known[:, k], k], scores[known[:, k], k]))
-        for k in range(sets.shape[1])
-        if (sets[:, k] == 1).any() and (sets[:, k] == 0).any()
-    ]
+    """Mean average precision, and NLL of what is known."""
     truth = torch.from_numpy(sets.clip(0)).float()
     losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    mean = float(np.mean(precisions)) if precisions else 0.0
-    return mean, float(losses[torch.from_numpy(known)].mean())
+    return mean_average_precision(logits.numpy(), sets), float(losses[torch.from_numpy(sets >= 0)].mean())

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from omma.adaptation import by_names, choose, head_run
-from omma.adaptation import finetune as full
 from omma.adaptation.request import FineTuning
 from omma.core import dist
 from omma.core.explain import translated
+from omma.pretraining import session
 from omma.pretraining.events import Result
 from omma.pretraining.request import takes
 from omma.reporting import run_report
@@ -29,4 +29,4 @@ def finetune(tuning: FineTuning) -> Result:
     """
     if tuning.adapt in WAYS:
         return WAYS[tuning.adapt](tuning, run_report.report_of)
-    return full.run(tuning, run_report.report)
+    return session.run(tuning.request(), run_report.report)

@@ -6,16 +6,46 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Bool, Float, Int
 
 from omma.core.files import omma_version
-from omma.core.protocols import Extras, Images
+from omma.core.protocols import Extras, Features, Images
 from omma.core.words import count
 from omma.data.sources import label_sets
+from omma.features.extract import FeatureSet, ImageProgress, prepare, stream
 from omma.weights.classifier import Classifier
 from omma.weights.model import Model
 
 DIGITS = 6  # of a probability
+
+
+def logits(
+    model: Model,
+    images: Images,
+    device: torch.device,
+    precision: torch.dtype,
+    progress: ImageProgress | None = None,
+) -> FeatureSet:
+    """Logits [n, k] of the model's classifier for all images that can be read, in `vectors`."""
+    classifier = model.classifier
+    assert classifier is not None, "the caller has made sure"
+
+    def read(features: Features) -> torch.Tensor:
+        return classifier.logits(features.pooled, features.prefix)
+
+    network, bad = prepare(model.encoder, device, precision), list[tuple[str, str]]()
+    rows = [np.zeros((0, len(classifier.classes)), np.float32)]
+    indices, done = [np.zeros(0, np.int64)], 0
+    for batch in stream(network, images, model.preprocess, of=read):
+        bad += batch.bad
+        if len(batch.indices):
+            rows.append(batch.vectors)
+            indices.append(batch.indices)
+        done += len(batch.indices) + len(batch.bad)
+        if progress:
+            progress(done, len(images))
+    return FeatureSet(np.concatenate(rows), np.concatenate(indices), tuple(bad))
 
 
 def schema(classifier: Classifier, top: int, labelled: bool, origin: bytes) -> pa.Schema:
