@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import backbones
+from omma.backbones.layers import frozen
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.core.protocols import (
@@ -254,11 +255,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.encoder, self.seen, self.preprocess = trained.encoder, seen, trained.preprocess
         self.size = size or trained.preprocess.size
-        if seen.channels != trained.encoder.channels:
-            raise ValueError(
-                f"the teacher {trained.encoder.name} was made for {trained.encoder.channels} channels, these "
-                f"images have {seen.channels}: choose one that was made for such images"
-            )
+        frozen.require_channels(f"the teacher {trained.encoder.name}", trained, seen)
         self.grid = self.encoder.grid(self.size, self.size)
         self.requires_grad_(False)
         self.eval()
@@ -269,10 +266,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
-        images = self.seen.translate(images, self.preprocess)
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
-        return self.encoder(images)
+        size = (self.size, self.size)
+        return self.encoder(frozen.prepared(images, self.seen, self.preprocess, size))
 
 
 class Kept:

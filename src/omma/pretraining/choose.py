@@ -9,7 +9,7 @@ from omma import backbones, methods
 from omma.core import words
 from omma.core.protocols import Recipe
 from omma.pretraining.request import Auto, Request, chosen
-from omma.pretraining.requirements import configured, enough_images, needs_of, typed
+from omma.pretraining.requirements import configured, enough_images, needs_of, of_request, typed
 from omma.train.fine_tune_groups import Origin
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
             reasons.append((f"{what} {value}", why))
         return value
 
-    size = decide("image size", request.image_size, lambda: _image_size(facts, origin, request.method))
+    size = decide("image size", request.image_size, lambda: _image_size(facts, origin, request))
     method = decide("method", request.method, lambda: _method(facts))
     if request.method == "auto":
         reasons += _unused(facts, method)
@@ -115,9 +115,9 @@ def _recipe_name(facts: Facts) -> tuple[str, str]:
     return name, f"{words.count(facts.images, 'image')} on {facts.device}"
 
 
-def _image_size(facts: Facts, origin: Origin | None, method: str) -> tuple[int, str]:
+def _image_size(facts: Facts, origin: Origin | None, request: Request) -> tuple[int, str]:
     side = facts.shorter_side
-    if origin is not None and method == methods.FINE_TUNING:
+    if origin is not None and of_request(request).holds_out:  # a classifier of what the weights know
         return int(origin.preprocess["size"]), f"that of {origin.source}, which knows images of this size"
     if origin is not None:
         return _image_size_of(origin, side)

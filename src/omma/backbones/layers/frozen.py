@@ -10,6 +10,26 @@ from torch import Tensor, nn
 from omma.core.protocols import Preprocess, Trained
 
 
+def require_channels(what: str, trained: Trained, seen: Preprocess) -> None:
+    """Raise ValueError for images of another number of channels than the network `what` was made for."""
+    if seen.channels != trained.encoder.channels:
+        raise ValueError(
+            f"{what} was made for {trained.encoder.channels} channels, these images have {seen.channels}: "
+            "choose a model that was made for such images"
+        )
+
+
+def prepared(
+    images: Float[Tensor, "b c h w"], seen: Preprocess | None, own: Preprocess, size: tuple[int, int]
+) -> Float[Tensor, "b c _h _w"]:
+    """Images that are normalised as `seen` says (None: as `own`) as a trained network reads them."""
+    if seen is not None:
+        images = seen.translate(images, own)
+    if tuple(images.shape[-2:]) != size:
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+    return images
+
+
 class Frozen(nn.Module):
     """The patch features f of a trained encoder, or W f + b if that layer was saved beside it.
 
@@ -26,11 +46,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.encoder, self.preprocess, self.seen = trained.encoder, trained.preprocess, seen
         self.dim = trained.encoder.dim
-        if seen is not None and seen.channels != trained.encoder.channels:
-            raise ValueError(
-                f"{trained.encoder.name} was made for {trained.encoder.channels} channels, these images have "
-                f"{seen.channels}: choose a model that was made for such images"
-            )
+        if seen is not None:
+            require_channels(trained.encoder.name, trained, seen)
         extras = trained.extras.tensors
         weight, bias = extras.get(f"{layer}.weight"), extras.get(f"{layer}.bias")
         if weight is not None:
@@ -52,12 +69,8 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b n o"]:
         """Features for each cell of `grid`; images are resized so that this is the encoder's grid too."""
-        if self.seen is not None:
-            images = self.seen.translate(images, self.preprocess)
         size = (grid[0] * self.encoder.patch, grid[1] * self.encoder.patch)
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
-        patches = self.encoder(images).patches
+        patches = self.encoder(prepared(images, self.seen, self.preprocess, size)).patches
         if patches.shape[1] != grid[0] * grid[1]:
             raise ValueError(
                 f"{self.encoder.name} gives {patches.shape[1]} features for {size[0]}x{size[1]} px, "

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omma.backbones.layers import frozen
 from omma.core.checks import one_of
 from omma.core.protocols import Backbone, Context, Trained
 from omma.losses import classification
@@ -57,27 +57,20 @@ def take(owner: Any, config: Taught, context: Context) -> None:
     """Give a method `teacher` and `teacher_head`, frozen. Raises ValueError for one that does not fit."""
     assert context.model is not None, "guaranteed by Needs.model"
     assert context.preprocess is not None
-    theirs, own = context.model.preprocess, context.preprocess
-    if own.channels != theirs.channels:
-        raise ValueError(
-            f"the teacher {config.teacher} was made for {theirs.channels} channels, "
-            f"these images have {own.channels}: choose one that was made for such images"
-        )
+    frozen.require_channels(f"the teacher {config.teacher}", context.model, context.preprocess)
     owner.teacher = context.model.encoder
     owner.teacher_head = _classifier_of(context.model, context.classes, str(config.teacher))
     owner.teacher.requires_grad_(False)
     owner.teacher_head.requires_grad_(False)
-    owner.prepared = (own, theirs)
+    owner.prepared = (context.preprocess, context.model.preprocess)
 
 
 @torch.no_grad()
 def logits(owner: Any, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
     """The teacher's logits of the student's views, normalised and resized as the teacher was trained."""
     own, theirs = owner.prepared
-    images = own.translate(images, theirs)
     size = owner.config.teacher_size or theirs.size
-    if images.shape[-1] != size:
-        images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+    images = frozen.prepared(images, own, theirs, (size, size))
     return owner.teacher_head(owner.teacher(images).pooled).float()
 
 
