@@ -87,6 +87,8 @@ def test_all_ways_are_judged_on_the_same_held_out_images(start, tmp_path, monkey
     assert [each["name"] for each in facts["candidates"]] == ["head", "bias"]
     assert {each["images"] for each in facts["candidates"]} == {12}
     assert facts["adapt"] == "head"  # two steps beat nothing
+    assert {floor["features"] for floor in facts["floors"]} == {"features", "pixels"}
+    assert not any("held out" in note for note in facts["notes"])  # the head has learned from all
     assert not (out / "candidates").exists()
     assert result.verdict is not None
     assert result.verdict.level == "good"
@@ -97,5 +99,7 @@ def test_all_ways_are_judged_on_the_same_held_out_images(start, tmp_path, monkey
     before = (out / "model.safetensors").stat().st_mtime_ns
     omma.finetune(start, colours(), **again)
     assert (out / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"another configuration \(adapt.holdout: 0.2 there, 0.3 now\)"):
+        omma.finetune(start, colours(), holdout=0.3, **again)
     with pytest.raises(ValueError, match="--lr: a head is fitted"):
         omma.finetune(start, colours(), adapt="head", lr=0.1, out=tmp_path / "no", device="cpu")

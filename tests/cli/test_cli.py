@@ -128,6 +128,11 @@ def test_one_model_is_explained(capsys):
         (["models", "vit-s/16", "--image-size", "0"], "--image-size 0"),
         (["evaluate", "a", "b", "--method.k", "3"], "omma pretrain"),
         (
+            ["evaluate", ".", ".", "--curve", "1,2", "--metrics", "all"],
+            "--metrics has no meaning with --curve",
+        ),
+        (["evaluate", ".", ".", "--adapt", "lora"], "--adapt says what --curve fits"),
+        (
             ["evaluate", "a", "b", "--model.depth=3"],
             "--model.KEY is an option of `omma pretrain` and `omma finetune`",
         ),

@@ -1,6 +1,8 @@
 """`omma predict`: a table of classes and probabilities, the same as the model's own, and safe copies."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -82,6 +84,35 @@ def test_the_table_holds_what_the_model_says(run, tmp_path, ending):
     assert [row["label"] or None for row in found] == [None, "cat", "dog"] * 7
     right = sum(row["class"] == row["label"] for row in found)
     assert (done.rows, done.labelled, done.right) == (21, 14, right)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_evaluate_counts_the_same_answers(tmp_path, heads):
+    """Those of `omma predict` in a process of its own; with two heads the second reads another token."""
+    torch.manual_seed(1)
+    encoder = backbones.build(name="vit-n/8", image_size=16, depth=2, distilled=heads == 2)
+    second = (torch.randn(2, encoder.dim), torch.randn(2)) if heads == 2 else None
+    classifier = Classifier(classes=("dog", "cat"), weight=torch.randn(2, encoder.dim), distilled=second)
+    weights.save(tmp_path / "run", encoder, PREPROCESS, {}, classifier.extras())
+    for i, array in enumerate(pictures(40, seed=2)):
+        place = tmp_path / "images" / ("train" if i < 8 else "test") / ("cat" if i % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(place / f"{i}.png")
+    options = {"protocols": ("classifier",), "floors": False, **CPU}
+    (detail,) = omma.evaluate(tmp_path / "run", tmp_path / "images", **options).details
+    table = tmp_path / "t.csv"
+    words = ["predict", "run", "images", "--out", str(table), "--device", "cpu", "--precision", "fp32"]
+    if heads == 1:
+        subprocess.run([sys.executable, "-m", "omma", *words], cwd=tmp_path, check=True, capture_output=True)
+    else:
+        omma.predict(tmp_path / "run", tmp_path / "images", table, **CPU)
+    tested = [row for row in rows(table) if row["path"].startswith("test/")]
+    assert len(tested) == 32
+    for true in ("cat", "dog"):
+        for answer in ("cat", "dog"):
+            counted = detail.confusions[detail.names.index(true), detail.names.index(answer)]
+            assert counted == sum((row["label"], row["class"]) == (true, answer) for row in tested)
+    assert len({row["class"] for row in tested}) == 2
 
 
 def test_abstention_is_by_the_error_or_the_threshold(run, tmp_path):

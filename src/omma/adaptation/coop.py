@@ -168,8 +168,8 @@ def fit(
 ) -> tuple[Model, Result]:
     """The model with a classifier of `images`' classes, whose names are read in a learned context.
 
-    Images without a label, and those that cannot be read, are left out; a class without images is still told
-    by its name. The context is kept beside the encoder: `named.with_names` makes a classifier of other
+    Images without a label, and those that cannot be read, are left out; a class without images has the vector
+    of its name, too. The context is kept beside the encoder: `named.with_names` makes a classifier of other
     classes from it. name: of the model, for messages. merges: a file with the tokenizer's, if the model does
     not hold them. cache, precision: of the images' features. extracted: images done, images in total.
     Raises ValueError for a model without text tower, images without labels, and as `learn`.

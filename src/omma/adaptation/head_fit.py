@@ -1,4 +1,4 @@
-"""A calibrated linear classifier of features: fitted, judged by cross-validation, and told in figures."""
+"""A calibrated linear classifier of features: fitted, and judged by cross-validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

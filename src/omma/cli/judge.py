@@ -97,11 +97,17 @@ def evaluate(
         if file is not None:
             outputs.check_file(file, option)
     if curve is not None:
+        _without_curve(
+            protocol=protocol, metrics=metrics, taxonomy=taxonomy, confusion=confusion, report=report,
+            prompts=prompts, descriptions=descriptions, merges=merges,
+        )  # fmt: skip
         return _curve(
             model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
-            train_on=train_on, test_on=test_on, allow_partial=allow_partial, device=device,
-            precision=precision, seed=seed,
+            train_on=train_on, test_on=test_on, architecture=architecture, allow_partial=allow_partial,
+            device=device, precision=precision, seed=seed,
         )  # fmt: skip
+    if adapt:
+        raise ValueError("--adapt says what --curve fits: give that too (--curve 1,2,4,8,16)")
     with Stages(f"reading {labelled} ...") as stages:
         from omma.core.device import keep_memory
         from omma.evaluation.detail import primary, write_matrices
@@ -132,6 +138,12 @@ def evaluate(
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         _report_beside(model, labelled, seed, label_depth)
     return 0
+
+
+def _without_curve(**options: Any) -> None:
+    """Raise ValueError for options that --curve would not heed."""
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"--{given[0]} has no meaning with --curve: leave one of them out")
 
 
 def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:

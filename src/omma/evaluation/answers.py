@@ -124,10 +124,11 @@ def classified(job: Job, vectors: Float[np.ndarray, "m d"], test: Images) -> tup
     probabilities = classifier.probabilities(logits).numpy()
     order = classifier.order(classes)
     others = [k for k in range(len(classifier.classes)) if k not in set(order)]
-    least = 0.0  # of classes that it does not know
-    columns = [probabilities[:, k] if k >= 0 else np.full(len(vectors), least) for k in [*order, *others]]
-    scores = np.stack(columns, 1).astype(np.float32)
+    numbers = np.array([*order, *others])  # of the columns; -1: it does not know the class
+    scores = np.where(numbers >= 0, probabilities[:, numbers], 0.0).astype(np.float32)
+    column = np.argsort(numbers)[(numbers < 0).sum() :]
+    predictions = column[probabilities.argmax(1)]  # where two are equal, that which `omma predict` answers
     settings = {"temperature": classifier.calibration.temperature, "classes": len(classifier.classes)}
-    answer = Answer(scores.argmax(1), settings, scores, not classifier.multi_label)
+    answer = Answer(predictions, settings, scores, not classifier.multi_label)
     names = (*classes, *(classifier.classes[k] for k in others))
     return classifier, Answered(answer, names, {"settings": settings})

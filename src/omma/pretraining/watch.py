@@ -84,7 +84,7 @@ class Health:
         return self.monitor.sample
 
     def notes(self) -> list[str]:
-        """What labels are read for, and what cannot be told without them."""
+        """What labels are read for, and what remains unknown without them."""
         labels, notes = self.monitor.labels is not None, []
         if labels and not self.monitor.held_out:
             notes.append("k-NN is read on training images too: each is classified by all others")

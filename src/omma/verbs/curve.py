@@ -9,13 +9,13 @@ from omma import weights
 from omma.adaptation import curve as curves
 from omma.core import device as devices
 from omma.core import files, outputs
-from omma.core.caches import features_folder
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.evaluation.curve import Curve, parse
+from omma.evaluation.job import features_cache
 from omma.pretraining.folder import CURVE, RunFolder
 from omma.reporting.curve_chart import draw
 
@@ -34,6 +34,7 @@ def curve(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    architecture: str | None = None,
     allow_partial: bool = False,
     json: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
@@ -56,7 +57,7 @@ def curve(
         outputs.check_file(json, "--json")
     where = devices.pick_device(device)
     result = curves.curve(
-        weights.load(model, allow_partial=allow_partial),
+        weights.load(model, architecture=architecture, allow_partial=allow_partial),
         str(model),
         split_by(collection.opened(labelled, label_depth), train_on, test_on),
         labels=wanted,
@@ -65,7 +66,7 @@ def curve(
         device=where,
         precision=devices.pick_precision(precision, where),
         seed=seed,
-        cache=features_folder(model) if cache == "auto" else None if cache is None else Path(cache),
+        cache=features_cache(model, cache),
         progress=progress,
     )
     content, targets = result.to_json(), [] if json is None else [Path(json)]

@@ -54,8 +54,8 @@ def describe(
     outputs.check_file(out)
     asked = describing.QUESTIONS if questions is None else zeroshot.read_templates(questions)
     path = Path(out)
-    told = zeroshot.read_descriptions(path) if path.exists() else {}
-    before, known = len(told), zeroshot.by_words(told)
+    described = zeroshot.read_descriptions(path) if path.exists() else {}
+    before, known = len(described), zeroshot.by_words(described)
     missing = [name for name in _names(classes, label_depth) if zeroshot.key(name) not in known]
     made = 0
     if missing:
@@ -63,12 +63,12 @@ def describe(
         for done, name in enumerate(missing):
             if progress:
                 progress(done, len(missing))
-            told[name] = describing.sentences(
+            described[name] = describing.sentences(
                 model, name, asked, answers=answers, temperature=temperature, seed=seed
             )
-            made += len(told[name])
+            made += len(described[name])
             with files.atomic_write(path) as file:
-                file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Described(path, len(missing), made, before)
 
 

@@ -51,7 +51,7 @@ class LibraryWeights(NamedTuple):
         return {**spec, **({"arguments": self.arguments} if self.arguments else {})}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "LibraryWeights":
-        """The same with a file's tensors, of which the classifier's are told by their names."""
+        """The same with a file's tensors, of which the classifier's are recognised by their names."""
         classifier = self.config.get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         starts = tuple(f"{name}." for name in names)

@@ -1,7 +1,7 @@
 """TransFG: few patches, chosen by attention, reach the last block [He 2021, arXiv 2103.07976].
 
-Classes that differ in details (species, types, grades) are told apart by parts. Patches overlap; each head of
-the attention chooses one of them, and the last block receives the class token and these alone. It trains the
+Parts distinguish classes that differ in details (species, types, grades). Patches overlap; each head of the
+attention chooses one of them, and the last block receives the class token and these alone. It trains the
 whole network, together with a contrastive loss (losses/parts.py).
 """
 
