@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omma.backbones import wrap
     from omma.pretraining.objective import Objective
+    from omma.verbs.clean import clean
+    from omma.verbs.curate import curate
     from omma.verbs.embed import embed
     from omma.verbs.evaluate import evaluate
+    from omma.verbs.explain import explain
+    from omma.verbs.explore import explore
     from omma.verbs.export import export
     from omma.verbs.finetune import finetune
+    from omma.verbs.index import index
     from omma.verbs.predict import predict
     from omma.verbs.pretrain import pretrain
     from omma.verbs.report import report
+    from omma.verbs.search import search
+    from omma.verbs.serve import serve
     from omma.weights import load
 
 __all__ = [
-    "Objective", "embed", "evaluate", "export", "finetune", "load", "predict", "pretrain", "report", "wrap",
+    "Objective", "clean", "curate", "embed", "evaluate", "explain", "explore", "export", "finetune", "index",
+    "load", "predict", "pretrain", "report", "search", "serve", "wrap",
 ]  # fmt: skip
 
 _HOMES = {"Objective": "omma.pretraining.objective", "load": "omma.weights", "wrap": "omma.backbones"}

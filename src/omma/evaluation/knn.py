@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from omma.evaluation.split import Answer, Split, checked
+from omma.ops.nearest import top
 
 KS = (10, 20, 100, 200)
 HEADLINE = 20  # the k that tables show: fixed beforehand, not chosen on the test part
@@ -61,7 +62,7 @@ def shares_of_sets(
     unit, labels = _unit(torch.from_numpy(bank).float()), torch.from_numpy(np.asarray(sets, np.float32))
     shares = []
     for chunk in torch.from_numpy(queries).float().split(max(1, 2**26 // len(bank))):
-        near, index = _nearest(_unit(chunk) @ unit.T, (k,))
+        near, index = top(_unit(chunk) @ unit.T, (k,))
         votes = ((near - near[:, :1]) / temperature).exp()[:, :, None]
         own = labels[index]
         shares.append((votes * (own > 0)).sum(1) / (votes * (own >= 0)).sum(1).clamp(min=1e-12))
@@ -120,7 +121,7 @@ def _vote(
         similarity = _unit(queries) @ bank.T
         if query_features is None:
             similarity.diagonal(i * chunk).fill_(-torch.inf)
-        near, index = _nearest(similarity, ks)
+        near, index = top(similarity, ks)
         votes = ((near - near[:, :1]) / temperature).exp()  # relative to the nearest, so that no T overflows
         labels = bank_labels[index]
         for k in ks:
@@ -135,19 +136,3 @@ def _vote(
 
 def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=1)
-
-
-def _nearest(similarity: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Similarities and indices of the ks[-1] nearest, by similarity, then by index.
-
-    topk orders ties arbitrarily, which matters only where the k-th and the next similarity are equal
-    (duplicates, collapsed features). Only those rows are sorted in full.
-    """
-    k_max, bank = ks[-1], similarity.shape[1]
-    near, index = similarity.topk(min(k_max + 1, bank), dim=1)
-    edges = torch.tensor([k for k in ks if k < near.shape[1]], device=near.device, dtype=torch.long)
-    tied = (near[:, edges - 1] == near[:, edges]).any(dim=1).nonzero()[:, 0]
-    if len(tied):
-        full, order = similarity[tied].sort(dim=1, descending=True, stable=True)
-        near[tied], index[tied] = full[:, : near.shape[1]], order[:, : near.shape[1]]
-    return near[:, :k_max], index[:, :k_max]

@@ -1,0 +1,84 @@
+"""Exact nearest neighbours by blocked products: cosine or inner product, never n x n in memory."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 2**26  # similarities in memory at a time: 256 MB in fp32
+
+
+class Neighbours(NamedTuple):
+    """The nearest rows of the base for each query, nearest first; ties go to the lower row."""
+
+    similarities: Float[np.ndarray, "m k"]  # fp32
+    indices: Int[np.ndarray, "m k"]  # int64
+
+
+def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows of length 1, fp32; a row of zeros stays one."""
+    tensor = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+    return torch.nn.functional.normalize(tensor, dim=1).numpy()
+
+
+@torch.inference_mode()
+def nearest(queries: Float[np.ndarray, "m d"] | None, base: Float[np.ndarray, "n d"], k: int) -> Neighbours:
+    """The k (at most n) rows of `base` with the largest inner product; for cosine give `unit` vectors.
+
+    queries None: each row of the base, which leaves itself out (then at most n - 1).
+    """
+    own = queries is None
+    rows = torch.from_numpy(np.ascontiguousarray(base, np.float32))
+    asked = rows if queries is None else torch.from_numpy(np.ascontiguousarray(queries, np.float32))
+    k = min(k, len(rows) - own)
+    if k < 1:
+        raise ValueError(f"k={k}: must be at least 1, and the base must hold an image")
+    size, found, at = max(1, BLOCK // len(rows)), list[Tensor](), list[Tensor]()
+    for start, chunk in zip(range(0, len(asked), size), asked.split(size)):
+        similarity = chunk @ rows.T
+        if own:
+            similarity.diagonal(start).fill_(-torch.inf)
+        near, index = top(similarity, (k,))
+        found.append(near)
+        at.append(index)
+    return Neighbours(torch.cat(found).numpy(), torch.cat(at).numpy())
+
+
+@torch.inference_mode()
+def pairs_above(
+    vectors: Float[np.ndarray, "n d"], threshold: float, others: Float[np.ndarray, "m d"] | None = None
+) -> Iterator[tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"], Float[np.ndarray, "p"]]]:
+    """Rows (i, j, inner product) that reach the threshold, a block at a time, by i, then by j.
+
+    others None: pairs i < j within `vectors`; otherwise i of `vectors`, j of `others`.
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+    base = rows if others is None else torch.from_numpy(np.ascontiguousarray(others, np.float32))
+    size = max(1, BLOCK // max(len(base), 1))
+    for start, chunk in zip(range(0, len(rows), size), rows.split(size)):
+        first = start if others is None else 0
+        similarity = chunk @ base[first:].T
+        reached = similarity >= threshold
+        if others is None:
+            reached = reached.triu(1)
+        i, j = reached.nonzero(as_tuple=True)
+        yield (i + start).numpy(), (j + first).numpy(), similarity[i, j].numpy()
+
+
+def top(similarity: Float[Tensor, "m n"], ks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Similarities and indices of the ks[-1] nearest, by similarity, then by index.
+
+    topk orders ties arbitrarily, which matters only where the k-th and the next similarity are equal
+    (duplicates, collapsed features). Only those rows are sorted in full.
+    """
+    k_max, bank = ks[-1], similarity.shape[1]
+    near, index = similarity.topk(min(k_max + 1, bank), dim=1)
+    edges = torch.tensor([k for k in ks if k < near.shape[1]], device=near.device, dtype=torch.long)
+    tied = (near[:, edges - 1] == near[:, edges]).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        full, order = similarity[tied].sort(dim=1, descending=True, stable=True)
+        near[tied], index[tied] = full[:, : near.shape[1]], order[:, : near.shape[1]]
+    return near[:, :k_max], index[:, :k_max]

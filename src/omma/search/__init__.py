@@ -1,0 +1,1 @@
+"""Indexes of vectors on disk, and the images nearest to a query."""
