@@ -139,28 +139,26 @@ class Base:
         from omma.ops import exact_numba  # Numba takes half a second to import
 
         m = len(queries)
-        scores, rows = np.full((m, k), -np.inf), np.full((m, k), -1, np.int64)
+        best = np.full((m, k), -np.inf), np.full((m, k), -1, np.int64)
         asked = _Asked.of(_tensor(queries), self.centre if self.bf16 else None)
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads) as pool:
             for block, low, numbers in self._products(among):
                 error = asked.error(low, self.largest)
                 for at in range(0, m, QUERIES):
-                    end = min(at + QUERIES, m)
-                    product = asked.rows[at:end] @ low.rows.T
-                    approximate = (product.view(torch.int16) if self.bf16 else product).numpy()
-                    share = -(-(end - at) // threads)
-
-                    def merge(start: int, at: int = at, end: int = end, share: int = share) -> None:
-                        stop = min(start + share, end)
-                        exact_numba.merge(
-                            approximate[start - at : stop - at], block, queries[start:stop], numbers,
-                            error[start:stop], asked.offset[start:stop], own[start:stop],
-                            scores[start:stop], rows[start:stop],
-                        )  # fmt: skip
-
-                    list(pool.map(merge, range(at, end, share)))
-        return scores, rows
+                    product = asked.rows[at : at + QUERIES] @ low.rows.T
+                    scores = (product.view(torch.int16) if self.bf16 else product).numpy()
+                    share = -(-len(scores) // threads)
+                    waiting = []
+                    for start in range(at, at + len(scores), share):
+                        own_part = slice(start, min(start + share, at + len(scores)))
+                        of_queries = (queries, error, asked.offset, own, *best)
+                        parts = (array[own_part] for array in of_queries)
+                        of_rows = (scores[start - at : own_part.stop - at], block, numbers)
+                        waiting.append(pool.submit(exact_numba.merge, *of_rows, *parts))
+                    for each in waiting:
+                        each.result()
+        return best
 
     def _products(
         self, among: np.ndarray | None
@@ -256,7 +254,7 @@ class Base:
         return block
 
     def _exact(self, queries: np.ndarray, index: np.ndarray) -> Float[np.ndarray, "m t"]:
-        """Products in fp64 of each query with its rows; summed alike for all, so equal rows have equal ones."""
+        """Products in fp64 of each query with its rows, summed alike: equal rows have equal ones."""
         found = np.empty(index.shape)
         size = max(1, SCORES // 4 // (index.shape[1] * queries.shape[1]))
         for at in range(0, len(queries), size):
@@ -320,7 +318,7 @@ def _has_bf16() -> bool:
         left, right, taken = a.to(dtype), b.to(dtype), []
         for _ in range(5):
             start = time.perf_counter()
-            left @ right.T
+            torch.mm(left, right.T)
             taken.append(time.perf_counter() - start)
         return min(taken)
 

@@ -110,7 +110,7 @@ def _exactly(query, block, numbers, own, found, keys, count, error, scratch, sco
 
 
 @_loop
-def _merge_bf16(approximate, block, queries, numbers, error, offset, own, scores, rows):
+def _merge_bf16(approximate, block, numbers, queries, error, offset, own, scores, rows):
     found, keys = np.empty(len(block), np.int32), np.empty(len(block), np.int16)
     scratch = np.empty(1, np.float32)
     for i in range(len(queries)):
@@ -133,7 +133,7 @@ def _merge_bf16(approximate, block, queries, numbers, error, offset, own, scores
 
 
 @_loop
-def _merge_fp32(approximate, block, queries, numbers, error, offset, own, scores, rows):
+def _merge_fp32(approximate, block, numbers, queries, error, offset, own, scores, rows):
     found, keys = np.empty(len(block), np.int32), np.empty(len(block), np.int16)
     scratch, lowest = np.empty(1, np.float32), np.float32(-np.inf)
     for i in range(len(queries)):
@@ -146,7 +146,7 @@ def _merge_fp32(approximate, block, queries, numbers, error, offset, own, scores
         )
 
 
-def merge(approximate, block, queries, numbers, error, offset, own, scores, rows):
+def merge(approximate, block, numbers, queries, error, offset, own, scores, rows):
     """Bring the best rows of each query up to date with those of a block, by their products in fp64.
 
     approximate [m, b]: scores of all, within `error` [m] of q.b - `offset`, in fp32, or rounded from it to
@@ -154,4 +154,4 @@ def merge(approximate, block, queries, numbers, error, offset, own, scores, rows
     leave out. scores [m, k] and rows [m, k]: the best so far, best first, from -inf and -1.
     """
     kernel = _merge_bf16 if approximate.dtype == np.int16 else _merge_fp32
-    kernel(approximate, block, queries, numbers, error, offset, own, scores, rows)
+    kernel(approximate, block, numbers, queries, error, offset, own, scores, rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 
@@ -119,7 +120,7 @@ class Index:
 
     def row_of(self, path: str) -> int | None:
         """The row of the image with this path, or None."""
-        found = np.flatnonzero(pa.compute.equal(self.table[PATH], path).to_numpy())
+        found = np.flatnonzero(pc.equal(self.table[PATH], path).to_numpy())  # pyright: ignore
         return int(found[0]) if len(found) else None
 
     def search(

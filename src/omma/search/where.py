@@ -189,13 +189,13 @@ class _Parser:
             values.append(self._value())
         self._expect(")")
         unknown = pa.scalar(None, pa.bool_())  # a missing value is neither in nor not in
-        return pc.if_else(column.is_valid(), column.isin(values), unknown)
+        return pc.if_else(column.is_valid(), column.isin(values), unknown)  # pyright: ignore
 
     def _like(self, column: pc.Expression) -> pc.Expression:
         pattern = self._value()
         if not isinstance(pattern, str):
             raise self._error("like takes a 'text' with % and _", self.tokens[self.at - 1])
-        return pc.match_like(column, pattern)
+        return pc.match_like(column, pattern)  # pyright: ignore
 
     def _between(self, column: pc.Expression) -> pc.Expression:
         low = self._value()

@@ -160,7 +160,9 @@ def rows_of(
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(units.ravel()), vectors.shape[1]),
     }
     table = pa.table([own.get(f.name, pa.nulls(len(vectors), f.type)) for f in schema], schema=schema)
-    for name in () if others is None else others.column_names:
+    if others is None:
+        return table
+    for name in others.column_names:
         if name not in OWN and not name.startswith("_"):
             table = table.append_column(name, others[name])
     return table
