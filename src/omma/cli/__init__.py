@@ -54,7 +54,7 @@ COMMANDS = {
     "demo": demo,
 }
 
-SEVERAL = ("--protocol", "--train-on", "--test-on")  # options that take several values
+SEVERAL = ("--protocol", "--train-on", "--test-on", "--minus")  # options that take several values
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
