@@ -35,7 +35,7 @@ class Index:
         mapped = [_mapped(path / s.file, s) for s in manifest.segments]
         self._tables = [table for table, _ in mapped]
         self.blocks = [vectors for _, vectors in mapped]  # of each segment: dead rows, too
-        self._dead = [_dead(path, s) for s in manifest.segments]
+        self.dead = [_dead(path, s) for s in manifest.segments]  # masks, or None
         self._bases: dict[torch.device, Base] = {}
 
     @classmethod
@@ -75,7 +75,7 @@ class Index:
     def table(self) -> pa.Table:
         """All columns but the vectors, a row for each image: path, label, and the collection's."""
         parts = []
-        for table, dead in zip(self._tables, self._dead):
+        for table, dead in zip(self._tables, self.dead):
             part = table.drop_columns([VECTOR])
             parts.append(part if dead is None else part.filter(pa.array(~dead)))
         return (
@@ -95,10 +95,10 @@ class Index:
     @cached_property
     def live(self) -> Int[np.ndarray, "n"] | None:
         """Where each row stands in the concatenated blocks; None where all count."""
-        if all(dead is None for dead in self._dead):
+        if all(dead is None for dead in self.dead):
             return None
         alive = [
-            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self._dead)
+            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self.dead)
         ]
         return np.flatnonzero(np.concatenate(alive))
 

@@ -82,10 +82,11 @@ class Writer:
             start += segment.rows
             if not len(own):
                 continue
-            before = set[int]() if segment.dead is None else {*np.load(self.folder / segment.dead).tolist()}
-            dead = self._dead.setdefault(number, before)
-            dead.update(own.tolist())
-            segments[number] = self._marked(segment, sorted(dead))
+            if number not in self._dead:
+                before = self.index.dead[number]
+                self._dead[number] = set() if before is None else {*np.flatnonzero(before).tolist()}
+            self._dead[number].update(own.tolist())
+            segments[number] = self._marked(segment, sorted(self._dead[number]))
         return segments
 
     def _marked(self, segment: Segment, dead: list[int]) -> Segment:
