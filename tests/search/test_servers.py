@@ -1,4 +1,4 @@
-"""An index copied to Qdrant and to PostgreSQL with pgvector: real ones, started here where they are installed."""
+"""An index copied to Qdrant and to PostgreSQL with pgvector: real ones, where they are installed."""
 
 import numpy as np
 import pyarrow as pa

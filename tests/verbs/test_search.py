@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,8 @@ from PIL import Image
 import omma
 from omma import backbones, cli, weights
 from omma.backbones.layers import text
-from omma.core.protocols import Extras, Preprocess
+from omma.core.protocols import Preprocess
+from omma.data.sources.collection import open_images
 from omma.search import build, changes, lance, manifest
 from omma.search.store import Index
 
@@ -86,7 +89,7 @@ def test_vectors_are_the_models(run, photos, built):
     index = Index.open(built)
     files = sorted(photos.rglob("*.png"))
     wanted = weights.load(run).embed(files)
-    by_path = {path: vector for path, vector in zip(index.paths(), index.vectors())}
+    by_path = dict(zip(index.paths(), index.vectors()))
     for file, vector in zip(files, wanted):
         found = by_path[str(file.relative_to(photos))]
         np.testing.assert_allclose(found, vector / np.linalg.norm(vector), atol=1e-5)
@@ -171,21 +174,15 @@ def test_no_image_no_index(run, tmp_path, photos):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_killed_while_building_nothing_reported_is_lost(run, photos, tmp_path, monkeypatch, embedded):
+def test_killed_while_building_nothing_reported_is_lost(run, photos, tmp_path, monkeypatch):
     """`omma index` in a process of its own, killed after some batches, until it comes to its end."""
     monkeypatch.setattr(build, "SECONDS", 0.0)
-    monkeypatch.setattr(build.stream, "__defaults__", None, raising=False)
-    plain = build.stream
-    monkeypatch.setattr(build, "stream", lambda network, images, p: plain(network, images, p))
     monkeypatch.setattr("omma.features.extract.batch_size", lambda *_: 2)
     for attempt in range(12):
         receive, send = os.pipe()
         if (child := os.fork()) == 0:
             try:
-                omma.index(
-                    run, photos, tmp_path / "i", **CPU,
-                    progress=lambda done, total: os.write(send, f"{done}\n".encode()) and time.sleep(0.05),
-                )  # fmt: skip
+                omma.index(run, photos, tmp_path / "i", **CPU, progress=partial(_tell, send))
             finally:
                 os._exit(0)
         os.close(send)
@@ -201,6 +198,11 @@ def test_killed_while_building_nothing_reported_is_lost(run, photos, tmp_path, m
     assert attempt > 2
     result = omma.index(run, photos, tmp_path / "i", **CPU)
     assert (result.rows, result.kept) == (12, 12)
+
+
+def _tell(send, done, total):
+    os.write(send, f"{done}\n".encode())
+    time.sleep(0.05)
 
 
 def test_a_table_of_vectors(run, photos, built, tmp_path):
@@ -270,7 +272,7 @@ def test_a_region(run, photos, built):
         assert found.paths == wanted.paths
     shares = omma.search(built, photos / "cat" / "3.png", crop=(0.2, 0.125, 0.7, 0.75), top=5, device="cpu")
     assert shares.paths == wanted.paths
-    with pytest.raises(ValueError, match="lies outside .*20 x 16 pixels"):
+    with pytest.raises(ValueError, match=r"lies outside .*20 x 16 pixels"):
         omma.search(built, photos / "cat" / "3.png", crop=(4, 2, 17, 12), device="cpu")
     with pytest.raises(ValueError, match="a region of one image"):
         omma.search(built, ["cat/3.png", "cat/4.png"], crop=(0, 0, 1, 1), device="cpu")
@@ -328,17 +330,17 @@ def test_commands(run, photos, tmp_path, capsys):
     query = str(photos / "cat" / "1.png")
     with pytest.raises(SystemExit) as end:
         cli.main(
-            ["search", index, query, "cat/2.png", "--minus", "dog/7.png", "dog/8.png", "--top", "3", "--where",
-             "label = 'cat'", "--json", out, "--out", table, "--page", page, *options]
+            ["search", index, query, "cat/2.png", "--minus", "dog/7.png", "dog/8.png", "--top", "3",
+             "--where", "label = 'cat'", "--json", out, "--out", table, "--page", page, *options]
         )  # fmt: skip
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    content = json.loads(open(out).read())
+    content = json.loads(Path(out).read_text())
     assert [row["path"] in printed for row in content["found"]] == [True] * 3
     assert content["minus"] == ["dog/7.png", "dog/8.png"]
     assert content["exact"] is True
-    assert open(table).read().count("\n") == 4
-    html = open(page).read()
+    assert Path(table).read_text().count("\n") == 4
+    html = Path(page).read_text()
     assert html.count("data:image/") == 4 + 3
     assert "http://" not in html.replace("http://www.w3.org", "")
     with pytest.raises(SystemExit) as end:
@@ -401,9 +403,8 @@ def test_a_small_index_needs_no_engine(built):
         lance.ensure(built)
 
 
-def test_hashes_tell_content_not_name(run, photos):
-    state = changes.State.of(omma.data.sources.collection.open_images(photos))
+def test_hashes_tell_content_not_name(photos):
+    state = changes.State.of(open_images(photos))
     hashes = state.hashes(np.arange(12))
     assert len(set(hashes)) == 12
     assert all(len(value) == 16 for value in hashes)
-    assert isinstance(weights.load(run).extras, Extras)

@@ -161,7 +161,7 @@ def _table(
     others = pa.table(named) if named else None
     own = {name: column.combine_chunks() for name, column in columns.items() if name in OWN}
     return rows_of(
-        vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others if others.num_columns else None
+        vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others
     )
 
 
