@@ -1,4 +1,4 @@
-"""A model's features as a step of scikit-learn: `make_pipeline(Embedder("runs/photos"), LogisticRegression())`."""
+"""A model's features as a step of scikit-learn: make_pipeline(Embedder(MODEL), LogisticRegression())."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from omma.core import device as devices
-from omma.data.sources.pictures import Pictures, pictures
+from omma.data.sources.pictures import pictures
 from omma.weights.model import Model
 from omma.weights.source import load
 
@@ -25,8 +25,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     """Pooled features of images, float32 [n, d], by a trained network that stays as it is.
 
     model: whatever `omma.load` takes. X: images in any form that `Model.embed` takes (paths, PIL images, a
-    batch [n, h, w, c], a data set), or, as scikit-learn's own image data are, a table [n, values] of flattened
-    images. A table is read as `shape` (height, width or height, width, channels; None: the square, grey or
+    batch [n, h, w, c], a data set), or, as scikit-learn's own image data are, a table [n, values] of
+    flattened images. A table is read as `shape` (height, width or height, width, channels; None: the square, grey or
     RGB, of as many values), and its values from the lowest to the highest that `fit` saw as black to white.
     For images as such `fit` learns nothing.
     """
@@ -44,7 +44,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.batch = batch
         self.device = device
 
-    def fit(self, X: Pictures, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Load the model; of a table, learn the range of its values. Raises ValueError."""
         if self.model is None:
             raise ValueError("model=None: give a run folder, a weights file, timm:NAME or a loaded Model")
@@ -54,25 +54,25 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in ("n_features_in_", "feature_names_in_", "shape_"):
             self.__dict__.pop(name, None)  # of an earlier fit
         if _is_table(X):
-            rows = validate_data(self, X, dtype="numeric")
+            rows: Any = validate_data(self, X, dtype="numeric")
             self.shape_ = self.shape or _shape(rows.shape[1])
             if math.prod(self.shape_) != rows.shape[1]:
                 raise ValueError(f"shape={self.shape_}: rows of {rows.shape[1]} values do not fit it")
             self.low_, self.high_ = float(rows.min()), float(rows.max())
         return self
 
-    def transform(self, X: Pictures) -> Float[np.ndarray, "n d"]:
+    def transform(self, X: Any) -> Float[np.ndarray, "n d"]:
         """The features, one row for each image in order. Raises ValueError that names an unreadable image."""
         check_is_fitted(self, "model_")
         if hasattr(self, "shape_"):
-            rows = validate_data(self, X, dtype="numeric", reset=False)
+            rows: Any = validate_data(self, X, dtype="numeric", reset=False)
             return self._embedded(self._unflattened(rows))
         if _is_table(X):
             raise ValueError("a table of flattened images: fit on one, too, or give images as such")
         return self._embedded(pictures(_listed(X)))
 
     def _embedded(self, images: Iterable[Any]) -> Float[np.ndarray, "n d"]:
-        """Features of whole batches, the last one filled up: an image's do not depend on how many there are."""
+        """Features of whole batches, the last one filled up, so that they do not depend on how many come."""
         rows, rest = [np.zeros((0, self._n_features_out), np.float32)], iter(images)
         while chunk := list(islice(rest, self.batch)):
             filled = chunk + chunk[-1:] * (self.batch - len(chunk))

@@ -160,7 +160,7 @@ def picture_of(item: Any) -> Any:
 
 
 def pictures(source: Pictures) -> Iterator[Any]:
-    """The single pictures of anything but a collection: one, a batch, a list, generator, loader or data set."""
+    """The single pictures of one, a batch, a list, a generator, a loader or a data set."""
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(
             f"{os.fspath(source)} is a folder: omma.embed writes a table of the vectors of its images"
