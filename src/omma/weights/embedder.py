@@ -26,8 +26,9 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     model: whatever `omma.load` takes. X: images in any form that `Model.embed` takes (paths, PIL images, a
     batch [n, h, w, c], a data set), or, as scikit-learn's own image data are, a table [n, values] of
-    flattened images. A table is read as `shape` (height, width or height, width, channels; None: the square, grey or
-    RGB, of as many values), and its values from the lowest to the highest that `fit` saw as black to white.
+    flattened images. A table is read as `shape` (height, width or height, width, channels; None: the square,
+    grey or RGB, of as many values), and its values from the lowest to the highest that `fit` saw as black to
+    white.
     For images as such `fit` learns nothing.
     """
 
