@@ -1,11 +1,6 @@
 """Replaced by its owner."""
 
 
-def clean() -> int:
-    """Not there yet."""
-    raise ValueError("clean: not there yet")
-
-
 def curate() -> int:
     """Not there yet."""
     raise ValueError("curate: not there yet")
