@@ -4,8 +4,3 @@
 def clean() -> int:
     """Not there yet."""
     raise ValueError("clean: not there yet")
-
-
-def curate() -> int:
-    """Not there yet."""
-    raise ValueError("curate: not there yet")
