@@ -125,6 +125,11 @@ class IndexedImages:
         return not isinstance(self._store, Arrays)
 
     @property
+    def folder(self) -> str | None:
+        """The folder that paths are relative to; None where images are not files of their own."""
+        return self._store.root if isinstance(self._store, Files) else None
+
+    @property
     def blocks(self) -> np.ndarray | None:
         """The shard of each image (int64 [n]), or None; images of a shard are best read together."""
         if not isinstance(self._store, Shards):
