@@ -55,7 +55,17 @@ COMMANDS = {
     "demo": demo,
 }
 
-SEVERAL = ("--protocol", "--train-on", "--test-on", "--apply", "--remove")  # options that take several values
+SEVERAL = (
+    "--protocol",
+    "--train-on",
+    "--test-on",
+    "--apply",
+    "--remove",
+    "--what",
+    "--test",
+    "--layers",
+    "--heads",
+)  # options of several values
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
