@@ -86,7 +86,7 @@ def predict(
     with ExitStack() as stack:
         write = stack.enter_context(records.writer(Path(out), schema))
         place = None if copy is None else stack.enter_context(copies.folder(Path(copy), opened))
-        for batch in stream(network, opened, loaded.preprocess, of=classifier):
+        for batch in stream(network, opened, loaded.preprocess, of=classifier, whole=True):
             bad += batch.bad
             if len(batch.indices):
                 found = answers.columns(classifier, batch.vectors, top, unsure.threshold)
