@@ -54,15 +54,8 @@ COMMANDS = {
     "demo": demo,
 }
 
-SEVERAL = (
-    "--protocol",
-    "--train-on",
-    "--test-on",
-    "--what",
-    "--test",
-    "--layers",
-    "--heads",
-)  # options that take several values
+# options that take several values
+SEVERAL = ("--protocol", "--train-on", "--test-on", "--what", "--test", "--layers", "--heads")
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
