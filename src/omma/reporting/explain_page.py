@@ -25,12 +25,9 @@ def write_page(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the page, atomically. images: in [0, 1], as the network sees them; labels: stand below them."""
-    shown = [
-        tile(image, (np.zeros(3), np.ones(3))) if image.shape[-1] == 3 else tile(image) for image in images
-    ]
     bases = [
-        Cell(picture, labels[i] if labels else "", path=paths[i] if paths else "")
-        for i, picture in enumerate(shown)
+        Cell(tile(image, _unit(image)), labels[i] if labels else "", path=paths[i] if paths else "")
+        for i, image in enumerate(images)
     ]
     found = [each for each in explanations if each.shows]
     text = html.page(
