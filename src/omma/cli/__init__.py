@@ -54,7 +54,15 @@ COMMANDS = {
     "demo": demo,
 }
 
-SEVERAL = ("--protocol", "--train-on", "--test-on")  # options that take several values
+SEVERAL = (
+    "--protocol",
+    "--train-on",
+    "--test-on",
+    "--what",
+    "--test",
+    "--layers",
+    "--heads",
+)  # options that take several values
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:

@@ -130,7 +130,10 @@ def explain(subject: Subject) -> Explanation:
 def over_images(subject: Subject, heads: Sequence[str], columns: Sequence[np.ndarray]) -> Rows:
     """A row for each image: each column's map, drawn over it in colours from 0 to twice its mean or more."""
     rows = [
-        tuple(Heat(column[i], i, top=max(float(column[i].max()), 2 * float(column[i].mean()))) for column in columns)
+        tuple(
+            Heat(column[i], i, top=max(float(column[i].max()), 2 * float(column[i].mean())))
+            for column in columns
+        )
         for i in range(len(subject.pixels))
     ]
     return Rows(tuple(heads), tuple(rows))

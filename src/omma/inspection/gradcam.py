@@ -7,13 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core.protocols import Features
+from omma.backbones import external
 from omma.inspection.kinds import Explanation, Heat, Kind, Rows, Subject
 
 
-def weighted(
-    activations: Float[Tensor, "b n d"], gradient: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n"]:
+def weighted(activations: Float[Tensor, "b n d"], gradient: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
     """ReLU(sum_k alpha_k A_k) with alpha_k the mean gradient of channel k [Selvaraju 2016, eq. 1 and 2]."""
     return (activations * gradient.mean(1, keepdim=True)).sum(-1).relu()
 
@@ -34,6 +32,7 @@ def gradcam(subject: Subject) -> Float[np.ndarray, "n gh gw"]:
 def _some(subject: Subject, pixels: Tensor, rows: list[int]) -> Float[Tensor, "b gh gw"]:
     encoder, which = subject.encoder, torch.tensor(rows, device=pixels.device)
     token, seen = encoder.pool == "token", []
+    count = subject.grid[0] * subject.grid[1]
 
     def keep(block: Any, inputs: tuple[Any, ...]) -> None:
         seen.extend(x for x in inputs if isinstance(x, Tensor) and x.ndim == 3)
@@ -41,18 +40,20 @@ def _some(subject: Subject, pixels: Tensor, rows: list[int]) -> Float[Tensor, "b
     hook = encoder.repeated()[-1].register_forward_pre_hook(keep) if token else None
     try:
         with torch.enable_grad():
-            features: Features = encoder(pixels.detach().clone().requires_grad_())
-            score = subject.target.linear(features, which).sum()
-            rows_columns = features.grid
-            count = rows_columns[0] * rows_columns[1]
-            tokens = next(x for x in seen if x.shape[1] >= count) if token else features.patches
-            (gradient,) = torch.autograd.grad(score, tokens)
+            inputs = pixels.detach().clone().requires_grad_()
+            if isinstance(encoder, external.Encoder):  # which pools the map itself, in its library's way
+                tokens = encoder.tokenize(inputs)
+                features = encoder.encode(tokens, subject.grid)
+            else:
+                features = encoder(inputs)
+                tokens = next(x for x in seen if x.shape[1] >= count) if token else features.patches
+            (gradient,) = torch.autograd.grad(subject.target.linear(features, which).sum(), tokens)
     finally:
         if hook is not None:
             hook.remove()
     own = slice(tokens.shape[1] - count, None)
     found = weighted(tokens[:, own].detach().float(), gradient[:, own].float())
-    return found.unflatten(1, rows_columns).cpu()
+    return found.unflatten(1, subject.grid).cpu()
 
 
 def lacks(subject: Subject) -> str | None:
@@ -68,7 +69,11 @@ def explain(subject: Subject) -> Explanation:
     """The map of each image."""
     found = gradcam(subject)
     rows = tuple((Heat(each, i, subject.target.names[i]),) for i, each in enumerate(found))
-    where = "the tokens that the last block receives" if subject.encoder.pool == "token" else "the last feature map"
+    where = (
+        "the tokens that the last block receives"
+        if subject.encoder.pool == "token"
+        else "the last feature map"
+    )
     what = (
         f"the {subject.target.unit}"
         if subject.target.own is None

@@ -50,9 +50,7 @@ def integrated(subject: Subject, steps: int = STEPS) -> Integrated:
     return Integrated(np.stack(values), np.array(sums), np.array(differences))
 
 
-def gradients(
-    subject: Subject, images: Float[Tensor, "b c h w"], which: int
-) -> Float[Tensor, "b c h w"]:
+def gradients(subject: Subject, images: Float[Tensor, "b c h w"], which: int) -> Float[Tensor, "b c h w"]:
     """The gradient of each image's score; all are versions of image `which`."""
     with torch.enable_grad():
         images = images.detach().clone().requires_grad_()
@@ -92,9 +90,7 @@ def explain(subject: Subject) -> Explanation:
     found = integrated(subject)
     maps, rows, notes = summed(found.values, cells(subject)), [], []
     for i, each in enumerate(maps):
-        text = (
-            f"{subject.target.names[i]}: sum {found.sums[i]:.3g} for a difference of {found.difference[i]:.3g}"
-        )
+        text = f"{subject.target.names[i]}: sum {found.sums[i]:.3g} for a difference of {found.difference[i]:.3g}"
         rows.append((Heat(each.clip(0), i, text), Heat((-each).clip(0), i)))
     worst = float(found.error.max())
     if worst > TOLERANCE:

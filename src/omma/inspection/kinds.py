@@ -122,6 +122,24 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Lines over a common axis: (name, x, y) each."""
+
+    title: str
+    lines: tuple[tuple[str, Sequence[float], Sequence[float]], ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A sentence in plain words about `of`, for the top of the page; good: None is neither good nor bad."""
+
+    of: str
+    sentence: str
+    good: bool | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What a kind has found: a section of the page, and the numbers behind it.
 
@@ -131,9 +149,10 @@ class Explanation:
 
     title: str
     caption: str
-    shows: tuple[Rows | Figures, ...]
+    shows: tuple[Rows | Figures | Curves, ...]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

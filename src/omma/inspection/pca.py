@@ -16,7 +16,9 @@ class Components(NamedTuple):
     """Colours of n images' patches, and what the first stage has found."""
 
     colours: Float[np.ndarray, "n gh gw 3"]  # in [0, 1]; NaN in the background
-    first: Float[np.ndarray, "n gh gw"]  # the first stage's component, foreground above 0; NaN as in the input
+    first: Float[
+        np.ndarray, "n gh gw"
+    ]  # the first stage's component, foreground above 0; NaN as in the input
     explained: Float[np.ndarray, "3"]  # shares of the foreground's variance
     border: float  # share of the border's patches that are foreground
     inside: float  # share of the others that are
@@ -130,7 +132,11 @@ def explain(subject: Subject) -> Explanation:
         )
     arrays = {"pca": found.colours, "pca.first": found.first}
     return Explanation(
-        "Patch features", caption, (Rows(("three components", "first component"), tuple(rows)),), arrays, notes
+        "Patch features",
+        caption,
+        (Rows(("three components", "first component"), tuple(rows)),),
+        arrays,
+        notes,
     )
 
 

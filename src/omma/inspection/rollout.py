@@ -35,15 +35,15 @@ def rollout(
             rows = 0.5 * rows + 0.5 * (rows[..., :1] * mean + moved)
         elif keys < rows.shape[-1]:  # a trunk that does not see the class token
             first = rows.shape[-1] - keys
-            rows = torch.cat([rows[..., :first], 0.5 * rows[..., first:] @ mean + 0.5 * rows[..., first:]], -1)
+            rows = torch.cat(
+                [rows[..., :first], 0.5 * rows[..., first:] @ mean + 0.5 * rows[..., first:]], -1
+            )
         else:
             rows = 0.5 * rows @ mean + 0.5 * rows
     return rows
 
 
-def pooled_rollout(
-    encoder: Backbone, images: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b gh gw"]:
+def pooled_rollout(encoder: Backbone, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b gh gw"]:
     """How much of each patch reaches the pooled feature: the class token's row, or the mean of the patches'.
 
     The share that comes from the prefix tokens themselves is cut off. TransFG's last layer is left out, since
@@ -51,7 +51,9 @@ def pooled_rollout(
     layers have different tokens (Swin), to which no product of their maps applies.
     """
     if encoder.hierarchical:
-        raise NoAttention(f"{encoder.name} merges its tokens on the way, so that its layers' maps have no product")
+        raise NoAttention(
+            f"{encoder.name} merges its tokens on the way, so that its layers' maps have no product"
+        )
     grid = encoder.grid(*images.shape[-2:])
     layers = list(range(len(encoder.repeated())))
     if isinstance(encoder, Parts):

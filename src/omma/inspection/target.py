@@ -39,6 +39,12 @@ class Target:
         logits = self.classifier.logits(features.pooled, features.prefix)
         return logits.gather(1, self.classes[which][:, None])[:, 0]
 
+    def share(self, features: Features, which: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """The same between 0 and 1 where that is possible: the class's calibrated probability, or the cosine."""
+        if self.unit == "cosine" or self.classifier is None or self.classes is None:
+            return self(features, which)
+        return self.classifier(features).gather(1, self.classes[which][:, None])[:, 0]
+
     def linear(self, features: Features, which: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """The same where the gradient at the image itself is wanted, which is 0 for the cosine, at its peak.
 
@@ -67,18 +73,18 @@ class Target:
 
 def choose(
     model: Model, pixels: Float[Tensor, "n c h w"], class_name: str | None = None
-) -> tuple[Target, Float[Tensor, "n k"] | None]:
-    """What is explained, and the calibrated probabilities of the classes, if the model has any.
+) -> tuple[Target, tuple[str, ...]]:
+    """What is explained, and what the model's classifier answers to each image, in words; () without one.
 
     class_name: a class of the model's classifier, or without one words for its text tower; without it, each
     image's likeliest class. Raises ValueError for a class that the model does not have.
     """
     classifier = model.classifier
     if classifier is None and class_name is not None:
-        return _text(model, class_name, len(pixels), pixels.device), None
+        return _text(model, class_name, len(pixels), pixels.device), ()
     if classifier is None:
         name = "likeness to the whole image"
-        return Target(names=(name,) * len(pixels), unit="cosine", own=pooled(model, pixels)), None
+        return Target(names=(name,) * len(pixels), unit="cosine", own=pooled(model, pixels)), ()
     rows = []
     with torch.no_grad():
         for part in pixels.split(16):
@@ -89,8 +95,10 @@ def choose(
     if class_name is not None:
         classes = torch.full_like(classes, number(classifier.classes, class_name))
     names = tuple(classifier.classes[c] for c in classes.tolist())
+    likeliest, numbers = classifier.probabilities(logits).max(1)
+    answers = zip((classifier.classes[c] for c in numbers.tolist()), likeliest.tolist())
     target = Target(names=names, unit="logit", classes=classes, classifier=classifier)
-    return target, classifier.probabilities(logits)
+    return target, tuple(f"{name} {probability:.2f}" for name, probability in answers)
 
 
 def _text(model: Model, words: str, n: int, device: torch.device) -> Target:
