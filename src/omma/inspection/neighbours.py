@@ -51,9 +51,9 @@ def lacks(subject: Subject) -> str | None:
     """Why there are no neighbours."""
     gallery = subject.gallery
     if gallery is None:
-        return "neighbours are looked for among other images: give a collection (--among IMAGES)"
+        return "neighbours are looked for among other images: give a collection (--gallery IMAGES)"
     if len(gallery) < 2:
-        return "neighbours are looked for among two or more images: give a larger collection (--among IMAGES)"
+        return "neighbours are looked for among two or more images: give a larger collection (--gallery IMAGES)"
     return None
 
 

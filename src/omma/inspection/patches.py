@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from omma.core.protocols import Backbone, Features, Images
 from omma.data.batches.preprocess import load_batch
 from omma.features.extract import batch_size, stream, with_channels
 from omma.inspection.kinds import Explanation, Kind, Picture, Rows, Subject
+from omma.inspection.sanity import LIMIT, spearman
 from omma.inspection.shown import limits, shown
 from omma.weights import Model
 
@@ -29,7 +29,6 @@ SHOWN = 8  # patches of a feature
 FEATURES = 6  # that are drawn where none is named
 TIE = 1e-3  # of the mean around a patch, added where patches are ordered
 MASS = 0.5  # share of the gradient that a patch's crop holds
-LIMIT = 0.3  # the rank correlation with random weights below which a view depends on the weights
 RELUS = (nn.ReLU, nn.ReLU6)
 
 
@@ -179,11 +178,20 @@ def view(
     return gradient(network, pixels, features, positions) * pixels
 
 
+@torch.no_grad()
+def loudest(
+    network: Backbone, pixels: Float[Tensor, "b c h w"], positions: Int[np.ndarray, "b"]
+) -> Int[np.ndarray, "b"]:
+    """The largest feature of one patch of each image: with random weights, most are 0 and have no gradient."""
+    rows = torch.arange(len(pixels))
+    return network(pixels).patches[rows, torch.as_tensor(positions)].argmax(-1).cpu().numpy()
+
+
 def likeness(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[np.ndarray, "b"]:
     """Spearman correlation of each pair of views, absolute, summed over channels; NaN where one is empty."""
     x, y = (each.float().abs().sum(1).flatten(1).cpu().numpy() for each in (a, b))
     empty = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)
-    return np.array([np.nan if e else spearmanr(p, q).statistic for e, p, q in zip(empty, x, y)])
+    return np.where(empty, np.nan, spearman(x, y))
 
 
 def box(
@@ -210,7 +218,7 @@ def box(
 def lacks(subject: Subject) -> str | None:
     """Why there are no patches."""
     if subject.gallery is None:
-        return "a feature's patches are looked for in a collection: give one (--among IMAGES)"
+        return "a feature's patches are looked for in a collection: give one (--gallery IMAGES)"
     return None
 
 
@@ -240,7 +248,8 @@ def explain(subject: Subject) -> Explanation:
         pixels = load_batch(with_channels(gallery, preprocess.channels), rows[part], preprocess)[0]
         pixels = pixels.to(first.device, first.dtype)
         views = view(network, pixels, features[part], positions[part])
-        alike.append(likeness(views, view(random_network, pixels, features[part], positions[part])))
+        others = loudest(random_network, pixels, positions[part])
+        alike.append(likeness(views, view(random_network, pixels, others, positions[part])))
         cells += _cells(subject.model, pixels, views, positions[part], values[part], gallery, rows[part])
         subject.progress("views of patches", min(start + step, len(rows)), len(rows))
     lines: list[tuple[Picture | None, ...]] = []
