@@ -12,6 +12,7 @@ from omma import weights
 from omma.core import device as devices
 from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -25,7 +26,7 @@ from omma.weights.answers import Truth, numbered, origin
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(Displayed):
     """What was written."""
 
     path: Path
