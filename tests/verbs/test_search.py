@@ -20,8 +20,8 @@ from omma import backbones, cli, weights
 from omma.backbones.layers import text
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import open_images
-from omma.search import build, changes, lance, manifest
-from omma.search.store import Index
+from omma.retrieval import build, changes, lance, manifest
+from omma.retrieval.store import Index
 
 PREPROCESS = Preprocess(
     size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3

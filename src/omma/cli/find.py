@@ -72,7 +72,7 @@ def index(
     outputs.check_folder(out)
     with Stages(f"reading {vectors or images or out} ...") as stages:
         from omma.core.device import keep_memory, share_cores
-        from omma.search import servers
+        from omma.retrieval import servers
         from omma.verbs.index import index as verb
 
         keep_memory()

@@ -13,10 +13,10 @@ from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
-from omma.search import build, lance, servers
-from omma.search.manifest import IndexModel
-from omma.search.recall import Recall
-from omma.search.store import Index
+from omma.retrieval import build, lance, servers
+from omma.retrieval.manifest import IndexModel
+from omma.retrieval.recall import Recall
+from omma.retrieval.store import Index
 from omma.weights import Model
 
 ENGINES = ("exact", "lancedb")
@@ -64,8 +64,8 @@ def index(
     that are gone leave it. It opens with all that was committed if this process is killed, and the same
     call goes on from there.
     vectors: instead of images, a .parquet as `omma embed` writes it; `model` then is optional.
-    engine: "lancedb" builds an approximate one, too, and measures its recall (search/lance.py). to: the
-    address of a server to copy the index to (search/servers.py). seed: of the queries for both recalls.
+    engine: "lancedb" builds an approximate one, too, and measures its recall (retrieval/lance.py). to: the
+    address of a server to copy the index to (retrieval/servers.py). seed: of the queries for both recalls.
     progress: images in the index on the disk, and in all. Others: as for embed. Raises ValueError for an
     index of another model, while another process writes it, and where no image can be read.
     """

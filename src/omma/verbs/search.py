@@ -17,10 +17,10 @@ from omma.core.explain import translated
 from omma.data import text_tokenizer
 from omma.reporting import html, thumbnails
 from omma.reporting.found_page import found_page
-from omma.search import query as queries
-from omma.search.pictures import images_of, shown_query
-from omma.search.query import Box
-from omma.search.store import Index
+from omma.retrieval import query as queries
+from omma.retrieval.pictures import images_of, shown_query
+from omma.retrieval.query import Box
+from omma.retrieval.store import Index
 from omma.weights import Model
 from omma.weights.pictures import SINGLE
 
