@@ -20,7 +20,7 @@ from omma import backbones, cli, weights
 from omma.backbones.layers import text
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import open_images
-from omma.retrieval import build, changes, lance, manifest
+from omma.retrieval import build, changes, lance, manifest, recall
 from omma.retrieval.store import Index
 
 PREPROCESS = Preprocess(
@@ -395,6 +395,7 @@ def filled(folder, n, dim=16, clusters=40):
 def test_the_approximate_engine_tells_its_recall(tmp_path, monkeypatch):
     pytest.importorskip("lancedb", reason="the extra `search` is not installed")
     monkeypatch.setattr(lance, "LEAST", 1000)
+    monkeypatch.setattr(recall.sampled, "__defaults__", (0, 40))
     table = filled(tmp_path, 3000)
     result = omma.index(vectors=table, out=tmp_path / "i", engine="lancedb")
     assert result.recall.value >= 0.9

@@ -58,7 +58,7 @@ def search(
 
     query: an image (a path, or anything else that `Model.embed` takes), the path of an image in the index, a
     text for a model with a text tower, or a list of these, whose mean is taken. minus: what to avoid,
-    likewise: its mean is subtracted. crop: (x, y, width, height) of the one image that is given, in pixels, or in shares.
+    likewise: its mean is subtracted. crop: (x, y, width, height) of the one image, in pixels or in shares.
     engine: "exact"; "lancedb", about the nearest; "auto": the latter where the index has it, and for
     conditions and texts the exact one. page: an .html to write, with the images that were found.
     where: a condition on the index's columns (docs/search.md). model: where the index's model has moved.
