@@ -153,9 +153,9 @@ def _others(images: Images) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns of a table of the images, but lists and those of names that omma uses; and the split."""
     table: pa.Table | None = getattr(images, "columns", None)
     found: dict[str, pa.Array | pa.ChunkedArray] = {}
-    for name in [] if table is None else table.column_names:
-        if name not in OWN and not name.startswith("_") and not is_nested(table[name].type):
-            found[name] = _as_numbers(table[name])
+    if table is not None:
+        names = [name for name in table.column_names if name not in OWN and not name.startswith("_")]
+        found = {name: _as_numbers(table[name]) for name in names if not is_nested(table[name].type)}
     if images.splits is not None and SPLIT not in found:
         found[SPLIT] = pa.array(images.splits.tolist(), pa.string())
     return found

@@ -84,7 +84,7 @@ def ask(
     if project is not None:
         texts = iter(tower.texts([p for p, k in zip(parts, kinds) if k == "text"]))
         vectors = [next(texts) if v is None else project(v[None])[0] for v in vectors]
-    rows = unit(np.stack(vectors))  # pyright: ignore[reportArgumentType]  # texts have their vectors now
+    rows = unit(np.stack([v for v in vectors if v is not None]))  # texts have their vectors now
     vector = rows[: len(wanted)].mean(0)
     if avoided:
         vector = vector - rows[len(wanted) :].mean(0)

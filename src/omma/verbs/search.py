@@ -76,7 +76,7 @@ def search(
 
     def tower() -> Any:
         given = None if merges is None else text_tokenizer.read_merges(merges)
-        return queries.text_tower(loaded(), model or opened.model.name, given)
+        return queries.text_tower(loaded(), str(opened.model.name if model is None else model), given)
 
     one_of("engine", engine, ENGINES)
     if page is not None:
