@@ -13,6 +13,8 @@ from PIL import Image
 import omma
 from omma import backbones, cli, weights
 from omma.core.protocols import Preprocess
+from omma.curation import copied
+from omma.curation.duplicates import rule
 from omma.curation.findings import KINDS
 from omma.data.sources.collection import ArrayImages, open_images
 
@@ -20,6 +22,13 @@ CPU = {"device": "cpu", "precision": "fp32"}
 PREPROCESS = Preprocess(
     size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
 )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few pairs and copies to calibrate the search for duplicates on: its own tests are elsewhere."""
+    monkeypatch.setattr(rule, "RANDOM", 40)
+    monkeypatch.setattr(copied, "MADE", 1)
 
 
 @pytest.fixture(scope="module")
