@@ -223,12 +223,27 @@ def focused(maps: np.ndarray, most: int) -> list[int]:
 
 def _overlay(base: Image.Image, weights: np.ndarray) -> Image.Image:
     weights = np.nan_to_num(weights, posinf=0.0, neginf=0.0).clip(0)
-    top = max(float(weights.max()), 2 * float(weights.mean()), 1e-12)
+    return overlay(base, weights, max(float(weights.max()), 2 * float(weights.mean())))
+
+
+def overlay(base: Image.Image, weights: np.ndarray, top: float) -> Image.Image:
+    """A map [gh, gw] of finite values in colours from 0 to `top`, over the picture in grey."""
+    top = max(top, 1e-12)
     small = Image.fromarray((weights / top).astype(np.float32))
     heat = np.asarray(small.resize(base.size, Image.Resampling.BICUBIC), dtype=np.float64).clip(0, 1)
     grey = np.asarray(base.convert("L"), dtype=np.float64)[..., None]
     mixed = 0.4 * grey + 0.6 * inferno(heat)
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def with_scale(picture: Image.Image) -> Image.Image:
+    """The picture above a bar with the map's colours, from 0 at left to the largest at right."""
+    gap, thick = 3, max(5, picture.height // 24)
+    bar = inferno(np.linspace(0, 1, picture.width))[None].repeat(thick, 0).round().astype(np.uint8)
+    whole = Image.new("RGB", (picture.width, picture.height + gap + thick), "white")
+    whole.paste(picture)
+    whole.paste(Image.fromarray(bar), (0, picture.height + gap))
+    return whole
 
 
 def _outlined(base: Image.Image, boxes: np.ndarray) -> Image.Image:
