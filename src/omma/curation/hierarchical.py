@@ -5,8 +5,8 @@ more evenly over what there is, and a selection that gives each cluster of each 
 as it has points, is balanced over concepts rather than over images.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from omma.features.vectors import ArrayVectors, Vectors
 
 NEAREST = 10  # rows of each cluster that are clustered again, at the most
 FEW = 2**17  # rows x clusters up to which k-means ...
-RESTARTS = 10  # ... is run so many times, and the best kept
+RESTARTS = 3  # ... is run so many times, and the best kept
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Hierarchy:
 
 
 def default_levels(n: int) -> tuple[int, ...]:
-    """Clusters of each level for n rows, the finest first: 10 sqrt(n), or a fifth of n; then a tenth each.
+    """Clusters of each level for n rows, the finest first: 10 sqrt(n), or a tenth of n; then a tenth each.
 
-    Down to the last level of at least 10. 1,000 rows: 200, 20; a million: 10,000, 1,000, 100, 10.
+    Down to the last level of at least 10. 1,000 rows: 100, 10; a million: 10,000, 1,000, 100, 10.
     """
-    levels = [max(1, min(n // 5, round(10 * n**0.5)))]
+    levels = [max(1, min(n // 10, round(10 * n**0.5)))]
     while levels[-1] >= 100:
         levels.append(levels[-1] // 10)
     return tuple(levels)
@@ -74,15 +74,18 @@ def build(
             options: Any = {"seed": seed + 100 * number, "iterations": iterations, "device": device}
             level = _clustered(below, k, parts=parts, name=f"{name}-start", **options)
             level = _resampled(below, level, repeats, parts, name, **options)
-            saved = {"centroids": level.centroids, "assignment": level.assignment}
-            parts.save(name, distances=level.distances, **saved)
-            for part in ("start", "round"):
-                parts.remove(f"{name}-{part}")
+            parts.save(name, **asdict(level))
         else:
-            level = Clusters(saved["centroids"], saved["assignment"], saved["distances"])
+            level = _level(saved)
+        for part in ("start", "round"):
+            parts.remove(f"{name}-{part}")
         made.append(level)
         below = ArrayVectors(level.centroids)
     return Hierarchy(tuple(made))
+
+
+def _level(saved: Mapping[str, np.ndarray]) -> Clusters:
+    return Clusters(saved["centroids"], saved["assignment"], saved["distances"])
 
 
 def check_levels(levels: Sequence[int], n: int) -> None:
@@ -106,13 +109,13 @@ def _resampled(
 ) -> Clusters:
     done = 0
     if (saved := parts.load(f"{name}-round")) is not None:
-        level, done = assign(vectors, saved["centroids"], options["device"]), int(saved["done"])
+        level, done = _level(saved), int(saved["done"])
     size = int(np.clip(len(vectors) // (2 * len(level.centroids)), 2, NEAREST))
     for number in range(done, rounds):
         few = ArrayVectors(vectors.take(np.sort(nearest_rows(level, size))))
         again = _clustered(few, len(level.centroids), seed=seed + number + 1, **options)
         level = assign(vectors, again.centroids, options["device"])
-        parts.save(f"{name}-round", centroids=level.centroids, done=np.array(number + 1))
+        parts.save(f"{name}-round", done=np.array(number + 1), **asdict(level))
     return level
 
 

@@ -141,7 +141,7 @@ def effective_classes(pool: Pool, rows: Int[np.ndarray, "m"] | None = None) -> t
     counts = labels.drop_null().value_counts().field("counts").to_numpy().astype(np.float64)
     if not len(counts):
         return None
-    share: Float[np.ndarray, k] = counts / counts.sum()
+    share = counts / counts.sum()
     return float(np.exp(-(share * np.log(share)).sum())), len(counts)
 
 
