@@ -5,8 +5,9 @@ more evenly over what there is, and a selection that gives each cluster of each 
 as it has points, is balanced over concepts rather than over images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from omma.curation.kmeans import CPU, Clusters, assign, best_of, kmeans
 from omma.curation.parts import Forgetful, Parts
 from omma.features.vectors import ArrayVectors, Vectors
 
+StageProgress = Callable[[str, int, int], None]  # a stage, what is done of it, and of how much
 NEAREST = 10  # rows of each cluster that are clustered again, at the most
 FEW = 2**17  # rows x clusters up to which k-means ...
 RESTARTS = 3  # ... is run so many times, and the best kept
+
+
+def silent(stage: str, done: int = 0, total: int = 0) -> None:
+    """Progress that nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,10 @@ def build(
     *,
     seed: int = 0,
     rounds: Sequence[int] | None = None,
-    iterations: int = 20,
+    iterations: int = 10,
     device: torch.device = CPU,
     parts: Parts | None = None,
+    progress: StageProgress = silent,
 ) -> Hierarchy:
     """k-means at each level, followed by rounds of resampling [Vo 2024, algorithm 1].
 
@@ -71,7 +78,13 @@ def build(
     for number, (k, repeats) in enumerate(zip(levels, rounds, strict=True), start=1):
         name = f"level-{number}"
         if (saved := parts.load(name)) is None:
-            options: Any = {"seed": seed + 100 * number, "iterations": iterations, "device": device}
+            tell = partial(progress, f"clustering level {number} of {len(levels)}")
+            options: Any = {
+                "tell": tell,
+                "seed": seed + 100 * number,
+                "iterations": iterations,
+                "device": device,
+            }
             level = _clustered(below, k, parts=parts, name=f"{name}-start", **options)
             level = _resampled(below, level, repeats, parts, name, **options)
             parts.save(name, **asdict(level))
