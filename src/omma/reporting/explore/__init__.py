@@ -1,0 +1,1 @@
+"""A collection as a map: coordinates, clusters, findings, thumbnails, and the page that shows them."""
