@@ -11,6 +11,7 @@ from rich.text import Text
 from omma.cli import early
 from omma.cli.shared import (
     As_,
+    Column_,
     File_,
     Images_,
     LabelDepth,
@@ -166,26 +167,32 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
     return 0
 
 
-def report(run: Run_, images: Images_, seed: int = 0, label_depth: LabelDepth = None) -> int:
+def report(
+    run: Run_, images: Images_, domains: Column_ = None, seed: int = 0, label_depth: LabelDepth = None
+) -> int:
     """Write a run's report again, with pictures of the given images.
 
     Args:
         run: Folder of a finished run.
         images: Images, in any form that pretrain accepts.
+        domains: Column of the images' table, such as domain: how well do the labels of each of its values
+            classify the images of each other?
         seed: Seed of the choice of pictures.
         label_depth: As for evaluate.
     """
     early.model(run)
     early.images(images)
-    _write_report(run, images, seed, label_depth, f"reading {images} ...")
+    _write_report(run, images, seed, label_depth, f"reading {images} ...", domains)
     return 0
 
 
-def _write_report(run: str, images: str, seed: int, label_depth: LabelDepth, first: str) -> None:
+def _write_report(
+    run: str, images: str, seed: int, label_depth: LabelDepth, first: str, domains: str | None = None
+) -> None:
     with Stages(first) as stages:
         from omma.verbs.report import report as verb
 
-        page = verb(run, images, seed=seed, label_depth=label_depth, progress=stages)
+        page = verb(run, images, seed=seed, label_depth=label_depth, domains=domains, progress=stages)
     say(str(page), "report")
 
 

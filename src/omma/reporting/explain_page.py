@@ -25,14 +25,6 @@ def write_page(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the page, atomically. images: in [0, 1], as the network sees them; labels: stand below them."""
-    shown = [
-        tile(image, (np.zeros(3), np.ones(3))) if image.shape[-1] == 3 else tile(image) for image in images
-    ]
-    bases = [
-        Cell(picture, labels[i] if labels else "", path=paths[i] if paths else "")
-        for i, picture in enumerate(shown)
-    ]
-    found = [each for each in explanations if each.shows]
     text = html.page(
         title=title,
         verdicts=[
@@ -41,10 +33,29 @@ def write_page(
             for j in each.judged
         ],
         facts=facts,
-        sections=[Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found],
+        sections=sections(explanations, images, labels=labels, paths=paths),
         notes=[*notes, *(note for each in explanations for note in each.notes)],
     )
     return html.write(path, text)
+
+
+def sections(
+    explanations: Sequence[Explanation],
+    images: Float[np.ndarray, "n h w c"],
+    *,
+    labels: Sequence[str] = (),
+    paths: Sequence[str] = (),
+) -> list[Section]:
+    """A section of a page for each explanation that shows anything; images, labels: as for `write_page`."""
+    shown = [
+        tile(image, (np.zeros(3), np.ones(3))) if image.shape[-1] == 3 else tile(image) for image in images
+    ]
+    bases = [
+        Cell(picture, labels[i] if labels else "", path=paths[i] if paths else "")
+        for i, picture in enumerate(shown)
+    ]
+    found = [each for each in explanations if each.shows]
+    return [Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found]
 
 
 def _drawn(shows: Rows | Figures | Curves, bases: Sequence[Cell]) -> Shown:
