@@ -49,8 +49,8 @@ def explain(
         out: The page to write.
         what: attention, rollout, occlusion, gradcam, gradients (integrated), pca (patch features as colours),
             parts; by default those that the model can have, but gradients (docs/explain.md).
-        class_name: Class that is explained, of the model's classifier, or words for its text tower; by default
-            each image's likeliest, or without classifier its likeness to itself.
+        class_name: Class that is explained, of the model's classifier, or words for its text tower; by
+            default each image's likeliest, or without classifier its likeness to itself.
         layers: Layers whose attention is drawn, from 0, or from -1 for the last.
         heads: Heads that are drawn; by default the most focused ones.
         test: sanity: do maps change when weights are made random? insertion: does the score follow the map?

@@ -121,7 +121,7 @@ def reduced(image: Num[np.ndarray, "h w c"], side: int = SIDE) -> Float[np.ndarr
 
 
 def sharpness(image: Float[np.ndarray, "h w c"]) -> float:
-    """The 99th percentile of the Laplacian's magnitude, by the deviation of the values; 0 for a constant image.
+    """The 99th percentile of the Laplacian's magnitude, by the values' deviation; 0 for a constant image.
 
     Of the mean over channels. The percentile in place of the variance [Pech-Pacheco 2000] asks whether
     anything is in focus, so that a sharp bird before a smooth sky is sharp, and the quotient makes it a
@@ -137,8 +137,8 @@ def sharpness(image: Float[np.ndarray, "h w c"]) -> float:
 
 
 # ---------------------------------------------------------------- judge
-def judge(found: Measures, images: Images) -> Judged:
-    """The faults of the images that were measured; with fewer than FEW of them, only broken and blank ones."""
+def judge(found: Measures) -> Judged:
+    """The faults of the images that were measured; of fewer than FEW, only broken and blank ones."""
     findings = [
         Finding(row, "inaccessible" if Inaccessible.is_reason(reason) else "broken", 1.0, reason)
         for row, reason in found.bad
@@ -152,8 +152,8 @@ def judge(found: Measures, images: Images) -> Judged:
     limit = max(CONSTANT, min(BLANK, BLANK_SHARE * usual))
     blank = contrast <= limit
     thresholds["blank"] = (
-        f"values deviate by at most {limit:.2%} of their range (the smaller of {BLANK:.0%} and a tenth of the "
-        f"median, {usual:.1%})"
+        f"values deviate by at most {limit:.2%} of their range (the smaller of {BLANK:.0%} and a tenth of "
+        f"the median, {usual:.1%})"
     )
     for k in np.flatnonzero(blank):
         detail = f"its values deviate by {contrast[k]:.2%} of the collection's range"
@@ -200,8 +200,8 @@ def _blurred(found: Measures, contrast: np.ndarray) -> list[_Fault]:
         blur[seen] = deviations(-logs[seen], 0.1)
     usual = float(np.exp(np.median(logs[seen]))) if seen.any() else 0.0
     how = (
-        f"sharpness (99th percentile of the Laplacian by the image's deviation, at {SIDE} px) below {BLURRED}, "
-        f"and {CUT} robust deviations of its logarithm below the collection's median, {usual:.2f}"
+        f"sharpness (99th percentile of the Laplacian by the image's deviation, at {SIDE} px) below "
+        f"{BLURRED}, and {CUT} robust deviations of its logarithm below the collection's median, {usual:.2f}"
     )
     flagged = (values < BLURRED) & (blur > CUT)
     return [
@@ -218,8 +218,9 @@ def _sizes(found: Measures) -> list[_Fault]:
     odd_shape = (elongation - median_shape > np.log(ELONGATED)) & (by_shape > CUT)
     side = float(np.exp(median_area / 2))
     how = (
-        f"{AREA:.0f} times more or fewer pixels than the median ({side:,.0f} squared), or {ELONGATED:.0f} "
-        f"times as elongated as the median ({np.exp(median_shape):.2f} to 1), and {CUT} robust deviations away"
+        f"{AREA:.0f} times more or fewer pixels than the median ({side:,.0f} squared), or "
+        f"{ELONGATED:.0f} times as elongated as the median ({np.exp(median_shape):.2f} to 1), and {CUT} "
+        "robust deviations away"
     )
 
     def text(k: int) -> str:

@@ -100,7 +100,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture [h, w, c] in [0, 1] (NaN: grey) as it is. mark: right, wrong or neither; path: its file."""
+    """A picture [h, w, c] in [0, 1]; NaN is grey. mark: right, wrong or neither; path: of its file."""
 
     values: Float[np.ndarray, "h w c"]
     text: str = ""
@@ -147,8 +147,8 @@ class Explanation:
     """What a kind has found: a section of the page, and the numbers behind it.
 
     caption: what is shown, how to read it, and what it cannot show. arrays: for Python, under names that
-    begin with the kind's: "attention" [n, gh, gw]. notes: what the reader must know of this model or these
-    images.
+    begin with the kind's: "attention" [n, gh, gw]. notes: what the reader must know of this model and
+    these images.
     """
 
     title: str

@@ -18,7 +18,7 @@ class Components(NamedTuple):
     colours: Float[np.ndarray, "n gh gw 3"]  # in [0, 1]; NaN in the background
     first: Float[
         np.ndarray, "n gh gw"
-    ]  # the first stage's component, foreground above 0; NaN as in the input
+    ]  # the first stage's component, foreground above 0; NaN for bad patches
     explained: Float[np.ndarray, "3"]  # shares of the foreground's variance
     border: float  # share of the border's patches that are foreground
     inside: float  # share of the others that are

@@ -1,5 +1,6 @@
-"""Does a map depend on what the network has learned? Randomise it layer by layer [Adebayo 2018, 1810.03292]."""
+"""Does a map depend on what was learned? Randomise the network by layers [Adebayo 2018, 1810.03292]."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -114,8 +115,6 @@ def by_stage(encoder: Backbone) -> list[list[str]]:
 
 
 def _copy(encoder: Backbone, state: Mapping[str, Tensor]) -> Backbone:
-    import copy
-
     other = copy.deepcopy(encoder)
     other.load_state_dict(dict(state))
     return other.eval()
@@ -147,9 +146,9 @@ def test(kinds: Sequence[Kind], subject: Subject) -> tuple[Explanation, dict[str
         rows.append((kind.name, *(f"{x:.2f}" for x in found.likeness[kind.name].mean(1))))
     caption = (
         "Each map compared with that of the same network whose layers are made random one after the other, "
-        f"from the classifier down [Adebayo 2018]: mean rank correlation over {len(subject.pixels)} images. A "
-        f"map that stays the same does not show what was learned; below {LIMIT} with all weights random, it "
-        "passes."
+        f"from the classifier down [Adebayo 2018]: mean rank correlation over {len(subject.pixels)} images. "
+        f"A map that stays the same does not show what was learned; below {LIMIT} with all weights random, "
+        "it passes."
     )
     shows = (
         Curves("Rank correlation with the trained network's maps, by stages made random", lines),

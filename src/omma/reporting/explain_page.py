@@ -47,12 +47,9 @@ def sections(
     paths: Sequence[str] = (),
 ) -> list[Section]:
     """A section of a page for each explanation that shows anything; images, labels: as for `write_page`."""
-    shown = [
-        tile(image, (np.zeros(3), np.ones(3))) if image.shape[-1] == 3 else tile(image) for image in images
-    ]
     bases = [
-        Cell(picture, labels[i] if labels else "", path=paths[i] if paths else "")
-        for i, picture in enumerate(shown)
+        Cell(tile(image, _unit(image)), labels[i] if labels else "", path=paths[i] if paths else "")
+        for i, image in enumerate(images)
     ]
     found = [each for each in explanations if each.shows]
     return [Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found]

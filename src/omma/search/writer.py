@@ -44,7 +44,7 @@ class Writer:
         segments = self._with_dead(np.asarray(gone, np.int64))
         added = [self._written(part) for table in tables for part in _parts(table)]
         manifest = self.manifest.with_segments((*segments, *added))
-        if manifest != self.manifest or not manifests.exists(self.folder):
+        if manifest.segments != self.manifest.segments:
             manifest.write(self.folder)
             self.manifest = manifest
             self._remove_unnamed()
@@ -137,6 +137,9 @@ def writing(folder: str | Path, manifest: Manifest) -> Iterator[Writer]:
             yield writer
     except Timeout:
         raise ValueError(f"{folder} is being written by another process: wait for it") from None
+    finally:
+        if not manifests.exists(folder) and {file.name for file in folder.iterdir()} <= {".lock"}:
+            files.remove(folder)  # nothing was committed
 
 
 def _is_ours(name: str) -> bool:

@@ -205,7 +205,8 @@ async def _unknown(request: Request, error: Any) -> Response:
     if error.status_code == 404:
         why = f"no such path: {shown(request.url.path)[:100]}; GET /docs lists those that there are"
     elif error.status_code == 405:
-        why = f"{shown(request.method)[:20]} is not for {request.url.path}: use {headers.get('Allow', 'another')}"
+        method, allowed = shown(request.method)[:20], headers.get("Allow", "another")
+        why = f"{method} is not for {request.url.path}: use {allowed}"
     else:
         why = shown(str(error.detail))
     return JSONResponse({"error": why}, error.status_code, headers)

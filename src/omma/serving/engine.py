@@ -64,7 +64,10 @@ class _Uploaded:
 
 
 def network_input(data: bytes, preprocess: Preprocess, pixels: int) -> Float[Tensor, "c s s"]:
-    """The network's input for the bytes of one file. Raises BadImage, before decoding if it claims more pixels."""
+    """The network's input for the bytes of one file.
+
+    Raises BadImage; before decoding if the file claims more pixels than these.
+    """
     with at_most(pixels):
         tensor, _, bad = load_batch(_Uploaded(data, preprocess, pixels), np.zeros(1, int), preprocess)
     if bad:
@@ -139,13 +142,22 @@ class Engine:
         return [Answer(vector, row) for vector, row in zip(vectors, rows)][: len(images)]
 
     def _forward(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        """Vectors and probabilities, as `features.extract.stream` computes them."""
+        """Vectors and probabilities, as `features.extract.stream` computes them.
+
+        The classifier, whose products are small, always sees as many rows as a command's batch has.
+        """
         with torch.inference_mode():
             features = self.network(to_device(batch, self.device, self.precision))
             vectors = features.pooled.float().cpu().numpy()
             if self.classifier is None:
                 return vectors, None
-            return vectors, self.classifier(features).float().cpu().numpy()
+            rows = batch_size(self.model.preprocess, self.device) - len(batch)
+            pooled, prefix = (
+                x if x is None or rows <= 0 else torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
+                for x in (features.pooled, features.prefix)
+            )
+            probabilities = self.classifier.probabilities(self.classifier.logits(pooled, prefix))
+            return vectors, probabilities[: len(batch)].float().cpu().numpy()
 
     def _steady_sizes(self, whole: int, most: int) -> tuple[int, ...]:
         """Powers of two, and `most`, whose batches give the bits of one of `whole` images, as commands use.

@@ -26,7 +26,8 @@ class Limits:
                 raise ValueError(f"{field.name}={value}: must be positive")
         if self.images > self.queue:
             raise ValueError(
-                f"images={self.images} a request: the queue holds {self.queue}; choose fewer, or a longer queue"
+                f"images={self.images} a request: the queue holds {self.queue}; "
+                "choose fewer, or a longer queue"
             )
 
     @property

@@ -92,8 +92,8 @@ def document(limits: Limits) -> dict[str, Any]:
             "title": "omma serve",
             "version": omma_version(),
             "description": f"Images in, answers out. A request holds at most {limits.images} images of "
-            f"{limits.image_bytes:,} bytes and {limits.pixels:,} pixels each, {limits.request_bytes:,} bytes in "
-            f"all. An answer comes within {limits.seconds:g} s. There is no login.",
+            f"{limits.image_bytes:,} bytes and {limits.pixels:,} pixels each, {limits.request_bytes:,} bytes "
+            f"in all. An answer comes within {limits.seconds:g} s. There is no login.",
         },
         "paths": {
             "/predict": _post("Class of each image, and how sure", {"top": top}, classes, threshold=number),

@@ -169,7 +169,7 @@ def notes(host: str) -> tuple[str, ...]:
     if is_local(host):
         return ()
     return (
-        f"--host {host}: whoever reaches this machine can use the model, there is no login and no encryption; "
+        f"--host {host}: whoever reaches this machine can use the model, there is no login, no encryption; "
         "put a proxy with both before it",
     )
 

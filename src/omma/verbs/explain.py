@@ -104,11 +104,16 @@ def explain(
 def _facts(name: str, subject: Subject, found: Gathered) -> list[tuple[str, str]]:
     height, width = subject.size
     rows, columns = subject.grid
+    one = subject.class_name is not None or subject.target.own is not None
     cut = subject.model.preprocess.crop_share
     side = round(height / cut)
     return [
         ("Model", f"{name} ({subject.encoder.name})"),
         ("Images", f"{len(found.paths)}"),
+        (
+            "What is explained",
+            f"{subject.target.unit}: {subject.target.names[0] if one else 'likeliest class'}",
+        ),
         ("What the network sees", f"{height} x {width} px: shorter side {side} px, centre cut"),
         ("Patches", f"{rows} x {columns}"),
     ]
