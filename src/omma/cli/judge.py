@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from omma.cli import early
 from omma.cli.shared import (
@@ -20,6 +18,7 @@ from omma.cli.shared import (
     Model_,
     Run_,
     fits,
+    laid_out,
     out,
     say,
     show,
@@ -156,7 +155,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         keep_memory()
         result = verb(model, labelled, json=json, progress=stages, **options)
     say("")
-    show(_table(*result.table()), out)
+    show(laid_out(*result.table()), out)
     say("")
     for line in (*result.answer(), result.protocol, *result.notes):
         say(line)
@@ -209,9 +208,9 @@ def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) ->
 
 def _print_evaluation(evaluation: Any, console: Console = out) -> None:
     heads, rows = evaluation.table()
-    table = _table(heads, rows)
+    table = laid_out(heads, rows)
     if not fits(table, console):  # intervals below the values
-        table = _table(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
+        table = laid_out(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
     say("", console=console)
     show(table, console)
     say("", console=console)
@@ -225,15 +224,6 @@ def _print_detail(detail: Any, console: Console = out) -> None:
         return
     heads, rows = detail.table()
     say(f"\n{detail.title}:", console=console)
-    show(_table(heads, rows), console)
+    show(laid_out(heads, rows), console)
     for line in detail.sentences():
         say(line, console=console)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(heads):
-        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

@@ -109,6 +109,16 @@ def skipped_lines(bad: Sequence[tuple[str, str]], console: Console = out) -> Non
         say(f"... and {len(bad) - 5:,} more", console=console)
 
 
+def laid_out(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is at left, numbers at right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(heads):
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def show(table: Table, console: Console = out) -> None:
     """Print a table, in its full width where the reader's is not known."""
     if not wraps(console):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from omma.inspection.kinds import Curves, Explanation, Figures, Heat, Picture, Rows
+from omma.inspection.kinds import Curves, Explanation, Figures, Heat, Picture, Rows, Subject
 from omma.reporting import html
 from omma.reporting.charts import Series, line_chart
 from omma.reporting.html import Section, Shown, Table, Verdict
@@ -53,6 +53,19 @@ def sections(
     ]
     found = [each for each in explanations if each.shows]
     return [Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found]
+
+
+def facts_of(name: str, subject: Subject) -> list[tuple[str, str]]:
+    """The few that describe what is explained."""
+    height, width = subject.size
+    rows, columns = subject.grid
+    side = round(height / subject.model.preprocess.crop_share)
+    return [
+        ("Model", f"{name} ({subject.encoder.name})"),
+        ("Images", f"{len(subject.pixels)}"),
+        ("What the network sees", f"{height} x {width} px: shorter side {side} px, centre cut"),
+        ("Patches", f"{rows} x {columns}"),
+    ]
 
 
 def _drawn(shows: Rows | Figures | Curves, bases: Sequence[Cell]) -> Shown:
