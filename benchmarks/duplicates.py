@@ -8,8 +8,8 @@ made: the photographs are halved at random for each seed. Thresholds are set on 
 of the other half ten copies each are made (JPEG 10, grey, crops of 10 to 50 %, mirrored, turned, resized);
 recall is the share of (image, copy) found, false positives those among all pairs of different images of that
 half, copies with other images included. Intervals: Wilson, 95 %.
-pairs: the ukbench pictures of imagededup's tests, at thresholds from PHOTOS, beside imagededup's hashes at its
-default of 10 bits. Truth: pictures of one scene are duplicates, also mirrored, resized, turned by 30 degrees.
+pairs: the ukbench pictures of imagededup's tests, at thresholds from PHOTOS, beside imagededup's hashes
+at its default of 10 bits. Truth: pictures of one scene are duplicates, mirrored, resized and turned ones too.
 many: time and memory for hashes and vectors drawn at random.
 """
 
