@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +15,8 @@ from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
 from omma.ops.nearest import Neighbours
-from omma.reporting.explore import analysis, facets, layout as placing, outcome
+from omma.reporting.explore import analysis, facets, outcome
+from omma.reporting.explore import layout as placing
 from omma.reporting.explore.layout import Kind
 from omma.reporting.explore.outcome import Format
 from omma.reporting.explore.page import Content

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from omma.core.protocols import Images
 from omma.data.sources.columns import plain, texts
 from omma.features.table import as_text
-from omma.reporting.explore.analysis import Analysis, labels, captions
+from omma.reporting.explore.analysis import Analysis, captions, labels
 from omma.weights.model import Model
 
 MOST = 200  # values of a column that are classes; of a column with more, each is a text
