@@ -196,7 +196,9 @@ def soak(args: argparse.Namespace, photos: list[bytes]) -> int:
             failures.append(f"{request.kind}: status {status}")
 
     with serving(args.model, "--precision", args.precision, "--body-seconds", "15", *args.option) as server:
-        attacks = Attacks(server.host, server.port, photos, args.seed)
+        facts = json.loads(server.get("/model"))
+        maps = [name for name in facts["maps"] if name != "occlusion"]  # it takes hundreds of forward passes
+        attacks = Attacks((server.host, server.port), photos, args.seed, facts["index"] is not None, maps)
         canary = as_request([photos[0]], "/embed?format=npy"), 1
         first, threads = None, list[threading.Thread]()
         start = time.monotonic()

@@ -23,7 +23,7 @@ def test_a_bright_square_is_found():
 
 
 def test_the_fall_is_that_of_the_hidden_brightness():
-    """A window of 4 px that lies in the square takes 16 of its pixels, of value 2, out of a mean over 1,024."""
+    """A window of 4 px that lies in the square takes 16 of its pixels, of value 2, out of 1,024."""
     images = torch.zeros(1, 3, 32, 32)
     images[:, :, 8:24, 8:24] = 2.0
     found = occlusion.occlusion(bright(images))

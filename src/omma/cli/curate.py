@@ -1,6 +1,5 @@
 """`omma curate`: choose which images of a pool to keep or to label."""
 
-from functools import partial
 from typing import Annotated
 
 import tyro
@@ -94,7 +93,7 @@ def curate(
             exclude=exclude, labelled=labelled, levels=numbers, similarity=similarity,
             exclude_similarity=exclude_similarity, copy=copy, page=page, work=work,
             architecture=architecture, allow_partial=allow_partial, label_depth=label_depth, device=device,
-            precision=precision, seed=seed, progress=partial(stages, "embedding"),
+            precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     for note in result.notes:
         say(note)

@@ -1,5 +1,6 @@
 """`omma explore`: a collection as a map in the browser."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -8,6 +9,7 @@ from omma.cli import early
 from omma.cli.shared import As_, Images_, LabelDepth, Model_, Size_, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.core.words import count
+from omma.reporting.explore.target import checked
 
 Title_ = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 
@@ -57,6 +59,7 @@ def explore(
     """
     early.model(model)
     early.images(images)
+    checked(Path(out), format, thumbnails)
     with Stages(f"reading {images} ...") as stages:
         from omma.core.device import keep_memory, share_cores
         from omma.verbs.explore import explore as verb

@@ -230,6 +230,11 @@ def _sizes(found: Measures) -> list[_Fault]:
     return [("odd-sized", worst, odd_area | odd_shape, text, how)]
 
 
+def contrasts(found: Measures) -> Float[np.ndarray, "n"]:
+    """The largest channel's deviation in each image, as a share of the range of values, 0 to 1 and above."""
+    return _scaled(found)[2]
+
+
 def _scaled(found: Measures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The percentiles, means over channels, and the largest channel's deviation, as shares of the range [n].
 

@@ -5,7 +5,7 @@ first row is kept. Above 100,000 rows neighbours are sought within clusters, as 
 [Abbas 2023, arXiv 2303.09540]: all pairs would take days.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,19 +62,22 @@ def without_repeats(
     device: torch.device = CPU,
     parts: Parts | None = None,
     exact: int = EXACT,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Kept:
     """The rows that stay if of rows whose inner product exceeds `similarity` one is kept; of unit vectors.
 
     parts: the result is saved there under "repeats". exact: rows up to which all pairs are compared.
+    tell: rows looked at, and in all.
     """
     parts = parts or Forgetful()
     if (saved := parts.load("repeats")) is None:
         groups = _all(len(vectors)) if len(vectors) <= exact else _clusters(vectors, seed, device, parts)
-        keep, largest = np.zeros(len(vectors), bool), 1
+        keep, largest, done = np.zeros(len(vectors), bool), 1, 0
         for rows in groups:
             first, size = _first_of_each(vectors.take(rows), similarity)
             keep[rows[first]] = True
-            largest = max(largest, size)
+            largest, done = max(largest, size), done + len(rows)
+            tell(done, len(vectors))
         saved = {"rows": np.flatnonzero(keep), "largest": np.array(largest)}
         parts.save("repeats", **saved)
         parts.remove("repeats-clusters")

@@ -15,6 +15,7 @@ from omma.inspection.kinds import Curves, Explanation, Figures, Judged, Kind, Su
 from omma.weights import Model
 
 LIMIT = 0.3  # a map that resembles that of a random network more than this does not show what was learned
+UNLIKE = 7_919  # added to the seed
 STAGES = 6  # of the network, at most; each needs all maps again
 
 
@@ -68,7 +69,8 @@ def randomised(model: Model, seed: int, stages: int = STAGES) -> Iterator[tuple[
     are reset with their layers.
     """
     first = next(model.encoder.parameters())
-    fresh = model.untrained(seed).encoder.to(first.device, first.dtype).state_dict()
+    # not the seed itself, which may be that of the training, whose first weights some layers may still have
+    fresh = model.untrained(seed + UNLIKE).encoder.to(first.device, first.dtype).state_dict()
     state = {name: x.clone() for name, x in model.encoder.state_dict().items()}
     extras = model.extras
     if model.classifier is not None:

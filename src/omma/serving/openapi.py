@@ -85,6 +85,15 @@ def document(limits: Limits) -> dict[str, Any]:
         "classes": {"type": "array", "items": text, "description": "Where an image may have several labels"},
         "probabilities": {"type": "array", "items": number},
     }  # fmt: skip
+    k = {"type": "integer", "minimum": 1, "default": 10, "description": "Neighbours an image"}
+    where = {"type": "string", "description": "Condition on the index's columns, such as label = 'cat'"}
+    near = {"type": "array", "description": "Nearest first: the index's columns, and the cosine similarity",
+            "items": _object({"path": text, "label": text, "similarity": number})}  # fmt: skip
+    kind = {"type": "string", "description": "Kind of map; GET /model lists those of this model"}
+    maps = {"type": "string", "enum": ["json", "npy", "png"], "default": "json",
+            "description": "npy: float32 [images, height, width]; png: a picture, of one image"}  # fmt: skip
+    one = {"type": "string", "description": "Class that is explained; by default the likeliest"}
+    heat = {"map": {"type": "array", "items": {"type": "array", "items": number}}}
     vector = {"vector": {"type": "array", "items": number}}
     return {
         "openapi": "3.1.0",
@@ -99,6 +108,13 @@ def document(limits: Limits) -> dict[str, Any]:
             "/predict": _post("Class of each image, and how sure", {"top": top}, classes, threshold=number),
             "/embed": _post(
                 "Feature vector of each image", {"format": form}, vector, dim={"type": "integer"}
+            ),
+            "/search": _post("Nearest images of the index", {"k": k, "where": where}, {"neighbours": near}),
+            "/explain": _post(
+                "How much each pixel matters to the answer",
+                {"what": kind, "format": maps, "class": one},
+                heat,
+                what=text,
             ),
             "/model": _get("What is served: model, classes, precision"),
             "/health": _get("200 when ready, 503 when the server is ending"),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import sys
@@ -177,6 +178,7 @@ def notes(host: str) -> tuple[str, ...]:
 def limited(app: ASGIApp, limits: Limits, draining: Callable[[], None] = lambda: None) -> Server:
     """A server of the application with these limits; `draining` is called when a signal ends it."""
     protocol = type("LimitedConnection", (Connection,), {"limits": limits})
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its clients' mistakes would fill the log
     config = uvicorn.Config(
         app,
         http=protocol,

@@ -15,6 +15,8 @@ from omma.serving.batching import Batcher
 from omma.serving.bodies import Held, Upload
 from omma.serving.engine import Answer, Engine, network_input
 from omma.serving.limits import Limits
+from omma.serving.lookup import Lookup
+from omma.serving.maps import Maps
 from omma.serving.metrics import Metrics
 from omma.serving.refusals import Refused, busy, shown
 
@@ -24,8 +26,15 @@ DECODERS = 8  # threads at most: each may take some hundred megabytes for a larg
 class Service:
     """Answers requests; every one that is accepted gets an answer, or a refusal that says why not."""
 
-    def __init__(self, engine: Engine, limits: Limits, wait: float) -> None:
-        self.engine, self.limits = engine, limits
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        wait: float = 0.005,
+        lookup: Lookup | None = None,
+        maps: Maps | None = None,
+    ) -> None:
+        self.engine, self.limits, self.lookup, self.maps = engine, limits, lookup, maps
         self.metrics, self.held = Metrics(), Held(limits.held_bytes)
         self.waiting = 0  # images accepted and not answered
         self.draining = False  # no longer ready: the server is about to end
@@ -82,6 +91,10 @@ class Service:
     async def call(self, function: Callable[[], Any]) -> Any:
         """What the function returns, which runs on the model's thread."""
         return (await self._in_time([self.batcher.call(function)]))[0]
+
+    async def aside(self, function: Callable[[], Any]) -> Any:
+        """What the function returns, which runs beside the model."""
+        return (await self._in_time([self.decoders.submit(function)]))[0]
 
     # ---------------------------------------------------------------- inside
     async def _in_time(self, futures: Sequence[Future[Any]], errors: bool = False) -> list[Any]:

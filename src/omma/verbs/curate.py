@@ -1,6 +1,6 @@
 """`omma curate`: which images of a pool to keep, to train on or to label, as a list that pretrain takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.curation import parts, pool, selection
+from omma.curation.hierarchical import StageProgress, silent
 from omma.curation.pool import Embedder
 from omma.curation.selection import EXCLUDED, Options
 from omma.curation.strategies import STRATEGIES, UNSURE
@@ -64,7 +65,7 @@ def curate(
     architecture: str | None = None,
     allow_partial: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress = silent,
 ) -> Curated:
     """Choose `size` of the pool's images and write a list of them: .csv, .parquet or .jsonl.
 

@@ -70,6 +70,8 @@ def explain(
     """
     if out is not None:
         outputs.check_file(out)
+    if most < 1:
+        raise ValueError(f"--most {most}: must be at least 1")
     registry.check(tuple(what))
     checks.known(tuple(test))
     where = devices.pick_device(device)

@@ -18,8 +18,8 @@ from omma.ops.nearest import Neighbours
 from omma.reporting.explore import analysis, facets, outcome
 from omma.reporting.explore import layout as placing
 from omma.reporting.explore.layout import Kind
-from omma.reporting.explore.outcome import Format
 from omma.reporting.explore.page import Content
+from omma.reporting.explore.target import Format, checked
 from omma.weights import Model
 from omma.weights.vectors import vectors_of
 
@@ -73,7 +73,7 @@ def explore(
     default as many as a page of 30 MB, or a folder of 250 MB, has room for. progress: stage, images done, in
     all. Others: as for evaluate. Raises ValueError for options out of range and where no image can be read.
     """
-    target = outcome.checked(Path(out), format, thumbnails)
+    target = checked(Path(out), format, thumbnails)
     placing.check(layout)
     where = devices.pick_device(device)
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
@@ -93,9 +93,13 @@ def explore(
     )
     skipped = (*getattr(opened, "skipped", ()), *bad)
     notes = (*loaded.provenance.get("loaded", ()), *input_notes(opened, loaded.preprocess), found.layout.note)
-    known = [*facets.of_collection(shown), *facets.of_analysis(found), *facets.of_model(loaded, features.vectors)]
+    known = facets.joined(
+        facets.of_collection(shown), facets.of_analysis(found), facets.of_model(loaded, features.vectors)
+    )
     content = Content(title or _title(opened), known, notes, skipped)
-    size = outcome.write(target, shown, features.vectors, found, content, lambda done, total: tell("drawing", done, total))
+    size = outcome.write(
+        target, shown, features.vectors, found, content, lambda done, total: tell("drawing", done, total)
+    )
     return Explored(
         path=target.out,
         bytes=size,

@@ -14,7 +14,41 @@ MOST = 24  # clusters where their number is not given
 LARGE = 50_000  # images above which k-means reads mini-batches
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = frozenset(
-    ["the", "and", "with", "are", "his", "her", "their", "its", "two", "three", "for", "from", "that", "this", "into", "over", "while", "who", "has", "one", "near", "onto", "some", "there", "other", "others", "very", "all", "her", "him", "them", "they", "she"]
+    [
+        "the",
+        "and",
+        "with",
+        "are",
+        "his",
+        "her",
+        "their",
+        "its",
+        "two",
+        "three",
+        "for",
+        "from",
+        "that",
+        "this",
+        "into",
+        "over",
+        "while",
+        "who",
+        "has",
+        "one",
+        "near",
+        "onto",
+        "some",
+        "there",
+        "other",
+        "others",
+        "very",
+        "all",
+        "her",
+        "him",
+        "them",
+        "they",
+        "she",
+    ]
 )
 
 

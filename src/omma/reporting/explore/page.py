@@ -30,11 +30,11 @@ from omma.reporting.explore.sprite import Progress
 
 BUDGET = 30_000_000  # bytes of the page that holds everything
 FOLDER_BUDGET = 250_000_000  # bytes of the thumbnails beside a page
-SCRIPTS = ("data", "colours", "view", "points", "pictures", "map", "panels", "lists", "main")
-# Six colours and grey that stay apart for readers of any colour vision (test_explore.py measures it), on white
+SCRIPTS = ("data", "colours", "view", "points", "pictures", "map", "gestures", "panels", "lists", "main")
+# Colours that, with grey, stay apart for readers of any colour vision (test_explore.py measures it), on white
 # and on black; further classes have the same colours in other shapes.
-LIGHT = ("#0072b2", "#e08a00", "#009e73", "#c0397f", "#56b4e9", "#6b4c1e", "#9a86e0")
-DARK = ("#4a9fe0", "#f0a93b", "#2fc095", "#f06ba8", "#a5daf7", "#a9824a", "#a99af5")
+LIGHT = ("#1d4f9c", "#e08a00", "#219059", "#a1296c", "#31bde7", "#4a5810", "#858dff")
+DARK = ("#61adc6", "#f0a93b", "#05eea8", "#ff48a4", "#a8e3ff", "#a9824a", "#b5a1f8")
 TITLE = 200  # characters of a title
 
 
@@ -209,7 +209,9 @@ def _json(facts: dict[str, Any]) -> str:
 def _document(title: str, sources: str) -> tuple[str, str]:
     """The page before and after its data, without the scripts; sources: the policy on pictures."""
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in _scripts())
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)  # the page's own scripts, and none that came with a name
+    allowed = " ".join(
+        f"'sha256-{h}'" for h in hashes
+    )  # the page's own scripts, and none that came with a name
     policy = (
         f"{sources}; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
@@ -232,5 +234,3 @@ def _scripts() -> Iterator[str]:
 def _asset(name: str) -> str:
     text = resources.files("omma.reporting.explore").joinpath("assets", name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")
-
-

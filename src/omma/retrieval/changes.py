@@ -19,8 +19,8 @@ from omma.core.protocols import BadImage, Images
 from omma.data.sources import label_sets
 from omma.data.sources.columns import is_nested
 from omma.features.table import as_text
-from omma.search.manifest import HASH, LABEL, OWN, PATH, SIZE, TIME
-from omma.search.store import Index
+from omma.retrieval.manifest import HASH, LABEL, OWN, PATH, SIZE, TIME
+from omma.retrieval.store import Index
 
 SETTLED = 2 * 10**9  # ns that a file must be unchanged before its time can tell that it is the same
 THREADS = 8  # files hashed at a time
