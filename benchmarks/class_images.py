@@ -28,7 +28,8 @@ AT_A_TIME = 5  # pictures that are learned together
 def surest(model: weights.Model, labelled: str, names: list[str]) -> dict[str, float]:
     """For each class that has photos, the largest probability of it that any of them has."""
     images, classifier = open_images(labelled), model.classifier
-    assert classifier is not None and images.labels is not None
+    assert classifier is not None
+    assert images.labels is not None, "photos need labels"
     found: dict[str, float] = {}
     for name in names:
         like = [k for k, own in enumerate(images.classes) if own in name or name in own]
