@@ -1,7 +1,7 @@
 """omma: from a folder of images to a vision model its owner can trust.
 
 `pretrain`, `finetune`, `predict`, `evaluate`, `embed` and `report` are the commands of the same names; `load`
-opens what they made.
+opens what they made. `Embedder` is a model as a step of scikit-learn.
 `Objective` and `wrap` are for a training loop and networks of one's own (docs/own_loop.md).
 """
 
@@ -26,13 +26,19 @@ if TYPE_CHECKING:
     from omma.verbs.search import search
     from omma.verbs.serve import serve
     from omma.weights import load
+    from omma.weights.embedder import Embedder
 
 __all__ = [
-    "Objective", "clean", "curate", "embed", "evaluate", "explain", "explore", "export", "finetune", "index",
-    "load", "predict", "pretrain", "report", "search", "serve", "wrap",
+    "Embedder", "Objective", "clean", "curate", "embed", "evaluate", "explain", "explore", "export",
+    "finetune", "index", "load", "predict", "pretrain", "report", "search", "serve", "wrap",
 ]  # fmt: skip
 
-_HOMES = {"Objective": "omma.pretraining.objective", "load": "omma.weights", "wrap": "omma.backbones"}
+_HOMES = {
+    "Embedder": "omma.weights.embedder",
+    "Objective": "omma.pretraining.objective",
+    "load": "omma.weights",
+    "wrap": "omma.backbones",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -74,12 +74,12 @@ def test_kernels_of_a_shared_folder_are_not_loaded(tmp_path: Path, monkeypatch, 
 
 
 def test_numbas_cache_is_judged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omma.data.pixels import colour_numba
+    from omma.core import compiled as numba_loops
 
     def double(x):
         return 2 * x
 
-    monkeypatch.setattr(colour_numba.trust, "why_not", lambda path: "others can write to it")
-    compiled = colour_numba._compiled(double)
+    monkeypatch.setattr(numba_loops.trust, "why_not", lambda path: "others can write to it")
+    compiled = numba_loops.compiled()(double)
     assert isinstance(compiled._cache, NullCache)
     assert compiled(2) == 4

@@ -80,8 +80,8 @@ def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
 
 @pytest.mark.parametrize("method", on_their_own())
 def test_a_thousandfold_learning_rate_is_reported(images, tmp_path, method):
-    """Where it leads, to one point or to a few directions, is for the processor's rounding to decide."""
+    """Where it leads, to one point, to a few directions or to noise, the processor's rounding decides."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate
     reported = verdicts(images, tmp_path, method, rate=1000.0, **spread)
-    assert any("--lr" in v.remedy for v in reported if v.state == "collapsed")
+    assert any("--lr" in v.remedy for v in reported if v.level != "good")
     assert reported[-1].level != "good"

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 
 from omma.cli.about import doctor, methods, models
 from omma.cli.adapt import finetune, predict
+from omma.cli.clean import clean
+from omma.cli.curate import curate
 from omma.cli.explain import explain as explain_
 from omma.cli.explore import explore
 from omma.cli.find import index, search
@@ -25,7 +27,6 @@ from omma.cli.judge import evaluate, report
 from omma.cli.parser import parse
 from omma.cli.serve import serve
 from omma.cli.shared import discard_output, tolerant_streams
-from omma.cli.tidy import clean, curate
 from omma.cli.train import demo, pretrain
 from omma.cli.use import describe, embed, export
 from omma.core import files, launcher
@@ -54,7 +55,18 @@ COMMANDS = {
     "demo": demo,
 }
 
-SEVERAL = ("--protocol", "--train-on", "--test-on")  # options that take several values
+SEVERAL = (
+    "--protocol",
+    "--train-on",
+    "--test-on",
+    "--apply",
+    "--remove",
+    "--what",
+    "--test",
+    "--layers",
+    "--heads",
+    "--minus",
+)  # options of several values
 
 
 def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:

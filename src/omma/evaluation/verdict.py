@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from omma.core import notebook
 from omma.core.words import count
 from omma.evaluation import NAMES, hierarchy, knn, metrics
 from omma.evaluation.detail import Detail
@@ -62,6 +63,12 @@ class Evaluation:
             "notes": list(self.notes),
             "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped],
         }
+
+    def _repr_html_(self) -> str:
+        """The table of `omma evaluate`, for a notebook."""
+        heads, rows = self.table()
+        sentence = " ".join((self.verdict(), self.protocol(), *self.notes))
+        return notebook.table(heads, rows, f"{self.model} on {self.data}", sentence)
 
     def headline(self) -> list[Score]:
         """One score a subject and protocol; for k-NN that of k = 20, or the nearest k of a smaller bank."""

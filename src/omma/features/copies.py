@@ -3,7 +3,8 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from omma.core import outputs
@@ -13,31 +14,53 @@ from omma.data.sources.collection import IndexedImages
 ABSTAIN = "_abstain"
 _UNSAFE = re.compile(r'[\x00-\x1f\\/:*?"<>|]|^\.+|[. ]+$')  # no file system takes these everywhere
 
-Place = Callable[[Sequence[int], Sequence[str]], None]
+
+@dataclass(frozen=True)
+class Place:
+    """Copies files of images into folders below `root`."""
+
+    root: Path
+    images: IndexedImages
+
+    def __call__(self, indices: Sequence[int], names: Sequence[str | Sequence[str]]) -> list[str]:
+        """Copy each image into the folder of this name, or of these names one in another; the new paths.
+
+        Paths are relative to `root`, with /. Files of one name get a number. Raises BadImage for a file that
+        cannot be read.
+        """
+        paths = []
+        for index, name in zip(indices, names, strict=True):
+            data = self.images.content(int(index))
+            folders = (name,) if isinstance(name, str) else name
+            parent = self.root.joinpath(*map(safe, folders))
+            parent.mkdir(parents=True, exist_ok=True)
+            path = _free(parent, PurePosixPath(self.images.path(int(index))).name)
+            with open(path, "xb") as file:
+                file.write(data)
+            paths.append(path.relative_to(self.root).as_posix())
+        return paths
+
+
+def check(out: Path, images: Images | None = None, option: str = "--copy") -> None:
+    """Raise ValueError where images are no files, and for a folder that is not empty or cannot be made."""
+    if images is not None and (not isinstance(images, IndexedImages) or not images.encoded):
+        raise ValueError(f"{option} {out}: these images are arrays, not files: leave it out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{option} {out} is there already and not empty: choose another folder")
+    outputs.check_folder(out, option)
 
 
 @contextlib.contextmanager
-def folder(out: Path, images: Images) -> Iterator[Place]:
-    """Yield what copies the files of images into folders of these names; `out` appears when all are there.
+def folder(out: Path, images: Images, option: str = "--copy") -> Iterator[Place]:
+    """Yield what copies the files of images into folders of given names; `out` appears when all are there.
 
-    Files of one name get a number: a file is never overwritten. Raises ValueError where images are no files,
-    and for a folder that is not empty.
+    Files of one name get a number: a file is never overwritten. Raises ValueError as `check` does; option:
+    named in its messages.
     """
-    if not isinstance(images, IndexedImages) or not images.encoded:
-        raise ValueError(f"--copy {out}: these images are arrays, not files: leave it out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--copy {out} is there already and not empty: choose another folder")
-    outputs.check_folder(out, "--copy")
+    check(out, images, option)
+    assert isinstance(images, IndexedImages)
     with outputs.temporary_folder(out) as partial:
-
-        def place(indices: Sequence[int], names: Sequence[str]) -> None:
-            for index, name in zip(indices, names, strict=True):
-                parent = partial / safe(name)
-                parent.mkdir(exist_ok=True)
-                with open(_free(parent, PurePosixPath(images.path(int(index))).name), "xb") as file:
-                    file.write(images.content(int(index)))
-
-        yield place
+        yield Place(partial, images)
         if out.exists():
             out.rmdir()  # it is empty
         os.replace(partial, out)

@@ -93,10 +93,13 @@ def stream(
     batch: int | None = None,
     threads: int | None = None,
     of: Callable[[Features], torch.Tensor] = pooled,
+    whole: bool = False,
 ) -> Iterator[FeatureBatch]:
     """Pooled features of all images in order, a batch at a time, so memory does not grow with their number.
 
-    network: from `prepare`. threads: for decoding. of: what is read of the features, [b, ...].
+    network: from `prepare`. threads: for decoding. of: what is read of the features, [b, ...]. whole: fill
+    batches up, so that an image's features do not depend on how many others there are; sums are in another
+    order in a smaller batch, and the last bits differ.
     """
     images = with_channels(images, preprocess.channels)
     first = next(network.parameters())
@@ -105,8 +108,10 @@ def stream(
     for pixels, indices, bad in _batches(images, preprocess, batch, threads):
         vectors = np.zeros((0, network.dim), np.float32)
         if len(indices):
+            if whole and len(indices) < batch:
+                pixels = torch.cat([pixels, pixels.new_zeros(batch - len(indices), *pixels.shape[1:])])
             with torch.inference_mode():
-                read = of(network(to_device(pixels, device, precision)))
+                read = of(network(to_device(pixels, device, precision)))[: len(indices)]
             vectors = read.float().cpu().numpy()
         yield FeatureBatch(vectors, indices, bad)
 

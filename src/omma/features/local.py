@@ -40,7 +40,9 @@ class LocalEngine:
         """Write these shards; yields the number of images of every batch."""
         network = prepare(encoder, self.device, self.precision)
         threads = max(1, min(16, devices.cores() // launcher.ranks().local_world_size))
-        embed = functools.partial(stream, network, preprocess=preprocess, batch=batch, threads=threads)
+        embed = functools.partial(
+            stream, network, preprocess=preprocess, batch=batch, threads=threads, whole=True
+        )
         return table.fill(numbers, embed)
 
 

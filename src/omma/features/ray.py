@@ -72,7 +72,7 @@ class _Actor:
         self.table: ShardedTable = ray.get(table)
         network = prepare(ray.get(encoder), engine.device, engine.precision)
         self.embed = functools.partial(
-            stream, network, preprocess=preprocess, batch=batch, threads=engine.threads
+            stream, network, preprocess=preprocess, batch=batch, threads=engine.threads, whole=True
         )
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 2**26  # similarities in memory at a time: 256 MB in fp32
+CPU = torch.device("cpu")
 
 
 class Neighbours(NamedTuple):
@@ -24,27 +25,27 @@ def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return torch.nn.functional.normalize(tensor, dim=1).numpy()
 
 
-@torch.inference_mode()
-def nearest(queries: Float[np.ndarray, "m d"] | None, base: Float[np.ndarray, "n d"], k: int) -> Neighbours:
+def nearest(
+    queries: Float[np.ndarray, "m d"] | None,
+    base: Float[np.ndarray, "n d"],
+    k: int,
+    device: torch.device = CPU,
+) -> Neighbours:
     """The k (at most n) rows of `base` with the largest inner product; for cosine give `unit` vectors.
 
-    queries None: each row of the base, which leaves itself out (then at most n - 1).
+    queries None: each row of the base, which leaves itself out (then at most n - 1). Products are compared as
+    fp64 has them (`ops.exact.Base`), and are the same whatever the other queries are.
     """
-    own = queries is None
-    rows = torch.from_numpy(np.ascontiguousarray(base, np.float32))
-    asked = rows if queries is None else torch.from_numpy(np.ascontiguousarray(queries, np.float32))
-    k = min(k, len(rows) - own)
-    if k < 1:
+    from omma.ops.exact import Base
+
+    rows = np.ascontiguousarray(base, np.float32)
+    if k < 1 or len(rows) - (queries is None) < 1:
         raise ValueError(f"k={k}: must be at least 1, and the base must hold an image")
-    size, found, at = max(1, BLOCK // len(rows)), list[Tensor](), list[Tensor]()
-    for start, chunk in zip(range(0, len(asked), size), asked.split(size)):
-        similarity = chunk @ rows.T
-        if own:
-            similarity.diagonal(start).fill_(-torch.inf)
-        near, index = top(similarity, (k,))
-        found.append(near)
-        at.append(index)
-    return Neighbours(torch.cat(found).numpy(), torch.cat(at).numpy())
+    if queries is None:
+        found = Base([rows], device=device).nearest(rows, k, leave_out=np.arange(len(rows)))
+    else:
+        found = Base([rows], device=device).nearest(np.ascontiguousarray(queries, np.float32), k)
+    return Neighbours(*found)
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from omma.core.notebook import Displayed
 from omma.pretraining import health, retention
 from omma.pretraining.choose import Choice
 from omma.train.profile import Profile
@@ -71,7 +72,7 @@ Event = Stage | Plan | Progress | Read | Note | Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Displayed):
     """What became of the run."""
 
     out: Path

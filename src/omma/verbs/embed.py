@@ -13,6 +13,7 @@ from omma import weights
 from omma.core import dist, files, launcher, outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
@@ -28,7 +29,7 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedded(Displayed):
     """What was written."""
 
     path: Path

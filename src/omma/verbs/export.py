@@ -7,6 +7,7 @@ from omma import weights
 from omma.backbones import adapters
 from omma.core import files, outputs
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
 from omma.weights import Model
@@ -17,7 +18,7 @@ from omma.weights.export.formats import FORMATS, Exporting, Format
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Displayed):
     """What was written, and how far its features are from omma's."""
 
     path: Path  # a folder, or for onnx and torch a file

@@ -12,6 +12,7 @@ from omma import weights
 from omma.core import device as devices
 from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -25,7 +26,7 @@ from omma.weights.answers import Truth, numbered, origin
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(Displayed):
     """What was written."""
 
     path: Path
@@ -85,7 +86,7 @@ def predict(
     with ExitStack() as stack:
         write = stack.enter_context(records.writer(Path(out), schema))
         place = None if copy is None else stack.enter_context(copies.folder(Path(copy), opened))
-        for batch in stream(network, opened, loaded.preprocess, of=classifier):
+        for batch in stream(network, opened, loaded.preprocess, of=classifier, whole=True):
             bad += batch.bad
             if len(batch.indices):
                 found = answers.columns(classifier, batch.vectors, top, unsure.threshold)

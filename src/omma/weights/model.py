@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omma import backbones
+from omma.core import notebook
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Features, Preprocess
 from omma.weights.classifier import Classifier
 from omma.weights.digest import digest
@@ -121,6 +122,17 @@ class Model(nn.Module):
             torch.manual_seed(seed)
             encoder = backbones.build(**self.encoder.spec())
         return Model(encoder, self.preprocess, {"untrained": True, "seed": seed})
+
+    def _repr_html_(self) -> str:
+        """What it is and where it is from, for a notebook."""
+        size, described = self.preprocess.size, dict(self.provenance)
+        network = f"{self.encoder.name} at {size} px, {self.encoder.channels} channels"
+        classes = self.extras.facts.get("classes", ())
+        return notebook.facts(
+            "Model",
+            {"network": network, "features": self.encoder.dim, "digest": self.digest, "classes": classes}
+            | described,
+        )
 
     def _checked(self, images: Tensor) -> Tensor:
         """Prepared images, in the precision of the weights."""

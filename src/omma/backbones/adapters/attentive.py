@@ -44,13 +44,19 @@ class AttentivePool(nn.Module):
 
     def forward(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         b, n, d = patches.shape
-        width = d // self.heads
         normed = self.norm(patches)
-        keys = self.key(normed).view(b, n, self.heads, width)
-        values = (patches + self.value(normed)).view(b, n, self.heads, width)
+        values = (patches + self.value(normed)).view(b, n, self.heads, d // self.heads)
+        return (self._weights(normed)[..., None] * values).sum(1).reshape(b, d)
+
+    def weights(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b heads n"]:
+        """The weight of each patch, which sum to 1 for each head."""
+        return self._weights(self.norm(patches)).transpose(1, 2)
+
+    def _weights(self, normed: Float[Tensor, "b n d"]) -> Float[Tensor, "b n heads"]:
+        b, n, d = normed.shape
+        width = d // self.heads
         query = self.query.view(self.heads, width) / width**0.5
-        weights = (keys * query).sum(-1).softmax(1)  # [b, n, heads]
-        return (weights[..., None] * values).sum(1).reshape(b, d)
+        return (self.key(normed).view(b, n, self.heads, width) * query).sum(-1).softmax(1)
 
 
 class Attending(Backbone):

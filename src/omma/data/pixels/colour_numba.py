@@ -5,38 +5,15 @@ for some seconds; later processes use Numba's cache on disk. The functions relea
 may share a batch.
 """
 
-import logging
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Num
-from numba import float32, njit
-from numba.core.caching import NullCache
+from numba import float32
 
-from omma.core import trust
-from omma.core.errors import line
+from omma.core.compiled import compiled
 from omma.data.pixels.colour import LUMA
 
-log = logging.getLogger(__name__)
-
 # Sums may be reordered and fused, so that loops become vectors; NaN and infinity keep their meaning.
-_jit = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile the function at its first call; cached on disk where nobody else can write."""
-    dispatcher: Any = _jit(function)
-    try:
-        dispatcher.enable_caching()
-        distrust = trust.why_not(dispatcher.stats.cache_path)
-    except (RuntimeError, OSError) as error:  # no folder can be written
-        distrust = line(error)
-    if distrust is not None:
-        log.info("Numba's code is not cached: %s", distrust)
-        dispatcher._cache = NullCache()
-    return dispatcher
-
+_compiled = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 _RED, _GREEN, _BLUE = (float32(weight) for weight in LUMA)
 _ZERO, _ONE, _TINY = float32(0), float32(1), float32(1e-12)

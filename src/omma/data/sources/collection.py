@@ -16,7 +16,7 @@ from omma.core.caches import cache_folder
 from omma.core.explain import translated
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
-from omma.data.sources import identity, label_sets
+from omma.data.sources import identity, label_sets, pictures
 from omma.data.sources.decode import as_channels
 from omma.data.sources.identity import Identity
 from omma.data.sources.labels import Annotations
@@ -123,6 +123,11 @@ class IndexedImages:
     def encoded(self) -> bool:
         """Whether images are files to decode, rather than arrays."""
         return not isinstance(self._store, Arrays)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that paths are relative to; None where images are not files of their own."""
+        return self._store.root if isinstance(self._store, Files) else None
 
     @property
     def blocks(self) -> np.ndarray | None:
@@ -283,10 +288,15 @@ def open_images(
     )
 
 
-def opened(images: str | Path | Images, label_depth: LabelDepth | None = None) -> Images:
-    """A collection as it is, or the one that a source names; ValueError for a `label_depth` of the former."""
+def opened(images: Any, label_depth: LabelDepth | None = None) -> Images:
+    """A collection as it is, or the one that a source names or a program holds (`pictures.collected`).
+
+    Raises ValueError for a `label_depth` of a source that is no folder.
+    """
+    if isinstance(images, str | os.PathLike):
+        return open_images(os.fspath(images), label_depth=label_depth)
     if not isinstance(images, Images):
-        return open_images(images, label_depth=label_depth)
+        images = pictures.collected(images)
     if label_depth is not None:
         raise ValueError("label_depth is for a source that is not open yet: give it to open_images")
     return images

@@ -45,6 +45,17 @@ def plain_jpeg(data: bytes) -> bool:
     return plain and space in ("Gray", "YCbCr") and int(height) * int(width) <= PIXELS
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG as its header has them, before EXIF turns it; None for any other file."""
+    if kind_of(data[:HEAD]) != "JPEG":
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):
+        return None
+    return int(height), int(width)
+
+
 # ---------------------------------------------------------------- decode
 def decode(
     data: bytes, channels: int | None = None, at_least: int | None = None, name: str = ""

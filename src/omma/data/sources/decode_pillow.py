@@ -3,6 +3,8 @@
 import io
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from PIL import Image
@@ -25,6 +27,17 @@ COST = {
     "WEBP": 24,
 }
 _ROWS = 1 << 20  # pixels that are converted at once
+_most_pixels = ContextVar("most_pixels", default=PIXELS)
+
+
+@contextmanager
+def at_most(pixels: int) -> Iterator[None]:
+    """Refuse, in this thread, images that claim more pixels than this, too."""
+    token = _most_pixels.set(min(pixels, PIXELS))
+    try:
+        yield
+    finally:
+        _most_pixels.reset(token)
 
 
 def limit(height: int, width: int, cost: float = 1, what: str = "") -> None:
@@ -34,7 +47,7 @@ def limit(height: int, width: int, cost: float = 1, what: str = "") -> None:
     """
     if height < 1 or width < 1:
         raise BadImage(f"claims {width} x {height} pixels")
-    most = min(PIXELS, int(MEMORY / cost))
+    most = min(_most_pixels.get(), int(MEMORY / cost))
     if height * width > most:
         kind = f"{what} of " if what else ""
         raise BadImage(f"claims {kind}{width} x {height} pixels, over {most // 10**6} million")

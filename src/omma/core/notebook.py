@@ -1,0 +1,63 @@
+"""How results look in a notebook."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from omma.core.errors import printable
+
+MOST = 12  # entries of a list that are shown
+
+
+class Displayed:
+    """A dataclass of results, which a notebook shows as a table of its fields.
+
+    Fields without `repr` are left out; lists are cut after MOST entries.
+    """
+
+    def _repr_html_(self) -> str:
+        return facts(type(self).__name__, self.displayed())
+
+    def displayed(self) -> Mapping[str, Any]:
+        """Names and values to show."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
+
+
+def facts(title: str, values: Mapping[str, Any]) -> str:
+    """A table of two columns; what is empty is left out."""
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in values.items()]
+    body = "".join(f"<tr><th style='text-align:left'>{_safe(n)}</th><td>{v}</td></tr>" for n, v in rows if v)
+    return f"<table><caption>{_safe(title)}</caption><tbody>{body}</tbody></table>"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", below: str = "") -> str:
+    """A table of texts, with a sentence above and one below."""
+    head = "".join(f"<th>{_safe(each)}</th>" for each in heads)
+    body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    title = f"<caption>{_safe(caption)}</caption>" * bool(caption)
+    after = f"<p>{_safe(below)}</p>" * bool(below)
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{after}"
+
+
+def _shown(value: Any) -> str:
+    """A value as HTML; "" for what says nothing."""
+    if value is None or (isinstance(value, Sequence | Mapping) and not value):
+        return ""
+    if getattr(value, "ndim", 0):
+        return _safe(f"{type(value).__name__} {list(value.shape)}")
+    if isinstance(value, str | Path):
+        return _safe(str(value))
+    if isinstance(value, Mapping):
+        value = [f"{name}: {each}" for name, each in value.items()]
+    if isinstance(value, Sequence):
+        more = [f"... and {len(value) - MOST:,} more"] * (len(value) > MOST)
+        return "<br>".join(_safe(str(each)) for each in [*value[:MOST], *more])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _safe(str(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _safe(text: str) -> str:
+    return escape(printable(text))
