@@ -133,9 +133,8 @@ def test_lists_keep_what_a_table_knows(tmp_path):
     for number in range(4):
         picture(number).save(tmp_path / f"{number}.png")
     text = "file_name,label,domain,split,caption\n"
-    text += "".join(
-        f"{n}.png,{'ab'[n % 2]},field {n},{('train', 'val')[n == 3]},hello {n}\n" for n in range(4)
-    )
+    for n in range(4):
+        text += f"{n}.png,{'ab'[n % 2]},field {n},{('train', 'val')[n == 3]},hello {n}\n"
     (tmp_path / "t.csv").write_text(text)
     omma.clean(tmp_path / "t.csv", tmp_path / "deep" / "f.csv", apply="list")
     kept = open_images(tmp_path / "deep" / "f-keep.csv")

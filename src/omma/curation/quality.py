@@ -160,9 +160,7 @@ def judge(found: Measures) -> Judged:
         detail = f"its values deviate by {contrast[k]:.2%} of the collection's range"
         findings.append(Finding(int(found.rows[k]), "blank", 1 - contrast[k] / limit, detail))
     if n < FEW:
-        notes.append(
-            f"too few to say what is dark, bright, blurred or odd-sized among them: {count(n, 'image')}"
-        )
+        notes.append(f"too few to say what is dark, bright, blurred or odd-sized: {count(n, 'image')}")
         return Judged(tuple(findings), thresholds, tuple(notes))
     for each in (_exposure(low, high), _blurred(found, contrast), _sizes(found)):
         for name, values, flagged, text, how in each:
