@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,10 @@ class Request(NamedTuple):
 class Attacks:
     """Draws requests for one server, from a seed."""
 
-    def __init__(self, host: str, port: int, photos: list[bytes], seed: int) -> None:
-        self.address, self.photos = (host, port), photos
+    def __init__(
+        self, address: tuple[str, int], photos: list[bytes], seed: int, index: bool, maps: Sequence[str]
+    ) -> None:
+        self.address, self.photos = address, photos
         self.random, self.seed, self.number = random.Random(seed), seed, 0
         self.files, self.bombs = samples(), bombs()
         self.polyglots = self._polyglots()
@@ -43,8 +45,9 @@ class Attacks:
             (4, self.noise), (4, self.torn_form), (4, self.torn_json), (2, self.wrong_type),
             (3, self.odd_path),
             (1, self.large), (1, self.endless), (2, self.head), (2, self.leaves), (1, self.pipelined),
-            (1, self.foreign),
+            (1, self.foreign), (1 if maps else 0, self.explained), (6 if index else 0, self.searched),
         ]  # fmt: skip
+        self.maps = maps
         self.slow_draws = [self.slow_head, self.slow_body, self.slow_reader]
 
     def draw(self) -> Request:
@@ -104,6 +107,18 @@ class Attacks:
     # ---------------------------------------------------------------- images
     def honest(self) -> Request:
         return self.image("honest", self.random.choice(self.photos), GOOD)
+
+    def searched(self) -> Request:
+        photo = self.random.choice(self.photos)
+        wheres = ["", "path like '%1%'", "label = ", "((((", "path = '' or 1 = 1; drop table", "x" * 20_000]
+        where = self.random.choice(wheres)
+        body = json.dumps({"images": [base64.b64encode(photo).decode()], "k": 5, "where": where}).encode()
+        return Request("search", lambda: self.post(body, "application/json", "/search"), GOOD | {400})
+
+    def explained(self) -> Request:
+        photo, what = self.random.choice(self.photos), self.random.choice([*self.maps, "x"])
+        path = f"/explain?what={what}&format={self.random.choice(['json', 'npy', 'png'])}"
+        return Request("explain", lambda: self.post(photo, "image/png", path), GOOD | {400})
 
     def several(self) -> Request:
         files = [(f"{i}.jpg", data) for i, data in enumerate(self.random.sample(self.photos, 4))]
@@ -194,7 +209,7 @@ class Attacks:
             (start + b"Content-Length: 99999999999999999999\r\nContent-Type: image/png\r\n\r\n", {400, 413}),
             (b"\x16\x03\x01" + self.random.randbytes(200) + b"\r\n\r\n", {400}),
             (b"GET / HTTP/9.9\r\n\r\n", {400, 421}),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 421}),
             (self.random.randbytes(50_000), {400, 431, 0}),
         ]
         data, allowed = self.random.choice(cases)

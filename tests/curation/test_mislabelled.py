@@ -87,7 +87,7 @@ def test_flipped_labels_are_found_and_the_true_class_is_suggested():
 
 
 def test_a_probe_that_has_seen_the_labels_would_miss_what_is_found_out_of_fold():
-    x, labels = blobs(20, d=256, spread=1.5)  # any labels can be learned by heart in so many dimensions
+    x, labels = blobs(30, d=256, spread=1.4)  # any labels can be learned by heart in so many dimensions
     given, wrong = flipped(labels, 0.15)
     targets = linear.one_hot(given, 4)
     learned = linear.fit(x, targets, {"solver": "lbfgs", "penalty": 1e-5})(x)

@@ -24,6 +24,8 @@ Others_ = Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUERY")]
 Table_ = Annotated[str | None, tyro.conf.arg(metavar="TABLE.parquet")]
 Crop_ = Annotated[str | None, tyro.conf.arg(metavar="X,Y,W,H")]
 Condition_ = Annotated[str | None, tyro.conf.arg(metavar="CONDITION")]
+Page_ = Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")]
+Server_ = Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")]
 Given_ = Annotated[str | None, tyro.conf.arg(metavar="MODEL")]
 COLUMNS = 6  # beside path and similarity, that are printed
 
@@ -40,6 +42,9 @@ def index(
     label_depth: LabelDepth = None,
     device: str = "auto",
     precision: str = "auto",
+    engine: str = "exact",
+    to: Server_ = None,
+    seed: int = 0,
 ) -> int:
     """Make an index of images to search in, or bring one up to date: only what is new is embedded.
 
@@ -55,6 +60,10 @@ def index(
         label_depth: Folder that names the class, as for evaluate.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
+        engine: exact; or lancedb, which is faster from about a million images on, and finds most of them.
+        to: Server to copy the index to: qdrant+http://HOST:6333/COLLECTION or
+            postgresql://USER@HOST/DATABASE?table=TABLE.
+        seed: Seed of the queries that measure what an engine or server finds.
     """
     if model is not None:
         early.model(model)
@@ -63,13 +72,14 @@ def index(
     outputs.check_folder(out)
     with Stages(f"reading {vectors or images or out} ...") as stages:
         from omma.core.device import keep_memory, share_cores
+        from omma.retrieval import servers
         from omma.verbs.index import index as verb
 
         keep_memory()
         share_cores()
         result = verb(
             model, images, out, vectors=vectors, architecture=architecture, allow_partial=allow_partial,
-            label_depth=label_depth, device=device, precision=precision,
+            label_depth=label_depth, device=device, precision=precision, engine=engine, to=to, seed=seed,
             progress=partial(stages, "in the index"),
         )  # fmt: skip
     for note in result.notes:
@@ -78,6 +88,10 @@ def index(
     done = [f"{getattr(result, kind):,} {kind}" for kind in kinds if getattr(result, kind)]
     changes = f": {enumerated(done)}" if done else ""
     say(f"{count(result.rows, 'image')} of {result.dim} dimensions in {out}{changes}")
+    if result.recall is not None:
+        say(f"approximate engine {engine}: {result.recall} against the exact search")
+    if result.sent is not None:
+        say(f"sent to {servers.shown(str(to))}: {result.sent} against the exact search")
     skipped_lines(result.bad)
     return 0
 
@@ -89,6 +103,8 @@ def search(
     crop: Crop_ = None,
     top: int = 20,
     where: Condition_ = None,
+    engine: str = "auto",
+    page: Page_ = None,
     model: Given_ = None,
     merges: File_ = None,
     out: Place_ = None,
@@ -105,23 +121,28 @@ def search(
         crop: A region of the one image that is given, in pixels or as shares of width and height.
         top: Images to find.
         where: Only images whose columns meet this, as "label = 'cat' and year > 2020".
+        engine: exact, lancedb (if the index has it: about the nearest), or auto.
+        page: Web page to write, with pictures of what was found.
         model: The index's model, where it has moved.
         merges: The tokenizer's merges, for published CLIP weights without them.
         out: Table of what was found to write: .csv, .parquet or .jsonl.
         json: File to write what was found to, as JSON.
         device: cpu, cuda or mps.
     """
+    if not query:
+        raise ValueError("nothing to search for: give an image, a path of the index or a text")
     if out is not None:
         early.answers(out)
-    if json is not None:
-        outputs.check_file(json, "--json")
+    for option, file in (("--json", json), ("--page", page)):
+        if file is not None:
+            outputs.check_file(file, option)
     box = None if crop is None else _box(crop)
     with Stages(f"reading {index} ..."):
         from omma.verbs.search import search as verb
 
         result = verb(
-            index, list(query), minus=minus, crop=box, top=top, where=where, model=model, merges=merges,
-            device=device,
+            index, list(query), minus=minus, crop=box, top=top, where=where, engine=engine, page=page,
+            model=model, merges=merges, device=device,
         )  # fmt: skip
     _print(result)
     for note in result.notes:

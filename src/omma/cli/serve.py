@@ -1,8 +1,11 @@
 """`omma serve`: a model behind HTTP."""
 
+import os
+
 from omma.cli import early
-from omma.cli.shared import As_, Model_, Share_, Size_, say
+from omma.cli.shared import As_, Model_, Place_, Share_, Size_, say
 from omma.cli.stages import Stages
+from omma.core.sources import missing
 from omma.core.words import count
 from omma.serving.limits import Limits
 
@@ -11,6 +14,7 @@ DEFAULTS = Limits()
 
 def serve(
     model: Model_,
+    index: Place_ = None,
     port: int = 8000,
     host: str = "127.0.0.1",
     error: Share_ = None,
@@ -31,13 +35,14 @@ def serve(
     device: str = "auto",
     precision: str = "auto",
 ) -> int:
-    """Answer over HTTP: POST /predict and /embed, a page to drop an image on at /, endpoints at /docs.
+    """Answer over HTTP: POST /predict, /embed, /search, /explain; a page to drop an image on; /docs.
 
     Ctrl-C or SIGTERM ends it: what was accepted is answered first. There is no login: others reach the server
     only with --host, and then need a proxy before it.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
+        index: Index to search for neighbours, made by omma index with the same model.
         port: 0 takes a free one.
         host: Address to listen at; 0.0.0.0 is every address of this machine.
         error: Share of wrong answers that is allowed (.05): less sure images abstain, as for predict.
@@ -59,6 +64,10 @@ def serve(
         precision: fp32 or bf16.
     """
     early.model(model)
+    if index is not None and not os.path.exists(index):
+        raise missing(
+            index, f"--index {index} does not exist: omma index MODEL IMAGES --out {index} makes it"
+        )
     limits = Limits(
         image_bytes=image_bytes, request_bytes=request_bytes, pixels=pixels, images=images, queue=queue,
         seconds=seconds, body_seconds=body_seconds, connections=connections,
@@ -77,7 +86,7 @@ def serve(
             say(f"serving {model} at {serving.address}, endpoints at /docs; Ctrl-C ends it")
 
         result = verb(
-            model, host=host, port=port, error=error, threshold=threshold, max_batch=max_batch,
+            model, index=index, host=host, port=port, error=error, threshold=threshold, max_batch=max_batch,
             max_wait=max_wait / 1000, exact=exact, limits=limits, device=device, precision=precision,
             architecture=architecture, allow_partial=allow_partial, ready=ready,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Num
 
 from omma.core.device import cores
 from omma.core.protocols import BadImage, Images, Inaccessible
+from omma.core.words import count
 from omma.curation.findings import Finding
 from omma.curation.robust import FEW, deviations
 from omma.data.sources.collection import IndexedImages
@@ -159,12 +160,14 @@ def judge(found: Measures) -> Judged:
         detail = f"its values deviate by {contrast[k]:.2%} of the collection's range"
         findings.append(Finding(int(found.rows[k]), "blank", 1 - contrast[k] / limit, detail))
     if n < FEW:
-        notes.append(f"{n} images are too few to say what is dark, bright, blurred or odd-sized among them")
+        notes.append(
+            f"too few to say what is dark, bright, blurred or odd-sized among them: {count(n, 'image')}"
+        )
         return Judged(tuple(findings), thresholds, tuple(notes))
     for each in (_exposure(low, high), _blurred(found, contrast), _sizes(found)):
         for name, values, flagged, text, how in each:
             thresholds[name] = how
-            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged):
+            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged).tolist():
                 findings.append(Finding(int(found.rows[k]), name, float(values[k]), text(k)))
     return Judged(tuple(findings), thresholds, tuple(notes))
 
@@ -228,6 +231,11 @@ def _sizes(found: Measures) -> list[_Fault]:
 
     worst = np.maximum(np.where(odd_area, by_area, 0), np.where(odd_shape, by_shape, 0))
     return [("odd-sized", worst, odd_area | odd_shape, text, how)]
+
+
+def contrasts(found: Measures) -> Float[np.ndarray, "n"]:
+    """The largest channel's deviation in each image, as a share of the range of values, 0 to 1 and above."""
+    return _scaled(found)[2]
 
 
 def _scaled(found: Measures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

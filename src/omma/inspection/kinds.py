@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.core.protocols import Backbone, Images
+from omma.inspection.shown import shown
 from omma.inspection.target import Target
 from omma.weights import Model
 
@@ -64,9 +65,11 @@ class Subject:
     @cached_property
     def shown(self) -> Float[np.ndarray, "n h w c"]:
         """The images as people see them, in [0, 1]: what is left of them after resizing and cropping."""
-        p = self.model.preprocess
-        mean, std = (torch.tensor(v)[:, None, None] for v in (p.mean, p.std))
-        return (self.pixels.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return shown(self.pixels, self.model.preprocess)
+
+    def with_options(self, **options: Any) -> "Subject":
+        """The same with further options."""
+        return replace(self, options={**self.options, **options})
 
     def with_model(self, model: Model) -> "Subject":
         """The same question to another model, such as one with random weights."""

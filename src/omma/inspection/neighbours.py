@@ -53,7 +53,7 @@ def lacks(subject: Subject) -> str | None:
     if gallery is None:
         return "neighbours are looked for among other images: give a collection (--gallery IMAGES)"
     if len(gallery) < 2:
-        return "neighbours are looked for among two or more images: give a larger collection (--gallery IMAGES)"
+        return "neighbours are looked for among two or more images: give a larger one (--gallery IMAGES)"
     return None
 
 

@@ -61,7 +61,7 @@ def strongest(
     best = torch.zeros((network.dim, 0)).double()
     where = torch.zeros((network.dim, 0, 3)).double()  # image, position, value
     total, squares, patches, done = torch.zeros(network.dim).double(), torch.zeros(network.dim).double(), 0, 0
-    chosen = None if features is None else torch.as_tensor(list(features))
+    chosen = None if not features else torch.as_tensor(list(features))
 
     def read(found: Features) -> Tensor:
         nonlocal total, squares, patches
@@ -182,13 +182,13 @@ def view(
 def loudest(
     network: Backbone, pixels: Float[Tensor, "b c h w"], positions: Int[np.ndarray, "b"]
 ) -> Int[np.ndarray, "b"]:
-    """The largest feature of one patch of each image: with random weights, most are 0 and have no gradient."""
+    """The largest feature of a patch of each image: with random weights, most are 0, without gradient."""
     rows = torch.arange(len(pixels))
     return network(pixels).patches[rows, torch.as_tensor(positions)].argmax(-1).cpu().numpy()
 
 
 def likeness(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[np.ndarray, "b"]:
-    """Spearman correlation of each pair of views, absolute, summed over channels; NaN where one is empty."""
+    """Spearman correlation of pairs of views, absolute, summed over channels; NaN where one is empty."""
     x, y = (each.float().abs().sum(1).flatten(1).cpu().numpy() for each in (a, b))
     empty = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)
     return np.where(empty, np.nan, spearman(x, y))
@@ -261,7 +261,7 @@ def explain(subject: Subject) -> Explanation:
     caption = (
         f"For each of {len(found.features)} features ({', '.join(map(str, found.features.tolist()))}), the "
         f"patches of the collection in which it is largest, one an image, with its value; below, {what}: "
-        "what in the patch raises it, grey where nothing does. A crop is the smallest square around the patch "
+        "what in the patch raises it, grey where nothing does. A crop is the smallest square around it "
         "that holds half of that."
     )
     return Explanation(

@@ -60,6 +60,8 @@ PATHS = (
     ("/model", "GET", "model"),
     ("/predict", "POST", "predict"),
     ("/embed", "POST", "embed"),
+    ("/search", "POST", "search"),
+    ("/explain", "POST", "explain"),
 )
 
 
@@ -131,8 +133,7 @@ class Routes:
             form = choice(body.options, "format", ("json", "npy"))
             found = await self.service.answers(body.uploads)
             if form == "npy":
-                np.save(buffer := io.BytesIO(), np.stack([a.vector for a in found]))
-                return Response(buffer.getvalue(), media_type="application/x-npy")
+                return _array(np.stack([answer.vector for answer in found]))
             results = [
                 {"name": upload.name, "vector": answer.vector.tolist()}
                 for upload, answer in zip(body.uploads, found)
@@ -140,6 +141,51 @@ class Routes:
             return JSONResponse({"dim": len(found[0].vector), "results": results})
 
         return await self._computed(request, rows)
+
+    async def search(self, request: Request) -> Response:
+        """The nearest images of the index, by cosine similarity."""
+        lookup = self.service.lookup
+        if lookup is None:
+            raise Refused(404, "there is no index to search: start the server with --index INDEX")
+        self.service.admit()
+
+        async def rows(body: Body) -> Response:
+            k = number(body.options, "k", 10, 1, MOST)
+            where = text(body.options, "where")
+            found = await self.service.answers(body.uploads)
+            near = await self.service.aside(lambda: lookup([each.vector for each in found], k, where))
+            results = [{"name": upload.name, "neighbours": rows} for upload, rows in zip(body.uploads, near)]
+            return JSONResponse({"results": results})
+
+        return await self._computed(request, rows)
+
+    async def explain(self, request: Request) -> Response:
+        """A map for each image: format=json (nested lists), npy (float32 [n, h, w]), png (one image)."""
+        maps = self.service.maps
+        if maps is None or not maps.kinds:
+            raise Refused(404, "this server draws no maps")
+        self.service.admit()
+
+        async def drawn(body: Body) -> Response:
+            what = choice(body.options, "what", maps.kinds)
+            form = choice(body.options, "format", ("json", "npy", "png"))
+            class_name = text(body.options, "class")
+            if form == "png" and len(body.uploads) > 1:
+                raise Refused(400, f"format=png: needs one image, and there are {len(body.uploads)}")
+            images = await self.service.decoded(body.uploads)
+            found = await self.service.drawn([maps.of(image, what, class_name) for image in images])
+            if form == "png":
+                picture = await self.service.aside(lambda: maps.drawn(images[0], found[0]))
+                return Response(picture, media_type="image/png")
+            if form == "npy":
+                return _array(np.stack(found))
+            results = [
+                {"name": upload.name, "map": [[float(f"{v:.4g}") for v in row] for row in values.tolist()]}
+                for upload, values in zip(body.uploads, found)
+            ]
+            return JSONResponse({"what": what, "results": results})
+
+        return await self._computed(request, drawn)
 
     # ---------------------------------------------------------------- inside
     async def _computed(self, request: Request, work: Callable[[Body], Awaitable[Response]]) -> Response:
@@ -166,6 +212,8 @@ class Routes:
             "multi_label": classifier is not None and classifier.multi_label,
             "calibrated": classifier is not None and classifier.calibration.images > 0,
             "threshold": engine.unsure.threshold,
+            "index": None if self.service.lookup is None else len(self.service.lookup.index),
+            "maps": [] if self.service.maps is None else list(self.service.maps.kinds),
         }
 
 
@@ -193,6 +241,20 @@ def choice(options: Mapping[str, Any], name: str, among: tuple[str, ...]) -> str
     if value not in among:
         raise Refused(400, f"{name}={str(value)[:40]}: must be one of {', '.join(among)}")
     return value
+
+
+def text(options: Mapping[str, Any], name: str) -> str | None:
+    """A text, or None. Raises Refused (400)."""
+    value = options.get(name)
+    if not isinstance(value, str | None):
+        raise Refused(400, f"{name}={str(value)[:40]}: must be a text")
+    return value or None
+
+
+def _array(values: np.ndarray) -> Response:
+    """An array as an .npy file."""
+    np.save(buffer := io.BytesIO(), values)
+    return Response(buffer.getvalue(), media_type="application/x-npy")
 
 
 # ---------------------------------------------------------------- refusals

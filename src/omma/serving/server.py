@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -177,6 +179,7 @@ def notes(host: str) -> tuple[str, ...]:
 def limited(app: ASGIApp, limits: Limits, draining: Callable[[], None] = lambda: None) -> Server:
     """A server of the application with these limits; `draining` is called when a signal ends it."""
     protocol = type("LimitedConnection", (Connection,), {"limits": limits})
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its clients' mistakes would fill the log
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -200,6 +203,9 @@ def limited(app: ASGIApp, limits: Limits, draining: Callable[[], None] = lambda:
 def run(app: ASGIApp, bound: socket.socket, limits: Limits, draining: Callable[[], None]) -> None:
     """Serve on the socket until SIGINT or SIGTERM; then `draining` is called, and what was accepted ends."""
     try:
-        asyncio.run(limited(app, limits, draining).serve(sockets=[bound]))
+        with warnings.catch_warnings():
+            # what clients send must not fill the log
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\b")
+            asyncio.run(limited(app, limits, draining).serve(sockets=[bound]))
     finally:
         bound.close()

@@ -15,27 +15,41 @@ from omma.serving.batching import Batcher
 from omma.serving.bodies import Held, Upload
 from omma.serving.engine import Answer, Engine, network_input
 from omma.serving.limits import Limits
+from omma.serving.lookup import Lookup
+from omma.serving.maps import Maps
 from omma.serving.metrics import Metrics
 from omma.serving.refusals import Refused, busy, shown
 
+MAPS = 8  # images that may wait for their maps
 DECODERS = 8  # threads at most: each may take some hundred megabytes for a large image
 
 
 class Service:
     """Answers requests; every one that is accepted gets an answer, or a refusal that says why not."""
 
-    def __init__(self, engine: Engine, limits: Limits, wait: float) -> None:
-        self.engine, self.limits = engine, limits
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        wait: float = 0.005,
+        lookup: Lookup | None = None,
+        maps: Maps | None = None,
+    ) -> None:
+        self.engine, self.limits, self.lookup, self.maps = engine, limits, lookup, maps
         self.metrics, self.held = Metrics(), Held(limits.held_bytes)
         self.waiting = 0  # images accepted and not answered
         self.draining = False  # no longer ready: the server is about to end
         self.metrics.watch_queue(lambda: self.waiting)
         threads = torch.get_num_threads()  # the bits of an answer may depend on it
         self.batcher = Batcher(self._run, engine.most, wait, begin=lambda: torch.set_num_threads(threads))
+        # maps take seconds: with a thread and a copy of the model of their own they delay no other answers
+        self.explainer = Batcher(self._draw, 1, 0.0, begin=lambda: torch.set_num_threads(threads))
+        self.explaining = 0
         self.decoders = ThreadPoolExecutor(min(cores(), DECODERS), "omma-decode")
 
     def start(self) -> None:
         self.batcher.start()
+        self.explainer.start()
 
     def drain(self) -> None:
         """Say that the end is near: /health answers 503 from now on."""
@@ -46,6 +60,7 @@ class Service:
         self.draining = True
         self.decoders.shutdown()
         self.batcher.close()
+        self.explainer.close()
 
     def admit(self, images: int = 1) -> None:
         """Raise Refused (429) if the queue has no room for so many images."""
@@ -61,6 +76,16 @@ class Service:
         """
         tensors = await self.decoded(uploads)
         return await self._in_time([self.batcher.submit(tensor) for tensor in tensors])
+
+    async def drawn(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What these functions return, which run on the thread of maps. Raises Refused (429) if many wait."""
+        if self.explaining + len(jobs) > max(MAPS, len(jobs)):
+            raise busy(f"{self.explaining} images wait for their maps: repeat the request later")
+        self.explaining += len(jobs)
+        try:
+            return await self._in_time([self.explainer.submit(job) for job in jobs])
+        finally:
+            self.explaining -= len(jobs)
 
     async def decoded(self, uploads: Sequence[Upload]) -> list[torch.Tensor]:
         """The network's inputs, in order; errors as for `answers`."""
@@ -79,9 +104,9 @@ class Service:
             raise Refused(422, f"{bad[0]['name']}: {bad[0]['error']}", images=bad)
         return found
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """What the function returns, which runs on the model's thread."""
-        return (await self._in_time([self.batcher.call(function)]))[0]
+    async def aside(self, function: Callable[[], Any]) -> Any:
+        """What the function returns, which runs beside the model."""
+        return (await self._in_time([self.decoders.submit(function)]))[0]
 
     # ---------------------------------------------------------------- inside
     async def _in_time(self, futures: Sequence[Future[Any]], errors: bool = False) -> list[Any]:
@@ -92,6 +117,9 @@ class Service:
         finally:
             for each in waited:
                 each.cancel()
+
+    def _draw(self, jobs: Sequence[Callable[[], Any]]) -> Sequence[Any]:
+        return [job() for job in jobs]
 
     def _run(self, images: Sequence[torch.Tensor]) -> Sequence[Answer]:
         with self.metrics.batch(len(images)):

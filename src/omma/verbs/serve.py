@@ -34,6 +34,7 @@ class Served:
 def serve(
     model: str | Path | Model,
     *,
+    index: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     error: float | None = None,
@@ -48,18 +49,21 @@ def serve(
     allow_partial: bool = False,
     ready: Callable[[Serving], None] | None = None,
 ) -> Served:
-    """Answer POST /predict and /embed until SIGINT or SIGTERM; then finish what was accepted, and return.
+    """Answer POST /predict, /embed, /search and /explain until SIGINT or SIGTERM; then finish, and return.
 
-    port: 0 takes a free one. error, threshold: when to abstain, as for predict. max_batch: images a forward
-    pass, at most; max_wait: seconds that an image waits for others. exact: whether
-    answers are those of predict and embed, bit for bit. limits: of requests. ready: called when
-    the address is known and the model loaded, just before the first answer. Others: as for evaluate. Raises
-    ValueError for an address that cannot be used, and where starlette, uvicorn or their kind are missing.
+    index: a folder that omma index wrote with the same model, for /search. port: 0 takes a free one. error,
+    threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait: seconds
+    that an image waits for others. exact: whether answers are those of predict and embed, bit for bit.
+    limits: of requests. ready: called when the address is known and the model loaded, just before the first
+    answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index of another
+    model, and where the extra `serve` is not installed.
     """
     for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         need(package, "serve")
     from omma.serving import app, server
     from omma.serving.engine import Engine
+    from omma.serving.lookup import Lookup
+    from omma.serving.maps import Maps
     from omma.serving.service import Service
 
     limits = limits or Limits()
@@ -72,9 +76,11 @@ def serve(
         unsure = Limit(None) if classifier is None else limit(classifier, error, threshold)
         dtype = devices.pick_precision(precision, where)
         engine = Engine.of(loaded, name, where, dtype, unsure, max_batch, exact)
-        service = Service(engine, limits, max_wait)
+        lookup = None if index is None else Lookup(index, loaded.digest, name, where)
+        service = Service(engine, limits, max_wait, lookup, Maps(engine))
         names = server.own_names(host)
         address = server.address(bound)
+        bound.listen()  # from now on clients wait instead of being refused
         if ready is not None:
             notes = (*loaded.provenance.get("loaded", ()), *unsure.notes, *engine.notes, *server.notes(host))
             ready(Serving(address, notes))

@@ -2,6 +2,7 @@
 // One request an image, so that a bad one hides none of the others; three of them at once.
 const SHOWN = 5;
 const AT_ONCE = 3;
+const NEAR = 8;
 const at = (id) => document.getElementById(id);
 let model = null;
 
@@ -14,13 +15,16 @@ function element(name, text, kind) {
 
 const percent = (p) => (100 * p).toFixed(1) + " %";
 
-async function ask(path, file) {
+async function post(path, file) {
   const form = new FormData();
   form.append("images", file, file.name || "pasted image");
   const answer = await fetch(path, { method: "POST", body: form });
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error);
-  return body.results[0];
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return answer;
+}
+
+async function ask(path, file) {
+  return (await (await post(path, file)).json()).results[0];
 }
 
 function classes(row) {
@@ -53,6 +57,50 @@ function verdict(row) {
   return line;
 }
 
+async function neighbours(file) {
+  const row = await ask("/search?k=" + NEAR, file);
+  const block = element("div", undefined, "near");
+  block.append(element("h3", "Nearest in the index"));
+  const table = element("table");
+  for (const each of row.neighbours) {
+    const line = element("tr");
+    const name = element("th", each.path);
+    name.scope = "row";
+    line.append(name, element("td", each.label || ""), element("td", each.similarity.toFixed(3), "value"));
+    table.append(line);
+  }
+  block.append(table);
+  return block;
+}
+
+// The choice of a map, and the button that asks for it: some take seconds.
+function explanations(file) {
+  const block = element("div", undefined, "why");
+  const choice = element("select");
+  choice.setAttribute("aria-label", "Kind of map");
+  for (const name of model.maps) choice.append(element("option", name));
+  const button = element("button", "Draw map");
+  const place = element("div");
+  place.setAttribute("aria-live", "polite");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    place.replaceChildren(element("p", "computing ...", "soft"));
+    try {
+      const answer = await post("/explain?format=png&what=" + choice.value, file);
+      const picture = element("img");
+      picture.alt = choice.value + " map of " + file.name;
+      picture.src = URL.createObjectURL(await answer.blob());
+      const scale = choice.value + ", from 0 (dark) to its largest (bright), over what the network sees";
+      place.replaceChildren(picture, element("p", scale, "soft"));
+    } catch (error) {
+      place.replaceChildren(element("p", error.message, "error"));
+    }
+    button.disabled = false;
+  });
+  block.append(choice, button, place);
+  return block;
+}
+
 async function look(file, place) {
   const text = place.lastChild;
   try {
@@ -64,7 +112,8 @@ async function look(file, place) {
       const row = await ask("/embed", file);
       text.append(element("p", row.vector.length + " numbers: the model has no classifier", "soft"));
     }
-    for (const more of window.more || []) await more(file, text);
+    if (model.index !== null) text.append(await neighbours(file));
+    if (model.maps.length) text.append(explanations(file));
   } catch (error) {
     text.append(element("p", error.message, "error"));
   }

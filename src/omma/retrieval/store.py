@@ -14,9 +14,9 @@ from omma.core.protocols import Preprocess
 from omma.data.batches.preprocess import from_dict
 from omma.ops.exact import Base, Found
 from omma.ops.nearest import Neighbours, unit
-from omma.search import manifest as manifests
-from omma.search import where as conditions
-from omma.search.manifest import PATH, REMEDY, VECTOR, IndexModel, Manifest, Segment
+from omma.retrieval import manifest as manifests
+from omma.retrieval import where as conditions
+from omma.retrieval.manifest import PATH, REMEDY, VECTOR, IndexModel, Manifest, Segment
 
 RETRIES = 3  # of opening an index that another process changes meanwhile
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ class Index:
         mapped = [_mapped(path / s.file, s) for s in manifest.segments]
         self._tables = [table for table, _ in mapped]
         self.blocks = [vectors for _, vectors in mapped]  # of each segment: dead rows, too
-        self._dead = [_dead(path, s) for s in manifest.segments]
+        self.dead = [_dead(path, s) for s in manifest.segments]  # masks, or None
         self._bases: dict[torch.device, Base] = {}
 
     @classmethod
@@ -75,7 +75,7 @@ class Index:
     def table(self) -> pa.Table:
         """All columns but the vectors, a row for each image: path, label, and the collection's."""
         parts = []
-        for table, dead in zip(self._tables, self._dead):
+        for table, dead in zip(self._tables, self.dead):
             part = table.drop_columns([VECTOR])
             parts.append(part if dead is None else part.filter(pa.array(~dead)))
         return (
@@ -95,10 +95,10 @@ class Index:
     @cached_property
     def live(self) -> Int[np.ndarray, "n"] | None:
         """Where each row stands in the concatenated blocks; None where all count."""
-        if all(dead is None for dead in self._dead):
+        if all(dead is None for dead in self.dead):
             return None
         alive = [
-            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self._dead)
+            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self.dead)
         ]
         return np.flatnonzero(np.concatenate(alive))
 
@@ -116,7 +116,7 @@ class Index:
         return found
 
     def rows_where(self, where: str) -> Int[np.ndarray, "n"]:
-        """The rows that meet a condition (search/where.py). Raises ValueError for one that cannot be read."""
+        """The rows that meet a condition (where.py). Raises ValueError for one that cannot be read."""
         return np.flatnonzero(conditions.mask(self.table, where, self.columns))
 
     def row_of(self, path: str) -> int | None:

@@ -19,10 +19,10 @@ from omma.core.words import count
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources.columns import is_nested
 from omma.features.extract import FeatureBatch, ImageProgress, prepare, stream
-from omma.search import manifest as manifests
-from omma.search.changes import Changes, State, compare, taken
-from omma.search.manifest import HASH, LABEL, OWN, PATH, IndexModel, Manifest
-from omma.search.writer import Writer, rows_of, writing
+from omma.retrieval import manifest as manifests
+from omma.retrieval.changes import Changes, State, compare, taken
+from omma.retrieval.manifest import HASH, LABEL, OWN, PATH, IndexModel, Manifest
+from omma.retrieval.writer import Writer, rows_of, writing
 from omma.weights import Model
 
 ROWS = 8192  # embedded between two commits, at most ...
@@ -160,9 +160,7 @@ def _table(
     named = {name: column for name, column in columns.items() if name not in OWN}
     others = pa.table(named) if named else None
     own = {name: column.combine_chunks() for name, column in columns.items() if name in OWN}
-    return rows_of(
-        vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others if others.num_columns else None
-    )
+    return rows_of(vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others)
 
 
 def _pieces(batches: Iterator[FeatureBatch]) -> Iterator[list[FeatureBatch]]:

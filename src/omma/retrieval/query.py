@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from omma import weights
 from omma.backbones.layers import text
 from omma.backbones.layers.text import Paired
 from omma.core.protocols import BadImage
 from omma.data.sources.decode import decode
 from omma.data.sources.readers import Files
 from omma.ops.nearest import Neighbours, unit
-from omma.search.store import Index
+from omma.retrieval import lance
+from omma.retrieval.store import Index
 from omma.weights import Model
 
 Box = tuple[float, float, float, float]  # x, y, width, height: pixels, or shares where none is above 1
@@ -82,7 +84,7 @@ def ask(
     if project is not None:
         texts = iter(tower.texts([p for p, k in zip(parts, kinds) if k == "text"]))
         vectors = [next(texts) if v is None else project(v[None])[0] for v in vectors]
-    rows = unit(np.stack(vectors))  # pyright: ignore[reportArgumentType]  # texts have their vectors now
+    rows = unit(np.stack([v for v in vectors if v is not None]))  # texts have their vectors now
     vector = rows[: len(wanted)].mean(0)
     if avoided:
         vector = vector - rows[len(wanted) :].mean(0)
@@ -154,14 +156,47 @@ def text_tower(model: Model, name: str | Path, merges: np.ndarray | None = None)
     return paired
 
 
-def answer(index: Index, asked: Asked, k: int, where: str | None, device: torch.device) -> Neighbours:
-    """The rows nearest to a query; a row of the index that is asked for leaves itself out."""
-    more = k + (asked.row is not None)
-    if asked.project is None:
-        found = index.search(asked.vector[None], more, where, device)
+def answer(
+    index: Index, asked: Asked, k: int, where: str | None, device: torch.device, engine: str = "exact"
+) -> tuple[Neighbours, tuple[str, ...]]:
+    """The rows nearest to a query, and what to know of them; a row that is asked for leaves itself out.
+
+    engine: "exact", "lancedb", or "auto". Raises ValueError where the index lacks the engine.
+    """
+    more, notes = k + (asked.row is not None), tuple[str, ...]()
+    plain, there = where is None and asked.project is None, lance.holds(index)
+    if engine == "lancedb" and not (plain and there):
+        why = "answers no conditions and no texts" if there else "does not hold what the index holds now"
+        raise ValueError(
+            f"{index.path}: lancedb {why}: give --engine exact (omma index --engine lancedb builds it)"
+        )
+    if engine != "exact" and plain and there:
+        found = lance.search(index, asked.vector[None], more)
+        got = found.indices[0] >= 0
+        found = Neighbours(found.similarities[:, got], found.indices[:, got])
+        notes = (f"approximate: {lance.recall_of(index)}; --engine exact finds all",)
     else:
-        found = index.search(asked.vector[None], more, where, device, project=asked.project)
-    if asked.row is None:
-        return found
-    others = found.indices[0] != asked.row
-    return Neighbours(found.similarities[:, others][:, :k], found.indices[:, others][:, :k])
+        found = index.search(asked.vector[None], more, where, device, asked.project)
+        if engine == "auto" and plain and index.manifest.approximate is not None:
+            notes = ("exact: the index has changed since its engine was built (omma index --engine lancedb)",)
+    if asked.row is not None:
+        others = found.indices[0] != asked.row
+        found = Neighbours(found.similarities[:, others][:, :k], found.indices[:, others][:, :k])
+    return found, notes
+
+
+def model_of(index: Index, model: str | Path | Model | None = None) -> Model:
+    """The index's model, loaded, from where it was or from elsewhere. Raises ValueError for another one."""
+    known = index.model
+    if model is None and not known.name:
+        raise ValueError(f"{index.path} does not know where its model is: give --model")
+    try:
+        found, name = weights.named(
+            model or known.name, architecture=known.architecture, allow_partial=known.allow_partial
+        )
+    except ValueError as error:
+        if model is not None or ":" in known.name or Path(known.name).exists():
+            raise
+        raise ValueError(f"{error}; where the index's model has moved, give --model") from None
+    known.require(found.digest, name, index.path)
+    return found
