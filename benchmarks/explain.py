@@ -36,8 +36,8 @@ from omma.weights import Model
 SHAPE = {"name": "vit/4", "depth": 4, "dim": 64, "heads": 4, "hidden": 128, "image_size": 32, "channels": 3}
 PREPROCESS = Preprocess(size=32, channels=3, low=(0,) * 3, high=(255,) * 3, mean=(0.45,) * 3, std=(0.25,) * 3)
 KINDS = {
-    "vit": ("attention", "rollout", "occlusion", "gradcam", "gradients", "pca"),
-    "conv": ("occlusion", "gradcam", "gradients", "pca"),
+    "vit": ("attention", "rollout", "occlusion", "gradcam", "gradients"),
+    "conv": ("occlusion", "gradcam", "gradients"),
 }
 RATES = {"vit": 1e-3, "conv": 3e-3}
 STEPS = {"vit": 3000, "conv": 600}

@@ -101,17 +101,13 @@ def lacks(subject: Subject) -> str | None:
     return None
 
 
-def one_map(subject: Subject) -> Float[np.ndarray, "n gh gw"]:
-    """The first component, where it is foreground."""
-    return np.nan_to_num(components(features(subject)).first).clip(0)
-
-
 def explain(subject: Subject) -> Explanation:
     """Colours of the foreground, and the component that chose it."""
     caption = (
         "Equal colours, equal features: the first three principal components of the foreground's patches, of "
         "all these images together. Foreground are the patches above the mean of the first component of all "
-        "patches (right), whose sign is such that the images' borders are background; grey is background."
+        "patches (right), whose sign is such that the images' borders are background; grey is background. "
+        "It shows what the network tells apart, not what an answer rests on."
     )
     try:
         found = components(features(subject))
@@ -140,4 +136,5 @@ def explain(subject: Subject) -> Explanation:
     )
 
 
-KIND = Kind(name="pca", explain=explain, lacks=lacks, one_map=one_map, default=True)
+# no map of importance, so that neither insertion nor a random network judges it
+KIND = Kind(name="pca", explain=explain, lacks=lacks, default=True)
