@@ -25,6 +25,7 @@ import collections
 import io
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -256,9 +257,7 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=100, help="images that are sent")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--only", nargs="+", choices=("equal", "load", "overload", "endings"))
-    parser.add_argument(
-        "--option", nargs="*", default=[], help="further words for omma serve, such as -- --no-exact"
-    )
+    parser.add_argument("--option", type=shlex.split, default=[], help="for omma serve: --option=--no-exact")
     parser.add_argument("--soak", type=float, help="minutes")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second of --soak")
     parser.add_argument("--seed", type=int, default=0)

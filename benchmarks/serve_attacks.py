@@ -34,15 +34,9 @@ class Attacks:
     """Draws requests for one server, from a seed."""
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        photos: list[bytes],
-        seed: int,
-        index: bool = False,
-        maps: Sequence[str] = (),
+        self, address: tuple[str, int], photos: list[bytes], seed: int, index: bool, maps: Sequence[str]
     ) -> None:
-        self.address, self.photos = (host, port), photos
+        self.address, self.photos = address, photos
         self.random, self.seed, self.number = random.Random(seed), seed, 0
         self.files, self.bombs = samples(), bombs()
         self.polyglots = self._polyglots()

@@ -153,13 +153,26 @@ def test_above_the_limit_copies_are_sought_in_clusters(monkeypatch):
     assert (kept.largest, kept.exact) == (2, False)
 
 
-def test_the_calibrated_similarity_is_a_quantile_of_random_pairs():
+@pytest.mark.parametrize("copies", [0, 30])
+def test_the_calibrated_similarity_follows_from_the_dimension(copies):
+    """On the sphere in four dimensions pairs within an angle t are (2 t - sin 2 t) / 2 pi ~ 2 t^3 / 3 pi."""
     rng = np.random.default_rng(0)
-    rows = unit(rng.normal(size=(300, 4)))
-    pairs = np.sort((rows @ rows.T)[np.triu_indices(300, 1)])
-    assert calibrated(Small(rows), rng, 0.01) == pytest.approx(pairs[-1 - len(pairs) // 100], abs=1e-6)
-    assert calibrated(Small(rows), rng) == pytest.approx(pairs[-1], abs=1e-6)
-    assert calibrated(Small(rows[:1]), rng) == 1
+    rows = unit(rng.normal(size=(3000, 4)))
+    rows[:copies] = rows[copies : 2 * copies]
+    angle = (1.5 * np.pi * 0.01 / 3000) ** (1 / 3)
+    assert 1 - calibrated(Small(rows), rng) == pytest.approx(angle**2 / 2, rel=0.3)
+    kept = without_repeats(Small(rows), calibrated(Small(rows), rng))
+    assert 3000 - copies - 30 < len(kept.rows) <= 3000 - copies
+
+
+def test_of_few_images_only_equal_ones_are_copies():
+    rows = directions([0, 0.1, 50])
+    assert calibrated(Small(rows[:1]), np.random.default_rng(0)) == 1 - 1e-5
+    assert (
+        len(without_repeats(Small(rows[[0, 0, 2]]), calibrated(Small(rows), np.random.default_rng(0))).rows)
+        == 2
+    )
+    assert calibrated(Small(np.tile(rows[:1], (200, 1))), np.random.default_rng(0)) == 1 - 1e-5  # all equal
 
 
 # ---------------------------------------------------------------- strategies

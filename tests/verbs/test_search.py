@@ -20,7 +20,7 @@ from omma import backbones, cli, weights
 from omma.backbones.layers import text
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import open_images
-from omma.retrieval import build, changes, lance, manifest
+from omma.retrieval import build, changes, lance, manifest, recall
 from omma.retrieval.store import Index
 
 PREPROCESS = Preprocess(
@@ -148,6 +148,24 @@ def test_columns_of_a_table_and_their_changes(run, photos, tmp_path, embedded):
     assert Index.open(tmp_path / "i").table["year"].to_pylist() == list(range(2010, 2016))
 
 
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["1", "", "-3"], [1, None, -3]),
+        (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]),
+        (["007", "1"], ["007", "1"]),
+        (["0", "0.5"], [0.0, 0.5]),
+        (["1", "x"], ["1", "x"]),
+        (["1-2", "3"], ["1-2", "3"]),
+        (["", ""], ["", ""]),
+        (["inf", "nan"], ["inf", "nan"]),
+    ],
+    ids=range(8),
+)
+def test_texts_that_are_numbers(texts, values):
+    assert changes._as_numbers(pa.chunked_array([texts])).to_pylist() == values
+
+
 def test_bad_images_are_left_out_and_leave(run, photos, built):
     torn = photos / "cat" / "0.png"
     torn.write_bytes(torn.read_bytes()[:50])
@@ -239,7 +257,7 @@ def test_an_image_finds_itself_and_its_like(photos, built):
     assert (np.diff(found.similarities) <= 0).all()
     assert found.exact
     assert found.table.column_names[:3] == ["path", "similarity", "label"]
-    by_array = omma.search(built, np.asarray(picture(8)), top=3, device="cpu")
+    by_array = omma.search(built, np.array(picture(8)), top=3, device="cpu")
     assert by_array.paths == found.paths
 
 
@@ -265,7 +283,7 @@ def test_several_and_what_to_avoid(built):
 
 
 def test_a_region(run, photos, built):
-    region = np.asarray(picture(3))[2:14, 4:18]
+    region = np.array(picture(3))[2:14, 4:18]
     wanted = omma.search(built, region, top=5, device="cpu")
     for query in (photos / "cat" / "3.png", "cat/3.png"):
         found = omma.search(built, query, crop=(4, 2, 14, 12), top=5, device="cpu")
@@ -377,6 +395,7 @@ def filled(folder, n, dim=16, clusters=40):
 def test_the_approximate_engine_tells_its_recall(tmp_path, monkeypatch):
     pytest.importorskip("lancedb", reason="the extra `search` is not installed")
     monkeypatch.setattr(lance, "LEAST", 1000)
+    monkeypatch.setattr(recall.sampled, "__defaults__", (0, 40))
     table = filled(tmp_path, 3000)
     result = omma.index(vectors=table, out=tmp_path / "i", engine="lancedb")
     assert result.recall.value >= 0.9

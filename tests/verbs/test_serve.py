@@ -110,7 +110,7 @@ def test_the_page_in_a_browser(command, tmp_path):
         shares = [float(text.split()[0]) for text in result.locator(".bars .value").all_text_contents()]
         assert sum(shares) == pytest.approx(100, abs=0.2)
         assert result.locator("img").first.evaluate("i => i.naturalWidth") == 50
-        page.get_by_role("button", name="What the answer rests on").press("Enter")
+        page.get_by_role("button", name="Draw map").press("Enter")
         page.wait_for_selector(".why img")
         assert page.locator(".why img").evaluate("i => i.decode().then(() => i.naturalWidth)") >= 32
         page.evaluate("""() => {

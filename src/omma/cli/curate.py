@@ -60,8 +60,8 @@ def curate(
         exclude: Images of an evaluation, whose near-copies are left out.
         labelled: Images that have labels: the choice complements them.
         levels: Clusters of each level, the finest first, such as 10000,1000,100,10.
-        similarity: Cosine above which images are copies, of which one is kept; 1 keeps all. By default
-            what one of 100,000 random pairs reaches.
+        similarity: Cosine above which images are copies, of which one is kept; 1 keeps all. By default it is
+            so high that chance would take one image in a hundred for a copy.
         exclude_similarity: The same for --exclude.
         copy: Folder to copy the chosen images to, into one folder a class.
         page: HTML file to write, with examples of each cluster.

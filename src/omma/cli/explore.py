@@ -33,7 +33,7 @@ def explore(
     precision: str = "auto",
     seed: int = 0,
 ) -> int:
-    """Write a map of the collection to open in a browser: points, thumbnails, neighbours, duplicates, suspects.
+    """Write a map of the collection for a browser: thumbnails, neighbours, duplicates, suspects.
 
     The page loads nothing from elsewhere. Images near each other on the map are alike to the model.
 

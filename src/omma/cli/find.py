@@ -129,6 +129,8 @@ def search(
         json: File to write what was found to, as JSON.
         device: cpu, cuda or mps.
     """
+    if not query:
+        raise ValueError("nothing to search for: give an image, a path of the index or a text")
     if out is not None:
         early.answers(out)
     for option, file in (("--json", json), ("--page", page)):

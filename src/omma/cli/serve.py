@@ -1,8 +1,11 @@
 """`omma serve`: a model behind HTTP."""
 
+import os
+
 from omma.cli import early
 from omma.cli.shared import As_, Model_, Place_, Share_, Size_, say
 from omma.cli.stages import Stages
+from omma.core.sources import missing
 from omma.core.words import count
 from omma.serving.limits import Limits
 
@@ -61,8 +64,10 @@ def serve(
         precision: fp32 or bf16.
     """
     early.model(model)
-    if index is not None:
-        early.images(index)  # is there anything?
+    if index is not None and not os.path.exists(index):
+        raise missing(
+            index, f"--index {index} does not exist: omma index MODEL IMAGES --out {index} makes it"
+        )
     limits = Limits(
         image_bytes=image_bytes, request_bytes=request_bytes, pixels=pixels, images=images, queue=queue,
         seconds=seconds, body_seconds=body_seconds, connections=connections,

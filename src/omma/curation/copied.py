@@ -46,7 +46,7 @@ def find_against(
     if features is not None and of_others is not None:
         vectors = np.concatenate([features.vectors, of_others.vectors])
         both = FeatureSet(vectors, np.concatenate([features.indices, len(images) + of_others.indices]))
-    joined = Joined(images, others)
+    joined: Any = Joined(images, others)
     found = duplicates.find(joined, vectors=both, seed=seed, copies=0, progress=progress)
     seen, findings = set[int](), list[Finding]()
     for pair in duplicates.across(found, joined.splits):
@@ -81,8 +81,8 @@ def _findings(images: Images, found: Found) -> Iterator[Finding]:
 
 def _through(pairs: dict[tuple[int, int], Pair], row: int, kept: int) -> Pair:
     """A pair for two images of one class of equals, each of which is paired with its best alone."""
-    kinds = {pair.kind for pair in pairs.values() if row in (pair.a, pair.b)} or {"near"}
-    kind = next(kind for kind in ("near", "pixels", "file") if kind in kinds)
+    kinds = {pair.kind for pair in pairs.values() if row in (pair.a, pair.b)}
+    kind = "pixels" if "pixels" in kinds and "near" not in kinds else "file" if kinds == {"file"} else "near"
     return Pair(min(row, kept), max(row, kept), kind)
 
 

@@ -61,7 +61,7 @@ def _of_labels(
     findings, vectors = list[Finding](), unit(features.vectors)
     doubted = np.zeros(len(labels), bool)
     doubted[found.rows[found.flagged]] = True
-    for k in np.flatnonzero(found.flagged):
+    for k in np.flatnonzero(found.flagged).tolist():
         at, suggested = int(found.rows[k]), int(found.suggested[k])
         others = np.flatnonzero((labels == suggested) & (groups != groups[at]))
         sure = others[~doubted[others]]
@@ -74,7 +74,7 @@ def _of_labels(
 
 def _of_sets(images: Images, features: FeatureSet, found: Labels) -> list[Finding]:
     findings = []
-    for k in np.flatnonzero(found.flagged):
+    for k in np.flatnonzero(found.flagged).tolist():
         name = images.classes[found.classes[k]]
         names = (f"not {name}", name) if found.suggested[k] else (name, f"not {name}")
         findings.append(_finding(images, int(features.indices[found.rows[k]]), *names, k, found))

@@ -109,12 +109,7 @@ def manifest(images: Images, rows: Int[np.ndarray, "m"], paths: Sequence[str]) -
             columns[f"caption{k}"] = pa.array(cells, pa.string())
     if others is not None:
         for name in others.column_names:
-            if (
-                name not in columns
-                and name not in PATHS
-                and not is_known(name)
-                and not COLUMN.fullmatch(name)
-            ):
+            if name not in columns and name not in PATHS and not is_known(name):
                 columns[name] = others[name].take(pa.array(rows))
     return pa.table(columns)
 

@@ -219,8 +219,12 @@ def find_sets(
                     issues(both, label),
                 )
             )
-    columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros(0, np.int64)] * 5 + [
-        np.zeros(0, bool)
-    ]
+    none = [np.zeros(0, np.int64)] * 3 + [np.zeros(0)] * 2 + [np.zeros(0, bool)]
+    rows, classes, suggested, confidence, probability, flagged = (
+        np.concatenate(column) for column in zip(*parts, none, strict=True)
+    )
     less = f"not judged: {count(left, 'class', 'classes')} with fewer than {FOLDS} different images on a side"
-    return Labels(*columns, np.zeros(len(columns[0]), bool), (less,) * bool(left))
+    return Labels(
+        rows, classes, suggested, confidence, probability, flagged, np.zeros(len(rows), bool),
+        (less,) * bool(left),
+    )  # fmt: skip

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Num
 
 from omma.core.device import cores
 from omma.core.protocols import BadImage, Images, Inaccessible
+from omma.core.words import count
 from omma.curation.findings import Finding
 from omma.curation.robust import FEW, deviations
 from omma.data.sources.collection import IndexedImages
@@ -159,12 +160,14 @@ def judge(found: Measures) -> Judged:
         detail = f"its values deviate by {contrast[k]:.2%} of the collection's range"
         findings.append(Finding(int(found.rows[k]), "blank", 1 - contrast[k] / limit, detail))
     if n < FEW:
-        notes.append(f"{n} images are too few to say what is dark, bright, blurred or odd-sized among them")
+        notes.append(
+            f"too few to say what is dark, bright, blurred or odd-sized among them: {count(n, 'image')}"
+        )
         return Judged(tuple(findings), thresholds, tuple(notes))
     for each in (_exposure(low, high), _blurred(found, contrast), _sizes(found)):
         for name, values, flagged, text, how in each:
             thresholds[name] = how
-            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged):
+            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged).tolist():
                 findings.append(Finding(int(found.rows[k]), name, float(values[k]), text(k)))
     return Judged(tuple(findings), thresholds, tuple(notes))
 

@@ -117,9 +117,10 @@ def _grid(cells: Sequence[Cell], columns: int = html.WIDEST) -> Grid:
 def _pair(finding: Finding, images: Images, against: Images | None) -> tuple[Cell | None, ...]:
     """A copy beside the image that it is a copy of."""
     source = against if finding.elsewhere else images
-    known = finding.related_row >= 0 and source is not None
-    other = _cell(source, finding.related_row, "") if known else None
-    return _cell(images, finding.row, finding.detail), other
+    copy = _cell(images, finding.row, finding.detail)
+    if finding.related_row < 0 or source is None:
+        return copy, None
+    return copy, _cell(source, finding.related_row, "")
 
 
 def _cell(images: Images, row: int, text: str) -> Cell:

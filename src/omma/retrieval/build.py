@@ -160,9 +160,7 @@ def _table(
     named = {name: column for name, column in columns.items() if name not in OWN}
     others = pa.table(named) if named else None
     own = {name: column.combine_chunks() for name, column in columns.items() if name in OWN}
-    return rows_of(
-        vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others
-    )
+    return rows_of(vectors, own | {HASH: pa.array(hashes, pa.binary(16))}, others)
 
 
 def _pieces(batches: Iterator[FeatureBatch]) -> Iterator[list[FeatureBatch]]:

@@ -4,6 +4,7 @@ A file of the same path, size and time of modification is taken to be as it was.
 of their content, so a file that was renamed or touched is not embedded again.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -152,12 +153,29 @@ def _others(images: Images) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns of a table of the images, but lists and those of names that omma uses; and the split."""
     table: pa.Table | None = getattr(images, "columns", None)
     found: dict[str, pa.Array | pa.ChunkedArray] = {}
-    for name in [] if table is None else table.column_names:
-        if name not in OWN and not name.startswith("_") and not is_nested(table[name].type):
-            found[name] = table[name]
+    if table is not None:
+        names = [name for name in table.column_names if name not in OWN and not name.startswith("_")]
+        found = {name: _as_numbers(table[name]) for name in names if not is_nested(table[name].type)}
     if images.splits is not None and SPLIT not in found:
         found[SPLIT] = pa.array(images.splits.tolist(), pa.string())
     return found
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts that all are numbers as such, since a .csv has nothing but texts; "" is null.
+
+    Codes such as 007 stay texts.
+    """
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    plain = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)  # pyright: ignore
+    coded = pc.match_substring_regex(plain, r"^[-+]?0\d|[^-+.\deE]")  # pyright: ignore
+    if plain.null_count == len(plain) or pc.any(coded).as_py():  # pyright: ignore
+        return column
+    for kind in (pa.int64(), pa.float64()):
+        with contextlib.suppress(pa.ArrowInvalid):
+            return plain.cast(kind)
+    return column
 
 
 def _hash(images: Images, row: int) -> bytes | None:

@@ -19,10 +19,16 @@ from omma.retrieval.recall import Recall, measured, sampled
 from omma.retrieval.store import Index
 from omma.retrieval.writer import Writer, writing
 
+KIND = "IVF_SQ"  # partitions of vectors in a byte a number
 WANTED = 0.95  # recall that the number of partitions looked at is chosen for
 LEAST = 5_000  # rows below which there is nothing to gain
 TABLE, ROW, VECTOR = "vectors", "row", "vector"
 REFINE = 4  # times k rows, whose distances are computed from their full vectors
+
+
+def partitions(rows: int) -> int:
+    """Into how many parts vectors are divided."""
+    return max(1, int(np.sqrt(rows)))
 
 
 def _lancedb() -> Any:
@@ -61,12 +67,12 @@ def build(writer: Writer, seed: int = 0) -> Recall:
         table = lancedb.connect(str(writer.folder / name)).create_table(
             TABLE, data=_batches(index), schema=_schema(index.dim)
         )
-        partitions = max(1, int(np.sqrt(len(index))))
-        table.create_index(metric="dot", index_type="IVF_SQ", num_partitions=partitions)
+        most = partitions(len(index))
+        table.create_index(metric="dot", index_type=KIND, num_partitions=most)
         probes, tuning = 1, sampled(index, seed)
         while True:
             asked = functools.partial(_ask, table, probes)
-            if measured(index, asked, tuning).value >= WANTED or probes >= partitions:
+            if measured(index, asked, tuning).value >= WANTED or probes >= most:
                 break
             probes *= 2
         recall = measured(index, asked, sampled(index, seed + 1))
@@ -74,7 +80,7 @@ def build(writer: Writer, seed: int = 0) -> Recall:
         files.remove(writer.folder / name)
         raise
     segments = [[s.file, s.dead] for s in writer.manifest.segments]
-    facts = {"engine": "lancedb", "folder": name, "probes": probes, "partitions": partitions}
+    facts = {"engine": "lancedb", "folder": name, "probes": probes, "partitions": most}
     writer.replace(approximate=facts | {"recall": recall.facts(), "segments": segments})
     return recall
 

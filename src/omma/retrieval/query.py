@@ -84,7 +84,7 @@ def ask(
     if project is not None:
         texts = iter(tower.texts([p for p, k in zip(parts, kinds) if k == "text"]))
         vectors = [next(texts) if v is None else project(v[None])[0] for v in vectors]
-    rows = unit(np.stack(vectors))  # pyright: ignore[reportArgumentType]  # texts have their vectors now
+    rows = unit(np.stack([v for v in vectors if v is not None]))  # texts have their vectors now
     vector = rows[: len(wanted)].mean(0)
     if avoided:
         vector = vector - rows[len(wanted) :].mean(0)
@@ -166,9 +166,9 @@ def answer(
     more, notes = k + (asked.row is not None), tuple[str, ...]()
     plain, there = where is None and asked.project is None, lance.holds(index)
     if engine == "lancedb" and not (plain and there):
-        why = "answers no conditions and no texts" if there else "was not built of what the index holds now"
+        why = "answers no conditions and no texts" if there else "does not hold what the index holds now"
         raise ValueError(
-            f"{index.path}: its engine {why}: choose --engine exact, or omma index --engine lancedb"
+            f"{index.path}: lancedb {why}: give --engine exact (omma index --engine lancedb builds it)"
         )
     if engine != "exact" and plain and there:
         found = lance.search(index, asked.vector[None], more)

@@ -116,7 +116,7 @@ class Index:
         return found
 
     def rows_where(self, where: str) -> Int[np.ndarray, "n"]:
-        """The rows that meet a condition (retrieval/where.py). Raises ValueError for one that cannot be read."""
+        """The rows that meet a condition (where.py). Raises ValueError for one that cannot be read."""
         return np.flatnonzero(conditions.mask(self.table, where, self.columns))
 
     def row_of(self, path: str) -> int | None:

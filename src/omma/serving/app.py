@@ -173,7 +173,7 @@ class Routes:
             if form == "png" and len(body.uploads) > 1:
                 raise Refused(400, f"format=png: needs one image, and there are {len(body.uploads)}")
             images = await self.service.decoded(body.uploads)
-            found = [await self.service.call(maps.of(image, what, class_name)) for image in images]
+            found = await self.service.drawn([maps.of(image, what, class_name) for image in images])
             if form == "png":
                 picture = await self.service.aside(lambda: maps.drawn(images[0], found[0]))
                 return Response(picture, media_type="image/png")

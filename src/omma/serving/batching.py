@@ -11,8 +11,7 @@ from typing import Any
 
 @dataclass
 class _Job:
-    item: Any  # an image of a batch, or if `alone` a function of no arguments
-    alone: bool
+    item: Any
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -51,13 +50,7 @@ class Batcher:
 
     def submit(self, item: Any) -> Future[Any]:
         """The result of one item, later."""
-        return self._add(_Job(item, alone=False))
-
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """What the function returns, which the thread runs between two batches."""
-        return self._add(_Job(function, alone=True))
-
-    def _add(self, job: _Job) -> Future[Any]:
+        job = _Job(item)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the server has ended")
@@ -74,7 +67,7 @@ class Batcher:
                 continue
             try:
                 items = [job.item for job in jobs]
-                results = [items[0]()] if jobs[0].alone else self.run(items)
+                results = self.run(items)
                 assert len(results) == len(jobs)
             except BaseException as error:
                 for job in jobs:
@@ -91,15 +84,6 @@ class Batcher:
                     return []
                 self._changed.wait()
             end = self._jobs[0].arrived + self.wait
-            while not self._full() and (left := end - time.monotonic()) > 0 and not self._closed:
+            while len(self._jobs) < self.most and (left := end - time.monotonic()) > 0 and not self._closed:
                 self._changed.wait(left)
-                if not self._jobs:  # pragma: no cover (only this thread takes jobs)
-                    return self._next()
-            jobs = [self._jobs.popleft()]
-            while not jobs[0].alone and self._jobs and len(jobs) < self.most and not self._jobs[0].alone:
-                jobs.append(self._jobs.popleft())
-            return jobs
-
-    def _full(self) -> bool:
-        """Is there no sense in waiting for more?"""
-        return len(self._jobs) >= self.most or any(job.alone for job in self._jobs)
+            return [self._jobs.popleft() for _ in range(min(self.most, len(self._jobs)))]

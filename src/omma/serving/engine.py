@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.core.device import to_device
-from omma.core.protocols import BadImage, Preprocess
+from omma.core.protocols import Backbone, BadImage, Preprocess
 from omma.data.batches.preprocess import load_batch, shorter_side
 from omma.data.sources.decode import decode
 from omma.data.sources.decode_pillow import at_most
@@ -82,7 +82,7 @@ class Engine:
     model: Model  # as loaded, on the CPU in fp32
     name: str
     classifier: Classifier | None
-    network: torch.nn.Module
+    network: Backbone
     device: torch.device
     precision: torch.dtype
     unsure: Limit  # below which probability a classifier abstains
@@ -152,10 +152,8 @@ class Engine:
             if self.classifier is None:
                 return vectors, None
             rows = batch_size(self.model.preprocess, self.device) - len(batch)
-            pooled, prefix = (
-                x if x is None or rows <= 0 else torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
-                for x in (features.pooled, features.prefix)
-            )
+            pooled, prefix = _filled(features.pooled, rows), features.prefix
+            prefix = None if prefix is None else _filled(prefix, rows)
             probabilities = self.classifier.probabilities(self.classifier.logits(pooled, prefix))
             return vectors, probabilities[: len(batch)].float().cpu().numpy()
 
@@ -174,3 +172,8 @@ class Engine:
         found = self._forward(images)
         pairs = zip(expected, found)
         return all(a is None or (b is not None and np.array_equal(a[: len(b)], b)) for a, b in pairs)
+
+
+def _filled(x: Tensor, rows: int) -> Tensor:
+    """With so many more rows of zeros."""
+    return x if rows <= 0 else torch.cat([x, x.new_zeros(rows, *x.shape[1:])])

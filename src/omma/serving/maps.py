@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.inspection import registry
-from omma.inspection.maps import maps_of, subject_of
+from omma.inspection.maps import maps_of, on_device, subject_of
 from omma.reporting.pictures import overlay, tile, with_scale
 from omma.serving.engine import Engine
 from omma.serving.refusals import Refused
@@ -17,15 +18,20 @@ from omma.weights import Model
 
 
 class Maps:
-    """The kinds of maps that the served model can have, the quickest first. It runs on the model's thread."""
+    """The kinds of maps that the served model can have, by a copy of it, which is made for the first map."""
 
     def __init__(self, engine: Engine) -> None:
-        given = engine.model
-        self.model = Model(engine.network, given.preprocess, given.provenance, given.extras)
+        self.engine, given = engine, engine.model
         p = given.preprocess
-        subject, _ = subject_of(self.model, torch.zeros(1, p.channels, p.size, p.size))
+        model = Model(engine.network, p, given.provenance, given.extras)
+        subject, _ = subject_of(model, torch.zeros(1, p.channels, p.size, p.size))
         kinds = [registry.find(name) for name in registry.KINDS]
         self.kinds = tuple(k.name for k in kinds if k.one_map is not None and k.lacks(subject) is None)
+
+    @cached_property
+    def model(self) -> Model:
+        """The copy, which nobody else uses: some kinds change the network while they compute."""
+        return on_device(self.engine.model, self.engine.device, self.engine.precision)
 
     def of(
         self, image: Float[Tensor, "c h w"], what: str, class_name: str | None
@@ -41,12 +47,16 @@ class Maps:
         return run
 
     def drawn(self, image: Float[Tensor, "c h w"], values: Float[np.ndarray, "h w"]) -> bytes:
-        """A PNG of the map over what the network sees of the image, with the scale of its colours."""
-        p = self.model.preprocess
+        """A PNG of the map over what the network sees of the image, with the scale of its colours.
+
+        They run from 0 to the map's largest value, or to twice its mean if that is larger: an even map looks
+        even.
+        """
+        p = self.engine.model.preprocess
         mean, std = (torch.tensor(v)[:, None, None] for v in (p.mean, p.std))
         seen = (image.float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
         channels = min(seen.shape[-1], 3)
         base = tile(seen, (np.zeros(channels), np.ones(channels)))
-        picture = with_scale(overlay(base, values, float(values.max())))
+        picture = with_scale(overlay(base, values, max(float(values.max()), 2 * float(values.mean()))))
         picture.save(buffer := io.BytesIO(), "PNG")
         return buffer.getvalue()

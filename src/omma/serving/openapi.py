@@ -11,11 +11,11 @@ _REFUSALS = {
     "408": "The body did not arrive in time",
     "413": "The request, an image, or the number of images is over its limit",
     "415": "The content type is not one of those listed",
-    "422": "An image cannot be read; `images` names each, with the reason",
-    "429": "The queue is full: repeat after `Retry-After` seconds",
+    "422": "An image cannot be read; images names each, with the reason",
+    "429": "The queue is full: repeat after the seconds of the head Retry-After",
     "504": "No answer in time",
 }
-_NAME = {"name": {"type": "string", "description": "The file's name, or `image N`"}}
+_NAME = {"name": {"type": "string", "description": "The file's name, or image N"}}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
@@ -31,13 +31,20 @@ def _images(options: dict[str, Any]) -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
     text = {"type": "string", "format": "byte", "description": "base64"}
     item = {"oneOf": [text, _object({**_NAME, "data": text}, required=["data"])]}
-    form = _object({"images": {"type": "array", "items": file}, **options})
-    content = _object({"images": {"type": "array", "items": item}, **options}, required=["images"])
+    form = _object(
+        {"images": {"type": "array", "items": file}, **options},
+        description="Files under any name, and options",
+    )
+    content = _object(
+        {"images": {"type": "array", "items": item}, **options}, required=["images"],
+        description='{"images": [...]}: base64 texts, or objects with "name" and "data" (base64)',
+    )  # fmt: skip
+    raw = {**file, "description": "The bytes of one image file"}
     return {
         "required": True,
         "content": {
             "multipart/form-data": {"schema": form},
-            "image/*": {"schema": file},
+            "image/*": {"schema": raw},
             **_json(content),
         },
     }
@@ -101,8 +108,9 @@ def document(limits: Limits) -> dict[str, Any]:
             "title": "omma serve",
             "version": omma_version(),
             "description": f"Images in, answers out. A request holds at most {limits.images} images of "
-            f"{limits.image_bytes:,} bytes and {limits.pixels:,} pixels each, {limits.request_bytes:,} bytes "
-            f"in all. An answer comes within {limits.seconds:g} s. There is no login.",
+            f"{limits.image_bytes / 1e6:.3g} MB and {limits.pixels / 1e6:.3g} million pixels each, "
+            f"{limits.request_bytes / 1e6:.3g} MB in all. An answer comes within {limits.seconds:g} s. "
+            "There is no login.",
         },
         "paths": {
             "/predict": _post("Class of each image, and how sure", {"top": top}, classes, threshold=number),

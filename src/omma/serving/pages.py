@@ -17,37 +17,42 @@ def answer(name: str) -> Response:
 
 def docs(document: dict[str, Any]) -> Response:
     """The OpenAPI description as a page."""
-    parts = []
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append(_operation(path, method.upper(), operation))
+    operations = [
+        (path, method.upper(), operation)
+        for path, each in document["paths"].items()
+        for method, operation in each.items()
+    ]
+    post = next(operation for _, method, operation in operations if method == "POST")
+    kinds = post["requestBody"]["content"].items()
+    bodies = [(kind, each["schema"]["description"]) for kind, each in kinds]
+    statuses = [(status, each["description"]) for status, each in post["responses"].items()]
     info = document["info"]
-    text = (
+    parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(info['title'])}: endpoints</title>\n"
-        '<link rel="stylesheet" href="/page.css">\n</head>\n<body>\n<main>\n'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="/page.css">\n</head>\n<body>\n<main>\n'
         f'<header><p class="brand">omma</p><h1>Endpoints</h1></header><p>{escape(info["description"])}</p>'
         '<p><a href="/openapi.json">openapi.json</a> is the same for programs; '
-        '<a href="/">drop an image here</a>.</p>' + "".join(parts) + "\n</main>\n</body>\n</html>\n"
-    )
-    return Response(text, media_type="text/html; charset=utf-8")
+        '<a href="/">drop an image here</a>.</p>',
+        *(_operation(*each) for each in operations),
+        "<section><h2>Bodies and answers of POST</h2>",
+        _table("Content type", "Body", bodies),
+        _table("Status", "When", statuses),
+        "</section>\n</main>\n</body>\n</html>\n",
+    ]
+    return Response("".join(parts), media_type="text/html; charset=utf-8")
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     parts = [f"<section><h2><code>{method} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"]
-    if body := operation.get("requestBody"):
-        kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
-        parts.append(f"<p>Body: {kinds}</p>")
     if parameters := operation.get("parameters"):
-        rows = [
-            (each["name"], f"{each['description']} (default {each['schema'].get('default', 'none')})")
-            for each in parameters
-        ]
-        parts.append(_table("Option", "What it does", rows))
-    responses = [(status, each["description"]) for status, each in operation["responses"].items()]
-    if len(responses) > 1:
-        parts.append(_table("Status", "When", responses))
+        rows = []
+        for each in parameters:
+            default = each["schema"].get("default")
+            rows.append((each["name"], each["description"] + (f"; {default} by default" if default else "")))
+        parts.append(_table("Option", "In the query, the form, or the JSON object", rows))
     return "".join(parts) + "</section>"
 
 

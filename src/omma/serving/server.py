@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -202,6 +203,9 @@ def limited(app: ASGIApp, limits: Limits, draining: Callable[[], None] = lambda:
 def run(app: ASGIApp, bound: socket.socket, limits: Limits, draining: Callable[[], None]) -> None:
     """Serve on the socket until SIGINT or SIGTERM; then `draining` is called, and what was accepted ends."""
     try:
-        asyncio.run(limited(app, limits, draining).serve(sockets=[bound]))
+        with warnings.catch_warnings():
+            # what clients send must not fill the log
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\b")
+            asyncio.run(limited(app, limits, draining).serve(sockets=[bound]))
     finally:
         bound.close()

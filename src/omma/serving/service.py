@@ -20,6 +20,7 @@ from omma.serving.maps import Maps
 from omma.serving.metrics import Metrics
 from omma.serving.refusals import Refused, busy, shown
 
+MAPS = 8  # images that may wait for their maps
 DECODERS = 8  # threads at most: each may take some hundred megabytes for a large image
 
 
@@ -41,10 +42,14 @@ class Service:
         self.metrics.watch_queue(lambda: self.waiting)
         threads = torch.get_num_threads()  # the bits of an answer may depend on it
         self.batcher = Batcher(self._run, engine.most, wait, begin=lambda: torch.set_num_threads(threads))
+        # maps take seconds: with a thread and a copy of the model of their own they delay no other answers
+        self.explainer = Batcher(self._draw, 1, 0.0, begin=lambda: torch.set_num_threads(threads))
+        self.explaining = 0
         self.decoders = ThreadPoolExecutor(min(cores(), DECODERS), "omma-decode")
 
     def start(self) -> None:
         self.batcher.start()
+        self.explainer.start()
 
     def drain(self) -> None:
         """Say that the end is near: /health answers 503 from now on."""
@@ -55,6 +60,7 @@ class Service:
         self.draining = True
         self.decoders.shutdown()
         self.batcher.close()
+        self.explainer.close()
 
     def admit(self, images: int = 1) -> None:
         """Raise Refused (429) if the queue has no room for so many images."""
@@ -70,6 +76,16 @@ class Service:
         """
         tensors = await self.decoded(uploads)
         return await self._in_time([self.batcher.submit(tensor) for tensor in tensors])
+
+    async def drawn(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What these functions return, which run on the thread of maps. Raises Refused (429) if many wait."""
+        if self.explaining + len(jobs) > max(MAPS, len(jobs)):
+            raise busy(f"{self.explaining} images wait for their maps: repeat the request later")
+        self.explaining += len(jobs)
+        try:
+            return await self._in_time([self.explainer.submit(job) for job in jobs])
+        finally:
+            self.explaining -= len(jobs)
 
     async def decoded(self, uploads: Sequence[Upload]) -> list[torch.Tensor]:
         """The network's inputs, in order; errors as for `answers`."""
@@ -88,10 +104,6 @@ class Service:
             raise Refused(422, f"{bad[0]['name']}: {bad[0]['error']}", images=bad)
         return found
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """What the function returns, which runs on the model's thread."""
-        return (await self._in_time([self.batcher.call(function)]))[0]
-
     async def aside(self, function: Callable[[], Any]) -> Any:
         """What the function returns, which runs beside the model."""
         return (await self._in_time([self.decoders.submit(function)]))[0]
@@ -105,6 +117,9 @@ class Service:
         finally:
             for each in waited:
                 each.cancel()
+
+    def _draw(self, jobs: Sequence[Callable[[], Any]]) -> Sequence[Any]:
+        return [job() for job in jobs]
 
     def _run(self, images: Sequence[torch.Tensor]) -> Sequence[Answer]:
         with self.metrics.batch(len(images)):

@@ -75,7 +75,7 @@ def curate(
     "coreset" [1708.00489], "typical" [2202.02794], "margin" or "entropy" (of the model's classifier),
     "random". seed_set: choose what is near to these instead [2304.07193]. exclude: an evaluation set, whose
     near-copies (above exclude_similarity) are left out. labelled: images that the list shall complement.
-    similarity: above which images are copies, of which one is kept; None: what 1e-5 of random pairs reach;
+    similarity: above which images are copies, of which one is kept; None: calibrated (`repeats.calibrated`);
     1: keep all. copy: a folder for the chosen files. page: an HTML file that shows them. work: a folder for
     what is done, which the same pool and levels use again; None: beside `out`, while it is needed.
     Raises ValueError, in one line. Others: as for evaluate.

@@ -66,10 +66,10 @@ def explore(
 ) -> Explored:
     """Write a map of the images by the model's features to `out`.
 
-    format: page (`out` is one file *.html, or a new folder for a page with its thumbnails beside it), atlas (a
+    format: page (`out` is a *.html, or a new folder for a page with its thumbnails beside it), atlas (a
     .parquet that embedding-atlas takes) or tensorboard (a folder for its projector). labelled: refuse images
-    without labels. layout: umap, pca, or auto: UMAP where it is installed. clusters: of k-means. neighbours: of
-    each image that are kept. alike: cosine of near-equal pairs. thumbnails: pixels of the longer side; by
+    without labels. layout: umap, pca, or auto: UMAP where it is installed. clusters: of k-means. neighbours:
+    of each image that are kept. alike: cosine of near-equal pairs. thumbnails: pixels of the longer side; by
     default as many as a page of 30 MB, or a folder of 250 MB, has room for. progress: stage, images done, in
     all. Others: as for evaluate. Raises ValueError for options out of range and where no image can be read.
     """

@@ -1,6 +1,5 @@
 """`omma search`: the images of an index that are nearest to images, regions, texts or rows of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ from omma.retrieval.pictures import images_of, shown_query
 from omma.retrieval.query import Box
 from omma.retrieval.store import Index
 from omma.weights import Model
-from omma.weights.pictures import SINGLE
 
 ENGINES = ("auto", "exact", "lancedb")
 SIDE = 192  # of a thumbnail, in pixels
@@ -46,7 +44,7 @@ def search(
     index: str | Path | Index,
     query: Any,
     *,
-    minus: Sequence[Any] = (),
+    minus: Any = (),
     crop: Box | None = None,
     top: int = 20,
     where: str | None = None,
@@ -59,8 +57,8 @@ def search(
     """The `top` images of an index with the highest cosine to the query.
 
     query: an image (a path, or anything else that `Model.embed` takes), the path of an image in the index, a
-    text for a model with a text tower, or a list of these, whose mean is taken. minus: what to avoid: its
-    mean is subtracted. crop: (x, y, width, height) of the one image that is given, in pixels, or in shares.
+    text for a model with a text tower, or a list of these, whose mean is taken. minus: what to avoid,
+    likewise: its mean is subtracted. crop: (x, y, width, height) of the one image, in pixels or in shares.
     engine: "exact"; "lancedb", about the nearest; "auto": the latter where the index has it, and for
     conditions and texts the exact one. page: an .html to write, with the images that were found.
     where: a condition on the index's columns (docs/search.md). model: where the index's model has moved.
@@ -69,7 +67,7 @@ def search(
     """
     opened = index if isinstance(index, Index) else Index.open(index)
     wanted = list(query) if isinstance(query, (list, tuple)) else [query]
-    avoided = [minus] if isinstance(minus, SINGLE) else list(minus)
+    avoided = list(minus) if isinstance(minus, (list, tuple)) else [minus]
     on = devices.pick_device(device)
 
     @cache
@@ -78,7 +76,7 @@ def search(
 
     def tower() -> Any:
         given = None if merges is None else text_tokenizer.read_merges(merges)
-        return queries.text_tower(loaded(), model or opened.model.name, given)
+        return queries.text_tower(loaded(), str(opened.model.name if model is None else model), given)
 
     one_of("engine", engine, ENGINES)
     if page is not None:

@@ -25,6 +25,7 @@ BITS = LOW * LOW - 1
 ENOUGH = 128  # pixels of the shorter side that an image is decoded to
 FLAT = 1.0  # standard deviation (of 255) up to which a picture shows nothing
 FLAT_SHARE = 0.004  # the same as a share of the largest value, for other types than uint8
+LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue [ITU-R BT.601]
 ORIENTATIONS = 8  # as it is, mirrored, upside down, both; then each of them transposed
 CHUNK = 256  # images that threads are given at a time
 BLOCK = 4096  # hashes whose pairs are listed at a time
@@ -92,7 +93,7 @@ def pixel_digest(image: np.ndarray) -> bytes:
 def luminance(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     """Luminance (ITU-R 601) of three channels, the mean of any other number."""
     values = np.nan_to_num(image.astype(np.float32), posinf=0.0, neginf=0.0)
-    return values @ np.float32((0.299, 0.587, 0.114)) if values.shape[-1] == 3 else values.mean(axis=-1)
+    return values @ LUMINANCE if values.shape[-1] == 3 else values.mean(axis=-1)
 
 
 def picture(image: np.ndarray, side: int = SIDE) -> Float[np.ndarray, "s s"]:
@@ -105,7 +106,7 @@ def picture(image: np.ndarray, side: int = SIDE) -> Float[np.ndarray, "s s"]:
 
 def perceptual_hashes(pictures: Float[np.ndarray, "n s s"]) -> UInt64[np.ndarray, "n 8"]:
     """The perceptual hash of each picture in its eight orientations."""
-    low = scipy.fft.dctn(pictures, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]
+    low = np.asarray(scipy.fft.dctn(pictures, axes=(1, 2), norm="ortho"))[:, :LOW, :LOW]
     odd = np.where(np.arange(LOW) % 2, -1, 1)
     flips = [low, low * odd, low * odd[:, None], low * odd * odd[:, None]]
     turns = np.stack([*flips, *(each.transpose(0, 2, 1) for each in flips)], axis=1)

@@ -45,7 +45,7 @@ class Facet:
 
 
 def classes(name: str, of: Sequence[str | None], values: Sequence[str] | None = None) -> Facet:
-    """A facet of classes, in this order or with the most frequent first; of texts where there are too many."""
+    """A facet of classes, in this order or the most frequent first; of texts where there are too many."""
     count = Counter(value for value in of if value)
     if values is None and len(count) > MOST:
         return Facet(name, "text", texts=tuple(value or "" for value in of))
@@ -140,7 +140,7 @@ def _of_column(table: pa.Table, name: str) -> Facet | None:
 
 
 def _numbers(of: Sequence[str]) -> Float[np.ndarray, "n"] | None:
-    """Texts as numbers, NaN for none; None if any is no number, or one with zeros before it, as a code has."""
+    """Texts as numbers, NaN for none; None if any is no number, or begins with a zero as codes do."""
     try:
         values = np.array([float(text) if text else np.nan for text in of])
     except ValueError:

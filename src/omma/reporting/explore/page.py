@@ -1,4 +1,4 @@
-"""The map as one HTML file, or as a folder whose thumbnails lie beside the page; neither loads anything else."""
+"""The map as one HTML file, or as a folder with thumbnails beside the page; neither loads anything else."""
 
 import base64
 import hashlib
@@ -92,7 +92,7 @@ def write_folder(
     """Write `index.html` and thumbnails as files into `out`, an empty folder; the bytes of all.
 
     The browser loads the thumbnails that are looked at. They are elements of the page (img), which also works
-    where the page is opened as a file. place: where the folder will be, which links to images are relative to.
+    where the page is opened as a file. place: where the folder will be: links are relative to it.
     """
     order = np.argsort(hilbert(analysis.layout.xy), kind="stable")
     side = side or sprite.fitting_side(images, order, FOLDER_BUDGET)
@@ -180,7 +180,7 @@ def _thumbnails(
 
 
 def _links(images: Images, folder: Path) -> str | None:
-    """The address of the images' folder, relative to that of the page; None where images are no files here."""
+    """The address of the images' folder, relative to the page's; None where images are no files here."""
     if not isinstance(images, IndexedImages) or not isinstance(images.identity.store, Files):
         return None
     root = Path(images.identity.store.root).absolute()
@@ -194,7 +194,7 @@ def _links(images: Images, folder: Path) -> str | None:
 def _packed(values: np.ndarray, kind: str) -> str:
     """Numbers as base64, little-endian; rounded where they become whole numbers."""
     whole = np.dtype(kind).kind == "u"
-    return base64.b64encode(np.ascontiguousarray(np.rint(values) if whole else values, kind)).decode()
+    return base64.b64encode(np.asarray(np.rint(values) if whole else values, kind).tobytes()).decode()
 
 
 # ---------------------------------------------------------------- the document
@@ -216,9 +216,9 @@ def _document(title: str, sources: str) -> tuple[str, str]:
         f"{sources}; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
     parts = {"POLICY": policy, "TITLE": escape(title[:TITLE]), "CSS": _asset("page.css")}
-    head, data, rest = re.split(r"(<!-- DATA -->\n)", _asset("page.html"))
-    assert data
-    return tuple(re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], text) for text in (head, rest))
+    head, rest = _asset("page.html").split("<!-- DATA -->\n")
+    fill = re.compile(r"\{\{(\w+)\}\}")
+    return fill.sub(lambda m: parts[m[1]], head), fill.sub(lambda m: parts[m[1]], rest)
 
 
 def _tail() -> str:

@@ -1,4 +1,4 @@
-"""Thumbnails in sheets: a JPEG holds a square of them, so that a page decodes few files, and those it needs."""
+"""Thumbnails in sheets: a JPEG holds a square of them, so that a page decodes few files."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

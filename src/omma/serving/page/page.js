@@ -79,7 +79,7 @@ function explanations(file) {
   const choice = element("select");
   choice.setAttribute("aria-label", "Kind of map");
   for (const name of model.maps) choice.append(element("option", name));
-  const button = element("button", model.classes ? "What the answer rests on" : "What the vector rests on");
+  const button = element("button", "Draw map");
   const place = element("div");
   place.setAttribute("aria-live", "polite");
   button.addEventListener("click", async () => {
@@ -90,13 +90,14 @@ function explanations(file) {
       const picture = element("img");
       picture.alt = choice.value + " map of " + file.name;
       picture.src = URL.createObjectURL(await answer.blob());
-      place.replaceChildren(picture, element("p", choice.value + ": bright where it matters, over what the network sees", "soft"));
+      const scale = choice.value + ", from 0 (dark) to its largest (bright), over what the network sees";
+      place.replaceChildren(picture, element("p", scale, "soft"));
     } catch (error) {
       place.replaceChildren(element("p", error.message, "error"));
     }
     button.disabled = false;
   });
-  block.append(button, choice, place);
+  block.append(choice, button, place);
   return block;
 }
 
