@@ -18,6 +18,7 @@ from omma.reporting.pictures import Cell, Grid, tile
 
 SIDE = (1080, 660)  # pixels of the map
 THUMBNAIL = 44
+LEGEND = 170  # pixels at the left
 FEWEST = 8  # images that make a map
 CLASSES = len(svg.COLOURS)  # that have a colour
 SHOWN = 6  # groups of the same picture
@@ -50,9 +51,11 @@ def collection_map(gallery: Gallery) -> Section | None:
     width, height = SIDE
     margin = THUMBNAIL
     span = np.maximum(places.xy.max(0) - places.xy.min(0), 1e-6)
-    at = (places.xy - places.xy.min(0)) / span * (width - 2 * margin, height - 2 * margin) + margin
-    at[:, 1] = height - at[:, 1]
     colours, legend = _colours(gallery, features.indices)
+    left = margin + (LEGEND if legend else 0)
+    room = (width - left - margin, height - 2 * margin)
+    at = (places.xy - places.xy.min(0)) / span * room + (left, margin)
+    at[:, 1] = height - at[:, 1]
     picture = Image.new("RGB", SIDE, "white")
     draw = ImageDraw.Draw(picture)
     for (x, y), colour in zip(at.tolist(), colours):
@@ -105,7 +108,7 @@ def _legend(draw: ImageDraw.ImageDraw, legend: list[tuple[str, str]]) -> None:
     for number, (name, colour) in enumerate(legend):
         top = 8 + 22 * number
         draw.rectangle((8, top, 22, top + 14), fill=ImageColor.getrgb(colour))
-        draw.text((28, top - 1), name[:40], fill="#1c2127", font=font)
+        draw.text((28, top - 1), name[:16], fill="#1c2127", font=font)
 
 
 # ---------------------------------------------------------------- the same picture twice
