@@ -124,7 +124,7 @@ def test_the_page_in_a_browser(command, tmp_path):
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(overflow) <= 0
         page.goto(command.address + "/docs")
-        assert page.locator("h2").count() == 11
+        assert page.locator("h2").count() == 12
         browser.close()
     expected = [text for text in said if "422" in text]  # the browser reports refusals by itself
     assert said == expected

@@ -129,6 +129,15 @@ def keep_memory() -> None:
     mallopt(top_pad, 64 << 20)
 
 
+def return_memory() -> None:
+    """Give back to the system what glibc has kept (`keep_memory`) and nothing uses; nothing without glibc."""
+    try:
+        trim = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return
+    trim(0)
+
+
 def share_cores() -> None:
     """Divide this machine's cores among the processes that torchrun started on it.
 

@@ -1,5 +1,6 @@
 """The routes: what is asked over HTTP, and how answers look as JSON."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from omma.core.device import precision_name
+from omma.core.device import precision_name, return_memory
 from omma.core.files import omma_version
 from omma.serving import openapi, pages
 from omma.serving.bodies import Body, received
@@ -22,6 +23,7 @@ from omma.serving.refusals import Refused, shown
 from omma.serving.service import Service
 from omma.weights import answers
 
+TRIM_SECONDS = 20.0
 MOST = 1_000  # classes, or neighbours, that a request may ask for
 
 
@@ -34,9 +36,11 @@ def application(service: Service, hosts: tuple[str, ...] | None = None) -> ASGIA
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.start()
+        trimming = asyncio.create_task(_trim())
         try:
             yield
         finally:
+            trimming.cancel()
             service.close()
 
     routes = Routes(service)
@@ -63,6 +67,13 @@ PATHS = (
     ("/search", "POST", "search"),
     ("/explain", "POST", "explain"),
 )
+
+
+async def _trim() -> None:
+    """Give memory back at times: one client's large images would take it for good."""
+    while True:
+        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.to_thread(return_memory)
 
 
 class Routes:

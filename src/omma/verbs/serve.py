@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omma import weights
-from omma.core import device as devices
 from omma.core.errors import need
 from omma.core.explain import translated
-from omma.evaluation.calibration import Limit, limit
 from omma.serving.limits import Limits
 from omma.weights import Model
 
@@ -60,29 +57,22 @@ def serve(
     """
     for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         need(package, "serve")
-    from omma.serving import app, server
-    from omma.serving.engine import Engine
-    from omma.serving.lookup import Lookup
-    from omma.serving.maps import Maps
-    from omma.serving.service import Service
+    from omma.serving import app, build, server
 
     limits = limits or Limits()
-    if not 0 <= max_wait <= limits.seconds:
-        raise ValueError(f"max-wait={max_wait:g} s: must lie between 0 and the limit of {limits.seconds:g} s")
     with server.bind(host, port) as bound:
-        loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
-        where = devices.pick_device(device)
-        classifier = loaded.classifier
-        unsure = Limit(None) if classifier is None else limit(classifier, error, threshold)
-        dtype = devices.pick_precision(precision, where)
-        engine = Engine.of(loaded, name, where, dtype, unsure, max_batch, exact)
-        lookup = None if index is None else Lookup(index, loaded.digest, name, where)
-        service = Service(engine, limits, max_wait, lookup, Maps(engine))
+        service = build.service_of(
+            model, index=index, error=error, threshold=threshold, max_batch=max_batch, max_wait=max_wait,
+            exact=exact, limits=limits, device=device, precision=precision, architecture=architecture,
+            allow_partial=allow_partial,
+        )  # fmt: skip
         names = server.own_names(host)
         address = server.address(bound)
         bound.listen()  # from now on clients wait instead of being refused
         if ready is not None:
-            notes = (*loaded.provenance.get("loaded", ()), *unsure.notes, *engine.notes, *server.notes(host))
+            engine = service.engine
+            loaded = engine.model.provenance.get("loaded", ())
+            notes = (*loaded, *engine.unsure.notes, *engine.notes, *server.notes(host))
             ready(Serving(address, notes))
         server.run(app.application(service, names), bound, limits, service.drain)
     return Served(address, service.metrics.total_requests(), service.metrics.total_images())
