@@ -6,9 +6,10 @@ import numpy as np
 from PIL import Image
 
 from omma.core.words import count
+from omma.inspection.neighbours import decimals
 from omma.reporting import html
 from omma.reporting.html import Section
-from omma.reporting.pictures import Cell, Grid, decimals
+from omma.reporting.pictures import Cell, Grid
 
 COLUMNS = 6  # of images found
 
