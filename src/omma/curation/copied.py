@@ -107,7 +107,9 @@ def _finding(
 
 def _threshold(found: Found) -> str:
     """What decides, and what share of copies it finds."""
-    text = f"the same bytes or pixels, or hashes that differ by at most {found.hash_limit} of 63 bits"
+    text = "the same bytes or pixels"
+    if found.hash_limit >= 0:  # below, no difference tells these images from copies
+        text += f", or hashes that differ by at most {found.hash_limit} of {BITS} bits"
     if found.threshold is not None:
         text += f", or features whose cosine is {found.threshold:.3f} or more"
     text += ", and pixels that coincide where that is not enough"
