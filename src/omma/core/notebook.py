@@ -45,8 +45,8 @@ def _shown(value: Any) -> str:
     """A value as HTML; "" for what says nothing."""
     if value is None or (isinstance(value, Sequence | Mapping) and not value):
         return ""
-    if getattr(value, "ndim", 0):
-        return _safe(f"{type(value).__name__} {list(value.shape)}")
+    if getattr(value, "ndim", 0):  # an array or a tensor
+        return _safe(f"{type(value).__name__} {list(getattr(value, 'shape', ()))}")
     if isinstance(value, str | Path):
         return _safe(str(value))
     if isinstance(value, Mapping):

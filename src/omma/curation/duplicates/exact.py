@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -38,6 +39,14 @@ class Same:
 
     classes: tuple[tuple[int, ...], ...]  # of two images and more
     hashes: Hashes
+
+    def kind(self, a: int, b: int) -> Literal["file", "pixels"]:
+        """Of two members of a class: are their bytes the same, or only their pixels?"""
+        return (
+            "file"
+            if self.hashes.content[a] and self.hashes.content[a] == self.hashes.content[b]
+            else "pixels"
+        )
 
 
 def same(hashes: Hashes, decoder: Decoder) -> Same:

@@ -38,7 +38,7 @@ def finite(features: FeatureSet, images: Images) -> tuple[FeatureSet, tuple[tupl
 
     Raises ValueError if none is left.
     """
-    good = np.isfinite(features.vectors).all(1)
+    good = np.isfinite(features.vectors).all(axis=1, keepdims=False).reshape(-1)
     bad = tuple((images.path(int(i)), "its features are not finite") for i in features.indices[~good])
     if not good.any():
         raise ValueError(

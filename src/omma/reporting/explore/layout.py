@@ -89,7 +89,7 @@ def faithful(xy: Float[np.ndarray, "n 2"], neighbours: Neighbours, k: int = 10, 
     Of at most SAMPLE images, evenly spaced in the collection.
     """
     rows = np.unique(np.linspace(0, len(xy) - 1, min(len(xy), SAMPLE)).astype(int))
-    near = KDTree(xy).query(xy[rows], k=min(within + 1, len(xy)))[1]
+    near = np.asarray(KDTree(xy).query(xy[rows], k=min(within + 1, len(xy)))[1])
     wanted = neighbours.indices[rows, :k]
     return float(np.mean([np.isin(w, n).mean() for w, n in zip(wanted, near)]))
 
