@@ -11,7 +11,7 @@ from omma.reporting import html
 from omma.reporting.html import Section
 from omma.reporting.pictures import Cell, Grid
 
-COLUMNS = 6  # of images found
+COLUMNS = 8  # of images found: in one block, read by rows
 
 
 def found_page(
