@@ -1,4 +1,4 @@
-"""How well wrong labels are found: a share of the train labels is flipped, and the ranking is compared with the flips.
+"""How well wrong labels are found: a share of train labels is flipped, and the ranking compared with that.
 
     python benchmarks/mislabelled.py MODEL LABELLED [--share 0.1] [--seeds 3] [--cache features.npz]
 
@@ -85,8 +85,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"seed {seed}: AUROC {row[0]:.4f}, precision of the first {args.share:.0%} {row[1]:.3f}; "
-            f"list of {int(flagged.sum()):,}: precision {row[2]:.3f}, recall {row[3]:.3f}, true class suggested "
-            f"{row[4]:.3f}; in-sample: AUROC {row[5]:.4f}, precision {row[6]:.3f}"
+            f"list of {int(flagged.sum()):,}: precision {row[2]:.3f}, recall {row[3]:.3f}, true class "
+            f"suggested {row[4]:.3f}; in-sample: AUROC {row[5]:.4f}, precision {row[6]:.3f}"
         )
     mean = np.mean(rows, 0)
     print(f"mean: AUROC {mean[0]:.4f}, precision {mean[1]:.3f}; in-sample {mean[5]:.4f}, {mean[6]:.3f}")

@@ -13,6 +13,7 @@ from PIL import Image
 from omma.reporting import html, pictures
 from omma.reporting.charts import Series, line_chart
 from omma.reporting.html import Section, Verdict
+from omma.reporting.pictures import Cell, Grid
 from omma.reporting.results import ReportedEvaluation, ReportedScore
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>' \" & \x00\udc80"
@@ -53,10 +54,10 @@ def evaluation(scores, word="plain", **kw):
 def full(path, word="plain", **kw):
     random = np.random.default_rng(0)
     images = random.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
-    grid = pictures.neighbours(
-        images[:2], images[None, :3].repeat(2, 0), [word] * 2, [[word, "b", "c"]] * 2,
-        query_paths=[f"folder/{word}"] * 2, neighbour_paths=[["a/b.png", word, "c.png"]] * 2,
-    )  # fmt: skip
+    query = Cell(pictures.tile(images[0]), word, path=f"folder/{word}")
+    names = (("a/b.png", True), (word, False), ("c.png", None))
+    near = [Cell(pictures.tile(images[1]), f"0.90 {word}", mark, name) for name, mark in names]
+    grid = Grid(("query", "nearest", "", ""), ((query, *near), (query, *near)))
     results = [
         ReportedScore(
             subject=s,

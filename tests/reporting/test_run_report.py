@@ -12,8 +12,8 @@ from omma.evaluation import history
 from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison, Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
+from omma.pretraining.saved_method import trained_method
 from omma.reporting.results import ReportedEvaluation
-from omma.reporting.run_report import trained_method
 from omma.train import checkpoint, sharded_checkpoint
 from omma.verbs.evaluate import evaluate
 from omma.verbs.pretrain import pretrain
@@ -58,7 +58,9 @@ def page(run, images):
 
 def test_grey_images_are_drawn_by_a_model_of_colour(run, tmp_path):
     text = page(run, write_images(tmp_path / "grey", 4, (20, 16)))
-    assert all(title in text for title in ("Nearest neighbours", "Attention of", "Reconstructions"))
+    assert all(
+        title in text for title in ("Nearest neighbours", "Attention", "Reconstructions", "Patch features")
+    )
     assert ">dark0.png</span>" in text
     assert "not drawn" not in text
 
@@ -87,14 +89,45 @@ def test_one_image_has_no_neighbours_but_attention(run, tmp_path):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "one.png")
     text = page(run, tmp_path / "one.png")
     assert "Nearest neighbours</h2>" not in text
-    assert "Attention of the last layer</h2>" in text
+    assert "Attention</h2>" in text
 
 
 def test_images_that_the_model_cannot_take_become_a_note(run, tmp_path):
     np.save(tmp_path / "bands.npy", np.zeros((4, 16, 16, 7), np.uint8))
     text = page(run, tmp_path / "bands.npy")
-    assert "Nearest neighbours: not drawn (the model takes images of 3 channels, these have 7" in text
+    assert "What the model sees: not drawn (the model takes images of 3 channels, these have 7" in text
     assert "<h2>Training" in text
+
+
+def test_images_are_mapped_and_those_that_repeat_another_are_shown(run, tmp_path):
+    photos = write_images(tmp_path / "photos", 5)
+    text = page(run, photos)
+    assert "Map of the images</h2>" in text
+    assert "10 images by their features" in text
+    assert "The same picture twice" not in text
+    shutil.copy(photos / "dark" / "dark0.png", photos / "light" / "again.png")
+    with Image.open(photos / "dark" / "dark1.png") as image:
+        image.save(photos / "dark" / "other.bmp")
+    text = page(run, photos)
+    assert "2 images of 12 looked at repeat another" in text
+    assert ">the same file</span>" in text
+    assert ">the same pixels</span>" in text
+
+
+def test_domains_are_set_against_each_other(run, tmp_path):
+    photos = write_images(tmp_path / "photos", 6)
+    files = sorted(photos.rglob("*.png"))
+    rows = [
+        f"{f.relative_to(photos)},{f.parent.name},{'day' if i % 2 else 'night'}" for i, f in enumerate(files)
+    ]
+    (photos / "labels.csv").write_text("\n".join(["path,label,time", *rows]))
+    text = report(run, photos / "labels.csv", domains="time").read_text(encoding="utf-8")
+    assert "Domains by time</h2>" in text
+    assert "on day</th><th scope=col>on night</th>" in text
+    assert "6 images</small>" in text
+    for column, says in (("place", "no column place; choose among"), ("path", "has a single labelled image")):
+        with pytest.raises(ValueError, match=says):
+            report(run, photos / "labels.csv", domains=column)
 
 
 def test_later_evaluations_join_earlier_ones(run, tmp_path):

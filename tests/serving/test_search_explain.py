@@ -12,8 +12,8 @@ from uploads import picture
 
 from omma import weights
 from omma.inspection.maps import maps_of
-from omma.search.manifest import IndexModel, Manifest
-from omma.search.writer import rows_of, writing
+from omma.retrieval.manifest import IndexModel, Manifest
+from omma.retrieval.writer import rows_of, writing
 from omma.serving.lookup import Lookup
 from omma.serving.maps import Maps
 

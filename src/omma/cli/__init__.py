@@ -65,6 +65,7 @@ SEVERAL = (
     "--test",
     "--layers",
     "--heads",
+    "--minus",
 )  # options of several values
 
 

@@ -1,6 +1,5 @@
 """`omma curate`: choose which images of a pool to keep or to label."""
 
-from functools import partial
 from typing import Annotated
 
 import tyro
@@ -61,8 +60,8 @@ def curate(
         exclude: Images of an evaluation, whose near-copies are left out.
         labelled: Images that have labels: the choice complements them.
         levels: Clusters of each level, the finest first, such as 10000,1000,100,10.
-        similarity: Cosine above which images are copies, of which one is kept; 1 keeps all. By default
-            what one of 100,000 random pairs reaches.
+        similarity: Cosine above which images are copies, of which one is kept; 1 keeps all. By default it is
+            so high that chance would take one image in a hundred for a copy.
         exclude_similarity: The same for --exclude.
         copy: Folder to copy the chosen images to, into one folder a class.
         page: HTML file to write, with examples of each cluster.
@@ -94,7 +93,7 @@ def curate(
             exclude=exclude, labelled=labelled, levels=numbers, similarity=similarity,
             exclude_similarity=exclude_similarity, copy=copy, page=page, work=work,
             architecture=architecture, allow_partial=allow_partial, label_depth=label_depth, device=device,
-            precision=precision, seed=seed, progress=partial(stages, "embedding"),
+            precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     for note in result.notes:
         say(note)

@@ -1,5 +1,6 @@
 """`omma explore`: a collection as a map in the browser."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -8,6 +9,7 @@ from omma.cli import early
 from omma.cli.shared import As_, Images_, LabelDepth, Model_, Size_, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.core.words import count
+from omma.reporting.explore.target import checked
 
 Title_ = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 
@@ -31,7 +33,7 @@ def explore(
     precision: str = "auto",
     seed: int = 0,
 ) -> int:
-    """Write a map of the collection to open in a browser: points, thumbnails, neighbours, duplicates, suspects.
+    """Write a map of the collection for a browser: thumbnails, neighbours, duplicates, suspects.
 
     The page loads nothing from elsewhere. Images near each other on the map are alike to the model.
 
@@ -57,6 +59,7 @@ def explore(
     """
     early.model(model)
     early.images(images)
+    checked(Path(out), format, thumbnails)
     with Stages(f"reading {images} ...") as stages:
         from omma.core.device import keep_memory, share_cores
         from omma.verbs.explore import explore as verb

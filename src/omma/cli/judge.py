@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from omma.cli import early
 from omma.cli.shared import (
     As_,
+    Column_,
     File_,
     Images_,
     LabelDepth,
@@ -19,6 +18,7 @@ from omma.cli.shared import (
     Model_,
     Run_,
     fits,
+    laid_out,
     out,
     say,
     show,
@@ -155,7 +155,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         keep_memory()
         result = verb(model, labelled, json=json, progress=stages, **options)
     say("")
-    show(_table(*result.table()), out)
+    show(laid_out(*result.table()), out)
     say("")
     for line in (*result.answer(), result.protocol, *result.notes):
         say(line)
@@ -166,26 +166,32 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
     return 0
 
 
-def report(run: Run_, images: Images_, seed: int = 0, label_depth: LabelDepth = None) -> int:
+def report(
+    run: Run_, images: Images_, domains: Column_ = None, seed: int = 0, label_depth: LabelDepth = None
+) -> int:
     """Write a run's report again, with pictures of the given images.
 
     Args:
         run: Folder of a finished run.
         images: Images, in any form that pretrain accepts.
+        domains: Column of the images' table, such as domain: how well do the labels of each of its values
+            classify the images of each other?
         seed: Seed of the choice of pictures.
         label_depth: As for evaluate.
     """
     early.model(run)
     early.images(images)
-    _write_report(run, images, seed, label_depth, f"reading {images} ...")
+    _write_report(run, images, seed, label_depth, f"reading {images} ...", domains)
     return 0
 
 
-def _write_report(run: str, images: str, seed: int, label_depth: LabelDepth, first: str) -> None:
+def _write_report(
+    run: str, images: str, seed: int, label_depth: LabelDepth, first: str, domains: str | None = None
+) -> None:
     with Stages(first) as stages:
         from omma.verbs.report import report as verb
 
-        page = verb(run, images, seed=seed, label_depth=label_depth, progress=stages)
+        page = verb(run, images, seed=seed, label_depth=label_depth, domains=domains, progress=stages)
     say(str(page), "report")
 
 
@@ -202,9 +208,9 @@ def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) ->
 
 def _print_evaluation(evaluation: Any, console: Console = out) -> None:
     heads, rows = evaluation.table()
-    table = _table(heads, rows)
+    table = laid_out(heads, rows)
     if not fits(table, console):  # intervals below the values
-        table = _table(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
+        table = laid_out(heads, [[cell.replace(" (", "\n(", 1) for cell in row] for row in rows])
     say("", console=console)
     show(table, console)
     say("", console=console)
@@ -218,15 +224,6 @@ def _print_detail(detail: Any, console: Console = out) -> None:
         return
     heads, rows = detail.table()
     say(f"\n{detail.title}:", console=console)
-    show(_table(heads, rows), console)
+    show(laid_out(heads, rows), console)
     for line in detail.sentences():
         say(line, console=console)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(heads):
-        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

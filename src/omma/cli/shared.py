@@ -26,6 +26,7 @@ Run_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Name_ = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 File_ = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Labels_ = Annotated[str | None, tyro.conf.arg(metavar="K,K,...")]
+Column_ = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
 Place_ = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 Chosen_ = Annotated[str | None, tyro.conf.arg(metavar="IMAGES")]
 As_ = Annotated[str | None, tyro.conf.arg(name="as", metavar="timm:NAME|torchvision:NAME")]
@@ -106,6 +107,16 @@ def skipped_lines(bad: Sequence[tuple[str, str]], console: Console = out) -> Non
         say(f"skipped {path}: {reason}", console=console)
     if len(bad) > 5:
         say(f"... and {len(bad) - 5:,} more", console=console)
+
+
+def laid_out(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is at left, numbers at right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(heads):
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def show(table: Table, console: Console = out) -> None:

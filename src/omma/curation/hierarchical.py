@@ -5,8 +5,9 @@ more evenly over what there is, and a selection that gives each cluster of each 
 as it has points, is balanced over concepts rather than over images.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from omma.curation.kmeans import CPU, Clusters, assign, best_of, kmeans
 from omma.curation.parts import Forgetful, Parts
 from omma.features.vectors import ArrayVectors, Vectors
 
+StageProgress = Callable[[str, int, int], None]  # a stage, what is done of it, and of how much
 NEAREST = 10  # rows of each cluster that are clustered again, at the most
 FEW = 2**17  # rows x clusters up to which k-means ...
-RESTARTS = 10  # ... is run so many times, and the best kept
+RESTARTS = 3  # ... is run so many times, and the best kept
+
+
+def silent(stage: str, done: int = 0, total: int = 0) -> None:
+    """Progress that nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,11 @@ class Hierarchy:
 
 
 def default_levels(n: int) -> tuple[int, ...]:
-    """Clusters of each level for n rows, the finest first: 10 sqrt(n), or a fifth of n; then a tenth each.
+    """Clusters of each level for n rows, the finest first: 10 sqrt(n), or a tenth of n; then a tenth each.
 
-    Down to the last level of at least 10. 1,000 rows: 200, 20; a million: 10,000, 1,000, 100, 10.
+    Down to the last level of at least 10. 1,000 rows: 100, 10; a million: 10,000, 1,000, 100, 10.
     """
-    levels = [max(1, min(n // 5, round(10 * n**0.5)))]
+    levels = [max(1, min(n // 10, round(10 * n**0.5)))]
     while levels[-1] >= 100:
         levels.append(levels[-1] // 10)
     return tuple(levels)
@@ -53,9 +59,10 @@ def build(
     *,
     seed: int = 0,
     rounds: Sequence[int] | None = None,
-    iterations: int = 20,
+    iterations: int = 10,
     device: torch.device = CPU,
     parts: Parts | None = None,
+    progress: StageProgress = silent,
 ) -> Hierarchy:
     """k-means at each level, followed by rounds of resampling [Vo 2024, algorithm 1].
 
@@ -71,18 +78,27 @@ def build(
     for number, (k, repeats) in enumerate(zip(levels, rounds, strict=True), start=1):
         name = f"level-{number}"
         if (saved := parts.load(name)) is None:
-            options: Any = {"seed": seed + 100 * number, "iterations": iterations, "device": device}
+            tell = partial(progress, f"clustering level {number} of {len(levels)}")
+            options: Any = {
+                "tell": tell,
+                "seed": seed + 100 * number,
+                "iterations": iterations,
+                "device": device,
+            }
             level = _clustered(below, k, parts=parts, name=f"{name}-start", **options)
             level = _resampled(below, level, repeats, parts, name, **options)
-            saved = {"centroids": level.centroids, "assignment": level.assignment}
-            parts.save(name, distances=level.distances, **saved)
-            for part in ("start", "round"):
-                parts.remove(f"{name}-{part}")
+            parts.save(name, **asdict(level))
         else:
-            level = Clusters(saved["centroids"], saved["assignment"], saved["distances"])
+            level = _level(saved)
+        for part in ("start", "round"):
+            parts.remove(f"{name}-{part}")
         made.append(level)
         below = ArrayVectors(level.centroids)
     return Hierarchy(tuple(made))
+
+
+def _level(saved: Mapping[str, np.ndarray]) -> Clusters:
+    return Clusters(saved["centroids"], saved["assignment"], saved["distances"])
 
 
 def check_levels(levels: Sequence[int], n: int) -> None:
@@ -106,13 +122,13 @@ def _resampled(
 ) -> Clusters:
     done = 0
     if (saved := parts.load(f"{name}-round")) is not None:
-        level, done = assign(vectors, saved["centroids"], options["device"]), int(saved["done"])
+        level, done = _level(saved), int(saved["done"])
     size = int(np.clip(len(vectors) // (2 * len(level.centroids)), 2, NEAREST))
     for number in range(done, rounds):
         few = ArrayVectors(vectors.take(np.sort(nearest_rows(level, size))))
         again = _clustered(few, len(level.centroids), seed=seed + number + 1, **options)
         level = assign(vectors, again.centroids, options["device"])
-        parts.save(f"{name}-round", centroids=level.centroids, done=np.array(number + 1))
+        parts.save(f"{name}-round", done=np.array(number + 1), **asdict(level))
     return level
 
 

@@ -1,4 +1,4 @@
-"""What remains of a collection without the images that findings name: as lists, or as copies; nothing is deleted.
+"""What remains of a collection without the images that findings name: lists or copies; nothing is deleted.
 
 An image of the test part always stays: a test set that was cleaned by a rule no longer measures what it did.
 """
@@ -14,7 +14,6 @@ from omma.core.protocols import BadImage, Images
 from omma.core.words import count
 from omma.curation.findings import KINDS, Finding, label_of, split_of
 from omma.data.sources import remote
-from omma.data.sources.captions import COLUMN
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.label_sets import of
 from omma.data.sources.readers import Files
@@ -52,7 +51,7 @@ def lists_of(out: Path) -> tuple[Path, Path]:
 
 
 def write_lists(out: Path, images: Images, gone: dict[int, Finding]) -> tuple[list[Path], list[str]]:
-    """Write NAME-keep.csv, a table that every command takes as IMAGES, and NAME-remove.csv; returns notes, too.
+    """Write NAME-keep.csv, a table that commands take as IMAGES, and NAME-remove.csv; returns notes, too.
 
     Files are named by absolute paths, members of archives and rows of arrays as the collection names them.
     """
@@ -110,12 +109,7 @@ def manifest(images: Images, rows: Int[np.ndarray, "m"], paths: Sequence[str]) -
             columns[f"caption{k}"] = pa.array(cells, pa.string())
     if others is not None:
         for name in others.column_names:
-            if (
-                name not in columns
-                and name not in PATHS
-                and not is_known(name)
-                and not COLUMN.fullmatch(name)
-            ):
+            if name not in columns and name not in PATHS and not is_known(name):
                 columns[name] = others[name].take(pa.array(rows))
     return pa.table(columns)
 

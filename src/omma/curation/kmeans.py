@@ -1,6 +1,7 @@
 """k-means of rows that are read a block at a time: Lloyd's passes in fp32, exact, memory of one block."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,20 +49,21 @@ def kmeans(
     k: int,
     *,
     seed: int = 0,
-    iterations: int = 20,
+    iterations: int = 10,
     tolerance: float = 1e-3,
     device: torch.device = CPU,
     start: Float[np.ndarray, "k d"] | None = None,
     parts: Parts | None = None,
     name: str = "kmeans",
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Clusters:
     """At most k clusters by Lloyd's algorithm from k-means++ centroids [Arthur 2007], Euclidean.
 
     Ends after `iterations`, or when the sum of squared distances falls by less than the share `tolerance`.
     A cluster that loses its rows moves to the row farthest from its centroid; where there are fewer distinct
     rows than k, there are fewer clusters. start: the first centroids. parts: where centroids are saved after
-    each pass under `name`; the same call continues from there, with the same result. Raises ValueError for
-    k < 1.
+    each pass under `name`; the same call continues from there, with the same result. tell: passes done,
+    and of how many at the most. Raises ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"k={k}: must be at least 1")
@@ -73,6 +75,7 @@ def kmeans(
         parts.save(name, **state)
     centroids, inertia = np.asarray(state["centroids"], np.float32), float(state["inertia"])
     for done in range(int(state["done"]), iterations):
+        tell(done, iterations)
         found = _pass(vectors, centroids, device)
         now = float(found.distances.sum(dtype=np.float64))
         if now >= (1 - tolerance) * inertia or now == 0:

@@ -33,9 +33,7 @@ class Labels(NamedTuple):
     confidence: Float[np.ndarray, "m"]  # probability of what is given
     probability: Float[np.ndarray, "m"]  # of what is suggested
     flagged: Bool[np.ndarray, "m"]
-    by_neighbours: Bool[
-        np.ndarray, "m"
-    ]  # judged by them, not by the probe: probabilities are shares of votes
+    by_neighbours: Bool[np.ndarray, "m"]  # judged by them, not by the probe; shares of votes
     notes: tuple[str, ...] = ()
 
 
@@ -66,17 +64,19 @@ def issues(probabilities: Float[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]
     diagonal themselves have .80 (benchmarks/mislabelled.py).
     """
     counted, rows = confident_class(probabilities, labels), np.arange(len(labels))
-    number = int(((counted >= 0) & (counted != labels)).sum())
+    unlikely = probabilities.argmax(1) != labels
+    number = int(((counted >= 0) & (counted != labels) & unlikely).sum())
     doubted = np.zeros(len(labels), bool)
-    doubted[np.argsort(probabilities[rows, labels], kind="stable")[:number]] = True
-    return doubted & (probabilities.argmax(1) != labels)
+    ranked = np.where(unlikely, probabilities[rows, labels], np.inf)
+    doubted[np.argsort(ranked, kind="stable")[:number]] = True
+    return doubted
 
 
 # ---------------------------------------------------------------- out of fold
 def grouped_folds(
     labels: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"], seed: int, number: int = FOLDS
 ) -> Pairs:
-    """(fit, held_out) rows of folds that no group straddles, stratified by the labels of groups' first images."""
+    """(fit, held_out) rows of folds that no group straddles, stratified by labels of groups' first images."""
     _, first, again = np.unique(groups, return_index=True, return_inverse=True)
     return [
         (np.flatnonzero(np.isin(again, fit)), np.flatnonzero(np.isin(again, held_out)))
@@ -219,8 +219,12 @@ def find_sets(
                     issues(both, label),
                 )
             )
-    columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros(0, np.int64)] * 5 + [
-        np.zeros(0, bool)
-    ]
-    less = f"{count(left, 'class', 'classes')} with fewer than {FOLDS} different images on either side: not judged"
-    return Labels(*columns, np.zeros(len(columns[0]), bool), (less,) * bool(left))
+    none = [np.zeros(0, np.int64)] * 3 + [np.zeros(0)] * 2 + [np.zeros(0, bool)]
+    rows, classes, suggested, confidence, probability, flagged = (
+        np.concatenate(column) for column in zip(*parts, none, strict=True)
+    )
+    less = f"not judged: {count(left, 'class', 'classes')} with fewer than {FOLDS} different images on a side"
+    return Labels(
+        rows, classes, suggested, confidence, probability, flagged, np.zeros(len(rows), bool),
+        (less,) * bool(left),
+    )  # fmt: skip

@@ -34,7 +34,7 @@ def find(
     _, first, again = np.unique(groups, return_index=True, return_inverse=True)
     if len(first) < FEW:
         raise ValueError(
-            f"{len(first)} different images: at least {FEW} are needed to say what is odd among them"
+            f"{len(first)} different images are too few to say what is odd among them: give {FEW}"
         )
     near = nearest(None, unit(vectors[first]), k).similarities
     distance = (1 - near).mean(1).clip(0)

@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from omma.core.protocols import Images
+from omma.curation.hierarchical import StageProgress, silent
 from omma.data.sources import collection, label_sets
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.remote import is_remote
 from omma.data.sources.values import input_notes
-from omma.features.extract import ImageProgress, prepare, stream
+from omma.features.extract import prepare, stream
 from omma.features.table import as_text
 from omma.features.vectors import ArrayVectors, Vectors, VectorTable, is_table, stored
 from omma.ops.nearest import unit
@@ -34,7 +35,7 @@ class Embedder:
     name: str | None  # what names it, whose cache is used
     device: torch.device
     precision: torch.dtype
-    progress: ImageProgress | None = None
+    progress: StageProgress = silent
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def opened(source: str | Path | Images, embedder: Embedder, label_depth: LabelDe
         )
     features = vectors_of(
         embedder.model, images, embedder.device, embedder.precision, source=embedder.name,
-        progress=embedder.progress,
+        progress=partial(embedder.progress, "embedding"),
     )  # fmt: skip
     readable = images.subset(features.indices) if len(features.indices) < len(images) else images
     data = getattr(images, "fingerprint", None) or uuid.uuid4().hex
@@ -141,7 +142,7 @@ def effective_classes(pool: Pool, rows: Int[np.ndarray, "m"] | None = None) -> t
     counts = labels.drop_null().value_counts().field("counts").to_numpy().astype(np.float64)
     if not len(counts):
         return None
-    share: Float[np.ndarray, k] = counts / counts.sum()
+    share = counts / counts.sum()
     return float(np.exp(-(share * np.log(share)).sum())), len(counts)
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Num
 
 from omma.core.device import cores
 from omma.core.protocols import BadImage, Images, Inaccessible
+from omma.core.words import count
 from omma.curation.findings import Finding
 from omma.curation.robust import FEW, deviations
 from omma.data.sources.collection import IndexedImages
@@ -121,7 +122,7 @@ def reduced(image: Num[np.ndarray, "h w c"], side: int = SIDE) -> Float[np.ndarr
 
 
 def sharpness(image: Float[np.ndarray, "h w c"]) -> float:
-    """The 99th percentile of the Laplacian's magnitude, by the deviation of the values; 0 for a constant image.
+    """The 99th percentile of the Laplacian's magnitude, by the values' deviation; 0 for a constant image.
 
     Of the mean over channels. The percentile in place of the variance [Pech-Pacheco 2000] asks whether
     anything is in focus, so that a sharp bird before a smooth sky is sharp, and the quotient makes it a
@@ -137,8 +138,8 @@ def sharpness(image: Float[np.ndarray, "h w c"]) -> float:
 
 
 # ---------------------------------------------------------------- judge
-def judge(found: Measures, images: Images) -> Judged:
-    """The faults of the images that were measured; with fewer than FEW of them, only broken and blank ones."""
+def judge(found: Measures) -> Judged:
+    """The faults of the images that were measured; of fewer than FEW, only broken and blank ones."""
     findings = [
         Finding(row, "inaccessible" if Inaccessible.is_reason(reason) else "broken", 1.0, reason)
         for row, reason in found.bad
@@ -152,19 +153,19 @@ def judge(found: Measures, images: Images) -> Judged:
     limit = max(CONSTANT, min(BLANK, BLANK_SHARE * usual))
     blank = contrast <= limit
     thresholds["blank"] = (
-        f"values deviate by at most {limit:.2%} of their range (the smaller of {BLANK:.0%} and a tenth of the "
-        f"median, {usual:.1%})"
+        f"values deviate by at most {limit:.2%} of their range (the smaller of {BLANK:.0%} and a tenth of "
+        f"the median, {usual:.1%})"
     )
     for k in np.flatnonzero(blank):
         detail = f"its values deviate by {contrast[k]:.2%} of the collection's range"
         findings.append(Finding(int(found.rows[k]), "blank", 1 - contrast[k] / limit, detail))
     if n < FEW:
-        notes.append(f"{n} images are too few to say what is dark, bright, blurred or odd-sized among them")
+        notes.append(f"too few to say what is dark, bright, blurred or odd-sized: {count(n, 'image')}")
         return Judged(tuple(findings), thresholds, tuple(notes))
     for each in (_exposure(low, high), _blurred(found, contrast), _sizes(found)):
         for name, values, flagged, text, how in each:
             thresholds[name] = how
-            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged):
+            for k in np.flatnonzero(flagged & ~blank if name != "odd-sized" else flagged).tolist():
                 findings.append(Finding(int(found.rows[k]), name, float(values[k]), text(k)))
     return Judged(tuple(findings), thresholds, tuple(notes))
 
@@ -200,8 +201,8 @@ def _blurred(found: Measures, contrast: np.ndarray) -> list[_Fault]:
         blur[seen] = deviations(-logs[seen], 0.1)
     usual = float(np.exp(np.median(logs[seen]))) if seen.any() else 0.0
     how = (
-        f"sharpness (99th percentile of the Laplacian by the image's deviation, at {SIDE} px) below {BLURRED}, "
-        f"and {CUT} robust deviations of its logarithm below the collection's median, {usual:.2f}"
+        f"sharpness (99th percentile of the Laplacian by the image's deviation, at {SIDE} px) below "
+        f"{BLURRED}, and {CUT} robust deviations of its logarithm below the collection's median, {usual:.2f}"
     )
     flagged = (values < BLURRED) & (blur > CUT)
     return [
@@ -218,8 +219,9 @@ def _sizes(found: Measures) -> list[_Fault]:
     odd_shape = (elongation - median_shape > np.log(ELONGATED)) & (by_shape > CUT)
     side = float(np.exp(median_area / 2))
     how = (
-        f"{AREA:.0f} times more or fewer pixels than the median ({side:,.0f} squared), or {ELONGATED:.0f} "
-        f"times as elongated as the median ({np.exp(median_shape):.2f} to 1), and {CUT} robust deviations away"
+        f"{AREA:.0f} times more or fewer pixels than the median ({side:,.0f} squared), or "
+        f"{ELONGATED:.0f} times as elongated as the median ({np.exp(median_shape):.2f} to 1), and {CUT} "
+        "robust deviations away"
     )
 
     def text(k: int) -> str:
@@ -227,6 +229,11 @@ def _sizes(found: Measures) -> list[_Fault]:
 
     worst = np.maximum(np.where(odd_area, by_area, 0), np.where(odd_shape, by_shape, 0))
     return [("odd-sized", worst, odd_area | odd_shape, text, how)]
+
+
+def contrasts(found: Measures) -> Float[np.ndarray, "n"]:
+    """The largest channel's deviation in each image, as a share of the range of values, 0 to 1 and above."""
+    return _scaled(found)[2]
 
 
 def _scaled(found: Measures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

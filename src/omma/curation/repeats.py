@@ -5,7 +5,7 @@ first row is kept. Above 100,000 rows neighbours are sought within clusters, as 
 [Abbas 2023, arXiv 2303.09540]: all pairs would take days.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ NEIGHBOURS = 64
 EXACT = 100_000  # rows that are all compared with each other
 CLUSTER = 1000  # rows of a cluster beyond that, on average
 SAMPLE = 4096  # rows, whose 8 million pairs calibrate the threshold
-RATE = 1e-5  # share of random pairs that reach the threshold
+FALSE_COPIES = 0.01  # others that an image is taken for a copy of by chance, on average
+CLOSEST = 1e-5  # distance 1 - similarity within which fp32 tells nothing apart
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,25 @@ class Kept:
         return len(self.rows)
 
 
-def calibrated(vectors: Vectors, rng: np.random.Generator, rate: float = RATE) -> float:
-    """The similarity that a share `rate` of random pairs of rows reaches, of at most 8 million pairs.
+def calibrated(vectors: Vectors, rng: np.random.Generator, false_copies: float = FALSE_COPIES) -> float:
+    """The similarity above which an image has `false_copies` others by chance, on average; of unit vectors.
 
-    Where the pool has fewer pairs than 1 / rate, the largest similarity of all. Of unit vectors.
+    That is the share p = false_copies / n of random pairs. Rows of intrinsic dimension D have a share
+    p ~ (1 - s)^(D / 2) of pairs above a similarity s near 1 [Grassberger 1983]; the line is drawn in
+    logarithms through shares of 1e-3 and 1e-4 of 8 million pairs (of larger ones where there are few), so
+    that true copies, which are rarer, do not bend it. At most 1 - 1e-5, which equal images exceed.
     """
     n = len(vectors)
     rows = np.arange(n) if n <= SAMPLE else np.sort(rng.choice(n, SAMPLE, replace=False))
     sample = torch.from_numpy(vectors.take(rows))
-    pairs = (sample @ sample.T)[tuple(torch.triu_indices(len(sample), len(sample), 1))].numpy()
-    if not len(pairs):
-        return 1.0
-    above = int(rate * len(pairs))
-    return float(np.partition(pairs, len(pairs) - 1 - above)[len(pairs) - 1 - above])
+    apart = 1 - (sample @ sample.T)[tuple(torch.triu_indices(len(sample), len(sample), 1))].numpy()
+    few, many = max(1e-4, 30 / max(len(apart), 1)), max(1e-3, 300 / max(len(apart), 1))
+    if many >= 1:  # too few images to tell: only equal ones are copies
+        return 1 - CLOSEST
+    near, far = np.maximum(np.quantile(apart, (few, many)), CLOSEST)
+    steepness = np.log(far / near) / np.log(many / few)
+    wanted = min(false_copies / n, few)
+    return 1 - max(float(near * (wanted / few) ** steepness), CLOSEST)
 
 
 def without_repeats(
@@ -62,19 +69,22 @@ def without_repeats(
     device: torch.device = CPU,
     parts: Parts | None = None,
     exact: int = EXACT,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Kept:
     """The rows that stay if of rows whose inner product exceeds `similarity` one is kept; of unit vectors.
 
     parts: the result is saved there under "repeats". exact: rows up to which all pairs are compared.
+    tell: rows looked at, and in all.
     """
     parts = parts or Forgetful()
     if (saved := parts.load("repeats")) is None:
         groups = _all(len(vectors)) if len(vectors) <= exact else _clusters(vectors, seed, device, parts)
-        keep, largest = np.zeros(len(vectors), bool), 1
+        keep, largest, done = np.zeros(len(vectors), bool), 1, 0
         for rows in groups:
             first, size = _first_of_each(vectors.take(rows), similarity)
             keep[rows[first]] = True
-            largest = max(largest, size)
+            largest, done = max(largest, size), done + len(rows)
+            tell(done, len(vectors))
         saved = {"rows": np.flatnonzero(keep), "largest": np.array(largest)}
         parts.save("repeats", **saved)
         parts.remove("repeats-clusters")

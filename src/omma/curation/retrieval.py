@@ -32,10 +32,8 @@ def nearest_of(queries: Float[np.ndarray, "q d"], vectors: Vectors, k: int) -> N
             similarity = asked @ rows[part : part + size].T
             own, index = top(similarity, (min(k, similarity.shape[1]),))
             near, at = torch.cat([near, own], 1), torch.cat([at, index + start + part], 1)
-            near, order = top(
-                near, (min(k, near.shape[1]),)
-            )  # of equal ones the lower row, which comes first
-            at = at.gather(1, order)
+            order = torch.from_numpy(np.lexsort((at.numpy(), -near.numpy()))[:, :k])
+            near, at = near.gather(1, order), at.gather(1, order)
         start += len(block)
     return Neighbours(near.numpy(), at.numpy())
 

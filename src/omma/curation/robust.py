@@ -13,7 +13,7 @@ def spread(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
 
 
 def deviations(values: Float[np.ndarray, "n"], least: float) -> Float[np.ndarray, "n"]:
-    """How many robust deviations each value lies above the median (modified z-score, Iglewicz & Hoaglin 1993).
+    """Robust deviations that each value lies above the median (modified z-score, Iglewicz & Hoaglin 1993).
 
     least: the smallest deviation to divide by, since over half of the values may be equal.
     """

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def select(
         parts=parts.within("levels", *facts),
         probabilities=None if probabilities is None else probabilities(rows),
         queries=None if seed_set is None else Seed(*others(seed_set, vectors, embedder)),
+        progress=embedder.progress,
     )
     chosen = choose(options.strategy, task)
     final = rows[chosen.rows]
@@ -127,6 +129,7 @@ def _without_copies(
         similarity,
         seed=options.seed,
         device=embedder.device,
+        tell=partial(embedder.progress, "looking for near-copies"),
         parts=parts.within("copies", similarity, options.seed),
     )
     gone = len(vectors) - len(kept.rows)

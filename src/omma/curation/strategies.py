@@ -9,7 +9,16 @@ from jaxtyping import Float, Int
 
 from omma.core.words import count
 from omma.curation.coreset import k_center
-from omma.curation.hierarchical import Hierarchy, build, check_levels, default_levels, drawn, shares
+from omma.curation.hierarchical import (
+    Hierarchy,
+    StageProgress,
+    build,
+    check_levels,
+    default_levels,
+    drawn,
+    shares,
+    silent,
+)
 from omma.curation.kmeans import CPU, nearest_centroids
 from omma.curation.parts import Forgetful, Parts
 from omma.curation.retrieval import retrieve
@@ -46,6 +55,7 @@ class Task:
     parts: Parts = field(default_factory=Forgetful)
     probabilities: Float[np.ndarray, "n k"] | None = None  # of a classifier
     queries: Seed | None = None
+    progress: StageProgress = silent
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,9 @@ def _hierarchy(task: Task) -> Hierarchy:
     if levels is None:
         levels = default_levels(len(task.vectors))
     check_levels(levels, len(task.vectors))
-    return build(task.vectors, levels, seed=task.seed, device=task.device, parts=task.parts)
+    return build(
+        task.vectors, levels, seed=task.seed, device=task.device, parts=task.parts, progress=task.progress
+    )
 
 
 def _shown(hierarchy: Hierarchy) -> str:

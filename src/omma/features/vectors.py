@@ -156,7 +156,7 @@ class VectorTable:
 
     def _checked(self, block: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, "b d"]:
         """The block as float32; sums find what is not finite without a mask of all numbers."""
-        block = np.ascontiguousarray(block, np.float32)
+        block = np.require(block, np.float32, ("C", "W"))  # PyTorch takes no array that is read-only
         with np.errstate(invalid="ignore", over="ignore"):
             suspect = not np.isfinite(block.sum(dtype=np.float64))
         if suspect and not (finite := np.isfinite(block).all(axis=1)).all():

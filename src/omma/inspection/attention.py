@@ -23,9 +23,9 @@ def attention(
 ) -> Float[Tensor, "b heads gh gw"]:
     """Each head's attention to each patch in one layer, as the pooled feature sees it.
 
-    That is the class token's row; where the feature is the mean of the patches, the mean of their rows. Prefix
-    tokens (class token, registers) are cut off, so sums are at most 1. A hierarchical network's early layers
-    have a finer grid. Raises NoAttention, and ValueError for a layer that does not exist.
+    That is the class token's row; where the feature is the mean of the patches, the mean of their rows.
+    Prefix tokens (class token, registers) are cut off, so sums are at most 1. A hierarchical network's early
+    layers have a finer grid. Raises NoAttention, and ValueError for a layer that does not exist.
     """
     if layer == -1 and isinstance(encoder, Parts):  # whose last layer sees the chosen patches only
         return encoder.pooled_attention(images).unflatten(-1, encoder.grid(*images.shape[-2:]))
@@ -129,13 +129,11 @@ def explain(subject: Subject) -> Explanation:
 
 def over_images(subject: Subject, heads: Sequence[str], columns: Sequence[np.ndarray]) -> Rows:
     """A row for each image: each column's map, drawn over it in colours from 0 to twice its mean or more."""
-    rows = [
-        tuple(
-            Heat(column[i], i, top=max(float(column[i].max()), 2 * float(column[i].mean())))
-            for column in columns
-        )
-        for i in range(len(subject.pixels))
-    ]
+
+    def heat(values: np.ndarray, i: int) -> Heat:
+        return Heat(values, i, top=max(float(values.max()), 2 * float(values.mean())))
+
+    rows = (tuple(heat(column[i], i) for column in columns) for i in range(len(subject.pixels)))
     return Rows(tuple(heads), tuple(rows))
 
 
@@ -148,8 +146,8 @@ def _caption(encoder: Backbone) -> str:
         row = "the mean of all patches' weights, since the feature is the mean of the patches"
     return (
         f"Where a layer looks: {row}; what goes to class token and registers is cut off. It shows from where "
-        "information is fetched, not what the answer rests on. The colours of a map run from 0 to its largest "
-        "value, or to twice its mean if that is larger, so that even attention looks even."
+        "information is fetched, not what the answer rests on. The colours of a map run from 0 to its "
+        "largest value, or to twice its mean if that is larger, so that even attention looks even."
     )
 
 

@@ -1,8 +1,8 @@
-"""The picture that a class or a feature answers to most: gradient ascent on its logit [Simonyan 2013, 1312.6034].
+"""The picture that a class or a feature answers to most: ascent on its logit [Simonyan 2013, 1312.6034].
 
-The picture is learned as the coefficients of its Fourier transform, scaled as in photographs, in axes in which
-their colours are nearly uncorrelated, and seen shifted, scaled and turned at every step, without which the
-ascent ends in high-frequency noise [Olah 2017, distill.pub/2017/feature-visualization].
+The picture is learned as the coefficients of its Fourier transform, scaled as in photographs, in axes in
+which their colours are nearly uncorrelated, and seen shifted, scaled and turned at every step, without which
+the ascent ends in high-frequency noise [Olah 2017, distill.pub/2017/feature-visualization].
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core.errors import line
 from omma.core.protocols import Preprocess
-from omma.core.words import count
 from omma.data.batches.preprocess import shorter_side
+from omma.inspection.kinds import Explanation, Kind, Picture, Rows, Subject
+from omma.inspection.shown import limits
+from omma.inspection.target import number, pooled
 from omma.weights import Model
 from omma.weights.classifier import Classifier
 
+MOST = 8  # classes of a page
+FEATURES = 4  # where none is named
 SURE = 0.9  # the probability from which a class counts as found
 # Rows: intensity, red minus blue, green minus magenta [Ohta 1980, Color information for region segmentation].
 OHTA = ((1 / 3, 1 / 3, 1 / 3), (1 / 2, 0.0, -1 / 2), (-1 / 4, 1 / 2, -1 / 4))
@@ -34,7 +37,7 @@ START = 0.1  # deviation of the first coefficients, which are 1 in a photograph
 class Ascent:
     """How a picture is searched for."""
 
-    steps: int = 256
+    steps: int = 128
     rate: float = 0.05  # of Adam, on coefficients that are of size 1 in photographs
     variation: float = 1e-3  # times the total variation, the sum of |differences| of neighbouring pixels
     shift: float = 1 / 16  # at most, of the side
@@ -76,19 +79,22 @@ def of_classes(
     """A picture for each of these classes of the model's classifier, by the gradient of its logit.
 
     The logit, not the probability, which also rises where other classes fall [Simonyan 2013, section 2].
-    Raises ValueError without a classifier, and for unknown names.
+    classes: names, or parts of names that fit one class. Raises ValueError without a classifier, and for
+    unknown names.
     """
     classifier = model.classifier
     if classifier is None:
         raise ValueError("this model has no classifier, so no class has an image: give features instead")
-    numbers = [number_of(name, classifier) for name in classes]
+    numbers = [number(classifier.classes, name) for name in classes]
     if classifier.distilled is None:
         reader = classifier
     else:  # the logits of two heads together are logarithms of probabilities: the first one's stand for both
         reader = Classifier(classes=classifier.classes, weight=classifier.weight, bias=classifier.bias)
 
     def value(pooled: Tensor) -> Tensor:
-        return reader.logits(pooled)[torch.arange(len(pooled)), torch.tensor(numbers).repeat(len(pooled) // len(numbers))]
+        logits = reader.logits(pooled)
+        own = torch.tensor(numbers, device=logits.device).repeat(len(logits) // len(numbers))
+        return logits.gather(1, own[:, None])[:, 0]
 
     pictures = _ascend(model, len(numbers), value, settings or Ascent(), seed, progress)
     made = [_picture(each, model.preprocess) for each in pictures]
@@ -97,13 +103,13 @@ def of_classes(
     answers = model.classify(made)
     return [
         Maximised(
-            name=classifier.classes[number],
+            name=classifier.classes[k],
             picture=picture,
-            value=float(logits[row, number]),
-            probability=float(answers.probabilities[row, number]),
+            value=float(logits[row, k]),
+            probability=float(answers.probabilities[row, k]),
             first=answers.names[row],
         )
-        for row, (number, picture) in enumerate(zip(numbers, made, strict=True))
+        for row, (k, picture) in enumerate(zip(numbers, made, strict=True))
     ]
 
 
@@ -117,7 +123,9 @@ def of_directions(
 ) -> list[Maximised]:
     """A picture for each direction of the pooled feature, which are made of length 1."""
     if directions.ndim != 2 or directions.shape[1] != model.encoder.dim:
-        raise ValueError(f"directions {directions.shape}: the model's features have {model.encoder.dim} numbers")
+        raise ValueError(
+            f"directions {directions.shape}: the model's features have {model.encoder.dim} numbers"
+        )
     if not (np.linalg.norm(directions, axis=1) > 0).all():
         raise ValueError("a direction is zero, which no picture can follow")
     unit = F.normalize(torch.from_numpy(np.asarray(directions, np.float32)), dim=1)
@@ -129,23 +137,6 @@ def of_directions(
     made = [_picture(each, model.preprocess) for each in pictures]
     reached = (torch.from_numpy(model.embed(made)) * unit).sum(1)
     return [Maximised(name, picture, float(v)) for name, picture, v in zip(names, made, reached, strict=True)]
-
-
-def number_of(name: str, classifier: Classifier) -> int:
-    """The class of this name, number, or part of a name; ValueError, with similar ones, if it is none or several."""
-    names = classifier.classes
-    if name in names:
-        return names.index(name)
-    if name.isdigit() and int(name) < len(names):
-        return int(name)
-    found = [number for number, each in enumerate(names) if name.casefold() in each.casefold()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(map(repr, [names[k] for k in found[:4]]))
-        raise ValueError(f"class {line(ValueError(name))!r} fits {len(found)}: {some}, ...; write one of them")
-    some = ", ".join(map(repr, names[:4]))
-    raise ValueError(f"class {line(ValueError(name))!r}: the model's {count(len(names), 'class', 'classes')} are {some}, ...")
 
 
 # ---------------------------------------------------------------- the ascent
@@ -178,12 +169,14 @@ def _ascend(
 
 
 def pixels(spectrum: Float[Tensor, "n c s r 2"], side: int) -> Float[Tensor, "n c s s"]:
-    """Values in [0, 1] from coefficients, which are of size 1 in photographs: amplitude falls as 1 / frequency."""
+    """Values in [0, 1] from coefficients of size 1, as in photographs: amplitude falls as 1 / frequency."""
     rows, columns = torch.fft.fftfreq(side), torch.fft.rfftfreq(side)
     frequency = (rows[:, None] ** 2 + columns**2).sqrt().clamp(min=1 / side)
     scale = 1 / frequency
     scale = (scale / scale.square().mean().sqrt() / 2**0.5).to(spectrum)
-    values = torch.fft.irfft2(torch.view_as_complex(spectrum * scale[..., None]), s=(side, side), norm="ortho")
+    values = torch.fft.irfft2(
+        torch.view_as_complex(spectrum * scale[..., None]), s=(side, side), norm="ortho"
+    )
     if spectrum.shape[1] == 3:
         to_colours = torch.linalg.inv(torch.tensor(OHTA)) * (STEEP * torch.tensor(DEVIATIONS))
         values = torch.einsum("nkhw,ck->nchw", values, to_colours.to(values))
@@ -213,10 +206,66 @@ def _view(
 
 
 def _picture(image: Float[Tensor, "c s s"], preprocess: Preprocess) -> np.ndarray:
-    """Values in [0, 1] as an image [s, s, c] in the units of the model's images, rounded where these are whole."""
+    """Values in [0, 1] as an image [s, s, c] in the units of the model's images, rounded where those are."""
     low, high = (np.array(ends, np.float64) for ends in (preprocess.low, preprocess.high))
     raw = low + image.permute(1, 2, 0).double().numpy() * (high - low)
     kind = {255.0: np.uint8, 65535.0: np.uint16}.get(preprocess.full_scale or 0.0)
     if kind is None:
         return raw.astype(np.float32)
     return raw.round().clip(0, np.iinfo(kind).max).astype(kind)
+
+
+# ---------------------------------------------------------------- the kind
+def explain(subject: Subject) -> Explanation:
+    """The image of the class asked for, or of each image's likeliest; without a classifier, of features.
+
+    Options: "ascent" (`Ascent`); "features", numbers of the pooled feature, by default those that these
+    images raise most.
+    """
+    settings = subject.options.get("ascent") or Ascent()
+
+    def progress(done: int, total: int) -> None:
+        subject.progress("ascent", done, total)
+
+    if subject.model.classifier is not None and not subject.options.get("features"):
+        names = list(dict.fromkeys(subject.target.names))[:MOST]
+        made = of_classes(subject.model, names, settings, subject.seed, progress)
+        sure = sum(each.found for each in made)
+        of = f"the logit of each class; of {len(made)}, {sure} are found: their probability is above {SURE}"
+        texts = [f"{each.name}: p = {each.probability:.3f}, logit {each.value:.3g}" for each in made]
+    else:
+        numbers = subject.options.get("features") or _largest(subject)
+        units = np.eye(subject.encoder.dim, dtype=np.float32)[list(numbers)]
+        made = of_directions(
+            subject.model, units, [f"feature {k}" for k in numbers], settings, subject.seed, progress
+        )
+        of = "each number of the pooled feature"
+        texts = [f"{each.name}: {each.value:.3g}" for each in made]
+    caption = (
+        f"Pictures made from noise to raise {of}. The numbers are those of the pictures as they are here, "
+        "in whole levels, through the model's own preprocessing. They show what suffices for the answer, not "
+        "all that the class can look like."
+    )
+    cells = []
+    for each, text in zip(made, texts, strict=True):
+        low, high = (np.array(ends) for ends in (subject.model.preprocess.low, subject.model.preprocess.high))
+        values = (each.picture - low) / (high - low)
+        black, white = limits(values)
+        cells.append(Picture(((values[..., :3] - black) / (white - black)).clip(0, 1), text))
+    notes = [
+        f"maximising images: {each.name} is not found (p = {each.probability:.2f}; {each.first} is likelier)"
+        for each in made
+        if each.probability is not None and not each.found and each.first != each.name
+    ]
+    arrays = {"class-max": np.stack([each.picture for each in made])}
+    shows = Rows(("maximises", *[""] * (len(cells) - 1)), (tuple(cells),))
+    return Explanation("Maximising images", caption, (shows,), arrays, tuple(notes))
+
+
+def _largest(subject: Subject) -> list[int]:
+    """The numbers of the pooled feature that stand out most over the images' own mean."""
+    own = pooled(subject.model, subject.pixels).mean(0)
+    return own.argsort(descending=True, stable=True)[:FEATURES].tolist()
+
+
+KIND = Kind(name="class-max", explain=explain)

@@ -137,11 +137,11 @@ def test(kinds: Sequence[Kind], subject: Subject) -> tuple[Explanation, dict[str
         judged.append(Judged(f"{kind.name}: insertion and deletion", sentences[kind.name], good))
         rows += [_row(kind.name, name, found[name], beyond) for name in found]
     caption = (
-        "Pixels change in the order of a map. Insertion: they appear in a blurred image, and the score should "
-        "rise soon, so a larger area is better. Deletion: they vanish in the data's mean colour, and the score "
-        "should fall soon, so a smaller area is better [Petsiuk 2018]. Beside it, random maps of the same "
-        "resolution, and a blob in the middle of the image. In brackets: 95 % interval of the mean difference "
-        f"over {len(subject.pixels)} images, positive where the map is better."
+        "Pixels change in the order of a map. Insertion: they appear in a blurred image, and the score "
+        "should rise soon, so a larger area is better. Deletion: they vanish in the data's mean colour, and "
+        "the score should fall soon, so a smaller area is better [Petsiuk 2018]. Beside it, random maps of "
+        "the same resolution, and a blob in the middle of the image. In brackets: 95 % interval of the mean "
+        f"difference over {len(subject.pixels)} images, positive where the map is better."
     )
     heads = ("area", "map", "random", "centre", "better than random by", "better than the centre by")
     arrays = {f"{name}.{key}": values for name, own in found.items() for key, values in own.items()}

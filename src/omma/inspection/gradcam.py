@@ -1,4 +1,4 @@
-"""Grad-CAM: the last feature map, weighted by what each of its channels does to the score [Selvaraju 2016, 1610.02391]."""
+"""Grad-CAM: the last feature map, weighted by its channels' gradients [Selvaraju 2016, 1610.02391]."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def lacks(subject: Subject) -> str | None:
 def explain(subject: Subject) -> Explanation:
     """The map of each image."""
     found = gradcam(subject)
-    rows = tuple((Heat(each, i, subject.target.names[i]),) for i, each in enumerate(found))
+    rows = tuple((Heat(each, i),) for i, each in enumerate(found))
     where = (
         "the tokens that the last block receives"
         if subject.encoder.pool == "token"
@@ -80,8 +80,8 @@ def explain(subject: Subject) -> Explanation:
         else "the feature's component along the image's own direction (the model has no classifier)"
     )
     caption = (
-        f"The patches of {where}, weighted by the gradient of {what}: bright where they raise it. The map has "
-        f"{found.shape[1]} x {found.shape[2]} cells and is drawn smoothly; its scale has no unit."
+        f"The patches of {where}, weighted by the gradient of {what}: bright where they raise it. The map "
+        f"has {found.shape[1]} x {found.shape[2]} cells and is drawn smoothly; its scale has no unit."
     )
     return Explanation("Grad-CAM", caption, (Rows(("Grad-CAM",), rows),), {"gradcam": found})
 

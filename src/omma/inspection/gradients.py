@@ -1,4 +1,4 @@
-"""Integrated gradients: the score's gradient, summed on the way from a grey image [Sundararajan 2017, 1703.01365]."""
+"""Integrated gradients: summed on the way from a grey image [Sundararajan 2017, arXiv 1703.01365]."""
 
 from typing import NamedTuple
 
@@ -22,8 +22,13 @@ class Integrated(NamedTuple):
 
     @property
     def error(self) -> Float[np.ndarray, "n"]:
-        """|sum - difference|, relative to the difference [Sundararajan 2017, proposition 1]: completeness."""
-        return np.abs(self.sums - self.difference) / np.maximum(np.abs(self.difference), 1e-12)
+        """|sum - difference| [Sundararajan 2017, proposition 1]: how far from complete the attributions are.
+
+        Relative to the difference, or to a tenth of all pixels' attributions together if that is more.
+        """
+        total = np.abs(self.values.sum(1, dtype=np.float64)).sum((1, 2))
+        scale = np.maximum(np.abs(self.difference), 0.1 * total)
+        return np.abs(self.sums - self.difference) / np.maximum(scale, 1e-12)
 
 
 def integrated(subject: Subject, steps: int = STEPS) -> Integrated:
@@ -90,7 +95,7 @@ def explain(subject: Subject) -> Explanation:
     found = integrated(subject)
     maps, rows, notes = summed(found.values, cells(subject)), [], []
     for i, each in enumerate(maps):
-        text = f"{subject.target.names[i]}: sum {found.sums[i]:.3g} for a difference of {found.difference[i]:.3g}"
+        text = f"sum {found.sums[i]:.3g} for a difference of {found.difference[i]:.3g}"
         rows.append((Heat(each.clip(0), i, text), Heat((-each).clip(0), i)))
     worst = float(found.error.max())
     if worst > TOLERANCE:

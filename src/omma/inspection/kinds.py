@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omma.core.protocols import Backbone, Images
+from omma.inspection.shown import shown
 from omma.inspection.target import Target
 from omma.weights import Model
 
@@ -64,9 +65,11 @@ class Subject:
     @cached_property
     def shown(self) -> Float[np.ndarray, "n h w c"]:
         """The images as people see them, in [0, 1]: what is left of them after resizing and cropping."""
-        p = self.model.preprocess
-        mean, std = (torch.tensor(v)[:, None, None] for v in (p.mean, p.std))
-        return (self.pixels.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return shown(self.pixels, self.model.preprocess)
+
+    def with_options(self, **options: Any) -> "Subject":
+        """The same with further options."""
+        return replace(self, options={**self.options, **options})
 
     def with_model(self, model: Model) -> "Subject":
         """The same question to another model, such as one with random weights."""
@@ -97,7 +100,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture [h, w, c] in [0, 1] (NaN: grey) as it is. mark: right, wrong or neither; path: of its file."""
+    """A picture [h, w, c] in [0, 1]; NaN is grey. mark: right, wrong or neither; path: of its file."""
 
     values: Float[np.ndarray, "h w c"]
     text: str = ""
@@ -143,8 +146,9 @@ class Judged:
 class Explanation:
     """What a kind has found: a section of the page, and the numbers behind it.
 
-    caption: what is shown, how to read it, and what it cannot show. arrays: for Python, under names that begin
-    with the kind's: "attention" [n, gh, gw]. notes: what the reader must know of this model or these images.
+    caption: what is shown, how to read it, and what it cannot show. arrays: for Python, under names that
+    begin with the kind's: "attention" [n, gh, gw]. notes: what the reader must know of this model and
+    these images.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Occlusion sensitivity: how much the score falls where a grey square hides the image [Zeiler 2013, 1311.2901]."""
+"""Occlusion: how much the score falls where a grey square hides the image [Zeiler 2013, 1311.2901]."""
 
 from typing import NamedTuple
 
@@ -92,13 +92,13 @@ def explain(subject: Subject) -> Explanation:
     found = occlusion(subject)
     unit, rows = subject.target.unit, []
     for i, drops in enumerate(found.drops):
-        whole = f"{subject.target.names[i]}: {unit} {found.whole[i]:.3g}"
+        whole = f"{unit} {found.whole[i]:.3g}"
         rows.append((Heat(drops.clip(0), i, whole), Heat((-drops).clip(0), i)))
     caption = (
-        f"A square of {found.window} x {found.window} pixels hides a part of the image (it becomes the data's "
-        f"mean colour); the colour says how much the {unit} falls there, mean over the squares that cover a "
-        "spot. Right: where hiding raises it, so that what is there speaks against. Each scale runs from 0 to "
-        "the map's largest value: if that is small beside the score, no single part decides."
+        f"A square of {found.window} x {found.window} pixels hides a part of the image (it becomes the "
+        f"data's mean colour); the colour says how much the {unit} falls there, mean over the squares that "
+        "cover a spot. Right: where hiding raises it, so that what is there speaks against. Each scale runs "
+        "from 0 to the map's largest value: if that is small beside the score, no single part decides."
     )
     return Explanation(
         "Occlusion", caption, (Rows(("falls", "rises"), tuple(rows)),), {"occlusion": found.drops}

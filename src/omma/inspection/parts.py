@@ -45,9 +45,9 @@ def explain(subject: Subject) -> Explanation:
         for i in range(len(found))
     )
     caption = (
-        "Besides the class token, only the chosen patches reach the last block: of each head the one with the "
-        "highest score. Left: the share of heads whose patch covers a spot. Right: the scores, the product of "
-        "the earlier layers' attention, mean over the heads."
+        "Besides the class token, only the chosen patches reach the last block: of each head the one with "
+        "the highest score. Left: the share of heads whose patch covers a spot. Right: the scores, the "
+        "product of the earlier layers' attention, mean over the heads."
     )
     return Explanation(
         "Chosen parts", caption, (Rows(("chosen", "scores"), rows),), {"parts": chosen, "parts.scores": found}

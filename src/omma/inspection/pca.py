@@ -18,7 +18,7 @@ class Components(NamedTuple):
     colours: Float[np.ndarray, "n gh gw 3"]  # in [0, 1]; NaN in the background
     first: Float[
         np.ndarray, "n gh gw"
-    ]  # the first stage's component, foreground above 0; NaN as in the input
+    ]  # the first stage's component, foreground above 0; NaN for bad patches
     explained: Float[np.ndarray, "3"]  # shares of the foreground's variance
     border: float  # share of the border's patches that are foreground
     inside: float  # share of the others that are
@@ -101,17 +101,13 @@ def lacks(subject: Subject) -> str | None:
     return None
 
 
-def one_map(subject: Subject) -> Float[np.ndarray, "n gh gw"]:
-    """The first component, where it is foreground."""
-    return np.nan_to_num(components(features(subject)).first).clip(0)
-
-
 def explain(subject: Subject) -> Explanation:
     """Colours of the foreground, and the component that chose it."""
     caption = (
         "Equal colours, equal features: the first three principal components of the foreground's patches, of "
         "all these images together. Foreground are the patches above the mean of the first component of all "
-        "patches (right), whose sign is such that the images' borders are background; grey is background."
+        "patches (right), whose sign is such that the images' borders are background; grey is background. "
+        "It shows what the network tells apart, not what an answer rests on."
     )
     try:
         found = components(features(subject))
@@ -140,4 +136,5 @@ def explain(subject: Subject) -> Explanation:
     )
 
 
-KIND = Kind(name="pca", explain=explain, lacks=lacks, one_map=one_map, default=True)
+# no map of importance, so that neither insertion nor a random network judges it
+KIND = Kind(name="pca", explain=explain, lacks=lacks, default=True)

@@ -15,6 +15,10 @@ KINDS = {
     "gradients": "gradients",
     "pca": "pca",
     "parts": "parts",
+    "class-max": "class_images",
+    "patches": "patches",
+    "neighbours": "neighbours",
+    "reconstruct": "reconstruct",
 }
 
 

@@ -93,9 +93,9 @@ def explain(subject: Subject) -> Explanation:
     """The rollout over all layers."""
     found = one_map(subject)
     caption = (
-        "How much of each patch reaches the feature if every layer passes half on by attention (mean over its "
-        "heads) and half as it was: the product over all layers [Abnar 2020]. It is the same for every class. "
-        "The share that comes from class token and registers is cut off. Colours as for attention."
+        "How much of each patch reaches the feature if every layer passes half on by attention (mean over "
+        "its heads) and half as it was: the product over all layers [Abnar 2020]. It is the same for every "
+        "class. What comes from class token and registers is cut off. Colours as for attention."
     )
     shows = attention.over_images(subject, ("rollout",), [found])
     return Explanation("Attention rollout", caption, (shows,), {"rollout": found})

@@ -1,5 +1,6 @@
-"""Does a map depend on what the network has learned? Randomise it layer by layer [Adebayo 2018, 1810.03292]."""
+"""Does a map depend on what was learned? Randomise the network by layers [Adebayo 2018, 1810.03292]."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from omma.inspection.kinds import Curves, Explanation, Figures, Judged, Kind, Su
 from omma.weights import Model
 
 LIMIT = 0.3  # a map that resembles that of a random network more than this does not show what was learned
+UNLIKE = 7_919  # added to the seed
 STAGES = 6  # of the network, at most; each needs all maps again
 
 
@@ -67,7 +69,8 @@ def randomised(model: Model, seed: int, stages: int = STAGES) -> Iterator[tuple[
     are reset with their layers.
     """
     first = next(model.encoder.parameters())
-    fresh = model.untrained(seed).encoder.to(first.device, first.dtype).state_dict()
+    # not the seed itself, which may be that of the training, whose first weights some layers may still have
+    fresh = model.untrained(seed + UNLIKE).encoder.to(first.device, first.dtype).state_dict()
     state = {name: x.clone() for name, x in model.encoder.state_dict().items()}
     extras = model.extras
     if model.classifier is not None:
@@ -114,8 +117,6 @@ def by_stage(encoder: Backbone) -> list[list[str]]:
 
 
 def _copy(encoder: Backbone, state: Mapping[str, Tensor]) -> Backbone:
-    import copy
-
     other = copy.deepcopy(encoder)
     other.load_state_dict(dict(state))
     return other.eval()
@@ -147,9 +148,9 @@ def test(kinds: Sequence[Kind], subject: Subject) -> tuple[Explanation, dict[str
         rows.append((kind.name, *(f"{x:.2f}" for x in found.likeness[kind.name].mean(1))))
     caption = (
         "Each map compared with that of the same network whose layers are made random one after the other, "
-        f"from the classifier down [Adebayo 2018]: mean rank correlation over {len(subject.pixels)} images. A "
-        f"map that stays the same does not show what was learned; below {LIMIT} with all weights random, it "
-        "passes."
+        f"from the classifier down [Adebayo 2018]: mean rank correlation over {len(subject.pixels)} images. "
+        f"A map that stays the same does not show what was learned; below {LIMIT} with all weights random, "
+        "it passes."
     )
     shows = (
         Curves("Rank correlation with the trained network's maps, by stages made random", lines),

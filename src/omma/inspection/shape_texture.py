@@ -5,7 +5,7 @@ the shape is 96 % for people and 20 to 45 % for networks trained on ImageNet.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from omma.evaluation.score import Subject
 from omma.evaluation.split import Split
 from omma.inspection import sixteen
 from omma.inspection.cue_conflict import Conflicts, read
-from omma.weights import answers
+from omma.weights import Model, answers
 from omma.weights.classifier import Classifier
 
 Way = Literal["classifier", "knn", "linear", "zeroshot"]
@@ -37,7 +37,7 @@ SUBJECTS: Mapping[Subject, str] = {
     "untrained": "the same untrained",
     "pixels": "raw pixels",
 }
-# shares of shape decisions in the paper's own answers, 1,200 pictures, networks by the average over fine classes
+# shares of shape decisions in the paper's own answers to 1,200 pictures
 PUBLISHED = {"people": 0.9587, "AlexNet": 0.4294, "GoogLeNet": 0.3119, "VGG-16": 0.1722}
 SOURCE = "Geirhos 2019, arXiv 1811.12231"
 
@@ -126,7 +126,7 @@ class ShapeTexture:
         """One sentence."""
         first = self.decisions[0]
         if first.share is None:
-            return f"{self.model} answers neither shape nor texture for any picture: it does not know the classes"
+            return f"{self.model} answers neither shape nor texture for any picture"
         low, high = first.interval95 or (0.0, 1.0)
         by = "by shape" if low > 0.5 else "by texture" if high < 0.5 else "by neither cue clearly more often"
         return (
@@ -156,6 +156,7 @@ def judge(job: Job, name: str, labelled: Images | None = None) -> ShapeTexture:
     classes of the pictures' names; the job's text tower by those names.
     Raises ValueError for pictures or photos that do not fit, and where nothing can decide.
     """
+    job = replace(job, model=whole(job.model))
     conflicts = read(job.images, job.source)
     notes: list[str] = []
     ways = list(_ways(job, conflicts, labelled, notes))
@@ -193,6 +194,12 @@ def judge(job: Job, name: str, labelled: Images | None = None) -> ShapeTexture:
     order = list(SUBJECTS)
     found.sort(key=lambda each: order.index(each.subject))
     return ShapeTexture(name, job.source, tuple(found), tuple(notes), features["trained"].bad)
+
+
+def whole(model: Model) -> Model:
+    """The model seeing whole pictures, without a centre crop, as the paper's networks did."""
+    preprocess = replace(model.preprocess, crop_share=1.0)
+    return Model(model.encoder, preprocess, model.provenance, model.extras)
 
 
 def counted(
@@ -263,8 +270,8 @@ def _groups(classifier: Classifier, classes: Sequence[str]) -> tuple[dict[str, l
     numbers, how = found
     fine = sum(map(len, numbers.values()))
     return numbers, (
-        f"{fine:,} of its {len(classifier.classes):,} classes, {how}, make up {len(numbers)} categories; each "
-        "has the average of their probabilities"
+        f"{fine:,} of its {len(classifier.classes):,} classes, {how}, make up {len(numbers)} categories; "
+        "each has the average of their probabilities"
     )
 
 
@@ -307,12 +314,14 @@ def _photos(job: Job, conflicts: Conflicts, labelled: Images, notes: list[str]) 
     if len(np.unique(labels[rows])) < 2:
         theirs, ours = (", ".join(names[:4]) for names in (labelled.classes, conflicts.classes))
         raise ValueError(
-            f"{source} has photos of {theirs}, ...; the pictures are of {ours}, ...: at least two classes must "
-            "have the same names"
+            f"{source} has photos of {theirs}, ...; the pictures are of {ours}, ...: at least two classes "
+            "must have the same names"
         )
     features = features_of_all(job, labelled.subset(rows))
     readable = readable_rows(features)
-    vectors = {subject: vectors_of(own, readable) for subject, own in features.items()}
+    vectors: dict[Subject, np.ndarray] = {
+        subject: vectors_of(own, readable) for subject, own in features.items()
+    }
     labels = labels[rows[readable]]
     if others := len(labelled) - len(labels):
         notes.append(f"{count(others, 'labelled photo')} not used: of other classes, without a label, or bad")
@@ -345,4 +354,3 @@ def _by_names(job: Job) -> Decide:
         return zeroshot.predict(reader.paired.images(own), reader.vectors(conflicts.classes, job.device))
 
     return decide
-

@@ -1,7 +1,7 @@
 """The 16 everyday categories of the cue-conflict pictures, as classes of ImageNet [Geirhos 2018, 1808.08750].
 
-Their definition names 207 of ImageNet's 1,000 classes; the others are of no category. Each is a hyponym of its
-category in WordNet, but not all hyponyms count: ambiguous ones (crane, boxer) and most cars were left out.
+Their definition names 207 of ImageNet's 1,000 classes; the others are of no category. Each is a hyponym of
+its category in WordNet, but not all hyponyms count: ambiguous ones (crane, boxer) and most cars are left out.
 """
 
 import re

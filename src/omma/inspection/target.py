@@ -40,7 +40,7 @@ class Target:
         return logits.gather(1, self.classes[which][:, None])[:, 0]
 
     def share(self, features: Features, which: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """The same between 0 and 1 where that is possible: the class's calibrated probability, or the cosine."""
+        """The same where 1 is the most: the class's calibrated probability, or the cosine."""
         if self.unit == "cosine" or self.classifier is None or self.classes is None:
             return self(features, which)
         return self.classifier(features).gather(1, self.classes[which][:, None])[:, 0]
@@ -105,8 +105,8 @@ def _text(model: Model, words: str, n: int, device: torch.device) -> Target:
     """The cosine to a text, by the model's text tower; ValueError for a model that has none."""
     if text.TABLE not in model.extras.tensors:
         raise ValueError(
-            f"--class {words}: the model has neither classifier nor text tower: leave it out, and each image's "
-            "likeness to itself is explained, or train a classifier: omma finetune MODEL LABELLED"
+            f"--class {words}: the model has neither classifier nor text tower: leave it out, and each "
+            "image's likeness to itself is explained, or train a classifier: omma finetune MODEL LABELLED"
         )
     reader = text_reader(model, "the model")
     weight = torch.from_numpy(reader.vectors([words], device)).to(device)

@@ -19,10 +19,15 @@ from omma.train.budget import Timekeeper
 RELEASE = 60.0  # seconds until the lock of a run that torchrun restarts must be free
 
 
-def run(request: Request, report: Callable[[Run], None] | None = None) -> Result:
+def run(
+    request: Request,
+    report: Callable[[Run], None] | None = None,
+    preflight: Callable[[Setup, Run], None] | None = None,
+) -> Result:
     """Train what the request asks for, or go on where it was stopped.
 
-    report: called once training is finished, if the run folder has no report yet. All processes call. Raises
+    report: called once training is finished, if the run folder has no report yet. preflight: called before
+    the first step of a run that begins, by the first process. All processes call. Raises
     ValueError, in one line, for anything the user can mend.
     """
     timekeeper = Timekeeper(request.seconds)  # decoding and building count too
@@ -32,7 +37,12 @@ def run(request: Request, report: Callable[[Run], None] | None = None) -> Result
     setup = decide(request)
     request.listen(Stage("building the network"))
     run = assemble(setup, timekeeper)
+    begins = not run.folder.config()
     with claimed(setup, run):
+        if preflight is not None and begins:
+            with dist.propagate_errors():
+                if run.primary:
+                    preflight(setup, run)
         request.listen(Stage("measuring the speed of a step"))
         result = trainer.train(run, request)
         if report is not None and run.primary and run.folder.finished and not run.folder.report.exists():

@@ -10,8 +10,8 @@ from omma.reporting import html, thumbnails
 from omma.reporting.html import Section, Shown, Table, Verdict
 from omma.reporting.pictures import LARGEST, Cell, Grid, tile
 
-WORST = 27  # examples of each finding
-PAIRS = ("leakage", "duplicate")  # findings that another image belongs to
+WORST, FEWER = 27, 24  # examples of a finding that has one picture, or two
+SINGLE = ("blank", "dark", "bright", "blurred", "odd-sized", "outlier")
 UNSEEN = ("broken", "inaccessible")  # findings that have no picture
 TITLES = {
     "broken": "Broken", "inaccessible": "Not accessible", "leakage": "Leakage between parts",
@@ -31,9 +31,10 @@ def write_page(
     removed: int | None = None,
     model: str = "",
 ) -> Path:
-    """Write the page; findings: in the table's order; against: the other collection that copies were sought in.
+    """Write the page.
 
-    removed: images that were left out of lists or copies; None: nothing was applied.
+    findings: in the table's order. against: the other collection, whose copies were sought. removed: images
+    that were left out of lists or copies; None: nothing was applied.
     """
     counts = counted(findings)
     found = len({(each.row, each.path) for each in findings})
@@ -48,13 +49,10 @@ def write_page(
     facts += [("Model", model)] if model else []
     facts += [("Left out", f"{removed:,}")] if removed is not None else []
     sections = [_section(kind, findings, images, against, thresholds) for kind in counts]
-    rows = [
-        (TITLES[kind], f"{counts.get(kind, 0):,}", (thresholds.get(kind, ""), ""))
-        for kind in KINDS if kind in counts or kind in thresholds
-    ]  # fmt: skip
+    looked_for = [kind for kind in KINDS if kind in counts or kind in thresholds]
     overview = Section(
-        "What was looked for", "Beside each finding: how many images have it. Thresholds are chosen on this collection.",
-        [Table(("finding", "images"), [(title, number) for title, number, _ in rows])],
+        "What was looked for", "And how many images have it.",
+        [Table(("finding", "images"), [(TITLES[kind], f"{counts.get(kind, 0):,}") for kind in looked_for])],
     )  # fmt: skip
     limits = [(TITLES[kind], text) for kind, text in thresholds.items()]
     text = html.page(
@@ -81,29 +79,30 @@ def _section(
     thresholds: Mapping[str, str],
 ) -> Section:
     own = [each for each in findings if each.kind == kind]
-    shown = own[:WORST]
-    caption = f"{KINDS[kind]} {count(len(own), 'finding')}" + (
-        f", the worst {len(shown)} shown." if len(shown) < len(own) else "."
-    )
+    shown = own[: WORST if kind in SINGLE else FEWER]
+    some = f", of which {len(shown)} are shown" if len(shown) < len(own) else ""
+    caption = f"{KINDS[kind]} {count(len(own), 'finding')}{some}."
     if kind in thresholds:
         caption += f" Threshold: {thresholds[kind]}."
-    if kind == "mislabelled":
-        caption += " Below each picture: its label, what is suggested, and the probability of that."
     pictures: list[Shown]
     if kind in UNSEEN:
         pictures = [Table(("file", "why"), [(_path(each, images), each.detail) for each in shown])]
-    elif kind in PAIRS:
-        pictures = [_pairs(shown, images, against)]
+    elif kind in SINGLE:
+        pictures = [_grid([_cell(images, each.row, each.detail) for each in shown])]
+    elif kind == "mislabelled":
+        pictures = [Grid(("given", "the like"), tuple(_labels(each, images) for each in shown))]
     else:
-        pictures = [_grid([_cell(images, each.row, _text(each)) for each in shown])]
+        pictures = [Grid(("copy", "of"), tuple(_pair(each, images, against) for each in shown))]
     return Section(TITLES[kind], caption, pictures)
 
 
-def _text(finding: Finding) -> str:
-    if finding.kind != "mislabelled":
-        return finding.detail
-    probability = "" if finding.probability is None else f" ({finding.probability:.2f})"
-    return f"{finding.given} → {finding.suggested}{probability}"
+def _labels(finding: Finding, images: Images) -> tuple[Cell | None, ...]:
+    """The image with its label, and the one most like it of the label that is suggested."""
+    probability = "" if finding.probability is None else f"{finding.probability:.2f} "
+    suggested = probability + finding.suggested
+    if finding.related_row < 0:  # with several labels an image none stands for "not cat"
+        return _cell(images, finding.row, f"{finding.given} → {suggested}"), None
+    return _cell(images, finding.row, finding.given), _cell(images, finding.related_row, suggested)
 
 
 def _path(finding: Finding, images: Images) -> str:
@@ -115,15 +114,13 @@ def _grid(cells: Sequence[Cell], columns: int = html.WIDEST) -> Grid:
     return Grid((), rows)
 
 
-def _pairs(findings: Sequence[Finding], images: Images, against: Images | None) -> Grid:
-    """Each copy beside the image that it is a copy of."""
-    rows = []
-    for each in findings:
-        copy = _cell(images, each.row, each.detail)
-        source = against if each.elsewhere else images
-        other = None if each.related_row < 0 or source is None else _cell(source, each.related_row, "")
-        rows.append((copy, other))
-    return Grid(("copy", "of"), tuple(rows))
+def _pair(finding: Finding, images: Images, against: Images | None) -> tuple[Cell | None, ...]:
+    """A copy beside the image that it is a copy of."""
+    source = against if finding.elsewhere else images
+    copy = _cell(images, finding.row, finding.detail)
+    if finding.related_row < 0 or source is None:
+        return copy, None
+    return copy, _cell(source, finding.related_row, "")
 
 
 def _cell(images: Images, row: int, text: str) -> Cell:

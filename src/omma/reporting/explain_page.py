@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from omma.inspection.kinds import Curves, Explanation, Figures, Heat, Picture, Rows
+from omma.inspection.kinds import Curves, Explanation, Figures, Heat, Picture, Rows, Subject
 from omma.reporting import html
 from omma.reporting.charts import Series, line_chart
 from omma.reporting.html import Section, Shown, Table, Verdict
@@ -25,14 +25,6 @@ def write_page(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the page, atomically. images: in [0, 1], as the network sees them; labels: stand below them."""
-    shown = [
-        tile(image, (np.zeros(3), np.ones(3))) if image.shape[-1] == 3 else tile(image) for image in images
-    ]
-    bases = [
-        Cell(picture, labels[i] if labels else "", path=paths[i] if paths else "")
-        for i, picture in enumerate(shown)
-    ]
-    found = [each for each in explanations if each.shows]
     text = html.page(
         title=title,
         verdicts=[
@@ -41,10 +33,39 @@ def write_page(
             for j in each.judged
         ],
         facts=facts,
-        sections=[Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found],
+        sections=sections(explanations, images, labels=labels, paths=paths),
         notes=[*notes, *(note for each in explanations for note in each.notes)],
     )
     return html.write(path, text)
+
+
+def sections(
+    explanations: Sequence[Explanation],
+    images: Float[np.ndarray, "n h w c"],
+    *,
+    labels: Sequence[str] = (),
+    paths: Sequence[str] = (),
+) -> list[Section]:
+    """A section of a page for each explanation that shows anything; images, labels: as for `write_page`."""
+    bases = [
+        Cell(tile(image, _unit(image)), labels[i] if labels else "", path=paths[i] if paths else "")
+        for i, image in enumerate(images)
+    ]
+    found = [each for each in explanations if each.shows]
+    return [Section(e.title, e.caption, [_drawn(s, bases) for s in e.shows]) for e in found]
+
+
+def facts_of(name: str, subject: Subject) -> list[tuple[str, str]]:
+    """The few that describe what is explained."""
+    height, width = subject.size
+    rows, columns = subject.grid
+    side = round(height / subject.model.preprocess.crop_share)
+    return [
+        ("Model", f"{name} ({subject.encoder.name})"),
+        ("Images", f"{len(subject.pixels)}"),
+        ("What the network sees", f"{height} x {width} px: shorter side {side} px, centre cut"),
+        ("Patches", f"{rows} x {columns}"),
+    ]
 
 
 def _drawn(shows: Rows | Figures | Curves, bases: Sequence[Cell]) -> Shown:

@@ -3,56 +3,51 @@
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
-from omma import backbones, methods, weights
-from omma.backbones.adapters.transfg import Parts
+from omma import weights
 from omma.core import files, words
 from omma.core.errors import line
-from omma.core.protocols import Context, Images, Key, Method, NoAttention, Preprocess
-from omma.data.batches.preprocess import load_batch
+from omma.core.protocols import Images
 from omma.evaluation import history, knn
-from omma.features.extract import extract, with_channels
 from omma.pretraining import resume, retention
 from omma.pretraining.events import Event, Note, Stage
 from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
 from omma.pretraining.run import Run
-from omma.reporting import charts, classifier, confusions, curve_chart, html, pictures, svg
-from omma.reporting.pictures import Grid
+from omma.pretraining.saved_method import trained_method
+from omma.reporting import (
+    charts,
+    classifier,
+    confusions,
+    curve_chart,
+    html,
+    sections_collection,
+    sections_seen,
+    svg,
+)
+from omma.reporting.gallery import Gallery, StageProgress
 from omma.reporting.results import ReportedEvaluation
-from omma.train import checkpoint
 
 log = logging.getLogger(__name__)
 
-StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
-GALLERY = 2000  # images that neighbours are searched in
-QUERIES, NEIGHBOURS = 8, 7
-SHOWN = 8  # images whose attention and reconstruction are drawn
 SCORES = {"top1": "share that is right", "map": "mean average precision"}
 # numbers of a step that have a curve of their own, or none
 COMMON = {"event", "step", "loss", "lr", "gradient_norm", "images_per_second", "elapsed"}
 
 
-def shown(images: Float[Tensor, "n c s s"], preprocess: Preprocess) -> Float[np.ndarray, "n s s c"]:
-    """Normalised images back to values in [0, 1], channels last."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
-    return (images.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
 def write_report(
-    folder: RunFolder, images: Images, seed: int = 0, progress: StageProgress | None = None
+    folder: RunFolder,
+    images: Images,
+    seed: int = 0,
+    progress: StageProgress | None = None,
+    domains: str | None = None,
 ) -> Path:
     """Write report.html of a finished run, with pictures of `images`, those of them that can be read.
 
     What cannot be drawn of these images becomes a note. progress: is called with the stage and its images.
+    domains: a column of the images' table, whose values are set against each other; raises ValueError where
+    they cannot be.
     """
     model, config, lines = weights.load(folder.path), folder.config(), folder.metrics()
     labels_trained = config.get("labels") == "learned"
@@ -72,25 +67,14 @@ def write_report(
     except ValueError as error:
         evaluations = []
         notes.append(f"No results: {error}")
-    gallery = Gallery(model, images, seed)
+    gallery = Gallery(model, images, seed, progress)
     sections = confusions.sections(evaluations[0].details, images) if evaluations else []
     file = folder.finetuned
     fitted = files.read_json(file, "repeat the run's command") if file.exists() else None
     sections = sections if fitted is None else [*classifier.sections(fitted), *sections]
     verdict = _health_verdict(health) if fitted is None else classifier.verdict(fitted)
-    for title, draw in (
-        ("Nearest neighbours", lambda: _neighbours(gallery, labels_trained, progress)),
-        ("Attention of the last layer", lambda: _attention(gallery)),
-        ("Chosen parts", lambda: _parts(gallery)),
-        ("Reconstructions", lambda: _reconstructions(gallery, trained_method(folder))),
-    ):
-        try:
-            grid, caption = draw()
-        except (ValueError, OSError, RuntimeError) as error:
-            notes.append(f"{title}: not drawn ({line(error)})")
-            continue
-        if grid is not None:
-            sections.append(html.Section(title, caption, [grid]))
+    sections += sections_seen.sections(gallery, labels_trained, lambda: trained_method(folder), notes)
+    sections += sections_collection.sections(gallery, domains, notes)
     if (labels := curve_chart.section(folder.path / CURVE, model.digest, notes)) is not None:
         sections.insert(0, labels)
     page = html.page(
@@ -149,139 +133,6 @@ def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tup
     if "init" in config:
         facts.append(("Started from", Path(config["init"]["source"]).name))
     return facts
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A seeded sample of the images that the pictures show."""
-
-    model: weights.Model
-    images: Images
-    seed: int
-
-    @cached_property
-    def rows(self) -> Int[np.ndarray, "n"]:
-        """The sample, in order."""
-        return np.sort(np.random.default_rng(self.seed).permutation(len(self.images))[:GALLERY])
-
-    @cached_property
-    def shown(self) -> tuple[Tensor, list[str]]:
-        """Inputs [n, c, s, s] of the few images whose attention and reconstruction are drawn; their paths."""
-        rows = np.random.default_rng(self.seed + 1).permutation(self.rows)[: 4 * SHOWN]  # some may be damaged
-        pixels, good = self.read(rows)
-        if not good.any():
-            raise ValueError(f"none of a sample of {words.count(len(rows), 'image')} can be read")
-        rows = rows[good][:SHOWN]
-        return pixels[torch.from_numpy(good)][:SHOWN], self.paths(rows)
-
-    def read(self, rows: Int[np.ndarray, "n"]) -> tuple[Tensor, Bool[np.ndarray, "n"]]:
-        """The network's inputs, as for features, and which of them could be read."""
-        preprocess = self.model.preprocess
-        return load_batch(with_channels(self.images, preprocess.channels), rows, preprocess)[:2]
-
-    def paths(self, rows: Int[np.ndarray, "n"]) -> list[str]:
-        return [self.images.path(int(row)) for row in rows]
-
-    def labels(self, rows: Int[np.ndarray, "n"]) -> list[str] | None:
-        if self.images.labels is None:
-            return None
-        return [self.images.classes[k] if k >= 0 else "" for k in self.images.labels[rows]]
-
-
-def trained_method(folder: RunFolder) -> Method | None:
-    """The whole method from the last checkpoint; None without one, or if the method reconstructs nothing."""
-    config = folder.config()
-    file = methods.get(config["method"])
-    saved, _ = checkpoint.newest(folder.checkpoints)
-    if saved is None or not file.reconstructs:
-        return None
-    encoder = backbones.build(**weights.load(folder.path).encoder.spec())
-    settings = file.Config(**config["settings"]["config"])
-    method = file.Method(encoder, settings, Context(image_size=config["image_size"]))
-    checkpoint.restore(saved, method, None)
-    return method.eval()
-
-
-def _neighbours(
-    gallery: Gallery, labels_trained: bool, progress: StageProgress | None
-) -> tuple[Grid | None, str]:
-    """labels_trained: whether training used the labels."""
-    model, seed = gallery.model, gallery.seed
-    features = extract(
-        model.encoder,
-        gallery.images.subset(gallery.rows),
-        model.preprocess,
-        progress=partial(progress, "features for the report") if progress else None,
-    )
-    rows = gallery.rows[features.indices]
-    if len(rows) < 2:
-        return None, ""
-    vectors = torch.nn.functional.normalize(torch.from_numpy(features.vectors), dim=1)
-    queries = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:QUERIES])
-    similarity = vectors[queries] @ vectors.T
-    similarity[torch.arange(len(queries)), queries] = -2.0
-    nearest, index = similarity.topk(min(NEIGHBOURS, len(rows) - 1), dim=1)
-    table = rows[torch.cat([queries[:, None], index], dim=1).numpy()]  # [queries, 1 + neighbours]
-    pixels, _ = gallery.read(table.ravel())
-    images = shown(pixels, model.preprocess)
-    images = images.reshape(*table.shape, *images.shape[1:])
-    paths, labels = gallery.paths(table.ravel()), gallery.labels(table.ravel())
-    caption = "For each image on the left, the images with the nearest features by cosine, nearest first."
-    if labels is not None:
-        caption += " Green outline: the same label; dashed red: another. "
-        caption += f"Labels were {'' if labels_trained else 'not '}used in training."
-
-    def split(texts: list[str]) -> tuple[list[str], list[list[str]]]:
-        lines = [texts[i : i + table.shape[1]] for i in range(0, len(texts), table.shape[1])]
-        return [line[0] for line in lines], [line[1:] for line in lines]
-
-    of_queries, of_neighbours = (None, None) if labels is None else split(labels)
-    grid = pictures.neighbours(
-        images[:, 0], images[:, 1:], of_queries, of_neighbours, nearest.numpy(), *split(paths)
-    )
-    return grid, caption
-
-
-def _attention(gallery: Gallery) -> tuple[Grid | None, str]:
-    """No grid for a network without attention."""
-    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
-    try:
-        maps = encoder.pooled_attention(pixels)
-    except NoAttention:
-        return None, ""
-    rows, columns = encoder.grid(*pixels.shape[-2:])
-    grids = maps.float().unflatten(-1, (rows, columns)).numpy()
-    grid = pictures.attention(shown(pixels, gallery.model.preprocess), grids, paths=paths)
-    return grid, "Where the last layer looks: the mean over its heads, then single heads."
-
-
-def _parts(gallery: Gallery) -> tuple[Grid | None, str]:
-    """No grid for a network that chooses none."""
-    encoder, (pixels, paths) = gallery.model.encoder, gallery.shown
-    if not isinstance(encoder, Parts):
-        return None, ""
-    scores = encoder.part_scores(pixels).float().unflatten(-1, encoder.grid(*pixels.shape[-2:])).numpy()
-    images, boxes = shown(pixels, gallery.model.preprocess), encoder.boxes(pixels).numpy()
-    caption = (
-        "Besides the class token, only these patches reach the last block: of each head the one with the "
-        "highest score, which is the product of the earlier layers' attention (mean over the heads at right)."
-    )
-    return pictures.parts(images, boxes, scores, paths), caption
-
-
-def _reconstructions(gallery: Gallery, method: Method | None) -> tuple[Grid | None, str]:
-    """No grid for a method that reconstructs nothing."""
-    pixels, paths = gallery.shown
-    key = Key(gallery.seed, np.zeros(len(pixels), np.int64), np.arange(len(pixels)))
-    made = None if method is None else method.reconstruct(pixels, key)
-    if made is None:
-        return None, ""
-    original, visible = shown(pixels, gallery.model.preprocess), None
-    if made.hidden is not None:
-        visible = original.copy()
-        visible[made.hidden.cpu().numpy()] = np.nan
-    predicted = shown(made.images, gallery.model.preprocess)
-    return pictures.reconstructions(original, visible, predicted, paths), made.caption
 
 
 def _curves(lines: list[dict[str, Any]], labels_trained: bool) -> list[svg.Svg]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from omma.search.store import Index
+from omma.retrieval.store import Index
 from omma.serving.refusals import Refused
 
 

@@ -63,7 +63,7 @@ def clean(
     against: another collection; copies of its images are leakage. page: an .html file with pictures.
     apply: "list" writes NAME-keep.csv and NAME-remove.csv beside `out`, ("copy", DIR) copies the images that
     are kept. Nothing is deleted, and images of a test part are only reported. remove: the findings whose
-    images are left out (`findings.KINDS`). Others: as for evaluate. Raises ValueError if no image can be read.
+    images are left out (`findings.KINDS`). Others: as for evaluate. Raises ValueError if none can be read.
     """
     records.check_ending(out)
     kept.check_kinds(remove)
@@ -76,10 +76,8 @@ def clean(
     if folder is not None:
         copies.check(folder, opened, "--apply copy")
     other = None if against is None else collection.opened(against)
-    seen = survey.survey(
-        opened, model, other, device=device, precision=precision, architecture=architecture,
-        allow_partial=allow_partial, seed=seed, progress=progress,
-    )  # fmt: skip
+    through = model if model is None else survey.lens(model, device, precision, architecture, allow_partial)
+    seen = survey.survey(opened, through, other, seed=seed, progress=progress)
     findings.write(out, seen.findings, opened)
     gone = kept.removed(opened, seen.findings, remove) if how else {}
     written, notes = list[Path](), list(seen.notes)
@@ -93,8 +91,8 @@ def clean(
     removed = len(gone) if how else None
     if page is not None:
         clean_page.write_page(
-            page, opened, seen.findings, thresholds=seen.thresholds, notes=notes, against=other, removed=removed,
-            model=seen.model,
+            page, opened, seen.findings, thresholds=seen.thresholds, notes=notes, against=other,
+            removed=removed, model=seen.model,
         )  # fmt: skip
         written.insert(0, page)
     return Cleaned(

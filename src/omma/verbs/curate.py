@@ -1,6 +1,6 @@
 """`omma curate`: which images of a pool to keep, to train on or to label, as a list that pretrain takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.protocols import Images
 from omma.curation import parts, pool, selection
+from omma.curation.hierarchical import StageProgress, silent
 from omma.curation.pool import Embedder
 from omma.curation.selection import EXCLUDED, Options
 from omma.curation.strategies import STRATEGIES, UNSURE
@@ -64,7 +65,7 @@ def curate(
     architecture: str | None = None,
     allow_partial: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress = silent,
 ) -> Curated:
     """Choose `size` of the pool's images and write a list of them: .csv, .parquet or .jsonl.
 
@@ -74,7 +75,7 @@ def curate(
     "coreset" [1708.00489], "typical" [2202.02794], "margin" or "entropy" (of the model's classifier),
     "random". seed_set: choose what is near to these instead [2304.07193]. exclude: an evaluation set, whose
     near-copies (above exclude_similarity) are left out. labelled: images that the list shall complement.
-    similarity: above which images are copies, of which one is kept; None: what 1e-5 of random pairs reach;
+    similarity: above which images are copies, of which one is kept; None: calibrated (`repeats.calibrated`);
     1: keep all. copy: a folder for the chosen files. page: an HTML file that shows them. work: a folder for
     what is done, which the same pool and levels use again; None: beside `out`, while it is needed.
     Raises ValueError, in one line. Others: as for evaluate.

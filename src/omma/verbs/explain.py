@@ -14,10 +14,11 @@ from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.inspection import checks, registry
-from omma.inspection.gathering import Gathered, captions, gather
-from omma.inspection.kinds import Explanation, Progress, Subject, silent
+from omma.inspection.gathering import captions, gather
+from omma.inspection.kinds import Explanation, Progress, silent
 from omma.inspection.maps import on_device, subject_of
-from omma.reporting.explain_page import write_page
+from omma.pretraining import saved_method
+from omma.reporting.explain_page import facts_of, write_page
 from omma.weights import Model
 
 
@@ -48,6 +49,7 @@ def explain(
     most: int = 16,
     image_size: int | None = None,
     gallery: str | Path | Images | None = None,
+    features: Sequence[int] = (),
     label_depth: LabelDepth | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -62,11 +64,14 @@ def explain(
     default those that the model can have. class_name: a class of its classifier, or words for its text tower;
     without it each image's likeliest class, or without a classifier its likeness to itself. layers, heads: of
     attention. test: "sanity" and "insertion", of the kinds that are drawn. image_size: pixels of the input
-    instead of the model's. gallery: images for kinds that look for examples. Others: as for evaluate. Raises
-    ValueError for a kind that the model cannot have, naming those that it can, and if no image can be read.
+    instead of the model's. gallery: images for kinds that look for examples. features: numbers of those that
+    class-max and patches show. Others: as for evaluate. Raises ValueError for a kind that the model cannot
+    have, naming those that it can, and if no image can be read.
     """
     if out is not None:
         outputs.check_file(out)
+    if most < 1:
+        raise ValueError(f"--most {most}: must be at least 1")
     registry.check(tuple(what))
     checks.known(tuple(test))
     where = devices.pick_device(device)
@@ -83,6 +88,7 @@ def explain(
         layers=tuple(layers),
         heads=tuple(heads),
         seed=seed,
+        options={"features": tuple(features), "method": saved_method.of(model, what)},
         progress=progress,
     )
     kinds = registry.chosen(tuple(what), subject)
@@ -94,21 +100,8 @@ def explain(
     if out is not None:
         page = write_page(
             Path(out), f"{name}: what it sees", made, subject.shown, labels=captions(answers, found.labels),
-            paths=found.paths, facts=_facts(name, subject, found), notes=notes,
+            paths=found.paths, facts=facts_of(name, subject), notes=notes,
         )  # fmt: skip
     arrays = {key: array for each in made for key, array in each.arrays.items()}
     every = (*notes, *(note for each in made for note in each.notes))
     return Explained(arrays, found.paths, subject.target.names, tuple(made), page, found.bad, every)
-
-
-def _facts(name: str, subject: Subject, found: Gathered) -> list[tuple[str, str]]:
-    height, width = subject.size
-    rows, columns = subject.grid
-    cut = subject.model.preprocess.crop_share
-    side = round(height / cut)
-    return [
-        ("Model", f"{name} ({subject.encoder.name})"),
-        ("Images", f"{len(found.paths)}"),
-        ("What the network sees", f"{height} x {width} px: shorter side {side} px, centre cut"),
-        ("Patches", f"{rows} x {columns}"),
-    ]

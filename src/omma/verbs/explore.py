@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,10 +15,11 @@ from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
 from omma.ops.nearest import Neighbours
-from omma.reporting.explore import analysis, facets, layout as placing, outcome
+from omma.reporting.explore import analysis, facets, outcome
+from omma.reporting.explore import layout as placing
 from omma.reporting.explore.layout import Kind
-from omma.reporting.explore.outcome import Format
 from omma.reporting.explore.page import Content
+from omma.reporting.explore.target import Format, checked
 from omma.weights import Model
 from omma.weights.vectors import vectors_of
 
@@ -66,14 +66,14 @@ def explore(
 ) -> Explored:
     """Write a map of the images by the model's features to `out`.
 
-    format: page (`out` is one file *.html, or a new folder for a page with its thumbnails beside it), atlas (a
+    format: page (`out` is a *.html, or a new folder for a page with its thumbnails beside it), atlas (a
     .parquet that embedding-atlas takes) or tensorboard (a folder for its projector). labelled: refuse images
-    without labels. layout: umap, pca, or auto: UMAP where it is installed. clusters: of k-means. neighbours: of
-    each image that are kept. alike: cosine of near-equal pairs. thumbnails: pixels of the longer side; by
+    without labels. layout: umap, pca, or auto: UMAP where it is installed. clusters: of k-means. neighbours:
+    of each image that are kept. alike: cosine of near-equal pairs. thumbnails: pixels of the longer side; by
     default as many as a page of 30 MB, or a folder of 250 MB, has room for. progress: stage, images done, in
     all. Others: as for evaluate. Raises ValueError for options out of range and where no image can be read.
     """
-    target = outcome.checked(Path(out), format, thumbnails)
+    target = checked(Path(out), format, thumbnails)
     placing.check(layout)
     where = devices.pick_device(device)
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
@@ -93,9 +93,13 @@ def explore(
     )
     skipped = (*getattr(opened, "skipped", ()), *bad)
     notes = (*loaded.provenance.get("loaded", ()), *input_notes(opened, loaded.preprocess), found.layout.note)
-    known = [*facets.of_collection(shown), *facets.of_analysis(found), *facets.of_model(loaded, features.vectors)]
+    known = facets.joined(
+        facets.of_collection(shown), facets.of_analysis(found), facets.of_model(loaded, features.vectors)
+    )
     content = Content(title or _title(opened), known, notes, skipped)
-    size = outcome.write(target, shown, features.vectors, found, content, lambda done, total: tell("drawing", done, total))
+    size = outcome.write(
+        target, shown, features.vectors, found, content, lambda done, total: tell("drawing", done, total)
+    )
     return Explored(
         path=target.out,
         bytes=size,

@@ -3,7 +3,7 @@
 from omma import methods
 from omma.core import dist
 from omma.core.explain import translated
-from omma.pretraining import session
+from omma.pretraining import preflight, session
 from omma.pretraining.events import Result
 from omma.pretraining.request import Request, takes
 from omma.reporting import run_report
@@ -19,4 +19,4 @@ def pretrain(request: Request) -> Result:
     """
     if request.method == methods.FINE_TUNING:
         raise ValueError("finetune makes a classifier, by a command of its own: omma finetune MODEL LABELLED")
-    return session.run(request, run_report.report)
+    return session.run(request, run_report.report, preflight.tell)

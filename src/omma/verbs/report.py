@@ -10,7 +10,7 @@ from omma.data.sources.layout import LabelDepth
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import RunFolder
 from omma.reporting import evaluation_report, run_report
-from omma.reporting.run_report import StageProgress
+from omma.reporting.gallery import StageProgress
 
 
 @translated()
@@ -20,19 +20,21 @@ def report(
     *,
     seed: int = 0,
     label_depth: LabelDepth | None = None,
+    domains: str | None = None,
     progress: StageProgress | None = None,
 ) -> Path:
     """Write report.html of a finished run, with pictures of `images`; returns its path.
 
     Results are those of the run's evaluation.json, if it was evaluated. Images that cannot be read, or that
-    the network cannot take, are left out of the pictures. label_depth, progress: as for evaluate. Raises
-    ValueError.
+    the network cannot take, are left out of the pictures. label_depth, progress: as for evaluate. domains: a
+    column of the images' table, such as `domain`: labels of each value classify the images of each other.
+    Raises ValueError.
     """
     folder = RunFolder(Path(run))
     if not folder.finished:
         raise ValueError(f"{run} is no finished run: pretrain to the end first, or give its folder")
     outputs.check_file(folder.report, "a copy of the run")
-    return run_report.write_report(folder, collection.opened(images, label_depth), seed, progress)
+    return run_report.write_report(folder, collection.opened(images, label_depth), seed, progress, domains)
 
 
 @translated()

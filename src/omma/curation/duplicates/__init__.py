@@ -8,3 +8,4 @@ from omma.curation.duplicates.leakage import Joined as Joined
 from omma.curation.duplicates.leakage import across as across
 from omma.curation.duplicates.result import Found as Found
 from omma.curation.duplicates.result import Pair as Pair
+from omma.curation.duplicates.rule import Rule as Rule

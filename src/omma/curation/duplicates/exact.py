@@ -34,15 +34,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Same:
-    """Classes of images that are the same, and how two images of a class are so."""
+    """Classes of images that are the same, by bytes or by pixels."""
 
     classes: tuple[tuple[int, ...], ...]  # of two images and more
     hashes: Hashes
-
-    def kind(self, a: int, b: int) -> str:
-        """ "file" or "pixels", of two images of one class."""
-        content = self.hashes.content
-        return "file" if content[a] is not None and content[a] == content[b] else "pixels"
 
 
 def same(hashes: Hashes, decoder: Decoder) -> Same:

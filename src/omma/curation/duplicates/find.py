@@ -28,20 +28,22 @@ def find(
     vectors: FeatureSet | None = None,
     embed: Embed | None = None,
     seed: int = 0,
-    false_positives: float = 1e-5,
+    false_positives: float | None = None,
     copies: int = COPIES,
+    thresholds: Rule | None = None,
     progress: ImageProgress | None = None,
 ) -> Found:
     """Duplicates among all images, and which of them to keep.
 
     vectors: features of these images; without them hashes alone are searched. embed: features of a list of
     arrays [h, w, c] by the same model (`Model.embed`): with it copies of the images are made and embedded,
-    so that `calibration` says what share of them is found. false_positives: rate among pairs of different
-    images at which hash and features each may take two for the same, in (0, 1). copies: of so many images;
-    0 measures nothing. progress: of hashing.
+    so that `calibration` says what share of them is found. false_positives: share of the pairs of different
+    images that hash and features may take for the same by themselves, in (0, 1); None: `usual_rate`.
+    copies: of so many images; 0 measures nothing. thresholds: those found on another collection by the same
+    model (`Found.rule`), for one of few images. progress: of hashing.
     Images of a test split are never proposed for removal.
     """
-    if not 0 < false_positives < 1:
+    if false_positives is not None and not 0 < false_positives < 1:
         raise ValueError(f"false_positives={false_positives}: must lie between 0 and 1")
     if copies < 0:
         raise ValueError(f"copies={copies}: must be 0 or more")
@@ -50,26 +52,31 @@ def find(
     decoder, pictures = Decoder(images), Pictures(images)
     equal = same(found, decoder)
     rows = _compared(found, equal)
+    rate = usual_rate(len(rows)) if false_positives is None else false_positives
     some = rule.sample(found, rows, known, seed)
-    decides, pairs, aside = rule.chosen(some, pictures, false_positives, len(rows), seed)
-    calibration = None
-    if len(rows) >= FEW:
-        recall = rule.measured(decides, images, found, known, embed, copies, seed) if copies else {}
-        copied = max((each.n for each in recall.values()), default=0)
-        calibration = Calibration(recall, false_positives, pairs, copied, aside)
+    decides, pairs, aside = rule.chosen(some, pictures, rate, len(rows), seed)
+    enough = len(rows) >= FEW or thresholds is not None
+    decides = decides if thresholds is None else thresholds
+    recall = rule.measured(decides, images, found, known, embed, copies, seed) if copies and enough else {}
+    copied = max((each.n for each in recall.values()), default=0)
+    calibration = Calibration(recall, rate, pairs, copied, aside) if enough else None
     near = tuple(pair for block in _near(rows, found, known, decides, pictures) for pair in block)
     exact = _exact(equal, quality := _qualities(images, equal, near, decoder))
     whole = sorted(exact + near, key=lambda pair: (ORDER[pair.kind], -_alike(pair), pair.a, pair.b))
     test = () if images.splits is None else np.flatnonzero(images.splits == "test").tolist()
     return Found(
         tuple(whole),
-        groups(_joined(whole, equal), quality, test),
-        decides.threshold,
-        decides.hash_limit,
+        groups(((pair.a, pair.b) for pair in near), quality, test, equal.classes),
+        decides,
         calibration,
         found.bad,
-        _notes(found, decides, known, embed, calibration),
+        _notes(found, decides, known, embed, calibration, thresholds is not None),
     )
+
+
+def usual_rate(n: int) -> float:
+    """1e-5 of all pairs; of more than 1,000 images so few that one false pair comes on 200 images."""
+    return min(1e-5, 0.01 / max(n, 1))
 
 
 def _unit(vectors: FeatureSet, n: int) -> Float[np.ndarray, "n d"]:
@@ -99,9 +106,9 @@ def _near(
     for a, b in _candidates(found.perceptual[rows], vectors, decides):
         waiting = np.concatenate([waiting, np.stack([rows[a], rows[b]])], axis=1)
         while waiting.shape[1] >= BLOCK:
-            yield _judged(*waiting[:, :BLOCK], found, known, decides, pictures)
+            yield _judged(waiting[0, :BLOCK], waiting[1, :BLOCK], found, known, decides, pictures)
             waiting = waiting[:, BLOCK:]
-    yield _judged(*waiting, found, known, decides, pictures)
+    yield _judged(waiting[0], waiting[1], found, known, decides, pictures)
 
 
 def _candidates(
@@ -156,29 +163,21 @@ def _qualities(images: Images, equal: Same, near: Sequence[Pair], decoder: Decod
 
 
 def _exact(equal: Same, quality: dict[int, Quality]) -> tuple[Pair, ...]:
-    """Each image of a class with the best one."""
+    """Of each class, the best image of the same bytes with its copies, and the best of all with these."""
     found: list[Pair] = []
     for rows in equal.classes:
-        best = max(rows, key=lambda row: (quality[row].order, -row))
-        for row in rows:
-            if row != best:
-                kind = equal.kind(best, row)
-                found.append(
-                    Pair(min(best, row), max(best, row), kind, 0 if equal.hashes.usable[row] else None)
-                )
+        # a blank image has no hash
+        distance = 0 if equal.hashes.usable[rows[0]] else None
+        ranked = sorted(rows, key=lambda row: (*(-value for value in quality[row].order), row))
+        first: dict[bytes, int] = {}  # of the same bytes, the best
+        for row in ranked:
+            content = equal.hashes.content[row]
+            twin = None if content is None else first.setdefault(content, row)
+            if twin is not None and twin != row:
+                found.append(Pair(min(twin, row), max(twin, row), "file", distance))
+            elif row != ranked[0]:
+                found.append(Pair(min(ranked[0], row), max(ranked[0], row), "pixels", distance))
     return tuple(found)
-
-
-def _joined(pairs: Sequence[Pair], equal: Same) -> Iterator[tuple[int, int]]:
-    """Pairs of images, with all images of a class in place of the one that was compared."""
-    members = {rows[0]: rows for rows in equal.classes}
-    for pair in pairs:
-        if pair.kind == "near":
-            yield from (
-                (a, b) for a in members.get(pair.a, (pair.a,)) for b in members.get(pair.b, (pair.b,))
-            )
-        else:
-            yield pair.a, pair.b
 
 
 def _notes(
@@ -187,22 +186,26 @@ def _notes(
     known: np.ndarray | None,
     embed: Embed | None,
     calibration: Calibration | None,
+    given: bool,
 ) -> tuple[str, ...]:
-    """What a reader must know."""
+    """What a reader must know; given: the thresholds are those of another collection."""
     notes: list[str] = []
     if found.blank.any():
         notes.append(f"{count(int(found.blank.sum()), 'blank image')}: compared by bytes and pixels alone")
+    if known is None:
+        notes.append("no model: copies that are much cropped or turned are missed")
     if calibration is None:
         notes.append(f"under {FEW} images to compare: thresholds are not calibrated, pixels decide")
-    elif calibration.pairs * calibration.false_positives < 1:
+        return tuple(notes)
+    if given:
+        notes.append("the thresholds are those of another collection")
+    elif calibration.pairs * calibration.false_positives < 0.1:
         notes.append(
             f"{calibration.pairs:,} pairs are few for a rate of {calibration.false_positives:g}: "
             "the thresholds are extrapolated"
         )
-    if known is None:
-        notes.append("no model: copies that are much cropped or turned are missed")
-    elif calibration is not None and decides.threshold is None:
+    if known is not None and decides.threshold is None:
         notes.append("the model tells these images hardly apart: its features are not used")
-    if known is not None and embed is None and calibration is not None:
+    if known is not None and embed is None and calibration.copied:
         notes.append("recall is that of hashes alone: no model embeds the copies")
     return tuple(notes)

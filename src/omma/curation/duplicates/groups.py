@@ -4,10 +4,12 @@ Connected components would chain: a is like b, b is like c, and c is dropped for
 nothing like it. Here every image that goes is a duplicate of the very image that stays.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from omma.core.protocols import Images
 
 
 @dataclass(frozen=True)
@@ -36,31 +38,40 @@ class Group:
 
 def groups(
     pairs: Iterable[tuple[int, int]],
-    quality: dict[int, Quality],
-    protected: Sequence[int] | set[int] = (),
+    quality: Mapping[int, Quality],
+    protected: Collection[int] = (),
+    classes: Iterable[Sequence[int]] = (),
 ) -> tuple[Group, ...]:
-    """Groups of images from pairs of duplicates, the best image of each first.
+    """Groups of images from pairs of duplicates, by the image that is kept.
 
-    Greedy: the best image that is left is kept, and the images paired with it go. Images that are
-    `protected` (those of a test split) are kept before all others, and never go.
+    Greedy: the best image that is left is kept, and the images paired with it go. classes: images that are
+    the same, whose first stands for all of them in the pairs. Images that are `protected` (those of a test
+    split) are kept before all others, and never go.
     """
-    near: dict[int, set[int]] = {}
+    safe = set(protected)
+
+    def rank(row: int) -> tuple:
+        return row not in safe, *(-value for value in quality[row].order), row
+
+    members = {rows[0]: sorted(rows, key=rank) for rows in classes}
+    near: dict[int, set[int]] = {head: set() for head in members}
     for a, b in pairs:
         near.setdefault(a, set()).add(b)
         near.setdefault(b, set()).add(a)
-    safe = set(protected)
-    ranked = sorted(near, key=lambda i: (i not in safe, *(-value for value in quality[i].order), i))
+    for row in near:
+        members.setdefault(row, [row])
     taken: set[int] = set()
     found: list[Group] = []
-    for image in ranked:
-        if image in taken:
+    for node in sorted(near, key=lambda node: rank(members[node][0])):
+        if node in taken:
             continue
-        taken.add(image)
-        others = sorted(near[image] - taken - safe)
+        going = {other for other in near[node] - taken if members[other][0] not in safe}
+        taken |= going | {node}
+        kept, *same = members[node]
+        others = sorted({*same, *(row for other in going for row in members[other])} - safe)
         if others:
-            taken.update(others)
-            rest = [quality[i] for i in others]
-            found.append(Group(image, _why(quality[image], rest, image in safe), tuple(others)))
+            rest = [quality[row] for row in others]
+            found.append(Group(kept, _why(quality[kept], rest, kept in safe), tuple(others)))
     return tuple(sorted(found, key=lambda group: group.kept))
 
 
@@ -77,7 +88,7 @@ def _why(kept: Quality, others: Sequence[Quality], protected: bool) -> str:
     return "the first"
 
 
-def qualities(images, rows: Iterable[int], shapes: dict[int, tuple[int, int]]) -> dict[int, Quality]:
+def qualities(images: Images, rows: Iterable[int], shapes: dict[int, tuple[int, int]]) -> dict[int, Quality]:
     """The quality of images whose (height, width) is known; sizes and times where they are files."""
     identity = getattr(images, "identity", None)
     stats = None if identity is None else identity.stats

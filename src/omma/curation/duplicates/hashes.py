@@ -25,8 +25,10 @@ BITS = LOW * LOW - 1
 ENOUGH = 128  # pixels of the shorter side that an image is decoded to
 FLAT = 1.0  # standard deviation (of 255) up to which a picture shows nothing
 FLAT_SHARE = 0.004  # the same as a share of the largest value, for other types than uint8
+LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue [ITU-R BT.601]
 ORIENTATIONS = 8  # as it is, mirrored, upside down, both; then each of them transposed
 CHUNK = 256  # images that threads are given at a time
+STRIP = 512  # hashes compared with one at a time
 BLOCK = 4096  # hashes whose pairs are listed at a time
 
 Progress = Callable[[int, int], None]
@@ -92,7 +94,7 @@ def pixel_digest(image: np.ndarray) -> bytes:
 def luminance(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     """Luminance (ITU-R 601) of three channels, the mean of any other number."""
     values = np.nan_to_num(image.astype(np.float32), posinf=0.0, neginf=0.0)
-    return values @ np.float32((0.299, 0.587, 0.114)) if values.shape[-1] == 3 else values.mean(axis=-1)
+    return values @ LUMINANCE if values.shape[-1] == 3 else values.mean(axis=-1)
 
 
 def picture(image: np.ndarray, side: int = SIDE) -> Float[np.ndarray, "s s"]:
@@ -105,7 +107,7 @@ def picture(image: np.ndarray, side: int = SIDE) -> Float[np.ndarray, "s s"]:
 
 def perceptual_hashes(pictures: Float[np.ndarray, "n s s"]) -> UInt64[np.ndarray, "n 8"]:
     """The perceptual hash of each picture in its eight orientations."""
-    low = scipy.fft.dctn(pictures, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]
+    low = np.asarray(scipy.fft.dctn(pictures, axes=(1, 2), norm="ortho"))[:, :LOW, :LOW]
     odd = np.where(np.arange(LOW) % 2, -1, 1)
     flips = [low, low * odd, low * odd[:, None], low * odd * odd[:, None]]
     turns = np.stack([*flips, *(each.transpose(0, 2, 1) for each in flips)], axis=1)
@@ -127,7 +129,7 @@ def near_pairs(
 
     orientations: the first so many of j are compared with i as it is; 1 of them: neither mirrored nor turned.
     """
-    base = np.ascontiguousarray(a[:, :orientations])
+    base = np.ascontiguousarray(a[:, :orientations].T)
     for start in range(0, len(a), BLOCK):
         first = np.ascontiguousarray(a[start : start + BLOCK, 0])
         space = 4 * BLOCK
@@ -141,7 +143,7 @@ def near_pairs(
         yield rows[:, 0] + start, rows[:, 1], rows[:, 2]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _bits(x: np.uint64) -> np.uint64:
     """Bits set [Warren, Hacker's Delight, 5-1]; compiled to the processor's instruction."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -154,16 +156,20 @@ def _bits(x: np.uint64) -> np.uint64:
 def _near(a: np.ndarray, b: np.ndarray, limit: int, start: int, found: np.ndarray) -> int:
     """Write pairs within the limit to `found`; their number, which may exceed its length.
 
-    start: the row of b that a's first row is; only later ones are compared with it.
+    b: [orientations, n]. start: the row of b that a's first row is; only later ones are compared with it.
     """
-    count, most = 0, np.uint64(limit)
+    count, n = 0, b.shape[1]
+    least = np.empty(STRIP, np.uint64)
     for i in range(a.shape[0]):
-        for j in range(start + i + 1, b.shape[0]):
-            least = np.uint64(64)
-            for k in range(b.shape[1]):
-                least = min(least, _bits(a[i] ^ b[j, k]))
-            if least <= most:
-                if count < found.shape[0]:
-                    found[count, 0], found[count, 1], found[count, 2] = i, j, least
-                count += 1
+        for left in range(start + i + 1, n, STRIP):
+            width = min(STRIP, n - left)
+            least[:] = 64
+            for k in range(b.shape[0]):  # one orientation of many images at a time: vector instructions
+                for j in range(width):
+                    least[j] = min(least[j], _bits(a[i] ^ b[k, left + j]))
+            for j in range(width):
+                if least[j] <= np.uint64(limit):
+                    if count < found.shape[0]:
+                        found[count, 0], found[count, 1], found[count, 2] = i, left + j, least[j]
+                    count += 1
     return count

@@ -1,6 +1,7 @@
 """Duplicates that lie in two splits, or in two collections: what a test should not have seen in training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Shaped
@@ -10,12 +11,34 @@ from omma.curation.duplicates.result import Found, Pair
 
 
 def across(found: Found, splits: Shaped[np.ndarray, "n"] | Sequence[str]) -> tuple[Pair, ...]:
-    """The pairs whose images are in different splits; splits: of each image.
+    """Pairs of duplicates in different splits, for each image that has one there; splits: of each image.
 
-    Images with the same bytes or pixels are paired with the best of them alone, so one pair stands for
-    each image that leaks, not one for each way in which it does.
+    An image with several duplicates in other splits is paired with one of them, or with one of each class of
+    the same bytes or pixels, so the pairs do not grow with the square of the copies.
     """
-    return tuple(pair for pair in found.pairs if splits[pair.a] != splits[pair.b])
+    members = _classes(found.pairs)
+    leaks: dict[tuple[int, int], Pair] = {}
+    for pair in found.pairs:
+        one, other = members.get(pair.a, (pair.a,)), members.get(pair.b, (pair.b,))
+        for rows, partners in ((one, other), (other, one)):
+            for row in rows:
+                partner = next((each for each in partners if splits[each] != splits[row]), None)
+                if partner is not None:
+                    a, b = sorted((row, partner))
+                    leaks.setdefault((a, b), replace(pair, a=a, b=b))
+    return tuple(leaks.values())
+
+
+def _classes(pairs: Sequence[Pair]) -> dict[int, list[int]]:
+    """For each image with the same bytes or pixels as others, all of them."""
+    of: dict[int, list[int]] = {}
+    for pair in pairs:
+        if pair.kind != "near":
+            one, other = of.setdefault(pair.a, [pair.a]), of.setdefault(pair.b, [pair.b])
+            if one is not other:
+                one += other
+                of.update(dict.fromkeys(other, one))
+    return of
 
 
 class Joined:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from omma.curation.duplicates.calibrate import Calibration
 from omma.curation.duplicates.groups import Group
+from omma.curation.duplicates.rule import Rule
 
 Kind = Literal["file", "pixels", "near"]
 
@@ -13,7 +14,8 @@ Kind = Literal["file", "pixels", "near"]
 class Pair:
     """Two images that are duplicates, a < b: rows of the collection.
 
-    Of images with the same bytes or pixels, each is paired with one of them, not with all.
+    Of images with the same bytes or pixels each is paired with the best one, not with all; and one of them
+    stands for the others in pairs that look the same.
     """
 
     a: int
@@ -30,8 +32,17 @@ class Found:
 
     pairs: tuple[Pair, ...]  # by kind, the most alike first
     groups: tuple[Group, ...]
-    threshold: float | None  # cosine from which on two images are duplicates; None: no features
-    hash_limit: int  # bits up to which they are
+    rule: Rule
     calibration: Calibration | None  # None: too few images
     bad: tuple[tuple[int, str], ...]  # images that cannot be read, and why
     notes: tuple[str, ...]
+
+    @property
+    def threshold(self) -> float | None:
+        """Cosine from which on features alone decide that two images are duplicates; None: no features."""
+        return self.rule.threshold
+
+    @property
+    def hash_limit(self) -> int:
+        """Bits up to which the hash alone does."""
+        return self.rule.hash_limit

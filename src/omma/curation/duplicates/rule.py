@@ -20,7 +20,7 @@ from omma.ops.nearest import unit
 AGREE = 0.6  # correlation of aligned pixels from which on two images are copies: they reach .76, others .39
 DEVIATIONS = 6.0  # of random pairs' correlation that AGREE lies above their mean, or it is raised
 SAMPLE = 2000  # images whose pairs give the tails
-RANDOM = 200  # pairs that are aligned at random
+RANDOM = 100  # pairs that are aligned at random
 ROUNDS = 8  # of setting duplicates aside
 LOOSE = 0.01  # of all pairs that are aligned at most ...
 EACH = 5  # ... and pairs an image
@@ -93,9 +93,9 @@ class Sample:
         """For hash and features: the largest scores of pairs of those alive, and the pairs (a, b)."""
         at = np.flatnonzero(alive)
         count = excesses(len(at) * (len(at) - 1) // 2)
-        bits = np.stack([self._distances(i, at) for i in at]) if len(at) else np.zeros((0, 0))
-        # distances are whole numbers; a part below 1 makes their tail continuous
-        scores = [-(bits + rng.random(bits.shape))]
+        bits = np.stack([self._distances(i, at) for i in at.tolist()]) if len(at) else np.zeros((0, 0))
+        # distances are even numbers, as half of the bits are set; a part of 2 makes their tail continuous
+        scores = [-(bits + 2 * rng.random(bits.shape))]
         if self.vectors is not None:
             scores.append(self.vectors[at] @ self.vectors[at].T)
         found = []
@@ -151,15 +151,22 @@ def chosen(some: Sample, pictures: Pictures, rate: float, total: int, seed: int)
     loose = max(min(LOOSE, EACH / max(total, 1)), rate)
     strict, may = ([_cut(each, pairs, share / len(tails)) for each in tails] for share in (rate, loose))
     threshold, low = (strict[1], may[1]) if len(tails) > 1 else (None, None)
-    if threshold is not None and threshold >= 1 - 1e-6:
+    if low is not None and low >= 1 - 1e-6:  # the features of different images are the same
         threshold = low = None
-    rule = Rule(*(max(-1, int(np.floor(-each[0])) - 1) for each in (strict, may)), threshold, low, agree)
+    if threshold is not None:
+        threshold = min(threshold, 1.0)
+    bits, may_bits = (max(0, int(np.floor(-each[0])) - 2) for each in (strict, may))
+    rule = Rule(bits, may_bits, threshold, low, agree)
     return rule, pairs, m - left
 
 
 def _cut(values: tuple[np.ndarray, ...], pairs: int, rate: float) -> float:
-    """The score that a share `rate` of all pairs exceeds; the largest of them are given."""
-    return tail(values[0], rate * pairs / len(values[0]))
+    """The score that a share `rate` of all pairs exceeds; the largest of them are given.
+
+    Where not even a tenth of a pair may, none of the given does: a fitted tail may end before them.
+    """
+    score = tail(values[0], rate * pairs / len(values[0]))
+    return score if rate * pairs > 0.1 else max(score, float(np.nextafter(values[0].max(), np.inf)))
 
 
 # ---------------------------------------------------------------- copies
@@ -172,7 +179,7 @@ def measured(
     count: int,
     seed: int,
 ) -> dict[str, Share]:
-    """What share of copies of `count` of the images the rule finds, by kind; without `embed` by hash alone."""
+    """How many copies of `count` images the rule finds, by kind; without `embed` by hash alone."""
     hits: dict[str, list[bool]] = {}
     chunk: list[copies.Copy] = []
     pictures = Pictures(images)
@@ -209,11 +216,9 @@ def judged(
     cosine: Float[np.ndarray, "p"] | None,
     pictures: Callable[[Int[np.ndarray, "q"]], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[Bool[np.ndarray, "p"], Float[np.ndarray, "p"]]:
-    """Which pairs are duplicates, and the agreement of those that were aligned (NaN of the others)."""
-    hit = rule.certain(distance, cosine)
-    agreement = np.full(len(hit), np.nan, np.float32)
-    at = np.flatnonzero(~hit & rule.possible(distance, cosine))
+    """Which pairs are duplicates, and the agreement of those that the hash left open (NaN of the others)."""
+    agreement = np.full(len(distance), np.nan, np.float32)
+    at = np.flatnonzero((distance > rule.hash_limit) & rule.possible(distance, cosine))
     if len(at):
         agreement[at] = align.agreement(*pictures(at))
-        hit[at] = agreement[at] >= rule.agreement
-    return hit, agreement
+    return rule.certain(distance, cosine) | (agreement >= rule.agreement), agreement

@@ -15,12 +15,17 @@ CHUNK = 2_000  # images made at a time
 
 
 class Digits(NamedTuple):
-    """uint8 images [n, size, size, 3] with labels 0 .. 9, for training and for testing."""
+    """uint8 images [n, size, size, 3] with labels 0 .. 9, for training and for testing.
+
+    Boxes [n, 4] are the top, left, bottom and right of each digit's ink, in pixels.
+    """
 
     train: np.ndarray
     train_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
+    train_boxes: np.ndarray
+    test_boxes: np.ndarray
 
 
 class TextureSource(NamedTuple):
@@ -47,17 +52,21 @@ def make_digits(n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed
     tiles = _tiles(sources, 2 * size)
     order = np.random.default_rng(seed).permutation(len(inks))
     cut = round(TEST_ORIGINALS * len(inks))
-    columns = []
+    columns, boxes = [], []
     for part, (n, pool) in enumerate(((n_train, order[cut:]), (n_test, order[:cut]))):
         rng = np.random.default_rng((seed, part))
         # use every original equally often, and so every digit
         chosen = rng.permutation(np.resize(rng.permutation(pool), n))
         chunks = [_paste(inks[rows], tiles, size, rng) for rows in np.split(chosen, range(CHUNK, n, CHUNK))]
-        columns += [np.concatenate(chunks), labels[chosen]]
-    return Digits(*columns)
+        columns += [np.concatenate([images for images, _ in chunks]), labels[chosen]]
+        boxes.append(np.concatenate([each for _, each in chunks]))
+    return Digits(*columns, *boxes)
 
 
-def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Generator) -> np.ndarray:
+def _paste(
+    inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images, and the boxes around their ink."""
     n = len(inks)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -88,7 +97,18 @@ def _paste(inks: torch.Tensor, tiles: torch.Tensor, size: int, rng: np.random.Ge
     chosen = torch.where(difference.amax(1) >= CONTRAST, first, difference.argmax(1))
     colour = tries[torch.arange(n), chosen][:, :, None, None]
     image = ground * (1 - ink) + colour * ink
-    return image.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = image.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels, _boxes(ink[:, 0] >= 0.5)
+
+
+def _boxes(inked: torch.Tensor) -> np.ndarray:
+    """Top, left, bottom, right around the True of masks [n, size, size]."""
+    size, edges = inked.shape[-1], []
+    for along in (inked.any(2), inked.any(1)):  # rows, columns
+        first = along.int().argmax(1)
+        edges.append((first, size - along.flip(1).int().argmax(1)))
+    (top, bottom), (left, right) = edges
+    return torch.stack([top, left, bottom, right], 1).numpy()
 
 
 def _tiles(sources: list[TextureSource], size: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ def _matches(images: IndexedImages, conditions: Sequence[str], option: str) -> n
             raise ValueError(
                 f"{option} {condition}: write COLUMN=VALUE, such as domain=photo or path=photo/*"
             )
-        values = _column(images, column.strip(), option)
+        values = values_of(images, column.strip(), f"{option} {column.strip()}=...")
         value = unicodedata.normalize("NFC", value.strip())
         if column.strip() == "path":
             rows = np.array([fnmatch.fnmatchcase(each, value) for each in values], bool)
@@ -83,8 +83,11 @@ def _matches(images: IndexedImages, conditions: Sequence[str], option: str) -> n
     return chosen
 
 
-def _column(images: IndexedImages, name: str, option: str) -> list[str]:
-    """A column's values as text, "" where there is none."""
+def values_of(images: IndexedImages, name: str, asked: str) -> list[str]:
+    """A column's values as text, "" where there is none; asked: what begins the message of an error.
+
+    `path` and `class` are columns of every collection that has such. Raises ValueError for an unknown one.
+    """
     if name == "path":
         values = [images.path(i).replace("\\", "/") for i in range(len(images))]
     elif images.columns is not None and name in images.columns.column_names:
@@ -94,5 +97,5 @@ def _column(images: IndexedImages, name: str, option: str) -> list[str]:
     else:
         known = [] if images.columns is None else images.columns.column_names
         columns = listed(["path", *known])
-        raise ValueError(f"{option} {name}=...: {images.source} has no column {name}; choose among {columns}")
+        raise ValueError(f"{asked}: {images.source} has no column {name}; choose among {columns}")
     return [unicodedata.normalize("NFC", value.strip()) for value in values]

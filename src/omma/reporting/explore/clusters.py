@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,8 +15,41 @@ MOST = 24  # clusters where their number is not given
 LARGE = 50_000  # images above which k-means reads mini-batches
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = frozenset(
-    "the and with are his her their its two three for from that this into over while who has one near onto "
-    "some there other others very all her him them they she".split()
+    [
+        "the",
+        "and",
+        "with",
+        "are",
+        "his",
+        "her",
+        "their",
+        "its",
+        "two",
+        "three",
+        "for",
+        "from",
+        "that",
+        "this",
+        "into",
+        "over",
+        "while",
+        "who",
+        "has",
+        "one",
+        "near",
+        "onto",
+        "some",
+        "there",
+        "other",
+        "others",
+        "very",
+        "all",
+        "her",
+        "him",
+        "them",
+        "they",
+        "she",
+    ]
 )
 
 
@@ -51,7 +85,8 @@ def clusters(
     distinct = len(np.unique(components, axis=0))
     k = min(number(n) if k is None else k, distinct)
     kind = KMeans if n <= LARGE else MiniBatchKMeans
-    found = kind(k, random_state=seed, n_init=3 if n <= 5_000 else 1).fit(components).labels_
+    starts: Any = 3 if n <= 5_000 else 1
+    found = np.asarray(kind(k, random_state=seed, n_init=starts).fit(components).labels_)
     sizes = np.bincount(found, minlength=k)
     order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     place = np.zeros(k, np.int64)

@@ -1,8 +1,9 @@
 """What is known of each image, as the page colours, filters and lists it: classes, numbers and texts."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -12,13 +13,14 @@ import torch
 from jaxtyping import Float, Int
 
 from omma.core.protocols import Images
-from omma.data.sources.columns import plain, texts
+from omma.data.sources.columns import texts
 from omma.features.table import as_text
-from omma.reporting.explore.analysis import Analysis, labels, captions
+from omma.reporting.explore.analysis import Analysis, captions, labels
 from omma.weights.model import Model
 
 MOST = 200  # values of a column that are classes; of a column with more, each is a text
 FEW = 20  # whole numbers that are classes rather than a scale
+_CODE = re.compile(r"[+-]?0\d|.*_")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Facet:
 
 
 def classes(name: str, of: Sequence[str | None], values: Sequence[str] | None = None) -> Facet:
-    """A facet of classes, in this order or with the most frequent first; of texts where there are too many."""
+    """A facet of classes, in this order or the most frequent first; of texts where there are too many."""
     count = Counter(value for value in of if value)
     if values is None and len(count) > MOST:
         return Facet(name, "text", texts=tuple(value or "" for value in of))
@@ -64,18 +66,32 @@ def of_collection(images: Images) -> list[Facet]:
         found.append(classes("label", own))
     if images.splits is not None:
         found.append(classes("split", images.splits.tolist()))
-    folders = [as_text(PurePosixPath(images.path(i).replace("\\", "/")).parent.name) for i in range(len(images))]
+    folders = [
+        as_text(PurePosixPath(images.path(i).replace("\\", "/")).parent.name) for i in range(len(images))
+    ]
     if 1 < len({*folders}) <= MOST and folders != own:
         found.append(classes("folder", folders))
     table: pa.Table | None = getattr(images, "columns", None)
     taken = {facet.name for facet in found} | {"label", "labels", "split"}
     for name in [] if table is None else table.column_names:
-        if name not in taken and (facet := _of_column(table, name)) is not None:
+        facet = None if name in taken else _of_column(table, name)
+        if facet is not None and (own is None or facet.column().to_pylist() != own):  # it names the labels
             found.append(facet)
     written = captions(images)
     if written is not None:
         found.append(Facet("caption", "text", texts=tuple(written)))
     return found
+
+
+def joined(*groups: Sequence[Facet]) -> list[Facet]:
+    """All facets, each of a name of its own: of two with one name the later gets a number."""
+    found: dict[str, Facet] = {}
+    for facet in (facet for group in groups for facet in group):
+        name, copy = facet.name, 2
+        while name in found:
+            name, copy = f"{facet.name} {copy}", copy + 1
+        found[name] = replace(facet, name=name)
+    return list(found.values())
 
 
 def of_analysis(found: Analysis) -> list[Facet]:
@@ -105,21 +121,28 @@ def of_model(model: Model, vectors: Float[np.ndarray, "n d"]) -> list[Facet]:
 
 def _of_column(table: pa.Table, name: str) -> Facet | None:
     """A column as classes, numbers or texts; None if it is empty or cannot be read as any."""
-    kind = table[name].type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = plain(table[name]).cast(pa.float64()).to_numpy(zero_copy_only=False)
-        known = np.unique(values[np.isfinite(values)])
-        if not len(known):
-            return None
-        if len(known) > FEW or (known % 1).any():
-            return number(name, values)
     try:
-        of = [None if text is None else as_text(text) for text in texts(table, name, lenient=True).to_pylist()]
+        found = texts(table, name, lenient=True).to_pylist()
     except ValueError:
         return None
-    count = len({*of} - {None, ""})
-    if not count:
+    of = [as_text((text or "").strip()) for text in found]
+    known = {*of} - {""}
+    if not known:
         return None
-    if count > MOST or (count > FEW and 2 * count > len(of)):  # hardly a value twice: names, not classes
-        return Facet(name, "text", texts=tuple(text or "" for text in of))
+    values = _numbers(of)  # a .csv's columns are texts, whatever they hold
+    if values is not None:
+        finite = values[np.isfinite(values)]
+        if len(known) > FEW or (finite % 1).any():
+            return number(name, values)
+    if len(known) > FEW and 2 * len(known) > len(of):  # hardly a value twice: names, not classes
+        return Facet(name, "text", texts=tuple(of))
     return classes(name, of)
+
+
+def _numbers(of: Sequence[str]) -> Float[np.ndarray, "n"] | None:
+    """Texts as numbers, NaN for none; None if any is no number, or begins with a zero as codes do."""
+    try:
+        values = np.array([float(text) if text else np.nan for text in of])
+    except ValueError:
+        return None
+    return None if any(_CODE.match(text) for text in of) or not np.isfinite(values).any() else values

@@ -30,7 +30,7 @@ class Suspects:
 
 
 def near_pairs(neighbours: Neighbours, threshold: float = ALIKE) -> Pairs:
-    """Pairs among the neighbours (not of images that have more than these) with such a cosine or a larger one."""
+    """Pairs of that cosine or a larger one among the neighbours; not of those beyond them."""
     i, place = np.nonzero(neighbours.similarities >= threshold)
     j, similarity = neighbours.indices[i, place], neighbours.similarities[i, place]
     ends = np.sort(np.stack([i, j], axis=1), axis=1)
@@ -40,7 +40,7 @@ def near_pairs(neighbours: Neighbours, threshold: float = ALIKE) -> Pairs:
 
 
 def agreement(neighbours: Neighbours, labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """The share of each image's labelled neighbours that have its label; NaN without a label or neighbours."""
+    """The share of each image's labelled neighbours that have its label; NaN for none."""
     near = labels[neighbours.indices]
     known = (near >= 0).sum(1)
     same = ((near == labels[:, None]) & (near >= 0)).sum(1)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from sklearn.decomposition import PCA
 
 from omma.core.checks import one_of
@@ -89,7 +89,7 @@ def faithful(xy: Float[np.ndarray, "n 2"], neighbours: Neighbours, k: int = 10, 
     Of at most SAMPLE images, evenly spaced in the collection.
     """
     rows = np.unique(np.linspace(0, len(xy) - 1, min(len(xy), SAMPLE)).astype(int))
-    near = cKDTree(xy).query(xy[rows], k=min(within + 1, len(xy)))[1]
+    near = KDTree(xy).query(xy[rows], k=min(within + 1, len(xy)))[1]
     wanted = neighbours.indices[rows, :k]
     return float(np.mean([np.isin(w, n).mean() for w, n in zip(wanted, near)]))
 
@@ -145,7 +145,7 @@ def _umap(components: Float[np.ndarray, "n w"], neighbours: Neighbours, seed: in
 
 
 def _framed(places: np.ndarray) -> Float[np.ndarray, "n 2"]:
-    """Moved and scaled (both axes alike) so that the longer side is from 0 to 1 and the other in the middle."""
+    """Moved and scaled (both axes alike) so that the longer side goes from 0 to 1."""
     places = np.asarray(places, np.float64)
     low, high = places.min(0), places.max(0)
     size = float((high - low).max()) or 1.0

@@ -1,4 +1,4 @@
-"""The map as one HTML file, or as a folder whose thumbnails lie beside the page; neither loads anything else."""
+"""The map as one HTML file, or as a folder with thumbnails beside the page; neither loads anything else."""
 
 import base64
 import hashlib
@@ -30,11 +30,11 @@ from omma.reporting.explore.sprite import Progress
 
 BUDGET = 30_000_000  # bytes of the page that holds everything
 FOLDER_BUDGET = 250_000_000  # bytes of the thumbnails beside a page
-SCRIPTS = ("data", "colours", "view", "points", "pictures", "map", "panels", "lists", "main")
-# Six colours and grey that stay apart for readers of any colour vision (test_explore.py measures it), on white
+SCRIPTS = ("data", "colours", "view", "points", "pictures", "map", "gestures", "panels", "lists", "main")
+# Colours that, with grey, stay apart for readers of any colour vision (test_explore.py measures it), on white
 # and on black; further classes have the same colours in other shapes.
-LIGHT = ("#0072b2", "#e08a00", "#009e73", "#c0397f", "#56b4e9", "#6b4c1e", "#9a86e0")
-DARK = ("#4a9fe0", "#f0a93b", "#2fc095", "#f06ba8", "#a5daf7", "#a9824a", "#a99af5")
+LIGHT = ("#1d4f9c", "#e08a00", "#219059", "#a1296c", "#31bde7", "#4a5810", "#858dff")
+DARK = ("#61adc6", "#f0a93b", "#05eea8", "#ff48a4", "#a8e3ff", "#a9824a", "#b5a1f8")
 TITLE = 200  # characters of a title
 
 
@@ -92,7 +92,7 @@ def write_folder(
     """Write `index.html` and thumbnails as files into `out`, an empty folder; the bytes of all.
 
     The browser loads the thumbnails that are looked at. They are elements of the page (img), which also works
-    where the page is opened as a file. place: where the folder will be, which links to images are relative to.
+    where the page is opened as a file. place: where the folder will be: links are relative to it.
     """
     order = np.argsort(hilbert(analysis.layout.xy), kind="stable")
     side = side or sprite.fitting_side(images, order, FOLDER_BUDGET)
@@ -180,7 +180,7 @@ def _thumbnails(
 
 
 def _links(images: Images, folder: Path) -> str | None:
-    """The address of the images' folder, relative to that of the page; None where images are no files here."""
+    """The address of the images' folder, relative to the page's; None where images are no files here."""
     if not isinstance(images, IndexedImages) or not isinstance(images.identity.store, Files):
         return None
     root = Path(images.identity.store.root).absolute()
@@ -194,7 +194,7 @@ def _links(images: Images, folder: Path) -> str | None:
 def _packed(values: np.ndarray, kind: str) -> str:
     """Numbers as base64, little-endian; rounded where they become whole numbers."""
     whole = np.dtype(kind).kind == "u"
-    return base64.b64encode(np.ascontiguousarray(np.rint(values) if whole else values, kind)).decode()
+    return base64.b64encode(np.asarray(np.rint(values) if whole else values, kind).tobytes()).decode()
 
 
 # ---------------------------------------------------------------- the document
@@ -209,14 +209,16 @@ def _json(facts: dict[str, Any]) -> str:
 def _document(title: str, sources: str) -> tuple[str, str]:
     """The page before and after its data, without the scripts; sources: the policy on pictures."""
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in _scripts())
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)  # the page's own scripts, and none that came with a name
+    allowed = " ".join(
+        f"'sha256-{h}'" for h in hashes
+    )  # the page's own scripts, and none that came with a name
     policy = (
         f"{sources}; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
     parts = {"POLICY": policy, "TITLE": escape(title[:TITLE]), "CSS": _asset("page.css")}
-    head, data, rest = re.split(r"(<!-- DATA -->\n)", _asset("page.html"))
-    assert data
-    return tuple(re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], text) for text in (head, rest))
+    head, rest = _asset("page.html").split("<!-- DATA -->\n")
+    fill = re.compile(r"\{\{(\w+)\}\}")
+    return fill.sub(lambda m: parts[m[1]], head), fill.sub(lambda m: parts[m[1]], rest)
 
 
 def _tail() -> str:
@@ -232,5 +234,3 @@ def _scripts() -> Iterator[str]:
 def _asset(name: str) -> str:
     text = resources.files("omma.reporting.explore").joinpath("assets", name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")
-
-

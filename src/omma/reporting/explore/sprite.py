@@ -1,4 +1,4 @@
-"""Thumbnails in sheets: a JPEG holds a square of them, so that a page decodes few files, and those it needs."""
+"""Thumbnails in sheets: a JPEG holds a square of them, so that a page decodes few files."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,24 @@ from PIL import Image
 
 from omma.core.device import cores
 from omma.core.protocols import Images
+from omma.reporting.explore.target import LARGEST, SMALLEST
 from omma.reporting.thumbnails import MISSING, jpeg, thumbnail
 
 SHEET = 1024  # pixels of a sheet's side at most: 4 MB when it is decoded
-SIDES = (192, 160, 128, 96, 80, 64, 56, 48, 40, 32, 24, 16)  # of thumbnails; multiples of JPEG's blocks
-LARGEST, SMALLEST = SIDES[0], SIDES[-1]
+SIDES = (
+    LARGEST,
+    160,
+    128,
+    96,
+    80,
+    64,
+    56,
+    48,
+    40,
+    32,
+    24,
+    SMALLEST,
+)  # of thumbnails; multiples of JPEG's blocks
 QUALITY = 75
 SAMPLE = 64  # images whose thumbnails tell the bytes of all
 
@@ -26,12 +39,6 @@ class Sheet(NamedTuple):
 
     jpeg: bytes
     sizes: list[tuple[int, int]]  # (width, height) of each, in its square's top left corner
-
-
-def check_side(side: int | None) -> None:
-    """Raise ValueError for a size that thumbnails cannot have."""
-    if side is not None and not SMALLEST <= side <= LARGEST:
-        raise ValueError(f"thumbnails={side}: must be from {SMALLEST} to {LARGEST} pixels, the longer side")
 
 
 def per_row(side: int) -> int:

@@ -54,6 +54,11 @@ class Facet {
     if (this.numbers) return Number.isNaN(this.numbers[i]) ? "" : shortNumber(this.numbers[i]);
     return this.texts[i];
   }
+
+  // For a table: numbers in full.
+  cell(i) {
+    return this.numbers && !Number.isNaN(this.numbers[i]) ? String(this.numbers[i]) : this.text(i);
+  }
 }
 
 function shortNumber(value) {
@@ -81,6 +86,11 @@ class Collection {
   name(i) {
     const path = this.paths[i];
     return path.slice(path.lastIndexOf("/") + 1) || path;
+  }
+
+  // The name with the folder that it is in.
+  short(i) {
+    return this.paths[i].split("/").slice(-2).join("/");
   }
 
   neighbours(i) {
@@ -129,7 +139,7 @@ class Collection {
   csv(rows) {
     const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const lines = [["path", ...this.facets.map((facet) => facet.name)]];
-    for (const i of rows) lines.push([this.paths[i], ...this.facets.map((facet) => facet.text(i))]);
+    for (const i of rows) lines.push([this.paths[i], ...this.facets.map((facet) => facet.cell(i))]);
     return lines.map((line) => line.map(cell).join(",") + "\r\n").join("");
   }
 }

@@ -41,7 +41,7 @@ class Selection {
       act("Copy names", () => this.copy()), act("Download CSV", () => this.download()),
       act("Clear", () => app.choose([])));
     const row = (i) => element("div", { className: "row" }, thumb(app, i, 40, null),
-      element("div", { className: "words" }, element("span", { className: "name" }, app.collection.name(i)),
+      element("div", { className: "words" }, element("span", { className: "name" }, app.collection.short(i)),
         element("span", { className: "soft" }, app.facet?.text(i) ?? "")));
     app.tabs.fill("selection", element("h2", {}, `${several(rows.length, "image")} selected`), tools,
       this.shares(), ...shownRows(rows, row, "rows"));
@@ -113,8 +113,8 @@ function pairsTab(app) {
   }
   const row = ([i, j, similarity]) => element("div", { className: "row pair" },
     thumb(app, i, 64, null), thumb(app, j, 64, null),
-    element("div", { className: "words" }, element("span", { className: "name" }, app.collection.name(i)),
-      element("span", { className: "name" }, app.collection.name(j)),
+    element("div", { className: "words" }, element("span", { className: "name" }, app.collection.short(i)),
+      element("span", { className: "name" }, app.collection.short(j)),
       element("span", { className: "soft" }, `cosine ${similarity.toFixed(3)}`)));
   app.tabs.fill("pairs",
     element("h2", {}, several(pairsFound, "near-equal pair")),
@@ -128,7 +128,7 @@ function suspectsTab(app) {
   const parts = [];
   if (suspects.length) {
     const row = ([i, instead, share]) => element("div", { className: "row" }, thumb(app, i, 64, null),
-      element("div", { className: "words" }, element("span", { className: "name" }, app.collection.name(i)),
+      element("div", { className: "words" }, element("span", { className: "name" }, app.collection.short(i)),
         element("span", {}, `labelled ${app.collection.label.text(i)}`),
         element("span", { className: "soft" }, `${Math.round(share * 100)} % of its neighbours: ${instead}`)));
     parts.push(element("section", {},

@@ -17,8 +17,10 @@ class App {
       ["image", "Image"], ["selection", "Selection"], ["pairs", "Duplicates"], ["suspects", "Suspects"], ["about", "About"],
     ]);
     this.map = new Atlas(this);
+    this.gestures = new Gestures(this.map);
     this.legend = new Legend(this);
-    this.colourBy(this.collection.facets.find((facet) => facet.codes) ?? null);
+    const first = this.collection.label ?? this.collection.facets.find((facet) => facet.name === "cluster");
+    this.colourBy(first ?? null);
     this.detail = new Detail(this);
     this.selection = new Selection(this);
     pairsTab(this);
@@ -146,7 +148,7 @@ class App {
     if (this.tipped !== i) {
       this.tipped = i;
       const size = Math.min(Math.max(this.pictures.side, 96), 144);
-      tip.replaceChildren(this.pictures.canvas(i, size, ""), element("span", { className: "name" }, this.collection.name(i)),
+      tip.replaceChildren(this.pictures.canvas(i, size, ""), element("span", { className: "name" }, this.collection.short(i)),
         element("span", { className: "soft" }, this.facet?.text(i) ?? ""));
     }
     const { width, height } = this.map.view;

@@ -1,11 +1,11 @@
-// The map itself: it draws points and pictures, and follows the mouse, fingers and keys.
+// The map itself: it draws points and pictures, and finds the images at a place.
 "use strict";
 
-const CLICK = 4; // pixels within which a press is a click, not a drag
+const FAIR = 0.12; // share of the images in view that have room as pictures, from which pictures are drawn
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 class Atlas {
-  // app: what the map tells (see main.js): pick, choose, escape, say, tip.
+  // app: whose state the map draws (see main.js).
   constructor(app) {
     this.app = app;
     this.collection = app.collection;
@@ -22,10 +22,8 @@ class Atlas {
     this.drawing = false;
     this.line = null; // the lasso's corners, in places of the map
     this.lassoing = false;
-    this.pointers = new Map();
-    this.frames = 0;
+    this.frames = 0; // drawn so far
     new ResizeObserver(() => this.resize()).observe(byId("stage"));
-    this.listen();
     this.resize();
     Object.assign(this.view, this.view.fit());
   }
@@ -71,14 +69,14 @@ class Atlas {
     const size = app.pictureSize;
     this.shown = [];
     if (app.when === "never") return;
-    const placed = this.placing.at(view.scale, size + 6, (i) => this.look[i] >= PLAIN);
+    const placed = this.placing.at(view.scale, size + 4, (i) => this.look[i] >= PLAIN);
     const [left, top] = view.from(-size, -size), [right, low] = view.from(view.width + size, view.height + size);
     const { x, y } = this.collection;
     const seen = placed.filter((i) => x[i] >= left && x[i] <= right && y[i] >= low && y[i] <= top);
     if (app.when === "auto") {
       let points = 0;
       this.cells.within(left, low, right, top, (i) => { points += this.look[i] >= PLAIN; });
-      if (seen.length < 0.2 * points) return;
+      if (seen.length < FAIR * points) return;
     }
     const sheets = new Map();
     for (const i of seen) sheets.set(app.pictures.sheetOf(i), (sheets.get(app.pictures.sheetOf(i)) ?? 0) + 1);
@@ -235,131 +233,5 @@ class Atlas {
     byId("lasso").setAttribute("aria-pressed", String(on));
     this.canvas.classList.toggle("lassoing", on);
     this.drawOver();
-  }
-
-  // ------------------------------------------------------------ mouse, fingers and keys
-  listen() {
-    const { canvas } = this;
-    canvas.addEventListener("pointerdown", (event) => this.press(event));
-    canvas.addEventListener("pointermove", (event) => this.drag(event));
-    canvas.addEventListener("pointerup", (event) => this.release(event));
-    canvas.addEventListener("pointercancel", (event) => this.cancel(event));
-    canvas.addEventListener("pointerleave", () => this.hovered(-1));
-    canvas.addEventListener("dblclick", (event) => {
-      this.view.zoomAt(event.offsetX, event.offsetY, 2);
-      this.redraw();
-    });
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      this.moving = null;
-      const lines = event.deltaMode === 1 ? 16 : 1;
-      this.view.zoomAt(event.offsetX, event.offsetY, Math.exp(-event.deltaY * lines * 0.002));
-      this.redraw();
-    }, { passive: false });
-    canvas.addEventListener("keydown", (event) => this.key(event));
-    byId("in").onclick = () => this.zoomBy(1.6);
-    byId("out").onclick = () => this.zoomBy(1 / 1.6);
-    byId("fit").onclick = () => this.go(this.view.fit());
-    byId("lasso").onclick = () => this.setLasso(!this.lassoing);
-    byId("inview").onclick = () => this.app.choose(this.seen());
-  }
-
-  press(event) {
-    if (event.button !== 0) return;
-    this.moving = null;
-    this.canvas.setPointerCapture(event.pointerId);
-    this.pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
-    this.start = [event.offsetX, event.offsetY];
-    this.dragged = this.pointers.size > 1;
-    const lasso = (this.lassoing || event.shiftKey) && this.pointers.size === 1;
-    this.line = lasso ? [this.view.from(...this.start)] : null;
-  }
-
-  drag(event) {
-    const last = this.pointers.get(event.pointerId);
-    const now = [event.offsetX, event.offsetY];
-    if (last === undefined) {
-      if (event.pointerType !== "touch") this.hovered(this.hit(...now), now);
-      return;
-    }
-    this.pointers.set(event.pointerId, now);
-    if (Math.hypot(now[0] - this.start[0], now[1] - this.start[1]) > CLICK) this.dragged = true;
-    if (!this.dragged) return;
-    this.hovered(-1);
-    if (this.pointers.size === 2) this.pinch(event.pointerId, last, now);
-    else if (this.line !== null) {
-      this.line.push(this.view.from(...now));
-      this.drawOver();
-    } else {
-      this.view.move(now[0] - last[0], now[1] - last[1]);
-      this.redraw();
-    }
-  }
-
-  pinch(id, last, now) {
-    const [, other] = [...this.pointers].find(([each]) => each !== id);
-    const apart = (place) => Math.max(Math.hypot(place[0] - other[0], place[1] - other[1]), 1);
-    this.view.zoomAt((now[0] + other[0]) / 2, (now[1] + other[1]) / 2, apart(now) / apart(last));
-    this.view.move((now[0] - last[0]) / 2, (now[1] - last[1]) / 2);
-    this.redraw();
-  }
-
-  release(event) {
-    if (!this.pointers.delete(event.pointerId)) return;
-    if (this.pointers.size) return;
-    const { line } = this;
-    this.line = null;
-    if (line !== null && line.length > 2) {
-      this.setLasso(false);
-      this.app.choose(this.inside(line), event.ctrlKey || event.metaKey);
-    } else if (!this.dragged) {
-      const i = this.hit(event.offsetX, event.offsetY, event.pointerType === "touch" ? 18 : undefined);
-      if (i >= 0) this.app.pick(i, false);
-    }
-    this.drawOver();
-  }
-
-  cancel(event) {
-    this.pointers.delete(event.pointerId);
-    this.line = null;
-    this.drawOver();
-  }
-
-  hovered(i, at) {
-    if (i !== this.hover) {
-      this.hover = i;
-      this.canvas.classList.toggle("pointing", i >= 0);
-      this.drawOver();
-    }
-    this.app.tip(i, at);
-  }
-
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
-    const step = Math.min(this.view.width, this.view.height) / 6;
-    if (arrow && event.shiftKey) this.walk(...arrow);
-    else if (arrow) {
-      this.moving = null;
-      this.view.move(-arrow[0] * step, arrow[1] * step);
-      this.redraw();
-    } else if (event.key === "+" || event.key === "=") this.zoomBy(1.6);
-    else if (event.key === "-" || event.key === "_") this.zoomBy(1 / 1.6);
-    else if (event.key === "0") this.go(this.view.fit());
-    else if (event.key === "l" || event.key === "L") this.setLasso(!this.lassoing);
-    else if (event.key === "v" || event.key === "V") this.app.choose(this.seen());
-    else if (event.key === "Enter" || event.key === " ") this.walk(0, 0);
-    else return;
-    event.preventDefault();
-  }
-
-  // Open the next image in a direction from the open one; without one, that nearest to the middle.
-  walk(dx, dy) {
-    const { app } = this;
-    const start = dx || dy ? app.current : -1;
-    const i = start >= 0
-      ? this.towards(start, dx, dy)
-      : this.cells.nearest(this.view.x, this.view.y, 2, (each) => this.look[each] >= PLAIN);
-    if (i >= 0) app.pick(i);
   }
 }

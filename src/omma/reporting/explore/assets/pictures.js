@@ -90,7 +90,7 @@ class Pictures {
   }
 }
 
-// Which images can stand on the map as pictures without covering each other, for each doubling of the zoom.
+// Which images can stand on the map as pictures without covering each other, for each step of the zoom.
 class Placing {
   constructor(collection) {
     this.places = collection;
@@ -117,8 +117,8 @@ class Placing {
 
   // The images for a scale, in order; `size`: of a picture, in pixels of the page.
   at(scale, size, allowed) {
-    const level = Math.floor(Math.log2(scale / size) * 2); // of steps by the root of two
-    if (!this.levels.has(level)) this.levels.set(level, this.placed(2 ** (-level / 2), allowed));
+    const level = Math.floor(Math.log2(scale / size) * 4); // four to each doubling
+    if (!this.levels.has(level)) this.levels.set(level, this.placed(2 ** (-level / 4), allowed));
     return this.levels.get(level);
   }
 

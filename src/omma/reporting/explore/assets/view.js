@@ -24,9 +24,14 @@ class View {
 
   get fitted() {
     const { left, right, low, high } = this.bounds;
-    const margin = Math.min(48, this.width / 10);
+    const margin = Math.min(32, this.width / 12, this.height / 12);
     const across = (this.width - 2 * margin) / Math.max(right - left, 1e-3);
-    return Math.min(across, (this.height - 2 * margin) / Math.max(high - low, 1e-3));
+    return Math.min(across, (this.height - 2 * margin - this.foot) / Math.max(high - low, 1e-3));
+  }
+
+  // The height of the tools, which cover the lower edge.
+  get foot() {
+    return this.height > 300 ? 44 : 0;
   }
 
   get zoom() {
@@ -42,7 +47,7 @@ class View {
 
   fit() {
     const { left, right, low, high } = this.bounds;
-    return { x: (left + right) / 2, y: (low + high) / 2, scale: this.fitted };
+    return { x: (left + right) / 2, y: (low + high) / 2 - this.foot / 2 / this.fitted, scale: this.fitted };
   }
 
   to(x, y) {
@@ -57,7 +62,7 @@ class View {
     this.scale = Math.min(Math.max(scale, this.fitted / 3), this.fitted * NEAREST);
     const { left, right, low, high } = this.bounds; // the middle stays on the map
     this.x = Math.min(Math.max(x, left), right);
-    this.y = Math.min(Math.max(y, low), high);
+    this.y = Math.min(Math.max(y, low - this.foot / this.scale), high);
   }
 
   move(dx, dy) {

@@ -1,6 +1,6 @@
 """An index opened for reading: rows, their vectors mapped from the disk, and the exact nearest of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from jaxtyping import Float, Int
 
 from omma.core.protocols import Preprocess
 from omma.data.batches.preprocess import from_dict
-from omma.ops.exact import Base
+from omma.ops.exact import Base, Found
 from omma.ops.nearest import Neighbours, unit
-from omma.search import manifest as manifests
-from omma.search import where as conditions
-from omma.search.manifest import PATH, REMEDY, VECTOR, IndexModel, Manifest, Segment
+from omma.retrieval import manifest as manifests
+from omma.retrieval import where as conditions
+from omma.retrieval.manifest import PATH, REMEDY, VECTOR, IndexModel, Manifest, Segment
 
 RETRIES = 3  # of opening an index that another process changes meanwhile
 CPU = torch.device("cpu")
+Project = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n o"]]
 LONGEST = 1 + 1e-5  # norm of a unit vector in fp32
 
 
@@ -34,7 +35,7 @@ class Index:
         mapped = [_mapped(path / s.file, s) for s in manifest.segments]
         self._tables = [table for table, _ in mapped]
         self.blocks = [vectors for _, vectors in mapped]  # of each segment: dead rows, too
-        self._dead = [_dead(path, s) for s in manifest.segments]
+        self.dead = [_dead(path, s) for s in manifest.segments]  # masks, or None
         self._bases: dict[torch.device, Base] = {}
 
     @classmethod
@@ -74,7 +75,7 @@ class Index:
     def table(self) -> pa.Table:
         """All columns but the vectors, a row for each image: path, label, and the collection's."""
         parts = []
-        for table, dead in zip(self._tables, self._dead):
+        for table, dead in zip(self._tables, self.dead):
             part = table.drop_columns([VECTOR])
             parts.append(part if dead is None else part.filter(pa.array(~dead)))
         return (
@@ -94,10 +95,10 @@ class Index:
     @cached_property
     def live(self) -> Int[np.ndarray, "n"] | None:
         """Where each row stands in the concatenated blocks; None where all count."""
-        if all(dead is None for dead in self._dead):
+        if all(dead is None for dead in self.dead):
             return None
         alive = [
-            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self._dead)
+            np.ones(s.rows, bool) if d is None else ~d for s, d in zip(self.manifest.segments, self.dead)
         ]
         return np.flatnonzero(np.concatenate(alive))
 
@@ -115,7 +116,7 @@ class Index:
         return found
 
     def rows_where(self, where: str) -> Int[np.ndarray, "n"]:
-        """The rows that meet a condition (search/where.py). Raises ValueError for one that cannot be read."""
+        """The rows that meet a condition (where.py). Raises ValueError for one that cannot be read."""
         return np.flatnonzero(conditions.mask(self.table, where, self.columns))
 
     def row_of(self, path: str) -> int | None:
@@ -129,14 +130,16 @@ class Index:
         k: int,
         where: str | None = None,
         device: torch.device = CPU,
+        project: Project | None = None,
     ) -> Neighbours:
         """The k rows of the highest cosine to each vector, of those that meet the condition: exact.
 
-        Vectors need not be of unit length. Fewer than k where fewer rows meet the condition, and none at all
-        where none does. Raises ValueError for vectors of another size or that are not finite, and for k < 1.
+        project: what makes of the index's vectors those that are compared, of unit length. Vectors need not
+        be of unit length. Fewer than k are found where fewer rows meet the condition. Raises ValueError for
+        vectors of another size or that are not finite, and for k < 1.
         """
         asked = np.asarray(vectors, np.float32)
-        if asked.ndim != 2 or asked.shape[1] != self.dim:
+        if asked.ndim != 2 or (project is None and asked.shape[1] != self.dim):
             raise ValueError(f"vectors {list(asked.shape)}: {self.path} holds vectors of {self.dim} numbers")
         if not np.isfinite(asked).all():
             raise ValueError(
@@ -146,11 +149,30 @@ class Index:
             raise ValueError(f"k={k}: must be at least 1")
         chosen = None if where is None else self.rows_where(where)
         places = chosen if self.live is None else self.live if chosen is None else self.live[chosen]
-        similarities, found = self._base(device).nearest(unit(asked), k, among=places)
+        if project is None:
+            similarities, found = self._base(device).nearest(unit(asked), k, among=places)
+        else:
+            similarities, found = self._projected(unit(asked), k, places, device, project)
         if places is None:
             return Neighbours(similarities, found)
         rows = np.searchsorted(places, found)  # their place among those that count
         return Neighbours(similarities, rows if chosen is None else chosen[rows])
+
+    def _projected(
+        self, asked: np.ndarray, k: int, places: np.ndarray | None, device: torch.device, project: Project
+    ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
+        """The nearest among projected vectors, of which a block's are in memory at a time."""
+        parts, start = list[Found](), 0
+        for block in self.blocks:
+            end = start + len(block)
+            among = None if places is None else places[(places >= start) & (places < end)] - start
+            found = Base([project(block)], device=device).nearest(asked, k, among=among)
+            parts.append(Found(found.similarities, found.indices + start))
+            start = end
+        similarities = np.concatenate([part.similarities for part in parts], axis=1)
+        indices = np.concatenate([part.indices for part in parts], axis=1)
+        order = np.lexsort((indices, -similarities))[:, :k]
+        return np.take_along_axis(similarities, order, 1), np.take_along_axis(indices, order, 1)
 
     def _base(self, device: torch.device) -> Base:
         """The vectors as they are searched on a device, where they may be kept."""

@@ -67,7 +67,7 @@ class Manifest:
     precision: str = "float32"  # that the vectors were computed in
     source: str = ""  # of the images
     segments: tuple[Segment, ...] = ()
-    approximate: Mapping[str, Any] | None = None  # of an engine beside the exact search (search/lance.py)
+    approximate: Mapping[str, Any] | None = None  # of an engine beside the exact search (retrieval/lance.py)
     omma: str = field(default_factory=files.omma_version)
 
     @property

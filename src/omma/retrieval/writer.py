@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 
 from omma.core import files, outputs
-from omma.search import manifest as manifests
-from omma.search.manifest import MANIFEST, OWN, VECTOR, Manifest, Segment
-from omma.search.store import Index
+from omma.retrieval import manifest as manifests
+from omma.retrieval.manifest import MANIFEST, OWN, VECTOR, Manifest, Segment
+from omma.retrieval.store import Index
 
 ROWS = 65_536  # of a segment, at most
 DEAD = 0.25  # share of dead rows from which on the live ones are written anew
@@ -44,7 +44,7 @@ class Writer:
         segments = self._with_dead(np.asarray(gone, np.int64))
         added = [self._written(part) for table in tables for part in _parts(table)]
         manifest = self.manifest.with_segments((*segments, *added))
-        if manifest != self.manifest or not manifests.exists(self.folder):
+        if manifest.segments != self.manifest.segments:
             manifest.write(self.folder)
             self.manifest = manifest
             self._remove_unnamed()
@@ -82,10 +82,11 @@ class Writer:
             start += segment.rows
             if not len(own):
                 continue
-            before = set[int]() if segment.dead is None else {*np.load(self.folder / segment.dead).tolist()}
-            dead = self._dead.setdefault(number, before)
-            dead.update(own.tolist())
-            segments[number] = self._marked(segment, sorted(dead))
+            if number not in self._dead:
+                before = self.index.dead[number]
+                self._dead[number] = set() if before is None else {*np.flatnonzero(before).tolist()}
+            self._dead[number].update(own.tolist())
+            segments[number] = self._marked(segment, sorted(self._dead[number]))
         return segments
 
     def _marked(self, segment: Segment, dead: list[int]) -> Segment:
@@ -137,6 +138,9 @@ def writing(folder: str | Path, manifest: Manifest) -> Iterator[Writer]:
             yield writer
     except Timeout:
         raise ValueError(f"{folder} is being written by another process: wait for it") from None
+    finally:
+        if not manifests.exists(folder) and {file.name for file in folder.iterdir()} <= {".lock"}:
+            files.remove(folder)  # nothing was committed
 
 
 def _is_ours(name: str) -> bool:
