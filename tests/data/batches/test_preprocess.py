@@ -130,3 +130,12 @@ def test_as_dict_survives_json():
     assert preprocess.from_dict(json.loads(json.dumps(preprocess.as_dict(pre)))) == pre
     with pytest.raises(ValueError, match="newer"):
         preprocess.from_dict({**preprocess.as_dict(pre), "gamma": 2})
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused():
+    """One pixel by 100,000 is a file of a kilobyte, and 224 by 22 million when it is resized."""
+    images = Pictures([np.zeros((100_000, 1, 3), np.uint8)])
+    pre = preprocess.measure(Pictures(bytes_()), 224)
+    _, good, bad = preprocess.load_batch(images, np.array([0]), pre)
+    assert not good.any()
+    assert "too narrow" in bad[0][1]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.core.random import epoch_order
 from omma.core.words import count
-from omma.data.sources.decode import as_channels
+from omma.data.sources.decode import PIXELS, as_channels
 from omma.data.sources.values import FULL_SCALE, full_scale, in_units, number, ranges, read_in, thin
 
 # mean and standard deviation of ImageNet's training images in [0, 1], as used by every published RGB backbone
@@ -131,6 +131,8 @@ def _fit(image: np.ndarray, preprocess: Preprocess) -> Float[Tensor, "c size siz
     short = shorter_side(preprocess)
     # the longer side is truncated, as in torchvision's Resize and timm's evaluation transform
     height, width = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
+    if height * width > PIXELS:
+        raise BadImage(f"{w} x {h} pixels are too narrow to be resized: cut it into smaller ones")
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     if pixels.dtype != torch.uint8 or c != 3:  # PyTorch's fast 8-bit kernel needs three channels
         pixels = scale(pixels, preprocess)
