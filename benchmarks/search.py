@@ -225,7 +225,7 @@ def lance(base, threads, folder):
     values = pa.FixedSizeListArray.from_arrays(pa.array(base.ravel()), base.shape[1])
     table = pa.table([pa.array(np.arange(len(base))), values], schema=engine._schema(base.shape[1]))
     made = lancedb.connect(folder).create_table("vectors", data=table, mode="overwrite")
-    made.create_index(metric="dot", index_type=engine.KIND, num_partitions=engine.partitions(len(base)))
+    engine.divide(made, engine.partitions(len(base)))
     return (1, 2, 4, 8, 16, 32, 64, 128), lambda probes: lambda asked: engine._ask(made, probes, asked, K)
 
 

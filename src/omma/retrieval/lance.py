@@ -19,11 +19,17 @@ from omma.retrieval.recall import Recall, measured, sampled
 from omma.retrieval.store import Index
 from omma.retrieval.writer import Writer, writing
 
-KIND = "IVF_SQ"  # partitions of vectors in a byte a number
 WANTED = 0.95  # recall that the number of partitions looked at is chosen for
 LEAST = 5_000  # rows below which there is nothing to gain
 TABLE, ROW, VECTOR = "vectors", "row", "vector"
 REFINE = 4  # times k rows, whose distances are computed from their full vectors
+
+
+def divide(table: Any, parts: int) -> None:
+    """Index a table: parts (IVF) of vectors that take a byte a number (SQ)."""
+    from lancedb.index import IvfSq
+
+    table.create_index(VECTOR, config=IvfSq(distance_type="dot", num_partitions=parts))
 
 
 def partitions(rows: int) -> int:
@@ -68,7 +74,7 @@ def build(writer: Writer, seed: int = 0) -> Recall:
             TABLE, data=_batches(index), schema=_schema(index.dim)
         )
         most = partitions(len(index))
-        table.create_index(metric="dot", index_type=KIND, num_partitions=most)
+        divide(table, most)
         probes, tuning = 1, sampled(index, seed)
         while True:
             asked = functools.partial(_ask, table, probes)
