@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.curation import findings, kept, survey
 from omma.curation.findings import CERTAIN, Finding
@@ -19,7 +20,7 @@ Progress = Callable[[str, int, int], None]  # stage, images done, images in tota
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class Cleaned(Displayed):
     """What was found and written."""
 
     path: Path

@@ -13,6 +13,7 @@ from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.curation import parts, pool, selection
 from omma.curation.hierarchical import StageProgress, silent
@@ -27,7 +28,7 @@ from omma.weights import Model
 
 
 @dataclass(frozen=True)
-class Curated:
+class Curated(Displayed):
     """What was written."""
 
     path: Path
@@ -76,9 +77,8 @@ def curate(
     "random". seed_set: choose what is near to these instead [2304.07193]. exclude: an evaluation set, whose
     near-copies (above exclude_similarity) are left out. labelled: images that the list shall complement.
     similarity: above which images are copies, of which one is kept; None: calibrated (`repeats.calibrated`);
-    1: keep all. copy: a folder for the chosen files. page: an HTML file that shows them. work: a folder for
-    what is done, which the same pool and levels use again; None: beside `out`, while it is needed.
-    Raises ValueError, in one line. Others: as for evaluate.
+    1: keep all. copy: a folder for the chosen files. page: an HTML file of them. work: keeps what is done, for
+    the same pool and levels; None: beside `out`, while needed. Raises ValueError. Others: as for evaluate.
     """
     out, options = Path(out), Options(size, strategy, levels, similarity, exclude_similarity, seed)
     records.check_ending(out)
@@ -89,11 +89,11 @@ def curate(
     if page is not None:
         outputs.check_file(page, "--page")
     where = devices.pick_device(device)
-    loaded, name = None, None
+    loaded = name = None
     if model is not None:
         loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
-    source = name if isinstance(model, str | Path) else None
-    embedder = Embedder(loaded, source, where, devices.pick_precision(precision, where), progress)
+    cached = name if isinstance(model, str | Path) else None
+    embedder = Embedder(loaded, cached, where, devices.pick_precision(precision, where), progress)
     opened = pool.opened(images, embedder, label_depth)
     unsure = pool.probabilities_of(opened, embedder, strategy) if strategy in UNSURE else None
     key = {"omma": files.omma_version(), "pool": opened.key}

@@ -105,15 +105,12 @@ def _table(
     """The table to write, the same on all processes; ValueError if they see different images."""
     fingerprint = getattr(images, "fingerprint", None)
     facts = {"digest": model.digest, "spec": model.encoder.spec(), "preprocess": as_dict(model.preprocess)}
+    source = str(getattr(images, "source", ""))
     provenance: dict[str, Any] = {
         "schema": 1,
         "omma": files.omma_version(),
         "model": {**facts, "provenance": model.provenance},
-        "data": {
-            "source": str(getattr(images, "source", "")),
-            "fingerprint": fingerprint,
-            "images": len(images),
-        },
+        "data": {"source": source, "fingerprint": fingerprint, "images": len(images)},
         "pooling": "pooled",
         "precision": str(precision).removeprefix("torch."),
     }

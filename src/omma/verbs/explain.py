@@ -10,6 +10,7 @@ from omma import weights
 from omma.core import device as devices
 from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -23,7 +24,7 @@ from omma.weights import Model
 
 
 @dataclass(frozen=True)
-class Explained:
+class Explained(Displayed):
     """What was found; arrays[kind] is [n, rows, columns], or as the kind says (docs/explain.md)."""
 
     arrays: dict[str, np.ndarray] = field(repr=False)

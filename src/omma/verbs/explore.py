@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from omma import weights
 from omma.core import device as devices
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -25,7 +26,7 @@ from omma.weights.vectors import vectors_of
 
 
 @dataclass(frozen=True)
-class Explored:
+class Explored(Displayed):
     """The map and what it found; rows are the images of `indices`, which number them in the collection."""
 
     path: Path  # the page, folder or table that was written

@@ -9,6 +9,7 @@ from omma.core import device as devices
 from omma.core import outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -24,7 +25,7 @@ CHANGES = ("kept", "added", "changed", "moved", "removed")
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(Displayed):
     """What was written, and what became of the images."""
 
     path: Path

@@ -13,6 +13,7 @@ from omma.core import device as devices
 from omma.core import outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.data import text_tokenizer
 from omma.reporting import html, thumbnails
 from omma.reporting.found_page import found_page
@@ -27,7 +28,7 @@ SIDE = 192  # of a thumbnail, in pixels
 
 
 @dataclass(frozen=True)
-class Searched:
+class Searched(Displayed):
     """The images found, nearest first."""
 
     index: Path
