@@ -77,7 +77,7 @@ def curate(
     "random". seed_set: choose what is near to these instead [2304.07193]. exclude: an evaluation set, whose
     near-copies (above exclude_similarity) are left out. labelled: images that the list shall complement.
     similarity: above which images are copies, of which one is kept; None: calibrated (`repeats.calibrated`);
-    1: keep all. copy: a folder for the chosen files. page: an HTML file of them. work: keeps what is done, for
+    1: all. copy: a folder for the chosen files. page: an HTML file of them. work: keeps what is done, for
     the same pool and levels; None: beside `out`, while needed. Raises ValueError. Others: as for evaluate.
     """
     out, options = Path(out), Options(size, strategy, levels, similarity, exclude_similarity, seed)
