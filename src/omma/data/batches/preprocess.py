@@ -133,6 +133,7 @@ def _fit(image: np.ndarray, preprocess: Preprocess) -> Float[Tensor, "c size siz
     height, width = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
     if height * width > PIXELS:
         raise BadImage(f"{w} x {h} pixels are too narrow to be resized: cut it into smaller ones")
+    image = image if image.flags.writeable else image.copy()  # a tensor of read-only memory is undefined
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     if pixels.dtype != torch.uint8 or c != 3:  # PyTorch's fast 8-bit kernel needs three channels
         pixels = scale(pixels, preprocess)
