@@ -49,7 +49,7 @@ class Command:
         self.folder = folder
         self.process = subprocess.Popen(
             [*words, "--precision", "fp32"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "TMPDIR": str(folder)},
+            env={**os.environ, "TMPDIR": str(folder), "COLUMNS": "1000"},
         )  # fmt: skip
         assert self.process.stdout is not None
         self.lines = []

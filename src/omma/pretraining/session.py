@@ -37,7 +37,7 @@ def run(
     setup = decide(request)
     request.listen(Stage("building the network"))
     run = assemble(setup, timekeeper)
-    begins = not run.folder.config()
+    begins = dist.broadcast(not run.folder.config())  # the first process writes it soon
     with claimed(setup, run):
         if preflight is not None and begins:
             with dist.propagate_errors():
