@@ -57,7 +57,7 @@ def test_the_result_is_a_classifier_whose_report_shows_parts(sources, tmp_path):
     assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"} <= moved
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Chosen parts</h2>" in report
-    assert "2 heads, " in report
+    assert "2 heads" in report
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["contrast"] > 0 for line in lines if line["event"] == "step")
 

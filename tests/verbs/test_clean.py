@@ -291,7 +291,8 @@ def test_nothing_readable_is_refused(tmp_path):
         omma.clean(images, tmp_path / "f.csv")
 
 
-def test_the_command_prints_counts_and_where_things_are(folder, tmp_path, capsys):
+def test_the_command_prints_counts_and_where_things_are(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     out = str(tmp_path / "f.csv")
     with pytest.raises(SystemExit) as end:
         cli.main(["clean", str(folder), "--out", out, "--apply", "list", "--remove", "broken", "blank"])
