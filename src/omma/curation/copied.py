@@ -66,16 +66,16 @@ def connected(found: Found, n: int) -> Int[np.ndarray, "n"]:
 def _findings(images: Images, found: Found) -> Iterator[Finding]:
     """Each image that would go, beside the one that stays; and copies within the test part, which stay."""
     pairs = {(pair.a, pair.b): pair for pair in found.pairs}
-    told = set[int]()
+    listed = set[int]()
     for group in found.groups:
         for row in group.others:
             pair = pairs.get((min(row, group.kept), max(row, group.kept))) or _through(pairs, row, group.kept)
             leaks = split_of(images, row) != split_of(images, group.kept)
             yield _finding(images, "leakage" if leaks else "duplicate", row, pair, f"kept: {group.why}")
-            told.add(row)
+            listed.add(row)
     for pair in found.pairs:
-        if pair.b not in told and split_of(images, pair.a) == split_of(images, pair.b) == "test":
-            told.add(pair.b)
+        if pair.b not in listed and split_of(images, pair.a) == split_of(images, pair.b) == "test":
+            listed.add(pair.b)
             yield _finding(images, "duplicate", pair.b, pair, "both stay: of the test split")
 
 

@@ -23,8 +23,8 @@ class Parts:
 
     def within(self, *facts: Any) -> "Parts":
         """Those of a computation that these facts describe, in a folder of its own."""
-        told = json.dumps(facts, sort_keys=True).encode()
-        return Parts(self.folder / hashlib.sha256(told).hexdigest()[:16])
+        text = json.dumps(facts, sort_keys=True).encode()
+        return Parts(self.folder / hashlib.sha256(text).hexdigest()[:16])
 
     def save(self, name: str, **arrays: Any) -> None:
         with (
@@ -74,14 +74,14 @@ def work(folder: Path, key: Mapping[str, Any], keep: bool = False) -> Iterator[P
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            told = json.dumps(key, sort_keys=True)
+            text = json.dumps(key, sort_keys=True)
             note = folder / "key.json"
-            if not note.exists() or note.read_text(encoding="utf-8") != told:
+            if not note.exists() or note.read_text(encoding="utf-8") != text:
                 for old in folder.iterdir():
                     if old.name != ".lock":
                         files.remove(old)
                 with files.atomic_write(note) as partial:
-                    partial.write_text(told, encoding="utf-8")
+                    partial.write_text(text, encoding="utf-8")
             files.remove_leftovers(folder / "*")
             yield Parts(folder)
     except Timeout:

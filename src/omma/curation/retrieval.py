@@ -30,7 +30,7 @@ def nearest_of(queries: Float[np.ndarray, "q d"], vectors: Vectors, k: int) -> N
         rows = torch.from_numpy(block)
         for part in range(0, len(rows), size := max(1, PRODUCTS // max(len(asked), 1))):
             similarity = asked @ rows[part : part + size].T
-            own, index = top(similarity, (min(k, similarity.shape[1]),))
+            own, index = top(similarity, min(k, similarity.shape[1]))
             near, at = torch.cat([near, own], 1), torch.cat([at, index + start + part], 1)
             order = torch.from_numpy(np.lexsort((at.numpy(), -near.numpy()))[:, :k])
             near, at = near.gather(1, order), at.gather(1, order)

@@ -62,7 +62,7 @@ def shares_of_sets(
     unit, labels = _unit(torch.from_numpy(bank).float()), torch.from_numpy(np.asarray(sets, np.float32))
     shares = []
     for chunk in torch.from_numpy(queries).float().split(max(1, 2**26 // len(bank))):
-        near, index = top(_unit(chunk) @ unit.T, (k,))
+        near, index = top(_unit(chunk) @ unit.T, k)
         votes = ((near - near[:, :1]) / temperature).exp()[:, :, None]
         own = labels[index]
         shares.append((votes * (own > 0)).sum(1) / (votes * (own >= 0)).sum(1).clamp(min=1e-12))
@@ -121,7 +121,7 @@ def _vote(
         similarity = _unit(queries) @ bank.T
         if query_features is None:
             similarity.diagonal(i * chunk).fill_(-torch.inf)
-        near, index = top(similarity, ks)
+        near, index = top(similarity, ks[-1])
         votes = ((near - near[:, :1]) / temperature).exp()  # relative to the nearest, so that no T overflows
         labels = bank_labels[index]
         for k in ks:

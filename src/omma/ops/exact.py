@@ -297,7 +297,7 @@ class _Asked(NamedTuple):
 
 
 def _error_of_fp32(norm: np.ndarray, largest: float, dim: int, device: torch.device) -> np.ndarray:
-    """Of products summed in fp32; on a GPU that may round factors to TF32 or bf16, where torch is told so."""
+    """Of products summed in fp32; on a GPU that may round factors to TF32 or bf16, where torch is set so."""
     rounded = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return (1.1 * dim * 2.0**-24 + rounded * 2.1 * 2.0**-8) * norm * largest
 

@@ -1,6 +1,6 @@
 """Exact nearest neighbours by blocked products: cosine or inner product, never n x n in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,17 +69,15 @@ def pairs_above(
         yield (i + start).numpy(), (j + first).numpy(), similarity[i, j].numpy()
 
 
-def top(similarity: Float[Tensor, "m n"], ks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Similarities and indices of the ks[-1] nearest, by similarity, then by index.
+def top(similarity: Float[Tensor, "m n"], k: int) -> tuple[Tensor, Tensor]:
+    """Similarities and indices of the k nearest, by similarity, then by index.
 
-    topk orders ties arbitrarily, which matters only where the k-th and the next similarity are equal
-    (duplicates, collapsed features). Only those rows are sorted in full.
+    topk orders ties arbitrarily: rows with equal similarities (duplicates, collapsed features) are sorted in
+    full.
     """
-    k_max, bank = ks[-1], similarity.shape[1]
-    near, index = similarity.topk(min(k_max + 1, bank), dim=1)
-    edges = torch.tensor([k for k in ks if k < near.shape[1]], device=near.device, dtype=torch.long)
-    tied = (near[:, edges - 1] == near[:, edges]).any(dim=1).nonzero()[:, 0]
+    near, index = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    tied = (near[:, :-1] == near[:, 1:]).any(dim=1).nonzero()[:, 0]
     if len(tied):
         full, order = similarity[tied].sort(dim=1, descending=True, stable=True)
         near[tied], index[tied] = full[:, : near.shape[1]], order[:, : near.shape[1]]
-    return near[:, :k_max], index[:, :k_max]
+    return near[:, :k], index[:, :k]

@@ -27,7 +27,7 @@ SAMPLE = 256  # images that are looked at
 SECONDS = 1.5  # that looking takes at most, after the first images
 STEP = 32  # images between two looks at the clock
 CONFIRMED = 64  # pairs of large files that are read in full
-SHARE = 0.01  # of the sample, from which on a fault is told
+SHARE = 0.01  # of the sample, from which on a fault is reported
 SMALL = 0.1  # likewise, for images smaller than what the network sees
 
 

@@ -1,6 +1,6 @@
 """What differs between an index and the images as they are now: which to embed, and whose vectors still hold.
 
-A file of the same path, size and time of modification is taken to be as it was. All others are told by a hash
+A file of the same path, size and time of modification is taken to be as it was. Others are known by a hash
 of their content, so a file that was renamed or touched is not embedded again.
 """
 
@@ -100,7 +100,7 @@ def compare(index: Index | None, state: State) -> Changes:
     same[at] = known_time
     for name in (SIZE, TIME):
         same[at] &= state.table[name].to_numpy()[at] == before[name].to_numpy()[old[at]]
-    described = np.zeros(count, bool)  # told by the same label and columns
+    described = np.zeros(count, bool)  # with the same label and columns
     described[at] = _equal_columns(before.take(pa.array(old[at])), state.table.take(pa.array(at)))
     unsure = np.flatnonzero(~same)
     hashes = {int(row): value for row, value in zip(unsure, state.hashes(unsure)) if value is not None}

@@ -203,7 +203,7 @@ class Routes:
         service = self.service
         async with received(request, service.limits, service.held) as body:
             images = len(body.uploads)
-            return await service.within_limits(images, lambda: work(body), _left(request))
+            return await service.within_limits(images, lambda: work(body), lambda: _left(request))
 
     def _facts(self) -> dict[str, Any]:
         engine = self.engine

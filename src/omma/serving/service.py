@@ -126,16 +126,16 @@ class Service:
             return self.engine(images)
 
     # ---------------------------------------------------------------- one request
-    async def within_limits(self, images: int, work: Callable[[], Any], gone: Any) -> Any:
+    async def within_limits(self, images: int, work: Callable[[], Any], gone: Callable[[], Any]) -> Any:
         """Take so many images into the queue, do the work before the deadline, unless the client leaves.
 
-        gone: a coroutine that ends when the client has left.
+        gone: makes a coroutine that ends when the client has left.
         """
         self.admit(images)
         self.waiting += images
         self.metrics.accepted.inc(images)
         outcome = "refused"
-        task, left = asyncio.ensure_future(work()), asyncio.ensure_future(gone)
+        task, left = asyncio.ensure_future(work()), asyncio.ensure_future(gone())
         try:
             await asyncio.wait({task, left}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
