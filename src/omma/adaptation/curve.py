@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from omma.adaptation import curve_probes, curve_store
 from omma.adaptation.curve_fits import Recipe, Trainer, recipe
 from omma.adaptation.curve_probes import FEATURES as PROBES
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.core.words import count, enumerated
 from omma.data.sources import label_sets, split
@@ -21,8 +22,6 @@ from omma.weights import Model
 
 FILE = "curve.jsonl"  # of the fits that are done, in the folder of cached features
 ADAPTERS = (*PROBES, "lora", "vpt", "bias", "full", SCRATCH)  # by default
-
-StageProgress = Callable[[str, int, int], None]  # what is done, how far, of how much
 
 
 class _Data(NamedTuple):

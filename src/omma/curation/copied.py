@@ -8,12 +8,13 @@ from jaxtyping import Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.curation import duplicates
 from omma.curation.duplicates import Found, Joined, Pair
 from omma.curation.duplicates.hashes import BITS
 from omma.curation.findings import Finding, label_of, split_of
-from omma.curation.quality import Judged, Progress
+from omma.curation.quality import Judged
 from omma.features.extract import FeatureSet
 
 MADE = 50  # images that copies of each kind are made of, to say what share is found

@@ -5,7 +5,7 @@ more evenly over what there is, and a selection that gives each cluster of each 
 as it has points, is balanced over concepts rather than over images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from omma.core.progress import StageProgress
 from omma.curation.kmeans import CPU, Clusters, assign, best_of, kmeans
 from omma.curation.parts import Forgetful, Parts
 from omma.features.vectors import ArrayVectors, Vectors
 
-StageProgress = Callable[[str, int, int], None]  # a stage, what is done of it, and of how much
 NEAREST = 10  # rows of each cluster that are clustered again, at the most
 FEW = 2**17  # rows x clusters up to which k-means ...
 RESTARTS = 3  # ... is run so many times, and the best kept

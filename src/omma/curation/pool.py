@@ -13,8 +13,9 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int
 
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
-from omma.curation.hierarchical import StageProgress, silent
+from omma.curation.hierarchical import silent
 from omma.data.sources import collection, label_sets
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.remote import is_remote

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int, Num
 
 from omma.core.device import cores
+from omma.core.progress import Progress
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
 from omma.curation.findings import Finding
@@ -36,8 +37,6 @@ BLURRED = 1.0  # sharpness that images in focus exceed: nothing varies within so
 AREA = 4.0  # factor from the median number of pixels
 ELONGATED = 2.0  # factor from the median of longer by shorter side
 _CHUNK = 32
-
-Progress = Callable[[int, int], None]  # images done, images in total
 
 
 class Measures(NamedTuple):

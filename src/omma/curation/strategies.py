@@ -7,18 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from omma.core.progress import StageProgress
 from omma.core.words import count
 from omma.curation.coreset import k_center
-from omma.curation.hierarchical import (
-    Hierarchy,
-    StageProgress,
-    build,
-    check_levels,
-    default_levels,
-    drawn,
-    shares,
-    silent,
-)
+from omma.curation.hierarchical import Hierarchy, build, check_levels, default_levels, drawn, shares, silent
 from omma.curation.kmeans import CPU, nearest_centroids
 from omma.curation.parts import Forgetful, Parts
 from omma.curation.retrieval import retrieve

@@ -1,12 +1,12 @@
 """Everything that is looked for in a collection, one after the other."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from omma import weights
 from omma.core import device as devices
+from omma.core.progress import Progress, StageProgress
 from omma.core.protocols import Images, Inaccessible
 from omma.core.words import count
 from omma.curation import copied, featured, quality
@@ -18,8 +18,6 @@ from omma.data.sources.values import input_notes
 from omma.features.extract import FeatureSet
 from omma.weights.model import Model
 from omma.weights.vectors import vectors_of
-
-Progress = Callable[[str, int, int], None]  # stage, images done, images in total
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Lens:
     device: str
     precision: str
 
-    def __call__(self, images: Images, progress: quality.Progress | None) -> FeatureSet:
+    def __call__(self, images: Images, progress: Progress | None) -> FeatureSet:
         where = devices.pick_device(self.device)
         precision = devices.pick_precision(self.precision, where)
         return vectors_of(self.model, images, where, precision, source=self.source, progress=progress)
@@ -62,14 +60,14 @@ def survey(
     against: Images | None = None,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Survey:
     """Look for all that can be found: by pixels, and through a model by features.
 
     against: another collection, whose copies among the images are leakage.
     """
 
-    def stage(name: str) -> quality.Progress | None:
+    def stage(name: str) -> Progress | None:
         return None if progress is None else partial(progress, name)
 
     measured = quality.measure(images, progress=stage("looking at images"))

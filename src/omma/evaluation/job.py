@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from omma.backbones.layers import prompts as learned_prompts
 from omma.backbones.layers import text
 from omma.core.caches import features_folder
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
@@ -26,8 +27,6 @@ from omma.evaluation.verdict import Comparison
 from omma.evaluation.zeroshot import TextReader
 from omma.features.extract import FeatureSet, extract, pixels
 from omma.weights import Model
-
-StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from omma.core import files
 from omma.core.device import cores, to_device
+from omma.core.progress import Progress
 from omma.core.protocols import Backbone, Features, Images, Inaccessible, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
@@ -27,7 +28,6 @@ from omma.data.batches.preprocess import load_batch
 log = logging.getLogger(__name__)
 
 
-ImageProgress = Callable[[int, int], None]  # images done, images in total
 CPU = torch.device("cpu")
 AHEAD = 2  # batches decoded in advance
 FORMAT = 1  # of the cache files; raise it when the features of the same inputs change
@@ -126,7 +126,7 @@ def extract(
     batch: int | None = None,
     cache: Path | None = None,
     model_digest: str | None = None,
-    progress: ImageProgress | None = None,
+    progress: Progress | None = None,
 ) -> FeatureSet:
     """Pooled features of all images; `encoder` is left unchanged, a copy of it is prepared.
     With `cache` (a folder) and `model_digest` (of the weights), features are looked up there by the content
@@ -158,7 +158,7 @@ def extract(
     return features
 
 
-def pixels(images: Images, preprocess: Preprocess, *, progress: ImageProgress | None = None) -> FeatureSet:
+def pixels(images: Images, preprocess: Preprocess, *, progress: Progress | None = None) -> FeatureSet:
     """The baseline for all features: the preprocessed images themselves, reduced and flattened.
 
     Cropped and normalised like the model's input, at most 32 pixels a side; fewer for many channels, so that
@@ -201,7 +201,7 @@ def _batches(
 
 
 def _collect(
-    batches: Iterator[FeatureBatch], total: int, provenance: dict[str, Any], progress: ImageProgress | None
+    batches: Iterator[FeatureBatch], total: int, provenance: dict[str, Any], progress: Progress | None
 ) -> FeatureSet:
     vectors, indices, bad, done = [], [], [], 0
     for batch in batches:

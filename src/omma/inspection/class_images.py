@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.core.progress import Progress
 from omma.core.protocols import Preprocess
 from omma.data.batches.preprocess import shorter_side
 from omma.inspection.kinds import Explanation, Kind, Picture, Rows, Subject
@@ -64,9 +65,6 @@ class Maximised:
     def found(self) -> bool:
         """Is the model sure of its class?"""
         return self.probability is not None and self.probability > SURE
-
-
-Progress = Callable[[int, int], None]  # steps done, steps in total
 
 
 def of_classes(

@@ -14,16 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.core.progress import StageProgress
 from omma.core.protocols import Backbone, Images
 from omma.inspection.shown import shown
 from omma.inspection.target import Target
 from omma.weights import Model
 
-Progress = Callable[[str, int, int], None]  # what is done, how many of how many
-
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody follows."""
+    """StageProgress that nobody follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Subject:
     heads: tuple[int, ...] = ()
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)  # what else a kind of its own needs
-    progress: Progress = silent
+    progress: StageProgress = silent
 
     @property
     def encoder(self) -> Backbone:

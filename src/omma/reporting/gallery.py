@@ -1,6 +1,5 @@
 """The images that a run's report shows, and their features, computed once for all its sections."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -10,12 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omma.core import words
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.data.batches.preprocess import load_batch
 from omma.features.extract import FeatureSet, extract, with_channels
 from omma.weights import Model
 
-StageProgress = Callable[[str, int, int], None]  # the current stage, images done, images in total
 SIZE = 2000  # images that neighbours and duplicates are searched in
 SHOWN = 8  # images that maps and reconstructions are drawn of
 

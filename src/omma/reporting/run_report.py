@@ -9,6 +9,7 @@ from typing import Any
 from omma import weights
 from omma.core import files, words
 from omma.core.errors import line
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.evaluation import history, knn
 from omma.pretraining import resume, retention
@@ -26,7 +27,7 @@ from omma.reporting import (
     sections_seen,
     svg,
 )
-from omma.reporting.gallery import Gallery, StageProgress
+from omma.reporting.gallery import Gallery
 from omma.reporting.results import ReportedEvaluation
 
 log = logging.getLogger(__name__)

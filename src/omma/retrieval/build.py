@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Int
 
 from omma.core.errors import line
+from omma.core.progress import Progress
 from omma.core.protocols import Images, Inaccessible
 from omma.core.words import count
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources.columns import is_nested
-from omma.features.extract import FeatureBatch, ImageProgress, prepare, stream
+from omma.features.extract import FeatureBatch, prepare, stream
 from omma.retrieval import manifest as manifests
 from omma.retrieval.changes import Changes, State, compare, taken
 from omma.retrieval.manifest import HASH, LABEL, OWN, PATH, IndexModel, Manifest
@@ -53,7 +54,7 @@ def update(
     images: Images,
     device: torch.device,
     precision: torch.dtype,
-    progress: ImageProgress | None = None,
+    progress: Progress | None = None,
 ) -> Built:
     """Make the index hold exactly these images; those that it knows are not embedded again.
 

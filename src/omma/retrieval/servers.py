@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from omma.core.errors import line
-from omma.features.extract import ImageProgress
+from omma.core.progress import Progress
 from omma.retrieval.recall import K, Recall, compared, sampled
 from omma.retrieval.store import Index
 
@@ -27,7 +27,7 @@ SPACE = uuid.UUID("5f1a2c1e-0a53-4c2f-9f7e-6d1d8a1b7c11")  # of the ids, which a
 class _Server(Protocol):
     """A database that takes rows and answers queries."""
 
-    def replace(self, index: Index, progress: ImageProgress | None) -> int:
+    def replace(self, index: Index, progress: Progress | None) -> int:
         """Make its content that of the index; returns how many rows it holds then."""
         ...
 
@@ -38,7 +38,7 @@ class _Server(Protocol):
     def close(self) -> None: ...
 
 
-def send(index: Index, address: str, progress: ImageProgress | None = None) -> Recall:
+def send(index: Index, address: str, progress: Progress | None = None) -> Recall:
     """Copy the index to a server, and measure what that finds against the exact search.
 
     Raises ValueError, in one line, for an address of another form, a server that does not answer, or one that
@@ -120,7 +120,7 @@ class Qdrant:
         else:
             self.client = QdrantClient(path=place.removeprefix("qdrant:"))
 
-    def replace(self, index: Index, progress: ImageProgress | None) -> int:
+    def replace(self, index: Index, progress: Progress | None) -> int:
         models, client, name = self.models, self.client, self.name
         if not client.collection_exists(name):
             size = models.VectorParams(size=index.dim, distance=models.Distance.COSINE)
@@ -175,7 +175,7 @@ class Postgres:
         query = sql.SQL(text).format(table=sql.Identifier(self.table))  # pyright: ignore[reportArgumentType]
         return self.connection.execute(query, values or None)
 
-    def replace(self, index: Index, progress: ImageProgress | None) -> int:
+    def replace(self, index: Index, progress: Progress | None) -> int:
         from pgvector.psycopg import register_vector
         from psycopg import sql
         from psycopg.types.json import Json

@@ -7,6 +7,7 @@ from pathlib import Path
 from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.curation import findings, kept, survey
 from omma.curation.findings import CERTAIN, Finding
@@ -15,8 +16,6 @@ from omma.data.sources.layout import LabelDepth
 from omma.features import copies, records
 from omma.reporting import clean_page
 from omma.weights import Model
-
-Progress = Callable[[str, int, int], None]  # stage, images done, images in total
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def clean(
     architecture: str | None = None,
     allow_partial: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Cleaned:
     """Write what is wrong with a collection to `out` (.csv, .parquet or .jsonl), the most important first.
 
@@ -108,5 +107,5 @@ def clean(
     )
 
 
-def _copying(progress: Progress) -> Callable[[int, int], None]:
+def _copying(progress: StageProgress) -> Callable[[int, int], None]:
     return lambda done, total: progress("copying", done, total)

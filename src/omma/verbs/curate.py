@@ -14,9 +14,10 @@ from omma.core import files, outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.curation import parts, pool, selection
-from omma.curation.hierarchical import StageProgress, silent
+from omma.curation.hierarchical import silent
 from omma.curation.pool import Embedder
 from omma.curation.selection import EXCLUDED, Options
 from omma.curation.strategies import STRATEGIES, UNSURE

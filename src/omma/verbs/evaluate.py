@@ -8,6 +8,7 @@ from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.data.sources import collection, label_sets, trained_on
 from omma.data.sources.layout import LabelDepth
@@ -16,7 +17,7 @@ from omma.data.sources.taxonomy import read as read_taxonomy
 from omma.evaluation import check_protocols, history, metric_groups
 from omma.evaluation.answers import default_protocols
 from omma.evaluation.combine import combined
-from omma.evaluation.job import Job, Judgement, StageProgress, features_cache, text_reader
+from omma.evaluation.job import Job, Judgement, features_cache, text_reader
 from omma.evaluation.judge import by_labels
 from omma.evaluation.judge_captions import by_captions
 from omma.evaluation.judge_images import by_images

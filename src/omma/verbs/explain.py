@@ -11,12 +11,13 @@ from omma.core import device as devices
 from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.inspection import checks, registry
 from omma.inspection.gathering import captions, gather
-from omma.inspection.kinds import Explanation, Progress, silent
+from omma.inspection.kinds import Explanation, silent
 from omma.inspection.maps import on_device, subject_of
 from omma.pretraining import saved_method
 from omma.reporting.explain_page import facts_of, write_page
@@ -57,7 +58,7 @@ def explain(
     architecture: str | None = None,
     allow_partial: bool = False,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: StageProgress = silent,
 ) -> Explained:
     """Explain a model on some images; with `out`, as an HTML page.
 

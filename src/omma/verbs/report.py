@@ -4,13 +4,13 @@ from pathlib import Path
 
 from omma.core import outputs
 from omma.core.explain import translated
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import RunFolder
 from omma.reporting import evaluation_report, run_report
-from omma.reporting.gallery import StageProgress
 
 
 @translated()

@@ -7,10 +7,11 @@ from omma.backbones.layers import text
 from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
+from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
-from omma.evaluation.job import Job, StageProgress, features_cache, text_reader
+from omma.evaluation.job import Job, features_cache, text_reader
 from omma.inspection.shape_texture import ShapeTexture, judge
 from omma.reporting.shape_texture_page import write_page
 from omma.weights import Model

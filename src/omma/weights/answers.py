@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from omma.core.files import omma_version
+from omma.core.progress import Progress
 from omma.core.protocols import Extras, Features, Images
 from omma.core.words import count
 from omma.data.sources import label_sets
-from omma.features.extract import FeatureSet, ImageProgress, prepare, stream
+from omma.features.extract import FeatureSet, prepare, stream
 from omma.weights.classifier import Classifier
 from omma.weights.model import Model
 
@@ -25,7 +26,7 @@ def logits(
     images: Images,
     device: torch.device,
     precision: torch.dtype,
-    progress: ImageProgress | None = None,
+    progress: Progress | None = None,
 ) -> FeatureSet:
     """Logits [n, k] of the model's classifier for all images that can be read, in `vectors`."""
     classifier = model.classifier

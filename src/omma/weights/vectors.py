@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from omma.core.caches import features_folder
+from omma.core.progress import Progress
 from omma.core.protocols import Images
-from omma.features.extract import FeatureSet, ImageProgress, extract
+from omma.features.extract import FeatureSet, extract
 from omma.weights.model import Model
 
 
@@ -17,7 +18,7 @@ def vectors_of(
     precision: torch.dtype,
     *,
     source: str | Path | None = None,
-    progress: ImageProgress | None = None,
+    progress: Progress | None = None,
 ) -> FeatureSet:
     """Pooled features of all images that can be read; source: what names the model, whose cache is used."""
     return extract(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.curation.duplicates import hashes, rule
@@ -14,7 +15,7 @@ from omma.curation.duplicates.groups import Quality, groups, qualities
 from omma.curation.duplicates.hashes import Hashes
 from omma.curation.duplicates.result import Found, Pair
 from omma.curation.duplicates.rule import Embed, Pictures, Rule
-from omma.features.extract import FeatureSet, ImageProgress
+from omma.features.extract import FeatureSet
 from omma.ops.nearest import pairs_above, unit
 
 COPIES = 200  # images that copies of each kind are made of
@@ -31,7 +32,7 @@ def find(
     false_positives: float | None = None,
     copies: int = COPIES,
     thresholds: Rule | None = None,
-    progress: ImageProgress | None = None,
+    progress: Progress | None = None,
 ) -> Found:
     """Duplicates among all images, and which of them to keep.
 

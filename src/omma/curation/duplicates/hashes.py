@@ -6,7 +6,7 @@ degrees transposes them, so the hashes of an image's eight orientations come fro
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from numba import njit
 from PIL import Image
 
 from omma.core.device import cores
+from omma.core.progress import Progress
 from omma.core.protocols import BadImage, Images
 
 SIDE = 32  # pixels of the picture that is transformed
@@ -30,8 +31,6 @@ ORIENTATIONS = 8  # as it is, mirrored, upside down, both; then each of them tra
 CHUNK = 256  # images that threads are given at a time
 STRIP = 512  # hashes compared with one at a time
 BLOCK = 4096  # hashes whose pairs are listed at a time
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,24 @@
 import itertools
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from omma.core.caches import cache_folder
+from omma.core.progress import Progress
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
 from omma.data.sources.collection import IndexedImages, none_readable
 from omma.data.sources.listing_cache import write_whole
 
-ImageProgress = Callable[[int, int], None]  # images done, images in total
 CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses
 CHECK_SAMPLE = 2_000
 
 
 def verify(
-    images: Images, indices: np.ndarray | None = None, progress: ImageProgress | None = None
+    images: Images, indices: np.ndarray | None = None, progress: Progress | None = None
 ) -> list[tuple[int, str]]:
     """Decode images in threads; returns (index, reason) of the bad ones. progress: images done, and in all.
 
@@ -66,7 +65,7 @@ def _sample_to_check(images: IndexedImages) -> np.ndarray:
 
 
 def checked(
-    images: IndexedImages, cache: Path | None = None, progress: ImageProgress | None = None
+    images: IndexedImages, cache: Path | None = None, progress: Progress | None = None
 ) -> IndexedImages:
     """The images that can be decoded; the others are added to `skipped`.
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 
 from omma.core.device import cores
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.features import records
 from omma.features.table import as_text
 from omma.reporting.explore.analysis import Analysis
 from omma.reporting.explore.facets import Facet
-from omma.reporting.explore.sprite import Progress
 from omma.reporting.thumbnails import MISSING, jpeg, thumbnail
 
 ROWS = 1024  # of a table that are written at a time

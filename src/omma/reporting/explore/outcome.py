@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float
 
 from omma.core import files, outputs
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.data.sources.labels import remedy
 from omma.reporting.explore import exports, page
 from omma.reporting.explore.analysis import Analysis
 from omma.reporting.explore.page import Content
-from omma.reporting.explore.sprite import Progress
 from omma.reporting.explore.target import Target
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from omma.core import files
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.data.sources.collection import IndexedImages
 from omma.data.sources.readers import Files
@@ -26,7 +27,6 @@ from omma.reporting.explore.analysis import Analysis
 from omma.reporting.explore.facets import Facet
 from omma.reporting.explore.findings import LISTED
 from omma.reporting.explore.layout import hilbert
-from omma.reporting.explore.sprite import Progress
 
 BUDGET = 30_000_000  # bytes of the page that holds everything
 FOLDER_BUDGET = 250_000_000  # bytes of the thumbnails beside a page

@@ -1,6 +1,6 @@
 """Thumbnails in sheets: a JPEG holds a square of them, so that a page decodes few files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from omma.core.device import cores
+from omma.core.progress import Progress
 from omma.core.protocols import Images
 from omma.reporting.explore.target import LARGEST, SMALLEST
 from omma.reporting.thumbnails import MISSING, jpeg, thumbnail
@@ -30,8 +31,6 @@ SIDES = (
 )  # of thumbnails; multiples of JPEG's blocks
 QUALITY = 75
 SAMPLE = 64  # images whose thumbnails tell the bytes of all
-
-Progress = Callable[[int, int], None]  # images done, images in all
 
 
 class Sheet(NamedTuple):
