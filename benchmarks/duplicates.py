@@ -26,7 +26,7 @@ from omma.curation.duplicates import copies, find, hashes, rule
 from omma.data.sources.collection import ArrayImages, IndexedImages, open_images
 from omma.features.extract import FeatureSet
 from omma.ops.nearest import pairs_above, unit
-from omma.weights.vectors import vectors_of
+from omma.weights.cached_features import vectors_of
 
 COPIED = 100  # images of which copies are made
 RATE = 1e-5

@@ -19,7 +19,7 @@ from omma import weights
 from omma.curation import mislabelled
 from omma.data.sources import collection
 from omma.evaluation import linear
-from omma.weights.vectors import vectors_of
+from omma.weights.cached_features import vectors_of
 
 
 def features(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -189,8 +189,8 @@ def test_suspects_are_those_whose_neighbours_agree_on_another_label():
     np.testing.assert_allclose(found.share, [1, 2 / 3], rtol=1e-6)
 
 
-def test_loneliness_is_the_mean_distance():
-    found = findings.loneliness(near([[1, 2], [0, 2], [0, 1]], [[1, 0.5], [1, 0], [0.5, -1]]))
+def test_neighbour_distance_is_the_mean_distance():
+    found = findings.neighbour_distance(near([[1, 2], [0, 2], [0, 1]], [[1, 0.5], [1, 0], [0.5, -1]]))
     np.testing.assert_allclose(found, [0.25, 0.5, 1.25])
 
 
@@ -199,11 +199,11 @@ def test_an_outlier_is_the_loneliest_and_a_copy_is_found():
     vectors = np.array([1, 0, 0, 0]) + 0.2 * rng.normal(size=(40, 4))
     vectors[7], vectors[8] = [-1, 0, 0, 0.1], 3 * vectors[9]
     found = analysis.analyse(features(vectors), images(40), kind="pca", alike=0.99999)
-    assert found.loneliness.argmax() == 7
+    assert found.neighbour_distance.argmax() == 7
     assert (8, 9) in set(zip(found.pairs.i.tolist(), found.pairs.j.tolist()))
     rows = unit(vectors)
     expected = np.sort(1 - rows @ rows[7])[1:11].mean()
-    assert found.loneliness[7] == pytest.approx(expected, abs=1e-5)
+    assert found.neighbour_distance[7] == pytest.approx(expected, abs=1e-5)
 
 
 # ---------------------------------------------------------------- columns

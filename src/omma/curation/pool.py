@@ -24,12 +24,12 @@ from omma.features.extract import prepare, stream
 from omma.features.table import as_text
 from omma.features.vectors import ArrayVectors, Vectors, VectorTable, is_table, stored
 from omma.ops.nearest import unit
+from omma.weights.cached_features import cached_features
 from omma.weights.model import Model
-from omma.weights.vectors import vectors_of
 
 
 @dataclass(frozen=True)
-class Embedder:
+class Extractor:
     """A model that makes vectors of images, as the pool's are; None: there are vectors alone."""
 
     model: Model | None
@@ -77,22 +77,22 @@ class Pool:
         return [path if is_remote(path) else os.path.join(self.folder, path) for path in paths]
 
 
-def opened(source: str | Path | Images, embedder: Embedder, label_depth: LabelDepth | None = None) -> Pool:
+def opened(source: str | Path | Images, extractor: Extractor, label_depth: LabelDepth | None = None) -> Pool:
     """The pool of a source; raises ValueError, in one line, as `open_images` and `VectorTable` do.
 
-    Also for vectors of another model than the embedder's, and for images without a model.
+    Also for vectors of another model than the extractor's, and for images without a model.
     """
     if is_table(source):
-        return _of_table(VectorTable(Path(str(source)).expanduser()), embedder)
+        return _of_table(VectorTable(Path(str(source)).expanduser()), extractor)
     images = collection.opened(source, label_depth)
     name = str(getattr(images, "source", source))
-    if embedder.model is None:
+    if extractor.model is None:
         raise ValueError(
             f"{name}: these are images, not vectors: give the MODEL that embeds them, instead of -"
         )
-    features = vectors_of(
-        embedder.model, images, embedder.device, embedder.precision, source=embedder.name,
-        progress=partial(embedder.progress, "embedding"),
+    features = cached_features(
+        extractor.model, images, extractor.device, extractor.precision, source=extractor.name,
+        progress=partial(extractor.progress, "embedding"),
     )  # fmt: skip
     readable = images.subset(features.indices) if len(features.indices) < len(images) else images
     data = getattr(images, "fingerprint", None) or uuid.uuid4().hex
@@ -102,16 +102,16 @@ def opened(source: str | Path | Images, embedder: Embedder, label_depth: LabelDe
         paths=pa.array((readable.path(i) for i in range(len(readable))), pa.large_string()),
         labels=_labels(readable),
         folder=getattr(images, "folder", None),
-        key={"model": embedder.model.digest, "data": data, "precision": str(embedder.precision)},
+        key={"model": extractor.model.digest, "data": data, "precision": str(extractor.precision)},
         images=readable,
         bad=(*getattr(images, "skipped", ()), *features.bad),
-        notes=tuple(input_notes(images, embedder.model.preprocess)),
+        notes=tuple(input_notes(images, extractor.model.preprocess)),
     )
 
 
-def others(source: str | Path | Images, like: Vectors, embedder: Embedder) -> tuple[np.ndarray, list[str]]:
+def others(source: str | Path | Images, like: Vectors, extractor: Extractor) -> tuple[np.ndarray, list[str]]:
     """Unit vectors [m, d] of a small set beside the pool, and their paths; raises as `opened` does."""
-    pool = opened(source, embedder)
+    pool = opened(source, extractor)
     if pool.vectors.dim != like.dim:
         raise ValueError(
             f"{pool.source}: vectors of {pool.vectors.dim} dimensions, and the pool's have {like.dim}: "
@@ -148,20 +148,20 @@ def effective_classes(pool: Pool, rows: Int[np.ndarray, "m"] | None = None) -> t
 
 
 def probabilities_of(
-    pool: Pool, embedder: Embedder, strategy: str
+    pool: Pool, extractor: Extractor, strategy: str
 ) -> Callable[[Int[np.ndarray, "m"]], Float[np.ndarray, "m k"]]:
     """What answers for rows of the pool with the probabilities of the model's classifier.
 
     Raises ValueError where there is no such classifier, and, when called, for an unreadable image.
     """
-    images, model = pool.readable(f"strategy {strategy}"), embedder.model
+    images, model = pool.readable(f"strategy {strategy}"), extractor.model
     classifier = None if model is None else model.classifier
     if model is None or classifier is None or classifier.multi_label:
         has = "a classifier of several labels" if classifier is not None else "no classifier"
         raise ValueError(f"strategy {strategy}: the model has {has}: take typical or coreset")
 
     def answer(rows: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m k"]:
-        network, found = prepare(model.encoder, embedder.device, embedder.precision), []
+        network, found = prepare(model.encoder, extractor.device, extractor.precision), []
         for batch in stream(network, images.subset(rows), model.preprocess, of=classifier):
             if batch.bad:
                 raise ValueError("{}: {}; it could be read before".format(*batch.bad[0]))
@@ -172,14 +172,14 @@ def probabilities_of(
 
 
 # ---------------------------------------------------------------- inside
-def _of_table(table: VectorTable, embedder: Embedder) -> Pool:
+def _of_table(table: VectorTable, extractor: Extractor) -> Pool:
     origin, notes = table.origin, list[str]()
     digest = origin.get("model", {}).get("digest")
-    if embedder.model is not None and digest is None:
+    if extractor.model is not None and digest is None:
         notes.append(f"{table.file.name} does not say which model made its vectors: taken as this one's")
-    elif embedder.model is not None and digest != embedder.model.digest:
+    elif extractor.model is not None and digest != extractor.model.digest:
         raise ValueError(
-            f"{table.file}: its vectors were made by another model than {embedder.name or 'the one given'}: "
+            f"{table.file}: its vectors were made by another model than {extractor.name or 'the one given'}: "
             "embed the images again, or give - for MODEL"
         )
     status = table.file.stat()

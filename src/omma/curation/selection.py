@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from omma.core.words import count
 from omma.curation.parts import Parts
-from omma.curation.pool import Embedder, Pool, effective_classes, others
+from omma.curation.pool import Extractor, Pool, effective_classes, others
 from omma.curation.repeats import calibrated, without_repeats
 from omma.curation.retrieval import similar
 from omma.curation.strategies import LABELLING, Chosen, Seed, Task, choose
@@ -59,7 +59,7 @@ def select(
     pool: Pool,
     vectors: Vectors,
     options: Options,
-    embedder: Embedder,
+    extractor: Extractor,
     parts: Parts,
     *,
     seed_set: Any = None,
@@ -75,16 +75,16 @@ def select(
     where nothing is left.
     """
     rng = np.random.default_rng(options.seed)
-    rows, notes = _without_copies(vectors, options, embedder, parts)
+    rows, notes = _without_copies(vectors, options, extractor, parts)
     taken = np.zeros((0, vectors.dim), np.float32)
     if exclude is not None:
-        barred, _ = others(exclude, vectors, embedder)
+        barred, _ = others(exclude, vectors, extractor)
         keep = ~similar(ChosenVectors(vectors, rows), barred, options.exclude_similarity)
         left_out = count(len(rows) - int(keep.sum()), "image")
         notes.append(f"{left_out} left out: similarity to {exclude} above {options.exclude_similarity:g}")
         rows = rows[keep]
     if labelled is not None:
-        taken, _ = others(labelled, vectors, embedder)
+        taken, _ = others(labelled, vectors, extractor)
         rows = rows[~similar(ChosenVectors(vectors, rows), taken, SAME)] if len(rows) else rows
         notes.append(
             f"{count(len(taken), 'image')} of {labelled} labelled already: the list complements them"
@@ -104,11 +104,11 @@ def select(
         rng=rng,
         seed=options.seed,
         levels=options.levels,
-        device=embedder.device,
+        device=extractor.device,
         parts=parts.within("levels", *facts),
         probabilities=None if probabilities is None else probabilities(rows),
-        queries=None if seed_set is None else Seed(*others(seed_set, vectors, embedder)),
-        progress=embedder.progress,
+        queries=None if seed_set is None else Seed(*others(seed_set, vectors, extractor)),
+        progress=extractor.progress,
     )
     chosen = choose(options.strategy, task)
     final = rows[chosen.rows]
@@ -117,7 +117,7 @@ def select(
 
 
 def _without_copies(
-    vectors: Vectors, options: Options, embedder: Embedder, parts: Parts
+    vectors: Vectors, options: Options, extractor: Extractor, parts: Parts
 ) -> tuple[np.ndarray, list[str]]:
     """The rows that stay, and a note."""
     if (similarity := options.similarity) is None:
@@ -128,8 +128,8 @@ def _without_copies(
         vectors,
         similarity,
         seed=options.seed,
-        device=embedder.device,
-        tell=partial(embedder.progress, "looking for near-copies"),
+        device=extractor.device,
+        tell=partial(extractor.progress, "looking for near-copies"),
         parts=parts.within("copies", similarity, options.seed),
     )
     gone = len(vectors) - len(kept.rows)

@@ -16,8 +16,8 @@ from omma.data.sources.collection import IndexedImages, none_readable
 from omma.data.sources.names import NO_IMAGE
 from omma.data.sources.values import input_notes
 from omma.features.extract import FeatureSet
+from omma.weights.cached_features import cached_features
 from omma.weights.model import Model
-from omma.weights.vectors import vectors_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Lens:
     def __call__(self, images: Images, progress: Progress | None) -> FeatureSet:
         where = devices.pick_device(self.device)
         precision = devices.pick_precision(self.precision, where)
-        return vectors_of(self.model, images, where, precision, source=self.source, progress=progress)
+        return cached_features(self.model, images, where, precision, source=self.source, progress=progress)
 
 
 def lens(

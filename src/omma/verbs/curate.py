@@ -18,7 +18,6 @@ from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.curation import parts, pool, selection
 from omma.curation.hierarchical import silent
-from omma.curation.pool import Embedder
 from omma.curation.selection import EXCLUDED, Options
 from omma.curation.strategies import STRATEGIES, UNSURE
 from omma.data.sources.layout import LabelDepth
@@ -94,16 +93,16 @@ def curate(
     if model is not None:
         loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     cached = name if isinstance(model, str | Path) else None
-    embedder = Embedder(loaded, cached, where, devices.pick_precision(precision, where), progress)
-    opened = pool.opened(images, embedder, label_depth)
-    unsure = pool.probabilities_of(opened, embedder, strategy) if strategy in UNSURE else None
+    extractor = pool.Extractor(loaded, cached, where, devices.pick_precision(precision, where), progress)
+    opened = pool.opened(images, extractor, label_depth)
+    unsure = pool.probabilities_of(opened, extractor, strategy) if strategy in UNSURE else None
     key = {"omma": files.omma_version(), "pool": opened.key}
     folder = out.with_name(f".{out.name}.parts") if work is None else Path(work)
     with ExitStack() as stack:
         saved = stack.enter_context(parts.work(folder, key, keep=work is not None))
         unit: Vectors = pool.normalised(opened, folder / "vectors.npy")
         chosen = selection.select(
-            opened, unit, options, embedder, saved, seed_set=seed_set, exclude=exclude, labelled=labelled,
+            opened, unit, options, extractor, saved, seed_set=seed_set, exclude=exclude, labelled=labelled,
             probabilities=unsure,
         )  # fmt: skip
         if copy is not None:

@@ -22,7 +22,7 @@ from omma.reporting.explore.layout import Kind
 from omma.reporting.explore.page import Content
 from omma.reporting.explore.target import Format, checked
 from omma.weights import Model
-from omma.weights.vectors import vectors_of
+from omma.weights.cached_features import cached_features
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def explore(
     if labelled:
         outcome.require_labels(opened, images)
     tell = progress or (lambda stage, done, total: None)
-    features = vectors_of(
+    features = cached_features(
         loaded, opened, where, devices.pick_precision(precision, where), source=name,
         progress=lambda done, total: tell("embedding", done, total),
     )  # fmt: skip
@@ -111,7 +111,7 @@ def explore(
         neighbours=found.neighbours,
         pairs=np.stack([found.pairs.i, found.pairs.j], axis=1),
         suspects=found.suspects.rows,
-        outliers=found.loneliness.argsort(kind="stable")[::-1],
+        outliers=found.neighbour_distance.argsort(kind="stable")[::-1],
         bad=skipped,
         notes=notes,
     )

@@ -20,7 +20,8 @@ from omma.reporting.explore.layout import NEIGHBOURS, Kind, Layout, layout, redu
 class Analysis:
     """Of n images, whose `indices` in the collection are given; rows of everything else are these images.
 
-    neighbours: the k nearest by cosine, None for a single image; loneliness: mean cosine distance to them.
+    neighbours: the k nearest by cosine, None for a single image; neighbour_distance: mean cosine distance
+    to them.
     """
 
     indices: Int[np.ndarray, "n"]
@@ -29,7 +30,7 @@ class Analysis:
     neighbours: Neighbours | None
     pairs: Pairs
     suspects: Suspects
-    loneliness: Float[np.ndarray, "n"]
+    neighbour_distance: Float[np.ndarray, "n"]
     agreement: Float[np.ndarray, "n"] | None  # with the neighbours' labels; None without labels
 
 
@@ -80,7 +81,7 @@ def analyse(
     if near is not None:
         pairs = findings.near_pairs(near, alike)
         near = Neighbours(near.similarities[:, :neighbours], near.indices[:, :neighbours])
-        alone = findings.loneliness(near)
+        alone = findings.neighbour_distance(near)
         if images.labels is not None:
             odd = findings.suspects(near, images.labels)
             agreed = findings.agreement(near, images.labels)

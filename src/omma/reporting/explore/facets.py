@@ -99,7 +99,7 @@ def of_analysis(found: Analysis) -> list[Facet]:
     names = [found.clusters.names[c] for c in found.clusters.of.tolist()]
     facets = [classes("cluster", names, found.clusters.names)]
     if found.neighbours is not None:
-        facets.append(number("distance", found.loneliness))
+        facets.append(number("distance", found.neighbour_distance))
     if found.agreement is not None:
         facets.append(number("agreement", found.agreement))
     return facets

@@ -74,6 +74,6 @@ def suspects(neighbours: Neighbours, labels: Int[np.ndarray, "n"]) -> Suspects:
     )
 
 
-def loneliness(neighbours: Neighbours) -> Float[np.ndarray, "n"]:
+def neighbour_distance(neighbours: Neighbours) -> Float[np.ndarray, "n"]:
     """The mean cosine distance to the neighbours, from 0 to 2; large for an image unlike any other."""
     return np.clip(1 - neighbours.similarities, 0, 2).mean(1).astype(np.float32)

@@ -115,7 +115,7 @@ def _facts(analysis: Analysis, content: Content, images: Images, folder: Path) -
     """All but the thumbnails. folder: where the page will be, which links are relative to."""
     paths = [as_text(images.path(i)) for i in range(len(images))]
     near, pairs, odd = analysis.neighbours, analysis.pairs, analysis.suspects
-    lonely = np.argsort(-analysis.loneliness, kind="stable")[: min(LISTED, len(paths) // 10)]
+    outliers = np.argsort(-analysis.neighbour_distance, kind="stable")[: min(LISTED, len(paths) // 10)]
     facts: dict[str, Any] = {
         "title": content.title[:TITLE],
         "paths": paths,
@@ -128,7 +128,7 @@ def _facts(analysis: Analysis, content: Content, images: Images, folder: Path) -
         "pairsFound": len(pairs.i),
         "suspects": [],
         "suspectsFound": len(odd.rows),
-        "lonely": [[int(i), round(float(analysis.loneliness[i]), 4)] for i in lonely],
+        "outliers": [[int(i), round(float(analysis.neighbour_distance[i]), 4)] for i in outliers],
         "notes": list(content.notes),
         "skipped": [[as_text(path), reason] for path, reason in content.skipped[:LISTED]],
         "skippedFound": len(content.skipped),

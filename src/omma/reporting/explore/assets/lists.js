@@ -123,7 +123,7 @@ function pairsTab(app) {
 }
 
 function suspectsTab(app) {
-  const { suspects, suspectsFound, lonely } = app.collection.facts;
+  const { suspects, suspectsFound, outliers } = app.collection.facts;
   app.tabs.count("suspects", "Suspects", suspectsFound || null);
   const parts = [];
   if (suspects.length) {
@@ -136,12 +136,12 @@ function suspectsTab(app) {
       element("p", { className: "soft" }, `At least half of the neighbours have one other label. A wrong label, or an image that the model takes for something else; the clearest first${ofAll(suspects.length, suspectsFound)}.`),
       selectAll(app, suspects.map(([i]) => i)), ...shownRows(suspects, row, "rows")));
   }
-  if (lonely.length) {
+  if (outliers.length) {
     const row = ([i, distance]) => thumb(app, i, 72, element("span", { className: "line" }, distance.toFixed(2)),
       `distance ${distance.toFixed(2)}`);
     parts.push(element("section", {}, element("h2", {}, "Least like any other"),
       element("p", { className: "soft" }, "Mean cosine distance to the neighbours, the largest first."),
-      selectAll(app, lonely.map(([i]) => i)), ...shownRows(lonely, row, "thumbs")));
+      selectAll(app, outliers.map(([i]) => i)), ...shownRows(outliers, row, "thumbs")));
   }
   if (!parts.length) parts.push(element("p", { className: "hint" }, "Nothing stands out."));
   app.tabs.fill("suspects", ...parts);

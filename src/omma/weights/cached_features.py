@@ -11,7 +11,7 @@ from omma.features.extract import FeatureSet, extract
 from omma.weights.model import Model
 
 
-def vectors_of(
+def cached_features(
     model: Model,
     images: Images,
     device: torch.device,
