@@ -26,7 +26,7 @@ from omma.curation.duplicates import copies, find, hashes, rule
 from omma.data.sources.collection import ArrayImages, IndexedImages, open_images
 from omma.features.extract import FeatureSet
 from omma.ops.nearest import pairs_above, unit
-from omma.weights.cached_features import vectors_of
+from omma.weights.cached_features import cached_features
 
 COPIED = 100  # images of which copies are made
 RATE = 1e-5
@@ -48,7 +48,7 @@ class Embedder:
 
     def photos(self, images: IndexedImages) -> FeatureSet:
         device = pick_device()
-        return vectors_of(self.model, images, device, pick_precision("fp32", device))
+        return cached_features(self.model, images, device, pick_precision("fp32", device))
 
     def arrays(self, pixels: list[np.ndarray], key: str) -> np.ndarray:
         """One unit vector an array; key: what names them."""

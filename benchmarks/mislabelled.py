@@ -19,7 +19,7 @@ from omma import weights
 from omma.curation import mislabelled
 from omma.data.sources import collection
 from omma.evaluation import linear
-from omma.weights.cached_features import vectors_of
+from omma.weights.cached_features import cached_features
 
 
 def features(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def features(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     if images.splits is not None:
         images = images.subset(images.splits == "train")
     model, name = weights.named(args.model)
-    found = vectors_of(model, images, torch.device("cpu"), torch.float32, source=name)
+    found = cached_features(model, images, torch.device("cpu"), torch.float32, source=name)
     assert images.labels is not None
     labels = images.labels[found.indices]
     if args.cache is not None:
