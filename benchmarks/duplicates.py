@@ -23,7 +23,8 @@ import numpy as np
 from omma import weights
 from omma.core.device import pick_device, pick_precision
 from omma.curation.duplicates import copies, find, hashes, rule
-from omma.data.sources.collection import ArrayImages, IndexedImages, open_images
+from omma.data.sources.collection import ArrayImages, open_images
+from omma.data.sources.indexed import IndexedImages
 from omma.features.extract import FeatureSet
 from omma.ops.nearest import pairs_above, unit
 from omma.weights.cached_features import cached_features

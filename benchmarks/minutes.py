@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 
-from omma.data.sources.collection import IndexedImages, open_images
+from omma.data.sources.collection import open_images
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.split import train_test
 from omma.evaluation import knn
 from omma.evaluation.split import Split

@@ -31,7 +31,8 @@ from omma.core.protocols import Crop, Key, Preprocess
 from omma.data.batches import augment
 from omma.data.batches.decoded_cache import Cache
 from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from omma.data.sources.collection import IndexedImages, open_images
+from omma.data.sources.collection import open_images
+from omma.data.sources.indexed import IndexedImages
 from omma.methods.shared.crops import MultiCrop, multi_crop
 
 PREPROCESS = Preprocess(

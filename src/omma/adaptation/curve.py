@@ -15,7 +15,7 @@ from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.core.words import count, enumerated
 from omma.data.sources import label_sets, split
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.evaluation.curve import NAMES, PIXELS, SCRATCH, Cell, Curve, Labels, is_floor, protocol
 from omma.features.extract import extract, pixels
 from omma.weights import Model

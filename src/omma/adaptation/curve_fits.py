@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from omma import weights
 from omma.core.protocols import Images
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.evaluation.curve import SCRATCH
 from omma.pretraining import session
 from omma.pretraining.request import Request, Supervision

@@ -24,7 +24,7 @@ from omma.core import files
 from omma.core.protocols import Extras, Preprocess
 from omma.core.words import count
 from omma.data.sources import label_sets
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.skipped import write_skipped
 from omma.features.extract import FeatureSet, extract, pixels
 from omma.pretraining.events import Event, Stage

@@ -18,7 +18,7 @@ from omma.core import device as devices
 from omma.core import dist, outputs
 from omma.core.caches import features_folder
 from omma.core.protocols import Images
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining import data, init_weights, requirements, same_images
 from omma.pretraining.events import Note, Result, Stage
 from omma.pretraining.folder import RunFolder

@@ -9,7 +9,7 @@ from omma.core.checks import one_of
 from omma.pretraining.request import ENDS, Auto, Request, Supervision, ignore
 
 if TYPE_CHECKING:  # the command line reads this file before it imports torch
-    from omma.data.sources.collection import IndexedImages
+    from omma.data.sources.indexed import IndexedImages
 
 FULL = "full"
 CHOSEN = ("head", "auto")  # what the engine does not train, or not alone

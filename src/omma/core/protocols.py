@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from omma.core.backbone import Backbone as Backbone
 from omma.core.backbone import Features as Features
 from omma.core.backbone import NoAttention as NoAttention
+from omma.core.crops import Colour as Colour
+from omma.core.crops import Crop as Crop
+from omma.core.crops import RandAugment as RandAugment
 from omma.core.preprocess import Preprocess as Preprocess
+from omma.core.sequences import Field as Field
+from omma.core.sequences import Frames as Frames
+from omma.core.sequences import Tracks as Tracks
 
 
 # ---------------------------------------------------------------- samples
@@ -74,59 +80,7 @@ class Key(NamedTuple):
     index: np.ndarray  # int64 [b]
 
 
-# ---------------------------------------------------------------- views
-@dataclass(frozen=True, kw_only=True)
-class Colour:
-    """Colour augmentation of one kind of crop; probabilities per image, applied in this order.
-
-    Operations that need RGB (saturation, hue, grey) are left out on other channel counts.
-    """
-
-    brightness: float = 0.0  # factor uniform in [1 - x, 1 + x], never below 0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0  # shift uniform in [-x, x], in turns, x <= .5
-    jitter_p: float = 0.0  # of the four above, all in this fixed order
-    grey_p: float = 0.0
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    solarise_p: float = 0.0  # invert values at or above .5
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandAugment:
-    """Operations on one kind of crop, drawn for each image with replacement [Cubuk 2019, arXiv 1909.13719].
-
-    The defaults are DeiT's (timm's `rand-m9-mstd0.5-inc1`, 15 operations). The one that needs RGB (colour) is
-    left out on other channel counts.
-    """
-
-    count: int = 2  # operations drawn, applied one after the other ...
-    p: float = 0.5  # ... each with this probability
-    magnitude: float = 9.0  # how strong, of 10 ...
-    deviation: float = 0.5  # ... and its normal deviation; cut to [0, 10]
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count={self.count} of RandAugment: must be at least 1; None switches it off")
-        if not 0 <= self.magnitude <= 10:
-            raise ValueError(f"magnitude={self.magnitude} of RandAugment: must lie in [0, 10]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """One kind of random resized crop: `count` of them for every image."""
-
-    count: int = 1
-    size: int  # pixels, square
-    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_p: float = 0.5  # horizontal
-    augment: RandAugment | None = None  # before `colour`
-    colour: Colour | None = None
-    erase_p: float = 0.0  # after normalising: a rectangle of noise [Zhong 2017, arXiv 1708.04896]
-
-
+# ---------------------------------------------------------------- batches
 class Batch(NamedTuple):
     """A method's input."""
 
@@ -136,6 +90,8 @@ class Batch(NamedTuple):
     text: Int[Tensor, "b l"] | None = None  # tokens of one caption an image, read by methods of text only
     # of images with several labels, instead of `labels`: 1, the class applies; 0, it does not; -1, not known
     label_sets: Float[Tensor, "b k"] | None = None
+    # numbers of a table's columns by the names of `Needs.fields`, [b, d]; with `frames` of each, [b, v, d]
+    fields: Mapping[str, Tensor] = MappingProxyType({})
 
 
 # ---------------------------------------------------------------- methods
@@ -240,6 +196,9 @@ class Needs:
     text: bool = False
     model: str | None = None  # field of Config that names a trained model to learn from ...
     kind: str = ""  # ... and what that is, with where to get one: "a tokenizer (train one: ...)"
+    fields: tuple[Field, ...] = ()  # numbers of a table's columns that come with each image (Batch.fields)
+    # field of Config that may hold a template, from which captions are composed of a table's columns
+    caption: str | None = None
     beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
     files: tuple[str, ...] = ()  # fields of Config that name a file or are None
     numbered: bool = False  # `Key.index` must number the data set's `Context.images` images
@@ -284,6 +243,7 @@ class Context:
     preprocess: Preprocess | None = None  # how views are normalised
     model: Trained | None = None  # the model that `Needs.model` names
     tokenizer: Tokenizer | None = None  # of `Batch.text`
+    tracks: Tracks | None = None  # of all training images, where the method takes frames or fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from omma.core.protocols import BadImage, Images
 from omma.core.words import count
 from omma.curation.findings import KINDS, Finding, label_of, split_of
 from omma.data.sources import remote
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.label_sets import of
 from omma.data.sources.readers import Files
 from omma.data.sources.tables import PATHS, is_known

@@ -22,8 +22,8 @@ from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
 from omma.curation.findings import Finding
 from omma.curation.robust import FEW, deviations
-from omma.data.sources.collection import IndexedImages
 from omma.data.sources.decode import as_channels, decode, jpeg_size
+from omma.data.sources.indexed import IndexedImages
 
 SIDE = 256  # pixels of the shorter side on which images are judged
 COARSE = 64  # pixels of the shorter side on which it is judged whether anything is there: noise averages out

@@ -12,7 +12,8 @@ from omma.core.words import count
 from omma.curation import copied, featured, quality
 from omma.curation.findings import Finding, ordered
 from omma.data.sources import trained_on
-from omma.data.sources.collection import IndexedImages, none_readable
+from omma.data.sources.collection import none_readable
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.names import NO_IMAGE
 from omma.data.sources.values import input_notes
 from omma.features.extract import FeatureSet

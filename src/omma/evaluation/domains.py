@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from omma.core.protocols import Images
 from omma.core.words import count
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.selection import values_of
 from omma.evaluation import confidence, knn
 

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int
 
 from omma.core.words import count
-from omma.data.sources.collection import IndexedImages
 from omma.data.sources.identity import ALL
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.trained_on import TrainedOn
 from omma.data.sources.values import input_notes
 from omma.evaluation.job import Job

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from omma.core import outputs
 from omma.core.protocols import Images
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 
 ABSTAIN = "_abstain"
 _UNSAFE = re.compile(r'[\x00-\x1f\\/:*?"<>|]|^\.+|[. ]+$')  # no file system takes these everywhere

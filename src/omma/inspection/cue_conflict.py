@@ -8,8 +8,8 @@ from jaxtyping import Int
 
 from omma.core.protocols import Images
 from omma.core.words import count
-from omma.data.sources.collection import IndexedImages
 from omma.data.sources.columns import listed, texts
+from omma.data.sources.indexed import IndexedImages
 
 COLUMNS = ("shape", "texture")
 

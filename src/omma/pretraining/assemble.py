@@ -27,7 +27,7 @@ from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources import captions
 from omma.data.sources.captions import Captions
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.values import scaling_notes
 from omma.methods.shared.classifies import Classifies
 from omma.pretraining import few_labels, init_weights, placement, requirements

@@ -13,7 +13,7 @@ from omma.core.protocols import BadImage, Needs
 from omma.core.words import count
 from omma.data.sources import captions, collection, label_sets, selection
 from omma.data.sources.check import checked
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.pretraining import few_labels, monitor, requirements
 from omma.pretraining.choose import Facts

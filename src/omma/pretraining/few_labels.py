@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from omma.core.words import count
 from omma.data.sources import label_sets, split
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.request import Supervision
 
 FEWEST = 5  # images a class, as a mean, below which all are needed to learn from

@@ -17,7 +17,7 @@ from omma.core.protocols import BadImage
 from omma.core.words import count
 from omma.curation import quality
 from omma.data.sources import identity
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.data import Data
 from omma.pretraining.events import Note, Stage
 from omma.pretraining.run import Run

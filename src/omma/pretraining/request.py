@@ -12,7 +12,7 @@ from omma.core.checks import one_of
 from omma.core.duration import seconds
 
 if TYPE_CHECKING:  # the command line reads this file before it imports torch
-    from omma.data.sources.collection import IndexedImages
+    from omma.data.sources.indexed import IndexedImages
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,7 +12,7 @@ from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.captions import Captions
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.choose import Choice
 from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder

@@ -14,7 +14,7 @@ import pyarrow as pa
 from omma.core import dist
 from omma.core.words import count
 from omma.data.sources import identity
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.choose import Facts
 from omma.pretraining.data import Data
 from omma.pretraining.folder import RunFolder

@@ -11,7 +11,7 @@ from omma.core import device as devices
 from omma.core import dist
 from omma.core.protocols import Needs
 from omma.data.batches import gpu_jpeg
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.pretraining import data, init_weights, requirements, same_images
 from omma.pretraining.choose import Choice, Facts, choose
 from omma.pretraining.data import Data

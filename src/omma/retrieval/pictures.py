@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from omma.core.protocols import Images
 from omma.data.sources import collection
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.readers import Files
 from omma.retrieval.query import Box, kind_of, region
 from omma.retrieval.store import Index

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from omma.core.protocols import BadImage, Crop
 from omma.data.batches import augment, decoded_cache, loader
 from omma.data.batches.decoded_cache import Cache
-from omma.data.sources.collection import ArrayImages, IndexedImages, open_images
+from omma.data.sources.collection import ArrayImages, open_images
+from omma.data.sources.indexed import IndexedImages
 
 
 @pytest.fixture

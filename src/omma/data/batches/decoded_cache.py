@@ -27,7 +27,7 @@ from omma.core.errors import line
 from omma.core.protocols import BadImage, Inaccessible
 from omma.core.words import count
 from omma.data.pixels.resize import cut_into
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 
 FORMAT = 2  # of the parts; older versions' caches are not read after a change
 PARTS = 128  # at most: every process that reads holds each of them open

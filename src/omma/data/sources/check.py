@@ -12,7 +12,8 @@ from omma.core.caches import cache_folder
 from omma.core.progress import Progress
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.random import local_order
-from omma.data.sources.collection import IndexedImages, none_readable
+from omma.data.sources.collection import none_readable
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.listing_cache import write_whole
 
 CHECK_ALL = 20_000  # larger collections are checked by sample; training skips the bad images that it misses

@@ -10,8 +10,8 @@ import numpy as np
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.data.sources import label_sets
-from omma.data.sources.collection import IndexedImages
 from omma.data.sources.columns import listed, texts
+from omma.data.sources.indexed import IndexedImages
 
 
 def split_by(images: Images, train_on: Sequence[str], test_on: Sequence[str]) -> Images:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from omma.data.sources import identity
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from omma.core import files
 from omma.core.progress import Progress
 from omma.core.protocols import Images
-from omma.data.sources.collection import IndexedImages
+from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.readers import Files
 from omma.features.table import as_text
 from omma.reporting.explore import sprite

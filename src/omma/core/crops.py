@@ -1,0 +1,57 @@
+"""Crops of an image, or of several frames of a sequence, and how their colours change."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """Colour augmentation of one kind of crop; probabilities per image, applied in this order.
+
+    Operations that need RGB (saturation, hue, grey) are left out on other channel counts.
+    """
+
+    brightness: float = 0.0  # factor uniform in [1 - x, 1 + x], never below 0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # shift uniform in [-x, x], in turns, x <= .5
+    jitter_p: float = 0.0  # of the four above, all in this fixed order
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarise_p: float = 0.0  # invert values at or above .5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """Operations on one kind of crop, drawn for each image with replacement [Cubuk 2019, arXiv 1909.13719].
+
+    The defaults are DeiT's (timm's `rand-m9-mstd0.5-inc1`, 15 operations). The one that needs RGB (colour) is
+    left out on other channel counts.
+    """
+
+    count: int = 2  # operations drawn, applied one after the other ...
+    p: float = 0.5  # ... each with this probability
+    magnitude: float = 9.0  # how strong, of 10 ...
+    deviation: float = 0.5  # ... and its normal deviation; cut to [0, 10]
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count={self.count} of RandAugment: must be at least 1; None switches it off")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"magnitude={self.magnitude} of RandAugment: must lie in [0, 10]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """One kind of random resized crop: `count` of them for every image."""
+
+    count: int = 1
+    # frames of a sequence that each of them is cut from alike (`frames.plan` sets it, no method)
+    frames: int = 1
+    size: int  # pixels, square
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_p: float = 0.5  # horizontal
+    augment: RandAugment | None = None  # before `colour`
+    colour: Colour | None = None
+    erase_p: float = 0.0  # after normalising: a rectangle of noise [Zhong 2017, arXiv 1708.04896]
