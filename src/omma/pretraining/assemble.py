@@ -22,7 +22,7 @@ from omma.core.protocols import (
     Preprocess,
     Tokenizer,
 )
-from omma.data.batches import augment, gpu_jpeg, loader
+from omma.data.batches import augment, gpu_jpeg, loader, sound_views
 from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
 from omma.data.sources import captions
@@ -52,6 +52,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
     groups, start_notes = _groups(setup, method)
     watcher = _watcher(setup, method, network.preprocess)
     crops = methods.get(choice.method).views(choice.recipe.config, choice.image_size)
+    crops = sound_views.plan(setup.images, crops)
     pixels = _pixels(setup, crops)
     images, data = setup.images, setup.data
     if pixels.cache is not None:
@@ -124,7 +125,7 @@ def _network(setup: Setup) -> Network:
         preprocess, note = init_weights.prepared(preprocess, own)
         notes.append(note)
     notes += preprocessing.describe_range(preprocess)
-    notes += scaling_notes(images, preprocess)
+    notes += [*scaling_notes(images, preprocess), *sound_views.notes(images)]
     torch.manual_seed(request.seed)
     encoder = _encoder(setup)
     if start is not None and start.model is not None:  # before the method copies its encoder

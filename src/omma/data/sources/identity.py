@@ -146,7 +146,8 @@ class Identity:
                 data = _cut(self.store.load(path, self.where[row], None, None).tobytes())
         except (BadImage, OSError):
             return None
-        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        part = self.paths[row].as_py().removeprefix(path)  # of a file with several images
+        return int.from_bytes(hashlib.blake2b(data + part.encode(), digest_size=8).digest(), "little")
 
 
 def _edges(file: str) -> bytes:
