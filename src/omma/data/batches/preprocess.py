@@ -96,8 +96,9 @@ def describe_range(preprocess: Preprocess) -> tuple[str, ...]:
     if preprocess.full_scale == FULL_SCALE["uint8"]:
         return ()
     if (preprocess.low, preprocess.high) == ((mel.LOW,), (mel.HIGH,)):
-        mean, std = (mel.HIGH - mel.LOW) * preprocess.mean[0] + mel.LOW, preprocess.std[0] * (mel.HIGH - mel.LOW)
-        return (f"log-mel energies x become (x - mean) / (2 std), mean {mean:.2f}, std {std / 2:.2f}",)
+        width = mel.HIGH - mel.LOW
+        mean, std = width * preprocess.mean[0] + mel.LOW, width * preprocess.std[0] / 2
+        return (f"log-mel energies x become (x - mean) / (2 std), mean {mean:.2f}, std {std:.2f}",)
     low, high = min(preprocess.low), max(preprocess.high)
     type_ = {FULL_SCALE["uint16"]: "16-bit values", 1.0: "floats in [0, 1]"}.get(
         preprocess.full_scale or 0, "raw values"

@@ -57,7 +57,10 @@ def by_clip(images: Tiles) -> Clips:
     """The clips that the tiles are of, in the order in which each comes first: whole, with all their tiles."""
     assert images._where is not None
     names = [clip_of(path) for path in images._paths.to_pylist()]
-    first = np.array(list({name: row for row, name in reversed([*enumerate(names)])}.values()), np.int64)[::-1]
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, row)
+    first = np.array(list(rows.values()), np.int64)
     where = images._where[first]
     where[:, -2] = ALL
     known = {} if images.columns is None else _columns(images.columns)

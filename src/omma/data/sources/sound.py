@@ -77,7 +77,7 @@ class Sounds:
     def unwrapped(
         self, paths: pa.LargeStringArray, where: np.ndarray | None
     ) -> tuple[Files | Archive, pa.LargeStringArray, np.ndarray | None, None, pa.LargeStringArray]:
-        """The store of files, paths, places in it, nothing, and the file of each tile or clip (`Identity`)."""
+        """For `Identity`: the store of files, paths, places in it, nothing, and the file of each image."""
         assert where is not None
         names = zip(paths.to_pylist(), where[:, -2].tolist())
         files = [path if tile == ALL else clip_of(path) for path, tile in names]
