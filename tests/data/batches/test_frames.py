@@ -121,7 +121,7 @@ def test_frames_are_cut_and_coloured_alike_or_each_by_its_own(way, augmented):
     apart = views(Frames(count=3, together=False))
     assert not torch.isclose(apart[:, 0], apart[:, 1]).flatten(1).all(1).any()
     of_one = augment.augment(augment.cut(list(pictures[::3]), (crop,), key(n)), (crop,), key(n), PRE)[0]
-    assert torch.allclose(alike[:, 0], of_one[:, 0], atol=0.05), "a frame is cut as an image alone is"
+    assert (alike[:, 0] - of_one[:, 0]).abs().mean() < 0.05, "a frame is cut as an image alone is"
 
 
 def collection(side):
