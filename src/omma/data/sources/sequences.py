@@ -1,7 +1,7 @@
 """Which images belong to one sequence, and in which order: a time-lapse, a stack, a turntable, a clip.
 
-A table says it with the columns `sequence` and `frame`. Without them each folder is a sequence, and its frames
-are counted in the order of the numbers in their names (frame 9 comes before frame 10).
+A table says it with the columns `sequence` and `frame`. Without them each folder is a sequence, and its
+frames are counted in the order of the numbers in their names (frame 9 comes before frame 10).
 """
 
 import re

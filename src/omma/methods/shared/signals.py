@@ -39,6 +39,19 @@ CONTRASTIVE = (  # of `contrastive.uniformity`
     ),
 )  # fmt: skip
 
+TRIPLET = (  # of `contrastive.uniformity`
+    HealthSignal(
+        kind="remedy", metric="uniformity", limit=-math.inf,
+        remedy="Lower --lr, use a larger batch, or lower --method.margin",
+    ),
+    HealthSignal(
+        kind="verdict", metric="uniformity", limit=-0.1,
+        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse), and the loss stands at the "
+        "margin",
+        remedy="Lower --lr, or use a larger batch",
+    ),
+)  # fmt: skip
+
 RECONSTRUCTION = (
     HealthSignal(
         kind="verdict", metric="error_vs_mean_image", limit=0.98, level="warn",
