@@ -248,7 +248,8 @@ def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
     sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
     if setup.needs.holds_out:
         assert isinstance(method, Classifies), "as Needs.holds_out says"
-        patience, knows = setup.request.supervision.patience, setup.needs.fits_head or method.begun
+        own, knows = setup.needs.patience, setup.needs.fits_head or method.begun
+        patience = setup.request.supervision.patience if own is None else own
         return HoldOut(sample, preprocess, held_out, patience, setup.device, knows)
     monitor = Monitor(
         sample,

@@ -46,8 +46,7 @@ TRIPLET = (  # of `contrastive.uniformity`
     ),
     HealthSignal(
         kind="verdict", metric="uniformity", limit=-0.1,
-        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse), and the loss stands at the "
-        "margin",
+        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse)",
         remedy="Lower --lr, or use a larger batch",
     ),
 )  # fmt: skip
@@ -65,6 +64,6 @@ EQUIVARIANCE = (  # of `motion.equivariance`
     HealthSignal(
         kind="verdict", metric="equivariance_error", limit=0.98, level="warn",
         text="features are predicted no better than if nothing had moved ({value:.2f} of that error)",
-        remedy="Train longer, choose frames further apart (--method.least, --method.most), or check the poses",
+        remedy="Train longer, take frames further apart (--method.least, --method.most), or check the poses",
     ),
 )  # fmt: skip
