@@ -81,6 +81,14 @@ def percentiles(
     return ends
 
 
+def several(groups: OfGroups | None) -> OfGroups | None:
+    """The groups to draw; None if there is only one, so that its images are drawn.
+
+    Such an interval says nothing of another group, and whoever shows it must say so.
+    """
+    return None if groups is None or len(np.unique(groups)) < 2 else groups
+
+
 def _by_group(
     values: Int[np.ndarray, "m"] | Float[np.ndarray, "m"], groups: OfGroups
 ) -> tuple[np.ndarray, Int[np.ndarray, "g"]]:

@@ -86,7 +86,7 @@ def measure(
         correct = knn.predict(vectors[train], labels[train], vectors[test], k, device=device) == labels[test]
         # a split by image that is not used gets the interval that it would be read with
         draws_groups = test is not other[1] or not len(np.intersect1d(groups[train], groups[test]))
-        within = groups[test] if draws_groups and len(np.unique(groups[test])) > 1 else None
+        within = confidence.several(groups[test]) if draws_groups else None
         figures.append(Figure(float(correct.mean()), confidence.bootstrap(correct, seed, groups=within)))
     return Leakage(
         group=name,
