@@ -42,6 +42,7 @@ def evaluate(
     json: File_ = None,
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
+    group: Column_ = None,
     prompts: File_ = None,
     descriptions: File_ = None,
     merges: File_ = None,
@@ -73,6 +74,8 @@ def evaluate(
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
+        group: Column of images that belong together, such as a site: they are on one side of a split, and
+            intervals draw whole groups. By default sequence, where the table has it; folder; none.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
@@ -116,7 +119,7 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
-            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, group=group, prompts=prompts,
             descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
             allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
