@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from omma.core import dist
-from omma.core.protocols import BadImage, Needs
+from omma.core.protocols import BadImage, Frames, Needs
 from omma.core.words import count
 from omma.data.sources import captions, collection, label_sets, selection
 from omma.data.sources.check import checked
+from omma.data.sources.clips import in_tiles
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
-from omma.pretraining import few_labels, monitor, requirements
+from omma.pretraining import few_labels, monitor, related, requirements
 from omma.pretraining.choose import Facts
 from omma.pretraining.events import Event, Note, Stage
 from omma.pretraining.request import Request, Supervision, ignore
@@ -73,7 +74,7 @@ def open_source(request: Request) -> IndexedImages:
             )
         if not columns:
             return images
-    images = selection.labelled_by(images, columns)
+    images = selection.labelled_by(in_tiles(images), columns)
     check(images)
     return images
 
@@ -84,8 +85,10 @@ def prepare(
     seed: int,
     listen: Callable[[Event], None] = ignore,
     supervision: Supervision | None = None,
+    frames: Frames | None = None,
 ) -> Data:
-    """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
+    """Leave out what cannot be decoded or lacks a label, caption or other frame, and hold out a sample."""
+    related.refuse(opened, frames, needs.fields)
 
     def progress(done: int, total: int) -> None:
         listen(Stage("checking images", done, total))
@@ -102,6 +105,9 @@ def prepare(
         if applies:
             rows, messages = select(source, rows)
             notes += messages
+    if frames is not None:
+        rows, messages = related.usable(source, rows, frames)
+        notes += messages
     if needs.holds_out:
         part = few_labels.divide(source, rows, supervision or Supervision(), seed)
         return Data(
@@ -113,6 +119,8 @@ def prepare(
             held_out_notes=(part.held_out_note,),
         )
     training, sample = monitor.hold_out(rows, seed)
+    if frames is not None and len(training) < len(rows):
+        training, _ = related.usable(source, training, frames)
     if len(training) == len(rows):
         notes.append("too few images to hold some out: health is read on training images")
     return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))

@@ -68,7 +68,8 @@ def decide(request: Request) -> Setup:
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
     needs = requirements.of_request(request)
-    images = data.prepare(opened, needs, request.seed, request.listen, request.supervision)
+    frames = requirements.frames_of(request)
+    images = data.prepare(opened, needs, request.seed, request.listen, request.supervision, frames)
     training = images.source.subset(images.training)
     facts, known, start = data.facts(training, device.type, images.source), Known(), None
     if (folder := _folder(request, images)) is not None:
