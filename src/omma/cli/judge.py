@@ -139,7 +139,7 @@ def evaluate(
 
         say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, seed, label_depth)
+        report_beside(model, labelled, seed, label_depth)
     return 0
 
 
@@ -165,7 +165,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
     for file in result.files:
         say(f"written to {file}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, options["seed"], options["label_depth"])
+        report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 
@@ -198,7 +198,7 @@ def _write_report(
     say(str(page), "report")
 
 
-def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
+def report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
     """Write the report with the evaluation's figures, which stand whatever becomes of it."""
     from omma.reporting.run_report import not_written
 
