@@ -19,7 +19,7 @@ from omma.data.sources.readers import Archive, Files, Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # version of the cache file and of how labels are read; files of another version are ignored
+FORMAT = 6  # version of the cache file and of how labels are read; files of another version are ignored
 SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
