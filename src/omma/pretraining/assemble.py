@@ -23,7 +23,7 @@ from omma.core.protocols import (
     Tokenizer,
     Tracks,
 )
-from omma.data.batches import augment, gpu_jpeg, loader
+from omma.data.batches import augment, gpu_jpeg, loader, sound_views
 from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
 from omma.data.batches.frames import plan
@@ -56,7 +56,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
     method, compile_option, placed_notes = _place(setup, network.method)
     groups, start_notes = _groups(setup, method)
     watcher = _watcher(setup, method, network.preprocess)
-    crops = plan(file.views(config, choice.image_size), frames)
+    crops = sound_views.plan(setup.images, plan(file.views(config, choice.image_size), frames))
     pixels = _pixels(setup, crops)
     images, data = setup.images, setup.data
     if pixels.cache is not None:
@@ -131,7 +131,7 @@ def _network(setup: Setup, tracks: Tracks | None) -> Network:
         preprocess, note = init_weights.prepared(preprocess, own)
         notes.append(note)
     notes += preprocessing.describe_range(preprocess)
-    notes += scaling_notes(images, preprocess)
+    notes += [*scaling_notes(images, preprocess), *sound_views.notes(images)]
     torch.manual_seed(request.seed)
     encoder = _encoder(setup)
     if start is not None and start.model is not None:  # before the method copies its encoder
@@ -248,7 +248,8 @@ def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
     sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
     if setup.needs.holds_out:
         assert isinstance(method, Classifies), "as Needs.holds_out says"
-        patience, knows = setup.request.supervision.patience, setup.needs.fits_head or method.begun
+        own, knows = setup.needs.patience, setup.needs.fits_head or method.begun
+        patience = setup.request.supervision.patience if own is None else own
         return HoldOut(sample, preprocess, held_out, patience, setup.device, knows)
     monitor = Monitor(
         sample,

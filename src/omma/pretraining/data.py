@@ -13,6 +13,7 @@ from omma.core.protocols import BadImage, Frames, Needs
 from omma.core.words import count
 from omma.data.sources import captions, collection, label_sets, selection
 from omma.data.sources.check import checked
+from omma.data.sources.clips import in_tiles
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.pretraining import few_labels, monitor, related, requirements
@@ -73,7 +74,7 @@ def open_source(request: Request) -> IndexedImages:
             )
         if not columns:
             return images
-    images = selection.labelled_by(images, columns)
+    images = selection.labelled_by(in_tiles(images), columns)
     check(images)
     return images
 

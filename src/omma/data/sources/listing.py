@@ -17,14 +17,21 @@ from omma.core.sources import not_found
 from omma.core.words import count
 from omma.data.sources import label_sets, val_annotations
 from omma.data.sources.formats import HEAD, sniff
-from omma.data.sources.labels import (
-    Annotations,
-)
+from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import from_folders
 from omma.data.sources.manifest import read_manifest
 from omma.data.sources.matching import beside, from_beside, is_table
 from omma.data.sources.members import Member, tar_members, zip_members
-from omma.data.sources.names import NO_IMAGE, NO_TEXT, is_hidden, is_text, no_access, printable, why_not
+from omma.data.sources.names import (
+    NO_IMAGE,
+    NO_TEXT,
+    is_hidden,
+    is_sound,
+    is_text,
+    no_access,
+    printable,
+    why_not,
+)
 from omma.data.sources.readers import Archive, Arrays, Files, Store, read_arrays
 from omma.data.sources.values import Ranges
 
@@ -299,10 +306,10 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
             return function, cached
     try:
         with open(source, "rb") as file:
-            if sniff(file.read(HEAD)):
+            if is_sound(name) or sniff(file.read(HEAD)):
                 return list_file, False
     except OSError as error:
         raise ValueError(f"{typed}: {error.strerror}; give a file that you may read") from None
     raise ValueError(
-        f"{typed}: neither an image nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+        f"{typed}: neither an image nor a sound, nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
     )

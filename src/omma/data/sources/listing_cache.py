@@ -16,6 +16,7 @@ from omma.data.sources.labels import Annotations
 from omma.data.sources.listing import Listing
 from omma.data.sources.matching import TABLES
 from omma.data.sources.readers import Archive, Files, Store
+from omma.data.sources.sound import Sounds
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
         "classes": listing.annotations.classes,
         "skipped": listing.skipped,
         "notes": listing.annotations.notes,
+        "sounds": isinstance(listing.store, Sounds),
     }
     table = pa.table(columns).replace_schema_metadata({"omma": json.dumps(meta)})
     sink = pa.BufferOutputStream()
@@ -99,8 +101,9 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
         notes=tuple(meta["notes"]),
         columns=pa.table(others) if others else None,
     )
+    files = Files(source) if meta["times"] else Archive(source)
     return Listing(
-        store=store or (Files(source) if meta["times"] else Archive(source)),
+        store=store or (Sounds(files) if meta["sounds"] else files),
         paths=columns["path"],
         where=np.stack(where, axis=1) if where else None,
         annotations=annotations,
