@@ -311,5 +311,6 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
     except OSError as error:
         raise ValueError(f"{typed}: {error.strerror}; give a file that you may read") from None
     raise ValueError(
-        f"{typed}: neither an image nor a sound, nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+        f"{typed}: neither an image nor a sound, .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; "
+        "convert it"
     )

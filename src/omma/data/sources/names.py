@@ -1,4 +1,4 @@
-"""What the name and the first bytes of a file say: whether it is an image or a sound; how to show the name."""
+"""What name and first bytes of a file say: whether it is an image or a sound; how to show the name."""
 
 import errno
 from collections.abc import Callable
