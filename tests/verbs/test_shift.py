@@ -50,7 +50,8 @@ def test_folders_are_domains(model, sites, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(
             ["shift", str(model), str(sites), "--label-depth", "-1", "--protocol", "knn",
-             "--align", "standardise", "--json", str(figures), "--report", str(page), "--device", "cpu", "--precision", "fp32"]
+             "--align", "standardise", "--json", str(figures), "--report", str(page),
+             "--device", "cpu", "--precision", "fp32"]
         )  # fmt: skip
     assert not end.value.code
     text = capsys.readouterr().out
