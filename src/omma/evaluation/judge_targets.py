@@ -22,13 +22,20 @@ SHARE = 0.2  # of the images that are tested
 PROBES = {"ridge": regression.ridge_answer, "knn": regression.knn_answer}
 
 
-def check(protocols: Sequence[str], target: str, period: float | None) -> Target:
-    """The target; ValueError for a period that is none, and for protocols that need labels."""
+def checked(
+    protocols: Sequence[str],
+    target: str,
+    period: float | None,
+    metrics: Sequence[str] = (),
+    taxonomy: object = None,
+) -> tuple[tuple[str, ...], Target]:
+    """The protocols (by default both) and the target; ValueError for what needs labels, or a period below 0."""
     if wrong := [name for name in protocols if name not in regression.PROTOCOLS]:
-        raise ValueError(
-            f"protocol {wrong[0]!r} is for labels: with a target choose among {', '.join(regression.PROTOCOLS)}"
-        )
-    return Target(target, period)
+        known = ", ".join(regression.PROTOCOLS)
+        raise ValueError(f"protocol {wrong[0]!r} is for labels: with --target choose among {known}")
+    if metrics or taxonomy is not None:
+        raise ValueError("metrics and taxonomies are for labels: leave them out with --target")
+    return tuple(protocols) or regression.PROTOCOLS, Target(target, period)
 
 
 def by_targets(job: Job, target: Target, protocols: Sequence[str]) -> Judgement:
@@ -46,6 +53,7 @@ def by_targets(job: Job, target: Target, protocols: Sequence[str]) -> Judgement:
     y = numbers[chosen]
     by_group = None if job.groups is None else job.groups.of_rows(chosen)
     codes = (None, None) if by_group is None else (by_group.codes[~is_test], by_group.codes[is_test])
+    within = grouped.parts(by_group, is_test, np.zeros(len(y), np.int64), (), job.seed)
     mean = target.constant(y[~is_test])
     scores: list[Score] = []
     measured: dict[tuple[Subject, str], Measured] = {}
@@ -63,10 +71,10 @@ def by_targets(job: Job, target: Target, protocols: Sequence[str]) -> Judgement:
             common = {
                 "subject": subject, "protocol": protocol, "split": description, "seed": job.seed,
                 "n_train": len(data.train_y), "n_test": len(data.test_y), **conditions,
-                **_grouped(by_group, is_test),
+                **within.fields,
             }  # fmt: skip
             scores += _scores(common, answer, found, constant, target)
-    notes = list(_notes(job, numbers, len(rows), by_group, is_test))
+    notes = [*_notes(numbers, len(rows)), *within.notes]
     comparisons = list(_comparisons(measured, target))
     return Judgement(scores, comparisons, notes, features["trained"].bad, chosen[is_test])
 
@@ -147,19 +155,8 @@ def _comparisons(measured: Mapping[tuple[Subject, str], Measured], target: Targe
             yield Comparison(protocol, subject, None, difference, (float(low), float(high)), target.metric)
 
 
-def _grouped(groups: Groups | None, is_test: np.ndarray) -> dict[str, Any]:
-    """The fields of `Score` that say what intervals draw."""
-    if groups is None or confidence.several(groups.codes[is_test]) is None:
-        return {}
-    return {"group": groups.name, "test_groups": len(np.unique(groups.codes[is_test]))}
-
-
-def _notes(
-    job: Job, numbers: np.ndarray, used: int, groups: Groups | None, is_test: np.ndarray
-) -> Iterator[str]:
+def _notes(numbers: Float[np.ndarray, "n"], used: int) -> Iterator[str]:
     if missing := int((~np.isfinite(numbers)).sum()):
         yield f"left out, without a finite number: {count(missing, 'image')}"
     if unused := len(numbers) - missing - used:
         yield f"left out, in neither part: {count(unused, 'image')}"
-    if groups is not None:
-        yield from grouped.few(groups, is_test)

@@ -26,6 +26,7 @@ from omma.ops.nearest import top
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 PROTOCOLS = ("ridge", "knn")
+FITS = ("r2", "circular_r2")
 NAMES = {"r2": "R2", "circular_r2": "circular R2", "mae": "MAE"}
 FOLDS = 5  # of groups
 CHUNK = 2**26  # similarities at once
