@@ -27,8 +27,8 @@ def semi_hard(
 ) -> Triplets:
     """FaceNet's triplets within a batch [Schroff 2015, arXiv 1503.03832, eq. 1 and 4].
 
-    d is the squared distance of unit vectors, in [0, 4]; inputs are normalised here. Of each pair of one class,
-    the negative is the nearest of those that are farther than the positive: within the margin it is
+    d is the squared distance of unit vectors, in [0, 4]; inputs are normalised here. Of each pair of one
+    class, the negative is the nearest of those that are farther than the positive: within the margin it is
     semi-hard, beyond it the loss is 0. Where none is farther, it is the farthest of all: the nearest would
     pull everything into one point. everyone: the vectors of all processes, of which this process's begin at
     row `offset`. Rows without a label (-1) take no part. Equal vectors give the margin.

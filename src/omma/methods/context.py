@@ -1,9 +1,9 @@
 """Context: where does one patch of an image lie, seen from another? [Doersch 2015, arXiv 1505.05192].
 
-Nine patches are cut from each image in a grid with gaps, each moved by a jitter of its own. A classifier of two
-patches' features says at which of the eight places around the first the second lies; to know, the encoder must
-know what the patches show. What would tell the place without that is taken away: edges that continue (gap and
-jitter), and colours that a lens shifts towards the border (`colour`).
+Nine patches are cut from each image in a grid with gaps, each moved by a jitter of its own. A classifier of
+two patches' features says at which of the eight places around the first the second lies; to know, the encoder
+must know what the patches show. What would tell the place without that is taken away: edges that continue
+(gap and jitter), and colours that a lens shifts towards the border (`colour`).
 
     L = - log p(place | f(x_1), f(x_2)),  places:  0 1 2
                                                    3   4
@@ -22,7 +22,6 @@ teach: of the methods here that compare views, all learn more.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -38,19 +37,16 @@ from omma.core.protocols import (
     Clock,
     Context,
     Crop,
-    Key,
     Needs,
     ParamGroup,
     Recipe,
     StepOutput,
 )
-from omma.core.random import Stream, fill, uniform
+from omma.methods.shared import patch_grid
+from omma.methods.shared.patch_grid import COLOURS, PLACES
 from omma.train import param_groups
 
-PLACES = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))  # rows down, columns right
-COLOURS = ("drop", "project", "keep")
 PAIRS = ("all", "centre")
-GREEN_MAGENTA = (-1.0, 2.0, -1.0)  # the axis along which lenses shift colours [section 3.1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +68,6 @@ class Config:
         one_of("method.pairs", self.pairs, PAIRS)
         range_within_one(self, "scale")
 
-    @property
-    def side(self) -> int:
-        """Pixels of the grid, along a side."""
-        return 3 * self.patch + 2 * self.gap + 2 * self.jitter
-
 
 def needs(config: Config) -> Needs:
     """Several images a batch."""
@@ -85,7 +76,8 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop that holds the grid: not flipped (it need not be), and with its colours."""
-    return (Crop(count=1, size=config.side, scale=config.scale, flip_p=0.0),)
+    side = patch_grid.side(config.patch, config.gap, config.jitter)
+    return (Crop(count=1, size=side, scale=config.scale, flip_p=0.0),)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -109,50 +101,6 @@ def small(image_size: int, model: str) -> Recipe:
     )  # fmt: skip
 
 
-def neighbours(pairs: str) -> Int[np.ndarray, "3 p"]:
-    """First patch, second patch and its place; patches are numbered row by row, the centre is 4."""
-    found = []
-    for first in range(9) if pairs == "all" else (4,):
-        for place, (down, right) in enumerate(PLACES):
-            row, column = first // 3 + down, first % 3 + right
-            if 0 <= row < 3 and 0 <= column < 3:
-                found.append((first, 3 * row + column, place))
-    return np.array(found).T
-
-
-def cut(images: Float[Tensor, "b c s s"], key: Key, config: Config) -> Float[Tensor, "b 9 c p p"]:
-    """The patches of the grid, each moved by its own jitter in [-j, j] down and right."""
-    b, p = len(images), config.patch
-    drawn = uniform(key, Stream.METHOD, 18).reshape(b, 2, 9)
-    moves = np.floor(drawn * (2 * config.jitter + 1)).astype(np.int64)
-    grid = np.stack([np.arange(9) // 3, np.arange(9) % 3]) * (p + config.gap)
-    corners = torch.from_numpy(grid + moves).to(images.device)  # [b, 2, 9]
-    rows, columns = (corners[:, axis, :, None] + torch.arange(p, device=images.device) for axis in (0, 1))
-    each = torch.arange(b, device=images.device)[:, None, None, None]
-    return images.permute(0, 2, 3, 1)[each, rows[..., None], columns[:, :, None]].permute(0, 1, 4, 2, 3)
-
-
-def without_colour(patches: Float[Tensor, "b 9 c p p"], key: Key, colour: str) -> Float[Tensor, "b 9 c p p"]:
-    """drop: one channel less its mean, and noise of a hundredth of its deviation in the others; the patch is
-    then scaled to a root mean square of 1. project: the green-magenta axis is taken out. [section 3.1]
-    """
-    if colour == "keep":
-        return patches
-    b, _, c, p, _ = patches.shape
-    if colour == "project":
-        axis = F.normalize(patches.new_tensor(GREEN_MAGENTA), dim=0)
-        return patches - axis[:, None, None] * (patches * axis[:, None, None]).sum(2, keepdim=True)
-    chosen = torch.from_numpy(np.floor(uniform(key, Stream.METHOD + 1, 9) * c).astype(np.int64))
-    kept = F.one_hot(chosen.to(patches.device), c)[..., None, None].to(patches.dtype)
-    own = (patches * kept).sum(2, keepdim=True)
-    own = own - own.mean((3, 4), keepdim=True)
-    deviation = own.square().mean((3, 4), keepdim=True).sqrt()
-    noise = fill(key, Stream.METHOD + 2, (9, c, p, p), patches.device, torch.Tensor.normal_).to(patches.dtype)
-    noise = noise * deviation / 100
-    patches = own * kept + noise * (1 - kept)
-    return patches / (patches.square().mean((2, 3, 4), keepdim=True).sqrt() + 1e-3)
-
-
 class Method(protocols.Method):
     """Encoder and classifier of pairs."""
 
@@ -165,12 +113,14 @@ class Method(protocols.Method):
         self.config = config
         self.encoder = encoder
         self.head = projector([2 * encoder.dim, config.hidden, len(PLACES)])
-        self.register_buffer("pairs", torch.from_numpy(neighbours(config.pairs)), persistent=False)
+        pairs = torch.from_numpy(patch_grid.neighbours(config.pairs == "centre"))
+        self.register_buffer("pairs", pairs, persistent=False)
 
     def logits(self, batch: Batch, pairs: Int[Tensor, "3 p"]) -> Float[Tensor, "bp 8"]:
         """Of these pairs of each image, image by image."""
-        (images,) = batch.views
-        patches = without_colour(cut(images[:, 0], batch.key, self.config), batch.key, self.config.colour)
+        (images,), c = batch.views, self.config
+        patches = patch_grid.cut(images[:, 0], batch.key, c.patch, c.gap, c.jitter)
+        patches = patch_grid.without_colour(patches, batch.key, c.colour)
         features = self.encoder(patches.flatten(0, 1)).pooled.unflatten(0, (len(images), 9))
         both = torch.cat([features[:, pairs[0]], features[:, pairs[1]]], dim=-1)
         return self.head(both.flatten(0, 1)).float()

@@ -84,8 +84,8 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine; smaller views are faster."""
     plain = backbones.family(model).plain
     return Recipe(
-        config=Config(crop_size=crops.smaller(image_size)), batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5,
-        warmup=0.05, weight_decay=0.05, clip=3.0, encoder={"pool": "mean"},
+        config=Config(crop_size=crops.smaller(image_size)), batch=128, lr=1e-3 if plain else 2e-3,
+        lr_end=2e-5, warmup=0.05, weight_decay=0.05, clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
 

@@ -46,8 +46,7 @@ TRIPLET = (  # of `contrastive.uniformity`
     ),
     HealthSignal(
         kind="verdict", metric="uniformity", limit=-0.1,
-        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse), and the loss stands at the "
-        "margin",
+        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse)",
         remedy="Lower --lr, or use a larger batch",
     ),
 )  # fmt: skip
