@@ -80,7 +80,20 @@ def tracks_of(file, config):
             values = index[:, None] // 10
         elif size == 12:  # camera-to-world matrices of turns about the vertical axis
             a = np.radians(20 * (index % 5) + 3 * (index // 5))
-            rows = (np.cos(a), 0 * a, np.sin(a), a, 0 * a, 0 * a + 1, 0 * a, 0 * a, -np.sin(a), 0 * a, np.cos(a), a)
+            rows = (
+                np.cos(a),
+                0 * a,
+                np.sin(a),
+                a,
+                0 * a,
+                0 * a + 1,
+                0 * a,
+                0 * a,
+                -np.sin(a),
+                0 * a,
+                np.cos(a),
+                a,
+            )
             values = np.stack(rows, axis=1).astype(np.float32)
         elif field.name == "grasp":
             values = np.stack([index * 37.0, index % 2], axis=1).astype(np.float32)

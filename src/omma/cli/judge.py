@@ -42,6 +42,7 @@ def evaluate(
     json: File_ = None,
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
+    group: Column_ = None,
     prompts: File_ = None,
     descriptions: File_ = None,
     merges: File_ = None,
@@ -73,6 +74,8 @@ def evaluate(
             path for all folders together; docs/input.md says what holds without it.
         train_on: Part to train probes on: COLUMN=VALUE of the table, or path=photo/*; without it, the rest.
         test_on: Part to test on, likewise: domain=sketch.
+        group: Column of images that belong together, such as a site: they are on one side of a split, and
+            intervals draw whole groups. By default sequence, where the table has it; folder; none.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
@@ -116,7 +119,7 @@ def evaluate(
         keep_memory()
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
-            label_depth=label_depth, train_on=train_on, test_on=test_on, prompts=prompts,
+            label_depth=label_depth, train_on=train_on, test_on=test_on, group=group, prompts=prompts,
             descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
             allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
@@ -136,7 +139,7 @@ def evaluate(
 
         say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, seed, label_depth)
+        report_beside(model, labelled, seed, label_depth)
     return 0
 
 
@@ -162,7 +165,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
     for file in result.files:
         say(f"written to {file}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, options["seed"], options["label_depth"])
+        report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 
@@ -195,7 +198,7 @@ def _write_report(
     say(str(page), "report")
 
 
-def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
+def report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
     """Write the report with the evaluation's figures, which stand whatever becomes of it."""
     from omma.reporting.run_report import not_written
 

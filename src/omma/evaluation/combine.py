@@ -33,4 +33,5 @@ def combined(job: Job, name: str, judgements: Sequence[Judgement]) -> Evaluation
         ),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
         details=tuple(each for judged in judgements for each in judged.details),
+        leakage=next((judged.leakage for judged in judgements if judged.leakage is not None), None),
     )

@@ -81,6 +81,14 @@ def percentiles(
     return ends
 
 
+def several(groups: OfGroups | None) -> OfGroups | None:
+    """The groups to draw; None if there is only one, so that its images are drawn.
+
+    Such an interval says nothing of another group, and whoever shows it must say so.
+    """
+    return None if groups is None or len(np.unique(groups)) < 2 else groups
+
+
 def _by_group(
     values: Int[np.ndarray, "m"] | Float[np.ndarray, "m"], groups: OfGroups
 ) -> tuple[np.ndarray, Int[np.ndarray, "g"]]:
@@ -227,8 +235,14 @@ def ratio(
     seed: int = 0,
     level: float = LEVEL,
     rounds: int = ROUNDS,
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval of sum(numerator) / sum(denominator), over rows drawn with replacement."""
+    """Percentile interval of sum(numerator) / sum(denominator), over rows, or groups, drawn with replacement.
+
+    Of one row, or group, it has no width.
+    """
+    if groups is not None:
+        numerator, denominator = (_by_group(each, groups)[0] for each in (numerator, denominator))
     # equal rows are drawn as one multinomial count, so a round draws few numbers however many rows there are
     kinds, counts = np.unique(np.stack([numerator, denominator], 1), axis=0, return_counts=True)
     draws = np.random.default_rng((seed, 0xB007)).multinomial(

@@ -19,6 +19,8 @@ class Split(NamedTuple):
     train_labels: Int[np.ndarray, "n"]
     test: Float[np.ndarray, "m d"]
     test_labels: Int[np.ndarray, "m"]
+    train_groups: Int[np.ndarray, "n"] | None = None  # none of them is held out in part
+    test_groups: Int[np.ndarray, "m"] | None = None  # what intervals draw
 
     @property
     def classes(self) -> int:
@@ -28,7 +30,7 @@ class Split(NamedTuple):
 
 def checked(data: Split) -> Split:
     """The data in float32 and int64; ValueError if no evaluator can use them."""
-    train, train_labels, test, test_labels = data
+    train, train_labels, test, test_labels, *groups = data
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.ndim != 2 or len(features) != len(labels):
             raise ValueError(f"{name}: features {features.shape} do not match {len(labels)} labels")
@@ -52,6 +54,7 @@ def checked(data: Split) -> Split:
         train_labels.astype(np.int64),
         np.ascontiguousarray(test, np.float32),
         test_labels.astype(np.int64),
+        *groups,
     )
 
 

@@ -8,6 +8,7 @@ from omma.core import notebook
 from omma.core.words import count
 from omma.evaluation import NAMES, hierarchy, knn, metrics
 from omma.evaluation.detail import Detail
+from omma.evaluation.leakage import Leakage
 from omma.evaluation.score import Score, is_share
 
 SCHEMA = 1
@@ -47,10 +48,12 @@ class Evaluation:
     notes: tuple[str, ...]  # messages that a reader of the numbers should see
     skipped: tuple[tuple[str, str], ...] = field(repr=False)  # (path, reason) of images left out
     details: tuple[Detail, ...] = ()  # class by class, of the trained network
+    leakage: Leakage | None = None  # of a split by image, where images belong together
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file that `--json` writes."""
-        return {
+        leakage = {} if self.leakage is None else {"leakage": self.leakage.to_json()}
+        return leakage | {
             "schema": SCHEMA,
             "model": self.model,
             "digest": self.digest,

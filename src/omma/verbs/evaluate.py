@@ -10,7 +10,7 @@ from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
-from omma.data.sources import collection, label_sets, trained_on
+from omma.data.sources import collection, groups, label_sets, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.data.sources.taxonomy import read as read_taxonomy
@@ -38,6 +38,7 @@ def evaluate(
     label_depth: LabelDepth | None = None,
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
+    group: str | None = None,
     prompts: str | Path | None = None,
     descriptions: str | Path | None = None,
     merges: str | Path | None = None,
@@ -61,6 +62,8 @@ def evaluate(
     classes, for the severity of mistakes.
     label_depth: which folder names the class, as `open_images` takes it.
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
+    group: the column of images that belong together, of which splits and intervals take whole ones
+    (`groups.of`): by default `sequence` where it exists; "none": none do.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
     sentences about each class. merges: the tokenizer's, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); architecture: as
@@ -73,7 +76,7 @@ def evaluate(
     where a protocol needs a text tower and the model has none.
     """
     check_protocols(protocols)
-    groups = metric_groups(metrics)
+    chosen = metric_groups(metrics)
     tree = None if taxonomy is None else read_taxonomy(taxonomy)
     if json is not None:
         outputs.check_file(json, "--json")
@@ -97,8 +100,9 @@ def evaluate(
         floors=floors,
         progress=progress,
         text_reader=read,
-        metrics=groups,
+        metrics=chosen,
         taxonomy=tree,
+        groups=groups.of(images, group),
         trained_on=None if isinstance(model, Model) else trained_on.read(Path(model)),
     )
     judgements: list[Judgement] = []

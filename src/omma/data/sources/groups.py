@@ -39,6 +39,10 @@ class Groups(NamedTuple):
         """Codes of the groups that have images in both parts; one, other: rows."""
         return np.intersect1d(self.codes[one], self.codes[other])
 
+    def leaking(self, train: Int[np.ndarray, "a"], test: Int[np.ndarray, "b"]) -> float:
+        """The share of the test rows that have others of their group in the train part; 0 without rows."""
+        return float(np.isin(self.codes[test], self.codes[train]).mean()) if len(test) else 0.0
+
 
 def of(images: Images, column: str | None = None) -> Groups | None:
     """The groups by a column of the collection's table; None where there are none.
