@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-SPEC = importlib.util.find_spec("torch")
-if sys.dont_write_bytecode and SPEC is not None and not Path(SPEC.cached or "").exists():
+if sys.dont_write_bytecode and not Path(getattr(importlib.util.find_spec("torch"), "cached", "")).exists():
     # else each of the processes that tests start compiles torch's modules again, which takes 10 seconds
     sys.dont_write_bytecode = False
     sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
