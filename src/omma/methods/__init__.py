@@ -2,8 +2,9 @@
 
 A file offers `Config` (frozen; its defaults are the paper's), `views(config, image_size)`, the recipes
 `paper(image_size, model)` and `small(image_size, model)`, and `Method`; if it needs more than images also
-`needs(config)`, if options change the recipe `adapted(recipe, options)`, if it reads texts
-`tokenizer(config, trained, captions)`, and if a sample is several frames of a sequence `frames(config)`. `MethodFile` types them; CONTRIBUTING.md walks through one.
+`needs(config)`, if a sample is several frames of a sequence `frames(config)`, if options change the recipe
+`adapted(recipe, options)`, and if it reads texts `tokenizer(config, trained, captions)`. `MethodFile` types
+them; CONTRIBUTING.md walks through one.
 """
 
 from __future__ import annotations
