@@ -27,7 +27,7 @@ def tried(
     has: Bool[Tensor, "b"],
     count: Float[Tensor, ""],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy of success at the angle that was tried, one of k in 180 degrees; and its accuracy.
+    """Cross-entropy of success at the angle that was tried, one of k in 180 degrees; and its errors' share.
 
     A gripper turned by 180 degrees is the same, so angles are taken modulo 180; other outputs get no gradient
     [Pinto 2016, section 3.1]. A logit is that of success; the paper's two outputs differ by it.
@@ -37,8 +37,8 @@ def tried(
     logit = logits.float().gather(1, place[:, None])[:, 0]
     done = torch.where(has, success.float(), 0.0)
     rows = F.binary_cross_entropy_with_logits(logit, done, reduction="none")
-    right = ((logit.detach() > 0) == (done > 0.5)).float()
-    return _mean(rows, has, count), _mean(right, has, count)
+    wrong = ((logit.detach() > 0) != (done > 0.5)).float()
+    return _mean(rows, has, count), _mean(wrong, has, count)
 
 
 def bins(angle: Float[Tensor, "b"], k: int) -> Int[Tensor, "b"]:

@@ -5,8 +5,8 @@ that no augmentation makes. Two frames of a sequence, each with its own crop and
 SimCLR's two views of an image. Other frames of the same sequence are left out of the negatives: they show
 the same thing, too.
 
-    l(i, j) = -log exp(cos(z_i, z_j) / t) / (exp(cos(z_i, z_j) / t) + sum_(k: s_k != s_i) exp(cos(z_i, z_k) / t)),
-    i, j: two frames of sequence s_i
+    l(i, j) = -log e_ij / (e_ij + sum_(k: s_k != s_i) e_ik),  e_ij = exp(cos(z_i, z_j) / t),
+    for two frames i, j of sequence s_i
 
 Costs: as simclr, and one more image read for each.
 Choose it for images in sequences (columns `sequence` and `frame`), when what a sequence shows is what counts.
@@ -60,7 +60,7 @@ def needs(config: Config) -> Needs:
 
 def frames(config: Config) -> Frames:
     """Two frames, in any order, each cut and coloured by itself; an image without another is both."""
-    return Frames(count=2, least=config.least, most=config.most, order="any", together=False)
+    return Frames(count=2, least=config.least, most=config.most, order="any", together=False, alone=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

@@ -1,10 +1,9 @@
 """Egomotion: features that a camera's motion moves predictably [Jayaraman 2015, arXiv 1505.02206].
 
-Two frames of a sequence come with the poses they were taken at. Motions from one to the other are clustered
-into patterns (left turn, right turn, forward); each has a matrix that must take the features of the first
-frame to those of the second, and must not where the motion is another's (a margin, without which all features
-shrink to 0). Switches: `drlim` and `temporal` ask for slow features instead, close for frames of a sequence
-and apart for others; `equiv+drlim` asks for both.
+Motions between the poses of two frames are clustered into patterns (left turn, right turn, forward). Each has
+a matrix that must take the features of the first frame to those of the second, and must not where the motion
+is another's (a margin, without which all features shrink to 0). Switches: `drlim` and `temporal` ask for slow
+features instead, close for frames of a sequence and apart for others; `equiv+drlim` asks for both.
 
     L = mean_ij sum_g d_g(M_g z_i, z_j),  d_g(a, b) = |a - b| if p_ij = g else max(delta - |a - b|, 0)
 
@@ -15,8 +14,8 @@ Choose it for pictures with known poses: robots, turntables, drives, satellites.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -54,7 +53,7 @@ class Config:
     patterns: int = 6  # clusters of motions, at most
     least: float = 1.0  # distance of the two frames, in units of the column `frame` ...
     most: float | None = 10.0  # ... none: any
-    order: str = "any"  # either frame may be the first; or ascending
+    order: Literal["any", "ascending"] = "any"  # either frame may be the first; or ascending
     out: int = 64
     margin: float = 1.0
     slowness: float = 1.0  # weight of drlim in equiv+drlim
@@ -80,8 +79,8 @@ def _field(config: Config) -> Field:
 
 
 def frames(config: Config) -> Frames:
-    """Two frames of one crop and one colour, so that nothing but the camera moves."""
-    return Frames(count=2, least=config.least, most=config.most, order=config.order, together=True)  # type: ignore[arg-type]
+    """Two frames, cut alike, so that nothing but the camera moves."""
+    return Frames(count=2, least=config.least, most=config.most, order=config.order, together=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -120,8 +119,6 @@ class Method(protocols.Method):
         self.maps = None
         if "equiv" in config.mode:
             pairs = tracks.pairs("egomotion", context, frames(config), seed=0)
-            if config.order == "any":
-                pairs = np.concatenate([pairs, pairs[:, ::-1]])
             poses = torch.from_numpy(tracks.field("egomotion", context, self.field)[pairs])  # [p, 2, d]
             moves = motions.between(poses[:, 0], poses[:, 1], config.period)
             self.maps = motions.Maps(moves, poses.shape[-1], config.period, config.patterns, config.out)
@@ -140,7 +137,8 @@ class Method(protocols.Method):
         if self.config.mode != "equiv":
             own = torch.from_numpy(self.sequences[batch.key.index]).to(z.device)
             everyone = collectives.gather(second), collectives.gather(own)
-            power, weight = (1, 1.0) if self.config.mode == "temporal" else (2, self.config.slowness)
+            power = 1 if self.config.mode == "temporal" else 2
+            weight = 1.0 if self.maps is None else self.config.slowness
             loss = loss + weight * motion.slowness(first, second, own, everyone, self.config.margin, power)
         return StepOutput(loss, metrics)
 

@@ -1,9 +1,9 @@
-"""Interaction: features that tell what touching a thing does, the Curious Robot [Pinto 2016, arXiv 1604.01360].
+"""Interaction: features that tell what touching a thing does [Pinto 2016, arXiv 1604.01360].
 
 Of a push, the pictures before and after tell where it began and ended; of a grasp, one picture tells at which
 of 18 angles it succeeds; of a poke, how force grows with depth; and two pictures of an object should be
 alike. One encoder reads all pictures, each task has a head, and a row of the table teaches those tasks whose
-columns it has.
+columns it has (the Curious Robot).
 
     L = sum_t 1/n_t sum_(i has t) L_t(head_t(f(x_i)), y_it),  push, poke: mean ((y^ - y) / deviation)^2;
     grasp: cross-entropy of success at the angle tried; identity: 1 - cos(z, z') + max(0, cos(z, z_other) - m)
@@ -16,11 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from omma import backbones
-from omma.core import collectives, protocols
+from omma.core import protocols
 from omma.core.checks import above_zero, at_least_zero
 from omma.core.protocols import (
     Backbone,
@@ -35,11 +33,13 @@ from omma.core.protocols import (
     Recipe,
     StepOutput,
 )
-from omma.losses import interaction
 from omma.methods.shared import tracks
+from omma.methods.shared.task_heads import Heads
 from omma.train import param_groups
 
 TASKS = ("push", "grasp", "poke", "identity")
+PAIRS = ("push", "identity")  # tasks that compare two pictures ...
+FRAMES = Frames(count=2, least=1.0, most=1.0, alone=True)  # ... one and the next of its sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,12 @@ def needs(config: Config) -> Needs:
         optional, names = columns == defaults[task], tuple(name.strip() for name in columns.split(","))
         return Field(name=task, columns=names, missing="nan", optional=optional, kind=kind)
 
-    return Needs(fields=tuple(map(field, asked(config))))
+    return Needs(fields=tuple(map(field, asked(config))), numbered=True)
 
 
 def frames(config: Config) -> Frames | None:
-    """A picture and the next of its sequence, where a task compares two."""
-    pairs = {"push", "identity"} & set(asked(config))
-    return Frames(count=2, least=1.0, most=1.0, order="ascending", together=True) if pairs else None
+    """Two pictures, of one crop, where a task compares them."""
+    return FRAMES if set(PAIRS) & set(asked(config)) else None
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
@@ -112,62 +111,37 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Method(protocols.Method):
-    """Encoder, what heads read of it, and a head for each task that the table has columns of."""
+    """Encoder, and a head for each task that the table has columns of."""
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         has = {} if context.tracks is None else context.tracks.fields
-        self.tasks = [task for task in asked(config) if task in has]
-        if not self.tasks:
+        tasks = {task: has[task] for task in asked(config) if task in has}
+        if not tasks:
             columns = "; ".join(f"{task}: {getattr(config, task)}" for task in asked(config))
             raise ValueError(
-                f"interaction needs the columns of at least one task ({columns}): the table has none"
+                f"interaction: the table has the columns of no task ({columns}): add or name them"
             )
         self.config, self.encoder = config, encoder
         rows, columns = encoder.grid(*[config.crop_size or context.image_size] * 2)
-        width = encoder.dim + rows * columns * config.cells
-        self.reduce = nn.Linear(encoder.dim, config.cells)
-        self.heads = nn.ModuleDict()
-        for task in self.tasks:
-            outputs = {"grasp": config.angles, "identity": 128}.get(task, has[task].shape[1])
-            inputs = 2 * width if task == "push" else width
-            layers = nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, outputs)
-            self.heads[task] = nn.Sequential(*layers)
-            if task in ("push", "poke"):
-                for name, values in zip(
-                    ("mean", "deviation"), tracks.standardisation(has[task]), strict=True
-                ):
-                    self.register_buffer(f"{task}_{name}", torch.from_numpy(values).float())
-
-    def predict(self, x: Float[Tensor, "b v c s s"]) -> dict[str, Tensor]:
-        """What each task's head says: push and poke [b, d] standardised, grasp [b, angles] logits, identity [b, v, d]."""
-        encoded = self.encoder(x.flatten(0, 1))
-        read = torch.cat([encoded.pooled, self.reduce(encoded.patches).flatten(1)], -1).unflatten(
-            0, x.shape[:2]
-        )
-        inputs = {"push": read.flatten(1), "identity": read}
-        return {task: head(inputs.get(task, read[:, 0])) for task, head in self.heads.items()}
+        self.heads = Heads(encoder.dim, rows * columns, config.cells, config.hidden, config.angles, tasks)
+        if any(task in PAIRS for task in tasks):
+            self.paired = tracks.sampler("interaction", context, FRAMES).usable()
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        predicted, metrics, losses = self.predict(batch.views[0]), {}, []
+        (x,) = batch.views
+        predicted, metrics, losses = self.heads(self.encoder(x.flatten(0, 1)), x.shape[1]), {}, []
         for task, y in predicted.items():
-            target = batch.fields[task].to(y.device)
-            target = target if target.ndim == 2 else target[:, 0]  # of the first frame
-            has = target[:, 0] >= 0 if task == "identity" else target.isfinite().all(1)
-            count = collectives.mean(has.sum().float())
-            if task == "identity":
-                code = target[:, 0].long()
-                everyone = collectives.gather(y[:, 1]), collectives.gather(code)
-                loss = interaction.identity(*y.unbind(1), code, everyone, self.config.margin, count)
-            elif task == "grasp":
-                loss, metrics["grasp_accuracy"] = interaction.tried(y, *target.unbind(1), has, count)
-            else:
-                mean, deviation = (self.get_buffer(f"{task}_{name}") for name in ("mean", "deviation"))
-                loss = interaction.regression(y, (target - mean) / deviation, has, count)
+            target = batch.fields[task].to(y.device).view(*x.shape[:2], -1)
+            has = target[..., 0] >= 0 if task == "identity" else target.isfinite().all(-1)
+            if task in PAIRS:  # its numbers are those of the first frame
+                paired = torch.from_numpy(self.paired[batch.key.index]).to(y.device)
+                target, has = target[:, :1], has[:, :1] & paired[:, None]
+            target, has = target.flatten(0, 1), has.flatten()
+            loss, metrics[f"{task}_error"] = self.heads.loss(task, y, target, has, self.config.margin)
             losses.append(loss)
-            metrics[f"{task}_loss"] = loss.detach()
         return StepOutput(torch.stack(losses).sum(), metrics)
 
     def groups(self) -> Iterable[ParamGroup]:
-        for module, label in ((self.encoder, "encoder"), (self.reduce, "reader"), (self.heads, "heads")):
-            yield from param_groups.standard(module, label)
+        yield from param_groups.standard(self.encoder, "encoder")
+        yield from param_groups.standard(self.heads, "heads")

@@ -89,6 +89,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         decode=pixels.decode,
         listen=request.listen,
         balance=few_labels.labels_of(images, np.arange(len(images))) if setup.needs.balanced else None,
+        groups=None if data.groups is None else data.groups.codes[data.training],
         part=data.part,
         notes=[
             *setup.known.notes,
@@ -246,11 +247,12 @@ def _groups(setup: Setup, method: Method) -> tuple[list[ParamGroup] | None, list
 def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
     """What suits the method: readings of health, or of a classifier's score on held-out images."""
     sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
+    groups = None if setup.data.groups is None else setup.data.groups.codes[setup.data.sample]
     if setup.needs.holds_out:
         assert isinstance(method, Classifies), "as Needs.holds_out says"
         own, knows = setup.needs.patience, setup.needs.fits_head or method.begun
         patience = setup.request.supervision.patience if own is None else own
-        return HoldOut(sample, preprocess, held_out, patience, setup.device, knows)
+        return HoldOut(sample, preprocess, held_out, patience, setup.device, knows, groups)
     monitor = Monitor(
         sample,
         setup.images,
@@ -259,6 +261,7 @@ def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
         held_out,
         blind=not setup.needs.labels,
         continued=setup.start is not None,
+        groups=groups,
         signals=method.health_signals(),
     )
     return Health(monitor, setup.dtype)
@@ -317,6 +320,7 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "init": None if setup.start is None else dataclasses.asdict(setup.start.origin),
         "learns_from": None if setup.teacher is None else setup.teacher.digest,
         "adapt": _adapter(request),
+        "group": None if setup.data.groups is None else setup.data.groups.name,
         "supervision": dataclasses.asdict(request.supervision) if setup.needs.holds_out else None,
         "tokenizer": None if tokenizer is None else _digest(tokenizer.tokenizer.merges),
     }

@@ -10,6 +10,8 @@ from omma.core.protocols import Field, Frames, Tracks
 from omma.core.words import count
 from omma.data.batches.frames import Sampler
 from omma.data.sources import fields, sequences
+from omma.data.sources import groups as grouping
+from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
 
 
@@ -36,6 +38,14 @@ def refuse(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ..
     read(images, frames, needed)
     if frames is not None:
         usable(images, np.arange(len(images)), frames)
+
+
+def groups(images: IndexedImages, group: str | None, frames: Frames | None) -> Groups | None:
+    """What is held out together: by the column, or what a method takes for sequences where it has none."""
+    found = grouping.of(images, group)
+    if found is None and group is None and frames is not None:
+        return Groups(grouping.FOLDER, sequences.read(images).sequence)
+    return found
 
 
 def usable(

@@ -53,6 +53,7 @@ class Run:
     decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in the workers
     listen: Callable[[Event], None]
     balance: np.ndarray | None  # labels whose classes are drawn equally often
+    groups: np.ndarray | None  # of the images: what belongs together
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
     skipped: list[tuple[str, str]]

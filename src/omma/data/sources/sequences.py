@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 
 from omma.core.words import count
 from omma.data.sources.columns import shown, texts
+from omma.data.sources.groups import SEQUENCE, codes_of
 from omma.data.sources.indexed import IndexedImages
 
-SEQUENCE, FRAME = "sequence", "frame"
+FRAME = "frame"  # the column that orders the images of a sequence
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -33,12 +34,12 @@ def read(images: IndexedImages) -> Sequences:
     """
     columns = images.columns
     if columns is None or SEQUENCE not in columns.column_names:
-        names = [images.path(i).rpartition("/")[0] for i in range(len(images))]
+        names = [images.path(i).rpartition("/")[0] or "." for i in range(len(images))]
         how = "each folder is a sequence (there is no column `sequence`)"
     else:
-        names = [name or f"\0{i}" for i, name in enumerate(texts(columns, SEQUENCE).to_pylist())]
+        names = [name or "" for name in texts(columns, SEQUENCE).to_pylist()]
         how = "column `sequence`"
-    sequence = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+    sequence = codes_of(names)
     if columns is not None and SEQUENCE in columns.column_names and FRAME in columns.column_names:
         frame, order = _numbers(images), "column `frame`"
     else:

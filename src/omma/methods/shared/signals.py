@@ -64,6 +64,6 @@ EQUIVARIANCE = (  # of `motion.equivariance`
     HealthSignal(
         kind="verdict", metric="equivariance_error", limit=0.98, level="warn",
         text="features are predicted no better than if nothing had moved ({value:.2f} of that error)",
-        remedy="Train longer, choose frames further apart (--method.least, --method.most), or check the poses",
+        remedy="Train longer, take frames further apart (--method.least, --method.most), or check the poses",
     ),
 )  # fmt: skip

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from omma.core.protocols import Context, Frames
+from omma.core.protocols import Context, Frames, Key
+from omma.data.batches.frames import Sampler
 
 _PAIRS = 20_000
 
@@ -25,36 +26,17 @@ def field(method: str, context: Context, name: str) -> Float[np.ndarray, "n d"]:
     return np.asarray(context.tracks.fields[name], np.float64)
 
 
-def pairs(method: str, context: Context, frames: Frames, seed: int) -> Int[np.ndarray, "p 2"]:
-    """Rows of earlier and later frames at a distance that `frames` allows, one pair for each earlier frame.
-
-    Of more than 20,000, so many at random. The later frame is drawn at random from those in reach.
-    """
+def sampler(method: str, context: Context, frames: Frames) -> Sampler:
+    """What draws the frames of a sample."""
     codes = sequences(method, context)
-    assert context.tracks is not None and context.tracks.frame is not None
-    time = np.asarray(context.tracks.frame, np.float64)
-    order = np.lexsort((time, codes))
-    rng, most = np.random.default_rng(seed), np.inf if frames.most is None else frames.most
-    results = []
-    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
-        t = time[rows]
-        low, high = np.searchsorted(t, t + frames.least), np.searchsorted(t, t + most, side="right")
-        first = np.flatnonzero(high > low)
-        second = low[first] + (rng.random(len(first)) * (high - low)[first]).astype(np.int64)
-        results.append(np.stack([rows[first], rows[second]], axis=1))
-    found = np.concatenate(results)
-    if not len(found):
-        reach = f"{frames.least:g} to {'any' if frames.most is None else f'{frames.most:g}'}"
-        raise ValueError(
-            f"{method} learns from two frames of a sequence, and none lie {reach} apart (column frame): "
-            "choose --method.least and --method.most"
-        )
-    return found[np.sort(rng.permutation(len(found))[:_PAIRS])]
+    assert context.tracks is not None
+    assert context.tracks.frame is not None
+    return Sampler(codes, context.tracks.frame, frames)
 
 
-def standardisation(
-    values: Float[np.ndarray, "n d"],
-) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
-    """Mean and deviation of each number over images that have it; deviation 1 where all are equal."""
-    mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    return mean, np.where(deviation > 1e-12, deviation, 1.0)
+def pairs(method: str, context: Context, frames: Frames, seed: int) -> Int[np.ndarray, "p 2"]:
+    """Rows of frames as samples have them, at most 20,000 of them, at random."""
+    draw = sampler(method, context, frames)
+    rows = np.flatnonzero(draw.usable())
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_PAIRS])
+    return draw(Key(seed, np.zeros(len(rows), np.int64), rows))
