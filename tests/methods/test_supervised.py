@@ -130,7 +130,9 @@ def test_the_hinge_of_equal_scores_is_k_minus_1():
 
 @pytest.mark.parametrize("soft", [{"smoothing": 0.1}, {"mix_p": 0.5}])
 def test_the_hinge_refuses_soft_labels(soft):
-    with pytest.raises(ValueError, match=r"loss=hinge: needs one class.*--method.smoothing 0 --method.mix-p 0"):
+    with pytest.raises(
+        ValueError, match=r"loss=hinge: needs one class.*--method.smoothing 0 --method.mix-p 0"
+    ):
         replace(PLAIN, loss="hinge", **soft)
     # what is never mixed may have any alpha
     assert replace(PLAIN, loss="hinge", mix_p=1.0, mixup=0.0, cutmix=0.0).loss == "hinge"
