@@ -1,4 +1,4 @@
-"""What the name and the first bytes of a file say: whether it is an image, sound or video; how to show it."""
+"""What name and first bytes of a file say: is it an image, a sound or a video; how to show the name."""
 
 import errno
 from collections.abc import Callable
