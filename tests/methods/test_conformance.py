@@ -13,7 +13,18 @@ import pytest
 import torch
 
 from omma import backbones, methods, weights
-from omma.core.protocols import Backbone, Batch, Clock, Context, Extras, Key, Preprocess, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Extras,
+    Key,
+    Preprocess,
+    StepOutput,
+    Tracks,
+)
+from omma.data.batches.frames import Sampler, plan
 from omma.pretraining import requirements
 from omma.train.loop import Position, train
 from omma.train.optimizer import make_optimizer
@@ -24,6 +35,7 @@ MODELS = ("vit-ti/4", "vitc-15mf")
 # what the small recipes leave out
 VARIANTS = {name: {"centring": "mean"} for name in ("dino mean", "ibot mean", "dinov2 mean")}
 VARIANTS |= {"moco queue": {"queue": 24}}
+VARIANTS |= {f"egomotion {mode}": {"mode": mode} for mode in ("equiv+drlim", "drlim", "temporal")}
 # the classifier that `omma finetune` trains; its adapters are inserted before it is built
 VARIANTS |= {
     "finetune average": {"ema": 0.9, "layer_decay": 0.5, "mixup": 0.2},
@@ -56,12 +68,48 @@ def guide(channels):
     return weights.Model(encoder, preprocess, extras=Extras(tensors))
 
 
+def tracks_of(file, config):
+    """100 images: sequences of five frames, each 20 degrees on; of each field one value is missing."""
+    index = np.arange(100)
+    g = np.random.default_rng(0)
+    fields = {}
+    for field in file.needs(config).fields:
+        size = len(field.columns) or 12
+        values = g.standard_normal((100, size)).astype(np.float32)
+        if field.kind == "names":
+            values = index[:, None] // 10
+        elif size == 12:  # camera-to-world matrices of turns about the vertical axis
+            a = np.radians(20 * (index % 5) + 3 * (index // 5))
+            rows = (
+                np.cos(a),
+                0 * a,
+                np.sin(a),
+                a,
+                0 * a,
+                0 * a + 1,
+                0 * a,
+                0 * a,
+                -np.sin(a),
+                0 * a,
+                np.cos(a),
+                a,
+            )
+            values = np.stack(rows, axis=1).astype(np.float32)
+        elif field.name == "grasp":
+            values = np.stack([index * 37.0, index % 2], axis=1).astype(np.float32)
+        if field.missing == "nan":
+            values[7] = -1 if field.kind == "names" else np.nan
+        fields[field.name] = values
+    return Tracks(index // 5, (index % 5).astype(np.float64), fields)
+
+
 def build(name, model, channels=3, **encoder_options):
     """A small instance: the small-data recipe with small heads. name: a method's, or one of VARIANTS."""
     file = methods.get(name.partition(" ")[0])
     recipe = file.small(SIZE, model)
     little = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "hidden": 32, "out": 16}
     # masks of unlike sizes: units cut at the edge, blocks that find no place
+    little |= {"cells": 2, "most": None}
     little |= {"codes": 16, "text_depth": 2, "text_dim": 32, "unit": 12}
     known = {f.name for f in dataclasses.fields(recipe.config)}
     little |= {"mask_share": 10 / 16, "block_share": 5 / 16} if "block_share" in known else {}
@@ -76,6 +124,7 @@ def build(name, model, channels=3, **encoder_options):
     context = Context(
         image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained,
         tokenizer=None if file.tokenizer is None else file.tokenizer(config, None, ()),
+        tracks=tracks_of(file, config),
     )  # fmt: skip
     return file, dataclasses.replace(recipe, config=config), file.Method(encoder, config, context)
 
@@ -83,18 +132,23 @@ def build(name, model, channels=3, **encoder_options):
 def batch_of(file, recipe, step, b=BATCH, channels=3, constant=False):
     """Deterministic views for a step, from the images' numbers alone."""
     index = np.arange(step * b, (step + 1) * b)
+    frames = file.frames(recipe.config)
+    key = Key(0, np.zeros(b, np.int64), index)
     crops = []
-    for number, crop in enumerate(file.views(recipe.config, SIZE)):
+    for number, crop in enumerate(plan(file.views(recipe.config, SIZE), frames)):
         images = []
         for i in index:
             g = torch.Generator().manual_seed(1000 * number + int(i))
-            images.append(torch.randn(crop.count, channels, crop.size, crop.size, generator=g))
+            images.append(torch.randn(crop.count * crop.frames, channels, crop.size, crop.size, generator=g))
         crops.append(torch.zeros_like(torch.stack(images)) if constant else torch.stack(images))
     text = None
     if file.tokenizer is not None:
         text = file.tokenizer(recipe.config, None, ())([f"image {i}" for i in index])
     labels = np.where(index % BATCH == 1, -1, index % 3)  # one is missing, in the first half
-    return Batch(tuple(crops), Key(0, np.zeros(b, np.int64), index), torch.from_numpy(labels), text)
+    tracks = tracks_of(file, recipe.config)
+    rows = index if frames is None else Sampler(tracks.sequence, tracks.frame, frames)(key)
+    fields = {name: torch.from_numpy(values[rows]) for name, values in tracks.fields.items()}
+    return Batch(tuple(crops), key, torch.from_numpy(labels), text, None, fields)
 
 
 def run(method, optimizer, file, recipe, first, last, accumulate=1, b=BATCH, **options):

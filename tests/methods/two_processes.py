@@ -27,7 +27,8 @@ def part(batch, rank, world):
     rows = slice(rank * n, (rank + 1) * n)
     key = Key(batch.key.seed, batch.key.epoch[rows], batch.key.index[rows])
     text = None if batch.text is None else batch.text[rows]
-    return Batch(tuple(v[rows] for v in batch.views), key, batch.labels[rows], text)
+    fields = {name: values[rows] for name, values in batch.fields.items()}
+    return Batch(tuple(v[rows] for v in batch.views), key, batch.labels[rows], text, None, fields)
 
 
 def weights(name, model, share):

@@ -26,7 +26,7 @@ from omma.weights import Model, answers
 # fields of `FineTuning` that matter here; others must be left as they are
 USED = (
     "model", "images", "adapt", "adapt_options", "shots", "fraction", "holdout", "out", "label_depth",
-    "architecture", "allow_partial", "device", "precision", "seed", "listen",
+    "group", "architecture", "allow_partial", "device", "precision", "seed", "listen",
 )  # fmt: skip
 TRAINED = ("budget", "epochs", "batch_size", "lr")  # ... and in CoOp
 
@@ -62,7 +62,7 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     task = head_run.read(tuning)
     if task.images.label_sets is not None:
         raise ValueError(label_sets.refusal(task.images.source, task.images.classes, tuning.adapt))
-    kind = {"kind": tuning.adapt, **dataclasses.asdict(config), "holdout": tuning.holdout}
+    kind = task.with_group({"kind": tuning.adapt, **dataclasses.asdict(config), "holdout": tuning.holdout})
     kind |= {"budget": tuning.budget} if tuning.adapt == "coop" else {}
     source = str(tuning.model)
     configuration = head.run_configuration(
@@ -117,7 +117,8 @@ def _write(tuning: FineTuning, task: Task, config: Any, configuration: Mapping[s
             classifier, logits.vectors, linear.one_hot(labels, len(classifier.classes))
         )
         protocol = f"held out, {count(len(labels), 'labelled image')}"
-        held_out = head_fit.HeldOut(logits=logits.vectors, labels=labels, protocol=protocol)
+        groups = task.groups_of(task.held_out[logits.indices])
+        held_out = head_fit.HeldOut(logits=logits.vectors, labels=labels, protocol=protocol, groups=groups)
     facts = {
         "adapt": tuning.adapt,
         "images": len(task.learned),

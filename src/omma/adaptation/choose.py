@@ -70,7 +70,7 @@ class Candidate:
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        interval = confidence.mean(self.right)
+        interval = confidence.mean(self.right, groups=confidence.several(self.held_out.groups))
         return {
             "name": self.name, "value": self.value, "interval95": list(interval), "images": len(self.right),
             "seconds": round(self.seconds, 1),
@@ -115,13 +115,20 @@ def simplest(candidates: Sequence[Candidate]) -> Candidate:
     """The first that is within one standard error of the best [Breiman 1984, section 3.4.3].
 
     candidates: the simplest first, judged on the same images. The error is that of the difference to the
-    best, image by image: images that are hard for both tell nothing.
+    best, image by image: images that are hard for both tell nothing. Where images have groups, it is that of
+    their sums.
     """
     best = max(candidates, key=lambda candidate: candidate.value)
     for candidate in candidates:
         difference = best.right - candidate.right
         # one more disagreement is assumed: a single one does not tell two ways apart
-        error = np.sqrt(np.square(difference).sum() + 1) / len(difference)
+        groups = best.held_out.groups
+        own = (
+            difference
+            if groups is None
+            else np.bincount(np.unique(groups, return_inverse=True)[1], difference)
+        )
+        error = np.sqrt(np.square(own).sum() + 1) / len(difference)
         if difference.mean() <= error:
             return candidate
     return best
@@ -133,6 +140,7 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     task = head_run.read(tuning)
     ways, notes = plan(tuning, task)
     asked = {"kind": "auto", "balance": tuning.balance, "ways": ways, "holdout": tuning.holdout}
+    asked = task.with_group(asked)
     configuration = head.run_configuration(
         task.model, task.labelled, str(tuning.model), asked, tuning.seed, task.precision
     )
@@ -169,7 +177,7 @@ def _try(
         head.write(
             task.folder, configuration, task.model, task.labelled, head_run.config(tuning), seed=tuning.seed,
             precision=task.precision, device=task.device, cache=task.cache, extra=tried, notes=task.notes,
-            listen=tuning.listen,
+            groups=task.groups_of(np.union1d(task.learned, task.held_out)), listen=tuning.listen,
         )  # fmt: skip
         return None
     facts = {
@@ -216,13 +224,19 @@ def _head(tuning: FineTuning, task: Task) -> Candidate:
         config=head_run.config(tuning),
         seed=tuning.seed,
         device=head.solver_device(task.device),
+        groups=task.groups_of(rows[features.indices][learned]),
     )
     logits = fitted.classifier.logits(torch.from_numpy(features.vectors[~learned])).numpy()
     return Candidate(
         name="head",
         model=model,
         classifier=fitted.classifier,
-        held_out=head_fit.HeldOut(logits=logits, labels=labels[~learned], protocol=_protocol(task)),
+        held_out=head_fit.HeldOut(
+            logits=logits,
+            labels=labels[~learned],
+            protocol=_protocol(task),
+            groups=task.groups_of(rows[features.indices][~learned]),
+        ),
         seconds=time.monotonic() - started,
         settings=fitted.settings,
     )
@@ -254,7 +268,12 @@ def _trained(tuning: FineTuning, task: Task, way: str, share: float) -> Candidat
         name=way,
         model=model,
         classifier=model.classifier,
-        held_out=head_fit.HeldOut(logits=logits.vectors, labels=labels, protocol=_protocol(task)),
+        held_out=head_fit.HeldOut(
+            logits=logits.vectors,
+            labels=labels,
+            protocol=_protocol(task),
+            groups=task.groups_of(task.held_out[logits.indices]),
+        ),
         seconds=result.seconds,
         settings={"steps": result.steps},
     )

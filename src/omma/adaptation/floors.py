@@ -18,17 +18,24 @@ Answering = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # x, lab
 
 
 def floors(
-    x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n *k"], seed: int = 0, softmax: bool = False
+    x: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n *k"],
+    seed: int = 0,
+    softmax: bool = False,
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> list[dict[str, Any]]:
     """Accuracy of each in cross-validation on the folds of `folds`, with its interval.
 
-    With several labels an image, the mean average precision. softmax: include that classifier, too.
+    With several labels an image, the mean average precision. softmax: include that classifier, too. groups:
+    of the images; folds and intervals take whole ones.
     """
     several = labels.ndim == 2
-    parts = folds(label_sets.strata(labels) if several else labels, seed)
+    parts = folds(label_sets.strata(labels) if several else labels, seed, groups=groups)
     classes = labels.shape[1] if several else int(labels.max()) + 1
     kinds = _several(softmax) if several else _single(classes, softmax)
-    return [{"name": name, **_judged(answer, x, labels, parts, seed)} for name, answer in kinds.items()]
+    return [
+        {"name": name, **_judged(answer, x, labels, parts, seed, groups)} for name, answer in kinds.items()
+    ]
 
 
 def _single(classes: int, softmax: bool) -> dict[str, Answering]:
@@ -49,14 +56,22 @@ def _several(softmax: bool) -> dict[str, Answering]:
     return kinds
 
 
-def _judged(answer: Answering, x: np.ndarray, labels: np.ndarray, parts: Any, seed: int) -> dict[str, Any]:
+def _judged(
+    answer: Answering,
+    x: np.ndarray,
+    labels: np.ndarray,
+    parts: Any,
+    seed: int,
+    groups: np.ndarray | None,
+) -> dict[str, Any]:
     rows = np.concatenate([held_out for _, held_out in parts])
+    within = None if groups is None else confidence.several(groups[rows])
     answers = np.concatenate([answer(x[f], labels[f], x[h]) for f, h in parts])
     if labels.ndim == 1:
         correct = answers == labels[rows]
-        value, interval = float(correct.mean()), confidence.bootstrap(correct, seed)
+        value, interval = float(correct.mean()), confidence.bootstrap(correct, seed, groups=within)
         return {"metric": "top1", "value": value, "interval95": list(interval)}
-    found = metrics.multi_label(answers, labels[rows], 0.0, seed).overall["map_macro"]
+    found = metrics.multi_label(answers, labels[rows], 0.0, seed, within).overall["map_macro"]
     return {"metric": "map_macro", "value": found.value, "interval95": list(found.interval95)}
 
 

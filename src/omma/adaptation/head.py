@@ -69,15 +69,16 @@ def fit(
     config: Config = Config(),  # noqa: B008 (frozen)
     seed: int = 0,
     precision: torch.dtype = torch.float32,
+    group: str | None = None,
     **options: Any,
 ) -> Result:
     """Fit a classifier on the labelled ones of these images, and write its run folder.
 
-    images: none of a test part. source: the model as the user named it. options: as for `write`. A folder
-    that is finished is read again. Raises ValueError for a folder of another run, and where the labels do not
-    suffice.
+    images: none of a test part. source: the model as the user named it. group: the column of `groups`, if
+    there are any. options: as for `write`. A folder that is finished is read again. Raises ValueError for a
+    folder of another run, and where the labels do not suffice.
     """
-    kind = {"kind": "head", **dataclasses.asdict(config)}
+    kind = {"kind": "head", **dataclasses.asdict(config)} | ({} if group is None else {"group": group})
     configuration = run_configuration(model, images, source, kind, seed, precision)
     with claimed(out, configuration):
         if out.finished:
@@ -97,13 +98,14 @@ def write(
     device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
     cache: Path | None = None,
     extra: Mapping[str, Any] = MappingProxyType({}),
+    groups: Int[np.ndarray, "n"] | None = None,
     notes: Sequence[str] = (),
     listen: Callable[[Event], None] = ignore,
 ) -> Result:
     """Fit it and write the files of a folder that is `claimed`; floors stand beside it.
 
-    cache: folder for features. extra: further entries of finetune.json. notes: what to know of the choice of
-    images.
+    cache: folder for features. extra: further entries of finetune.json. groups: of the images; none is held
+    out in part. notes: what to know of the choice of images.
     """
     started = time.monotonic()
     labels, rows = labelled(images)
@@ -112,13 +114,16 @@ def write(
         model_digest=model.digest, progress=lambda done, total: listen(Stage("features", done, total)),
     )  # fmt: skip
     labels = labels[rows[features.indices]]
+    within = None if groups is None else groups[rows[features.indices]]
     listen(Stage("fitting the classifier"))
     fitted = fit_features(
-        features.vectors, labels, images.classes, config=config, seed=seed, device=solver_device(device)
-    )
+        features.vectors, labels, images.classes, config=config, seed=seed, device=solver_device(device),
+        groups=within,
+    )  # fmt: skip
     facts = {"adapt": "head", "settings": fitted.settings, "images": len(labels), "floors": [], **extra}
     if fitted.held_out is not None:
-        facts["floors"] = _floors(model.preprocess, images.subset(rows), features, labels, seed, listen)
+        subset = images.subset(rows)
+        facts["floors"] = _floors(model.preprocess, subset, features, labels, within, seed, listen)
     facts["notes"] = [*notes, *fitted.notes, *_left_out(images, rows, features)]
     facts["seconds"] = round(time.monotonic() - started, 1)
     facts |= judged(fitted.classifier, fitted.held_out, seed)
@@ -218,6 +223,7 @@ def _floors(
     images: IndexedImages,
     features: FeatureSet,
     labels: Int[np.ndarray, "n *k"],
+    groups: Int[np.ndarray, "n"] | None,
     seed: int,
     listen: Callable[[Event], None],
 ) -> list[dict[str, Any]]:
@@ -228,10 +234,10 @@ def _floors(
     for name, each in (("features", features), ("pixels", raw)):
         listen(Stage(f"floors on {name}"))
         x = each.vectors[np.searchsorted(each.indices, both)]
-        y = labels[np.searchsorted(features.indices, both)]
-        found += [
-            {"features": name, **floor} for floor in floors.floors(x, y, seed, softmax=name == "pixels")
-        ]
+        at = np.searchsorted(features.indices, both)
+        within = None if groups is None else groups[at]
+        kinds = floors.floors(x, labels[at], seed, softmax=name == "pixels", groups=within)
+        found += [{"features": name, **floor} for floor in kinds]
     return found
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from omma.core.checks import one_of
 from omma.core.words import count
 from omma.data.sources import label_sets
-from omma.evaluation import calibration, linear, metrics
+from omma.evaluation import calibration, confidence, linear, metrics
 from omma.evaluation.split import FEW, folds, holdouts
 from omma.train.class_weights import class_weights, positive_weights
 from omma.weights.classifier import Classifier
@@ -42,18 +42,18 @@ class HeldOut:
     logits: Float[np.ndarray, "h k"]
     labels: Int[np.ndarray, "h *k"]
     protocol: str  # in words
+    groups: Int[np.ndarray, "h"] | None = None  # which intervals draw as a whole
 
     def facts(self, classifier: Classifier, seed: int) -> dict[str, Any]:
         """Figures for JSON, of calibrated probabilities; `ece_before` is that of temperature 1."""
-        before = classifier.calibrated(temperature=1.0)
+        before, groups = classifier.calibrated(temperature=1.0), confidence.several(self.groups)
         p, raw = (c.probabilities(torch.from_numpy(self.logits)).numpy() for c in (classifier, before))
         if classifier.multi_label:
             limits = np.array(classifier.calibration.thresholds or 0.5)
-            found = metrics.multi_label(p, self.labels, limits, seed).overall
+            found = metrics.multi_label(p, self.labels, limits, seed, groups).overall
         else:
-            found = metrics.single_label(
-                p.argmax(1), self.labels, len(classifier.classes), p, True, seed=seed
-            ).overall
+            answers = p.argmax(1), self.labels, len(classifier.classes), p, True
+            found = metrics.single_label(*answers, seed=seed, groups=groups).overall
         figures = {name: {"value": f.value, "interval95": list(f.interval95)} for name, f in found.items()}
         facts = {"protocol": self.protocol, "images": len(p), "metrics": figures}
         if not classifier.multi_label:
@@ -97,21 +97,26 @@ def fit_features(
     config: Config = Config(),
     seed: int = 0,
     device: torch.device | str = "cpu",
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> Fitted:
-    """A calibrated classifier of features. labels: one an image, or label sets. Raises ValueError."""
+    """A calibrated classifier of features. labels: one an image, or label sets. Raises ValueError.
+
+    groups: of the images; no fold holds out a part of one, and intervals draw whole ones.
+    """
     several, targets = labels.ndim == 2, linear.one_hot(labels, len(classes))
     codes = label_sets.strata(labels) if several else labels
     loss: linear.Loss = "sigmoid" if several else "softmax"
     options: dict[str, Any] = {"loss": loss, "weights": _weights(labels, config), "seed": seed}
     options["device"] = device
-    parts = folds(codes, seed)
+    parts = folds(codes, seed, groups=groups)
     if not parts:
         means = config.classifier != "softmax" and not several
         settings = {"solver": "means"} if means else {"solver": "lbfgs", "penalty": LONE}
         found = _classifier(linear.fit(x, targets, settings, **options), classes, several)
-        note = "every class has a single image: nothing can be held out, so nothing is chosen or calibrated"
+        alone = "a single image" if groups is None else "images of a single group alone"
+        note = f"every class has {alone}: nothing can be held out, so nothing is chosen or calibrated"
         return Fitted(classifier=found, settings=settings, held_out=None, notes=(note,))
-    pairs = parts if len(x) < FEW else holdouts(codes, seed)
+    pairs = parts if len(x) < FEW else holdouts(codes, seed, groups=groups)
     settings = _settings(x, targets, pairs, config, options)
     if settings["solver"] == "sgd":  # of many images a single part suffices
         parts = pairs
@@ -121,10 +126,11 @@ def fit_features(
         logits[held_out] = of_part(x[held_out])
     rows = np.flatnonzero(~np.isnan(logits[:, 0]))
     protocol = f"{len(parts)}-fold cross-validation" if len(parts) > 1 else "held out"
-    protocol += f", {count(len(rows), 'labelled image')}, seed {seed}"
+    protocol += " by group" * (groups is not None) + f", {count(len(rows), 'labelled image')}, seed {seed}"
+    within = None if groups is None else groups[rows]
     classifier = _classifier(linear.fit(x, targets, settings, **options), classes, several)
     classifier = calibration.calibrate(classifier, logits[rows], targets[rows])
-    held_out = HeldOut(logits=logits[rows], labels=labels[rows], protocol=protocol)
+    held_out = HeldOut(logits=logits[rows], labels=labels[rows], protocol=protocol, groups=within)
     return Fitted(classifier=classifier, settings=settings, held_out=held_out, notes=())
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omma.core import device as devices
 from omma.core import dist, outputs
 from omma.core.caches import features_folder
 from omma.core.protocols import Images
+from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining import data, init_weights, requirements, same_images
 from omma.pretraining.events import Note, Result, Stage
@@ -47,11 +48,20 @@ class Task:
     device: torch.device
     precision: torch.dtype
     cache: Path  # of features
+    groups: Groups | None = None  # of all of the source
 
     @property
     def labelled(self) -> IndexedImages:
         """All that may be learned from."""
         return self.images.subset(np.union1d(self.learned, self.held_out))
+
+    def groups_of(self, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"] | None:
+        """What belongs together, of rows of the source."""
+        return None if self.groups is None else self.groups.codes[rows]
+
+    def with_group(self, kind: Mapping[str, Any]) -> dict[str, Any]:
+        """What the configuration of a run says of its kind, with the column of groups if there are any."""
+        return {**kind, **({} if self.groups is None else {"group": self.groups.name})}
 
 
 def read(tuning: FineTuning) -> Task:
@@ -64,7 +74,8 @@ def read(tuning: FineTuning) -> Task:
     device = devices.pick_device(tuning.device)
     opened = data.open_source(request)
     needs = requirements.of_request(request)
-    found = data.prepare(opened, needs, tuning.seed, tuning.listen, request.supervision)
+    supervision, group = request.supervision, request.group
+    found = data.prepare(opened, needs, tuning.seed, tuning.listen, supervision, group=group)
     held_out = np.setdiff1d(found.rows, found.training)
     out = Path(tuning.out) if tuning.out is not None else None
     if out is None:
@@ -86,6 +97,7 @@ def read(tuning: FineTuning) -> Task:
         device=device,
         precision=devices.pick_precision(folder.config().get("precision", tuning.precision), device),
         cache=features_folder(tuning.model),
+        groups=found.groups,
     )
 
 
@@ -104,6 +116,8 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
         device=task.device,
         precision=task.precision,
         cache=task.cache,
+        group=None if task.groups is None else task.groups.name,
+        groups=task.groups_of(np.union1d(task.learned, task.held_out)),
         notes=task.notes,  # not those on the hold-out: a head cross-validates on all images
         listen=tuning.listen,
     )

@@ -19,7 +19,7 @@ DEFAULT_BUDGET = "10m"
 BALANCES = ("none", "loss", "sampler")
 # fields that `Request` has under the same name and meaning
 SHARED = (
-    "images", "label_depth", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
+    "images", "label_depth", "group", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
     "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed",
     "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options",
     "listen",
@@ -55,6 +55,8 @@ class FineTuning:
         encoder_lr_scale: The encoder's learning rate as a share of the head's.
         label_depth: Folder that names the class: its level below `images` (1 is the first, -1 the one that
             holds the image), or path: all together (docs/input.md).
+        group: Column of images that belong together, such as a patient: whole groups are held out. By
+            default sequence, where the table has it; folder: the folder of an image; none.
         label_columns: Columns of the table, of zeros and ones, one a class: an image may have several labels.
         architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
@@ -97,6 +99,7 @@ class FineTuning:
     head_warmup: float | None = None
     encoder_lr_scale: float | None = None
     label_depth: int | Literal["path"] | None = None
+    group: str | None = None
     label_columns: tuple[str, ...] = ()
     architecture: str | None = None
     allow_partial: bool = False

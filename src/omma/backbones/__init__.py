@@ -39,6 +39,9 @@ PAPERS = {  # arXiv numbers of models whose family's file opens with another pap
     "eva": "2211.07636",
     "eva02": "2303.11331",
     "dinov3": "2508.10104",
+    "linear": "",
+    "mlp": "",
+    "lenet": "",
     "timm:resnet18": "1512.03385",
     "timm:resnet50": "1512.03385",
     "timm:resnetv2_101x3_bit": "1912.11370",
@@ -146,7 +149,7 @@ def _checked(name: str, encoder: type[Backbone], arguments: dict[str, Any]) -> d
         elif float in kinds and not (value is None and NoneType in kinds):
             number = float(value) if isinstance(value, int | float) else math.nan
             checked[key] = number
-            if key == "drop_path":
+            if key in ("drop_path", "dropout"):
                 required = "" if 0 <= number < 1 else "in [0, 1)"
             elif not (0 <= number < math.inf) or (number == 0 and key != "layer_scale"):
                 required = "a number above 0"

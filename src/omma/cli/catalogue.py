@@ -56,14 +56,18 @@ def counted(
 
 
 def outline(name: str, image_size: int | None, channels: int) -> tuple[Any, int]:
-    """A network without weights, and its image size: by default 224 px, or 32 px for patches up to 8 px."""
+    """A network without weights, and its image size.
+
+    By default 224 px, or 32 px for patches up to 8 px and for the classical networks.
+    """
     from omma import backbones
+    from omma.backbones import classic
 
     size = 224 if image_size is None else image_size
     if image_size is None and "/w" in name:  # Swin's window covers the whole map of its last stage
         size = 32 * backbones.options(name)["window"]
     network = backbones.outline(name=name, image_size=size, channels=channels)
-    if image_size is None and network.patch <= 8:
+    if image_size is None and (network.patch <= 8 or classic.kind(name)):
         size = 32
         network = backbones.outline(name=name, image_size=size, channels=channels)
     return network, size

@@ -20,7 +20,7 @@ from omma.core import launcher
 from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
 
-METAVARS = {"label_depth": "INT|path", "budget": "TIME", "init": "MODEL", "out": "FOLDER"}
+METAVARS = {"label_depth": "INT|path", "group": "COLUMN", "budget": "TIME", "init": "MODEL", "out": "FOLDER"}
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:

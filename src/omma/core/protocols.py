@@ -190,6 +190,7 @@ class Needs:
     labels: bool = False
     # is it judged on held-out images, and the best of its states kept (methods/shared/classifies.py)?
     holds_out: bool = False
+    patience: int | None = None  # readings without improvement after which it ends; None: as requested
     fits_head: bool = False  # does a linear classifier of the frozen features come first?
     balanced: bool = False  # each class must be drawn equally often
     label_sets: bool = False  # several labels an image will do, too (Batch.label_sets)

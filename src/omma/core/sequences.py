@@ -22,6 +22,7 @@ class Frames:
     most: float | None = None  # None: any
     order: Literal["ascending", "any"] = "ascending"  # any: either of two frames may be the first
     together: bool = True  # cut by the same box, with the same flip and colour; or each by its own
+    alone: bool = False  # may an image without such others stand for all frames? Else it is left out
 
     def __post_init__(self) -> None:
         if self.count < 2:

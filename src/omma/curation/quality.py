@@ -100,7 +100,7 @@ def _each(images: Images, rows: np.ndarray) -> Iterator[tuple]:
 
 def _read(images: Images, row: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Pixels, of a JPEG at reduced scale, and the height and width of the image as it is stored."""
-    if not (isinstance(images, IndexedImages) and images.encoded):
+    if not (isinstance(images, IndexedImages) and images.encoded and images.kind == "image"):
         pixels = images.read(row)
         return pixels, pixels.shape[:2]
     data = images.content(row)

@@ -31,8 +31,9 @@ def average_precisions(
     positive: Bool[np.ndarray, "m c"],
     known: Bool[np.ndarray, "m c"],
     seed: int,
+    groups: Int[np.ndarray, "m"] | None = None,
 ) -> AveragePrecisions:
-    """Average precisions of the known scores, with intervals that draw images."""
+    """Average precisions of the known scores, with intervals that draw images, or whole groups of them."""
     m, c = scores.shape
     tested = np.flatnonzero((positive & known).any(0))
     ranked = [_Ranked.of(scores[known[:, k], k], positive[known[:, k], k]) for k in tested]
@@ -47,13 +48,15 @@ def average_precisions(
     rounds = int(np.clip(EFFORT / max(scores.size, 1), 100, confidence.RESAMPLES))
     draws = np.full((c, rounds), np.nan)
     micro_draws, first = np.full(rounds, np.nan), 0
-    for weights in confidence.resamples(m, seed, rounds):
+    for weights in confidence.resamples(m, seed, rounds, groups=groups):
         here = slice(first, first := first + weights.shape[1])
         for k, pair in zip(tested, segments):
             draws[k, here] = _ap(*pair, weights)
         if micro is not None:
             micro_draws[here] = _ap(*micro, weights)
     support = (positive & known).sum(0)
+    if groups is not None:
+        support = np.array([len(np.unique(groups[rows])) for rows in (positive & known).T], np.int64)
     ends = confidence.percentiles(draws, values).clip(0, 1)
     intervals = confidence.opened(ends, values, support)
     overall, found = {}, {}

@@ -172,48 +172,59 @@ def measures(
     scores: Float[np.ndarray, "m c"] | None = None,
     probabilities: bool = False,
     seed: int = 0,
+    groups: Int[np.ndarray, "m"] | None = None,
 ) -> dict[str, Figure]:
     """The figures of NAMES that are defined, then the accuracy on each level, with intervals over images.
 
     scores: of every class, for the mean over the TOP first answers; probabilities: the scores are such, for
-    decisions of least expected height.
+    decisions of least expected height. groups: of the images; intervals draw whole ones.
     """
+    over = _Over(seed, groups)
     pairs = tree.compare(predictions, labels)
     sizes = np.diff(tree.up.indptr) - 1  # ancestors of each class without the root
     wrong = predictions != labels
     one = np.ones(len(labels), np.int64)
     found = {
-        "h_precision": _share(pairs.shared, sizes[predictions], seed),
-        "h_recall": _share(pairs.shared, sizes[labels], seed),
-        "h_f1": _share(2 * pairs.shared, sizes[predictions] + sizes[labels], seed),
+        "h_precision": _share(pairs.shared, sizes[predictions], over),
+        "h_recall": _share(pairs.shared, sizes[labels], over),
+        "h_f1": _share(2 * pairs.shared, sizes[predictions] + sizes[labels], over),
     }
     for name, size in (("precision", sizes[predictions]), ("recall", sizes[labels])):
-        found[f"h_{name}_macro"] = _mean(pairs.shared / np.maximum(size, 1), seed)
+        found[f"h_{name}_macro"] = _mean(pairs.shared / np.maximum(size, 1), over)
     both = sizes[predictions] + sizes[labels]
-    found["h_f1_macro"] = _mean(2 * pairs.shared / np.maximum(both, 1), seed)
-    found |= _heights(pairs.heights, wrong, seed, "")
-    found["tree_error"] = _share(pairs.distances, one, seed)
+    found["h_f1_macro"] = _mean(2 * pairs.shared / np.maximum(both, 1), over)
+    found |= _heights(pairs.heights, wrong, over, "")
+    found["tree_error"] = _share(pairs.distances, one, over)
     if scores is not None and scores.shape[1] > TOP:
         answers = _first(scores)
         each = tree.compare(answers.ravel(), labels.repeat(TOP)).heights.reshape(-1, TOP)
-        found[f"lca_height@{TOP}"] = _share(each.sum(1), TOP * one, seed)
+        found[f"lca_height@{TOP}"] = _share(each.sum(1), TOP * one, over)
     if scores is not None and probabilities and not tree.several:
         answers = tree.least_expected_height(scores)
-        found["crm_top1"] = _share((answers == labels).astype(np.int64), one, seed)
-        found |= _heights(tree.compare(answers, labels).heights, answers != labels, seed, "crm_")
+        found["crm_top1"] = _share((answers == labels).astype(np.int64), one, over)
+        found |= _heights(tree.compare(answers, labels).heights, answers != labels, over, "crm_")
     found = {name: found[name] for name in NAMES if name in found}
     for name, nodes in tree.levels.items():
         right = nodes[predictions] == nodes[labels]
-        found[f"accuracy, {name}"] = Figure(float(right.mean()), confidence.bootstrap(right, seed))
+        interval = confidence.bootstrap(right, seed, groups=groups)
+        found[f"accuracy, {name}"] = Figure(float(right.mean()), interval)
     return found
 
 
+class _Over(NamedTuple):
+    """What intervals draw."""
+
+    seed: int
+    groups: Int[np.ndarray, "m"] | None
+
+
 def _heights(
-    heights: Int[np.ndarray, "m"], wrong: Bool[np.ndarray, "m"], seed: int, prefix: str
+    heights: Int[np.ndarray, "m"], wrong: Bool[np.ndarray, "m"], over: _Over, prefix: str
 ) -> Mapping[str, Figure]:
-    found = {f"{prefix}lca_height": _share(heights, np.ones_like(heights), seed)}
+    found = {f"{prefix}lca_height": _share(heights, np.ones_like(heights), over)}
     if wrong.any():
-        found[f"{prefix}lca_height_mistakes"] = _share(heights[wrong], np.ones_like(heights[wrong]), seed)
+        some = over if over.groups is None else _Over(over.seed, over.groups[wrong])
+        found[f"{prefix}lca_height_mistakes"] = _share(heights[wrong], np.ones_like(heights[wrong]), some)
     return found
 
 
@@ -224,17 +235,17 @@ def _first(scores: Float[np.ndarray, "m c"]) -> Int[np.ndarray, "m k"]:
     return np.take_along_axis(answers, order, 1)
 
 
-def _share(numerator: Int[np.ndarray, "m"], denominator: Int[np.ndarray, "m"], seed: int) -> Figure:
+def _share(numerator: Int[np.ndarray, "m"], denominator: Int[np.ndarray, "m"], over: _Over) -> Figure:
     """A ratio of sums over images."""
     if numerator.sum() in (0, denominator.sum()) and (numerator <= denominator).all():
-        interval = confidence.bootstrap(numerator > 0, seed)
+        interval = confidence.bootstrap(numerator > 0, over.seed, groups=over.groups)
     else:
-        interval = confidence.ratio(numerator, denominator, seed)
+        interval = confidence.ratio(numerator, denominator, over.seed, groups=over.groups)
     return Figure(float(numerator.sum() / denominator.sum()), interval)
 
 
-def _mean(values: Float[np.ndarray, "m"], seed: int) -> Figure:
-    return Figure(float(values.mean()), confidence.mean(values, seed))
+def _mean(values: Float[np.ndarray, "m"], over: _Over) -> Figure:
+    return Figure(float(values.mean()), confidence.mean(values, over.seed, over.groups))
 
 
 # ---------------------------------------------------------------- from the file to the tree

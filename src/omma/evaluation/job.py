@@ -17,11 +17,14 @@ from omma.core.progress import StageProgress
 from omma.core.protocols import Images, Preprocess
 from omma.data import text_tokenizer
 from omma.data.batches.preprocess import shorter_side
+from omma.data.sources.groups import Groups
 from omma.data.sources.taxonomy import Taxonomy
 from omma.data.sources.trained_on import TrainedOn
 from omma.evaluation import zeroshot
 from omma.evaluation.detail import Detail
 from omma.evaluation.hierarchy import Tree
+from omma.evaluation.leakage import Leakage
+from omma.evaluation.regression import Target
 from omma.evaluation.score import Score, Subject
 from omma.evaluation.verdict import Comparison
 from omma.evaluation.zeroshot import TextReader
@@ -46,6 +49,8 @@ class Job:
     trained_on: TrainedOn | None = None  # the images of the run that the model is from, where known
     metrics: tuple[str, ...] = ()  # groups of metrics beside top-1 (metrics.GROUPS)
     taxonomy: Taxonomy | None = None
+    groups: Groups | None = None  # images that belong together, of which splits and intervals take whole ones
+    target: Target | None = None  # numbers that are regressed, in place of labels
     trees: dict[tuple[str, ...], Tree] = field(default_factory=dict)  # those that `tree` has made
 
     def tree(self, names: tuple[str, ...]) -> Tree:
@@ -65,6 +70,7 @@ class Judgement(NamedTuple):
     bad: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
     tested: Int[np.ndarray, "m"]  # rows of the test images
     details: Sequence[Detail] = ()
+    leakage: Leakage | None = None  # of a split by image, where images belong together
 
 
 def text_reader(

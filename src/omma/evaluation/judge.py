@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from omma.core.words import count
 from omma.data.sources import split as splitting
 from omma.data.sources.labels import remedy
-from omma.evaluation import NAMES, confidence, hierarchy, metrics, zeroshot
+from omma.evaluation import NAMES, confidence, grouped, hierarchy, metrics, zeroshot
 from omma.evaluation.answers import Answered, answers, unseen_notes
 from omma.evaluation.detail import Detail, detail
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
@@ -37,19 +37,22 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
     """Classify the test part by probes that learn from the train part, or by the names of the classes."""
     images, seed = job.images, job.seed
     own = _one_label_each(job)
-    train, test, description = splitting.train_test(images, seed)
+    train, test, description = splitting.train_test(images, seed, groups=job.groups)
     rows = np.sort(np.concatenate([train, test]))
     rows = rows[own[rows] >= 0]
     features = features_of_all(job, images.subset(rows))
     readable = readable_rows(features)
     labels, is_test = own[rows[readable]], np.isin(rows[readable], test)
     tested = rows[readable][is_test]
+    groups = None if job.groups is None else job.groups.of_rows(rows[readable])
+    within = grouped.parts(groups, is_test, labels, protocols, seed)
     scores: list[Score] = []
     details: list[Detail] = []
     correct: dict[ScoreKey, np.ndarray] = {}  # one entry a test image
     for subject, feature_set in features.items():
         vectors = vectors_of(feature_set, readable)
-        data = Split(vectors[~is_test], labels[~is_test], vectors[is_test], labels[is_test])
+        by_side = vectors[~is_test], labels[~is_test], vectors[is_test], labels[is_test]
+        data = Split(*by_side, within.train, within.test)
         conditions = conditions_of(subject, feature_set, job.model.preprocess)
         for protocol in protocols:
             if subject in WITHOUT.get(protocol, ()):
@@ -58,18 +61,25 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
             for answered in answers(protocol, data, job, images.subset(tested)):
                 predictions, k = answered.answer.predictions, answered.fields.get("k")
-                measured = classification_fields(predictions, data.test_labels, data.train_labels, seed)
+                measured = classification_fields(
+                    predictions, data.test_labels, data.train_labels, seed, within.test
+                )
                 if len(answered.answer.scores):
                     found, more = _further(answered, data, job)
                     measured += [each for each in more if each["metric"] not in _names(measured)]
                     if subject == "trained":
                         details.append(_detail(protocol, answered, data, job, tested, found))
-                common = conditions | answered.fields | {"split": description, "seed": seed}
+                common = conditions | answered.fields | {"split": description, "seed": seed} | within.fields
                 scores += [Score(subject=subject, protocol=protocol, **common, **each) for each in measured]
                 correct[subject, protocol, k] = predictions == data.test_labels
-    notes = list(_notes(job, labels[~is_test], labels[is_test], protocols, len(images) - len(rows)))
-    comparisons = list(_comparisons(correct, seed))
-    return Judgement(scores, comparisons, notes, features["trained"].bad, tested, details)
+    leak = grouped.leaks(job, groups, vectors_of(features["trained"], readable), labels, is_test)
+    notes = [leak.sentence()] if leak is not None else []
+    notes += [
+        *within.notes,
+        *_notes(job, labels[~is_test], labels[is_test], protocols, len(images) - len(rows)),
+    ]
+    comparisons = list(_comparisons(correct, seed, within.test))
+    return Judgement(scores, comparisons, notes, features["trained"].bad, tested, details, leak)
 
 
 def _notes(
@@ -114,14 +124,13 @@ def _further(answered: Answered, data: Split, job: Job) -> tuple[Metrics, list[d
         answer.probabilities,
         "ap" in job.metrics,
         job.seed,
+        data.test_groups,
     )
     groups = [name for group in job.metrics for name in metrics.GROUPS[group]]
     figures = {name: found.overall[name] for name in groups if name in found.overall}
     if job.taxonomy is not None:
-        tree = job.tree(answered.names)
-        figures |= hierarchy.measures(
-            tree, answer.predictions, labels, answer.scores, answer.probabilities, job.seed
-        )
+        tree, scores = job.tree(answered.names), (answer.scores, answer.probabilities)
+        figures |= hierarchy.measures(tree, answer.predictions, labels, *scores, job.seed, data.test_groups)
     counts = {"n_train": len(data.train_labels), "n_test": len(labels), "classes": classes}
     return found, [{"metric": name, **each._asdict(), **counts} for name, each in figures.items()]
 
@@ -150,12 +159,15 @@ def _detail(
     )
 
 
-def _comparisons(correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int) -> Iterator[Comparison]:
+def _comparisons(
+    correct: Mapping[ScoreKey, Bool[np.ndarray, "m"]], seed: int, groups: Int[np.ndarray, "m"] | None
+) -> Iterator[Comparison]:
     for (subject, protocol, k), floor in correct.items():
         if subject != "trained":
             ours = correct["trained", protocol, k]
             difference = float(ours.mean() - floor.mean())
-            yield Comparison(protocol, subject, k, difference, confidence.paired(ours, floor, seed))
+            interval = confidence.paired(ours, floor, seed, groups=groups)
+            yield Comparison(protocol, subject, k, difference, interval)
 
 
 def _zeroshot_notes(job: Job, classes: Sequence[str]) -> Iterator[str]:

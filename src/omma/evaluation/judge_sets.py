@@ -9,7 +9,7 @@ from scipy import sparse
 
 from omma.data.sources import label_sets
 from omma.data.sources import split as splitting
-from omma.evaluation import NAMES, confidence, knn, linear, metrics
+from omma.evaluation import NAMES, confidence, grouped, knn, linear, metrics
 from omma.evaluation.answers import classified
 from omma.evaluation.detail import Detail
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
@@ -33,7 +33,7 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
         raise ValueError(label_sets.refusal(job.source, images.classes, f"the protocol {wrong[0]}"))
     if job.taxonomy is not None:
         raise ValueError(label_sets.refusal(job.source, images.classes, "a taxonomy"))
-    train, test, description = splitting.train_test(images, seed)
+    train, test, description = splitting.train_test(images, seed, groups=job.groups)
     rows = np.sort(np.concatenate([train, test]))
     features = features_of_all(job, images.subset(rows))
     readable = readable_rows(features)
@@ -41,9 +41,11 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
     parts = sets[chosen[~is_test]].astype(np.int64), sets[chosen[is_test]].astype(np.int64)
     strata = label_sets.strata(parts[0])
     tested = images.subset(chosen[is_test])
+    groups = None if job.groups is None else job.groups.of_rows(chosen)
+    within = grouped.parts(groups, is_test, label_sets.strata(sets[chosen].astype(np.int64)), protocols, seed)
     facts: dict[str, Any] = {
         "n_train": len(parts[0]), "n_test": len(parts[1]), "classes": len(images.classes),
-        "split": description, "seed": seed,
+        "split": description, "seed": seed, **within.fields,
     }  # fmt: skip
     about: dict[str, Any] = {
         "labels": float((parts[1] > 0).sum(1).mean()),
@@ -61,8 +63,8 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
             if job.progress:
                 job.progress(f"{NAMES[protocol]} on {subject}", len(readable), len(readable))
             pair = vectors[~is_test], vectors[is_test]
-            answer, own, thresholds = _answer(protocol, pair, (parts[0], strata), job, tested)
-            found = metrics.multi_label(answer.scores, parts[1], thresholds, seed)
+            answer, own, thresholds = _answer(protocol, pair, (parts[0], strata, within.train), job, tested)
+            found = metrics.multi_label(answer.scores, parts[1], thresholds, seed, within.test)
             measured[subject, protocol] = found
             fields: dict[str, Any] = conditions | own | facts
             fields["settings"] = answer.settings | about
@@ -73,18 +75,22 @@ def by_label_sets(job: Job, protocols: Sequence[str]) -> Judgement:
             if subject == "trained":
                 details.append(_detail(protocol, own.get("k"), images.classes, found))
     comparisons = list(_comparisons(measured))
-    return Judgement(scores, comparisons, [], features["trained"].bad, chosen[is_test], details)
+    notes = list(within.notes)
+    return Judgement(scores, comparisons, notes, features["trained"].bad, chosen[is_test], details)
 
 
 def _answer(
     protocol: str,
     vectors: tuple[np.ndarray, np.ndarray],
-    labels: tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n"]],
+    labels: tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None],
     job: Job,
     tested: Any,
 ) -> tuple[Answer, dict[str, Any], Any]:
-    """Scores of the images' classes, the fields of `Score`, and from what score on a class is answered."""
-    (train, test), (sets, strata) = vectors, labels
+    """Scores of the images' classes, the fields of `Score`, and from what score on a class is answered.
+
+    labels: of the train part: its sets, strata and groups.
+    """
+    (train, test), (sets, strata, groups) = vectors, labels
     if protocol == "classifier":
         classifier, answered = classified(job, test, tested)
         number = classifier.order(job.images.classes)
@@ -96,7 +102,7 @@ def _answer(
         k, scores = knn.shares_of_sets(train, sets, test)
         return Answer(scores.argmax(1), {}, scores), {"k": k, "T": knn.TEMPERATURE}, 0.5
     device = job.device if job.device.type == "cuda" else "cpu"  # as for `answers`
-    return linear.predict_sets(train, sets, strata, test, job.seed, device), {}, 0.5
+    return linear.predict_sets(train, sets, strata, test, job.seed, device, groups), {}, 0.5
 
 
 def _asked(found: Metrics, groups: Sequence[str]) -> Iterator[tuple[str, metrics.Figure]]:

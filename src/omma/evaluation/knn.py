@@ -81,14 +81,21 @@ def predict(
     k: int = HEADLINE,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> Int[np.ndarray, "m"]:
     """Predicted labels of `queries` for one (capped) k; None: of the bank's images, each by all others.
 
+    groups: of the bank's images, without queries; each is then classified by those of other groups. Raises
+    ValueError if there is only one.
     Unlike `predict_each` it accepts features that are not finite and a bank of one class, so that an
     evaluation during training cannot end the run.
     """
     (k,) = capped((k,), len(bank) - (queries is None))
-    return _vote(bank, bank_labels, queries, (k,), temperature, device)[0][k]
+    if groups is not None and queries is None and len(np.unique(groups)) < 2:
+        raise ValueError(
+            "all images are of one group, so none is left to classify by; give two groups or more"
+        )
+    return _vote(bank, bank_labels, queries, (k,), temperature, device, groups=groups)[0][k]
 
 
 @torch.inference_mode()
@@ -100,13 +107,15 @@ def _vote(
     temperature: float,
     device: torch.device | str,
     share_for: int | None = None,
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> tuple[dict[int, Int[np.ndarray, "m"]], Float[np.ndarray, "m c"] | None]:
     """Each neighbour votes exp(cos / T) for its class [Wu 2018, §3.4].
 
     Predictions for each k; for `share_for`, one of them, also the shares of the vote by class, fp32.
 
     Deterministic: ties in distance go to the first in the bank, ties in votes to the lowest label. Queries
-    are taken in chunks of about 256 MB. Without queries, every image of the bank leaves itself out.
+    are taken in chunks of about 256 MB. Without queries, every image of the bank leaves itself out, or its
+    group; a neighbour that is left out has no vote, should k reach it.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
@@ -116,11 +125,14 @@ def _vote(
     chunk = max(1, 2**26 // len(bank))
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     shares: list[Tensor] = []
+    own = None if groups is None else torch.from_numpy(groups).to(device)
     all_queries = torch.from_numpy(bank_features if query_features is None else query_features)
     for i, queries in enumerate(all_queries.to(device).split(chunk)):
         similarity = _unit(queries) @ bank.T
         if query_features is None:
             similarity.diagonal(i * chunk).fill_(-torch.inf)
+            if own is not None:
+                similarity[own[i * chunk : i * chunk + len(queries), None] == own] = -torch.inf
         near, index = top(similarity, ks[-1])
         votes = ((near - near[:, :1]) / temperature).exp()  # relative to the nearest, so that no T overflows
         labels = bank_labels[index]

@@ -66,7 +66,8 @@ def predict(
     """
     data = checked(data)
     targets = one_hot(data.train_labels, data.classes)
-    settings = choose(data.train, targets, seed=seed, solver=solver, device=device)
+    pairs = holdouts(data.train_labels, seed, groups=data.train_groups)
+    settings = choose(data.train, targets, pairs=pairs, seed=seed, solver=solver, device=device)
     logits = fit(data.train, targets, settings, seed=seed, device=device)(data.test)
     trained = np.unique(data.train_labels)
     scores = np.zeros((len(logits), data.classes), np.float32)
@@ -81,15 +82,16 @@ def predict_sets(
     test: Float[np.ndarray, "m d"],
     seed: int = 0,
     device: torch.device | str = "cpu",
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> Answer:
     """With several labels an image: probabilities of the test part, which do not sum to 1, and the choice.
 
     sets: 1, the class applies; 0, it does not; -1, not known, which no loss counts. strata: one class an
-    image, to hold out by.
+    image, to hold out by. groups: of train images, none of which is held out in part.
     """
     targets = one_hot(sets, sets.shape[1])
     options: dict[str, Any] = {"loss": "sigmoid", "seed": seed, "device": device}
-    settings = choose(train, targets, pairs=holdouts(strata, seed), **options)
+    settings = choose(train, targets, pairs=holdouts(strata, seed, groups=groups), **options)
     scores = torch.from_numpy(fit(train, targets, settings, **options)(test)).sigmoid().numpy()
     return Answer(scores.argmax(1), settings, scores)
 

@@ -80,13 +80,14 @@ def single_label(
     probabilities: bool = False,
     ranked: bool = True,
     seed: int = 0,
+    groups: Int[np.ndarray, "m"] | None = None,
 ) -> Metrics:
     """Metrics of answers to images of one label each.
 
     scores: of every class, larger is likelier, for top-5 (more than five classes) and average precision; ties
     count against the model. probabilities: the scores are such, which adds calibration error, negative
-    log-likelihood and Brier score. ranked: measure average precision, which takes longest. Raises ValueError
-    without images.
+    log-likelihood and Brier score. ranked: measure average precision, which takes longest. groups: of the
+    images; intervals draw whole ones. Raises ValueError without images.
     """
     m = len(labels)
     if m == 0:
@@ -98,10 +99,11 @@ def single_label(
         "hits": _one_hot(labels, classes, correct),
     }
     values = {"top1": float(correct.mean())}
-    exact = {"top1": confidence.bootstrap(correct, seed)}
+    exact = {"top1": confidence.bootstrap(correct, seed, groups=groups)}
     if scores is not None and classes > TOP:
         within = rank(scores, labels) < TOP
-        values["top5"], exact["top5"] = float(within.mean()), confidence.bootstrap(within, seed)
+        values["top5"] = float(within.mean())
+        exact["top5"] = confidence.bootstrap(within, seed, groups=groups)
     if scores is not None and probabilities:
         top = scores.max(1).astype(np.float64)
         bins = bin_of(top)
@@ -113,17 +115,18 @@ def single_label(
         }
     whole = {name: x.sum(1) for name, x in sums.items()}
     values |= _scikit(predictions, labels) | {k: float(v) for k, v in _of_sums(whole).items() if k in LOSSES}
-    draws, class_draws = _drawn(sums, m, seed)
-    by_class = _by_class(_counted(labels, predictions, None, np.arange(classes)), class_draws, whole)
+    draws, class_draws = _drawn(sums, m, seed, groups)
+    alike = _independent(labels[:, None] == np.arange(classes), groups)
+    by_class = _by_class(_counted(labels, predictions, None, np.arange(classes)), class_draws, whole, alike)
     if scores is not None and ranked:
         positive = labels[:, None] == np.arange(classes)
-        aps = average_precisions(scores, positive, np.ones_like(positive), seed)
+        aps = average_precisions(scores, positive, np.ones_like(positive), seed, groups)
         values |= aps.overall
         draws |= aps.draws
         by_class["ap"] = ByClass(aps.by_class, aps.intervals)
-    smallest = int(whole["support"][whole["support"] > 0].min())
+    every, smallest = _number(groups, m), int(alike[alike > 0].min())
     overall = {
-        k: Figure(v, exact[k] if k in exact else _interval(k, v, draws[k], smallest if k in MEANS else m))
+        k: Figure(v, exact[k] if k in exact else _interval(k, v, draws[k], smallest if k in MEANS else every))
         for k, v in values.items()
     }
     overall = {k: overall[k] for k in NAMES if k in overall}
@@ -170,12 +173,13 @@ def multi_label(
     targets: Int[np.ndarray, "m c"],
     thresholds: Float[np.ndarray, "c"] | float = 0.5,
     seed: int = 0,
+    groups: Int[np.ndarray, "m"] | None = None,
 ) -> Metrics:
     """Metrics of answers to images of several labels each.
 
     targets: 1 has the label, 0 has it not, -1 is not known, which counts nowhere. thresholds: a class is
     answered where its score is at least that. Average precision needs no threshold; a class that no image has
-    is left out of its mean. Raises ValueError without images or known targets.
+    is left out of its mean. groups: as of `single_label`. Raises ValueError without images or known targets.
     """
     known = targets >= 0
     if not known.any():
@@ -188,20 +192,23 @@ def multi_label(
         "hits": sparse.csr_array((has & answered).T.astype(np.float64)),
     }
     whole = {name: x.sum(1) for name, x in sums.items()}
-    draws, class_draws = _drawn(sums, m, seed)
+    draws, class_draws = _drawn(sums, m, seed, groups)
+    alike = _independent(has, groups)
     present = np.flatnonzero(whole["support"] + whole["predicted"])
     values = {}
     pair = has.astype(int), answered.astype(int)
     for average in AVERAGES:
         values |= {f"{name}_{average}": float(x) for name, x in _counted(*pair, average, present).items()}
-    by_class = _by_class(_counted(*pair, None), class_draws, whole)
-    aps = average_precisions(scores, has, known, seed)
+    by_class = _by_class(_counted(*pair, None), class_draws, whole, alike)
+    aps = average_precisions(scores, has, known, seed, groups)
     by_class["ap"] = ByClass(aps.by_class, aps.intervals)
     right = ((answered == has) | ~known).all(1)
-    overall = {"exact_match": Figure(float(right.mean()), confidence.bootstrap(right, seed))}
-    smallest = int(whole["support"][whole["support"] > 0].min(initial=m))
+    interval = confidence.bootstrap(right, seed, groups=groups)
+    overall = {"exact_match": Figure(float(right.mean()), interval)}
+    every = _number(groups, m)
+    smallest = int(alike[alike > 0].min(initial=every))
     for name, value in (values | aps.overall).items():
-        n = smallest if name in MEANS else m
+        n = smallest if name in MEANS else every
         overall[name] = Figure(value, _interval(name, value, (draws | aps.draws)[name], n))
     overall = {k: overall[k] for k in NAMES if k in overall}
     counts = whole["support"].astype(int), whole["predicted"].astype(int)
@@ -225,13 +232,29 @@ def _one_hot(
     return sparse.csr_array((values, (groups, np.arange(m))), shape=(n, m))
 
 
+def _number(groups: Int[np.ndarray, "m"] | None, m: int) -> int:
+    """Independent draws: groups, or images without them."""
+    return m if groups is None else len(np.unique(groups))
+
+
+def _independent(has: Bool[np.ndarray, "m c"], groups: Int[np.ndarray, "m"] | None) -> Int[np.ndarray, "c"]:
+    """The number of images of each class, or of groups that have one."""
+    if groups is None:
+        return has.sum(0)
+    rows, columns = np.nonzero(has)
+    pairs = np.unique(np.stack([columns, groups[rows]]), axis=1)
+    return np.bincount(pairs[0], minlength=has.shape[1])
+
+
 def _drawn(
-    sums: Mapping[str, sparse.csr_array], m: int, seed: int
+    sums: Mapping[str, sparse.csr_array], m: int, seed: int, groups: Int[np.ndarray, "m"] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Draws [r] of the overall figures, and draws [c, r] of those by class."""
     names, stacked = list(sums), sparse.vstack(list(sums.values()), format="csr")
     ends = np.cumsum([len(x.indptr) - 1 for x in sums.values()])
-    totals = np.concatenate([stacked @ weights for weights in confidence.resamples(m, seed)], 1)
+    totals = np.concatenate(
+        [stacked @ weights for weights in confidence.resamples(m, seed, groups=groups)], 1
+    )
     parts = dict(zip(names, np.split(totals, ends[:-1]), strict=True))
     return _of_sums(parts), _class_figures(parts)
 
@@ -281,13 +304,16 @@ def _counted(
 
 
 def _by_class(
-    values: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray],
+    whole: Mapping[str, np.ndarray],
+    alike: Int[np.ndarray, "c"],
 ) -> dict[str, ByClass]:
-    """NaN for classes that the test part does not have and nobody answered."""
-    support, present = whole["support"], whole["support"] + whole["predicted"] > 0
+    """NaN for classes that the test part does not have and nobody answered; alike: `_independent`."""
+    present = whole["support"] + whole["predicted"] > 0
     found = {}
     for name, value in values.items():
-        ends = confidence.opened(confidence.percentiles(draws[name]), value, support)
+        ends = confidence.opened(confidence.percentiles(draws[name]), value, alike)
         absent = ~present
         value, ends[absent] = np.where(absent, np.nan, value), np.nan
         found[name] = ByClass(value, ends)

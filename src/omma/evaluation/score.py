@@ -9,7 +9,16 @@ from jaxtyping import Int
 
 from omma.evaluation import confidence
 
-NO_SHARES = ("nll", "brier", "lca_height", "crm_lca_height", "tree_error")  # metrics that may exceed 1
+NO_SHARES = (
+    "nll",
+    "brier",
+    "lca_height",
+    "crm_lca_height",
+    "tree_error",
+    "r2",
+    "circular_r2",
+    "mae",
+)  # metrics that may exceed 1
 UNEVEN = 2.0  # times the smallest class that the largest one has, from where both accuracies are shown
 Subject = Literal["trained", "untrained", "pixels"]
 
@@ -22,7 +31,8 @@ class Score:
     protocol: str  # one of evaluation.PROTOCOLS
     metric: str = "top1"  # or "balanced_accuracy", "recall@1, ...", a key of metrics.NAMES or hierarchy.NAMES
     value: float  # top1: share of test images classified correctly, 0 to 1
-    interval95: tuple[float, float]  # bootstrap over the test images, not over training runs
+    # bootstrap over the test images (or their groups: `group`), not over training runs
+    interval95: tuple[float, float]
     # None for protocols that do not classify:
     balanced_accuracy: float | None = None  # mean recall over the classes of the test part
     majority: float | None = None  # what the best constant answer scores: the test part's largest class
@@ -37,6 +47,8 @@ class Score:
     n_train: int | None = None
     n_test: int  # number of queries
     classes: int | None = None
+    group: str | None = None  # the column whose groups intervals draw ...
+    test_groups: int | None = None  # ... and how many of them the test part has
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the probe chose on the train part
 
     def to_json(self) -> dict[str, Any]:
@@ -55,9 +67,10 @@ def classification_fields(
     labels: Int[np.ndarray, "m"],
     train_labels: Int[np.ndarray, "n"],
     seed: int = 0,
+    groups: Int[np.ndarray, "m"] | None = None,
 ) -> list[dict[str, Any]]:
     """The fields of the Scores that follow from predictions and labels: top-1, and balanced accuracy where
-    the classes of the test part are uneven."""
+    the classes of the test part are uneven. groups: of the test images, whole ones of which are drawn."""
     correct = predictions == labels
     _, members, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     hits = np.bincount(members[correct], minlength=len(sizes))
@@ -69,12 +82,16 @@ def classification_fields(
     }
     top1 = {
         "value": float(correct.mean()),
-        "interval95": confidence.bootstrap(correct, seed),
+        "interval95": confidence.bootstrap(correct, seed, groups=groups),
         "balanced_accuracy": balanced,
         "majority": float(sizes.max() / len(labels)),
     }
     scores = [top1 | counts]
     if sizes.max() >= UNEVEN * sizes.min():
-        each = {"value": balanced, "interval95": confidence.balanced(hits, sizes, seed)}
+        if groups is None:
+            interval = confidence.balanced(hits, sizes, seed)
+        else:
+            interval = confidence.balanced_by_group(correct, labels, groups, seed)
+        each = {"value": balanced, "interval95": interval}
         scores.append(each | {"metric": "balanced_accuracy", "majority": 1 / len(sizes)} | counts)
     return scores

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omma.core.words import count
-from omma.data.sources.split import occurrence
+from omma.data.sources import group_split
+from omma.data.sources.split import occurrence, stratified
 
 FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
@@ -18,6 +19,8 @@ class Split(NamedTuple):
     train_labels: Int[np.ndarray, "n"]
     test: Float[np.ndarray, "m d"]
     test_labels: Int[np.ndarray, "m"]
+    train_groups: Int[np.ndarray, "n"] | None = None  # none of them is held out in part
+    test_groups: Int[np.ndarray, "m"] | None = None  # what intervals draw
 
     @property
     def classes(self) -> int:
@@ -27,7 +30,7 @@ class Split(NamedTuple):
 
 def checked(data: Split) -> Split:
     """The data in float32 and int64; ValueError if no evaluator can use them."""
-    train, train_labels, test, test_labels = data
+    train, train_labels, test, test_labels, *groups = data
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.ndim != 2 or len(features) != len(labels):
             raise ValueError(f"{name}: features {features.shape} do not match {len(labels)} labels")
@@ -51,16 +54,31 @@ def checked(data: Split) -> Split:
         train_labels.astype(np.int64),
         np.ascontiguousarray(test, np.float32),
         test_labels.astype(np.int64),
+        *groups,
     )
 
 
 def holdouts(
-    labels: Int[np.ndarray, "n"], seed: int, share: float = 0.2
+    labels: Int[np.ndarray, "n"],
+    seed: int,
+    share: float = 0.2,
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]:
     """(fit, held_out) indices into the train part, stratified and seeded: one pair, or five below FEW images.
 
     A class with a single image stays in fit; all others have at least one image on either side.
+    groups: none is on both sides (`stratified`), and there are five pairs below FEW groups. Raises ValueError
+    if nothing can be held out.
     """
+    if groups is not None:
+        number = 5 if len(np.unique(groups)) < FEW else 1
+        pairs = [stratified(labels, share, seed * 5 + k, groups) for k in range(number)]
+        if not all(len(held_out) for _, held_out in pairs):
+            raise ValueError(
+                "no class has train images in two groups, so no group can be held out to choose a probe's "
+                "strength; label more groups, or use k-NN alone"
+            )
+        return pairs
     counts = np.bincount(labels)
     if counts.max() < 2:
         raise ValueError(
@@ -80,20 +98,28 @@ def holdouts(
 
 
 def folds(
-    labels: Int[np.ndarray, "n"], seed: int, number: int = 5
+    labels: Int[np.ndarray, "n"],
+    seed: int,
+    number: int = 5,
+    groups: Int[np.ndarray, "n"] | None = None,
 ) -> list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]:
     """(fit, held_out) indices for cross-validation, stratified and seeded: each image is held out once.
 
     The single image of a class is never held out. Fewer folds where no class has `number` images; none where
     no class has two.
+    groups: none is on both sides (`group_split.folds`); one that holds all images of a class is never held
+    out.
     """
     rng = np.random.default_rng((seed, 0xF01D))
-    order = rng.permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)
-    rank[order] = occurrence(labels[order])  # among the images of its class
-    sizes = np.bincount(labels)
-    part = (rank + rng.integers(number, size=len(sizes))[labels]) % number
-    part[sizes[labels] < 2] = -1
+    if groups is None:
+        order = rng.permutation(len(labels))
+        rank = np.empty(len(labels), np.int64)
+        rank[order] = occurrence(labels[order])  # among the images of its class
+        sizes = np.bincount(labels)
+        part = (rank + rng.integers(number, size=len(sizes))[labels]) % number
+        part[sizes[labels] < 2] = -1
+    else:
+        part = group_split.folds(labels, groups, number, rng)
     held_out = [np.flatnonzero(part == each) for each in range(number)]
     return [(np.setdiff1d(np.arange(len(labels)), rows), rows) for rows in held_out if len(rows)]
 

@@ -24,6 +24,8 @@ from omma.core.progress import Progress
 from omma.core.protocols import Backbone, Features, Images, Inaccessible, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
+from omma.data.sources import clips
+from omma.data.sources.clips import Clips
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +101,15 @@ def stream(
 
     network: from `prepare`. threads: for decoding. of: what is read of the features, [b, ...]. whole: fill
     batches up, so that an image's features do not depend on how many others there are; sums are in another
-    order in a smaller batch, and the last bits differ.
+    order in a smaller batch, and the last bits differ. The features of a clip are the mean over its tiles.
     """
     images = with_channels(images, preprocess.channels)
+    if isinstance(images, Clips):
+        batch = batch or batch_size(preprocess, next(network.parameters()).device)
+        tiles, owner = clips.tiles(images)
+        read = stream(network, tiles, preprocess, batch, threads, of, whole)
+        yield from _means(read, owner, images, batch)
+        return
     first = next(network.parameters())
     device, precision = first.device, first.dtype
     batch = batch or batch_size(preprocess, device)
@@ -139,7 +147,7 @@ def extract(
         "spec": encoder.spec(),
         "preprocess": asdict(preprocess),
         "precision": str(precision).removeprefix("torch."),
-        "pooling": "pooled",
+        "pooling": "mean over a clip's tiles" if isinstance(images, Clips) else "pooled",
         "data": getattr(images, "fingerprint", None),
         "images": len(images),
     }
@@ -167,10 +175,13 @@ def pixels(images: Images, preprocess: Preprocess, *, progress: Progress | None 
     images = with_channels(images, preprocess.channels)
     side = min(32, preprocess.size, math.isqrt(4096 // preprocess.channels))
     small = replace(preprocess, size=max(side, 1))
+    tiles, owner = clips.tiles(images) if isinstance(images, Clips) else (images, np.arange(len(images)))
     batches = (
         FeatureBatch(inputs.flatten(1).float().numpy(), indices, bad)
-        for inputs, indices, bad in _batches(images, small, 512)
+        for inputs, indices, bad in _batches(tiles, small, 512)
     )
+    if isinstance(images, Clips):
+        batches = _means(batches, owner, images, 512)
     return _collect(batches, len(images), {"pixels": asdict(small)}, progress)
 
 
@@ -198,6 +209,36 @@ def _batches(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _means(
+    batches: Iterator[FeatureBatch], owner: Int[np.ndarray, "t"], images: Clips, size: int
+) -> Iterator[FeatureBatch]:
+    """Batches of `size` clips from batches of tiles in order: the mean of each clip's vectors.
+
+    owner: the clip of each tile. A clip is bad where any of its tiles is.
+    """
+    tiles_of = np.bincount(owner, minlength=len(images))
+    last = np.cumsum(tiles_of)  # the tiles up to the end of each clip
+    sums: dict[int, np.ndarray] = {}
+    bad: dict[int, tuple[str, str]] = {}
+    done = first = 0
+    for batch in batches:
+        for vector, clip in zip(batch.vectors, owner[batch.indices].tolist(), strict=True):
+            sums[clip] = sums[clip] + vector if clip in sums else vector.astype(np.float64)
+        rows = np.arange(done, done + len(batch.indices) + len(batch.bad))
+        for tile, (_, reason) in zip(np.setdiff1d(rows, batch.indices).tolist(), batch.bad, strict=True):
+            clip = int(owner[tile])
+            bad.setdefault(clip, (images.path(clip), reason))
+        done += len(rows)
+        while first < len(images) and last[min(first + size, len(images)) - 1] <= done:
+            here = range(first, min(first + size, len(images)))
+            good = [clip for clip in here if clip not in bad]
+            means = [(sums[clip] / tiles_of[clip]).astype(np.float32) for clip in good]
+            shape = batch.vectors.shape[1:]
+            vectors = np.stack(means) if means else np.zeros((0, *shape), np.float32)
+            yield FeatureBatch(vectors, np.array(good, np.int64), [bad[clip] for clip in here if clip in bad])
+            sums, first = {clip: s for clip, s in sums.items() if clip >= here.stop}, here.stop
 
 
 def _collect(

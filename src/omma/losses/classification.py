@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, and distillation of a teacher's classifications [Touvron 2020]."""
+"""Cross-entropy with soft targets, the multiclass hinge, and distillation of a teacher [Touvron 2020]."""
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,22 @@ def soft_cross_entropy(
     count: given where the batch is part of a larger one. The loss is 0 where all weights are 0.
     """
     rows = -(targets.float() * logits.float().log_softmax(-1)).sum(-1)
+    return _mean(rows, weights, count)
+
+
+def multiclass_hinge(
+    logits: Float[Tensor, "b k"],
+    targets: Float[Tensor, "b k"],
+    weights: Float[Tensor, "b"] | None = None,
+    count: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """sum_b w_b sum_(j != y) max(0, z_j - z_y + 1) / count [Weston and Watkins 1998].
+
+    targets: one-hot, y is their 1. Of scores, never of probabilities. weights and count: as of
+    `soft_cross_entropy`. Equal scores give K - 1.
+    """
+    own = (targets.float() * logits.float()).sum(-1, keepdim=True)
+    rows = ((1 - targets.float()) * (logits.float() - own + 1).clamp(min=0)).sum(-1)
     return _mean(rows, weights, count)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -12,11 +12,13 @@ def ntxent(
     temperature: float,
     everyone: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None,
     offset: int = 0,
+    excluded: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, ""]:
     """NT-Xent over 2b anchors, in both directions, each against all others [Chen 2020, eq. 1].
 
     `everyone`: the two views of all processes' images, of which this process's begin at row `offset`;
-    by default a and b. Inputs are normalised here. A single image gives 0.
+    by default a and b. excluded: pairs of images that are no negatives of each other (an image's own views
+    are one, whatever stands there). Inputs are normalised here. An image without negatives gives 0.
     """
     a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
     rows = torch.arange(len(a), device=a.device)
@@ -26,6 +28,9 @@ def ntxent(
     same = torch.cat([rows + offset, rows + offset + n])
     other = torch.cat([rows + offset + n, rows + offset])
     logits = logits.scatter(1, same[:, None], float("-inf"))
+    if excluded is not None:
+        own = logits.gather(1, other[:, None])
+        logits = logits.masked_fill(excluded.repeat(2, 2), float("-inf")).scatter(1, other[:, None], own)
     return F.cross_entropy(logits, other)
 
 

@@ -2,8 +2,9 @@
 
 A file offers `Config` (frozen; its defaults are the paper's), `views(config, image_size)`, the recipes
 `paper(image_size, model)` and `small(image_size, model)`, and `Method`; if it needs more than images also
-`needs(config)`, if options change the recipe `adapted(recipe, options)`, and if it reads texts
-`tokenizer(config, trained, captions)`. `MethodFile` types them; CONTRIBUTING.md walks through one.
+`needs(config)`, if a sample is several frames of a sequence `frames(config)`, if options change the recipe
+`adapted(recipe, options)`, and if it reads texts `tokenizer(config, trained, captions)`. `MethodFile` types
+them; CONTRIBUTING.md walks through one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names of the methods are known without PyTorch, whose import takes seconds
     from omma.core import protocols
-    from omma.core.protocols import Crop, Needs, Recipe, Tokenizer, Trained
+    from omma.core.protocols import Crop, Frames, Needs, Recipe, Tokenizer, Trained
 
 RECIPES = ("small", "paper")
 FINE_TUNING = "finetune"  # trains what `omma finetune` makes: no pretraining method, and not listed as one
@@ -30,6 +31,10 @@ def _needs_only_images(config: Any) -> Needs:
     from omma.core.protocols import Needs
 
     return Needs()
+
+
+def _one_image(config: Any) -> Frames | None:
+    return None
 
 
 def _unchanged(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -48,6 +53,7 @@ class MethodFile:
     small: Callable[[int, str], Recipe]  # of (image size, model's name): 1,000 to 100,000 images, one machine
     paper: Callable[[int, str], Recipe]
     needs: Callable[[Any], Needs] = _needs_only_images  # of the config
+    frames: Callable[[Any], Frames | None] = _one_image  # of the config; None: a sample is one image
     # of (recipe with the user's options, the model's options): what else of the recipe follows from them
     adapted: Callable[[Recipe, Mapping[str, Any]], Recipe] = _unchanged
     # of (name of the method that pretrained the weights, image size, model's name): `paper` for such weights
@@ -95,6 +101,8 @@ def get(name: str) -> MethodFile:
     required = ("Config", "Method", "views", *RECIPES)
     if missing := [each for each in required if not hasattr(file, each)]:
         raise TypeError(f"{file.__file__} lacks {', '.join(missing)}: see CONTRIBUTING.md")
-    optional = [each for each in ("needs", "adapted", "paper_after", "tokenizer") if hasattr(file, each)]
+    optional = [
+        each for each in ("needs", "frames", "adapted", "paper_after", "tokenizer") if hasattr(file, each)
+    ]
     offered = {each: getattr(file, each) for each in (*required, *optional)}
     return MethodFile(name=name, doc=inspect.getdoc(file) or "", **offered)

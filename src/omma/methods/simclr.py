@@ -12,17 +12,12 @@ Choose it for small images, small data or little time: of the methods measured i
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from omma import backbones
 from omma.backbones.layers.heads import projector
-from omma.core import collectives, dist, protocols
-from omma.core.checks import above_zero, range_within_one
+from omma.core import protocols
 from omma.core.protocols import (
     Backbone,
     Batch,
     Clock,
-    Colour,
     Context,
     Crop,
     HealthSignal,
@@ -31,26 +26,13 @@ from omma.core.protocols import (
     Recipe,
     StepOutput,
 )
-from omma.losses import contrastive
-from omma.methods.shared import crops, signals
+from omma.methods.shared import pair_contrast, signals
 from omma.train import param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(pair_contrast.Contrast):
     """The paper's defaults, for ImageNet."""
-
-    temperature: float = 0.1
-    hidden: int = 2048
-    out: int = 128
-    scale: tuple[float, float] = (0.08, 1.0)
-    crop_size: int | None = None  # pixels of the views; None: the image size
-    colour: float = 1.0  # strength of jitter; .5 suits small images
-    blur: bool = True  # off under 64 px
-
-    def __post_init__(self) -> None:
-        above_zero(self, "temperature", "hidden", "out")
-        range_within_one(self, "scale")
 
 
 def needs(config: Config) -> Needs:
@@ -60,12 +42,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two crops with the same augmentation [appendix A]."""
-    c = config.colour
-    colour = Colour(
-        brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
-        blur_p=0.5 if config.blur else 0.0,
-    )  # fmt: skip
-    return (Crop(count=2, size=config.crop_size or image_size, scale=config.scale, colour=colour),)
+    return (pair_contrast.crop(config, image_size, 2),)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -73,7 +50,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method simclr --recipe paper --model vit-s/16 --epochs 100`
     """
-    return Recipe(config=Config(), batch=4096, lr=1e-3, warmup=0.1, weight_decay=0.1, clip=None)
+    return pair_contrast.paper(Config())
 
 
 def small(image_size: int, model: str) -> Recipe:
@@ -83,15 +60,7 @@ def small(image_size: int, model: str) -> Recipe:
     untrained networks' 32.6 and 27.9 (docs/benchmarks.md). A plain ViT makes more tokens of a view than a
     hybrid, and gains from smaller views.
     """
-    tiny, plain = image_size < 64, backbones.family(model).plain
-    config = Config(
-        temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
-    )  # fmt: skip
-    return Recipe(
-        config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
-        clip=None, encoder={"pool": "mean"},
-    )  # fmt: skip
+    return pair_contrast.small(Config, image_size, model)
 
 
 class Method(protocols.Method):
@@ -104,17 +73,8 @@ class Method(protocols.Method):
         self.head = projector([encoder.dim, config.hidden, config.out])
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        (pairs,) = batch.views
-        b = len(pairs)
-        z = self.head(self.encoder(torch.cat([pairs[:, 0], pairs[:, 1]])).pooled)
-        first, second = z[:b], z[b:]
-        everyone = collectives.gather(first), collectives.gather(second)
-        loss = contrastive.ntxent(first, second, self.config.temperature, everyone, offset=dist.rank() * b)
-        metrics = {
-            "alignment": contrastive.alignment(first, second).detach(),
-            "uniformity": contrastive.uniformity(first.detach()),
-        }
-        return StepOutput(loss, metrics)
+        z = self.head(self.encoder(pair_contrast.both(batch.views[0])).pooled)
+        return pair_contrast.output(z, self.config.temperature)
 
     def health_signals(self) -> Sequence[HealthSignal]:
         return signals.CONTRASTIVE

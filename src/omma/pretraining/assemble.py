@@ -21,16 +21,18 @@ from omma.core.protocols import (
     ParamGroup,
     Preprocess,
     Tokenizer,
+    Tracks,
 )
-from omma.data.batches import augment, gpu_jpeg, loader
+from omma.data.batches import augment, gpu_jpeg, loader, sound_views
 from omma.data.batches import preprocess as preprocessing
 from omma.data.batches.decoded_cache import Cache
+from omma.data.batches.frames import plan
 from omma.data.sources import captions
 from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.values import scaling_notes
 from omma.methods.shared.classifies import Classifies
-from omma.pretraining import few_labels, init_weights, placement, requirements
+from omma.pretraining import few_labels, init_weights, placement, related, requirements
 from omma.pretraining.hold_out import HoldOut
 from omma.pretraining.monitor import Monitor
 from omma.pretraining.request import Request, chosen
@@ -47,11 +49,14 @@ from omma.train.profile import OFF, Profiler
 def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
     """Everything that training needs, with the configuration that the run folder keeps."""
     request, choice = setup.request, setup.choice
-    network = _network(setup)
+    file, config = methods.get(setup.choice.method), setup.choice.recipe.config
+    frames = file.frames(config)
+    together = related.read(setup.images, frames, setup.needs.fields)
+    network = _network(setup, together.tracks)
     method, compile_option, placed_notes = _place(setup, network.method)
     groups, start_notes = _groups(setup, method)
     watcher = _watcher(setup, method, network.preprocess)
-    crops = methods.get(choice.method).views(choice.recipe.config, choice.image_size)
+    crops = sound_views.plan(setup.images, plan(file.views(config, choice.image_size), frames))
     pixels = _pixels(setup, crops)
     images, data = setup.images, setup.data
     if pixels.cache is not None:
@@ -64,6 +69,8 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         shorter_side=setup.facts.shorter_side,
         method=method,
         captions=network.captions,
+        frames=together.sampler,
+        fields=together.fields,
         crops=crops,
         preprocess=network.preprocess,
         optimizer=make_optimizer(method, choice.recipe, groups),
@@ -82,6 +89,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         decode=pixels.decode,
         listen=request.listen,
         balance=few_labels.labels_of(images, np.arange(len(images))) if setup.needs.balanced else None,
+        groups=None if data.groups is None else data.groups.codes[data.training],
         part=data.part,
         notes=[
             *setup.known.notes,
@@ -111,7 +119,7 @@ class Network:
     notes: tuple[str, ...]
 
 
-def _network(setup: Setup) -> Network:
+def _network(setup: Setup, tracks: Tracks | None) -> Network:
     """Encoder and method on the CPU, filled with the weights that the run starts from."""
     request, choice, images, start = setup.request, setup.choice, setup.images, setup.start
     notes = list[str]()
@@ -124,7 +132,7 @@ def _network(setup: Setup) -> Network:
         preprocess, note = init_weights.prepared(preprocess, own)
         notes.append(note)
     notes += preprocessing.describe_range(preprocess)
-    notes += scaling_notes(images, preprocess)
+    notes += [*scaling_notes(images, preprocess), *sound_views.notes(images)]
     torch.manual_seed(request.seed)
     encoder = _encoder(setup)
     if start is not None and start.model is not None:  # before the method copies its encoder
@@ -146,6 +154,7 @@ def _network(setup: Setup) -> Network:
         preprocess=preprocess,
         model=setup.teacher,
         tokenizer=tokenizer,
+        tracks=tracks,
     )
     method = methods.get(choice.method).Method(encoder, choice.recipe.config, context)
     if start is None and not any(p.requires_grad for p in method.encoder.parameters()):
@@ -238,10 +247,12 @@ def _groups(setup: Setup, method: Method) -> tuple[list[ParamGroup] | None, list
 def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
     """What suits the method: readings of health, or of a classifier's score on held-out images."""
     sample, held_out = setup.data.source.subset(setup.data.sample), setup.data.held_out
+    groups = None if setup.data.groups is None else setup.data.groups.codes[setup.data.sample]
     if setup.needs.holds_out:
         assert isinstance(method, Classifies), "as Needs.holds_out says"
-        patience, knows = setup.request.supervision.patience, setup.needs.fits_head or method.begun
-        return HoldOut(sample, preprocess, held_out, patience, setup.device, knows)
+        own, knows = setup.needs.patience, setup.needs.fits_head or method.begun
+        patience = setup.request.supervision.patience if own is None else own
+        return HoldOut(sample, preprocess, held_out, patience, setup.device, knows, groups)
     monitor = Monitor(
         sample,
         setup.images,
@@ -250,6 +261,7 @@ def _watcher(setup: Setup, method: Method, preprocess: Preprocess) -> Watch:
         held_out,
         blind=not setup.needs.labels,
         continued=setup.start is not None,
+        groups=groups,
         signals=method.health_signals(),
     )
     return Health(monitor, setup.dtype)
@@ -308,6 +320,7 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "init": None if setup.start is None else dataclasses.asdict(setup.start.origin),
         "learns_from": None if setup.teacher is None else setup.teacher.digest,
         "adapt": _adapter(request),
+        "group": None if setup.data.groups is None else setup.data.groups.name,
         "supervision": dataclasses.asdict(request.supervision) if setup.needs.holds_out else None,
         "tokenizer": None if tokenizer is None else _digest(tokenizer.tokenizer.merges),
     }

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from omma.core import dist
-from omma.core.protocols import BadImage, Needs
+from omma.core.protocols import BadImage, Frames, Needs
 from omma.core.words import count
 from omma.data.sources import captions, collection, label_sets, selection
+from omma.data.sources import groups as grouping
 from omma.data.sources.check import checked
+from omma.data.sources.clips import in_tiles
+from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
-from omma.pretraining import few_labels, monitor, requirements
+from omma.pretraining import few_labels, monitor, related, requirements
 from omma.pretraining.choose import Facts
 from omma.pretraining.events import Event, Note, Stage
 from omma.pretraining.request import Request, Supervision, ignore
@@ -31,6 +34,7 @@ class Data:
     sample: np.ndarray  # rows to read health on: held out of training if there are enough images
     notes: tuple[str, ...]
     held_out_notes: tuple[str, ...] = ()
+    groups: Groups | None = None  # of all rows of `source`: what belongs together is held out together
 
     @property
     def held_out(self) -> bool:
@@ -73,7 +77,7 @@ def open_source(request: Request) -> IndexedImages:
             )
         if not columns:
             return images
-    images = selection.labelled_by(images, columns)
+    images = selection.labelled_by(in_tiles(images), columns)
     check(images)
     return images
 
@@ -84,8 +88,15 @@ def prepare(
     seed: int,
     listen: Callable[[Event], None] = ignore,
     supervision: Supervision | None = None,
+    frames: Frames | None = None,
+    group: str | None = None,
 ) -> Data:
-    """Leave out what cannot be decoded or has no label or caption, and hold out a sample."""
+    """Leave out what cannot be decoded or lacks a label, caption or other frame, and hold out a sample.
+
+    group: the column of what belongs together (`groups.of`), and is held out together.
+    """
+    related.refuse(opened, frames, needs.fields)
+    grouping.of(opened, group)  # a wrong name is refused before images are decoded
 
     def progress(done: int, total: int) -> None:
         listen(Stage("checking images", done, total))
@@ -102,20 +113,42 @@ def prepare(
         if applies:
             rows, messages = select(source, rows)
             notes += messages
+    if frames is not None:
+        rows, messages = related.usable(source, rows, frames)
+        notes += messages
+    groups = related.groups(source, group, frames)
     if needs.holds_out:
-        part = few_labels.divide(source, rows, supervision or Supervision(), seed)
+        part = few_labels.divide(source, rows, supervision or Supervision(), seed, groups)
         return Data(
             source=source,
             rows=np.union1d(part.learned, part.held_out),
             training=part.learned,
             sample=part.held_out if len(part.held_out) else part.learned[: monitor.HELD_OUT],
+            groups=groups,
             notes=(*notes, *part.notes),
             held_out_notes=(part.held_out_note,),
         )
-    training, sample = monitor.hold_out(rows, seed)
+    training, sample = monitor.hold_out(rows, seed, None if groups is None else groups.codes[rows])
+    if frames is not None and len(training) < len(rows):
+        training, _ = related.usable(source, training, frames)
     if len(training) == len(rows):
-        notes.append("too few images to hold some out: health is read on training images")
-    return Data(source=source, rows=rows, training=training, sample=sample, notes=tuple(notes))
+        few = "images" if groups is None or len(rows) < monitor.ENOUGH else f"groups by {groups.name}"
+        notes.append(f"too few {few} to hold some out: health is read on training images")
+    elif groups is not None:
+        notes.append(_held_out_by(groups, training, sample, monitor.hold_out(rows, seed)))
+    return Data(source=source, rows=rows, training=training, sample=sample, groups=groups, notes=tuple(notes))
+
+
+def _held_out_by(
+    groups: Groups, training: np.ndarray, sample: np.ndarray, by_image: tuple[np.ndarray, np.ndarray]
+) -> str:
+    """How many groups are held out, and what holding out by image would have leaked; all: rows."""
+    number, every = groups.of_rows(sample).number, groups.of_rows(np.union1d(training, sample)).number
+    leaking = groups.leaking(*by_image)
+    return (
+        f"held out by {groups.name}: {number:,} of {every:,}; by image {leaking:.0%} of the held-out images "
+        f"would have others of their {groups.name} in training"
+    )
 
 
 def facts(images: IndexedImages, device: str, source: IndexedImages) -> Facts:

@@ -7,6 +7,7 @@ from jaxtyping import Int
 
 from omma.core.words import count
 from omma.data.sources import label_sets, split
+from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.request import Supervision
 
@@ -32,11 +33,16 @@ class Division(NamedTuple):
 
 
 def divide(
-    images: IndexedImages, rows: Int[np.ndarray, "n"], supervision: Supervision, seed: int
+    images: IndexedImages,
+    rows: Int[np.ndarray, "n"],
+    supervision: Supervision,
+    seed: int,
+    groups: Groups | None = None,
 ) -> Division:
     """Choose images to learn from and to judge by; rows: labelled ones.
 
-    A class of one image keeps it to learn from.
+    A class of one image keeps it to learn from. groups: whole ones are held out, and a class whose images all
+    lie in one keeps it.
     """
     rows, notes = _chosen(images, rows, supervision, seed)
     labels = labels_of(images, rows)
@@ -49,9 +55,20 @@ def divide(
     elif sizes.mean() < FEWEST:
         why = f"they are fewer than {FEWEST} a class"
     else:
-        learned, held_out = split.stratified(codes, share, seed)
-        why = "" if len(held_out) else "every class has a single one"
+        own = None if groups is None else groups.codes[rows]
+        learned, held_out = split.stratified(codes, share, seed, own)
+        alone = "a single one" if groups is None else f"all of its images in one group by {groups.name}"
+        why = "" if len(held_out) else f"every class has {alone}"
     note = f"held out, to judge by: {count(len(held_out), 'labelled image')}, {share:.0%} of each class"
+    if groups is not None and not why:
+        by_image = split.stratified(codes, share, seed)
+        leaking = groups.of_rows(rows).leaking(*by_image)
+        images_out, part = count(len(held_out), "labelled image"), len(held_out) / len(rows)
+        whole = count(groups.of_rows(rows[held_out]).number, "whole group")
+        note = (
+            f"held out, to judge by: {images_out}, {part:.0%}, in {whole} by {groups.name}; by image "
+            f"{leaking:.0%} of them would have others of their {groups.name} in training"
+        )
     if why:
         note = (
             f"no labelled image is held out ({why}): the last weights are the result, and nothing tells how "

@@ -49,10 +49,11 @@ def _fit(run: Run, method: Classifies) -> linear.Settings:
     targets = linear.one_hot(labels, len(run.images.classes))
     codes = label_sets.strata(labels) if labels.ndim == 2 else labels
     loss: linear.Loss = "sigmoid" if labels.ndim == 2 else "softmax"
-    parts = folds(codes, run.seed)
+    groups = None if run.groups is None else run.groups[found.indices]
+    parts = folds(codes, run.seed, groups=groups)
     settings: linear.Settings = dict(ALONE)
     if parts:
-        pairs = parts if len(codes) < SEVERAL_FOLDS else holdouts(codes, run.seed)
+        pairs = parts if len(codes) < SEVERAL_FOLDS else holdouts(codes, run.seed, groups=groups)
         settings = linear.choose(found.vectors, targets, loss=loss, pairs=pairs, seed=run.seed)
     weight, bias = linear.fit(found.vectors, targets, settings, loss=loss, seed=run.seed).folded()
     with torch.no_grad():

@@ -36,6 +36,7 @@ class Reading:
     step: int
     score: float  # top-1; with several labels an image, the mean over classes of the average precision
     nll: float  # negative log-likelihood, a mean over images; with several labels, over their classes too
+    interval95: tuple[float, float] | None = None  # of top-1, where images have groups
 
     def better(self, other: "Reading | None") -> bool:
         """Is the score higher, or the same with a lower NLL?"""
@@ -57,6 +58,7 @@ class HoldOut:
     patience: int  # readings without improvement after which training may end; 0: it may not
     device: torch.device
     at_start: bool  # does the head know anything before the first step?
+    groups: np.ndarray | None = None  # of the sample, which intervals draw as a whole
     readings: list[Reading] = field(default_factory=list)
     _pixels: Tensor | None = field(default=None, repr=False)
 
@@ -98,8 +100,11 @@ class HoldOut:
             reading = Reading(clock.step, *_several(logits, self.labels))
         else:
             truth = torch.from_numpy(self.labels)
-            top1 = (logits.argmax(-1) == truth).float().mean()
-            reading = Reading(clock.step, float(top1), float(F.cross_entropy(logits, truth)))
+            right = logits.argmax(-1) == truth
+            values = float(right.float().mean()), float(F.cross_entropy(logits, truth))
+            groups = None if self.groups is None else self.groups[self._good]
+            interval = None if groups is None else confidence.bootstrap(right.numpy(), groups=groups)
+            reading = Reading(clock.step, *values, interval)
         return dist.broadcast(reading)
 
     @torch.no_grad()
@@ -147,7 +152,7 @@ class HoldOut:
         kept = "" if best is now else f" (the best: {best.score:.1%} at step {best.step:,})"
         if self.several:
             return Verdict("good", f"mean average precision {now.score:.1%} {images}{kept}")
-        low, high = confidence.bootstrap(np.arange(n) < round(best.score * n))
+        low, high = best.interval95 or confidence.bootstrap(np.arange(n) < round(best.score * n))
         majority = np.bincount(self.labels).max() / n
         text = f"{now.score:.1%} {images} are right{kept}; the best's interval is {low:.1%} to {high:.1%}"
         if low <= majority:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from omma.core.protocols import Clock, HealthSignal, Images, Preprocess
@@ -24,20 +25,38 @@ VIEWED = 256  # images of the sample that views are made of, at most ...
 PAIRS = 4  # ... and pairs of views of each
 CHUNK = 128  # images that pass the network at once
 SETTLED = 50  # steps until statistics of batch norms have forgotten 0 and 1, where they began
+LARGEST = 2  # times the 5 % that the smallest group may have to be held out
 ALIKE = 0.02  # deviation over the images, in the data's own: about one level of 255
 
 
-def hold_out(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    rows: Int[np.ndarray, "n"], seed: int, groups: Int[np.ndarray, "n"] | None = None
+) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
     """(rows to train on, rows to read health on), both sorted.
 
     5 % and at most 512 images are held out. Of fewer than 2,000 images none is, and health is read on up to
     512 training images.
+    groups: of the rows. Whole groups are held out, in random order, as long as they fit; if none does, the
+    smallest one of at most 10 % of the images. If there is none of these either, nothing is held out.
     """
-    order = np.random.default_rng(seed).permutation(rows)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(rows)
+    nothing = np.sort(rows), np.sort(order[:HELD_OUT])
     if len(rows) < ENOUGH:
-        return np.sort(rows), np.sort(order[:HELD_OUT])
-    count = min(HELD_OUT, len(rows) // 20)
-    return np.sort(order[count:]), np.sort(order[:count])
+        return nothing
+    most = min(HELD_OUT, len(rows) // 20)
+    if groups is None:
+        return np.sort(order[most:]), np.sort(order[:most])
+    _, codes = np.unique(groups, return_inverse=True)
+    sizes, number, taken = np.bincount(codes.reshape(-1)), 0, list[int]()
+    for group in rng.permutation(len(sizes)).tolist():
+        if number + sizes[group] <= most:
+            taken.append(group)
+            number += int(sizes[group])
+    if not taken and sizes.min() <= LARGEST * len(rows) / 20:
+        taken = [int(sizes.argmin())]
+    chosen = np.isin(codes.reshape(-1), taken)
+    return (np.sort(rows[~chosen]), np.sort(rows[chosen])) if taken else nothing
 
 
 class HealthReport(NamedTuple):
@@ -55,8 +74,8 @@ class Monitor:
 
     The first reading is stored to compare later ones with: nearest neighbours, and how well two views of an
     image are matched among other images. If the sample consists of training images, each is classified by all
-    others in it (leave one out). If the run is `continued` from weights, what became of them is reported,
-    too. Labels are read for k-NN only. Images are decoded once.
+    others in it (leave one out; with groups, by those of other groups). If the run is `continued` from
+    weights, what became of them is reported, too. Labels are read for k-NN only. Images are decoded once.
     """
 
     sample: Images
@@ -66,6 +85,7 @@ class Monitor:
     held_out: bool  # are `sample` and `training` disjoint?
     blind: bool = True  # does training see no labels? If it does, k-NN on training images means nothing
     continued: bool = False
+    groups: np.ndarray | None = None  # of the sample
     signals: Sequence[HealthSignal] = ()  # the method's
     readings: list[health.Reading] = field(default_factory=list)
     start: retention.Start | None = None
@@ -75,6 +95,7 @@ class Monitor:
         self.pixels = pixels[torch.from_numpy(good)]
         self.alike = len(self.pixels) > 1 and float((self.pixels - self.pixels[:1]).abs().mean()) < ALIKE
         self.labels: np.ndarray | None = None
+        self.labelled_groups: np.ndarray | None = None
         self.bank: Tensor | None = None
         labels, training_labels = self.sample.labels, self.training.labels
         if labels is None or training_labels is None or not (self.blind or self.held_out):
@@ -83,7 +104,10 @@ class Monitor:
         compared = training_labels if self.held_out else labels
         if len(np.unique(compared[compared >= 0])) < 2 or (labels < 0).all():
             return
-        self.labels = labels
+        groups = None if self.groups is None else self.groups[good][labels >= 0]
+        if not self.held_out and groups is not None and len(np.unique(groups)) < 2:
+            return
+        self.labels, self.labelled_groups = labels, groups
         if self.held_out:
             rows = np.flatnonzero(training_labels >= 0)
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
@@ -163,7 +187,7 @@ class Monitor:
         is_labelled = self.labels >= 0
         labels, labelled = self.labels[is_labelled], features.numpy()[is_labelled]
         if self.bank is None:
-            return knn.predict(labelled, labels, None, k=K) == labels
+            return knn.predict(labelled, labels, None, k=K, groups=self.labelled_groups) == labels
         return knn.predict(vectors(encoder, self.bank).numpy(), self.bank_labels, labelled, k=K) == labels
 
     def _retained(self, reading: health.Reading, correct: np.ndarray | None) -> retention.Retention | None:
@@ -177,7 +201,7 @@ class Monitor:
             kept=reading.neighbours_kept,
             knn_start=float(before.mean()),
             knn=float(correct.mean()),
-            change=confidence.paired(correct, before, self.seed, level=0.99),
+            change=confidence.paired(correct, before, self.seed, level=0.99, groups=self.labelled_groups),
         )
 
     def state(self) -> dict[str, Any]:

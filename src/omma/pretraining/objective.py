@@ -17,6 +17,7 @@ from omma.core.protocols import (
     Batch,
     Clock,
     Context,
+    Frames,
     Key,
     Needs,
     Preprocess,
@@ -73,7 +74,7 @@ class Objective(nn.Module):
         file, self.recipe = methods.get(name), _recipe(name, recipe, encoder, image_size, options or {})
         self.needs, self.plan = file.needs(self.recipe.config), file.views(self.recipe.config, image_size)
         requirements.suits(name, self.needs, encoder, image_size)
-        _refuse(name, self.needs, self.classes, model)
+        _refuse(name, self.needs, file.frames(self.recipe.config), self.classes, model)
         for crop in self.plan:
             try:
                 encoder.grid(crop.size, crop.size)
@@ -201,10 +202,13 @@ def _recipe(method: str, name: str, encoder: Backbone, image_size: int, options:
     return file.adapted(dataclasses.replace(recipe, config=config), backbones.options(known_as))
 
 
-def _refuse(name: str, needs: Needs, classes: Sequence[str], model: Trained | None) -> None:
+def _refuse(
+    name: str, needs: Needs, frames: Frames | None, classes: Sequence[str], model: Trained | None
+) -> None:
     """Raise ValueError for what the method lacks beside images and encoder."""
-    if needs.text or needs.numbered:
+    if needs.text or needs.numbered or needs.fields or frames is not None:
         what = "captions" if needs.text else "the numbers of images in their data set"
+        what = "sequences, or columns of a table" if needs.fields or frames is not None else what
         raise ValueError(f"{name} learns from {what}, which Objective does not take: use omma.pretrain")
     if needs.labels and not classes:
         raise ValueError(f"{name} learns from labels: give classes, and labels with each batch")

@@ -69,6 +69,8 @@ class Request:
         method: Pretraining method; `omma methods` lists them.
         label_depth: Where labels are used, the folder that names the class: its level below `images` (1 is
             the first, -1 the one that holds the image), or path: all together (docs/input.md).
+        group: Column of images that belong together, such as a site: whole groups are held out. By default
+            sequence, where the table has it; folder: the folder of an image; none.
         model: Backbone; `omma models` lists them.
         init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
             model and image size are then theirs unless you set them.
@@ -112,6 +114,7 @@ class Request:
     _: KW_ONLY
     method: str = "auto"
     label_depth: int | Literal["path"] | None = None
+    group: str | None = None
     model: str = "auto"
     init: str | Path | None = None
     architecture: str | None = None

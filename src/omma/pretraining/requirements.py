@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from omma import backbones, methods
 from omma.backbones import adapters
 from omma.backbones.layers.heads import require_two_classes
-from omma.core.protocols import Backbone, Needs, Recipe
+from omma.core.protocols import Backbone, Frames, Needs, Recipe
 from omma.data.sources import label_sets
 from omma.pretraining.request import Request, chosen
 
@@ -23,6 +23,13 @@ def of_request(request: Request) -> Needs:
     if request.method == "auto":
         return Needs()
     return needs_of(request.method, _early_recipe(request).config)
+
+
+def frames_of(request: Request) -> Frames | None:
+    """The frames that the method which the user names takes as a sample; None for one image."""
+    if request.method == "auto":
+        return None
+    return methods.get(request.method).frames(_early_recipe(request).config)
 
 
 def _early_recipe(request: Request) -> Recipe:

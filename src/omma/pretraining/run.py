@@ -1,6 +1,6 @@
 """A run ready to train: its parts, and the batches that it takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from omma.core import dist, launcher
 from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
+from omma.data.batches.frames import Sampler
 from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.choose import Choice
@@ -33,6 +34,8 @@ class Run:
     method: Method
     crops: tuple[Crop, ...]
     captions: Captions | None  # tokens of a caption of each image
+    frames: Sampler | None  # which images make a sample; None: each alone
+    fields: Mapping[str, np.ndarray]  # numbers beside each image
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
     position: Position
@@ -50,6 +53,7 @@ class Run:
     decode: gpu_jpeg.Decode | None  # JPEGs on the device; None: in the workers
     listen: Callable[[Event], None]
     balance: np.ndarray | None  # labels whose classes are drawn equally often
+    groups: np.ndarray | None  # of the images: what belongs together
     part: str  # "train" | "all": which images of the source are trained on
     notes: list[str]
     skipped: list[tuple[str, str]]
@@ -76,18 +80,24 @@ def stream(run: Run) -> loader.Stream:
         full_scale=run.preprocess.full_scale,
         balance=run.balance,
         period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
+        frames=run.frames,
     )
 
 
 def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
-    """Views of the stream's crops, labels and captions, on the device."""
+    """Views of the stream's crops, labels, captions and fields, on the device.
+
+    Of several frames, the first one's label and caption are the sample's.
+    """
     labels, label_sets = run.images.labels, run.images.label_sets
-    for crops, key, read, _ in stream:
+    for crops, key, rows, _ in stream:
         run.watch.to(Phase.VIEWS)
+        read = rows if rows.ndim == 1 else rows[:, 0]
         label = None if labels is None else torch.from_numpy(labels[read])
         sets = None if label_sets is None else torch.from_numpy(label_sets[read]).float()
         text = None if run.captions is None else run.captions(key, read)
         views = augment.augment(crops, run.crops, key, run.preprocess)
-        yield moved(Batch(views, key, label, text, sets), run.device)
+        fields = {name: torch.from_numpy(values[rows]) for name, values in run.fields.items()}
+        yield moved(Batch(views, key, label, text, sets, fields), run.device)
         if stream.in_memory:  # the next crops are cut when they are asked for
             run.watch.to(Phase.VIEWS)

@@ -11,6 +11,7 @@ from omma.core import device as devices
 from omma.core import dist
 from omma.core.protocols import Needs
 from omma.data.batches import gpu_jpeg
+from omma.data.sources import groups as grouping
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining import data, init_weights, requirements, same_images
 from omma.pretraining.choose import Choice, Facts, choose
@@ -68,7 +69,15 @@ def decide(request: Request) -> Setup:
     opened = data.open_source(request)
     teacher = init_weights.teacher(request)
     needs = requirements.of_request(request)
-    images = data.prepare(opened, needs, request.seed, request.listen, request.supervision)
+    frames = requirements.frames_of(request)
+
+    def prepared(group: str | None) -> Data:
+        supervision = request.supervision
+        return data.prepare(opened, needs, request.seed, request.listen, supervision, frames, group)
+
+    images = prepared(request.group)
+    if _began_without_groups(request, images, _folder(request, images)):
+        images = prepared(grouping.NONE)
     training = images.source.subset(images.training)
     facts, known, start = data.facts(training, device.type, images.source), Known(), None
     if (folder := _folder(request, images)) is not None:
@@ -80,6 +89,10 @@ def decide(request: Request) -> Setup:
         name = f"{images.stem}-{choice.method}-{choice.model.replace('/', '-')}"
         folder = same_images.default_folder(Path("runs") / name, images.source)
         known = same_images.recall(folder, images.source, request.accept_changed_data)
+        if _began_without_groups(request, images, folder):
+            images = prepared(grouping.NONE)
+            training = images.source.subset(images.training)
+            facts = data.facts(training, device.type, images.source)
         choice = choose(known.planned(facts), request, None)
     facts = known.planned(facts)
     return Setup(
@@ -96,6 +109,13 @@ def decide(request: Request) -> Setup:
         folder=folder,
         known=known,
     )
+
+
+def _began_without_groups(request: Request, images: Data, folder: RunFolder | None) -> bool:
+    """Does the folder hold a run whose hold-out knew no groups, and is none asked for now?"""
+    if folder is None or images.groups is None or request.group is not None:
+        return False
+    return dist.broadcast(bool(folder.config()) and "group" not in folder.config())
 
 
 def _machine(request: Request) -> tuple[torch.device, gpu_jpeg.Decode | None]:

@@ -156,4 +156,6 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     labels, text, sets = (
         None if x is None else to_device(x, device) for x in (batch.labels, batch.text, batch.label_sets)
     )
-    return Batch(tuple(to_device(view, device) for view in batch.views), batch.key, labels, text, sets)
+    fields = {name: to_device(values, device) for name, values in batch.fields.items()}
+    views = tuple(to_device(view, device) for view in batch.views)
+    return Batch(views, batch.key, labels, text, sets, fields)

@@ -16,6 +16,7 @@ from PIL import Image
 from omma.core.protocols import BadImage, Crop
 from omma.core.random import local_order
 from omma.data.batches import loader, order
+from omma.data.batches.frames import samples
 from omma.data.sources import webdataset_files
 from omma.data.sources.check import checked
 from omma.data.sources.collection import open_images
@@ -316,15 +317,15 @@ def test_the_stream_is_the_same_local_remote_resumed_and_by_workers(folder, remo
 
 def test_shards_are_fetched_ahead_and_no_further():
     blocks, asked, here = np.repeat(np.arange(20), 3), [], set()
-    keys = order.fetched(order.keys(60, 3, 0, blocks=blocks), blocks, asked.append)
+    fetched = order.fetched(samples(order.keys(60, 3, 0, blocks=blocks), None), blocks, asked.append)
     plain = order.keys(60, 3, 0, blocks=blocks)
     for _ in range(12):
-        key = next(keys)
+        key = next(fetched).key
         np.testing.assert_array_equal(key.index, next(plain).index)
         here |= set(blocks[key.index].tolist())
         assert here <= set(asked)
         assert len(set(asked) - here) <= 2 * order.WINDOW + 2
-    keys.close()
+    fetched.close()
     assert len(asked) == len(set(asked))  # once each, within an epoch
 
 
@@ -334,4 +335,4 @@ def test_a_failed_fetch_ends_the_stream():
 
     blocks = np.arange(6)
     with pytest.raises(ValueError, match="cannot be fetched"):
-        next(order.fetched(order.keys(6, 2, 0, blocks=blocks), blocks, fails))
+        next(order.fetched(samples(order.keys(6, 2, 0, blocks=blocks), None), blocks, fails))

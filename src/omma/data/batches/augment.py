@@ -37,16 +37,21 @@ _CHUNK = 602_112
 
 # ---------------------------------------------------------------- boxes
 def draw_boxes(
-    key: Key, crop: Crop, crop_number: int, heights: Int64[np.ndarray, "b"], widths: Int64[np.ndarray, "b"]
+    key: Key,
+    crop: Crop,
+    crop_number: int,
+    heights: Int64[np.ndarray, "b *f"],
+    widths: Int64[np.ndarray, "b *f"],
 ) -> Int64[np.ndarray, "b v 4"]:
-    """Boxes (top, left, height, width) for `crop.count` views of each image, drawn like torchvision's.
+    """Boxes (top, left, height, width) for the views of each image, drawn like torchvision's.
 
+    Views are `crop.count`, or those of f frames: each by its own draw, or by one draw for all (crop.frames).
     Area uniform in `scale`, logarithm of the ratio width / height uniform; ten tries to fit into the image,
     then the largest centred box whose ratio is within bounds.
     """
     b, v = len(heights), crop.count
     u = uniform(key, Stream.BOX + crop_number, v * (2 * _TRIES + 2)).reshape(b, v, -1).astype(np.float64)
-    full_h, full_w = (np.asarray(side, np.int64)[:, None, None] for side in (heights, widths))
+    full_h, full_w = (np.asarray(side, np.int64).reshape(b, -1, 1) for side in (heights, widths))
     low, high = (math.log(r) for r in crop.ratio)
     area = full_h * full_w * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u[..., :_TRIES])
     ratio = np.exp(low + (high - low) * u[..., _TRIES : 2 * _TRIES])
@@ -70,7 +75,7 @@ def draw_boxes(
 
 def draw_flips(key: Key, crop: Crop, crop_number: int) -> Bool[np.ndarray, "b v"]:
     """Which views are mirrored."""
-    return uniform(key, Stream.FLIP + crop_number, crop.count) < crop.flip_p
+    return np.repeat(uniform(key, Stream.FLIP + crop_number, crop.count) < crop.flip_p, crop.frames, axis=1)
 
 
 def at_least(plan: Sequence[Crop]) -> int:
@@ -87,8 +92,12 @@ def at_least(plan: Sequence[Crop]) -> int:
 def cut(
     images: Sequence[Num[np.ndarray, "h w c"]], plan: Sequence[Crop], key: Key
 ) -> tuple[Num[Tensor, "b v c s s"], ...]:
-    """All crops of the plan from images of any sizes, in raw values; uint8 if all images are."""
-    heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
+    """All crops of the plan from images of any sizes, in raw values; uint8 if all images are.
+
+    images: one for each entry of the key, or its frames, one after another.
+    """
+    b, frames = len(key.index), _frames(len(images), key)
+    heights, widths = (np.array([im.shape[axis] for im in images]).reshape(b, frames) for axis in (0, 1))
     channels = images[0].shape[2]
     # a batch has one dtype: a single 16-bit file among 8-bit ones makes it float
     eight_bit = all(image.dtype == np.uint8 for image in images)
@@ -96,10 +105,11 @@ def cut(
     for number, crop in enumerate(plan):
         boxes = draw_boxes(key, crop, number, heights, widths).tolist()
         flips = draw_flips(key, crop, number)
-        shape = (len(images), crop.count, channels, crop.size, crop.size)
+        shape = (b, crop.count * crop.frames, channels, crop.size, crop.size)
         out = np.empty(shape, dtype=np.uint8 if eight_bit else np.float32)
-        for i, image in enumerate(images):
-            for view in range(crop.count):
+        for index, image in enumerate(images):
+            i, frame = divmod(index, frames)
+            for view in range(frame, shape[1], frames):
                 cut_into(out[i, view], image, boxes[i][view], _FILTER, bool(flips[i, view]))
         crops.append(torch.from_numpy(out))
     return tuple(crops)
@@ -112,40 +122,48 @@ def cut_each(
 
     Uses the float resize and rounds once at the end: GPUs lack the 8-bit one, which rounds after each pass.
     """
-    heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
+    b, frames = len(key.index), _frames(len(images), key)
+    heights, widths = (np.array([im.shape[axis] for im in images]).reshape(b, frames) for axis in (1, 2))
     boxes = [draw_boxes(key, crop, n, heights, widths).tolist() for n, crop in enumerate(plan)]
     flips = [draw_flips(key, crop, n).tolist() for n, crop in enumerate(plan)]
     first = images[0]
     crops = [
-        first.new_empty((len(images), crop.count, len(first), crop.size, crop.size), dtype=torch.float32)
+        first.new_empty((b, crop.count * crop.frames, len(first), crop.size, crop.size), dtype=torch.float32)
         for crop in plan
     ]
-    for i, image in enumerate(images):
+    for index, image in enumerate(images):
+        i, frame = divmod(index, frames)
         whole = image.float()[None]
         for crop, out, box, flip in zip(plan, crops, boxes, flips):
-            for view in range(crop.count):
+            for view in range(frame, out.shape[1], frames):
                 piece = crop_resize_each(whole, box[i][view], crop.size, _FILTER)[0]
-                out[i, view] = piece.flip(-1) if flip[i][view] else piece
-            if image.dtype == torch.uint8:
-                out[i].round_().clamp_(0, 255)
+                piece = piece.flip(-1) if flip[i][view] else piece
+                out[i, view] = piece.round_().clamp_(0, 255) if image.dtype == torch.uint8 else piece
     eight_bit = all(image.dtype == torch.uint8 for image in images)
     return tuple(out.to(torch.uint8) if eight_bit else out for out in crops)
 
 
 def cut_batch(
-    images: Num[Tensor, "b c h w"], plan: Sequence[Crop], key: Key
+    images: Num[Tensor, "n c h w"], plan: Sequence[Crop], key: Key
 ) -> tuple[Float[Tensor, "b v c s s"], ...]:
     """All crops of the plan from images of one size, in raw values, on the images' device."""
-    b, c, h, w = images.shape
-    sides = np.full(b, h), np.full(b, w)
+    n, c, h, w = images.shape
+    b, frames = len(key.index), _frames(n, key)
+    sides = np.full((b, frames), h), np.full((b, frames), w)
     crops = []
     for number, crop in enumerate(plan):
         boxes = torch.from_numpy(draw_boxes(key, crop, number, *sides)).to(images.device)
         flips = torch.from_numpy(draw_flips(key, crop, number)).to(images.device)
-        views = images.repeat_interleave(crop.count, 0) if crop.count > 1 else images
+        count = crop.count * crop.frames
+        views = images.repeat_interleave(count, 0) if count > frames else images
         out = crop_resize(views, boxes.reshape(-1, 4), crop.size, _FILTER, flips.reshape(-1))
-        crops.append(out.view(b, crop.count, c, crop.size, crop.size))
+        crops.append(out.view(b, count, c, crop.size, crop.size))
     return tuple(crops)
+
+
+def _frames(images: int, key: Key) -> int:
+    """Frames of each sample; with several, each view is of one of them (data/batches/frames.py)."""
+    return images // len(key.index)
 
 
 # ---------------------------------------------------------------- augment
@@ -164,6 +182,8 @@ def augment(
 
 def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preprocess) -> Tensor:
     draws = draw_colour(key, crop.colour, crop.count, number) if crop.colour else None
+    if draws and crop.frames > 1:
+        draws = ColourDraws(*(np.repeat(values, crop.frames, axis=0) for values in draws))
     flat = raw.flatten(0, 1)
     if draws and _compiles(flat, crop):
         out = _compiled(flat, draws, preprocess)
@@ -172,7 +192,8 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     out = out.view(raw.shape)
     if crop.erase_p:
         stream = Stream.ERASE + number
-        erasing.erase_(out, erasing.draw(key, stream, crop.erase_p, crop.count, crop.size), key, stream)
+        boxes = erasing.draw(key, stream, crop.erase_p, crop.count, crop.size)
+        erasing.erase_(out, np.repeat(boxes, crop.frames, axis=1), key, stream)
     return out
 
 
@@ -216,7 +237,8 @@ def _by_tensors(
     operations = None
     if crop.augment:
         stream = Stream.AUGMENT + number
-        operations = randaugment.draw(key, stream, crop.augment, crop.count, flat.shape[1])
+        drawn = randaugment.draw(key, stream, crop.augment, crop.count, flat.shape[1])
+        operations = randaugment.Draws(*(np.repeat(values, crop.frames, axis=0) for values in drawn))
     # sorted by blur, since a chunk's widest kernel is used for all of its images
     order = np.argsort(draws.sigma, kind="stable") if draws else np.arange(len(flat))
     size = (
@@ -250,6 +272,7 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
     for crop in plan:
         low, high = crop.scale
         text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
+        text += f", alike in {crop.frames} frames" * (crop.frames > 1)
         parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
         if a := crop.augment:

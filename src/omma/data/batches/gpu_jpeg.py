@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from omma.core.errors import line, need
 from omma.core.protocols import Crop, Images, Key
 from omma.data.batches import augment
+from omma.data.batches.frames import Sample
 from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.decode import decode, plain_jpeg
 from omma.data.sources.values import FULL_SCALE, in_units, read_in
@@ -70,7 +71,7 @@ class Files(NamedTuple):
     sizes: list[int]  # bytes of each image's file; 0 if a worker has decoded it
     decoded: list[Num[np.ndarray, "h w c"]]  # the images that a worker has decoded
     key: Key
-    read: Int64[np.ndarray, "b"]  # indices of the images that were read
+    read: Int64[np.ndarray, "b f"]  # indices of the images that were read
     bad: dict[int, str]
 
 
@@ -87,14 +88,14 @@ class Opener(Dataset):
             return data
         return in_units(decode(data, self.images.channels, self.at_least), self.full_scale, self.images)
 
-    def __getitem__(self, key: Key) -> Files:
-        contents, read, bad = self.reader.read_all(key.index)
+    def __getitem__(self, samples: Sample) -> Files:
+        contents, read, bad = self.reader.read_all(samples.rows)
         files = [content if isinstance(content, bytes) else b"" for content in contents]
         return Files(
             encoded=torch.from_numpy(np.frombuffer(bytearray().join(files), np.uint8)),
             sizes=[len(file) for file in files],
             decoded=[content for content in contents if isinstance(content, np.ndarray)],
-            key=key,
+            key=samples.key,
             read=read,
             bad=bad,
         )
@@ -134,7 +135,7 @@ class OnDevice:
         """All images on the device, their indices, and the reasons of the bad ones."""
         jpegs = iter(self._decoded([file for file in files.encoded.split(files.sizes) if len(file)]))
         others = iter(files.decoded)
-        images, read, bad = [], files.read.copy(), dict(files.bad)
+        images, read, bad = [], files.read.ravel().copy(), dict(files.bad)
         for row, size in enumerate(files.sizes):
             image = next(jpegs) if size else self._to_device(next(others))
             if image is None:
@@ -142,7 +143,7 @@ class OnDevice:
                 bad |= {i: self.reader.bad[i] for i in skipped}
                 image = self._to_device(pixels)
             images.append(image.expand(self.channels, -1, -1))  # grey becomes RGB in an RGB collection
-        return images, read, bad
+        return images, read.reshape(files.read.shape), bad
 
     def _decoded(self, files: list[Tensor]) -> list[Tensor | None]:
         """The images; None for a file that the decoder rejects (bisected, since it rejects whole lists)."""

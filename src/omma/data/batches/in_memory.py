@@ -50,6 +50,12 @@ class Decoded:
     read: Int64[np.ndarray, "n"]  # the image whose pixels stand in each row: the next good one for a bad one
     bad: dict[int, str]
 
+    def good(self, rows: Int64[np.ndarray, "b f"]) -> Int64[np.ndarray, "b f"]:
+        """The rows with each bad frame replaced by the first good one of its sample, where there is one."""
+        bad = self.read[rows] != rows
+        first = rows[np.arange(len(rows)), bad.argmin(1)]
+        return np.where(bad, first[:, None], rows)
+
 
 def decode_all(images: Images, full_scale: float | None = None) -> Decoded | None:
     """Decode every image, as `loader.stream` does; None where they turn out to differ in size or type."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +25,7 @@ from omma.core.device import cores, to_device
 from omma.core.errors import line
 from omma.core.protocols import Crop, Images, Key
 from omma.data.batches import augment, gpu_jpeg, transport
+from omma.data.batches.frames import Sample, Sampler, samples
 from omma.data.batches.in_memory import Decoded, decode_all, fits_in_memory
 from omma.data.batches.order import fetched, keys
 from omma.data.batches.skip_bad import RawCrops, Reader
@@ -102,6 +104,7 @@ def stream(
     balance: np.ndarray | None = None,
     start_method: str | None = None,
     period: int = 0,
+    frames: Sampler | None = None,
 ) -> Stream:
     """Crops of the plan for step `start_step` and all that follow, as process `rank` of `world` gets them.
 
@@ -115,13 +118,14 @@ def stream(
     its own type; None: values as they are (data/sources/values.py). balance: labels
     or label sets of the images, to draw each class equally often (not from shards). in_memory, start_method
     (of processes; by default fork where there is one that works, on Linux, so that scripts need no `__main__`
-    guard): override what is chosen here. period: see `order.keys`.
+    guard): override what is chosen here. period: see `order.keys`. frames: draws the images that make a
+    sample, if it is not one alone; the plan then comes from `frames.plan`.
     """
     plan, device = tuple(plan), torch.device(device)
     if not plan:
         raise ValueError("the plan holds no crop")
     blocks = getattr(images, "blocks", None)
-    order = keys(len(images), batch, seed, start_step, rank, world, blocks, balance, period)
+    order = samples(keys(len(images), batch, seed, start_step, rank, world, blocks, balance, period), frames)
     decoded = None
     if fits_in_memory(images) if in_memory is None else in_memory:
         decoded = decode_all(images, full_scale)
@@ -145,13 +149,14 @@ def stream(
 def _from_memory(
     decoded: Decoded,
     plan: tuple[Crop, ...],
-    order: Iterator[Key],
+    order: Iterator[Sample],
     device: torch.device,
 ) -> Iterator[RawCrops]:
     pixels, bad = decoded.pixels.to(device), decoded.bad
-    for key in order:
-        chosen = pixels.index_select(0, torch.from_numpy(key.index).to(device))
-        yield RawCrops(augment.cut_batch(chosen, plan, key), key, decoded.read[key.index], bad)
+    for key, rows in order:
+        rows = decoded.good(rows)
+        chosen = pixels.index_select(0, torch.from_numpy(rows.ravel()).to(device))
+        yield _crops(augment.cut_batch(chosen, plan, key), key, decoded.read[rows], bad)
         bad = {}  # reported once
 
 
@@ -179,9 +184,16 @@ def _from_workers(
             )
             crops = tuple(_join(each, device) for each in zip(*(chunk.crops for chunk in got), strict=True))
             read = np.concatenate([chunk.read for chunk in got])
-            yield RawCrops(crops, key, read, {i: why for chunk in got for i, why in chunk.bad.items()})
+            yield _crops(crops, key, read, {i: why for chunk in got for i, why in chunk.bad.items()})
     finally:
         end()
+
+
+def _crops(
+    crops: tuple[Tensor, ...], key: Key, read: Int64[np.ndarray, "b f"], bad: dict[int, str]
+) -> RawCrops:
+    """A step's crops; of samples of one image, which was read is [b]."""
+    return RawCrops(crops, key, read[:, 0] if read.shape[1] == 1 else read, bad)
 
 
 def _join(chunks: tuple[Tensor, ...], device: torch.device) -> Tensor:
@@ -193,15 +205,15 @@ def _join(chunks: tuple[Tensor, ...], device: torch.device) -> Tensor:
 
 # ---------------------------------------------------------------- worker processes
 class _Cutter(Dataset):
-    """What a worker does with the key of one chunk: read and cut."""
+    """What a worker does with one chunk of samples: read and cut."""
 
     def __init__(self, images: Images, plan: tuple[Crop, ...], full_scale: float | None) -> None:
         self.plan = plan
         self.reader = Reader(images, partial(read_in, images, full_scale, at_least=augment.at_least(plan)))
 
-    def __getitem__(self, key: Key) -> RawCrops:
-        images, read, bad = self.reader.read_all(key.index)
-        return RawCrops(augment.cut(images, self.plan, key), key, read, bad)
+    def __getitem__(self, samples: Sample) -> RawCrops:
+        images, read, bad = self.reader.read_all(samples.rows)
+        return RawCrops(augment.cut(images, self.plan, samples.key), samples.key, read, bad)
 
 
 def _start_worker(worker: int) -> None:
@@ -219,17 +231,17 @@ def _unchanged(chunk: Any) -> Any:
     return chunk
 
 
-class _ChunkKeys:
-    """The chunks' keys, as the sampler that DataLoader needs: it draws them in the main process."""
+class _Chunks:
+    """The chunks' samples, as the sampler that DataLoader needs: it draws them in the main process."""
 
-    def __init__(self, keys: Iterator[Key]) -> None:
-        self.keys = keys
+    def __init__(self, order: Iterator[Sample]) -> None:
+        self.order = order
 
-    def __iter__(self) -> Iterator[Key]:
-        for key in self.keys:
-            for start in range(0, len(key.index), _CHUNK):
-                rows = slice(start, start + _CHUNK)
-                yield Key(key.seed, key.epoch[rows], key.index[rows])
+    def __iter__(self) -> Iterator[Sample]:
+        for key, rows in self.order:
+            for start in range(0, len(rows), _CHUNK):
+                at = slice(start, start + _CHUNK)
+                yield Sample(Key(key.seed, key.epoch[at], key.index[at]), rows[at])
 
 
 def _probe(start_method: str | None, workers: int) -> None:
@@ -239,11 +251,11 @@ def _probe(start_method: str | None, workers: int) -> None:
 
 
 def _processes(
-    work: Dataset, order: Iterator[Key], workers: int, chunks: int, start_method: str | None
+    work: Dataset, order: Iterator[Sample], workers: int, chunks: int, start_method: str | None
 ) -> tuple[Iterator[Any], Callable[[], None]]:
     """Chunks in order, from worker processes or from this one (workers=0), and a function that ends them."""
     if not workers:
-        return (work[key] for key in _ChunkKeys(order)), lambda: None
+        return (work[chunk] for chunk in _Chunks(order)), lambda: None
     if (
         start_method is None and sys.platform == "linux"
     ):  # elsewhere forked processes crash in system libraries
@@ -256,7 +268,7 @@ def _processes(
                 DataLoader(
                     transport.Sender(work),
                     batch_size=None,
-                    sampler=_ChunkKeys(order),  # type: ignore[arg-type]  # any iterable will do
+                    sampler=_Chunks(order),  # type: ignore[arg-type]  # any iterable will do
                     num_workers=workers,
                     prefetch_factor=max(2, -(-2 * chunks // workers)),  # two batches ahead
                     collate_fn=_unchanged,  # type: ignore[arg-type]
@@ -269,7 +281,7 @@ def _processes(
         log.warning(
             "no process can be started to load data (%s), so this one does, which takes longer", line(error)
         )
-        return (work[key] for key in _ChunkKeys(order)), lambda: None
+        return (work[chunk] for chunk in _Chunks(order)), lambda: None
 
     def end() -> None:
         atexit.unregister(end)

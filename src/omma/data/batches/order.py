@@ -15,6 +15,7 @@ from jaxtyping import Int, Int64
 from omma.core.protocols import Key
 from omma.core.random import epoch_order, local_order, occurrence
 from omma.data.batches.balanced import balanced_order, members
+from omma.data.batches.frames import Sample
 
 WINDOW = 4  # shards whose images are shuffled together
 
@@ -75,28 +76,28 @@ def keys(
 
 
 def fetched(
-    order: Iterator[Key], blocks: Int64[np.ndarray, "n"], fetch: Callable[[int], None]
-) -> Iterator[Key]:
-    """The same keys, each once its images' shards are on this machine; two windows are fetched ahead."""
+    order: Iterator[Sample], blocks: Int64[np.ndarray, "n"], fetch: Callable[[int], None]
+) -> Iterator[Sample]:
+    """The same samples, each once its images' shards are on this machine; two windows are fetched ahead."""
     most = min(2 * WINDOW, len(np.unique(blocks)))
-    ahead: deque[tuple[Key, list[int]]] = deque()
-    uses: Counter[int] = Counter()  # keys ahead that need a shard
+    ahead: deque[tuple[Sample, list[int]]] = deque()
+    uses: Counter[int] = Counter()  # samples ahead that need a shard
     coming: dict[int, Future[None]] = {}
     pool = ThreadPoolExecutor(WINDOW)
     try:
         while True:
             while len(uses) < most:
-                key = next(order)
-                needed = np.unique(blocks[key.index]).tolist()
-                ahead.append((key, needed))
+                samples = next(order)
+                needed = np.unique(blocks[samples.rows]).tolist()
+                ahead.append((samples, needed))
                 uses.update(needed)
                 for block in needed:
                     if block not in coming:
                         coming[block] = pool.submit(fetch, block)
-            key, needed = ahead.popleft()
+            samples, needed = ahead.popleft()
             for block in needed:
                 coming[block].result()
-            yield key
+            yield samples
             uses.subtract(needed)
             for block in needed:
                 if not uses[block]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from omma.core.protocols import BadImage, Images, Preprocess
 from omma.core.random import epoch_order
 from omma.core.words import count
+from omma.data.sources import mel
 from omma.data.sources.decode import PIXELS, as_channels
 from omma.data.sources.values import FULL_SCALE, full_scale, in_units, number, ranges, read_in, thin
 
@@ -31,6 +32,8 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
     measured mean and deviation of each channel. Where types mix (8-bit, 16-bit, floats in [0, 1]), each image
     is scaled by its own type to 0..255, and the same holds. Anything else: each channel's range is its .1 and
     99.9 percentiles (a few hot pixels must not darken the rest), then mean and deviation within that range.
+    Sounds: the range of all log-mel energies, so that nothing is cut off, then the mean and twice the
+    deviation [Gong 2021, arXiv 2104.01778].
     Bad images are skipped; ValueError if no image can be read.
     """
     samples: list[np.ndarray] = []
@@ -54,9 +57,11 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
 
     c, white = images.channels, _white({full_scale(name, ranges(images)) for name in types})
     samples = [in_units(pixels[None], white, images)[0].astype(np.float32) for pixels in samples]
-    by_type = white == 255.0
+    by_type, sounds = white == 255.0, getattr(images, "kind", "image") == "sound"
     if by_type:
         low, high = np.zeros(c), np.full(c, 255.0)
+    elif sounds:
+        low, high = np.full(c, mel.LOW), np.full(c, mel.HIGH)
     else:
         values = np.concatenate(samples)
         values = values[np.isfinite(values).all(1)]
@@ -72,7 +77,7 @@ def measure(images: Images, size: int, seed: int = 0, crop_share: float = 1.0) -
         values = np.concatenate([np.clip((p - low) / (high - low), 0, 1) for p in samples])
         values = values[np.isfinite(values).all(1)].astype(np.float64)
         mean, std = values.mean(0), values.std(0)
-        std = np.where(std > 1e-3, std, 1.0)  # constant: centred only
+        std = np.where(std > 1e-3, std, 1.0) * (2 if sounds else 1)  # constant: centred only
     low, high, mean, std = (tuple(float(x) for x in v) for v in (low, high, mean, std))
     return Preprocess(
         size=size,
@@ -90,6 +95,10 @@ def describe_range(preprocess: Preprocess) -> tuple[str, ...]:
     """A line on a range that was measured; none for 8-bit images, whose type tells it."""
     if preprocess.full_scale == FULL_SCALE["uint8"]:
         return ()
+    if (preprocess.low, preprocess.high) == ((mel.LOW,), (mel.HIGH,)):
+        width = mel.HIGH - mel.LOW
+        mean, std = width * preprocess.mean[0] + mel.LOW, width * preprocess.std[0] / 2
+        return (f"log-mel energies x become (x - mean) / (2 std), mean {mean:.2f}, std {std:.2f}",)
     low, high = min(preprocess.low), max(preprocess.high)
     type_ = {FULL_SCALE["uint16"]: "16-bit values", 1.0: "floats in [0, 1]"}.get(
         preprocess.full_scale or 0, "raw values"

@@ -21,7 +21,7 @@ class RawCrops(NamedTuple):
 
     crops: tuple[Num[Tensor, "b v c s s"], ...]  # raw values, for `augment.augment`
     key: Key  # of positions in the stream: a replacement keeps the key of the bad image that it replaces
-    read: Int64[np.ndarray, "b"]  # indices of the images whose pixels these are
+    read: Int64[np.ndarray, "b *f"]  # indices of the images whose pixels these are
     bad: dict[int, str]  # index and reason of the bad images that were passed over
 
 
@@ -41,22 +41,44 @@ class Reader(Generic[Loaded]):
         n = len(self.images)
         passed: list[int] = []
         for i in (j % n for j in range(index, index + n)):
-            if i not in self.bad or time.monotonic() > self._again.get(i, math.inf):
-                try:
-                    return self.load(i), i, passed
-                except BadImage as error:
-                    self.bad[i] = str(error)
-                    if isinstance(error, Inaccessible):
-                        self._again[i] = time.monotonic() + RETRY
+            if (loaded := self._try(i)) is not None:
+                return loaded, i, passed
             passed.append(i)
         raise ValueError(
             f"none of {count(n, 'image')} can be read (first: {self.images.path(index)}: {self.bad[index]})"
         )
 
+    def _try(self, i: int) -> Loaded | None:
+        """What is loaded of an image; None if it is bad."""
+        if i not in self.bad or time.monotonic() > self._again.get(i, math.inf):
+            try:
+                return self.load(i)
+            except BadImage as error:
+                self.bad[i] = str(error)
+                if isinstance(error, Inaccessible):
+                    self._again[i] = time.monotonic() + RETRY
+        return None
+
     def read_all(
-        self, indices: Int64[np.ndarray, "b"]
-    ) -> tuple[list[Loaded], Int64[np.ndarray, "b"], dict[int, str]]:
-        """What was loaded, the indices it comes from, and the bad images passed over with their reasons."""
-        read = [self.read(int(i)) for i in indices]
-        bad = {i: self.bad[i] for _, _, passed in read for i in passed}
-        return [loaded for loaded, _, _ in read], np.array([i for _, i, _ in read]), bad
+        self, rows: Int64[np.ndarray, "b f"]
+    ) -> tuple[list[Loaded], Int64[np.ndarray, "b f"], dict[int, str]]:
+        """What was loaded, sample by sample; its indices; and the bad images passed over with their reasons.
+
+        A bad frame is replaced by a good one of its sample; where none is good, as any bad image is.
+        """
+        loaded: list[Loaded] = []
+        read, bad = rows.copy(), list[int]()
+        for sample, frames in enumerate(rows.tolist()):
+            good: dict[int, Loaded] = {}
+            for i in dict.fromkeys(frames):
+                if (found := self._try(i)) is not None:
+                    good[i] = found
+                else:
+                    bad.append(i)
+            if not good:
+                found, at, passed = self.read(frames[0])
+                good[at] = found
+                bad += passed
+            read[sample] = [i if i in good else next(iter(good)) for i in frames]
+            loaded += [good[i] for i in read[sample].tolist()]
+        return loaded, read, {i: self.bad[i] for i in bad}

@@ -15,12 +15,16 @@ from omma.core.explain import translated
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
 from omma.data.sources import label_sets, pictures
+from omma.data.sources.clips import Clips, in_tiles, whole
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import LabelDepth, relabelled
+from omma.data.sources.list_sounds import with_tiles
+from omma.data.sources.list_videos import with_frames
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember
 from omma.data.sources.readers import Arrays, as_images
+from omma.data.sources.sound import Sounds, first_tile
 from omma.data.sources.values import Ranges, array_ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
 from omma.data.sources.webdataset_samples import list_shards
@@ -104,13 +108,17 @@ def open_images(
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         if label_depth is not None:
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
+        files, listing = len(listing.paths), with_frames(with_tiles(listing, typed))
+        if not len(listing.paths):
+            raise ValueError(none_readable(typed, files, listing.skipped))
         check(listing.annotations)
         listing.channels, listing.ranges, all_read = _sampled(listing, typed)
         if cached and all_read and _accessible(listing.skipped):
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
-    return IndexedImages(
+    sounds = isinstance(listing.store, Sounds)
+    images = (Clips if sounds else IndexedImages)(
         listing.store,
         listing.paths,
         channels=listing.channels,
@@ -126,20 +134,23 @@ def open_images(
         ranges=listing.ranges,
         columns=listing.annotations.columns,
     )
+    return in_tiles(images)
 
 
 def opened(images: Any, label_depth: LabelDepth | None = None) -> Images:
     """A collection as it is, or the one that a source names or a program holds (`pictures.collected`).
 
+    Of sounds each row is a clip; `open_images` has a row for each of its tiles (data/sources/clips.py).
+
     Raises ValueError for a `label_depth` of a source that is no folder.
     """
     if isinstance(images, str | os.PathLike):
-        return open_images(os.fspath(images), label_depth=label_depth)
+        return whole(open_images(os.fspath(images), label_depth=label_depth))
     if not isinstance(images, Images):
         images = pictures.collected(images)
     if label_depth is not None:
         raise ValueError("label_depth is for a source that is not open yet: give it to open_images")
-    return images
+    return whole(images)
 
 
 def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
@@ -159,6 +170,8 @@ def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
         path = listing.paths[int(i)].as_py()
         try:
             where = None if listing.where is None else listing.where[i]
+            if isinstance(listing.store, Sounds):
+                path, where = first_tile(path, where)
             image = listing.store.load(path, where, None, 1)
             counts[image.shape[-1]] += 1
             pixels.append(thin(image)[None])

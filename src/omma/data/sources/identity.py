@@ -87,13 +87,18 @@ class Identity:
     store: Store
     paths: pa.LargeStringArray
     where: Int[np.ndarray, "n k"] | None
-    stats: Int[np.ndarray, "n 2"] | None  # of files
+    stats: Int[np.ndarray, "n 2"] | None = None  # of files
+    inside: pa.LargeStringArray | None = None  # the file that each image is a part of, if it is not one
+
+    def files(self) -> pa.LargeStringArray:
+        """The file of each image."""
+        return self.paths if self.inside is None else self.inside
 
     def stamp(self) -> str:
         """A text that changes when sizes or times of modification do."""
         if self.stats is None:
             return self.store.stamp([])
-        rows = zip(self.paths.to_pylist(), self.stats.tolist(), strict=True)
+        rows = zip(self.files().to_pylist(), self.stats.tolist(), strict=True)
         local = (stats for path, stats in rows if "://" not in path)
         return "\n".join(f"{size} {time}" if size >= 0 else "?" for size, time in local)
 
@@ -128,7 +133,7 @@ class Identity:
         return values, np.array([value is not None for value in hashes], bool)
 
     def _content(self, row: int) -> int | None:
-        path = self.paths[row].as_py()
+        path = self.files()[row].as_py()
         try:
             if isinstance(self.store, Files):
                 if "://" in path:  # would be downloaded
@@ -141,7 +146,8 @@ class Identity:
                 data = _cut(self.store.load(path, self.where[row], None, None).tobytes())
         except (BadImage, OSError):
             return None
-        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        part = self.paths[row].as_py().removeprefix(path)  # of a file with several images
+        return int.from_bytes(hashlib.blake2b(data + part.encode(), digest_size=8).digest(), "little")
 
 
 def _edges(file: str) -> bytes:

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from omma.data.sources import identity, label_sets
 from omma.data.sources.decode import as_channels
 from omma.data.sources.identity import Identity
 from omma.data.sources.readers import FEW, Arrays, Files, Store
+from omma.data.sources.sound import Sounds
 from omma.data.sources.values import Ranges
+from omma.data.sources.video import Videos
 from omma.data.sources.webdataset_files import Shards
 
 
@@ -30,6 +33,8 @@ class IndexedImages:
     notes: what to know of how labels, splits and captions were read. columns: texts and numbers of a table.
     split_name: what the split is, if it is not the collection's own.
     """
+
+    kind = "image"  # or "sound", of which the images are log-mel energies (data/sources/clips.py)
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class IndexedImages:
         subset.columns = None if self.columns is None else self.columns.take(pa.array(indices))
         subset.skipped = list(self.skipped)
         if known is not None and known.stats is not None:
-            subset.identity = Identity(subset._store, subset._paths, subset._where, known.stats[indices])
+            subset.identity = replace(subset._files(), stats=known.stats[indices])
         return subset
 
     @property
@@ -113,7 +118,8 @@ class IndexedImages:
     @property
     def folder(self) -> str | None:
         """The folder that paths are relative to; None where images are not files of their own."""
-        return self._store.root if isinstance(self._store, Files) else None
+        store = self._files().store
+        return store.root if isinstance(store, Files) else None
 
     @property
     def blocks(self) -> np.ndarray | None:
@@ -149,9 +155,16 @@ class IndexedImages:
     @cached_property
     def identity(self) -> Identity:
         """What identifies the images: paths, sizes, times and content."""
-        files = self._store if isinstance(self._store, Files) else None
-        stats = None if files is None else identity.stats(files.root, self._paths.to_pylist())
-        return Identity(self._store, self._paths, self._where, stats)
+        files = self._files()
+        if not isinstance(files.store, Files):
+            return files
+        return replace(files, stats=identity.stats(files.store.root, files.files().to_pylist()))
+
+    def _files(self) -> Identity:
+        """What is known of the images' identity without a look at the files."""
+        if isinstance(self._store, Sounds | Videos):
+            return Identity(*self._store.unwrapped(self._paths, self._where))
+        return Identity(self._store, self._paths, self._where)
 
     def _fingerprint(self, stamp: str) -> str:
         columns = [self._where, self.labels, self.splits]
@@ -161,7 +174,7 @@ class IndexedImages:
 
     def describe(self) -> str:
         """One line for a person."""
-        parts = [f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"]
+        parts = [self._counted()]
         if self.labels is not None or self.label_sets is not None:
             sets, classes = self.label_sets, count(len(self.classes), "class", "classes")
             classes += ", several labels an image" * (sets is not None)
@@ -174,3 +187,6 @@ class IndexedImages:
         if self.skipped:
             parts.append(f"{len(self.skipped):,} skipped")
         return f"{Path(self.source).name or self.source}: " + ", ".join(parts)
+
+    def _counted(self) -> str:
+        return f"{count(len(self), 'image')}, {count(self.channels, 'channel')}"

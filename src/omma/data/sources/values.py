@@ -127,7 +127,7 @@ def scaling_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
         slack = (high - low) / 2
         if start < low - slack or end > high + slack:
             notes.append(f"{values}, the model was made for {made_for}: what is beyond is cut off; {_REMEDY}")
-        elif end - start < (high - low) / 3:
+        elif end - start < (high - low) / 3 and getattr(images, "kind", "image") == "image":
             seen = f", which come as {number(start)} to {number(end)}" if factor != 1 else ""
             notes.append(
                 f"{values}{seen}, the model was made for {made_for}: they look flat to it; {_REMEDY}"

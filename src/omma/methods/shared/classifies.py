@@ -19,7 +19,12 @@ class Classifies(Method):
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """In evaluation mode, with the weights that would be exported now (a moving average, say)."""
-        raise NotImplementedError
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Of normalised images, within `evaluated`."""

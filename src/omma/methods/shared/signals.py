@@ -39,11 +39,31 @@ CONTRASTIVE = (  # of `contrastive.uniformity`
     ),
 )  # fmt: skip
 
+TRIPLET = (  # of `contrastive.uniformity`
+    HealthSignal(
+        kind="remedy", metric="uniformity", limit=-math.inf,
+        remedy="Lower --lr, use a larger batch, or lower --method.margin",
+    ),
+    HealthSignal(
+        kind="verdict", metric="uniformity", limit=-0.1,
+        text="embeddings are nearly equal (uniformity {value:.2f}, 0 is collapse)",
+        remedy="Lower --lr, or use a larger batch",
+    ),
+)  # fmt: skip
+
 RECONSTRUCTION = (
     HealthSignal(
         kind="verdict", metric="error_vs_mean_image", limit=0.98, level="warn",
         text="reconstructions are no better than a constant picture ({value:.2f} of its "
         "error)",
         remedy="Train longer, or change the learning rate (--lr)",
+    ),
+)  # fmt: skip
+
+EQUIVARIANCE = (  # of `motion.equivariance`
+    HealthSignal(
+        kind="verdict", metric="equivariance_error", limit=0.98, level="warn",
+        text="features are predicted no better than if nothing had moved ({value:.2f} of that error)",
+        remedy="Train longer, take frames further apart (--method.least, --method.most), or check the poses",
     ),
 )  # fmt: skip

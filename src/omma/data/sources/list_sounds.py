@@ -1,0 +1,95 @@
+"""From a listing of files to one of clips, each with the number of its tiles."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from omma.core.protocols import BadImage
+from omma.core.words import count
+from omma.data.sources.labels import Annotations
+from omma.data.sources.listing import Listing
+from omma.data.sources.names import is_sound
+from omma.data.sources.readers import Archive, Files
+from omma.data.sources.sound import ALL, Sounds
+
+FEW = 0.01  # of a source: files of the other kind that are left out, rather than the source refused
+_THREADS = 16  # answers of network file systems are waited for
+
+
+def with_tiles(listing: Listing, source: str) -> Listing:
+    """The listing of clips whose headers can be read, if its files are sounds; a listing of images as it is.
+
+    Raises ValueError for a source of images and sounds, unless one kind is under 1 %, which is left out.
+    """
+    sounds = np.array([is_sound(path) for path in listing.paths.to_pylist()], bool)
+    if not sounds.any() or not isinstance(listing.store, Files | Archive):
+        return listing
+    listing, is_sounds = _one_kind(listing, sounds, source)
+    if not is_sounds:
+        return listing
+    store, paths = Sounds(listing.store), listing.paths.to_pylist()
+    outer = np.zeros((len(paths), 0), np.int64) if listing.where is None else listing.where
+
+    def tiles(row: int) -> int | str:
+        try:
+            return store.tiles(paths[row], outer[row] if outer.shape[1] else None)
+        except BadImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        numbers = list(pool.map(tiles, range(len(paths))))
+    good = np.array([row for row, number in enumerate(numbers) if isinstance(number, int)], np.int64)
+    bad = [(paths[row], number) for row, number in enumerate(numbers) if isinstance(number, str)]
+    counts = np.array([numbers[row] for row in good.tolist()], np.int64)
+    listing = restricted(listing, good, bad)
+    where = np.column_stack([outer[good], np.full(len(good), ALL), counts])
+    return replace(listing, store=store, where=where)
+
+
+def _one_kind(listing: Listing, sounds: np.ndarray, source: str) -> tuple[Listing, bool]:
+    """The listing with the files of one kind, and whether these are sounds."""
+    n, more = int(sounds.sum()), 2 * int(sounds.sum()) >= len(sounds)
+    if n == len(sounds):
+        return listing, True
+    few = sounds != more
+    if few.sum() >= FEW * len(sounds):
+        raise ValueError(
+            f"{source}: {count(len(sounds) - n, 'image')} and {count(n, 'sound')} are in it, and a model "
+            "learns from one kind; give a folder, a pattern such as FOLDER/**/*.wav or a table of one of them"
+        )
+    reason = "an image among sounds" if more else "a sound among images"
+    bad = [(listing.paths[row].as_py(), reason) for row in np.flatnonzero(few).tolist()]
+    return restricted(listing, np.flatnonzero(~few), bad), more
+
+
+def restricted(listing: Listing, rows: np.ndarray, bad: list[tuple[str, str]]) -> Listing:
+    """Some files of the listing; the others are skipped, and so are classes that had no others."""
+    if not bad:
+        return listing
+    known, at = listing.annotations, pa.array(rows)
+    labels, classes = known.labels, known.classes
+    if labels is not None:
+        was, labels = np.unique(labels[labels >= 0]), labels[rows]
+        if len(gone := np.setdiff1d(was, labels)):
+            code = np.full(len(classes) + 1, -1)
+            stay = np.setdiff1d(np.arange(len(classes)), gone)
+            code[stay] = np.arange(len(stay))
+            labels, classes = code[labels], tuple(classes[k] for k in stay)
+    annotations = Annotations(
+        labels=labels,
+        label_sets=None if known.label_sets is None else known.label_sets[rows],
+        classes=classes,
+        splits=None if known.splits is None else known.splits[rows],
+        text=None if known.text is None else known.text.take(at),
+        notes=known.notes,
+        columns=None if known.columns is None else known.columns.take(at),
+    )
+    return replace(
+        listing,
+        paths=listing.paths.take(at),
+        where=None if listing.where is None else listing.where[rows],
+        annotations=annotations,
+        skipped=sorted(listing.skipped + bad),
+    )

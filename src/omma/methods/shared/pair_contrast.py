@@ -1,0 +1,82 @@
+"""NT-Xent between two views of each sample, and the options of methods that use it [Chen 2020]."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from omma import backbones
+from omma.core import collectives, dist
+from omma.core.checks import above_zero, range_within_one
+from omma.core.protocols import Colour, Crop, Recipe, StepOutput
+from omma.losses import contrastive
+from omma.methods.shared import crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """SimCLR's defaults, for ImageNet."""
+
+    temperature: float = 0.1
+    hidden: int = 2048
+    out: int = 128
+    scale: tuple[float, float] = (0.08, 1.0)
+    crop_size: int | None = None  # pixels of the views; None: the image size
+    colour: float = 1.0  # strength of jitter; .5 suits small images
+    blur: bool = True  # off under 64 px
+
+    def __post_init__(self) -> None:
+        above_zero(self, "temperature", "hidden", "out")
+        range_within_one(self, "scale")
+
+
+def crop(config: Contrast, image_size: int, count: int) -> Crop:
+    """`count` crops with the same augmentation [Chen 2020, appendix A]."""
+    c = config.colour
+    colour = Colour(
+        brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
+        blur_p=0.5 if config.blur else 0.0,
+    )  # fmt: skip
+    return Crop(count=count, size=config.crop_size or image_size, scale=config.scale, colour=colour)
+
+
+def paper(config: Contrast) -> Recipe:
+    """SimCLR's: batch 4096, with AdamW in place of LARS."""
+    return Recipe(config=config, batch=4096, lr=1e-3, warmup=0.1, weight_decay=0.1, clip=None)
+
+
+def small(config: type[Contrast], image_size: int, model: str) -> Recipe:
+    """SimCLR's for 1,000 to 100,000 images on one machine: views are smaller than the image size."""
+    tiny, plain = image_size < 64, backbones.family(model).plain
+    options = config(
+        temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
+        crop_size=crops.smaller(image_size, plain),
+    )  # fmt: skip
+    return Recipe(
+        config=options, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,
+        clip=None, encoder={"pool": "mean"},
+    )  # fmt: skip
+
+
+def output(
+    z: Float[Tensor, "2b d"], temperature: float, excluded: Bool[Tensor, "b n"] | None = None
+) -> StepOutput:
+    """Loss and metrics of projections, those of all first views before those of all second ones.
+
+    excluded: as in `contrastive.ntxent`.
+    """
+    first, second = z.chunk(2)
+    everyone = collectives.gather(first), collectives.gather(second)
+    offset = dist.rank() * len(first)
+    loss = contrastive.ntxent(first, second, temperature, everyone, offset, excluded)
+    metrics = {
+        "alignment": contrastive.alignment(first, second).detach(),
+        "uniformity": contrastive.uniformity(first.detach()),
+    }
+    return StepOutput(loss, metrics)
+
+
+def both(pairs: Float[Tensor, "b 2 c s s"]) -> Float[Tensor, "2b c s s"]:
+    """All first views, then all second ones."""
+    return torch.cat([pairs[:, 0], pairs[:, 1]])

@@ -1,0 +1,71 @@
+"""What belongs together in a run: the frames of a sequence, and the fields beside an image."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from omma.core.protocols import Field, Frames, Tracks
+from omma.core.words import count
+from omma.data.batches.frames import Sampler
+from omma.data.sources import fields, sequences
+from omma.data.sources import groups as grouping
+from omma.data.sources.groups import Groups
+from omma.data.sources.indexed import IndexedImages
+
+
+class Related(NamedTuple):
+    """Of the images to train on."""
+
+    sampler: Sampler | None  # draws the frames of a sample
+    fields: Mapping[str, Num[np.ndarray, "n d"]]
+    tracks: Tracks | None  # what the method is built with
+
+
+def read(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ...]) -> Related:
+    """Sequences and fields, as far as a method takes them; ValueError for what a table lacks."""
+    values = {field.name: fields.read(images, field) for field in needed}
+    present = {name: value for name, value in values.items() if value is not None}
+    if frames is None:
+        return Related(None, present, Tracks(None, None, present) if needed else None)
+    of = sequences.read(images)
+    return Related(Sampler(of.sequence, of.frame, frames), present, Tracks(of.sequence, of.frame, present))
+
+
+def refuse(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ...]) -> None:
+    """Raise ValueError for what a table lacks, before any image is decoded."""
+    read(images, frames, needed)
+    if frames is not None:
+        usable(images, np.arange(len(images)), frames)
+
+
+def groups(images: IndexedImages, group: str | None, frames: Frames | None) -> Groups | None:
+    """What is held out together: by the column, or what a method takes for sequences where it has none."""
+    found = grouping.of(images, group)
+    if found is None and group is None and frames is not None:
+        return Groups(grouping.FOLDER, sequences.read(images).sequence)
+    return found
+
+
+def usable(
+    images: IndexedImages, rows: Int[np.ndarray, "n"], frames: Frames
+) -> tuple[Int[np.ndarray, "m"], list[str]]:
+    """The rows that go together with others among them, and notes on the sequences and the rest.
+
+    Raises ValueError where there are none.
+    """
+    of = sequences.read(images)
+    together = Sampler(of.sequence[rows], of.frame[rows], frames).usable()
+    distance = f"{frames.least:g} or more" if frames.most is None else f"{frames.least:g} to {frames.most:g}"
+    wanted = f"{frames.count} frames of one sequence, {distance} apart"
+    if not together.any():
+        raise ValueError(
+            f"{images.source}: no image is among {wanted} ({of.note}): give a table with the columns path, "
+            "sequence and frame (docs/sequences.md)"
+        )
+    notes = [of.note]
+    if lacking := int((~together).sum()):
+        are = "is its own other frame" if frames.alone else "left out"
+        notes.append(f"{are}, not among {wanted}: {count(lacking, 'image')}")
+    return (rows if frames.alone else rows[together]), notes
