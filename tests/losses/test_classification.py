@@ -21,6 +21,24 @@ def test_uniform_logits_are_log_k(smoothing):
     close(c.hard_distillation(torch.zeros(3, 7), wave(3, 7)), math.log(7))
 
 
+def test_equal_scores_cost_the_hinge_k_minus_1():
+    targets = smoothed(torch.tensor([0, 3, 2]), 7)
+    close(c.multiclass_hinge(torch.zeros(3, 7), targets), 6.0)
+    close(c.multiclass_hinge(torch.full((3, 7), -40.0), targets), 6.0)  # scores, which differences compare
+
+
+def test_the_hinge_is_torchs_but_for_its_divisor():
+    """torch divides by K [nn.MultiMarginLoss]; a lead of 1 over every other class costs nothing."""
+    logits, labels = wave(6, 5, scale=3.0).float(), torch.tensor([0, 1, 4, 4, 2, 3])
+    expected = 5 * torch.nn.functional.multi_margin_loss(logits, labels)
+    close(c.multiclass_hinge(logits, smoothed(labels, 5)), expected)
+    ahead = torch.tensor([[3.0, 2.0, -1.0]])
+    assert c.multiclass_hinge(ahead, smoothed(torch.tensor([0]), 3)) == 0
+    weights, count = torch.tensor([1.0, 0, 1, 0, 0, 0]), torch.tensor(4.0)
+    rows = torch.nn.functional.multi_margin_loss(logits, labels, reduction="none")
+    close(c.multiclass_hinge(logits, smoothed(labels, 5), weights, count), 5 * (rows[0] + rows[2]) / 4)
+
+
 def test_label_smoothing_is_torchs():
     logits = wave(6, 5, scale=3.0).float()
     labels = torch.tensor([0, 1, 4, 4, 2, 3])

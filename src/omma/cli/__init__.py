@@ -27,6 +27,7 @@ from omma.cli.judge import evaluate, report
 from omma.cli.parser import parse
 from omma.cli.serve import serve
 from omma.cli.shared import discard_output, tolerant_streams
+from omma.cli.shift import shift
 from omma.cli.train import demo, pretrain
 from omma.cli.use import describe, embed, export
 from omma.core import files, launcher
@@ -38,6 +39,7 @@ COMMANDS = {
     "finetune": finetune,
     "predict": predict,
     "evaluate": evaluate,
+    "shift": shift,
     "embed": embed,
     "export": export,
     "explore": explore,

@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 
 from omma.cli import early
@@ -27,6 +28,7 @@ from omma.cli.stages import Stages
 from omma.core import files, outputs
 from omma.evaluation import check_protocols, metric_groups
 
+Period_ = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +45,8 @@ def evaluate(
     train_on: tuple[str, ...] = (),
     test_on: tuple[str, ...] = (),
     group: Column_ = None,
+    target: Column_ = None,
+    target_period: Period_ = None,
     prompts: File_ = None,
     descriptions: File_ = None,
     merges: File_ = None,
@@ -76,6 +80,8 @@ def evaluate(
         test_on: Part to test on, likewise: domain=sketch.
         group: Column of images that belong together, such as a site: they are on one side of a split, and
             intervals draw whole groups. By default sequence, where the table has it; folder; none.
+        target: Instead of labels, a column of numbers (age, dose) that ridge and k-NN regress: R2 and MAE.
+        target_period: For --target, the period of an angle, such as 360 for degrees.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
         merges: File with the tokenizer's merges, for published CLIP weights that come without it.
@@ -102,7 +108,7 @@ def evaluate(
     if curve is not None:
         _without_curve(
             protocol=protocol, metrics=metrics, taxonomy=taxonomy, confusion=confusion, report=report,
-            prompts=prompts, descriptions=descriptions, merges=merges,
+            prompts=prompts, descriptions=descriptions, merges=merges, target=target,
         )  # fmt: skip
         return _curve(
             model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
@@ -120,8 +126,9 @@ def evaluate(
         result = verb(
             model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
             label_depth=label_depth, train_on=train_on, test_on=test_on, group=group, prompts=prompts,
-            descriptions=descriptions, merges=merges, floors=floors, architecture=architecture,
-            allow_partial=allow_partial, device=device, precision=precision, seed=seed, progress=stages,
+            descriptions=descriptions, merges=merges, floors=floors, architecture=architecture, target=target,
+            target_period=target_period, allow_partial=allow_partial, device=device, precision=precision,
+            seed=seed, progress=stages,
         )  # fmt: skip
     _print_evaluation(result)
     if metrics:
@@ -139,7 +146,7 @@ def evaluate(
 
         say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, seed, label_depth)
+        report_beside(model, labelled, seed, label_depth)
     return 0
 
 
@@ -165,7 +172,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
     for file in result.files:
         say(f"written to {file}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
-        _report_beside(model, labelled, options["seed"], options["label_depth"])
+        report_beside(model, labelled, options["seed"], options["label_depth"])
     return 0
 
 
@@ -198,7 +205,7 @@ def _write_report(
     say(str(page), "report")
 
 
-def _report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
+def report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:
     """Write the report with the evaluation's figures, which stand whatever becomes of it."""
     from omma.reporting.run_report import not_written
 

@@ -14,6 +14,7 @@ from omma.core.protocols import BadImage, Images
 from omma.core.words import count
 from omma.curation.findings import KINDS, Finding, label_of, split_of
 from omma.data.sources import remote
+from omma.data.sources.columns import flat
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.label_sets import of
 from omma.data.sources.readers import Files
@@ -110,7 +111,7 @@ def manifest(images: Images, rows: Int[np.ndarray, "m"], paths: Sequence[str]) -
     if others is not None:
         for name in others.column_names:
             if name not in columns and name not in PATHS and not is_known(name):
-                columns[name] = others[name].take(pa.array(rows))
+                columns |= flat(name, others[name].take(pa.array(rows)))
     return pa.table(columns)
 
 

@@ -1,12 +1,33 @@
-"""One evaluation from the judgements by labels, captions and neighbours."""
+"""One evaluation from the judgements by labels, captions, neighbours or numbers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from omma.data.sources import label_sets
 from omma.evaluation import notes
 from omma.evaluation.job import Job, Judgement
+from omma.evaluation.judge import by_labels
+from omma.evaluation.judge_captions import by_captions
+from omma.evaluation.judge_images import by_images
+from omma.evaluation.judge_sets import by_label_sets
+from omma.evaluation.judge_targets import by_targets
 from omma.evaluation.verdict import Evaluation
+
+
+def judgements(job: Job, protocols: Sequence[str]) -> list[Judgement]:
+    """The results of the protocols, with those of labels together."""
+    if job.target is not None:
+        return [by_targets(job, job.target, protocols)]
+    made: list[Judgement] = []
+    if probed := [p for p in protocols if p not in ("retrieval", "image-retrieval")]:
+        judge = by_labels if label_sets.of(job.images) is None else by_label_sets
+        made.append(judge(job, probed))
+    if "retrieval" in protocols:
+        made.append(by_captions(job))
+    if "image-retrieval" in protocols:
+        made.append(by_images(job))
+    return made
 
 
 def combined(job: Job, name: str, judgements: Sequence[Judgement]) -> Evaluation:

@@ -24,6 +24,7 @@ from omma.evaluation import zeroshot
 from omma.evaluation.detail import Detail
 from omma.evaluation.hierarchy import Tree
 from omma.evaluation.leakage import Leakage
+from omma.evaluation.regression import Target
 from omma.evaluation.score import Score, Subject
 from omma.evaluation.verdict import Comparison
 from omma.evaluation.zeroshot import TextReader
@@ -49,6 +50,7 @@ class Job:
     metrics: tuple[str, ...] = ()  # groups of metrics beside top-1 (metrics.GROUPS)
     taxonomy: Taxonomy | None = None
     groups: Groups | None = None  # images that belong together, of which splits and intervals take whole ones
+    target: Target | None = None  # numbers that are regressed, in place of labels
     trees: dict[tuple[str, ...], Tree] = field(default_factory=dict)  # those that `tree` has made
 
     def tree(self, names: tuple[str, ...]) -> Tree:

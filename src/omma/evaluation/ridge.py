@@ -33,7 +33,7 @@ def predict(data: Split, seed: int = 0, device: torch.device | str = "cpu") -> A
     target = torch.nn.functional.one_hot(labels, data.classes).double()
     offset = target.mean(0)
     target = target - offset
-    left, power = _basis(train)
+    left, power = basis(train)
     projected = left.T @ target
     shrinks = [power / (power + penalty * n) for penalty in PENALTIES]
     leverages = (1 / n + left.square() @ torch.stack(shrinks, dim=1)).T
@@ -59,7 +59,7 @@ def _held_out(
     labels = torch.from_numpy(data.train_labels).to(device)
     target = torch.nn.functional.one_hot(labels[fit], data.classes).double()
     offset = target.mean(0)
-    left, power = _basis(train)
+    left, power = basis(train)
     projected, queries = left.T @ (target - offset), test @ (train.T @ left)
     answers = [
         (queries @ (projected / (power + penalty * len(fit))[:, None]) + offset).argmax(1)
@@ -68,7 +68,7 @@ def _held_out(
     return [float((answer == labels[held_out]).double().mean()) for answer in answers]
 
 
-def _basis(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r"]]:
+def basis(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r"]]:
     """U and s of x = U sqrt(s) V^T, without directions of (almost) no variance."""
     wide = x.shape[0] < x.shape[1]
     power, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)

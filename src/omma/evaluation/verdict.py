@@ -6,7 +6,7 @@ from typing import Any
 
 from omma.core import notebook
 from omma.core.words import count
-from omma.evaluation import NAMES, hierarchy, knn, metrics
+from omma.evaluation import NAMES, hierarchy, knn, metrics, regression
 from omma.evaluation.detail import Detail
 from omma.evaluation.leakage import Leakage
 from omma.evaluation.score import Score, is_share
@@ -95,15 +95,9 @@ class Evaluation:
         """The conditions that all numbers of the table share, in a sentence."""
         sentences = []
         for r in (r for r in self.results if r.subject == "trained"):
-            if r.majority is None and ("chance" not in r.settings or r.metric in metrics.NAMES):
+            if (found := self._measured_on(r)) is None:
                 continue  # a further metric, on the same images
-            if r.majority is not None:
-                parts = f"{r.n_train or 0:,} train and {count(r.n_test, 'test image')}"
-                data = f"{parts} of {count(r.classes or 0, 'class', 'classes')}"
-                floor = f"the best constant answer scores {r.majority:.1%}"
-            else:
-                data = _searched(r)
-                floor = f"chance scores {r.settings['chance']:.1%} at {r.metric}"
+            data, floor = found
             split = r.split.partition(f": {r.n_train or 0:,} train, ")[0]  # `data` has the numbers
             split += "" if "seed" in split else f", seed {r.seed}"
             how = f"{r.layer} layer, {r.pooling} features in {r.precision}; {r.crop}"
@@ -114,6 +108,23 @@ class Evaluation:
                 sentences.append(f"{line} (balanced: {balanced:.1%})" if both else line)
         return "; ".join(sentences)
 
+    def _measured_on(self, r: Score) -> tuple[str, str] | None:
+        """The images of a score and what it is without reading them, in words; None for a further metric."""
+        parts = f"{r.n_train or 0:,} train and {count(r.n_test, 'test image')}"
+        if r.majority is not None:
+            data = f"{parts} of {count(r.classes or 0, 'class', 'classes')}"
+            return data, f"the best constant answer scores {r.majority:.1%}"
+        if r.metric in regression.FITS:
+            mae = next(x for x in self.results if (x.subject, x.metric) == (r.subject, "mae"))
+            values = f"{regression.NAMES[r.metric]} {r.settings['constant']:.3f}"
+            return (
+                f"{parts} with numbers in {r.settings['target']}",
+                f"the train part's mean scores {values}, MAE {mae.settings['constant']:.4g}",
+            )
+        if "chance" not in r.settings or r.metric in metrics.NAMES:
+            return None
+        return _searched(r), f"chance scores {r.settings['chance']:.1%} at {r.metric}"
+
     def verdict(self) -> str:
         """Whether training helped, claiming no more than the intervals support.
 
@@ -121,7 +132,9 @@ class Evaluation:
         """
         ks = {None, _headline_k(self.results)}
         comparisons = [
-            c for c in self.comparisons if c.k in ks and (c.metric in (None, MAP) or _is_first(c.metric))
+            c
+            for c in self.comparisons
+            if c.k in ks and (c.metric in (None, MAP, *regression.FITS) or _is_first(c.metric))
         ]
         network = [c for c in comparisons if c.against == "untrained"]
         sentences = [f"{_headline(network)}."]
@@ -196,6 +209,8 @@ def _row_name(protocol: str, metric: str) -> str:
         return f"{NAMES[protocol]}, balanced"
     if metric == "top1":
         return NAMES[protocol]
+    if metric in regression.NAMES:
+        return f"{NAMES[protocol]}, {regression.NAMES[metric]}"
     return f"  {metric_name(metric)}" if NAMES[protocol] else metric
 
 

@@ -48,12 +48,12 @@ from omma.weights.classifier import Classifier
 
 LOSSES = ("softmax", "hinge")
 CLASSIC: dict[str, dict[str, Any]] = {  # of `small`, by the kind of classical network
-    "linear": {"lr": 3e-4, "weight_decay": 0.05},
-    "mlp": {"lr": 5e-4, "weight_decay": 0.1},
-    "lenet": {"lr": 3e-3, "weight_decay": 0.05},
-    "resnet": {"lr": 5e-3, "weight_decay": 0.1},
+    "linear": {"batch": 128, "lr": 3e-4, "weight_decay": 0.05},
+    "mlp": {"batch": 128, "lr": 5e-4, "weight_decay": 0.1},
+    "lenet": {"batch": 64, "lr": 2e-3, "weight_decay": 0.05},
+    "resnet": {"batch": 64, "lr": 4e-3, "weight_decay": 0.1},
 }
-LEAST = {"linear": 0.9, "mlp": 0.7, "lenet": 0.5, "resnet": 0.4}  # share of the image in a crop
+LEAST = {"linear": 0.8, "mlp": 0.7, "lenet": 0.6, "resnet": 0.6}  # share of the image in a crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def small(image_size: int, model: str) -> Recipe:
             smoothing=0.0, mixup=0.0, cutmix=0.0, mix_p=0.0, operations=0, erase_p=0.0, repeats=1,
             scale=(LEAST[kind], 1.0),
         )  # fmt: skip
-        return Recipe(config=plain, batch=128, lr_end=1e-5, warmup=0.05, clip=3.0, **CLASSIC[kind])
+        return Recipe(config=plain, lr_end=1e-5, warmup=0.05, clip=3.0, **CLASSIC[kind])
     return Recipe(
         config=Config(**labelled_views.small(image_size)), batch=128,
         lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=1e-5, warmup=0.05, weight_decay=0.05,

@@ -14,7 +14,7 @@ from omma.core.protocols import Images
 from omma.evaluation import history, knn
 from omma.pretraining import resume, retention
 from omma.pretraining.events import Event, Note, Stage
-from omma.pretraining.folder import CURVE, EVALUATION, RunFolder, flatten
+from omma.pretraining.folder import CURVE, EVALUATION, SHIFT, RunFolder, flatten
 from omma.pretraining.run import Run
 from omma.pretraining.saved_method import trained_method
 from omma.reporting import (
@@ -25,6 +25,7 @@ from omma.reporting import (
     html,
     sections_collection,
     sections_seen,
+    shift_page,
     svg,
 )
 from omma.reporting.gallery import Gallery
@@ -76,6 +77,8 @@ def write_report(
     verdict = _health_verdict(health) if fitted is None else classifier.verdict(fitted)
     sections += sections_seen.sections(gallery, labels_trained, lambda: trained_method(folder), notes)
     sections += sections_collection.sections(gallery, domains, notes)
+    if (domain := shift_page.section_of(folder.path / SHIFT, model.digest, notes)) is not None:
+        sections.insert(0, domain)
     if (labels := curve_chart.section(folder.path / CURVE, model.digest, notes)) is not None:
         sections.insert(0, labels)
     page = html.page(

@@ -9,12 +9,14 @@ from omma.core.errors import line
 from omma.core.words import count
 from omma.curation.duplicates.exact import Decoder, same
 from omma.curation.duplicates.hashes import hashes
-from omma.evaluation import domains as evaluation
+from omma.evaluation.judge_domains import field_of, measured
+from omma.evaluation.shift_table import About
 from omma.reporting import svg, thumbnails
 from omma.reporting.explore.layout import layout, reduced
 from omma.reporting.gallery import Gallery
-from omma.reporting.html import WIDEST, Section, Table
+from omma.reporting.html import WIDEST, Section
 from omma.reporting.pictures import Cell, Grid, tile
+from omma.reporting.shift_page import shift_section
 
 SIDE = (1080, 660)  # pixels of the map
 THUMBNAIL = 44
@@ -143,28 +145,12 @@ def duplicates(gallery: Gallery) -> Section | None:
 # ---------------------------------------------------------------- domains
 def domain_matrix(gallery: Gallery, column: str) -> Section:
     """Accuracy of k-NN from each value of a column to each other. Raises ValueError where there is none."""
-    values = evaluation.column(gallery.images, column)
+    field = field_of(gallery.images, column, option="--domains")
     features = gallery.features
-    labels = gallery.images.labels
-    assert labels is not None, "`column` has checked it"
-    rows = features.indices
-    found = evaluation.matrix(
-        features.vectors, labels[rows], [values[row] for row in rows], column, gallery.seed
-    )
-    heads = (f"labels of {column}", *(f"on {name}" for name in found.names))
-    table = [
-        (
-            (name, count(int(found.images[i]), "image")),
-            *(
-                (f"{found.accuracy[i, j]:.1%}", f"{low:.1%} to {high:.1%}")
-                for j, (low, high) in enumerate(found.intervals95[i].tolist())
-            ),
-        )
-        for i, name in enumerate(found.names)
-    ]
-    caption = (
-        f"Each row's labelled images classify each column's by {found.k}-NN: within a domain (each image by "
-        f"all others) {found.within:.1%} on average, across domains {found.across:.1%}; the largest class "
-        f"has {found.chance:.1%}. Below each share: its 95 % interval over the classified images."
-    )
-    return Section(f"Domains by {column}", caption, [Table(heads, table)])
+    good = np.flatnonzero(np.isin(field.rows, features.indices))
+    field = field.readable(good)
+    vectors = features.vectors[np.searchsorted(features.indices, field.rows)]
+    size = gallery.model.preprocess.size
+    about = About(model="", digest=gallery.model.digest, data="", features=f"features of {size} x {size} px")
+    found = measured(gallery.images, field, {"trained": vectors}, about, protocol="knn", seed=gallery.seed)
+    return shift_section(found.to_json())

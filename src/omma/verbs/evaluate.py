@@ -10,18 +10,14 @@ from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
-from omma.data.sources import collection, groups, label_sets, trained_on
+from omma.data.sources import collection, groups, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
 from omma.data.sources.taxonomy import read as read_taxonomy
-from omma.evaluation import check_protocols, history, metric_groups
+from omma.evaluation import check_protocols, history, judge_targets, metric_groups
 from omma.evaluation.answers import default_protocols
-from omma.evaluation.combine import combined
-from omma.evaluation.job import Job, Judgement, features_cache, text_reader
-from omma.evaluation.judge import by_labels
-from omma.evaluation.judge_captions import by_captions
-from omma.evaluation.judge_images import by_images
-from omma.evaluation.judge_sets import by_label_sets
+from omma.evaluation.combine import combined, judgements
+from omma.evaluation.job import Job, features_cache, text_reader
 from omma.evaluation.verdict import Evaluation
 from omma.pretraining.folder import EVALUATION, RunFolder
 from omma.weights import Model
@@ -39,6 +35,8 @@ def evaluate(
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
     group: str | None = None,
+    target: str | None = None,
+    target_period: float | None = None,
     prompts: str | Path | None = None,
     descriptions: str | Path | None = None,
     merges: str | Path | None = None,
@@ -64,6 +62,7 @@ def evaluate(
     train_on, test_on: parts of the collection, as COLUMN=VALUE (`split_by`), instead of its own split.
     group: the column of images that belong together, of which splits and intervals take whole ones
     (`groups.of`): by default `sequence` where it exists; "none": none do.
+    target: a column of numbers that ridge and k-NN regress, instead of labels; target_period: that of angles.
     prompts: a file of templates for zero-shot, one a line ("a photo of a {}."). descriptions: a JSON file of
     sentences about each class. merges: the tokenizer's, for published CLIP weights that lie without it.
     model: a run folder, a weights file, `timm:NAME` or `hf:NAME` (docs/weights.md); architecture: as
@@ -83,7 +82,11 @@ def evaluate(
     where = devices.pick_device(device)
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
-    protocols = tuple(dict.fromkeys(protocols)) or default_protocols(loaded, images.classes)
+    protocols = tuple(dict.fromkeys(protocols))
+    if target is not None or target_period is not None:
+        protocols, regressed = judge_targets.checked(protocols, target, target_period, chosen, tree)
+    else:
+        protocols, regressed = protocols or default_protocols(loaded, images.classes), None
     read = None
     if "zeroshot" in protocols or "retrieval" in protocols:
         read = text_reader(loaded, name, prompts, merges, descriptions)
@@ -103,17 +106,10 @@ def evaluate(
         metrics=chosen,
         taxonomy=tree,
         groups=groups.of(images, group),
+        target=regressed,
         trained_on=None if isinstance(model, Model) else trained_on.read(Path(model)),
     )
-    judgements: list[Judgement] = []
-    if probed := [p for p in protocols if p not in ("retrieval", "image-retrieval")]:
-        judge = by_labels if label_sets.of(images) is None else by_label_sets
-        judgements.append(judge(job, probed))
-    if "retrieval" in protocols:
-        judgements.append(by_captions(job))
-    if "image-retrieval" in protocols:
-        judgements.append(by_images(job))
-    evaluation = combined(job, name, judgements)
+    evaluation = combined(job, name, judgements(job, protocols))
     if json is not None:
         files.write_json(Path(json), evaluation.to_json())
     if not isinstance(model, Model) and RunFolder(Path(model)).config():

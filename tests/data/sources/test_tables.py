@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from omma.core.protocols import Field
+from omma.data.sources import collection, fields, tables
 from omma.data.sources.check import checked
 from omma.data.sources.collection import open_images
+from omma.data.sources.selection import values_of
 from omma.data.sources.split import train_test
 from omma.data.sources.tables import read_table
 
@@ -199,7 +203,7 @@ def test_large_columns_are_not_read(tmp_path):
     columns = {
         "path": NAMES,
         "label": LABELS,
-        "vector": [[0.5] * 9] * 4,
+        "vector": [[0.5] * 65] * 4,
         "jpeg": [b"x"] * 4,
         "site": [1, 2, 1, 2],
     }
@@ -257,3 +261,73 @@ def test_jsonl_refused_in_one_line(tmp_path, data, message):
         opened(tmp_path, data, "x.jsonl")
     assert "\n" not in str(error.value)
     assert "x.jsonl" in str(error.value)
+
+
+# ---------------------------------------------------------------- lists of numbers
+POSES = [[0.5, 1], [2, 3], None, [6, 7]]
+
+
+def rows_of(table_path, values):
+    lines = [json.dumps({"path": name, "pose": pose}) for name, pose in zip(NAMES, values, strict=True)]
+    table_path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.list_(pa.int16()), pa.list_(pa.float64(), 2), None]
+)
+def test_lists_of_numbers_are_kept(tmp_path, kind):
+    poses = [None if pose is None else [int(x) for x in pose] for pose in POSES]
+    if kind is None:
+        rows_of(file := tmp_path / "x.jsonl", poses)
+    else:
+        table = pa.table({"path": NAMES, "pose": pa.array(poses, kind)})
+        pq.write_table(table, file := tmp_path / "x.parquet")
+    images = open_images(file)
+    values = fields.read(images, Field(name="pose", size=2, missing="nan"))
+    np.testing.assert_array_equal(values, [[0, 1], [2, 3], [np.nan, np.nan], [6, 7]])
+    np.testing.assert_array_equal(fields.read(images.subset(np.array([3])), Field(name="pose")), [[6, 7]])
+    with pytest.raises(
+        ValueError, match=r"--by pose: column pose of .* holds lists; choose one of single values"
+    ):
+        values_of(images, "pose", "--by pose")
+
+
+def test_a_jsonl_of_whole_and_broken_numbers_in_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_CHUNK", 1)
+    rows_of(tmp_path / "x.jsonl", POSES)
+    values = fields.read(open_images(tmp_path / "x.jsonl"), Field(name="pose", missing="nan"))
+    np.testing.assert_array_equal(values, [[0.5, 1], [2, 3], [np.nan, np.nan], [6, 7]])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_long_lists_and_lists_of_texts_are_not_read(tmp_path, ending):
+    rows = [{"path": name, "embedding": [0.5] * 65, "tags": ["a", "b"], "pose": [1.0] * 64} for name in NAMES]
+    if ending == "jsonl":
+        (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2)
+    columns = open_images(tmp_path / f"x.{ending}").columns
+    kept = [name for name in columns.column_names if columns[name].null_count < len(NAMES)]
+    assert kept == ["pose"]
+
+
+def test_lists_beside_images_are_kept_by_the_cache_of_the_listing(tmp_path, monkeypatch):
+    rows = [{"file_name": name, "pose": pose} for name, pose in zip(NAMES, POSES, strict=True)]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in NAMES:
+        (tmp_path / name).rename(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    os.utime(folder, (1e9, 1e9))  # settled, so the listing is remembered
+    first = open_images(folder)
+    monkeypatch.setattr(collection, "lister", lambda source, typed: ((lambda _: pytest.fail("listed")), True))
+    for images in (first, open_images(folder)):
+        values = fields.read(images, Field(name="pose", missing="nan"))
+        np.testing.assert_array_equal(values, [[0.5, 1], [2, 3], [np.nan, np.nan], [6, 7]])
+
+
+def test_sequence_and_frame_are_found_whatever_their_case_and_are_no_labels(tmp_path):
+    images = opened(tmp_path, "path,Sequence, FRAME\na.png,0,0\nb.png,0,1\nc.png,1,0\nd.png,1,1\n")
+    assert images.columns.column_names == ["sequence", "frame"]
+    assert images.label_sets is None
+    assert images.labels is None

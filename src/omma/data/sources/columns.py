@@ -13,6 +13,12 @@ def is_nested(kind: pa.DataType) -> bool:
     return pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
 
 
+def are_numbers(kind: pa.DataType) -> bool:
+    """Whether values of this type are numbers, or true and false."""
+    types = pa.types
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+
 def shown(text: str, longest: int = 80) -> str:
     """A text for a message: one line, not longer than that, control characters as escapes."""
     cut = text if len(text) <= longest else text[:longest] + "..."
@@ -91,8 +97,7 @@ def _single(column: Any, name: str) -> Any:
 def _one_hot_column(column: Any, counts: np.ndarray) -> Any:
     """The positions of the ones if every list is one-hot (or null); otherwise None."""
     width, kind = int(counts.max()), column.type.value_type
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if not numeric or not np.isin(counts, (0, width)).all() or column.flatten().null_count:
+    if not are_numbers(kind) or not np.isin(counts, (0, width)).all() or column.flatten().null_count:
         return None
     codes = one_hot(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
     if codes is None:
@@ -137,3 +142,13 @@ def _is_text(value: bytes | None) -> bool:
         return value is None or value.decode() is not None
     except UnicodeDecodeError:
         return False
+
+
+def flat(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
+    """The column by its name; lists of numbers as the columns name0, name1, ..., which a .csv can hold."""
+    if not pa.types.is_large_list(column.type):
+        return {name: column}
+    rows = column.to_pylist()
+    width = max((len(row) for row in rows if row is not None), default=0)
+    cells = [[*(row or ()), *[None] * (width - len(row or ()))] for row in rows]
+    return {f"{name}{k}": pa.array([row[k] for row in cells], column.type.value_type) for k in range(width)}

@@ -187,12 +187,12 @@ def _missing(values: np.ndarray) -> np.ndarray:
 
 
 def _refuse_missing(images: IndexedImages, field: Field, columns: list[str], parts: list[np.ndarray]) -> None:
-    lacking = [_missing(part).any(axis=1) for part in parts]
-    rows = np.flatnonzero(np.any(lacking, axis=0))
+    lacking = np.stack([_missing(part).any(axis=1) for part in parts])
+    rows = np.flatnonzero(lacking.any(axis=0))
     if not len(rows):
         return
     row = int(rows[0])
-    column = next(name for name, missing in zip(columns, lacking, strict=True) if missing[row])
+    column = columns[int(lacking[:, row].argmax())]
     assert images.columns is not None
     cell = images.columns[column][row].as_py()
     text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)

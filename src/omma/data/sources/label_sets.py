@@ -15,7 +15,7 @@ from omma.core.words import count
 from omma.data.sources import captions
 from omma.data.sources.columns import listed, one_hot, plain, shown, texts
 from omma.data.sources.labels import Annotations, encode
-from omma.data.sources.tables import IMAGE_NAMES
+from omma.data.sources.tables import IMAGE_NAMES, TRACK
 
 SEPARATORS = ";|"  # between the names in a cell: the first of them that any cell of the column holds
 _MOST = 1 << 30  # entries of label sets, and bytes: more are no classes but free texts
@@ -84,11 +84,15 @@ def from_column(table: pa.Table, name: str) -> Annotations | None:
 
 
 def recognised(table: pa.Table) -> list[str]:
-    """The columns of zeros and ones of a table without others but those of paths, a split and captions."""
+    """The columns of zeros and ones of a table without others but those that mean something else.
+
+    These are paths, a split, captions, the sequence and the frame.
+    """
+    others = (*IMAGE_NAMES, *TRACK, "split")
     names = [
         name
         for name in table.column_names
-        if name.lower() not in IMAGE_NAMES and name != "split" and not captions.COLUMN.fullmatch(name)
+        if name.lower() not in others and not captions.COLUMN.fullmatch(name)
     ]
     for name in names:
         try:

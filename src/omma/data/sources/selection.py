@@ -10,7 +10,7 @@ import numpy as np
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.data.sources import label_sets
-from omma.data.sources.columns import listed, texts
+from omma.data.sources.columns import is_nested, listed, texts
 from omma.data.sources.indexed import IndexedImages
 
 
@@ -91,6 +91,10 @@ def values_of(images: IndexedImages, name: str, asked: str) -> list[str]:
     if name == "path":
         values = [images.path(i).replace("\\", "/") for i in range(len(images))]
     elif images.columns is not None and name in images.columns.column_names:
+        if is_nested(images.columns[name].type):
+            raise ValueError(
+                f"{asked}: column {name} of {images.source} holds lists; choose one of single values"
+            )
         values = [value or "" for value in texts(images.columns, name).to_pylist()]
     elif name == "class" and images.labels is not None:
         values = [images.classes[label] if label >= 0 else "" for label in images.labels.tolist()]

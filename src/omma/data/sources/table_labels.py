@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 
 from omma.data.sources import captions, label_sets
-from omma.data.sources.columns import is_nested, texts
+from omma.data.sources.columns import are_numbers, is_nested, texts
 from omma.data.sources.labels import SPLITS, Annotations, encode, shortened
-from omma.data.sources.tables import CLASS_NAMES, PATHS
+from omma.data.sources.tables import CLASS_NAMES, LABELS, PATHS
 
 
 def from_table(table: pa.Table, recognise: bool = True) -> Annotations:
@@ -65,10 +65,15 @@ def _splits(table: pa.Table) -> tuple[np.ndarray | None, list[str]]:
 
 
 def _others(table: pa.Table) -> pa.Table | None:
-    """The columns of texts and numbers, by which parts of the collection can be chosen."""
+    """The columns of texts and numbers, by which parts of the collection can be chosen, and of lists."""
     columns = {}
     for name in table.column_names:
         kind = table[name].type
-        if name not in PATHS and not captions.COLUMN.fullmatch(name) and not is_nested(kind):
+        nested = is_nested(kind) and (name in LABELS or not _are_lists_of_numbers(kind))
+        if name not in PATHS and not captions.COLUMN.fullmatch(name) and not nested:
             columns[name] = table[name]
     return pa.table(columns) if columns else None
+
+
+def _are_lists_of_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_large_list(kind) and are_numbers(kind.value_type)

@@ -15,7 +15,7 @@ from omma.core.errors import line
 from omma.core.files import decode_text
 from omma.core.words import count
 from omma.data.sources import captions
-from omma.data.sources.columns import is_nested, plain
+from omma.data.sources.columns import are_numbers, is_nested, plain
 
 PATHS = ("path", "file_name", "filename", "filepath", "file_path", "image_path", "img_path", "image")
 # columns that name an image, of those that do in a table beside the images
@@ -25,7 +25,9 @@ LABELS = ("label", *CLASS_NAMES, "labels")
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 _KNOWN = frozenset((*PATHS, *LABELS, "split"))
 _DELIMITERS = ",;\t|"
+TRACK = ("sequence", "frame")  # what belongs together, and its order (sequences.py)
 _CHUNK = 100_000  # rows that are Python objects at a time
+_LONGEST = 64  # numbers of a list that is read; longer ones are embeddings and may exceed memory
 
 
 def read_table(source: str | bytes, name: str) -> pa.Table:
@@ -55,7 +57,7 @@ def is_known(column: str) -> bool:
 def _tidy(table: pa.Table) -> pa.Table:
     """The table with the names of known columns as they are known; of other doubled names the first stays."""
     names = [name.strip() for name in table.column_names]
-    names = [low if is_known(low := name.lower()) and low not in names else name for name in names]
+    names = [low if _is_lowered(low := name.lower()) and low not in names else name for name in names]
     for name in names:
         if is_known(name) and names.count(name) > 1:
             raise ValueError(f"{names.count(name)} columns are named `{name}`; remove or rename all but one")
@@ -64,6 +66,10 @@ def _tidy(table: pa.Table) -> pa.Table:
         if name not in columns and (column := _plain_or_none(table.column(k), name)) is not None:
             columns[name] = column
     return pa.table(columns)
+
+
+def _is_lowered(name: str) -> bool:
+    return is_known(name) or name in TRACK
 
 
 def _plain_or_none(column: pa.ChunkedArray, name: str) -> pa.Array | None:
@@ -157,11 +163,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet(source: Any) -> pa.Table:
-    """Columns of pictures and of vectors are not read: they may be larger than memory."""
+    """Columns of pictures and of long vectors are not read: they may be larger than memory."""
     with pq.ParquetFile(source) as file:  # pq.read_table would add columns from names of folders such as a=1
         schema = file.schema_arrow
         names = schema.names
-        wanted = [field.name for field in schema if _small(field)]
+        wanted = [field.name for field in schema if _small(field) or _short_lists(file, field)]
         if "image" in names and not any(name.strip().lower() in PATHS for name in wanted):
             raise ValueError(
                 "its column image holds the pictures themselves; write them to files and name these in `path`"
@@ -176,6 +182,21 @@ def _small(field: pa.Field) -> bool:
     if _may_nest(name):
         return True
     return not is_nested(field.type) and not _binary(field.type)
+
+
+def _short_lists(file: pq.ParquetFile, field: pa.Field) -> bool:
+    """Whether a column holds lists of numbers, of at most `_LONGEST` on average; by metadata alone."""
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind):
+        return are_numbers(kind.value_type) and kind.list_size <= _LONGEST
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not are_numbers(kind.value_type):
+        return False
+    leaves = [k for k in range(len(file.schema)) if file.schema.column(k).path.startswith(f"{field.name}.")]
+    if len(leaves) != 1:  # the names of columns hold dots
+        return False
+    groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
+    total = sum(group.column(leaves[0]).num_values for group in groups)  # an empty list counts as one
+    return total <= _LONGEST * file.metadata.num_rows
 
 
 def _may_nest(name: str) -> bool:
@@ -202,11 +223,15 @@ def _gathered(names: Sequence[str], rows: Iterable[list[Any]]) -> pa.Table:
 def _array(values: list[Any], name: str) -> pa.Array:
     """Values of one type, or of several as text; null for lists and records where they have no meaning."""
     kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {list} and not _may_nest(name) and all(map(_few_numbers, values)):
+        return pa.array(values, pa.large_list(pa.float64()))
     if kinds & {dict, list} and not _may_nest(name):
         values = [None if isinstance(value, dict | list) else value for value in values]
         kinds -= {dict, list}
     if dict in kinds:
         return pa.array([{"": None}] * len(values))  # records, of whatever fields
+    if not kinds:
+        return pa.nulls(len(values))
     if kinds <= {str}:
         try:
             return pa.array(values, pa.large_string())
@@ -216,6 +241,12 @@ def _array(values: list[Any], name: str) -> pa.Array:
         return pa.array(values) if len(kinds) == 1 else _mixed(values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return _mixed(values)
+
+
+def _few_numbers(value: list[Any] | None) -> bool:
+    return value is None or (
+        len(value) <= _LONGEST and {type(x) for x in value} <= {int, float, bool, type(None)}
+    )
 
 
 def _mixed(values: list[Any]) -> pa.Array:
@@ -248,8 +279,9 @@ def _chunked(chunks: list[pa.Array]) -> pa.ChunkedArray:
         if len({chunk.type for chunk in chunks}) > 1:
             listed = [chunk if pa.types.is_nested(chunk.type) else _listed(chunk) for chunk in chunks]
             chunks = list(listed)
-    elif kinds:
-        chunks = [chunk.cast(next(iter(kinds))) for chunk in chunks]
+    else:
+        kind = next(iter(kinds), pa.large_string())
+        chunks = [chunk.cast(kind) for chunk in chunks]
     return pa.chunked_array(chunks)
 
 
