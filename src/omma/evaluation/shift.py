@@ -65,7 +65,7 @@ def answers(
             for target, tested in enumerate(tests):
                 probe, test = own, x[tested]
                 if alignment and target != source:
-                    train, test = align.NAMES[alignment](x[rows], x[parts[target]], test)
+                    train, test = align.NAMES[alignment](x[rows], labels[rows], x[parts[target]], test)
                     probe = trained(train)
                 predicted[source, tested] = probe.answer(test)
                 if not pair:
