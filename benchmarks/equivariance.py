@@ -1,7 +1,7 @@
 """Methods of sequences on a turntable: retrieval of unseen objects, and how predictably features move.
 
-    python benchmarks/equivariance.py turntable_300x18_s48.zip --out DIR --methods simclr coherence --steps 450
-    python benchmarks/equivariance.py turntable_300x18_s48.zip --out DIR --methods egomotion temporal --steps 300
+    python benchmarks/equivariance.py turntable_300x18_s48.zip --out DIR --methods simclr coherence
+    python benchmarks/equivariance.py turntable_300x18_s48.zip --out DIR --methods egomotion temporal
 
 Methods train on 240 objects x 18 views, by steps, which cost the same in SimCLR and coherence; 60 objects are
 held out. Printed for each, beside the same network untrained (with 95 % intervals by object):
@@ -21,22 +21,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from league import call
 from torch import Tensor
 from tracked import in_batches, interval, method_of, pictures, unpacked, write
 
+import omma
 from omma.data.sources.collection import open_images
 
 KNOWN = (0, 4, 9, 13)  # frames of 20 degrees
 MODES = ("egomotion", "equiv+drlim", "drlim", "temporal")
 
 
-def command(method: str) -> list[str]:
-    """The options of pretrain; a mode of egomotion is named by itself."""
-    if method not in MODES:
-        return ["--method", method]
-    mode = "equiv" if method == "egomotion" else method
-    return ["--method", "egomotion", "--method.pose", "azimuth", "--method.mode", mode]
+def train(table: Path, method: str, steps: int, seed: int, run: Path) -> None:
+    """Pretrain; a mode of egomotion is named by itself."""
+    options = {}
+    if method in MODES:
+        options = {"pose": "azimuth", "mode": "equiv" if method == "egomotion" else method}
+    omma.pretrain(
+        str(table), method="egomotion" if options else method, options=options, model="vitc-15mf",
+        image_size=48, steps=steps, seed=seed, out=run,
+    )  # fmt: skip
 
 
 def retrieval(features: Tensor, views: int) -> np.ndarray:
@@ -77,19 +80,20 @@ def main() -> None:
     order = sorted(rows, key=lambda row: (row["sequence"], int(row["frame"])))
     views = len({row["frame"] for row in rows})
     n = 240 * views
-    tables = [write(args.out / "images" / f"{k}.csv", r) for k, r in (("train", order[:n]), ("test", order[n:]))]
-    train, test = map(open_images, map(str, tables))
+    tables = [
+        write(args.out / "images" / f"{k}.csv", r) for k, r in (("train", order[:n]), ("test", order[n:]))
+    ]
+    known, asked = map(open_images, map(str, tables))
     untrained = set()
     for seed in args.seeds:
         for method in args.methods:
             run = args.out / f"{method}-{args.steps}-{seed}"
             if not (run / "model.safetensors").exists():
-                size = ["--model", "vitc-15mf", "--image-size", "48", "--steps", str(args.steps)]
-                call("pretrain", str(tables[0]), *command(method), *size, "--seed", str(seed), "--out", str(run))
-            seen, unseen = pictures(run, train), pictures(run, test)
+                train(table, method, args.steps, seed, run)
+            seen, unseen = pictures(run, known), pictures(run, asked)
             kind = "z" if method in MODES else "features"
             for trained in [True] if (kind, seed) in untrained else [True, False]:
-                net = method_of(run, train, trained, seed)
+                net = method_of(run, known, trained, seed)
                 encode = lambda x, net=net: net.encoder(x).pooled  # noqa: E731
                 features = [in_batches(encode, x) for x in (seen, unseen)]
                 z = [net.head(f).detach() for f in features] if kind == "z" else features

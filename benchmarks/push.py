@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from league import call
 from tracked import by_group, in_batches, interval, method_of, pictures, unpacked, write
 
+import omma
 from omma.data.sources.collection import open_images
 
 ENDS = ("push_x0", "push_y0", "push_x1", "push_y1")
@@ -62,12 +62,15 @@ def main() -> None:
     for seed in args.seeds:
         run = args.out / f"push-{args.steps}-{seed}"
         if not (run / "model.safetensors").exists():
-            size = ["--model", "vitc-15mf", "--image-size", "96", "--steps", str(args.steps)]
-            options = ["--method", "interaction", *size, "--seed", str(seed), "--out", str(run)]
-            call("pretrain", str(train), *options)
+            options = {"method": "interaction", "model": "vitc-15mf", "image_size": 96}
+            omma.pretrain(str(train), steps=args.steps, seed=seed, out=run, **options)
         x = pictures(run, open_images(str(test))).unflatten(0, (-1, 2))
         other = torch.stack([x[:, 0], x[:, 1].roll(1, 0)], dim=1)
-        for trained, shown, what in ((False, x, "untrained"), (True, x, "trained"), (True, other, "other after")):
+        for trained, shown, what in (
+            (False, x, "untrained"),
+            (True, x, "trained"),
+            (True, other, "other after"),
+        ):
             net = method_of(run, open_images(str(train)), trained, seed)
 
             def predict(x: torch.Tensor, net=net) -> torch.Tensor:

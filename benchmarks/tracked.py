@@ -69,7 +69,9 @@ def method_of(run: Path, images: IndexedImages, trained: bool = True, seed: int 
 def pictures(run: Path, images: IndexedImages) -> Tensor:
     """All images, whole, as the run's encoder takes them: [n, c, s, s]."""
     preprocess = weights.load(run).preprocess
-    views, good, _ = load_batch(images, np.arange(len(images)), replace(preprocess, crop_share=1.0), threads=2)
+    views, good, _ = load_batch(
+        images, np.arange(len(images)), replace(preprocess, crop_share=1.0), threads=2
+    )
     assert good.all()
     return views
 

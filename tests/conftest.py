@@ -1,12 +1,19 @@
 """What all tests share: one thread a process, a cache of the test's own, and runs without a report."""
 
+import importlib.util
 import itertools
 import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.dont_write_bytecode and not Path(getattr(importlib.util.find_spec("torch"), "cached", "")).exists():
+    # else each of the processes that tests start compiles torch's modules again, which takes 10 seconds
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch

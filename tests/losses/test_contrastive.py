@@ -72,6 +72,36 @@ def test_a_part_of_a_larger_batch_sees_all_negatives():
     close((2 * parts[0] + 4 * parts[1]) / 6, contrastive.ntxent(a, b, 0.2))
 
 
+def test_excluded_images_are_no_negatives():
+    """Each anchor against its partner and the views of images that are not excluded, written out."""
+    a, b = wave(4, 6), wave(4, 6, phase=1.0)
+    group = torch.tensor([0, 1, 0, 2])
+    excluded = group[:, None] == group
+    z, total = F.normalize(torch.cat([a, b]), dim=1), 0.0
+    for i in range(8):
+        own = (z[i] @ z[(i + 4) % 8] / 0.2).exp()
+        others = sum((z[i] @ z[k] / 0.2).exp() for k in range(8) if group[k % 4] != group[i % 4])
+        total -= torch.log(own / (own + others)) / 8
+    close(contrastive.ntxent(a, b, 0.2, excluded=excluded), total)
+    close(
+        contrastive.ntxent(a, b, 0.2, excluded=torch.zeros(4, 4, dtype=torch.bool)),
+        contrastive.ntxent(a, b, 0.2),
+    )
+    parts = [
+        contrastive.ntxent(a[r], b[r], 0.2, everyone=(a, b), offset=r.start, excluded=excluded[r])
+        for r in (slice(0, 2), slice(2, 4))
+    ]
+    close(sum(parts) / 2, total)
+
+
+def test_without_negatives_there_is_nothing_to_learn():
+    a = wave(3, 4).requires_grad_()
+    loss = contrastive.ntxent(a, wave(3, 4, phase=1.0), 0.2, excluded=torch.ones(3, 3, dtype=torch.bool))
+    loss.backward()
+    close(loss, 0.0)
+    close(a.grad, torch.zeros(3, 4))
+
+
 def test_alignment_and_uniformity():
     x = torch.eye(4)
     close(contrastive.alignment(x, x), 0.0)

@@ -21,10 +21,11 @@ QUICK = ("simclr", "mae", "supervised")  # one that compares images, one that hi
 
 
 def on_their_own():
-    """Methods that need no other model and no captions."""
+    """Methods that need no other model, no captions, sequences or columns."""
     for name in methods.names():
-        needs = requirements.needs_of(name, methods.get(name).small(SIZE, "vit-n/8").config)
-        if needs.model is None and not needs.text:
+        config = methods.get(name).small(SIZE, "vit-n/8").config
+        needs, frames = requirements.needs_of(name, config), methods.get(name).frames(config)
+        if needs.model is None and not needs.text and frames is None and not needs.fields:
             yield pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
 
 

@@ -90,10 +90,10 @@ def paper(image_size: int, model: str) -> Recipe:
 
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: 16 px, gap 6, jitter 2 at 64 px; 48, 24 and 6 at 192 px."""
-    patch = max(4, image_size // 16 * 4)
-    config = Config(
-        patch=patch, gap=patch * 3 // 8 if image_size < 96 else patch // 2, jitter=max(1, patch // 8),
-    )  # fmt: skip
+    whole = 4 if image_size < 96 else 8 if image_size < 128 else 16  # whole patches of a transformer
+    patch = max(whole, image_size // 4 // whole * whole)
+    gap = patch * 3 // 8 if image_size < 96 else patch // 2
+    config = Config(patch=patch, gap=gap, jitter=max(1, patch // 8))
     plain = backbones.family(model).plain
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

@@ -137,7 +137,8 @@ class Method(protocols.Method):
         if self.config.mode != "equiv":
             own = torch.from_numpy(self.sequences[batch.key.index]).to(z.device)
             everyone = collectives.gather(second), collectives.gather(own)
-            power, weight = (1, 1.0) if self.config.mode == "temporal" else (2, self.config.slowness)
+            power = 1 if self.config.mode == "temporal" else 2
+            weight = 1.0 if self.maps is None else self.config.slowness
             loss = loss + weight * motion.slowness(first, second, own, everyone, self.config.margin, power)
         return StepOutput(loss, metrics)
 

@@ -365,7 +365,7 @@ def test_zip_members_that_explode_or_are_damaged(tmp_path):
         ("x.npz", b"no", "cannot be read"),
         ("x.npy", b"no", "cannot be read"),
         ("x.gz", gzip.compress(b"no", mtime=0), "not an IDX file"),
-        ("x.bin", b"what is this", "neither an image nor"),
+        ("x.bin", b"what is this", "neither an image, sound or video nor"),
         ("*.nothing", None, "no images in it"),
         ("s3://bucket/x.csv", None, "manifest"),
         ("memory://bucket/x", None, "manifest"),

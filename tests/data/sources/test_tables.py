@@ -203,7 +203,7 @@ def test_large_columns_are_not_read(tmp_path):
     columns = {
         "path": NAMES,
         "label": LABELS,
-        "vector": [[0.5] * 9] * 4,
+        "vector": [[0.5] * 65] * 4,
         "jpeg": [b"x"] * 4,
         "site": [1, 2, 1, 2],
     }
@@ -313,12 +313,15 @@ def test_long_lists_and_lists_of_texts_are_not_read(tmp_path, ending):
 
 def test_lists_beside_images_are_kept_by_the_cache_of_the_listing(tmp_path, monkeypatch):
     rows = [{"file_name": name, "pose": pose} for name, pose in zip(NAMES, POSES, strict=True)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for path in (tmp_path, *tmp_path.iterdir()):
-        os.utime(path, (1e9, 1e9))
-    first = open_images(tmp_path)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in NAMES:
+        (tmp_path / name).rename(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    os.utime(folder, (1e9, 1e9))  # settled, so the listing is remembered
+    first = open_images(folder)
     monkeypatch.setattr(collection, "lister", lambda source, typed: ((lambda _: pytest.fail("listed")), True))
-    for images in (first, open_images(tmp_path)):
+    for images in (first, open_images(folder)):
         values = fields.read(images, Field(name="pose", missing="nan"))
         np.testing.assert_array_equal(values, [[0.5, 1], [2, 3], [np.nan, np.nan], [6, 7]])
 

@@ -50,22 +50,23 @@ def tiles(clips: Clips) -> tuple[Tiles, Int[np.ndarray, "t"]]:
     names = [f"{clip}#{tile}" for clip, tile in zip(of.to_pylist(), number.tolist())]
     known = {} if clips.columns is None else _columns(clips.columns.take(pa.array(owner)))
     added: dict[str, Any] = {SEQUENCE: of, FRAME: pa.array(number)}
-    return _made(Tiles, clips, owner, names, where, pa.table(added | known)), owner
+    columns = known | {name: column for name, column in added.items() if name not in known}
+    return _made(Tiles, clips, owner, names, where, pa.table(columns)), owner
 
 
 def by_clip(images: Tiles) -> Clips:
-    """The clips that the tiles are of, in the order in which each comes first: whole, with all their tiles."""
+    """The clips that the tiles are of, in the order of their first tiles; each is whole."""
     assert images._where is not None
     names = [clip_of(path) for path in images._paths.to_pylist()]
     rows: dict[str, int] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, row)
     first = np.array(list(rows.values()), np.int64)
+    added: dict[str, list[Any]] = {SEQUENCE: names, FRAME: images._where[:, -2].tolist()}  # by `tiles`
+    known = {} if images.columns is None else _columns(images.columns)
+    known = {name: column for name, column in known.items() if column.to_pylist() != added.get(name)}
     where = images._where[first]
     where[:, -2] = ALL
-    known = {} if images.columns is None else _columns(images.columns)
-    if SEQUENCE in known and known[SEQUENCE].to_pylist() == names:  # added by `tiles`
-        known = {name: column for name, column in known.items() if name not in (SEQUENCE, FRAME)}
     columns = pa.table(known).take(pa.array(first)) if known else None
     return _made(Clips, images, first, [names[row] for row in first], where, columns)
 

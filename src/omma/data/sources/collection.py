@@ -20,6 +20,7 @@ from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import LabelDepth, relabelled
 from omma.data.sources.list_sounds import with_tiles
+from omma.data.sources.list_videos import with_frames
 from omma.data.sources.listing import Listing, lister
 from omma.data.sources.listing_cache import cache_key, recall, remember
 from omma.data.sources.readers import Arrays, as_images
@@ -107,7 +108,7 @@ def open_images(
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         if label_depth is not None:
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
-        files, listing = len(listing.paths), with_tiles(listing, typed)
+        files, listing = len(listing.paths), with_frames(with_tiles(listing, typed))
         if not len(listing.paths):
             raise ValueError(none_readable(typed, files, listing.skipped))
         check(listing.annotations)

@@ -1,4 +1,4 @@
-"""Parts of a file that lies on disk, in an archive or far away, without reading the rest where that can be."""
+"""Parts of a file on disk, in an archive or far away, without reading the rest where that can be."""
 
 import os
 import stat

@@ -40,7 +40,7 @@ _MARKS = {  # of formats that omma does not read: where the bytes stand, the byt
     ),
 }
 _REMEDIES = {
-    "a video": "extract its frames as JPEG or PNG",
+    "a video": "name it .mp4, .avi, .mov, .mkv or .webm, or extract its frames",
     "PDF": "extract its pictures as JPEG or PNG",
     "DICOM": "convert it to 16-bit PNG or TIFF",
     "FITS": "convert it to TIFF",

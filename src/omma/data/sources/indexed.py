@@ -18,6 +18,7 @@ from omma.data.sources.identity import Identity
 from omma.data.sources.readers import FEW, Arrays, Files, Store
 from omma.data.sources.sound import Sounds
 from omma.data.sources.values import Ranges
+from omma.data.sources.video import Videos
 from omma.data.sources.webdataset_files import Shards
 
 
@@ -161,7 +162,7 @@ class IndexedImages:
 
     def _files(self) -> Identity:
         """What is known of the images' identity without a look at the files."""
-        if isinstance(self._store, Sounds):
+        if isinstance(self._store, Sounds | Videos):
             return Identity(*self._store.unwrapped(self._paths, self._where))
         return Identity(self._store, self._paths, self._where)
 

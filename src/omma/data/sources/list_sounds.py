@@ -43,7 +43,7 @@ def with_tiles(listing: Listing, source: str) -> Listing:
     good = np.array([row for row, number in enumerate(numbers) if isinstance(number, int)], np.int64)
     bad = [(paths[row], number) for row, number in enumerate(numbers) if isinstance(number, str)]
     counts = np.array([numbers[row] for row in good.tolist()], np.int64)
-    listing = _rows(listing, good, bad)
+    listing = restricted(listing, good, bad)
     where = np.column_stack([outer[good], np.full(len(good), ALL), counts])
     return replace(listing, store=store, where=where)
 
@@ -61,10 +61,10 @@ def _one_kind(listing: Listing, sounds: np.ndarray, source: str) -> tuple[Listin
         )
     reason = "an image among sounds" if more else "a sound among images"
     bad = [(listing.paths[row].as_py(), reason) for row in np.flatnonzero(few).tolist()]
-    return _rows(listing, np.flatnonzero(~few), bad), more
+    return restricted(listing, np.flatnonzero(~few), bad), more
 
 
-def _rows(listing: Listing, rows: np.ndarray, bad: list[tuple[str, str]]) -> Listing:
+def restricted(listing: Listing, rows: np.ndarray, bad: list[tuple[str, str]]) -> Listing:
     """Some files of the listing; the others are skipped, and so are classes that had no others."""
     if not bad:
         return listing

@@ -25,9 +25,12 @@ from omma.data.sources.members import Member, tar_members, zip_members
 from omma.data.sources.names import (
     NO_IMAGE,
     NO_TEXT,
+    PACKED_VIDEO,
+    VIDEO,
     is_hidden,
     is_sound,
     is_text,
+    is_video,
     no_access,
     printable,
     why_not,
@@ -75,6 +78,8 @@ def list_folder(root: str) -> Listing:
             skipped.append((folder + "/", no_access(error)))
         if names:
             files[folder] = sorted(names)
+    if not files:
+        files, skipped = _videos(skipped)
     folders = sorted(files)
     paths: list[str] = []
     for folder in folders:
@@ -97,6 +102,16 @@ def list_folder(root: str) -> Listing:
         times=times,
         started=started,
     )
+
+
+def _videos(skipped: list[tuple[str, str]]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """The names of skipped videos by folder, and the other skipped files."""
+    files: dict[str, list[str]] = {}
+    for path, why in sorted(skipped):
+        if why == VIDEO:
+            folder, _, name = path.rpartition("/")
+            files.setdefault(folder, []).append(name)
+    return files, [entry for entry in skipped if entry[1] != VIDEO]
 
 
 def _empty_folders(folders: Iterable[str], files: Mapping[str, list[str]]) -> list[str]:
@@ -239,10 +254,19 @@ def _from_names(
             reason = NO_TEXT
         else:
             reason = reasons[row] or why_not(parts[-1], lambda row=row: head(row))
+        if reason == VIDEO and where is not None:
+            reason = PACKED_VIDEO
         if reason:
             skipped.append((printable(name), reason))
         else:
             rows.append((name.rpartition("/")[0], name, row))
+    if not rows:  # of these, only names that match a pattern can be videos
+        videos, skipped = _videos(skipped)
+        rows = [
+            (folder, f"{folder}/{name}" if folder else name, 0)
+            for folder in videos
+            for name in videos[folder]
+        ]
     rows.sort()
     counts = Counter(folder for folder, _, _ in rows)  # in order of first appearance
     return Listing(
@@ -306,10 +330,11 @@ def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
             return function, cached
     try:
         with open(source, "rb") as file:
-            if is_sound(name) or sniff(file.read(HEAD)):
+            if is_sound(name) or is_video(name) or sniff(file.read(HEAD)):
                 return list_file, False
     except OSError as error:
         raise ValueError(f"{typed}: {error.strerror}; give a file that you may read") from None
     raise ValueError(
-        f"{typed}: neither an image nor a sound, nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or IDX .gz; convert it"
+        f"{typed}: neither an image, sound or video nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or "
+        "IDX .gz; convert it"
     )

@@ -17,10 +17,11 @@ from omma.data.sources.listing import Listing
 from omma.data.sources.matching import TABLES
 from omma.data.sources.readers import Archive, Files, Store
 from omma.data.sources.sound import Sounds
+from omma.data.sources.video import Videos
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # version of the cache file and of how labels are read; files of another version are ignored
+FORMAT = 7  # version of the cache file and of how labels are read; files of another version are ignored
 SETTLED = 2 * 10**9  # ns; a folder modified this shortly before it was listed may change without a new time
 
 
@@ -64,6 +65,7 @@ def remember(file: Path, source: str, listing: Listing, stamp: str | None = None
         "skipped": listing.skipped,
         "notes": listing.annotations.notes,
         "sounds": isinstance(listing.store, Sounds),
+        "videos": isinstance(listing.store, Videos),
     }
     table = pa.table(columns).replace_schema_metadata({"omma": json.dumps(meta)})
     sink = pa.BufferOutputStream()
@@ -102,8 +104,9 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
         columns=pa.table(others) if others else None,
     )
     files = Files(source) if meta["times"] else Archive(source)
+    videos = meta["videos"] and isinstance(files, Files)
     return Listing(
-        store=store or (Sounds(files) if meta["sounds"] else files),
+        store=store or (Videos(files) if videos else Sounds(files) if meta["sounds"] else files),
         paths=columns["path"],
         where=np.stack(where, axis=1) if where else None,
         annotations=annotations,

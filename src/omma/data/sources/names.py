@@ -1,4 +1,4 @@
-"""What the name and the first bytes of a file say: whether it is an image or a sound; how to show the name."""
+"""What name and first bytes of a file say: is it an image, a sound or a video; how to show the name."""
 
 import errno
 from collections.abc import Callable
@@ -11,10 +11,13 @@ IMAGES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
 )  # images by their names alone; decoding detects a wrong name
 SOUNDS = frozenset("wav wave flac mp3 ogg oga opus".split())  # noqa: SIM905  # sounds by their names alone
+VIDEOS = frozenset("mp4 m4v avi mov mkv webm".split())  # noqa: SIM905  # videos by their names alone
 OTHERS = frozenset(
-    "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz mp4 avi".split()  # noqa: SIM905
+    "txt csv tsv json jsonl xml yaml yml md html py log cls pdf npy npz parquet zip tar gz".split()  # noqa: SIM905
 )  # never opened; a file with any other extension is an image if its first bytes say so
 NO_IMAGE = "not an image"
+VIDEO = "a video beside images: give it, or a table that names it, as the source"
+PACKED_VIDEO = "a video in an archive: unpack it"
 NO_TEXT = "its name is not valid UTF-8"
 
 
@@ -29,6 +32,8 @@ def why_not(name: str, head: Callable[[], bytes]) -> str | None:
     extension = name.rpartition(".")[2].lower()
     if extension in IMAGES or extension in SOUNDS:
         return None
+    if extension in VIDEOS:
+        return VIDEO
     if extension in OTHERS:
         return NO_IMAGE
     try:
@@ -43,6 +48,11 @@ def why_not(name: str, head: Callable[[], bytes]) -> str | None:
 def is_sound(path: str) -> bool:
     """Whether a file's name is that of a sound."""
     return path.rpartition(".")[2].lower() in SOUNDS
+
+
+def is_video(path: str) -> bool:
+    """Whether a file's name is that of a video."""
+    return path.rpartition(".")[2].lower() in VIDEOS
 
 
 def is_text(name: str) -> bool:

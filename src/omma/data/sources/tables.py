@@ -230,6 +230,8 @@ def _array(values: list[Any], name: str) -> pa.Array:
         kinds -= {dict, list}
     if dict in kinds:
         return pa.array([{"": None}] * len(values))  # records, of whatever fields
+    if not kinds:
+        return pa.nulls(len(values))
     if kinds <= {str}:
         try:
             return pa.array(values, pa.large_string())
@@ -277,8 +279,9 @@ def _chunked(chunks: list[pa.Array]) -> pa.ChunkedArray:
         if len({chunk.type for chunk in chunks}) > 1:
             listed = [chunk if pa.types.is_nested(chunk.type) else _listed(chunk) for chunk in chunks]
             chunks = list(listed)
-    elif kinds:
-        chunks = [chunk.cast(next(iter(kinds))) for chunk in chunks]
+    else:
+        kind = next(iter(kinds), pa.large_string())
+        chunks = [chunk.cast(kind) for chunk in chunks]
     return pa.chunked_array(chunks)
 
 
