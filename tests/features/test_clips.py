@@ -40,10 +40,8 @@ def test_a_clip_has_the_mean_of_its_tiles(folder, encoder):
     clips = collection.opened(folder)
     found = extract.extract(encoder, clips, measured)
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
-    assert (
-        found.indices.tolist() == [0, 1, 2, 3, 4]
-        and found.provenance["pooling"] == "mean over a clip's tiles"
-    )
+    assert found.indices.tolist() == [0, 1, 2, 3, 4]
+    assert found.provenance["pooling"] == "mean over a clip's tiles"
     raw = pixels(clips, measured)
     np.testing.assert_allclose(raw.vectors[1], batch[1:3].flatten(1).mean(0).numpy(), atol=1e-6)
     tiles = extract.extract(encoder, collection.open_images(folder), measured)
