@@ -78,7 +78,9 @@ def test_the_plan_says_how_sequences_were_read(table, tmp_path):
     events = []
     run(table, tmp_path / "run", "order", steps=1, listen=events.append)
     (plan,) = [event for event in events if isinstance(event, Plan)]
-    assert any("4 sequences: column `sequence`; frames in order: column `frame`" in note for note in plan.notes)
+    assert any(
+        "4 sequences: column `sequence`; frames in order: column `frame`" in note for note in plan.notes
+    )
 
 
 @pytest.mark.parametrize(
