@@ -74,7 +74,9 @@ def test_an_archive_holds_the_same_tiles(sounds, tmp_path, packed):
     with zipfile.ZipFile(tmp_path / "all.zip", "w", packed) as archive:
         for name in CLIPS:
             archive.write(sounds / name, name)
-        archive.writestr("labels.csv", "path,label,speaker\n" + "".join(f"{n},{n[4]},x{n[4]}\n" for n in CLIPS))
+        archive.writestr(
+            "labels.csv", "path,label,speaker\n" + "".join(f"{n},{n[4]},x{n[4]}\n" for n in CLIPS)
+        )
     for _ in range(2):
         zipped, plain = collection.open_images(tmp_path / "all.zip"), collection.open_images(sounds)
         for i in range(len(plain)):
@@ -164,7 +166,9 @@ class Decoder:
         samples = torch.from_numpy(tone(2.8, 700))
         self.samples = torch.stack([samples + 0.1, samples - 0.1])
         seconds = (self.samples.shape[1] + 10) / 16_000
-        self.metadata = SimpleNamespace(sample_rate=16_000, duration_seconds=seconds, begin_stream_seconds=0.0)
+        self.metadata = SimpleNamespace(
+            sample_rate=16_000, duration_seconds=seconds, begin_stream_seconds=0.0
+        )
 
     def get_samples_played_in_range(self, start, stop):
         first, last = (int(np.ceil(round(each * 16_000, 6))) for each in (start, stop))
