@@ -90,7 +90,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 def paper(image_size: int, model: str) -> Recipe:
     """KITTI: grey frames of 32 px, at most a second apart; AdamW in place of SGD.
 
-    `omma pretrain drives.csv --method egomotion --recipe paper --model timm:resnet18 --epochs 100`
+    `omma pretrain IMAGES --method egomotion --recipe paper --model timm:resnet18 --epochs 100`
     """
     return Recipe(config=Config(), batch=128, lr=1e-3, warmup=0.05, weight_decay=5e-4, clip=None)
 
