@@ -103,7 +103,7 @@ def test_a_run_does_not_go_on_with_other_numbers_unless_asked(tmp_path):
     table = write(tmp_path / "data")
     run(table, tmp_path / "run", "interaction", steps=2)
     table.write_text(table.read_text().replace("object 0", "object 2"))
-    with pytest.raises(ValueError, match="another configuration.*columns: "):
+    with pytest.raises(ValueError, match=r"another configuration.*columns: "):
         run(table, tmp_path / "run", "interaction", extend=True)
     for steps in (4, 6):  # once accepted, they are the run's
         result = run(
