@@ -14,7 +14,7 @@ def equivariance(
     pattern: Int[Tensor, "b"],
     margin: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """d_p(M_p z_i, z_j) + mean_(g != p) d_g(M_g z_i, z_j), mean over pairs [Jayaraman 2015, eq. 5, 6]; and rho.
+    """mean_ij of d_p(M_p z_i, z_j) + mean_(g != p) d_g(M_g z_i, z_j) [Jayaraman 2015, eq. 5, 6]; and rho.
 
     d_g is the distance itself where p_ij = g, else max(margin - distance, 0). The paper sums over the others;
     with three or more of them the sum is least where features are constant and every map moves them by the
