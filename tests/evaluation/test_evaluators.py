@@ -377,3 +377,21 @@ def test_unknown_labels_do_not_vote():
     k, shares = knn.shares_of_sets(bank, sets, bank[:1], k=3)
     assert k == 3
     assert shares[0] == pytest.approx([0.5, 1.0])
+
+
+def test_with_one_scale_for_all_dimensions_a_rotation_changes_nothing():
+    """The L2 penalty does not see rotations; a scale for each dimension does."""
+    data = blobs(gap=0.4, dim=6)
+    stretched = data.train * np.array([1, 3, 0.2, 1, 1, 5], np.float32)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0].astype(np.float32)
+    targets, chosen = linear.one_hot(data.train_labels, 3), {"solver": "lbfgs", "penalty": 0.1}
+    logits = {}
+    for common in (True, False):
+        plain, turned = (
+            linear.fit(x, targets, chosen, common=common)(x) for x in (stretched, stretched @ turn)
+        )
+        logits[common] = np.abs(plain - turned).max()
+    assert logits[True] < 1e-3
+    assert logits[False] > 0.05
+    constant = np.ones((5, 2), np.float32)
+    assert split.scaling(constant, common=True)[1].tolist() == [0, 0]

@@ -1,5 +1,8 @@
 """Egomotion: relative poses, their patterns, and the modes."""
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,25 @@ def test_an_angle_has_a_full_turn_and_other_numbers_none():
     torch.testing.assert_close(between(one, two, 0), torch.tensor([-340.0]).double())
     three = torch.tensor([1.0, 2.0, 3.0]).double()
     torch.testing.assert_close(between(three, three * 2), three)
+
+
+KITTI = Path(__file__).parents[2].parent / "shared" / "data" / "kitti_vo_s192.zip"
+
+
+@pytest.mark.skipif(not KITTI.exists(), reason=f"{KITTI.name} is not there")
+def test_kittis_poses_are_read_as_they_are_meant():
+    """Sequence 1 drives 60 m straight on, sequence 2 turns by 98 degrees; both forward, along z."""
+    total = {}
+    with zipfile.ZipFile(KITTI) as file:
+        for name in ("seq1", "seq2"):
+            poses = torch.from_numpy(np.loadtxt(file.open(f"{name}/poses.txt")))
+            assert poses.shape == (51, 12)
+            moves = motions.between(poses[:-1], poses[1:], 0)
+            assert (moves[:, 5] > 0).all()
+            total[name] = moves.sum(0)
+    assert float(total["seq1"][5]) == pytest.approx(60, abs=3)
+    assert abs(np.degrees(float(total["seq1"][1]))) < 3
+    assert abs(np.degrees(float(total["seq2"][1]))) == pytest.approx(98, abs=4)
 
 
 TURNS = torch.tensor([20.0, -20.0, 20.0, -20.0, 40.0, -40.0]).double()[:, None]

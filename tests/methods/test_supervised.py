@@ -1,5 +1,6 @@
 """Learning from labels: the loss written out, what is drawn, unlabelled images, what is kept."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -117,6 +118,62 @@ def test_what_cannot_be_is_refused(values):
             file.Config(**values)
 
 
+def test_the_hinge_of_equal_scores_is_k_minus_1():
+    method, batch = build(replace(PLAIN, loss="hinge")), batch_of(6)
+    torch.nn.init.zeros_(method.head.weight)
+    assert method(batch, CLOCK).loss == 2
+    torch.nn.init.normal_(method.head.weight)
+    logits = method.head(method.encoder(batch.views[0][:, 0]).pooled)
+    expected = 3 * torch.nn.functional.multi_margin_loss(logits, batch.labels)
+    torch.testing.assert_close(method(batch, CLOCK).loss, expected)
+
+
+@pytest.mark.parametrize("soft", [{"smoothing": 0.1}, {"mix_p": 0.5}])
+def test_the_hinge_refuses_soft_labels(soft):
+    with pytest.raises(
+        ValueError, match=r"loss=hinge: needs one class.*--method.smoothing 0 --method.mix-p 0"
+    ):
+        replace(PLAIN, loss="hinge", **soft)
+    # what is never mixed may have any alpha
+    assert replace(PLAIN, loss="hinge", mix_p=1.0, mixup=0.0, cutmix=0.0).loss == "hinge"
+
+
+@pytest.mark.parametrize("values", [{"loss": "squared"}, {"dropout": 1.0}, {"patience": -1}])
+def test_options_of_its_own_are_checked(values):
+    with pytest.raises(ValueError, match=f"method.{next(iter(values))}="):
+        supervised.Config(**values)
+
+
+def test_dropout_acts_on_the_feature_in_training_only():
+    method, batch = build(replace(PLAIN, dropout=0.5)), batch_of(6)
+    torch.nn.init.normal_(method.head.weight)
+    assert method.train()(batch, CLOCK).loss != method(batch, CLOCK).loss
+    assert method.eval()(batch, CLOCK).loss == method(batch, CLOCK).loss
+
+
+def test_the_best_weights_are_kept_and_put_back():
+    method = build(replace(PLAIN, patience=2))
+    best = {name: t.clone() for name, t in method.state_dict().items() if not name.startswith("best.")}
+    method.keep()
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(1.0)
+    method.settle(best=False)
+    assert not torch.equal(method.head.weight, best["head.weight"])
+    method.settle(best=True)
+    assert all(torch.equal(t, method.state_dict()[name]) for name, t in best.items())
+    assert build().best is None
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "resnet20"])
+def test_classical_networks_are_not_mixed(model):
+    """So that `--method.loss hinge` is the one option that it takes."""
+    recipe = supervised.small(32, model)
+    assert replace(recipe.config, loss="hinge", patience=3).loss == "hinge"
+    (crop,) = supervised.views(recipe.config, 32)
+    assert (crop.size, crop.augment) == (32, None)
+
+
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"of one class \(a\).*simclr"):
         build(context=replace(GIVEN, classes=("a",)))
@@ -185,3 +242,26 @@ def test_unlabelled_images_are_left_out_and_counted(tmp_path):
 def test_no_labels_are_refused_before_anything_is_decoded(tmp_path):
     with pytest.raises(ValueError, match="supervised learns from labels, and these images have none"):
         run(folder_of(tmp_path / "images", labels=False), tmp_path / "run", method="supervised")
+
+
+def test_training_ends_early_with_the_best_weights(tmp_path):
+    """Labels without meaning are learned by heart, and no reading of others is better than by chance."""
+    rng = np.random.default_rng(0)
+    rows = ["path,label"]
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[int(rng.integers(2))]}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    events = []
+    pretrain(
+        tmp_path / "table.csv", out=tmp_path / "run", method="supervised", model="linear", image_size=16,
+        batch_size=16, steps=400, lr=3e-3, device="cpu", workers=0, options={"patience": 2},
+        listen=events.append,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    readings = [line for line in lines if line["event"] == "holdout"]
+    best = max(readings, key=lambda line: (line["top1"], -line["nll"]))
+    assert readings.index(best) == len(readings) - 3  # two more, neither of them better
+    assert readings[-1]["step"] < 400
+    model = weights.load(tmp_path / "run")
+    assert model.extras.facts["calibration"]["images"] == best["images"] > 0

@@ -98,11 +98,14 @@ def test_whatever_is_chosen_can_be_built(method, facts):
     requirements.suits(
         method, requirements.needs_of(method, choice.recipe.config), encoder, choice.image_size
     )
-    for crop in methods.get(method).views(choice.recipe.config, choice.image_size):
-        rows, columns = encoder.grid(crop.size, crop.size)
-        assert rows * columns >= 4  # local crops too
+    crops = methods.get(method).views(choice.recipe.config, choice.image_size)
+    # what the encoder sees: context cuts its view into patches, of 8 px at 32 px
+    cut = method == "context"
+    for size in [choice.recipe.config.patch] if cut else [crop.size for crop in crops]:
+        rows, columns = encoder.grid(size, size)
+        assert rows * columns >= (1 if cut else 4)  # local crops too
         if encoder.drops_tokens:
-            assert crop.size % encoder.patch == 0
+            assert size % encoder.patch == 0
 
 
 def test_mae_refuses_a_backbone_that_cannot_drop_tokens():

@@ -105,7 +105,7 @@ def test_a_run_keeps_the_last_shift(model, sites, tmp_path):
         ({"by": "sequence"}, r"name another column with --by"),
         ({"by": "colour"}, r"has no column colour; choose among path, "),
         ({"by": "path"}, r"has 40 values, and a matrix needs 2 to 12"),
-        ({"by": "place", "align": "dann"}, r"choose among coral, standardise"),
+        ({"by": "place", "align": "dann"}, r"choose among standardise, coral, clusters"),
         ({"by": "place", "protocol": "svm"}, r"choose among linear, knn"),
         ({"by": "place", "group": "site"}, r"--group site: .* has no column site"),
     ],

@@ -80,7 +80,7 @@ def evaluate(
         test_on: Part to test on, likewise: domain=sketch.
         group: Column of images that belong together, such as a site: they are on one side of a split, and
             intervals draw whole groups. By default sequence, where the table has it; folder; none.
-        target: Instead of labels, a column of numbers (age, dose): ridge and k-NN regress it, with R2 and MAE.
+        target: Instead of labels, a column of numbers (age, dose) that ridge and k-NN regress: R2 and MAE.
         target_period: For --target, the period of an angle, such as 360 for degrees.
         prompts: For zeroshot, a file with one template per line, such as "a photo of a {}."
         descriptions: For zeroshot, a JSON file {"class": ["a sentence", ...]}; with prompts, both are used.
@@ -112,11 +112,9 @@ def evaluate(
         )  # fmt: skip
         return _curve(
             model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
-            train_on=train_on, test_on=test_on, architecture=architecture, allow_partial=allow_partial,
-            device=device, precision=precision, seed=seed,
+            train_on=train_on, test_on=test_on, group=group, architecture=architecture,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
         )  # fmt: skip
-    if target_period is not None and target is None:
-        raise ValueError("--target-period is the period of --target: give that too")
     if adapt:
         raise ValueError("--adapt says what --curve fits: give that too (--curve 1,2,4,8,16)")
     with Stages(f"reading {labelled} ...") as stages:

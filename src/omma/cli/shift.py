@@ -24,7 +24,7 @@ from omma.cli.stages import Stages
 from omma.core import outputs
 
 Protocol_ = Annotated[str, tyro.conf.arg(metavar="linear|knn")]
-Align_ = Annotated[str | None, tyro.conf.arg(metavar="coral|standardise")]
+Align_ = Annotated[str | None, tyro.conf.arg(metavar="coral|clusters|standardise")]
 
 
 def shift(
@@ -51,8 +51,8 @@ def shift(
         labelled: Images with class folders or a label column.
         by: Column of the table that names the domain; without it, the first folders: photo/dog, sketch/dog.
         protocol: The probe: linear, whose penalty is chosen on images held out of the source, or knn.
-        align: Also change the source's features to resemble the target's, without labels of the target: coral
-            (covariances), standardise (means and deviations).
+        align: Also change the source's features to resemble the target's, without labels of the target:
+            standardise (means and deviations), coral (covariances as well), clusters (class means as well).
         group: Column of images that belong together, such as sequence: they are never on both sides, and are
             drawn together for intervals; none: no groups. By default sequence, where the table has it.
         report: HTML page with the matrices; a run's own report has them anyway.

@@ -61,7 +61,14 @@ def parts(
             f"intervals draw the {tested} groups by {groups.name} of the test part, which are too few: true "
             "ones are wider"
         )
-    return Parts(holds_out, test, {"group": groups.name, "test_groups": tested}, tuple(notes))
+    return Parts(holds_out, test, fields(groups, test), tuple(notes))
+
+
+def fields(groups: Groups | None, drawn: Int[np.ndarray, "m"] | None) -> dict[str, Any]:
+    """The fields of `Score` that say which groups intervals draw; drawn: those of the test images."""
+    if groups is None or drawn is None:
+        return {}
+    return {"group": groups.name, "test_groups": len(np.unique(drawn))}
 
 
 def leaks(

@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from omma.core.protocols import Tokenizer
+from omma.core.protocols import Images, Tokenizer
 from omma.core.words import count
-from omma.data.sources import captions
+from omma.data.sources import captions, composed
 from omma.data.sources import split as splitting
+from omma.data.sources.indexed import IndexedImages
 from omma.evaluation import confidence, retrieval
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
 from omma.evaluation.score import Score, Subject
@@ -63,11 +64,12 @@ def by_captions(job: Job) -> Judgement:
 
 def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[str]]:
     """Rows of the images that have captions, their captions, the name of the split, and notes."""
-    images = job.images
+    images, how = _as_trained(job)
     text = getattr(images, "text", None)
     if text is None:
         raise ValueError(
-            f"{job.source} has no captions: give a manifest with the columns path and caption (docs/input.md)"
+            f"{job.source} has no captions: give a manifest with the columns path and caption{how} "
+            "(docs/input.md)"
         )
     split, rows = "all images", np.arange(len(images))
     if images.splits is not None and (images.splits == "test").any():
@@ -81,4 +83,21 @@ def _captioned(job: Job) -> tuple[Int[np.ndarray, "n"], pa.ListArray, str, list[
         raise ValueError(
             f"{job.source}: {count(len(rows), 'image')} with a caption; retrieval needs at least two"
         )
-    return rows, usable, split, fit.notes()
+    return rows, usable, split, [how] * (images is not job.images) + fit.notes()
+
+
+def _as_trained(job: Job) -> tuple[Images, str]:
+    """The images with captions composed as the model's were, where they have the columns for it.
+
+    And a note on that, or else what columns would be needed.
+    """
+    recipe = job.model.provenance.get("settings")
+    config = recipe.get("config") if isinstance(recipe, dict) else None
+    text = config.get("caption") if isinstance(config, dict) else None
+    if not isinstance(text, str):
+        return job.images, ""
+    columns = [phrase.column for phrase in composed.template(text, "the model's captions").phrases]
+    if isinstance(job.images, IndexedImages) and composed.has_columns(job.images, columns):
+        images = composed.compose(job.images, text, "the model's captions")
+        return images, images.notes[-1]
+    return job.images, f", or with {' and '.join(columns)}, of which the model's captions were composed"

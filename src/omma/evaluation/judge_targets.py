@@ -24,12 +24,14 @@ PROBES = {"ridge": regression.ridge_answer, "knn": regression.knn_answer}
 
 def checked(
     protocols: Sequence[str],
-    target: str,
+    target: str | None,
     period: float | None,
     metrics: Sequence[str] = (),
     taxonomy: object = None,
 ) -> tuple[tuple[str, ...], Target]:
-    """The protocols (by default both) and the target; ValueError for what needs labels, or a period below 0."""
+    """The protocols (by default both) and the target; ValueError for what needs labels, or a wrong period."""
+    if target is None:
+        raise ValueError("--target-period is the period of --target: give that too")
     if wrong := [name for name in protocols if name not in regression.PROTOCOLS]:
         known = ", ".join(regression.PROTOCOLS)
         raise ValueError(f"protocol {wrong[0]!r} is for labels: with --target choose among {known}")
@@ -91,8 +93,8 @@ def values_of(images: Images, name: str) -> Float[np.ndarray, "n"]:
     assert read is not None
     if read.shape[1] != 1:
         raise ValueError(
-            f"--target {name}: {images.source} has {read.shape[1]} numbers an image there; name the column of "
-            f"one, such as {name}0"
+            f"--target {name}: {images.source} has {read.shape[1]} numbers an image there; name the column "
+            f"of one, such as {name}0"
         )
     return read[:, 0].astype(np.float64)
 

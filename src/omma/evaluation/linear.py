@@ -111,18 +111,20 @@ def choose(
     seed: int = 0,
     solver: Solver = "auto",
     device: torch.device | str = "cpu",
+    common: bool = False,
 ) -> Settings:
     """The solver, and its penalty (L-BFGS) or rate (SGD) with the best score on held-out images.
 
     x: float32, finite. targets: 1 for the classes that an image has, 0 for others; with the loss "sigmoid"
     -1 for what is not known. weights: of each class's images ("sigmoid": of each class's positives).
+    common: divide all dimensions by one number, where other images may vary in other dimensions.
     pairs: what is held out; by default `holdouts`, which raises ValueError where no class has two images.
     The score is the accuracy, with "sigmoid" the mean average precision; ties go to the strongest penalty,
     the lowest rate.
     """
     if solver == "auto":
         solver = "lbfgs" if x.size * targets.shape[1] <= SMALL else "sgd"
-    path, grid, name = _path(solver, loss, weights, seed, device)
+    path, grid, name = _path(solver, loss, weights, seed, device, common)
     pairs = holdouts(targets.argmax(1), seed) if pairs is None else pairs
     candidates = [path(x[fitted], targets[fitted], grid) for fitted, _ in pairs]
     scores: list[float] = []
@@ -145,11 +147,12 @@ def fit(
     weights: Float[np.ndarray, "k"] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    common: bool = False,
 ) -> Linear:
     """Fit with a solver ("means": `class_means`), and its penalty or rate, as `choose` gives them."""
     if settings["solver"] == "means":
         return class_means(x, targets)
-    path, _, name = _path(settings["solver"], loss, weights, seed, device)
+    path, _, name = _path(settings["solver"], loss, weights, seed, device, common)
     (linear,) = path(x, targets, [settings[name]])
     return linear
 
@@ -181,12 +184,18 @@ def score(
 
 # ---------------------------------------------------------------- inside
 def _path(
-    solver: Solver, loss: Loss, weights: np.ndarray | None, seed: int, device: torch.device | str
+    solver: Solver,
+    loss: Loss,
+    weights: np.ndarray | None,
+    seed: int,
+    device: torch.device | str,
+    common: bool,
 ) -> tuple[Any, Sequence[float], str]:
     """(x, targets, grid) -> a classifier for each entry of the grid; the grid; and what it is a grid of."""
+    shared: dict[str, Any] = {"loss": loss, "weights": weights, "common": common}
     if solver == "lbfgs":
-        return partial(_lbfgs_path, loss=loss, weights=weights), PENALTIES, "penalty"
-    return partial(_sgd_grid, loss=loss, weights=weights, seed=seed, device=device), RATES, "rate"
+        return partial(_lbfgs_path, **shared), PENALTIES, "penalty"
+    return partial(_sgd_grid, **shared, seed=seed, device=device), RATES, "rate"
 
 
 def _importance(targets: Tensor, loss: Loss, weights: np.ndarray | None) -> Tensor:
@@ -219,9 +228,10 @@ def _lbfgs_path(
     *,
     loss: Loss = "softmax",
     weights: Float[np.ndarray, "k"] | None = None,
+    common: bool = False,
 ) -> Iterator[Linear]:
     """Minimise the mean loss + penalty / 2 |W|^2 for each penalty; each fit starts the next."""
-    mean, scale = scaling(x)
+    mean, scale = scaling(x, common)
     inputs, wanted = torch.from_numpy((x - mean) * scale), torch.from_numpy(targets)
     importance = _importance(wanted, loss, weights)
     classes, d = targets.shape[1], x.shape[1]
@@ -253,13 +263,14 @@ def _sgd_grid(
     weights: Float[np.ndarray, "k"] | None,
     seed: int,
     device: torch.device | str,
+    common: bool = False,
 ) -> Iterator[Linear]:
     """One head a rate; one matrix product a batch trains all heads.
 
     SGD with momentum, without weight decay, with a cosine schedule to 0. Rates are divided by d / 192, since
     the curvature grows roughly with the number of standardised dimensions.
     """
-    mean, scale = scaling(x)
+    mean, scale = scaling(x, common)
     features = torch.from_numpy((x - mean) * scale).to(device)
     wanted = torch.from_numpy(targets).to(device)
     n, d, heads, classes = *x.shape, len(rates), targets.shape[1]

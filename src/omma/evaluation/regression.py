@@ -245,7 +245,7 @@ class Measured(NamedTuple):
 
 
 def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed: int = 0) -> Measured:
-    """Figures of predictions of the test part, with intervals over images, or groups, drawn with replacement."""
+    """Figures of predictions of the test part, with intervals over drawn images, or groups."""
     y, groups = data.test_y, confidence.several(data.test_groups)
     away = target.error(y, predicted)
     lost = away**2 if target.period is None else 1 - np.cos(2 * np.pi * away / target.period)
@@ -263,7 +263,7 @@ def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed:
 def _spread(
     code: Float[np.ndarray, "m t"], weights: Float[np.ndarray, "m b"], target: Target
 ) -> Float[np.ndarray, "b"]:
-    """What the best constant of each draw loses: the sum of squares about the mean, or n - |sum of (cos, sin)|."""
+    """What the best constant of each draw loses: squares about the mean, or n - |sum of (cos, sin)|."""
     total = weights.sum(0)
     sums = code.T @ weights
     if target.period is None:

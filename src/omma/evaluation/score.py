@@ -9,16 +9,8 @@ from jaxtyping import Int
 
 from omma.evaluation import confidence
 
-NO_SHARES = (
-    "nll",
-    "brier",
-    "lca_height",
-    "crm_lca_height",
-    "tree_error",
-    "r2",
-    "circular_r2",
-    "mae",
-)  # metrics that may exceed 1
+# metrics that may exceed 1
+NO_SHARES = ("nll", "brier", "lca_height", "crm_lca_height", "tree_error", "r2", "circular_r2", "mae")
 UNEVEN = 2.0  # times the smallest class that the largest one has, from where both accuracies are shown
 Subject = Literal["trained", "untrained", "pixels"]
 

@@ -65,7 +65,7 @@ def answers(
             for target, tested in enumerate(tests):
                 probe, test = own, x[tested]
                 if alignment and target != source:
-                    train, test = align.NAMES[alignment](x[rows], x[parts[target]], test)
+                    train, test = align.NAMES[alignment](x[rows], labels[rows], x[parts[target]], test)
                     probe = trained(train)
                 predicted[source, tested] = probe.answer(test)
                 if not pair:
@@ -91,12 +91,15 @@ def _probe(
     seed: int,
     device: torch.device | str,
 ) -> _Probe:
-    """A probe that is trained on the features. hold: pairs to choose the penalty by."""
+    """A probe that is trained on the features. hold: pairs to choose the penalty by.
+
+    The linear one scales all dimensions alike: those that barely vary in the source may vary elsewhere.
+    """
     if protocol == "knn":
         return _Probe(lambda test: knn.predict(x, labels, test, device=device), min(knn.HEADLINE, len(x)))
     targets = linear.one_hot(labels, classes)
-    chosen = linear.choose(x, targets, pairs=hold, seed=seed, device=device)
-    fitted = linear.fit(x, targets, chosen, seed=seed, device=device)
+    chosen = linear.choose(x, targets, pairs=hold, seed=seed, device=device, common=True)
+    fitted = linear.fit(x, targets, chosen, seed=seed, device=device, common=True)
     missing = ~targets.any(0)
     strength = chosen.get("penalty", chosen.get("rate"))
     return _Probe(lambda test: np.where(missing, -np.inf, fitted(test)).argmax(1), strength)

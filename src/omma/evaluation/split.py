@@ -124,10 +124,17 @@ def folds(
     return [(np.setdiff1d(np.arange(len(labels)), rows), rows) for rows in held_out if len(rows)]
 
 
-def scaling(fit: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
-    """Mean and 1 / deviation of each dimension, in fp32; 0 instead of the latter for constant ones."""
+def scaling(
+    fit: Float[np.ndarray, "n d"], common: bool = False
+) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    """Mean and 1 / deviation of each dimension, in fp32; 0 instead of the latter for constant ones.
+
+    common: the root mean square of the deviations in place of each.
+    """
     mean, std = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
     constant = std <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
+    if common and not constant.all():
+        std = np.where(constant, 0.0, np.sqrt((std**2).mean()))
     scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)).astype(np.float32)
     return mean.astype(np.float32), scale
 

@@ -59,6 +59,9 @@ class Config:
     context: int = 77  # tokens a caption; longer ones are cut
     quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
+    caption: str | None = (
+        None  # composed of a table's columns: "a {medium} from {culture}"; None: the table's
+    )
     learned: int = 8192  # most merges to learn from the captions if there is no file; 0: bytes only
     text_init: str | None = None  # a run or published CLIP whose text tower to start from
     locked: bool = False  # LiT: freeze the image tower; start it from good weights (--init)
@@ -88,6 +91,7 @@ def needs(config: Config) -> Needs:
         model=None if config.text_init is None else "text_init",
         kind="a model with a text tower (a run of --method clip, or CLIP's published weights)",
         beside=(text.TABLE,),
+        caption="caption",
         files=("merges",),
         batch=2,
         why_batch="each image's caption is contrasted with those of the others",

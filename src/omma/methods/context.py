@@ -15,8 +15,8 @@ batch must hold several images, since batch norm over the grid of one would tell
 Not taken away: a JPEG's blocks of 8 px, and pixels resampled where it is decoded at reduced size, are phases
 that repeat over the image. The random crop resamples them; at full size choose a jitter of 8 px or more.
 
-Costs: nine small images through the encoder in place of one view. Choose it to see what structure alone can
-teach: of the methods here that compare views, all learn more.
+Costs: nine small images through the encoder in place of one view.
+Choose it to see what structure alone can teach; to learn most, choose a method that compares views.
 """
 
 from collections.abc import Iterable
@@ -90,10 +90,10 @@ def paper(image_size: int, model: str) -> Recipe:
 
 def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: 16 px, gap 6, jitter 2 at 64 px; 48, 24 and 6 at 192 px."""
-    patch = max(4, image_size // 16 * 4)
-    config = Config(
-        patch=patch, gap=patch * 3 // 8 if image_size < 96 else patch // 2, jitter=max(1, patch // 8),
-    )  # fmt: skip
+    whole = 4 if image_size < 96 else 8 if image_size < 128 else 16  # whole patches of a transformer
+    patch = max(whole, image_size // 4 // whole * whole)
+    gap = patch * 3 // 8 if image_size < 96 else patch // 2
+    config = Config(patch=patch, gap=gap, jitter=max(1, patch // 8))
     plain = backbones.family(model).plain
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

@@ -11,7 +11,7 @@ import numpy as np
 from omma.core import dist
 from omma.core.protocols import BadImage, Frames, Needs
 from omma.core.words import count
-from omma.data.sources import captions, collection, label_sets, selection
+from omma.data.sources import captions, collection, composed, label_sets, selection
 from omma.data.sources import groups as grouping
 from omma.data.sources.check import checked
 from omma.data.sources.clips import in_tiles
@@ -67,17 +67,23 @@ def open_source(request: Request) -> IndexedImages:
         )
 
     columns, images = request.supervision.label_columns, request.images
+    template = requirements.caption_of(request)
+    later = bool(columns) or template is not None  # labels or captions are made of the open collection
+    if template is not None:
+        composed.template(template)  # raises before a large folder is listed
     if not isinstance(images, IndexedImages):
         with dist.sequentially():
             images = collection.open_images(
                 images,
-                check=(lambda annotations: None) if columns else check,
+                check=(lambda annotations: None) if later else check,
                 tell=lambda text: request.listen(Note(text)),
                 label_depth=request.label_depth,
             )
-        if not columns:
+        if not later:
             return images
     images = selection.labelled_by(in_tiles(images), columns)
+    if template is not None:
+        images = composed.compose(images, template)
     check(images)
     return images
 

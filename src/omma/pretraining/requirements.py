@@ -32,6 +32,15 @@ def frames_of(request: Request) -> Frames | None:
     return methods.get(request.method).frames(_early_recipe(request).config)
 
 
+def caption_of(request: Request) -> str | None:
+    """The template by which the captions are composed; None for those of the table."""
+    if request.method == "auto":
+        return None
+    config = _early_recipe(request).config
+    field = needs_of(request.method, config).caption
+    return None if field is None else getattr(config, field)
+
+
 def _early_recipe(request: Request) -> Recipe:
     """The named method's recipe as far as it is known before the images are."""
     file = methods.get(request.method)
@@ -81,9 +90,10 @@ def _refuse_images(
             "(omma methods)"
         )
     if needs.text and not captions:
+        compose = f", or compose them (--method.{needs.caption} 'a {{COLUMN}}')" if needs.caption else ""
         raise ValueError(
-            f"{name} learns from captions, and these images have none{why}: give a manifest with the "
-            "columns `path` and `text` (docs/input.md), or choose a method that needs none (omma methods)"
+            f"{name} learns from captions, and these images have none{why}: give a manifest with the columns "
+            f"`path` and `text` (docs/input.md){compose}, or choose a method that needs none (omma methods)"
         )
 
 

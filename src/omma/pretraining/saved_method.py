@@ -1,4 +1,4 @@
-"""The whole method of a run, with its decoder, from the last checkpoint: what reconstructs images."""
+"""The whole method of a run, with its decoder or heads, from the last checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,16 @@ from omma.weights import Model
 
 def trained_method(folder: RunFolder) -> Method | None:
     """None without a checkpoint, or if the method reconstructs nothing."""
+    return whole(folder) if methods.get(folder.config()["method"]).reconstructs else None
+
+
+def whole(folder: RunFolder) -> Method | None:
+    """Encoder and heads, in evaluation mode, of a method that needs no more than images; None without a
+    checkpoint."""
     config = folder.config()
     file = methods.get(config["method"])
     saved, _ = checkpoint.newest(folder.checkpoints)
-    if saved is None or not file.reconstructs:
+    if saved is None:
         return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
     settings = file.Config(**config["settings"]["config"])

@@ -83,7 +83,7 @@ def evaluate(
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
     protocols = tuple(dict.fromkeys(protocols))
-    if target is not None:
+    if target is not None or target_period is not None:
         protocols, regressed = judge_targets.checked(protocols, target, target_period, chosen, tree)
     else:
         protocols, regressed = protocols or default_protocols(loaded, images.classes), None

@@ -45,7 +45,8 @@ def shift(
     """Train a probe on each domain and test it on each, on frozen features, beside the floors.
 
     by: the column that names domains (a site, a scanner); None: the first folders that tell images apart.
-    align: "coral" or "standardise" makes a source's features resemble the target's, without its labels.
+    align: "standardise", "coral" or "clusters" makes a source's features resemble the target's, without its
+    labels (`evaluation.align`).
     group: the column of images that belong together, which no fold divides and which are drawn together for
     intervals; None: `sequence` where the table has it; "none": no groups.
     json: a file to write `Shift.to_json()` to; a picture is written beside it. page: an HTML page.

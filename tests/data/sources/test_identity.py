@@ -104,7 +104,7 @@ def test_of_many_files_each_is_looked_at_and_a_sample_read(folder, tmp_path, mon
     monkeypatch.setattr(identity, "ALL", 5)
     monkeypatch.setattr(identity, "SAMPLE", 6)
     monkeypatch.setattr(identity, "_CHUNK", 5)
-    monkeypatch.setattr("omma.data.sources.collection.FEW", 5)
+    monkeypatch.setattr("omma.data.sources.indexed.FEW", 5)
     images = open_images(folder)
     record = images.identity.record()
     read = record["content"].is_valid().to_numpy()

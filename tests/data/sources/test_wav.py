@@ -12,7 +12,9 @@ VALUES = np.array([-1.0, -0.5, 0.0, 0.25, 0.75])
 
 
 def riff(*chunks, size=None):
-    body = b"".join(name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks)
+    body = b"".join(
+        name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 4 if size is None else size) + b"WAVE" + body
 
 
