@@ -147,4 +147,4 @@ class Method(protocols.Method):
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.head, "head")
         if self.maps is not None:
-            yield from param_groups.standard(self.maps, "maps")
+            yield from param_groups.standard(self.maps, "maps", lr_scale=0.25)
