@@ -9,6 +9,7 @@ from omma.data.batches import preprocess
 from omma.data.sources import collection
 from omma.features import extract
 from omma.features.extract import pixels, prepare, stream
+from omma.weights import Model
 from tests.helpers.sounds import folder_of, tone, wav_bytes
 
 SECONDS = {"a.wav": 0.4, "b.wav": 2.8, "c.wav": 4.0, "d.wav": 1.3, "e.wav": 2.9}  # 1, 2, 3, 1 and 3 tiles
@@ -39,7 +40,8 @@ def test_a_clip_has_the_mean_of_its_tiles(folder, encoder):
     clips = collection.opened(folder)
     found = extract.extract(encoder, clips, measured)
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
-    assert found.indices.tolist() == [0, 1, 2, 3, 4] and found.provenance["pooling"] == "mean over a clip's tiles"
+    assert found.indices.tolist() == [0, 1, 2, 3, 4]
+    assert found.provenance["pooling"] == "mean over a clip's tiles"
     raw = pixels(clips, measured)
     np.testing.assert_allclose(raw.vectors[1], batch[1:3].flatten(1).mean(0).numpy(), atol=1e-6)
     tiles = extract.extract(encoder, collection.open_images(folder), measured)
@@ -67,4 +69,16 @@ def test_a_clip_with_an_unreadable_tile_is_left_out(tmp_path, encoder):
     assert found.indices.tolist() == [0, 1, 3, 4]
     assert found.bad == (("c.wav", "the file was cut after it was listed"),)
     alone = collection.opened(tmp_path).subset(np.array([4, 1]))
-    np.testing.assert_allclose(extract.extract(encoder, alone, measured).vectors, found.vectors[[3, 1]], atol=1e-5)
+    np.testing.assert_allclose(
+        extract.extract(encoder, alone, measured).vectors, found.vectors[[3, 1]], atol=1e-5
+    )
+
+
+def test_a_model_embeds_clips(folder, encoder):
+    measured = preprocess.measure(collection.open_images(folder), 16)
+    expected, _ = by_hand(encoder, folder, measured)
+    model = Model(encoder, measured)
+    np.testing.assert_allclose(model.embed(collection.opened(folder)), expected, atol=1e-5)
+    assert len(model.embed(collection.open_images(folder))) == 10
+    with pytest.raises(ValueError, match=r"a\.wav: a sound, not an image"):
+        model.embed([folder / "a.wav"])

@@ -1,6 +1,7 @@
 """`--group`: what belongs together is on one side of every split, and leakage is named."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from omma.verbs.evaluate import evaluate
 PREPROCESS = Preprocess(
     size=16, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
 )
-CPU = {"device": "cpu", "precision": "fp32"}
+CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 SEQUENCES, FRAMES = 30, 22  # more frames than k-NN has neighbours
 
 
@@ -109,7 +110,12 @@ def test_several_labels_an_image(model, folder):
 
 
 def test_a_curve_by_group(model, folder):
-    options = {"labels": parse("4"), "seeds": 2, "adapters": ("knn",), "device": torch.device("cpu")}
+    options: dict[str, Any] = {
+        "labels": parse("4"),
+        "seeds": 2,
+        "adapters": ("knn",),
+        "device": torch.device("cpu"),
+    }
     options |= {"precision": torch.float32}
     loaded, images = weights.load(model), open_images(folder / "plain.csv")
     by_group = curves.curve(loaded, "x", images, group="sequence", **options)
@@ -135,6 +141,7 @@ def test_pretrain_holds_out_whole_sequences(tmp_path):
     images = open_images(write(tmp_path, 102, 20, 4) / "plain.csv")
     notes = []
     found = data.prepare(images, Needs(), 0, group=None)
+    assert found.groups is not None
     codes = found.groups.codes
     assert not set(codes[found.training]) & set(codes[found.sample])
     assert len(found.sample) == 100  # five sequences: the largest number below 5 %
@@ -150,7 +157,7 @@ def test_pretrain_holds_out_whole_sequences(tmp_path):
 
 
 def test_a_run_records_its_groups_and_one_that_knew_none_goes_on_without(tmp_path_factory, tmp_path):
-    options = {
+    options: dict[str, Any] = {
         "method": "simclr", "model": "vit-ti/8", "model_options": {"dim": 24, "heads": 3, "depth": 1},
         "image_size": 16, "batch_size": 4, "device": "cpu", "workers": 0, "out": tmp_path,
     }  # fmt: skip
@@ -168,6 +175,7 @@ def test_a_run_records_its_groups_and_one_that_knew_none_goes_on_without(tmp_pat
 def test_labels_are_held_out_by_group(folder):
     images = open_images(folder / "plain.csv")
     found = data.prepare(images, Needs(labels=True, holds_out=True), 0, supervision=Supervision())
+    assert found.groups is not None
     codes = found.groups.codes
     assert not set(codes[found.training]) & set(codes[found.sample])
     assert found.held_out_notes == (

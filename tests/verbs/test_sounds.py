@@ -48,7 +48,8 @@ def test_the_plan_says_what_the_images_are(place, tmp_path):
     )  # fmt: skip
     assert plans[0].images == "clips: 12 clips, 18 tiles of 1.28 s, 2 classes"
     notes = " | ".join(plans[0].notes)
-    assert "no flips, no colour" in notes and "(x - mean) / (2 std)" in notes
+    assert "no flips, no colour" in notes
+    assert "(x - mean) / (2 std)" in notes
     assert not any(word in view for view in plans[0].views for word in ("flip", "bright", "hue"))
 
 
@@ -68,7 +69,8 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(place, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not RunFolder(tmp_path / "run").finished
     pretrain(place / "clips", out=tmp_path / "run", steps=4, **TINY)
-    assert RunFolder(tmp_path / "run").finished and same(place / "run", tmp_path / "run")
+    assert RunFolder(tmp_path / "run").finished
+    assert same(place / "run", tmp_path / "run")
 
 
 def test_evaluation_and_tables_are_of_clips(place, tmp_path):
@@ -79,7 +81,8 @@ def test_evaluation_and_tables_are_of_clips(place, tmp_path):
     assert by_subject["trained"]["pooling"] == "mean over a clip's tiles"
     embed(place / "run", place / "clips", tmp_path / "table.csv")
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [row["path"] for row in rows][:2] == ["high/01.wav", "high/03.wav"] and len(rows) == 12
+    assert [row["path"] for row in rows][:2] == ["high/01.wav", "high/03.wav"]
+    assert len(rows) == 12
 
 
 def test_a_classifier_of_tiles_answers_for_clips(place, tmp_path):
@@ -87,7 +90,8 @@ def test_a_classifier_of_tiles_answers_for_clips(place, tmp_path):
     finetune(place / "run", place / "clips", out=tmp_path / "tuned", steps=2, workers=0, **options)
     predict(tmp_path / "tuned", place / "clips", tmp_path / "classes.csv", copy=tmp_path / "copied")
     rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
-    assert len(rows) == 12 and {row["class"] for row in rows} <= {"high", "low"}
+    assert len(rows) == 12
+    assert {row["class"] for row in rows} <= {"high", "low"}
     copies = sorted(file.name for file in (tmp_path / "copied").rglob("*.wav"))
     assert copies == [f"{k:02}.wav" for k in range(12)]
     assert np.isfinite([float(row["probability"]) for row in rows]).all()
