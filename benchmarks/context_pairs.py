@@ -1,4 +1,4 @@
-"""How often a run of `--method context` knows the place of a patch, in images that it was and was not trained on.
+"""How often a run of `--method context` knows the place of a patch, on images of training and on others.
 
     python benchmarks/context_pairs.py RUN DATA [--images 2000]
 

@@ -80,10 +80,9 @@ def main() -> None:
     order = sorted(rows, key=lambda row: (row["sequence"], int(row["frame"])))
     views = len({row["frame"] for row in rows})
     n = 240 * views
-    tables = [
-        write(args.out / "images" / f"{k}.csv", r) for k, r in (("train", order[:n]), ("test", order[n:]))
-    ]
-    known, asked = map(open_images, map(str, tables))
+    table = write(args.out / "images" / "train.csv", order[:n])
+    held_out = write(args.out / "images" / "test.csv", order[n:])
+    known, asked = open_images(str(table)), open_images(str(held_out))
     untrained = set()
     for seed in args.seeds:
         for method in args.methods:

@@ -27,6 +27,26 @@ def test_average_precision_is_scikit_learns():
     assert found.gallery == 59
 
 
+def test_images_that_belong_together_are_in_no_gallery_of_each_other():
+    rng = np.random.default_rng(0)
+    vectors, labels = unit(rng.normal(size=(40, 4))), rng.integers(0, 3, 40)
+    apart = np.arange(40) // 4
+    labels[:4], labels[5:] = 3, labels[5:] % 3  # the only others of class 3 are of the same sequence ...
+    labels[4] = 3  # ... but for this one
+    found = image_retrieval.ranked(vectors, labels, apart)
+    for row, precision, others, gallery in zip(
+        found.queries, found.precision, found.others, found.galleries, strict=True
+    ):
+        rest = apart != apart[row]
+        right = labels[rest] == labels[row]
+        expected = average_precision_score(right, (vectors @ vectors[row])[rest])
+        assert precision == pytest.approx(expected, abs=1e-6)
+        assert (others, gallery) == (right.sum(), 36)
+    assert {0, 1, 2, 3, 4} <= set(found.queries.tolist())
+    alone = image_retrieval.ranked(vectors[:4], labels[:4], apart[:4])
+    assert not len(alone.queries)
+
+
 def test_a_model_that_knows_nothing_retrieves_nothing():
     found = image_retrieval.ranked(np.ones((8, 1), np.float32), np.arange(8) % 2)
     figures = {name: figure for name, figure, _ in image_retrieval.figures(found, "category")}

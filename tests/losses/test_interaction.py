@@ -63,7 +63,7 @@ def test_angles_are_modulo_180(angle, place):
 
 
 def test_identity_has_the_closed_form():
-    """Equal within objects, orthogonal between them: 0; all alike: the cosine 1 to others, above the margin."""
+    """Equal within objects, orthogonal between them: 0; all alike: the cosine to others above the margin."""
     code = torch.tensor([0, 1, 2])
     z = torch.eye(3)
     args = (code, (z, code), 0.25, code.new_tensor(3))

@@ -317,6 +317,33 @@ def test_the_run_says_how_captions_are_read(trained):
     assert description["text"]["heads"] == 2
 
 
+def test_captions_composed_of_columns(tmp_path):
+    coloured(tmp_path, n=24)
+    rows = [f"{i}.png,{list(COLOURS)[i % 4]},{'' if i == 1 else 'here'},{i}" for i in range(24)]
+    rows[2] = "2.png,,,2"
+    (tmp_path / "art.csv").write_text("\n".join(["path,colour,place,number", *rows]))
+    text, said = "a {colour} wall {place}.", []
+    options = OPTIONS | {"caption": text}
+    pretrain(tmp_path / "art.csv", out=tmp_path / "run", steps=2, options=options, listen=said.append, **RUN)
+    plan = next(event for event in said if hasattr(event, "notes"))
+    assert plan.used == 23
+    first = "captions are composed by 'a {colour} wall {place}.' (the first: 'a red wall here.')"
+    assert f"{first}; of 24 images these lack a value: 1 colour, 2 place" in plan.notes
+    known = {"protocols": ("retrieval",), "floors": False, "device": "cpu"}
+    found = evaluate(tmp_path / "run", tmp_path / "art.csv", **known)
+    assert found.results[0].settings["captions"] == 23
+    assert any(note.startswith(first) for note in found.notes)
+    (tmp_path / "plain.csv").write_text("path\n0.png\n1.png\n")
+    with pytest.raises(ValueError, match="path and caption, or with colour and place, of which the model's"):
+        evaluate(tmp_path / "run", tmp_path / "plain.csv", **known)
+    with pytest.raises(
+        ValueError, match=r"--method.caption: .*art.csv has no column era; choose among path, colour"
+    ):
+        pretrain(tmp_path / "art.csv", options={"caption": "a {era} wall"}, **RUN)
+    with pytest.raises(ValueError, match=r"or compose them \(--method.caption 'a {COLUMN}'\)"):
+        pretrain(tmp_path / "art.csv", **RUN)
+
+
 def test_captions_that_cannot_be_used(tmp_path):
     pairs = coloured(tmp_path / "data", hostile=True)
     said = []

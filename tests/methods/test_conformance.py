@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -103,6 +104,15 @@ def tracks_of(file, config):
     return Tracks(index // 5, (index % 5).astype(np.float64), fields)
 
 
+@functools.cache
+def two_blocks(model, channels, options):
+    """A network's first two blocks, what it may learn from, and the generator's state once both were built."""
+    torch.manual_seed(0)
+    encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **dict(options))
+    del encoder.blocks[2:]
+    return encoder, guide(channels), torch.get_rng_state()
+
+
 def build(name, model, channels=3, **encoder_options):
     """A small instance: the small-data recipe with small heads. name: a method's, or one of VARIANTS."""
     file = methods.get(name.partition(" ")[0])
@@ -115,12 +125,12 @@ def build(name, model, channels=3, **encoder_options):
     little |= {"mask_share": 10 / 16, "block_share": 5 / 16} if "block_share" in known else {}
     little |= VARIANTS.get(name, {})
     config = dataclasses.replace(recipe.config, **{k: v for k, v in little.items() if k in known})
-    torch.manual_seed(0)
-    options = {k: v for k, v in recipe.encoder.items() if k in backbones.options(model)} | {"depth": 2}
-    encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **options, **encoder_options)
+    options = {k: v for k, v in recipe.encoder.items() if k in backbones.options(model)} | encoder_options
+    *templates, after = two_blocks(model, channels, tuple(options.items()))
+    encoder, trained = copy.deepcopy(templates)
+    torch.set_rng_state(after)
     if name == "finetune bias":
         backbones.adapters.insert(encoder, "bias")
-    trained = guide(channels)
     context = Context(
         image_size=SIZE, images=100, classes=("a", "b", "c"), preprocess=trained.preprocess, model=trained,
         tokenizer=None if file.tokenizer is None else file.tokenizer(config, None, ()),

@@ -1,15 +1,22 @@
 """Context prediction: which patch lies where, what is cut, and what its colours become."""
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from omma import backbones
 from omma.core.protocols import Batch, Clock, Context, Key
 from omma.methods import context
 from omma.methods.shared import patch_grid
+from omma.pretraining import saved_method
+from omma.pretraining.folder import RunFolder
+from omma.verbs.pretrain import pretrain
 
 CONFIG = context.Config(patch=8, gap=3, jitter=2, hidden=16)
 SIDE = patch_grid.side(8, 3, 2)
@@ -149,3 +156,28 @@ def test_projection_needs_three_colours():
 def test_the_view_is_not_flipped():
     (crop,) = context.views(CONFIG, 64)
     assert (crop.count, crop.size, crop.flip_p, crop.colour) == (1, SIDE, 0.0, None)
+
+
+def test_a_run_and_the_pairs_of_its_held_out_images(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for i in range(count):
+            file = tmp_path / "images" / part / "some" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file)
+    out = tmp_path / "run"
+    pretrain(
+        tmp_path / "images", out=out, method="context", model="vit-n/8", image_size=32, batch_size=4, steps=2,
+        device="cpu", workers=0,
+    )  # fmt: skip
+    method = saved_method.whole(RunFolder(out))
+    assert isinstance(method, context.Method)
+    assert not method.training
+    assert method.config.patch == 8
+    script = Path(__file__).parents[2] / "benchmarks" / "context_pairs.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(out), str(tmp_path / "images")])
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "patches of 8 px, gap 3, jitter 1, colours: drop" in said
+    assert "of 96 pairs" in said
+    assert "of 48 pairs" in said

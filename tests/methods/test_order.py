@@ -59,7 +59,7 @@ def test_frames_are_cut_alike_and_five_in_ascending_order():
 
 
 def test_options():
-    with pytest.raises(ValueError, match="method.negatives=1: must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"method\.negatives=1: must lie between 0 and 1"):
         order.Config(negatives=1)
     linear = order.Method(
         backbones.build(name="vit-n/4", image_size=8, depth=1, dim=16, heads=2, hidden=16), order.Config(),

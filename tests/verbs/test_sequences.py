@@ -78,7 +78,9 @@ def test_the_plan_says_how_sequences_were_read(table, tmp_path):
     events = []
     run(table, tmp_path / "run", "order", steps=1, listen=events.append)
     (plan,) = [event for event in events if isinstance(event, Plan)]
-    assert any("4 sequences: column `sequence`; frames in order: column `frame`" in note for note in plan.notes)
+    assert any(
+        "4 sequences: column `sequence`; frames in order: column `frame`" in note for note in plan.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,3 +97,16 @@ def test_what_a_table_lacks_is_refused_in_one_line(tmp_path, method, lacks, word
         run(table, tmp_path / "run", method)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_does_not_go_on_with_other_numbers_unless_asked(tmp_path):
+    table = write(tmp_path / "data")
+    run(table, tmp_path / "run", "interaction", steps=2)
+    table.write_text(table.read_text().replace("object 0", "object 2"))
+    with pytest.raises(ValueError, match=r"another configuration.*columns: "):
+        run(table, tmp_path / "run", "interaction", extend=True)
+    for steps in (4, 6):  # once accepted, they are the run's
+        result = run(
+            table, tmp_path / "run", "interaction", steps=steps, extend=True, accept_changed_data=steps == 4
+        )
+        assert result.steps == steps

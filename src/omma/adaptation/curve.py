@@ -14,8 +14,11 @@ from omma.adaptation.curve_probes import FEATURES as PROBES
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
 from omma.core.words import count, enumerated
+from omma.data.sources import groups as grouping
 from omma.data.sources import label_sets, split
+from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
+from omma.evaluation import grouped
 from omma.evaluation.curve import NAMES, PIXELS, SCRATCH, Cell, Curve, Labels, is_floor, protocol
 from omma.features.extract import extract, pixels
 from omma.weights import Model
@@ -33,6 +36,8 @@ class _Data(NamedTuple):
     vectors: dict[str, Float[np.ndarray, "n d"]]  # by what stands before a probe's name
     split: str
     bad: int
+    groups: Int[np.ndarray, "m"] | None  # of the test part
+    notes: tuple[str, ...]  # on groups
 
 
 def check_adapters(names: Sequence[str]) -> None:
@@ -53,21 +58,23 @@ def curve(
     device: torch.device,
     precision: torch.dtype,
     seed: int = 0,
+    group: str | None = None,
     cache: Path | None = None,
     progress: StageProgress | None = None,
 ) -> Curve:
     """Fit each adapter on each number of labels, `seeds` times, and judge all on the same test part.
 
     name: of the model, for people. labels: ascending. A seed draws its labelled images from the train part;
-    the test part is that of `split.train_test`. Networks are trained by `finetune`, for fixed steps, as runs
-    in a temporary folder. cache: a folder that keeps features and finished fits, so that the same call goes
-    on where it was stopped.
+    the test part is that of `split.train_test`, by `group` as of `groups.of`. Networks are trained by
+    `finetune`, for fixed steps, as runs in a temporary folder. cache: a folder that keeps features and
+    finished fits, so that the same call goes on where it was stopped.
     Raises ValueError for images without labels or with several each, and for unknown adapters.
     """
     check_adapters(adapters)
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: must be at least 1")
-    data = _read(model, images, device, precision, seed, cache, progress)
+    belongs = grouping.of(images, group)
+    data = _read(model, images, device, precision, seed, belongs, cache, progress)
     store = curve_store.Store(None if cache is None else cache / FILE)
     test_labels = data.labels[data.train :]
     trainer = Trainer(
@@ -104,7 +111,10 @@ def curve(
                 if progress:
                     total = len(labels) * len(every) * seeds
                     progress(f"{NAMES[adapter]}, {each} labels", done, total)
-            cells.append(Cell(adapter=adapter, labels=each, images=len(drawn[0]), correct=np.stack(correct)))
+            answered = np.stack(correct)
+            cells.append(
+                Cell(adapter=adapter, labels=each, images=len(drawn[0]), correct=answered, groups=data.groups)
+            )
     return Curve(
         model=name,
         digest=model.digest,
@@ -122,6 +132,7 @@ def _read(
     device: torch.device,
     precision: torch.dtype,
     seed: int,
+    groups: Groups | None,
     cache: Path | None,
     progress: StageProgress | None,
 ) -> _Data:
@@ -130,7 +141,7 @@ def _read(
         raise ValueError(label_sets.refusal(source, images.classes, "a curve"))
     if not isinstance(images, IndexedImages):
         raise ValueError("a curve needs images that `open_images` opened; give their path")
-    train, test, description = split.train_test(images, seed)
+    train, test, description = split.train_test(images, seed, groups=groups)
     both = images.subset(np.concatenate([train, test]))
 
     def tell(stage: str) -> Callable[[int, int], None]:
@@ -149,6 +160,10 @@ def _read(
     assert images.labels is not None
     kept = both.subset(readable)
     assert kept.labels is not None
+    parts = grouped.Parts()
+    if groups is not None:
+        groups = groups.of_rows(np.concatenate([train, test])[readable])
+        parts = grouped.parts(groups, readable >= len(train), kept.labels, (), seed)
     return _Data(
         images=kept,
         train=int((readable < len(train)).sum()),
@@ -156,6 +171,8 @@ def _read(
         vectors=vectors,
         split=description,
         bad=len(both) - len(readable),
+        groups=parts.test,
+        notes=parts.notes,
     )
 
 
@@ -192,6 +209,7 @@ def _notes(data: _Data, labels: Sequence[Labels]) -> Iterator[str]:
         "networks are trained for a fixed number of steps: with few labels none can be held out, so nothing "
         "stops early and nothing is chosen; each interval is a 95 % one by itself"
     )
+    yield from data.notes
     sizes = np.bincount(data.labels[: data.train])
     most = max((each.shots or 0 for each in labels), default=0)
     if (short := int(((sizes > 0) & (sizes < most)).sum())) > 0:

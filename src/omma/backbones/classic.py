@@ -55,7 +55,7 @@ class ResidualBlock(nn.Module):
 
 
 class Classic(Backbone):
-    """One of them, by its name. Maps are averaged for `pooled`; `linear` and `mlp` give one vector an image.
+    """A classical network. Maps are averaged for `pooled`; `linear` and `mlp` give one vector an image.
 
     linear, mlp: of images of image_size; others are resized to it. lenet: smaller images than 32 px are
     padded with zeros around them; of larger ones it gives a map, with a feature every 4 px.
@@ -118,6 +118,14 @@ class Classic(Backbone):
     def flat(self) -> bool:
         """Does it read all pixels as one vector?"""
         return self.kind in ("linear", "mlp")
+
+    @property
+    def other_sizes(self) -> str:
+        """What it does with images of another size than image_size, in words."""
+        if self.flat:
+            return f"resized to {self.image_size} px"
+        below = f", padded to {LENET_SIDE} px below it" if self.kind == "lenet" else ""
+        return f"a map of another size{below}"
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One cell where it gives one vector an image."""

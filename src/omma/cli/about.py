@@ -190,6 +190,8 @@ def _other_sizes(network: Any) -> str:
     """What the network does with images of another size."""
     if ":" in network.name:
         return "as its library handles them"
+    if hasattr(network, "other_sizes"):
+        return network.other_sizes
     padding = f"padded with zeros (the mean colour) at right and bottom to a multiple of {network.patch} px"
     has_positions = getattr(network, "pos_embed", None) is not None
     return f"{padding}; positions interpolated" if has_positions else padding

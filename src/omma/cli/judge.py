@@ -112,8 +112,8 @@ def evaluate(
         )  # fmt: skip
         return _curve(
             model, labelled, json, labels=curve, seeds=seeds, adapters=adapt, label_depth=label_depth,
-            train_on=train_on, test_on=test_on, architecture=architecture, allow_partial=allow_partial,
-            device=device, precision=precision, seed=seed,
+            train_on=train_on, test_on=test_on, group=group, architecture=architecture,
+            allow_partial=allow_partial, device=device, precision=precision, seed=seed,
         )  # fmt: skip
     if adapt:
         raise ValueError("--adapt says what --curve fits: give that too (--curve 1,2,4,8,16)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 
 from omma.core.words import count, enumerated
@@ -89,19 +89,28 @@ class Cell:
     labels: Labels
     images: int  # labelled ones
     correct: Bool[np.ndarray, "s m"]  # a row for each seed, a column for each test image
+    groups: Int[np.ndarray, "m"] | None = None  # of the test images, if whole ones are drawn
 
 
 # ---------------------------------------------------------------- intervals
-def interval(values: Float[np.ndarray, "s m"]) -> tuple[float, float, float]:
+def interval(
+    values: Float[np.ndarray, "s m"], groups: Int[np.ndarray, "m"] | None = None
+) -> tuple[float, float, float]:
     """Mean over seeds and images with its 95 % interval, as (mean, low, high).
 
     Seeds (which images are labelled) and test images are both random, and crossed. The variance is that of
     the seeds' means by their number plus that of the images' means by theirs, which counts the noise of a
     single answer twice and so errs on the wide side; Student's t has Satterthwaite's degrees of freedom.
+    groups: of the images; the deviations from the mean are then summed within each.
     """
     seeds, images = values.shape
     mean = float(values.mean())
-    terms = [(n, x.var(ddof=1) / n) for n, x in ((seeds, values.mean(1)), (images, values.mean(0))) if n > 1]
+    terms = [(seeds, values.mean(1).var(ddof=1) / seeds)] if seeds > 1 else []
+    own = values.mean(0) - mean
+    if groups is not None:
+        own = np.bincount(np.unique(groups, return_inverse=True)[1].reshape(-1), own)
+    if (n := len(own)) > 1:
+        terms.append((n, float(np.square(own).sum()) / images**2 * n / (n - 1)))
     variance = sum(term for _, term in terms)
     if not variance > 0:
         return mean, mean, mean
@@ -110,16 +119,20 @@ def interval(values: Float[np.ndarray, "s m"]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
-def difference(a: Bool[np.ndarray, "s m"], b: Bool[np.ndarray, "s m"]) -> tuple[float, float, float]:
+def difference(
+    a: Bool[np.ndarray, "s m"], b: Bool[np.ndarray, "s m"], groups: Int[np.ndarray, "m"] | None = None
+) -> tuple[float, float, float]:
     """accuracy(a) - accuracy(b) with its paired interval: same labelled images, same test images."""
     if a.shape != b.shape:
         raise ValueError(f"paired answers must be of the same seeds and images: {a.shape} and {b.shape}")
-    return interval(a.astype(np.float64) - b)
+    return interval(a.astype(np.float64) - b, groups)
 
 
-def accuracy(correct: Bool[np.ndarray, "s m"]) -> tuple[float, float, float]:
+def accuracy(
+    correct: Bool[np.ndarray, "s m"], groups: Int[np.ndarray, "m"] | None = None
+) -> tuple[float, float, float]:
     """The accuracy with its interval, which stays in [0, 1]."""
-    mean, low, high = interval(correct.astype(np.float64))
+    mean, low, high = interval(correct.astype(np.float64), groups)
     return mean, max(low, 0.0), min(high, 1.0)
 
 
@@ -178,8 +191,8 @@ class Curve:
                 ):
                     continue
                 for labels in self.labels:
-                    ours, theirs = (self.cell(name, labels).correct for name in (adapter, against))
-                    mean, low, high = difference(ours, theirs)
+                    ours, theirs = (self.cell(name, labels) for name in (adapter, against))
+                    mean, low, high = difference(ours.correct, theirs.correct, ours.groups)
                     made.append(
                         Comparison(
                             adapter=adapter, against=against, labels=labels,
@@ -209,7 +222,8 @@ class Curve:
         heads = [f"top-1 in %; {unit}", *map(str, self.labels)]
         rows = []
         for adapter in self.adapters:
-            cells = [accuracy(self.cell(adapter, labels).correct) for labels in self.labels]
+            row = [self.cell(adapter, labels) for labels in self.labels]
+            cells = [accuracy(cell.correct, cell.groups) for cell in row]
             rows.append(
                 [
                     TITLES[adapter],
@@ -222,7 +236,7 @@ class Curve:
         """The content of the file that `--json` writes; the same command gives the same content."""
         results = []
         for cell in self.cells:
-            mean, low, high = accuracy(cell.correct)
+            mean, low, high = accuracy(cell.correct, cell.groups)
             subject = "pixels" if is_floor(cell.adapter) else "trained"
             results.append(
                 {

@@ -40,7 +40,7 @@ def parts(
         return Parts()
     train, test = groups.codes[~is_test], groups.codes[is_test]
     tested, notes = len(np.unique(test)), list(_untested(groups, is_test, labels))
-    holds_out: Int[np.ndarray, n] | None = train
+    holds_out: np.ndarray | None = train
     if any(protocol in CHOOSE for protocol in protocols):
         try:
             holdouts(labels[~is_test], seed, groups=train)
@@ -61,7 +61,14 @@ def parts(
             f"intervals draw the {tested} groups by {groups.name} of the test part, which are too few: true "
             "ones are wider"
         )
-    return Parts(holds_out, test, {"group": groups.name, "test_groups": tested}, tuple(notes))
+    return Parts(holds_out, test, fields(groups, test), tuple(notes))
+
+
+def fields(groups: Groups | None, drawn: Int[np.ndarray, "m"] | None) -> dict[str, Any]:
+    """The fields of `Score` that say which groups intervals draw; drawn: those of the test images."""
+    if groups is None or drawn is None:
+        return {}
+    return {"group": groups.name, "test_groups": len(np.unique(drawn))}
 
 
 def leaks(

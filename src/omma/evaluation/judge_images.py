@@ -9,7 +9,7 @@ from omma.core.protocols import Images
 from omma.core.words import count
 from omma.data.sources import split as splitting
 from omma.data.sources.columns import texts
-from omma.evaluation import confidence, image_retrieval
+from omma.evaluation import confidence, grouped, image_retrieval
 from omma.evaluation.job import Job, Judgement, conditions_of, features_of_all, readable_rows, vectors_of
 from omma.evaluation.score import Score
 from omma.evaluation.verdict import Comparison
@@ -41,14 +41,18 @@ def by_images(job: Job) -> Judgement:
     for level, (called, groups) in levels.items():
         own = groups[rows[readable]]
         known = own >= 0
+        codes = None if job.groups is None else job.groups.codes[rows[readable[known]]]
+        apart = codes if level == "category" else None  # an instance may be the group itself
         hits: dict[str, np.ndarray] = {}
         for subject, feature_set in features.items():
             vectors = vectors_of(feature_set, readable[known]).astype(np.float32)
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            found = image_retrieval.ranked(vectors, own[known])
+            found = image_retrieval.ranked(vectors, own[known], apart)
             if not len(found.queries):
                 break
             hits[subject] = found.first < 1
+            within = None if codes is None else confidence.several(codes[found.queries])
+            drawn = grouped.fields(job.groups, within)
             if job.progress:
                 job.progress(f"{level} retrieval on {subject}", len(rows), len(rows))
             scores += [
@@ -62,8 +66,9 @@ def by_images(job: Job) -> Judgement:
                     n_test=len(found.queries),
                     settings={"gallery": found.gallery, "chance": chance, "by": called},
                     **conditions_of(subject, feature_set, job.model.preprocess),
+                    **drawn,
                 )
-                for metric, figure, chance in image_retrieval.figures(found, level, job.seed)
+                for metric, figure, chance in image_retrieval.figures(found, level, job.seed, within)
             ]
         if not hits:
             notes.append(
@@ -72,7 +77,7 @@ def by_images(job: Job) -> Judgement:
             continue
         if alone := int(known.sum()) - len(hits["trained"]):
             notes.append(f"{level}: {count(alone, 'image')} without another of the same {called}: no queries")
-        comparisons += _comparisons(hits, level, job.seed)
+        comparisons += _comparisons(hits, level, job.seed, within)
     if not scores:
         raise ValueError(f"{job.source}: {'; '.join(notes)}; give several images of each")
     return Judgement(scores, comparisons, notes, features["trained"].bad, rows[readable])
@@ -90,9 +95,11 @@ def _levels(images: Images) -> Iterator[tuple[str, tuple[str, Int[np.ndarray, "n
         yield "instance", (name, np.where(values == "", -1, groups))
 
 
-def _comparisons(hits: dict[str, np.ndarray], level: str, seed: int) -> Iterator[Comparison]:
+def _comparisons(
+    hits: dict[str, np.ndarray], level: str, seed: int, groups: Int[np.ndarray, "q"] | None
+) -> Iterator[Comparison]:
     for against, floor in hits.items():
         if against != "trained":
             difference = float(hits["trained"].mean() - floor.mean())
-            interval = confidence.paired(hits["trained"], floor, seed)
+            interval = confidence.paired(hits["trained"], floor, seed, groups=groups)
             yield Comparison("image-retrieval", against, None, difference, interval, f"recall@1, {level}")

@@ -15,8 +15,8 @@ batch must hold several images, since batch norm over the grid of one would tell
 Not taken away: a JPEG's blocks of 8 px, and pixels resampled where it is decoded at reduced size, are phases
 that repeat over the image. The random crop resamples them; at full size choose a jitter of 8 px or more.
 
-Costs: nine small images through the encoder in place of one view. Choose it to see what structure alone can
-teach: of the methods here that compare views, all learn more.
+Costs: nine small images through the encoder in place of one view.
+Choose it to see what structure alone can teach; to learn most, choose a method that compares views.
 """
 
 from collections.abc import Iterable

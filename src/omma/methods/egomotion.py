@@ -2,13 +2,12 @@
 
 Motions between the poses of two frames are clustered into patterns (left turn, right turn, forward). Each has
 a matrix that must take the features of the first frame to those of the second, and must not where the motion
-is another's (a margin, without which all features shrink to 0). Switches: `drlim` and `temporal` ask for slow
-features instead, close for frames of a sequence and apart for others; `equiv+drlim` asks for both.
+is another's, or all features would shrink to 0. The modes `drlim` and `temporal` ask for slow features, close
+for frames of a sequence and apart for others, instead; `equiv+drlim` asks for both.
 
-    L = mean_ij sum_g d_g(M_g z_i, z_j),  d_g(a, b) = |a - b| if p_ij = g else max(delta - |a - b|, 0)
+    L = mean_ij |M_p z_i - z_j| + mean_(g != p) max(delta - |M_g z_i - z_j|, 0),  p = p_ij
 
-Costs: two frames through one encoder, and next to nothing else. `equiv` alone may take identity away from the
-features: check retrieval.
+Costs: two frames through one encoder. `equiv` alone may take identity from the features: check retrieval.
 Choose it for pictures with known poses: robots, turntables, drives, satellites.
 """
 
@@ -40,7 +39,7 @@ from omma.losses import motion
 from omma.methods.shared import motions, signals, tracks
 from omma.train import param_groups
 
-MODES = ("equiv", "equiv+drlim", "drlim", "temporal")
+MODES = {"equiv": 0, "equiv+drlim": 2, "drlim": 2, "temporal": 1}  # the norm of slowness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 def paper(image_size: int, model: str) -> Recipe:
     """KITTI: grey frames of 32 px, at most a second apart; AdamW in place of SGD.
 
-    `omma pretrain drives.csv --method egomotion --recipe paper --model timm:resnet18 --epochs 100`
+    `omma pretrain IMAGES --method egomotion --recipe paper --model timm:resnet18 --epochs 100`
     """
     return Recipe(config=Config(), batch=128, lr=1e-3, warmup=0.05, weight_decay=5e-4, clip=None)
 
@@ -102,7 +101,7 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain turntable.csv --method egomotion --method.pose azimuth`
     """
     return Recipe(
-        config=Config(most=2.0), batch=64, lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=2e-5,
+        config=Config(most=1.0), batch=64, lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=2e-5,
         warmup=0.05, weight_decay=0.05, clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
@@ -137,8 +136,7 @@ class Method(protocols.Method):
         if self.config.mode != "equiv":
             own = torch.from_numpy(self.sequences[batch.key.index]).to(z.device)
             everyone = collectives.gather(second), collectives.gather(own)
-            power = 1 if self.config.mode == "temporal" else 2
-            weight = 1.0 if self.maps is None else self.config.slowness
+            power, weight = MODES[self.config.mode], self.config.slowness if self.maps else 1.0
             loss = loss + weight * motion.slowness(first, second, own, everyone, self.config.margin, power)
         return StepOutput(loss, metrics)
 

@@ -94,7 +94,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 def paper(image_size: int, model: str) -> Recipe:
     """Batches of all tasks in place of the paper's turns; AdamW in place of RMSprop.
 
-    `omma pretrain log.csv --method interaction --recipe paper --model timm:resnet18 --epochs 100`
+    `omma pretrain IMAGES --method interaction --recipe paper --model timm:resnet18 --epochs 100`
     """
     return Recipe(config=Config(), batch=128, lr=1e-3, warmup=0.05, weight_decay=0.05, clip=3.0)
 

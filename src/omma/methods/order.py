@@ -75,7 +75,7 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 def paper(image_size: int, model: str) -> Recipe:
     """Batch 128 and 100,000 steps on UCF101; AdamW in place of SGD.
 
-    `omma pretrain clips.csv --method order --recipe paper --model timm:resnet18 --steps 100000`
+    `omma pretrain IMAGES --method order --recipe paper --model timm:resnet18 --steps 100000`
     """
     config = Config(negatives=0.75)
     return Recipe(config=config, batch=128, lr=1e-3, warmup=0.05, weight_decay=5e-4, clip=None)

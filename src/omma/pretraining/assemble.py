@@ -69,8 +69,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         shorter_side=setup.facts.shorter_side,
         method=method,
         captions=network.captions,
-        frames=together.sampler,
-        fields=together.fields,
+        related=together,
         crops=crops,
         preprocess=network.preprocess,
         optimizer=make_optimizer(method, choice.recipe, groups),
@@ -320,11 +319,18 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "init": None if setup.start is None else dataclasses.asdict(setup.start.origin),
         "learns_from": None if setup.teacher is None else setup.teacher.digest,
         "adapt": _adapter(request),
+        "columns": _columns(setup, run),
         "group": None if setup.data.groups is None else setup.data.groups.name,
         "supervision": dataclasses.asdict(request.supervision) if setup.needs.holds_out else None,
         "tokenizer": None if tokenizer is None else _digest(tokenizer.tokenizer.merges),
     }
     return config | {name: value for name, value in extra.items() if value is not None}
+
+
+def _columns(setup: Setup, run: Run) -> str | None:
+    """What was read of a table's columns; as the run began with, where changed data are accepted."""
+    before = setup.folder.config().get("columns") if setup.request.accept_changed_data else None
+    return before or run.related.digest
 
 
 def _adapter(request: Request) -> dict[str, Any] | None:

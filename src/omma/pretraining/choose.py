@@ -9,7 +9,7 @@ from omma import backbones, methods
 from omma.core import words
 from omma.core.protocols import Recipe
 from omma.pretraining.request import Auto, Request, chosen
-from omma.pretraining.requirements import configured, enough_images, needs_of, of_request, typed
+from omma.pretraining.requirements import configured, enough_images, needs_of, typed
 from omma.train.fine_tune_groups import Origin
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ def _recipe_name(facts: Facts) -> tuple[str, str]:
 
 def _image_size(facts: Facts, origin: Origin | None, request: Request) -> tuple[int, str]:
     side = facts.shorter_side
-    if origin is not None and of_request(request).holds_out:  # a classifier of what the weights know
+    if origin is not None and request.method == methods.FINE_TUNING:  # a classifier of what the weights know
         return int(origin.preprocess["size"]), f"that of {origin.source}, which knows images of this size"
     if origin is not None:
         return _image_size_of(origin, side)

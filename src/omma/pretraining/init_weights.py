@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omma import weights
+from omma import methods, weights
 from omma.backbones import adapters
 from omma.core import dist
 from omma.core.protocols import Backbone, ParamGroup, Preprocess
@@ -52,7 +52,7 @@ def find(request: Request, folder: RunFolder) -> Start:
         "patch": model.encoder.patch,
         "preprocess": preprocessing.as_dict(model.preprocess),
     }
-    if requirements.of_request(request).holds_out:
+    if request.method == methods.FINE_TUNING:
         facts["pretrained_by"] = model.provenance.get("method")
     facts = json.loads(json.dumps(facts))  # as it will be read from config.json
     return Start(Origin(source=source, **facts, **gently), model)
@@ -61,7 +61,7 @@ def find(request: Request, folder: RunFolder) -> Start:
 def _gently(request: Request) -> dict[str, Any]:
     """How the weights are treated: an adapter leaves them as they are, a classifier's recipe says how."""
     frozen = request.adapt is not None and adapters.freezes(request.adapt)
-    alone = frozen or requirements.of_request(request).holds_out
+    alone = frozen or request.method == methods.FINE_TUNING
     return {**({"head_warmup": 0.0, "encoder_lr_scale": 1.0} if alone else {}), **request.init_options()}
 
 

@@ -1,5 +1,6 @@
 """What belongs together in a run: the frames of a sequence, and the fields beside an image."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,17 @@ class Related(NamedTuple):
     sampler: Sampler | None  # draws the frames of a sample
     fields: Mapping[str, Num[np.ndarray, "n d"]]
     tracks: Tracks | None  # what the method is built with
+
+    @property
+    def digest(self) -> str | None:
+        """A hash of all that was read of columns; None where nothing was."""
+        if self.tracks is None:
+            return None
+        arrays = [self.tracks.sequence, self.tracks.frame, *self.fields.values()]
+        content = hashlib.sha256()
+        for array in arrays:
+            content.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()[:16]
 
 
 def read(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ...]) -> Related:

@@ -1,6 +1,6 @@
 """A run ready to train: its parts, and the batches that it takes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,12 @@ from omma.core import dist, launcher
 from omma.core.protocols import Batch, Crop, Method, Preprocess
 from omma.data.batches import augment, gpu_jpeg, loader
 from omma.data.batches.decoded_cache import Cache
-from omma.data.batches.frames import Sampler
 from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.choose import Choice
 from omma.pretraining.events import Event
 from omma.pretraining.folder import RunFolder
+from omma.pretraining.related import Related
 from omma.pretraining.watch import Watch
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, moved
@@ -34,8 +34,7 @@ class Run:
     method: Method
     crops: tuple[Crop, ...]
     captions: Captions | None  # tokens of a caption of each image
-    frames: Sampler | None  # which images make a sample; None: each alone
-    fields: Mapping[str, np.ndarray]  # numbers beside each image
+    related: Related  # what belongs together: frames of a sample, numbers beside each image
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
     position: Position
@@ -80,7 +79,7 @@ def stream(run: Run) -> loader.Stream:
         full_scale=run.preprocess.full_scale,
         balance=run.balance,
         period=methods.get(run.choice.method).needs(run.choice.recipe.config).period,
-        frames=run.frames,
+        frames=run.related.sampler,
     )
 
 
@@ -97,7 +96,7 @@ def batches(run: Run, stream: loader.Stream) -> Iterator[Batch]:
         sets = None if label_sets is None else torch.from_numpy(label_sets[read]).float()
         text = None if run.captions is None else run.captions(key, read)
         views = augment.augment(crops, run.crops, key, run.preprocess)
-        fields = {name: torch.from_numpy(values[rows]) for name, values in run.fields.items()}
+        fields = {name: torch.from_numpy(values[rows]) for name, values in run.related.fields.items()}
         yield moved(Batch(views, key, label, text, sets, fields), run.device)
         if stream.in_memory:  # the next crops are cut when they are asked for
             run.watch.to(Phase.VIEWS)

@@ -66,6 +66,8 @@ def claimed(setup: Setup, run: Run) -> Iterator[None]:
                 run.folder.claim(config, setup.request.extend)
                 preprocess = as_dict(run.preprocess)
                 same_images.remember(run.folder, setup.data, setup.known, setup.facts, preprocess)
+                if run.related.digest is not None:
+                    run.folder.revise({"columns": run.related.digest})
                 file, skipped = run.folder.path / "skipped.csv", list(setup.data.source.skipped)
                 earlier = [] if setup.request.accept_changed_data else found_before(file, skipped)
                 write_skipped(file, [*skipped, *earlier])

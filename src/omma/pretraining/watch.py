@@ -87,7 +87,8 @@ class Health:
         """What labels are read for, and what remains unknown without them."""
         labels, notes = self.monitor.labels is not None, []
         if labels and not self.monitor.held_out:
-            notes.append("k-NN is read on training images too: each is classified by all others")
+            others = "all others" if self.monitor.groups is None else "all others of other groups"
+            notes.append(f"k-NN is read on training images too: each is classified by {others}")
         if not labels and self.monitor.continued:
             notes.append(retention.UNTOLD)
         return notes

@@ -14,7 +14,9 @@ from omma import weights
 from omma.backbones.layers import text
 from omma.backbones.layers.text import Paired
 from omma.core.protocols import BadImage
+from omma.data.sources import collection
 from omma.data.sources.decode import decode
+from omma.data.sources.names import is_sound
 from omma.data.sources.readers import Files
 from omma.ops.nearest import Neighbours, unit
 from omma.retrieval import lance
@@ -108,6 +110,8 @@ def _vector(
     loaded = model()
     if device is not None:
         loaded = loaded.to(device)
+    if isinstance(part, str | os.PathLike) and is_sound(os.fspath(part)):
+        return unit(loaded.embed(collection.opened(part)))[0]
     return unit(loaded.embed([part] if not isinstance(part, np.ndarray) else part))[0]
 
 

@@ -31,6 +31,7 @@ def curve(
     label_depth: LabelDepth | None = None,
     train_on: Sequence[str] = (),
     test_on: Sequence[str] = (),
+    group: str | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -66,6 +67,7 @@ def curve(
         device=where,
         precision=devices.pick_precision(precision, where),
         seed=seed,
+        group=group,
         cache=features_cache(model, cache),
         progress=progress,
     )

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from omma import backbones
 from omma.core import notebook
 from omma.core.protocols import NO_EXTRAS, Backbone, Extras, Features, Preprocess
+from omma.data.sources import clips
+from omma.data.sources.clips import Clips
 from omma.weights.classifier import Classifier
 from omma.weights.digest import digest
 from omma.weights.pictures import Pictures, Transform
@@ -69,8 +71,12 @@ class Model(nn.Module):
         [c, h, w]; arrays [n, h, w, c] and tensors [n, c, h, w] are batches. Arrays and tensors hold uint8,
         raw values, or floats in [0, 1].
         Raises ValueError that names the first image that cannot be read. For whole folders use `omma embed`,
-        which skips and lists such images, and decodes while the network computes.
+        which skips and lists such images, and decodes while the network computes. A collection of sounds by
+        clip has a row for each clip, the mean over its tiles.
         """
+        if isinstance(images, Clips):
+            tiles, owner = clips.tiles(images)
+            return clips.means(self.embed(tiles, batch, threads), owner)
         first = next(self.encoder.parameters())
         rows = [np.zeros((0, self.encoder.dim), np.float32)]
         for prepared in self.preprocess.batches(images, batch, threads):
@@ -89,6 +95,10 @@ class Model(nn.Module):
 
         images: as for `embed`, and so are errors; ValueError, too, for a model without a classifier.
         """
+        if isinstance(images, Clips):
+            tiles, owner = clips.tiles(images)
+            answered = self.classify(tiles, batch, threads)
+            return answered._replace(probabilities=clips.means(answered.probabilities, owner))
         classifier = self.classifier
         if classifier is None:
             raise ValueError("this model has no classifier: omma.finetune makes one from labelled images")

@@ -40,7 +40,7 @@ def test_phrases_without_a_value_are_left_out(case):
 
 @pytest.mark.parametrize("text", ["a photo", "a {} vase", "a {medium", "a {medium} }", ""])
 def test_a_text_without_columns_is_refused(text):
-    with pytest.raises(ValueError, match="--method.caption .*: name columns in braces"):
+    with pytest.raises(ValueError, match=r"--method.caption .*: name columns in braces"):
         template(text)
 
 

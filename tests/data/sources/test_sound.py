@@ -42,26 +42,32 @@ def test_a_tile_is_a_part_of_the_whole_spectrogram(tmp_path):
     images = collection.open_images(file)
     mono = (np.round(samples * 32767) / 32768).mean(1)
     whole = mel.log_mel(mel.resampled(mono, 0, 0, mel.length_at_16k(len(mono), 44_100), 44_100))
-    assert len(images) == 3 and len(whole) == 308
+    assert len(images) == 3
+    assert len(whole) == 308
     expected = np.zeros((128, 384), np.float32)
     expected[:, :308] = whole.T[::-1]
     for k in range(3):
         image = images.read(k)
-        assert image.shape == (128, 128, 1) and image.dtype == np.float32
+        assert image.shape == (128, 128, 1)
+        assert image.dtype == np.float32
         np.testing.assert_array_equal(image[:, :, 0], expected[:, 128 * k : 128 * k + 128])
     first = images.read(0)[:, :, 0].mean(1)
     assert first[110:].max() < first[40:95].max()  # 500 Hz and 3 kHz lie above the lowest mels
     short = collection.open_images(folder_of(tmp_path / "short", {"a.wav": 0.4}) / "a.wav").read(0)
-    assert (short[:, 38:] == 0).all() and (short[:, :38] != 0).all()
+    assert (short[:, 38:] == 0).all()
+    assert (short[:, :38] != 0).all()
 
 
 def test_a_folder_lists_tiles_with_what_is_known_of_their_clips(sounds):
     for _ in range(2):  # the second is from the cache
         images = collection.open_images(sounds)
-        assert isinstance(images, Tiles) and images.kind == "sound" and images.channels == 1
+        assert isinstance(images, Tiles)
+        assert images.kind == "sound"
+        assert images.channels == 1
         names = ["cat/a.wav#0", "cat/b.wav#0", "cat/b.wav#1", "dog/c.wav#0", "dog/d.wav#0", "dog/d.wav#1"]
         assert [images.path(i) for i in range(len(images))] == names
-        assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert images.classes == ("cat", "dog")
+        assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert images.columns["sequence"].to_pylist() == [name[:-2] for name in names]
         assert images.columns["frame"].to_pylist() == [0, 0, 1, 0, 0, 1]
         assert images.describe() == "sounds: 4 clips, 6 tiles of 1.28 s, 2 classes"
@@ -81,7 +87,8 @@ def test_an_archive_holds_the_same_tiles(sounds, tmp_path, packed):
         zipped, plain = collection.open_images(tmp_path / "all.zip"), collection.open_images(sounds)
         for i in range(len(plain)):
             np.testing.assert_array_equal(zipped.read(i), plain.read(i))
-        assert zipped.classes == ("a", "b", "c", "d") and zipped.labels.tolist() == [0, 1, 1, 2, 3, 3]
+        assert zipped.classes == ("a", "b", "c", "d")
+        assert zipped.labels.tolist() == [0, 1, 1, 2, 3, 3]
         assert zipped.columns["speaker"].to_pylist() == ["xa", "xb", "xb", "xc", "xd", "xd"]
     assert zipped.content(2) == (sounds / "cat/b.wav").read_bytes()
 
@@ -98,7 +105,9 @@ def test_a_table_keeps_its_own_sequences(sounds):
 
 def test_consumers_get_clips(sounds):
     clips = collection.opened(sounds)
-    assert isinstance(clips, Clips) and len(clips) == 4 and clips.columns is None
+    assert isinstance(clips, Clips)
+    assert len(clips) == 4
+    assert clips.columns is None
     assert [clips.path(i) for i in range(4)] == list(CLIPS)
     assert clips.labels.tolist() == [0, 0, 1, 1]
     tiles = collection.open_images(sounds)
@@ -130,7 +139,9 @@ def test_a_few_of_another_kind_are_left_out(tmp_path):
         file.write_bytes(b"P6 1 1 255\n\0\0\0")
     folder_of(tmp_path / "audio", {"a.wav": 0.1, "b.wav": 0.1})
     images = collection.open_images(tmp_path)
-    assert images.kind == "image" and len(images) == 205 and images.classes == ("cat", "dog")
+    assert images.kind == "image"
+    assert len(images) == 205
+    assert images.classes == ("cat", "dog")
     assert np.bincount(images.labels).tolist() == [102, 103]
     assert images.skipped == [(f"audio/{name}.wav", "a sound among images") for name in "ab"]
 

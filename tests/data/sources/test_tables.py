@@ -15,6 +15,7 @@ from omma.core.protocols import Field
 from omma.data.sources import collection, fields, tables
 from omma.data.sources.check import checked
 from omma.data.sources.collection import open_images
+from omma.data.sources.columns import flat
 from omma.data.sources.selection import values_of
 from omma.data.sources.split import train_test
 from omma.data.sources.tables import read_table
@@ -297,6 +298,16 @@ def test_a_jsonl_of_whole_and_broken_numbers_in_several_chunks(tmp_path, monkeyp
     rows_of(tmp_path / "x.jsonl", POSES)
     values = fields.read(open_images(tmp_path / "x.jsonl"), Field(name="pose", missing="nan"))
     np.testing.assert_array_equal(values, [[0.5, 1], [2, 3], [np.nan, np.nan], [6, 7]])
+
+
+def test_lists_become_numbered_columns_where_a_csv_is_written():
+    column = pa.chunked_array([pa.array(POSES, pa.large_list(pa.float64()))])
+    written = flat("pose", column)
+    assert {name: values.to_pylist() for name, values in written.items()} == {
+        "pose0": [0.5, 2, None, 6],
+        "pose1": [1, 3, None, 7],
+    }
+    assert flat("site", pa.chunked_array([[1, 2]])) == {"site": pa.chunked_array([[1, 2]])}
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from omma.core.protocols import Images
 from omma.core.words import count
@@ -52,6 +52,13 @@ def tiles(clips: Clips) -> tuple[Tiles, Int[np.ndarray, "t"]]:
     added: dict[str, Any] = {SEQUENCE: of, FRAME: pa.array(number)}
     columns = known | {name: column for name, column in added.items() if name not in known}
     return _made(Tiles, clips, owner, names, where, pa.table(columns)), owner
+
+
+def means(rows: Float[np.ndarray, "t d"], owner: Int[np.ndarray, "t"]) -> Float[np.ndarray, "n d"]:
+    """The mean of each clip's rows; owner: the clip of each row, in order, from 0."""
+    sums = np.zeros((int(owner.max(initial=-1)) + 1, rows.shape[1]))
+    np.add.at(sums, owner, rows)
+    return (sums / np.bincount(owner)[:, None]).astype(np.float32)
 
 
 def by_clip(images: Tiles) -> Clips:

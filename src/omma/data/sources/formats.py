@@ -87,6 +87,8 @@ def unread(head: bytes) -> str | None:
         return "a Git LFS pointer in place of the file: run `git lfs pull`"
     if head[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not an image: download it again"
+    if head[8:12] == b"WAVE" or head[:4] in (b"fLaC", b"OggS"):
+        return "a sound, not an image: commands read it as a file named .wav, .flac or .ogg (docs/sounds.md)"
     for name, marks in _MARKS.items():
         if any(head[at : at + len(mark)] == mark for at, mark in marks):
             return f"{name}, which omma does not read: {_REMEDIES.get(name, 'convert it to JPEG or PNG')}"

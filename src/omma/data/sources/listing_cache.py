@@ -103,10 +103,8 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
         notes=tuple(meta["notes"]),
         columns=pa.table(others) if others else None,
     )
-    files = Files(source) if meta["times"] else Archive(source)
-    videos = meta["videos"] and isinstance(files, Files)
     return Listing(
-        store=store or (Videos(files) if videos else Sounds(files) if meta["sounds"] else files),
+        store=store or _store(source, meta),
         paths=columns["path"],
         where=np.stack(where, axis=1) if where else None,
         annotations=annotations,
@@ -116,6 +114,13 @@ def _recalled(file: Path, source: str, store: Store | None) -> Listing | None:
         channels=meta["channels"],
         ranges={name: (low, high) for name, (low, high) in meta["ranges"].items()},
     )
+
+
+def _store(source: str, meta: dict[str, Any]) -> Store:
+    if meta["videos"]:
+        return Videos(Files(source))
+    files = Files(source) if meta["times"] else Archive(source)
+    return Sounds(files) if meta["sounds"] else files
 
 
 def _rows(column: pa.FixedSizeListArray) -> np.ndarray:

@@ -5,7 +5,7 @@ import re
 import stat
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from omma.data.sources.file_parts import on_disk
 from omma.data.sources.names import VIDEOS, inaccessible
 from omma.data.sources.readers import Files
 
-OPEN = 8  # videos that a process keeps open: opening one reads it once, to find its frames
+OPEN = 4  # videos that a thread keeps open: opening one reads it once, to find its frames
 WHOLE = -1  # in place of a frame's number: the file is an image
 _FRAME = re.compile(rf"(.*\.(?:{'|'.join(sorted(VIDEOS))}))(?:#([0-9]+))?", re.IGNORECASE | re.DOTALL)
 
@@ -84,11 +84,10 @@ def file_of(path: str) -> str:
 
 # ---------------------------------------------------------------- open videos
 class _Video:
-    """An open video; threads take turns, since its decoder has a position."""
+    """An open video, of one thread: its decoder has a position."""
 
     def __init__(self, file: str) -> None:
         decoders = _torchcodec()
-        self._lock = threading.Lock()
         try:
             # exact: frame k is the k-th that is shown, whatever the header says of rate and length
             self._decoder: Any = decoders.VideoDecoder(
@@ -107,8 +106,7 @@ class _Video:
         if not 0 <= number < self.length:
             raise BadImage(f"the video has no frame {number}, but 0 to {self.length - 1}")
         try:
-            with self._lock:
-                pixels = self._decoder.get_frame_at(number).data
+            pixels = self._decoder.get_frame_at(number).data
         except (RuntimeError, ValueError, IndexError):
             raise BadImage(f"damaged video: frame {number} cannot be decoded") from None
         return np.ascontiguousarray(pixels.numpy())
@@ -124,37 +122,27 @@ def _torchcodec() -> Any:
     return decoders
 
 
-@dataclass
-class _Process:
-    """Videos that are open in a process, the latest last."""
-
-    pid: int = -1
-    lock: Any = field(default_factory=threading.Lock)
-    videos: OrderedDict[tuple[str, int, int], _Video] = field(default_factory=OrderedDict)
-
-
-_process = _Process()
+_own = threading.local()  # of each thread: the process, and its open videos, the latest last
 
 
 def _opened(file: str) -> _Video:
-    """A video, opened at most once in a process while it is among the `OPEN` latest. Raises BadImage."""
-    global _process
+    """A video, opened once by a thread while it is among the `OPEN` latest. Raises BadImage.
+
+    Threads read other parts of a video, and each would seek anew if they shared its decoder.
+    """
     try:
         status = os.stat(file)
     except (OSError, ValueError) as error:  # a name with a zero byte
         raise inaccessible(error) from None
     if not stat.S_ISREG(status.st_mode):
         raise BadImage("not a regular file")
-    if _process.pid != os.getpid():  # a forked process shares its parent's positions in files
-        _process = _Process(os.getpid())
-    process, key = _process, (file, status.st_size, status.st_mtime_ns)
-    with process.lock:
-        if (video := process.videos.get(key)) is not None:
-            process.videos.move_to_end(key)
-            return video
-    video = _Video(file)
-    with process.lock:
-        video = process.videos.setdefault(key, video)
-        while len(process.videos) > OPEN:
-            process.videos.popitem(last=False)
-    return video
+    if getattr(_own, "process", None) != os.getpid():  # a forked process shares its parent's open files
+        _own.process, _own.videos = os.getpid(), OrderedDict[tuple[str, int, int], _Video]()
+    videos: OrderedDict[tuple[str, int, int], _Video] = _own.videos
+    key = (file, status.st_size, status.st_mtime_ns)
+    if key not in videos:
+        videos[key] = _Video(file)
+        while len(videos) > OPEN:
+            videos.popitem(last=False)
+    videos.move_to_end(key)
+    return videos[key]

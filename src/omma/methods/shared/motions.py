@@ -63,7 +63,8 @@ class Maps(nn.Module):
         scale = variance.sqrt().clamp(min=1e-9)
         points = (motions / scale).numpy()
         different = len(np.unique(points.round(3), axis=0))
-        clusters = KMeans(min(patterns, different), n_init=4, random_state=seed).fit(points).cluster_centers_
+        means = KMeans(min(patterns, different), n_init=4, random_state=seed)  # pyright: ignore[reportArgumentType]
+        clusters = means.fit(points).cluster_centers_
         clusters = clusters[np.lexsort(clusters.round(3).T)]  # k-means' own order is arbitrary
         self.register_buffer("centres", torch.from_numpy(clusters).float())
         self.register_buffer("scale", scale.float())

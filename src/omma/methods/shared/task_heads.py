@@ -29,7 +29,7 @@ class Heads(nn.Module):
         width = dim + patches * cells
         self.heads = nn.ModuleDict()
         for task, values in fields.items():
-            outputs = {"grasp": angles, "identity": _IDENTITY}.get(task, values.shape[1])
+            outputs = {"grasp": angles, "identity": _IDENTITY}.get(task, int(values.shape[1]))
             first = nn.Linear(2 * width if task == "push" else width, hidden)
             self.heads[task] = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, outputs))
             if task in ("push", "poke"):
@@ -59,7 +59,7 @@ class Heads(nn.Module):
         """Of the rows that have the task's numbers: loss, and its value or the share of wrong grasps."""
         count = collectives.mean(has.sum().float())
         if task == "grasp":
-            return interaction.tried(y, *target.unbind(1), has, count)
+            return interaction.tried(y, target[:, 0], target[:, 1], has, count)
         if task == "identity":
             code = torch.where(has, target[:, 0].long(), -1)
             everyone = collectives.gather(y[:, 1]), collectives.gather(code)
