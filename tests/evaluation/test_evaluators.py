@@ -393,5 +393,10 @@ def test_with_one_scale_for_all_dimensions_a_rotation_changes_nothing():
         logits[common] = np.abs(plain - turned).max()
     assert logits[True] < 1e-3
     assert logits[False] > 0.05
+    wide = np.concatenate([stretched, np.zeros((120, 200), np.float32)], 1)  # fewer images than dimensions
+    found = linear.fit(wide, targets, chosen, common=True)
+    same = linear.fit(stretched, targets, chosen, common=True)
+    # the root mean square of the deviations counts constant dimensions
+    assert found.scale[0] == pytest.approx(same.scale[0] * np.sqrt(206 / 6), rel=1e-5)
     constant = np.ones((5, 2), np.float32)
     assert split.scaling(constant, common=True)[1].tolist() == [0, 0]

@@ -11,13 +11,13 @@ from omma.losses import motion
 
 def test_equivariance_is_the_equation():
     """[Jayaraman 2015, eq. 6], pair by pair and pattern by pattern in fp64."""
-    first, second, maps = wave(5, 3), wave(5, 3, phase=1.0), wave(2, 3, 3, phase=2.0)
-    pattern = torch.tensor([0, 1, 1, 0, 1])
+    first, second, maps = wave(5, 3), wave(5, 3, phase=1.0), wave(3, 3, 3, phase=2.0)
+    pattern = torch.tensor([0, 1, 1, 0, 2])
     total, own, moved = 0.0, 0.0, 0.0
     for i in range(5):
-        for g in range(2):
+        for g in range(3):
             d = float((maps[g] @ first[i] - second[i]).norm())
-            total += d if g == pattern[i] else max(1.5 - d, 0.0)
+            total += d if g == pattern[i] else max(1.5 - d, 0.0) / 2
             own += d if g == pattern[i] else 0.0
         moved += float((first[i] - second[i]).norm())
     loss, error = motion.equivariance(first, second, maps, pattern, 1.5)
@@ -41,9 +41,18 @@ def test_features_that_shrink_to_nothing_pay_the_margin():
     z = torch.zeros(4, 3, requires_grad=True)
     loss, _ = motion.equivariance(z, z, torch.eye(3).repeat(3, 1, 1), torch.zeros(4, dtype=torch.long), 1.0)
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(2.0, abs=1e-4)
+    assert float(loss.detach()) == pytest.approx(1.0, abs=1e-4)
     assert z.grad is not None
     assert torch.isfinite(z.grad).all()
+
+
+def test_maps_that_move_constant_features_by_the_margin_gain_nothing():
+    """The sum over patterns would fall from 3 to 1 with four patterns, and nothing would be learned."""
+    z, pattern = torch.ones(4, 3), torch.tensor([0, 1, 2, 3])
+    still = torch.eye(3).repeat(4, 1, 1)
+    moved = still * (1 + 1 / 3**0.5)
+    for maps in (still, moved, (still + moved) / 2):
+        assert float(motion.equivariance(z, z, maps, pattern, 1.0)[0]) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("power", [1, 2])

@@ -1,7 +1,7 @@
 """`omma shift`: what a probe of one domain is worth on another."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,7 +23,7 @@ from omma.cli.shared import (
 from omma.cli.stages import Stages
 from omma.core import outputs
 
-Protocol_ = Annotated[str, tyro.conf.arg(metavar="linear|knn")]
+Protocol_ = Annotated[Literal["linear", "knn"], tyro.conf.arg(metavar="linear|knn")]
 Align_ = Annotated[str | None, tyro.conf.arg(metavar="coral|clusters|standardise")]
 
 

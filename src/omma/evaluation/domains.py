@@ -142,3 +142,8 @@ def pairs_of(images: Images, field: Field, seed: int, asked: bool = False) -> tu
     if len(field.rows) < FEW:
         return made, f"{len(made)} folds{whole}: every image is tested once"
     return made[:1], f"one of {len(made)} folds{whole} is tested"
+
+
+def tested(pairs: Pairs) -> Int[np.ndarray, "m"]:
+    """The rows that any of the pairs tests."""
+    return np.unique(np.concatenate([held_out for _, held_out in pairs]))

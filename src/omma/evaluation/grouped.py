@@ -40,7 +40,7 @@ def parts(
         return Parts()
     train, test = groups.codes[~is_test], groups.codes[is_test]
     tested, notes = len(np.unique(test)), list(_untested(groups, is_test, labels))
-    holds_out: Int[np.ndarray, n] | None = train
+    holds_out: np.ndarray | None = train
     if any(protocol in CHOOSE for protocol in protocols):
         try:
             holdouts(labels[~is_test], seed, groups=train)

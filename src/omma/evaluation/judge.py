@@ -69,7 +69,8 @@ def by_labels(job: Job, protocols: Sequence[str]) -> Judgement:
                     measured += [each for each in more if each["metric"] not in _names(measured)]
                     if subject == "trained":
                         details.append(_detail(protocol, answered, data, job, tested, found))
-                common = conditions | answered.fields | {"split": description, "seed": seed} | within.fields
+                common = conditions | answered.fields | {"split": description, "seed": seed}
+                common |= within.fields
                 scores += [Score(subject=subject, protocol=protocol, **common, **each) for each in measured]
                 correct[subject, protocol, k] = predictions == data.test_labels
     leak = grouped.leaks(job, groups, vectors_of(features["trained"], readable), labels, is_test)

@@ -31,6 +31,7 @@ def by_domains(
     features = features_of_all(job, job.images.subset(field.rows))
     readable = readable_rows(features)
     field = field.readable(readable)
+    tested = field.rows[domains.tested(domains.pairs_of(job.images, field, job.seed, group is not None)[0])]
     conditions = conditions_of("trained", features["trained"], job.model.preprocess)
     skipped = dict((*getattr(job.images, "skipped", ()), *features["trained"].bad))
     about = About(
@@ -39,10 +40,12 @@ def by_domains(
         data=job.source,
         features=f"{conditions['layer']} layer, {conditions['pooling']} features in "
         f"{conditions['precision']}; {conditions['crop']}",
-        notes=tuple(dict.fromkeys((*notes.notes(job, field.rows, skipped), *field.notes))),
+        notes=tuple(dict.fromkeys((*notes.notes(job, tested, skipped), *field.notes))),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
-    vectors = {subject: vectors_of(each, readable) for subject, each in reversed(features.items())}
+    vectors: dict[Subject, np.ndarray] = {
+        subject: vectors_of(each, readable) for subject, each in reversed(features.items())
+    }
     return measured(
         job.images,
         field,
@@ -86,7 +89,7 @@ def measured(
                 progress=partial(progress, stage) if progress else None,
             )  # fmt: skip
     matrices, gains = shift.figures(answered, field, seed)
-    tested = np.unique(np.concatenate([held_out for _, held_out in pairs]))
+    tested = domains.tested(pairs)
     own = [field.labels[tested][field.domains[tested] == k] for k in range(len(field.names))]
     return Shift(
         about=about,

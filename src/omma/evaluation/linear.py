@@ -233,8 +233,11 @@ def _lbfgs_path(
     """Minimise the mean loss + penalty / 2 |W|^2 for each penalty; each fit starts the next."""
     mean, scale = scaling(x, common)
     inputs, wanted = torch.from_numpy((x - mean) * scale), torch.from_numpy(targets)
+    # with one scale the path is that of the images' span, which may have fewer dimensions
+    span = torch.linalg.svd(inputs, full_matrices=False).Vh if common and len(x) < x.shape[1] else None
+    inputs = inputs if span is None else inputs @ span.T
     importance = _importance(wanted, loss, weights)
-    classes, d = targets.shape[1], x.shape[1]
+    classes, d = targets.shape[1], inputs.shape[1]
     flat = np.zeros(classes * (d + 1))
 
     def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
@@ -251,7 +254,8 @@ def _lbfgs_path(
         found: Any = minimize(objective, flat, args=(penalty,), jac=True, method="L-BFGS-B", options=options)
         flat = found.x
         both = flat.reshape(classes, d + 1).astype(np.float32)
-        yield Linear(np.ascontiguousarray(both[:, :-1]), both[:, -1].copy(), mean, scale)
+        weight = both[:, :-1] if span is None else both[:, :-1] @ span.numpy()
+        yield Linear(np.ascontiguousarray(weight), both[:, -1].copy(), mean, scale)
 
 
 def _sgd_grid(

@@ -172,7 +172,7 @@ def figures(answered: Mapping[Key, Answers], field: Field, seed: int = 0) -> tup
         gap = Figure(within.value - across.value, _ends(draws[key][on].mean(0) - draws[key][~on].mean(0)))
         ends = flat.reshape(k, k, 2)
         chosen = answered[key].chosen
-        matrices.append(Matrix(*key, value, ends, within, across, gap, tuple(others), chosen))
+        matrices.append(Matrix(key[0], key[1], value, ends, within, across, gap, tuple(others), chosen))
     gains = []
     for of, against in _compared(answered):
         value, draw = values[of] - values[against], draws[of] - draws[against]

@@ -14,16 +14,19 @@ def equivariance(
     pattern: Int[Tensor, "b"],
     margin: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """sum_g d_g(M_g z_i, z_j, p_ij), mean over pairs [Jayaraman 2015, eq. 5 and 6]; and its error rho.
+    """mean_ij of d_p(M_p z_i, z_j) + mean_(g != p) d_g(M_g z_i, z_j) [Jayaraman 2015, eq. 5, 6]; and rho.
 
-    d_g is the distance itself where p_ij = g, else max(margin - distance, 0). rho: mean |M_p z_i - z_j| over
-    mean |z_i - z_j|, a ratio of means, since single pairs may not move at all.
+    d_g is the distance itself where p_ij = g, else max(margin - distance, 0). The paper sums over the others;
+    with three or more of them the sum is least where features are constant and every map moves them by the
+    margin, so it is a mean here. rho: mean |M_p z_i - z_j| over mean |z_i - z_j|, a ratio of means, since
+    single pairs may not move at all.
     """
     first, second = first.float(), second.float()
     moved = torch.einsum("gde,be->bgd", maps.float(), first)
     distances = distance(moved, second[:, None])  # [b, g]
     own = torch.zeros_like(distances).scatter(1, pattern[:, None], 1.0)
-    rows = (own * distances + (1 - own) * (margin - distances).clamp(min=0)).sum(1)
+    others = (1 - own) * (margin - distances).clamp(min=0) / max(len(maps) - 1, 1)
+    rows = (own * distances + others).sum(1)
     error = (own * distances).sum() / distance(first, second).sum()
     return rows.mean(), error.detach()
 

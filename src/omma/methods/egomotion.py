@@ -5,7 +5,7 @@ a matrix that must take the features of the first frame to those of the second, 
 is another's, or all features would shrink to 0. The modes `drlim` and `temporal` ask for slow features, close
 for frames of a sequence and apart for others, instead; `equiv+drlim` asks for both.
 
-    L = mean_ij sum_g d_g(M_g z_i, z_j),  d_g(a, b) = |a - b| if p_ij = g else max(delta - |a - b|, 0)
+    L = mean_ij |M_p z_i - z_j| + mean_(g != p) max(delta - |M_g z_i - z_j|, 0),  p = p_ij
 
 Costs: two frames through one encoder. `equiv` alone may take identity from the features: check retrieval.
 Choose it for pictures with known poses: robots, turntables, drives, satellites.
@@ -101,7 +101,7 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain turntable.csv --method egomotion --method.pose azimuth`
     """
     return Recipe(
-        config=Config(most=2.0), batch=64, lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=2e-5,
+        config=Config(most=1.0), batch=64, lr=1e-3 if backbones.family(model).plain else 2e-3, lr_end=2e-5,
         warmup=0.05, weight_decay=0.05, clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 
