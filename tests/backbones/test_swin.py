@@ -55,12 +55,26 @@ def test_equal_to_timm(size, window):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("swin-t", 224), ("swin-t", 448), ("swin-s", 224), ("swin-b", 224)], ids=str
+    ("name", "size"),
+    [
+        ("swin-t", 224),
+        ("swin-t", 448),
+        pytest.param("swin-s", 224, marks=pytest.mark.slow),
+        pytest.param("swin-b", 224, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_published_sizes_equal_timm(name, size):
     torch.manual_seed(0)
     ours = shaken(backbones.build(name=name, image_size=224).eval())
     assert_equals_timm(ours, timm_twin(ours, size, 7, backbones.options(name)), (size, size))
+
+
+@pytest.mark.parametrize("name", ["swin-s", "swin-b"])
+def test_published_shapes_are_timms(name):
+    """All names and shapes of the state; on no device, which takes no time."""
+    with torch.device("meta"):
+        timm_twin(backbones.outline(name=name, image_size=224), 224, 7, backbones.options(name))
 
 
 def test_small_maps_shrink_the_window_as_timm():

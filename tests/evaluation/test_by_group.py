@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omma.evaluation import confidence, knn, split
+from omma.evaluation import confidence, knn, leakage, split
 
 
 def sequences(groups=30, each=10, seed=0):
@@ -126,3 +126,30 @@ def test_leave_one_out_with_fewer_others_than_k():
     assert answers.tolist() == [1, 1, 0, 0]
     with pytest.raises(ValueError, match="one group"):
         knn.predict(vectors, labels, None, groups=np.zeros(4, int))
+
+
+# ---------------------------------------------------------------- leakage
+def test_leakage_by_what_a_label_is():
+    """Frames are near copies: labels of whole groups leak, labels within a group mislead the vote."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(40), 24)
+    vectors = (rng.normal(size=(40, 32))[codes] + 0.01 * rng.normal(size=(960, 32))).astype(np.float32)
+    _, test = split.stratified(codes % 2, 0.2, 0, codes)
+    is_test = np.isin(np.arange(960), test)
+    whole = leakage.measure(vectors, rng.permutation(40)[codes] % 2, codes, is_test, "film")
+    assert whole is not None
+    assert (whole.leaking, whole.by_image.value) == (1, 1)
+    assert whole.by_group.value < 0.9
+    assert whole.sentence().startswith("a split by image would leak: k-NN (k=20) would read 100.0%")
+    # most frames of the own group have the other label
+    labels = np.where(np.tile(np.arange(24) < 20, 40), 0, 1)
+    within = leakage.measure(vectors, labels, codes, is_test, "film")
+    assert within is not None
+    assert within.by_image.value <= within.by_group.value
+    assert "would not read more" in within.sentence()
+
+
+def test_nothing_leaks_where_each_image_is_a_group():
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 2
+    assert leakage.measure(vectors, labels, np.arange(60), np.arange(60) % 5 == 0, "film") is None

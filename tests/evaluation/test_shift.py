@@ -286,7 +286,7 @@ def test_the_result_says_what_was_chosen_and_proves_no_more_than_its_intervals(f
     assert [found.title(each) for each in found.matrices] == ["raw pixels", "trained", "trained, standardise"]
     assert "chosen by accuracy on images held out of the source's train part" in found.protocol()
     assert found.verdict().startswith("Accuracy falls by ")
-    assert "standardise against no alignment: +" in found.verdict()
+    assert "Standardise against no alignment: +" in found.verdict()
     assert found.verdict().endswith("across domains, better.")
     content = found.to_json()
     assert [each["gap"]["value"] for each in content["matrices"]] == [m.gap.value for m in found.matrices]

@@ -106,7 +106,7 @@ def tracks_of(file, config):
 
 @functools.cache
 def two_blocks(model, channels, options):
-    """A network's first two blocks, what it may learn from, and the generator's state once both were built."""
+    """A network's first two blocks, what it may learn from, and the generator's state after both."""
     torch.manual_seed(0)
     encoder = backbones.build(name=model, image_size=SIZE, channels=channels, **dict(options))
     del encoder.blocks[2:]

@@ -24,7 +24,9 @@ def tuples(net, x, backwards):
         three = [
             torch.cat([named[k] for k in (word[::-1] if turned else word)]) for word in ("bcd", "bad", "bed")
         ]
-        rows.append(net.head(torch.stack(three)))
+        x = torch.stack(three)
+        i, j, k = x.split(16, dim=1)
+        rows.append(net.head(torch.cat([x, (i - j).abs(), (j - k).abs(), (k - i).abs()], dim=1)))
     return torch.stack(rows)
 
 

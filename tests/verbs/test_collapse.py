@@ -45,7 +45,7 @@ def verdicts(images, folder, method, rate=1.0, steps=100, **options):
     result = pretrain(
         images, method=method, model=model, image_size=SIZE, batch_size=BATCH, steps=steps, device="cpu",
         precision="fp32", lr=rate * recipe.lr * (BATCH / recipe.batch) ** 0.5, out=folder / "run",
-        model_options={"depth": 2},
+        model_options={"depth": 2} if method in (*QUICK, "dino") else {},
         options={**little, **options}, listen=events.append,
     )  # fmt: skip
     read = [event.verdict for event in events if isinstance(event, Read)]

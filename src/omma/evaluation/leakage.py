@@ -42,6 +42,12 @@ class Leakage:
                 f"part): k-NN (k={self.k}) reads {image} by it, and {group} with a split by {self.group}, "
                 f"which --group {self.group} makes"
             )
+        if self.by_image.value <= self.by_group.value:
+            return (
+                f"a split by image would put others of their {self.group} into the train part for "
+                f"{self.leaking:.0%} of the test images, but k-NN (k={self.k}) would not read more: {image}; "
+                f"by {self.group} it is {group}"
+            )
         return (
             f"a split by image would leak: k-NN (k={self.k}) would read {image}, since {self.leaking:.0%} of "
             f"the test images have others of their {self.group} in the train part; by {self.group} it is "

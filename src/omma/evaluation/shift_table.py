@@ -118,9 +118,9 @@ class Shift:
         low, high = own.gap.interval95
         if low > 0:
             fall = f"Accuracy falls by {100 * own.gap.value:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
-            first = f"{fall} from a domain to another"
+            first = f"{fall} from one domain to another"
         else:
-            first = f"No loss from a domain to another is proved (gap {points(own.gap)})"
+            first = f"No loss from one domain to another is proved (gap {points(own.gap)})"
         worst = own.from_others[own.worst]
         sentences = [
             f"{first}, from {own.within.value:.1%} to {own.across.value:.1%} on average",
@@ -135,8 +135,8 @@ class Shift:
     def _name(self, gain: Gain) -> str:
         (_, alignment), (against, _) = gain.of, gain.against
         if alignment:
-            return f"{alignment} against no alignment"
-        return f"trained against {SUBJECTS[against]}"
+            return f"{alignment.capitalize()} against no alignment"
+        return f"Trained against {SUBJECTS[against]}"
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file that `--json` writes."""

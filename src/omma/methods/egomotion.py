@@ -37,6 +37,7 @@ from omma.core.protocols import (
 )
 from omma.losses import motion
 from omma.methods.shared import motions, signals, tracks
+from omma.ops.batch_norm import BatchNorm
 from omma.train import param_groups
 
 MODES = {"equiv": 0, "equiv+drlim": 2, "drlim": 2, "temporal": 1}  # the norm of slowness
@@ -111,9 +112,9 @@ class Method(protocols.Method):
 
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
-        self.config, self.field = config, _field(config).name
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.dim, config.out)
+        self.config, self.field, self.encoder = config, _field(config).name, encoder
+        # without the norm, features differ by less than the margin, and maps only move their mean
+        self.head = nn.Sequential(BatchNorm(encoder.dim), nn.Linear(encoder.dim, config.out))
         self.sequences = tracks.sequences("egomotion", context)
         self.maps = None
         if "equiv" in config.mode:
@@ -126,14 +127,13 @@ class Method(protocols.Method):
         (x,) = batch.views
         z = self.head(self.encoder(x.flatten(0, 1)).pooled).float().unflatten(0, x.shape[:2])
         first, second = z.unbind(1)
-        metrics = {"length": z.detach().norm(dim=-1).mean()}
-        loss = z.new_zeros(())
+        metrics, loss = {"length": z.detach().norm(dim=-1).mean()}, z.new_zeros(())
         if self.maps is not None:
             pattern = self.maps.pattern(batch.fields[self.field])
             loss, metrics["equivariance_error"] = motion.equivariance(
                 first, second, self.maps.matrices, pattern, self.config.margin
             )
-        if self.config.mode != "equiv":
+        if MODES[self.config.mode]:
             own = torch.from_numpy(self.sequences[batch.key.index]).to(z.device)
             everyone = collectives.gather(second), collectives.gather(own)
             power, weight = MODES[self.config.mode], self.config.slowness if self.maps else 1.0
@@ -147,4 +147,4 @@ class Method(protocols.Method):
         yield from param_groups.standard(self.encoder, "encoder")
         yield from param_groups.standard(self.head, "head")
         if self.maps is not None:
-            yield from param_groups.standard(self.maps, "maps")
+            yield from param_groups.standard(self.maps, "maps", lr_scale=0.25)

@@ -48,7 +48,8 @@ class Config:
     least: float = 1.0  # distance of each of the five frames to the next, in units of the column `frame` ...
     most: float | None = 30.0  # ... the paper: b to d at most 60; none: any
     negatives: float = 0.5  # the weight of tuples that are not in order
-    hidden: int = 0  # of the classifier; 0: it is linear, as the paper's
+    # of the classifier, which then reads the features' differences, too; 0: it is linear, as the paper's
+    hidden: int = 0
     scale: tuple[float, float] = (0.5, 1.0)  # of the crop, which is the same for all frames
     colour: float = 0.0  # strength of jitter, the same for all frames
     crop_size: int | None = None  # pixels of the views; None: the image size
@@ -84,7 +85,8 @@ def paper(image_size: int, model: str) -> Recipe:
 def small(image_size: int, model: str) -> Recipe:
     """Short clips on one machine: a hidden layer, and smaller batches, since five frames are one sample.
 
-    `omma pretrain clips.csv --method order`. A linear classifier of three features cannot compare them.
+    `omma pretrain clips.csv --method order`. A linear classifier of three features cannot compare them, and
+    one of their differences does so from the beginning.
     """
     return Recipe(
         config=Config(hidden=256, scale=(0.7, 1.0), colour=0.5), batch=32,
@@ -100,7 +102,7 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        width = 3 * encoder.dim
+        width = (6 if config.hidden else 3) * encoder.dim
         layers = [nn.Linear(width, config.hidden), nn.ReLU()] if config.hidden else []
         self.head = nn.Sequential(*layers, nn.Linear(config.hidden or width, 2))
 
@@ -109,6 +111,8 @@ class Method(protocols.Method):
         features = self.encoder(x.flatten(0, 1)).pooled.unflatten(0, x.shape[:2])
         tuples = features[:, torch.tensor(TUPLES, device=x.device)]  # [b, 3 tuples, 3 frames, d]
         tuples = torch.where(backwards[:, None, None, None], tuples.flip(2), tuples)
+        if self.config.hidden:
+            tuples = torch.cat([tuples, (tuples - tuples.roll(-1, dims=2)).abs()], dim=2)
         return self.head(tuples.flatten(2)).float()
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

@@ -87,8 +87,11 @@ def draw(content: Mapping[str, Any]) -> svg.Svg:
     return _map(content, content["matrices"][-1])
 
 
-def shift_section(content: Mapping[str, Any]) -> html.Section:
-    """Heat maps of the trained network, the means of all, and the floors folded away."""
+def shift_section(content: Mapping[str, Any], stated: bool = False) -> html.Section:
+    """Heat maps of the trained network, the means of all, and the floors folded away.
+
+    stated: the verdict stands elsewhere.
+    """
     trained = [each for each in content["matrices"] if each["subject"] == "trained"]
     names = [domain["name"] for domain in content["domains"]]
     rows = [
@@ -106,7 +109,8 @@ def shift_section(content: Mapping[str, Any]) -> html.Section:
         if each["subject"] != "trained"
     ]
     protocol = content["protocol"]
-    caption = f"{content['verdict']} {protocol[:1].upper()}{protocol[1:]}."
+    caption = f"{protocol[:1].upper()}{protocol[1:]}."
+    caption = caption if stated else f"{content['verdict']} {caption}"
     pictures = [*(_map(content, each) for each in trained), means, *floors]
     return html.Section(f"Domains by {content['by']}", caption, pictures)
 
@@ -154,7 +158,7 @@ def write_page(file: Path, content: Mapping[str, Any]) -> Path:
     images = sum(domain["images"] for domain in content["domains"])
     text = html.page(
         title=f"Shift: {Path(content['data']).name or content['data']}",
-        verdicts=[html.Verdict(f"From a domain to another, by {content['by']}", content["verdict"])],
+        verdicts=[html.Verdict(f"From one domain to another, by {content['by']}", content["verdict"])],
         facts=[
             ("Model", content["model"]),
             ("Weights", content["digest"][:12]),
@@ -162,7 +166,7 @@ def write_page(file: Path, content: Mapping[str, Any]) -> Path:
             ("Domains", count(len(content["domains"]), "domain")),
             ("Classes", f"{len(content['classes'])}"),
         ],
-        sections=[shift_section(content)],
+        sections=[shift_section(content, stated=True)],
         notes=content["notes"],
     )
     return html.write(file, text)

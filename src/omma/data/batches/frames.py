@@ -103,7 +103,7 @@ class Sampler:
     def _fits(self, ranks: Int[np.ndarray, "b f"]) -> Bool[np.ndarray, "b"]:
         distance = np.diff(self.place[ranks], axis=1)
         near = (distance >= self.least) & (distance <= self.most)
-        return np.concatenate([ranks >= 0, near], axis=1).all(axis=1)
+        return np.asarray(np.concatenate([ranks >= 0, near], axis=1).all(axis=1))
 
     def _closest(self, rank: Int[np.ndarray, "b"]) -> tuple[Int[np.ndarray, "b f"], Bool[np.ndarray, "b"]]:
         """The closest allowed frames after each image, or before it; and whether there are enough.

@@ -26,10 +26,11 @@ def with_tiles(listing: Listing, source: str) -> Listing:
     sounds = np.array([is_sound(path) for path in listing.paths.to_pylist()], bool)
     if not sounds.any() or not isinstance(listing.store, Files | Archive):
         return listing
+    files = listing.store
     listing, is_sounds = _one_kind(listing, sounds, source)
     if not is_sounds:
         return listing
-    store, paths = Sounds(listing.store), listing.paths.to_pylist()
+    store, paths = Sounds(files), listing.paths.to_pylist()
     outer = np.zeros((len(paths), 0), np.int64) if listing.where is None else listing.where
 
     def tiles(row: int) -> int | str:

@@ -8,10 +8,10 @@ natural logarithm [Gong 2021, AST, arXiv 2104.01778; Povey 2011, Kaldi].
 import math
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import firwin, resample_poly
 
 RATE = 16_000  # samples a second
 WINDOW, SHIFT = 400, 160  # samples: 25 ms and 10 ms
@@ -60,7 +60,8 @@ def _filters() -> Float[np.ndarray, "257 128"]:
     """Triangles in mels; mel = 1127 ln(1 + Hz / 700)."""
     frequencies = np.linspace(0, RATE / 2, _FFT // 2 + 1)
     mels = 1127 * np.log1p(frequencies / 700)[:, None]
-    edges = np.linspace(*(1127 * math.log1p(hertz / 700) for hertz in (LOWEST, RATE / 2)), MELS + 2)
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (LOWEST, RATE / 2))
+    edges = np.linspace(low, high, MELS + 2)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     return np.maximum(0, np.minimum((mels - left) / (centre - left), (right - mels) / (right - centre)))
 
@@ -93,6 +94,8 @@ def resampled(
     up, down = _ratio(rate)
     if up == down:
         return samples[start - first : stop - first]
+    from scipy.signal import resample_poly  # takes seconds to import, and images do not need it
+
     offset = first * up // down
     return resample_poly(samples, up, down, window=_taps(up, down))[start - offset : stop - offset]
 
@@ -104,5 +107,8 @@ def _ratio(rate: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _taps(up: int, down: int) -> Float[np.ndarray, "taps"]:
+    from scipy.signal import firwin
+
     widest = max(up, down)
-    return firwin(2 * _ZEROS * widest + 1, 1 / widest, window=("kaiser", 5.0))
+    window: Any = ("kaiser", 5.0)
+    return np.asarray(firwin(2 * _ZEROS * widest + 1, 1 / widest, window=window))
