@@ -87,8 +87,8 @@ def test_a_push_without_its_second_picture_teaches_nothing():
     tracks[4] = 1.0
     net = build("push")
     net(batch([[0, 1]]), CLOCK)
-    assert float(net(batch([[4, 4]], push=tracks), CLOCK).loss) == 0
-    assert float(net(batch([[0, 1]], push=tracks), CLOCK).loss) > 0
+    assert net(batch([[4, 4]], push=tracks), CLOCK).loss.item() == 0
+    assert net(batch([[0, 1]], push=tracks), CLOCK).loss.item() > 0
 
 
 def test_grasps_need_no_second_picture():

@@ -45,7 +45,8 @@ def sites(tmp_path_factory):
     return root
 
 
-def test_folders_are_domains(model, sites, tmp_path, capsys):
+def test_folders_are_domains(model, sites, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal in which no line is broken
     figures, page = tmp_path / "shift.json", tmp_path / "shift.html"
     with pytest.raises(SystemExit) as end:
         main(

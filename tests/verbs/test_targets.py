@@ -42,7 +42,8 @@ def doses(tmp_path_factory):
     return root / "table.csv"
 
 
-def test_a_column_is_regressed_beside_its_floors(model, doses, tmp_path, capsys):
+def test_a_column_is_regressed_beside_its_floors(model, doses, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal in which no line is broken
     file = tmp_path / "dose.json"
     with pytest.raises(SystemExit) as end:
         main(
