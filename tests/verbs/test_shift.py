@@ -46,7 +46,7 @@ def sites(tmp_path_factory):
 
 
 def test_folders_are_domains(model, sites, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # a terminal in which no line is broken
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     figures, page = tmp_path / "shift.json", tmp_path / "shift.html"
     with pytest.raises(SystemExit) as end:
         main(

@@ -43,7 +43,7 @@ def doses(tmp_path_factory):
 
 
 def test_a_column_is_regressed_beside_its_floors(model, doses, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # a terminal in which no line is broken
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     file = tmp_path / "dose.json"
     with pytest.raises(SystemExit) as end:
         main(
