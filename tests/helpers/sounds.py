@@ -33,3 +33,10 @@ def folder_of(folder, seconds, rate=RATE):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(wav_bytes(tone(length, 300 + 97 * k, rate, seed=k), rate))
     return folder
+
+
+def in_time(image, frames=128):
+    """A log-mel image [mels, n] linearly interpolated to so many frames."""
+    n = image.shape[1]
+    at = (np.arange(frames) + 0.5) * n / frames - 0.5
+    return np.stack([np.interp(at, np.arange(n), row) for row in image])

@@ -48,7 +48,7 @@ def test_the_plan_says_what_the_images_are(place, tmp_path):
     )  # fmt: skip
     assert plans[0].images == "clips: 12 clips, 18 tiles of 1.28 s, 2 classes"
     notes = " | ".join(plans[0].notes)
-    assert "no flips, no colour" in notes
+    assert "no flips, no colours" in notes
     assert "(x - mean) / (2 std)" in notes
     assert not any(word in view for view in plans[0].views for word in ("flip", "bright", "hue"))
 

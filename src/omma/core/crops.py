@@ -42,6 +42,19 @@ class RandAugment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """Changes of one kind of crop of a log-mel image, in units of its normalised values.
+
+    Louder or softer, another microphone or voice, and noise [Park 2019, arXiv 1904.08779, and Niizumi 2021,
+    arXiv 2103.06695, have others].
+    """
+
+    level: float = 0.2  # deviation of a constant added to all values
+    tilt: float = 0.2  # deviations of a slope and of a curvature over frequency, at its ends
+    noise: float = 0.2  # deviation of noise at each time and frequency, uniform in [0, x] over views
+
+
+@dataclass(frozen=True, kw_only=True)
 class Crop:
     """One kind of random resized crop: `count` of them for every image."""
 
@@ -54,4 +67,5 @@ class Crop:
     flip_p: float = 0.5  # horizontal
     augment: RandAugment | None = None  # before `colour`
     colour: Colour | None = None
+    spectrum: Spectrum | None = None  # after normalising, of sounds
     erase_p: float = 0.0  # after normalising: a rectangle of noise [Zhong 2017, arXiv 1708.04896]

@@ -15,6 +15,7 @@ from omma.core.backbone import NoAttention as NoAttention
 from omma.core.crops import Colour as Colour
 from omma.core.crops import Crop as Crop
 from omma.core.crops import RandAugment as RandAugment
+from omma.core.crops import Spectrum as Spectrum
 from omma.core.preprocess import Preprocess as Preprocess
 from omma.core.sequences import Field as Field
 from omma.core.sequences import Frames as Frames

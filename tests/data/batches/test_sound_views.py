@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from omma.core.protocols import Colour, Crop, RandAugment
+from omma.core.protocols import Colour, Crop, Key, Preprocess, RandAugment, Spectrum
 from omma.data.batches import augment, preprocess, sound_views
 from omma.data.sources import collection, mel
 from omma.data.sources.values import scaling_notes
@@ -25,8 +26,32 @@ def test_sounds_are_not_flipped_or_coloured(sounds):
     assert not any(word in line for line in lines for word in ("flip", "bright", "blur", "RandAugment"))
     assert "erased 0.25" in lines[0]
     assert lines[0].startswith("2 x 32 px")
-    assert sound_views.notes(sounds)
-    assert "no flips, no colour" in sound_views.notes(sounds)[0]
+    assert "level 0.2, tilt 0.2, noise 0.2" in lines[0]
+    assert "level" not in lines[1], "a method that changes no colours changes no spectra"
+    assert "no flips, no colours" in sound_views.notes(sounds)[0]
+
+
+def test_spectra_change_by_view_as_said_and_alike_in_frames():
+    n, setting = 400, Spectrum(level=0.3, tilt=0.5, noise=0.2)
+    key = Key(3, np.zeros(n, np.int64), np.arange(n))
+    pre = Preprocess(size=16, channels=1, low=(0.0,), high=(1.0,), mean=(0.5,), std=(0.25,))
+    raw = torch.full((n, 2, 1, 16, 16), 0.5)  # 0, normalised
+    plan = (Crop(size=16, count=2, spectrum=setting),)
+    (changed,) = augment.augment((raw,), plan, key, pre)
+    rows = changed.mean(-1)[:, :, 0]  # [n, 2, 16], noise averaged
+    level = rows.mean(-1)
+    assert abs(float(level.std()) - 0.3) < 0.03
+    slope = (rows[..., 8:].mean(-1) - rows[..., :8].mean(-1)) / (16 / 15)
+    assert abs(float(slope.std()) - 0.5) < 0.05
+    assert abs(float(torch.corrcoef(level.T)[0, 1])) < 0.15, "views are changed independently"
+    rest = changed - changed.mean(-1, keepdim=True)
+    assert 0.08 < float(rest.std(-1).mean()) < 0.12
+    (part,) = augment.augment((raw[5:9],), plan, Key(3, key.epoch[5:9], key.index[5:9]), pre)
+    assert torch.equal(part, changed[5:9])
+    alike = (Crop(size=16, frames=2, spectrum=Spectrum(noise=0.0)),)
+    (frames,) = augment.augment((raw,), alike, key, pre)
+    assert torch.equal(frames[:, 0], frames[:, 1])
+    assert not torch.equal(frames[0], frames[1])
 
 
 def test_images_keep_their_plan():

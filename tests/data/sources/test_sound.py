@@ -12,7 +12,7 @@ from omma.core.protocols import BadImage
 from omma.data.sources import collection, mel
 from omma.data.sources.clips import Clips, Tiles, in_tiles
 from omma.data.sources.sound import tiles_in
-from tests.helpers.sounds import folder_of, tone, wav_bytes
+from tests.helpers.sounds import folder_of, in_time, tone, wav_bytes
 
 CLIPS = {"cat/a.wav": 0.4, "cat/b.wav": 2.8, "dog/c.wav": 1.5, "dog/d.wav": 2.6}  # 1, 2, 1 and 2 tiles
 
@@ -28,34 +28,48 @@ def sounds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("frames", "tiles"), [(1, 1), (31, 1), (128, 1), (159, 1), (160, 2), (256, 2), (287, 2), (288, 3)]
+    ("frames", "tiles"), [(1, 1), (128, 1), (191, 1), (192, 2), (256, 2), (319, 2), (320, 3)]
 )
-def test_a_last_tile_under_a_quarter_full_is_left_out(frames, tiles):
+def test_clips_are_cut_into_tiles_of_about_128_frames(frames, tiles):
     assert tiles_in(frames) == tiles
 
 
 def test_a_tile_is_a_part_of_the_whole_spectrogram(tmp_path):
-    """Though it is read and resampled by itself; low frequencies lie at the bottom, zeros fill the last."""
+    """Though it is read and resampled by itself; low frequencies lie at the bottom; tiles are equal."""
     samples = np.stack([tone(3.1, 500, 44_100), tone(3.1, 3000, 44_100, seed=1)], 1)
     file = tmp_path / "stereo.wav"
     file.write_bytes(wav_bytes(samples, 44_100))
     images = collection.open_images(file)
     mono = (np.round(samples * 32767) / 32768).mean(1)
     whole = mel.log_mel(mel.resampled(mono, 0, 0, mel.length_at_16k(len(mono), 44_100), 44_100))
-    assert len(images) == 3
+    assert len(images) == 2
     assert len(whole) == 308
-    expected = np.zeros((128, 384), np.float32)
-    expected[:, :308] = whole.T[::-1]
-    for k in range(3):
+    for k in range(2):
         image = images.read(k)
         assert image.shape == (128, 128, 1)
         assert image.dtype == np.float32
-        np.testing.assert_array_equal(image[:, :, 0], expected[:, 128 * k : 128 * k + 128])
+        expected = in_time(whole[154 * k : 154 * k + 154].T[::-1])
+        np.testing.assert_allclose(image[:, :, 0], expected, atol=1e-5)
     first = images.read(0)[:, :, 0].mean(1)
     assert first[110:].max() < first[40:95].max()  # 500 Hz and 3 kHz lie above the lowest mels
-    short = collection.open_images(folder_of(tmp_path / "short", {"a.wav": 0.4}) / "a.wav").read(0)
-    assert (short[:, 38:] == 0).all()
-    assert (short[:, :38] != 0).all()
+
+
+def test_a_short_clip_fills_its_tile(tmp_path):
+    samples = tone(0.4, 700)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(samples))
+    tile = collection.open_images(tmp_path).read(0)[:, :, 0]
+    whole = mel.log_mel(np.round(samples * 32767) / 32768).T[::-1]
+    assert whole.shape == (128, 38)
+    np.testing.assert_array_equal(tile[:, [0, -1]], whole[:, [0, -1]])
+    np.testing.assert_allclose(tile, in_time(whole), atol=1e-5)
+
+
+def test_a_tile_of_128_frames_is_as_it_is(tmp_path):
+    samples = tone(1.295)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(samples))
+    whole = mel.log_mel(np.round(samples * 32767) / 32768).T[::-1]
+    assert whole.shape == (128, 128)
+    np.testing.assert_array_equal(collection.open_images(tmp_path).read(0)[:, :, 0], whole)
 
 
 def test_a_folder_lists_tiles_with_what_is_known_of_their_clips(sounds):
@@ -158,7 +172,7 @@ def test_what_cannot_be_read_is_left_out_with_a_reason(sounds, monkeypatch):
     assert reasons[:2] == ["damaged WAV: no samples in it", "shorter than 25 ms"]
     assert reasons[2].startswith("needs torchcodec: install omma[torchcodec]")
     (sounds / "cat/b.wav").write_bytes(wav_bytes(tone(0.5)))  # after it was listed
-    with pytest.raises(BadImage, match="was cut after it was listed"):
+    with pytest.raises(BadImage, match="was changed after it was listed"):
         images.read(2)
 
 
@@ -196,7 +210,7 @@ def test_other_formats_are_decoded_in_parts(tmp_path, monkeypatch):
     assert images.skipped == [("b.ogg", "damaged sound: no stream")]
     whole = mel.log_mel(tone(2.8, 700))
     for k in range(2):
-        expected = whole[128 * k : 128 * k + 128].T[::-1]
+        expected = in_time(whole[139 * k : 139 * k + 139].T[::-1])
         np.testing.assert_allclose(images.read(k)[:, :, 0], expected, atol=1e-4)
 
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
-from omma.core.protocols import Crop, Key, Preprocess
+from omma.core.protocols import Colour, Crop, Key, Preprocess
 from omma.core.random import Stream, uniform
 from omma.data.batches.colour_draws import ColourDraws, apply_colour, draw_colour
 from omma.data.batches.preprocess import scale
-from omma.data.pixels import erasing, randaugment
+from omma.data.pixels import erasing, randaugment, spectrum
 from omma.data.pixels.resize import (
     blur_radius,
     crop_resize,
@@ -190,6 +190,10 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     else:
         out = _by_tensors(flat, crop, number, key, draws, preprocess)
     out = out.view(raw.shape)
+    if crop.spectrum:
+        stream = Stream.SPECTRUM + number
+        changes = spectrum.draw(key, stream, crop.spectrum, crop.count)
+        spectrum.apply_(out, np.repeat(changes, crop.frames, axis=1), key, stream)
     if crop.erase_p:
         stream = Stream.ERASE + number
         boxes = erasing.draw(key, stream, crop.erase_p, crop.count, crop.size)
@@ -280,19 +284,10 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
             strength = f"strength {a.magnitude:g} of 10, p {a.p:g} each"
             parts.append(f"{a.count} of RandAugment's {len(operations)} operations ({strength})")
             left_out += [f"RandAugment's {name}" for name in randaugment.OPERATIONS if name not in operations]
-        if c := crop.colour:
-            needs_rgb = parts if channels == 3 else left_out
-            if c.jitter_p:
-                for name in ("brightness", "contrast", "saturation", "hue"):
-                    if value := getattr(c, name):
-                        to = needs_rgb if name in ("saturation", "hue") else parts
-                        to.append(f"{name} {value:g} (p {c.jitter_p:g})")
-            if c.grey_p:
-                needs_rgb.append(f"grey {c.grey_p:g}")
-            if c.blur_p:
-                parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
-            if c.solarise_p:
-                parts.append(f"solarise {c.solarise_p:g}")
+        if crop.colour:
+            _describe_colour(crop.colour, parts, parts if channels == 3 else left_out)
+        if s := crop.spectrum:
+            parts.append(f"level {s.level:g}, tilt {s.tilt:g}, noise {s.noise:g}")
         if crop.erase_p:
             parts.append(f"a rectangle erased {crop.erase_p:g}")
         text += ": " + (", ".join(parts) or "no other change")
@@ -300,3 +295,19 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
             text += f"; left out on {channels} channel{'s' * (channels != 1)}: " + ", ".join(left_out)
         lines.append(text)
     return lines
+
+
+def _describe_colour(colour: Colour, parts: list[str], needs_rgb: list[str]) -> None:
+    """Append each change to `parts`, those that need RGB to `needs_rgb`."""
+    c = colour
+    if c.jitter_p:
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if value := getattr(c, name):
+                to = needs_rgb if name in ("saturation", "hue") else parts
+                to.append(f"{name} {value:g} (p {c.jitter_p:g})")
+    if c.grey_p:
+        needs_rgb.append(f"grey {c.grey_p:g}")
+    if c.blur_p:
+        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
+    if c.solarise_p:
+        parts.append(f"solarise {c.solarise_p:g}")

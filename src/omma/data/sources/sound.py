@@ -17,7 +17,6 @@ from omma.data.sources.readers import Archive, Files
 
 SIDE = 128  # frames of a tile, and mels
 SECONDS = SIDE * mel.SHIFT / mel.RATE  # of sound from one tile to the next
-LEAST = SIDE // 4  # frames of sound in a clip's last tile, if it has others
 ALL = -1  # in place of a tile's number: the whole clip
 
 
@@ -57,7 +56,7 @@ class Sounds:
         name, inner = (path if tile == ALL else clip_of(path)), self._inner(where)
         with _recording(self.files, name, inner) as clip:
             numbers = range(tiles) if tile == ALL else [tile]
-            image = np.concatenate([_tile(clip, number) for number in numbers], axis=1)
+            image = np.concatenate([_tile(clip, number, tiles) for number in numbers], axis=1)
         return image[:, :, None]
 
     def tiles(self, path: str, where: np.ndarray | None) -> int:
@@ -101,9 +100,8 @@ def first_tile(path: str, where: np.ndarray | None) -> tuple[str, np.ndarray]:
 
 
 def tiles_in(frames: int) -> int:
-    """Tiles of so many frames: one at least; a last one under a quarter full is left out."""
-    whole, rest = divmod(frames, SIDE)
-    return max(1, whole + (rest >= LEAST))
+    """Equal tiles that so many frames are cut into: one at least, each as close to 128 frames as can be."""
+    return max(1, (2 * frames + SIDE) // (2 * SIDE))
 
 
 def _frames(clip: Recording) -> int:
@@ -113,19 +111,26 @@ def _frames(clip: Recording) -> int:
     return frames
 
 
-def _tile(clip: Recording, number: int) -> Float[np.ndarray, "128 128"]:
-    """Tile `number`, filled up with zeros, as AST fills up a clip (before it is normalised)."""
-    first = number * SIDE
-    count = min(SIDE, _frames(clip) - first)
-    if count <= 0:
-        raise BadImage("the file was cut after it was listed")
-    start, stop = mel.span(first, count)
+def _tile(clip: Recording, number: int, tiles: int) -> Float[np.ndarray, "128 128"]:
+    """Tile `number` of `tiles`, drawn out or pressed together in time to 128 frames."""
+    frames = _frames(clip)
+    if tiles_in(frames) != tiles:
+        raise BadImage("the file was changed after it was listed")
+    first, end = (k * frames // tiles for k in (number, number + 1))
+    start, stop = mel.span(first, end - first)
     low, high = mel.needed(start, stop, clip.rate)
     low, high = max(low, 0), min(high, clip.length)
     samples = mel.resampled(clip.read(low, high), low, start, stop, clip.rate)
-    image = np.zeros((SIDE, SIDE), np.float32)
-    image[:, :count] = mel.log_mel(samples).T[::-1]
-    return image
+    return _in_time(mel.log_mel(samples).T[::-1], SIDE)
+
+
+def _in_time(image: Float[np.ndarray, "mels n"], frames: int) -> Float[np.ndarray, "mels frames"]:
+    """Linearly interpolated to so many frames."""
+    n = image.shape[1]
+    at = ((np.arange(frames) + 0.5) * (n / frames) - 0.5).clip(0, n - 1)
+    left = at.astype(np.int64)
+    right, share = np.minimum(left + 1, n - 1), (at - left).astype(np.float32)
+    return np.ascontiguousarray(image[:, left] * (1 - share) + image[:, right] * share)
 
 
 # ---------------------------------------------------------------- files
