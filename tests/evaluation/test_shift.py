@@ -7,7 +7,7 @@ from omma.data.sources import domains as sources
 from omma.data.sources.collection import ArrayImages
 from omma.data.sources.groups import Groups
 from omma.evaluation import align, domains, linear, shift
-from omma.evaluation.domains import Field
+from omma.evaluation.domains import Compared
 from omma.evaluation.judge_domains import measured
 from omma.evaluation.shift_table import About
 
@@ -35,8 +35,8 @@ def toy(n: int = 60, shift_by: float = 0.0, turn: np.ndarray | None = None, seed
     return x.astype(np.float32), field(labels, where)
 
 
-def field(labels: np.ndarray, where: np.ndarray, groups: np.ndarray | None = None) -> Field:
-    return Field(
+def field(labels: np.ndarray, where: np.ndarray, groups: np.ndarray | None = None) -> Compared:
+    return Compared(
         by="site", names=tuple("abcdef"[: where.max() + 1]), classes=("cat", "dog"),
         rows=np.arange(len(labels)), domains=where, labels=labels, groups=groups,
         grouped="" if groups is None else "plate", notes=(),
@@ -47,7 +47,7 @@ def images(labels: np.ndarray, splits: np.ndarray | None = None) -> ArrayImages:
     return ArrayImages(np.zeros((len(labels), 4, 4, 1), np.uint8), labels, ("cat", "dog", "owl"), splits)
 
 
-def settled(labels, where, values=("a", "b"), groups=None) -> Field:
+def settled(labels, where, values=("a", "b"), groups=None) -> Compared:
     plates = None if groups is None else Groups("plate", groups)
     return domains.comparable(images(labels), sources.Domains("site", values, where), plates)
 
@@ -186,7 +186,7 @@ def test_the_collections_own_split_is_kept():
 
 
 # ---------------------------------------------------------------- figures
-def figured(right: np.ndarray, about: Field, **more):
+def figured(right: np.ndarray, about: Compared, **more):
     every = {("trained", ""): right} | {("trained", name): value for name, value in more.items()}
     answered = {
         key: shift.Answers(value.astype(float), np.zeros_like(value), {}) for key, value in every.items()

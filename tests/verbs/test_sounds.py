@@ -46,7 +46,7 @@ def test_the_plan_says_what_the_images_are(place, tmp_path):
         place / "clips", out=tmp_path / "run", steps=1,
         listen=lambda event: plans.append(event) if isinstance(event, Plan) else None, **TINY,
     )  # fmt: skip
-    assert plans[0].images == "clips: 12 clips, 18 tiles of 1.28 s, 2 classes"
+    assert plans[0].images == "clips: 12 clips, 18 tiles, 2 classes"
     notes = " | ".join(plans[0].notes)
     assert "no flips, no colours" in notes
     assert "(x - mean) / (2 std)" in notes

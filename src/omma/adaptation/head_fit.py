@@ -12,7 +12,7 @@ from omma.core.checks import one_of
 from omma.core.words import count
 from omma.data.sources import label_sets
 from omma.evaluation import calibration, confidence, linear, metrics
-from omma.evaluation.split import FEW, folds, holdouts
+from omma.evaluation.split import FEW, Pairs, folds, holdouts
 from omma.train.class_weights import class_weights, positive_weights
 from omma.weights.classifier import Classifier
 
@@ -135,7 +135,7 @@ def fit_features(
 
 
 def _settings(
-    x: np.ndarray, targets: np.ndarray, pairs: linear.Pairs, config: Config, options: dict[str, Any]
+    x: np.ndarray, targets: np.ndarray, pairs: Pairs, config: Config, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Of class means and a linear classifier the one with the better held-out score; its settings."""
     means: dict[str, Any] = {"solver": "means"}

@@ -45,8 +45,7 @@ class RandAugment:
 class Spectrum:
     """Changes of one kind of crop of a log-mel image, in units of its normalised values.
 
-    Louder or softer, another microphone or voice, and noise [Park 2019, arXiv 1904.08779, and Niizumi 2021,
-    arXiv 2103.06695, have others].
+    They stand for another distance, another microphone or voice, and noise.
     """
 
     level: float = 0.2  # deviation of a constant added to all values

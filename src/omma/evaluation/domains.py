@@ -13,14 +13,12 @@ from omma.data.sources.groups import Groups
 from omma.data.sources.labels import remedy
 from omma.data.sources.split import split_name
 from omma.evaluation import align
-from omma.evaluation.split import folds
+from omma.evaluation.split import Pairs, folds
 
 FOLDS = 5
 FEW = 10_000  # images from which on a single fold is tested, since each takes a probe a domain
 
 PROTOCOLS = ("linear", "knn")
-
-Pairs = list[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]  # rows to train on, rows to test on
 
 
 def check(protocol: str, alignment: str | None) -> None:
@@ -31,7 +29,7 @@ def check(protocol: str, alignment: str | None) -> None:
         raise ValueError(f"align {alignment!r}: choose among {', '.join(align.NAMES)}")
 
 
-class Field(NamedTuple):
+class Compared(NamedTuple):
     """Labelled images of several domains, of classes that all of these have."""
 
     by: str  # the column
@@ -44,7 +42,7 @@ class Field(NamedTuple):
     grouped: str  # the column of the groups, "" for none
     notes: tuple[str, ...]
 
-    def readable(self, rows: Int[np.ndarray, "m"]) -> "Field":
+    def readable(self, rows: Int[np.ndarray, "m"]) -> "Compared":
         """With images `rows` of the field alone."""
         groups = None if self.groups is None else self.groups[rows]
         return self._replace(
@@ -62,7 +60,7 @@ class Field(NamedTuple):
         return np.arange(len(self.rows)) if self.groups is None else self.groups
 
 
-def comparable(images: Images, domains: sources.Domains, groups: Groups | None = None) -> Field:
+def comparable(images: Images, domains: sources.Domains, groups: Groups | None = None) -> Compared:
     """Images of the classes that all domains have two images (or groups) of.
 
     A domain with fewer than two such classes is left out. Raises ValueError unless two domains have two
@@ -91,7 +89,7 @@ def comparable(images: Images, domains: sources.Domains, groups: Groups | None =
     number = np.where(kept, np.cumsum(kept) - 1, -1)
     label = np.where(common, np.cumsum(common) - 1, -1)
     rows = np.flatnonzero(known & kept[domains.codes] & common[own])
-    return Field(
+    return Compared(
         by=domains.name,
         names=tuple(name for name, keep in zip(domains.names, kept) if keep),
         classes=tuple(name for name, keep in zip(images.classes, common) if keep),
@@ -121,7 +119,7 @@ def _notes(
         yield f"left out, without label or domain, or of these: {count(unused, 'image')}"
 
 
-def pairs_of(images: Images, field: Field, seed: int, asked: bool = False) -> tuple[Pairs, str]:
+def pairs_of(images: Images, field: Compared, seed: int, asked: bool = False) -> tuple[Pairs, str]:
     """Rows of the field to train and to test on, and how they were made.
 
     The collection's own split, where each domain and class is on both sides of it (unless groups are asked

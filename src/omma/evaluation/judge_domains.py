@@ -12,7 +12,7 @@ from omma.core.protocols import Images
 from omma.data.sources import domains as sources
 from omma.data.sources import groups as grouping
 from omma.evaluation import domains, notes, shift
-from omma.evaluation.domains import Field
+from omma.evaluation.domains import Compared
 from omma.evaluation.job import Job, conditions_of, features_of_all, readable_rows, vectors_of
 from omma.evaluation.score import Subject
 from omma.evaluation.shift import Answers, Key, Protocol
@@ -60,14 +60,14 @@ def by_domains(
     )
 
 
-def field_of(images: Images, by: str | None, group: str | None = None, option: str = "--by") -> Field:
+def field_of(images: Images, by: str | None, group: str | None = None, option: str = "--by") -> Compared:
     """The images that are compared. option: names the column in messages. Raises ValueError."""
     return domains.comparable(images, sources.of(images, by, option), grouping.of(images, group))
 
 
 def measured(
     images: Images,
-    field: Field,
+    field: Compared,
     vectors: Mapping[Subject, Float[np.ndarray, "n d"]],
     about: About,
     *,

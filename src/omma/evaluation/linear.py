@@ -23,7 +23,7 @@ from torch import Tensor
 
 from omma.evaluation import knn
 from omma.evaluation.average_precision import mean_average_precision
-from omma.evaluation.split import Answer, Split, checked, holdouts, scaling
+from omma.evaluation.split import Answer, Pairs, Split, checked, holdouts, scaling
 
 Solver = Literal["auto", "lbfgs", "sgd"]
 Loss = Literal["softmax", "sigmoid", "hinge"]
@@ -37,7 +37,6 @@ BATCH, EPOCHS, MOMENTUM = 1024, 20, 0.9
 NEVER = -1e4  # the logit of a class that is never the answer
 
 Settings = dict[str, Any]  # solver, penalty or rate, and its held-out score
-Pairs = Sequence[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]  # rows to fit, rows held out
 
 
 class Linear(NamedTuple):

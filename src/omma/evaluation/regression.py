@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from omma.evaluation import confidence, knn, ridge
 from omma.evaluation.metrics import Figure
-from omma.evaluation.split import folds, standardise
+from omma.evaluation.split import Pairs, folds, standardise
 from omma.ops.nearest import top
 
 KS = (1, 2, 5, 10, 20, 50, 100)
@@ -30,8 +30,6 @@ FITS = ("r2", "circular_r2")
 NAMES = {"r2": "R2", "circular_r2": "circular R2", "mae": "MAE"}
 FOLDS = 5  # of groups
 CHUNK = 2**26  # similarities at once
-
-Pairs = Sequence[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 
 from omma.evaluation import align, confidence, knn, linear
-from omma.evaluation.domains import Field, Pairs
+from omma.evaluation.domains import Compared
+from omma.evaluation.metrics import Figure
 from omma.evaluation.score import Subject
-from omma.evaluation.split import holdouts
+from omma.evaluation.split import Pairs, holdouts
 
 Protocol = Literal["linear", "knn"]
 Key = tuple[Subject, str]  # whose features, and how they were aligned: "" or a name of `align.NAMES`
@@ -34,7 +35,7 @@ class Answers(NamedTuple):
 
 def answers(
     x: Float[np.ndarray, "n d"],
-    field: Field,
+    field: Compared,
     pairs: Pairs,
     *,
     protocol: Protocol = "linear",
@@ -87,7 +88,7 @@ def _probe(
     labels: Int[np.ndarray, "n"],
     classes: int,
     protocol: Protocol,
-    hold: linear.Pairs | None,
+    hold: Pairs | None,
     seed: int,
     device: torch.device | str,
 ) -> _Probe:
@@ -106,13 +107,6 @@ def _probe(
 
 
 # ---------------------------------------------------------------- figures
-class Figure(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    interval95: tuple[float, float]
-
-
 class Matrix(NamedTuple):
     """Accuracies of the probes of each domain (rows) on each (columns), with what follows from them."""
 
@@ -142,7 +136,9 @@ class Gain(NamedTuple):
     intervals95: Float[np.ndarray, "k k 2"]
 
 
-def figures(answered: Mapping[Key, Answers], field: Field, seed: int = 0) -> tuple[list[Matrix], list[Gain]]:
+def figures(
+    answered: Mapping[Key, Answers], field: Compared, seed: int = 0
+) -> tuple[list[Matrix], list[Gain]]:
     """The matrix of each, and the gains of features over floors and of an alignment over none.
 
     Intervals are percentiles over test images that are drawn with replacement, whole groups where there are
@@ -198,7 +194,7 @@ def _ends(draw: Float[np.ndarray, "r"]) -> tuple[float, float]:
 
 
 def _draws(
-    field: Field,
+    field: Compared,
     tested: Int[np.ndarray, "m"],
     seed: int,
     rounds: int = confidence.RESAMPLES,

@@ -9,7 +9,8 @@ from jaxtyping import Int
 from omma.core import notebook
 from omma.core.words import count
 from omma.evaluation import NAMES
-from omma.evaluation.shift import Figure, Gain, Matrix
+from omma.evaluation.metrics import Figure
+from omma.evaluation.shift import Gain, Matrix
 
 SUBJECTS = {"pixels": "raw pixels", "untrained": "untrained", "trained": "trained"}
 

@@ -1,5 +1,6 @@
 """The input of every evaluator: features and labels of a train and a test part, checked and split further."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from omma.core.words import count
 from omma.data.sources import group_split
 from omma.data.sources.split import occurrence, stratified
 
+Pairs = Sequence[tuple[Int[np.ndarray, "f"], Int[np.ndarray, "h"]]]  # rows to fit on, rows held out
 FEW = 1_000  # train images below which one hold-out is too noisy, and five are averaged
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from omma.core import dist
 from omma.core.protocols import BadImage, Frames, Needs
 from omma.core.words import count
-from omma.data.sources import captions, collection, composed, label_sets, selection
+from omma.data.sources import captions, collection, composed, label_sets, selection, sequences
 from omma.data.sources import groups as grouping
 from omma.data.sources.check import checked
 from omma.data.sources.clips import in_tiles
@@ -119,10 +119,11 @@ def prepare(
         if applies:
             rows, messages = select(source, rows)
             notes += messages
-    if frames is not None:
-        rows, messages = related.usable(source, rows, frames)
+    of = None if frames is None else sequences.read(source)
+    if frames is not None and of is not None:
+        rows, messages = related.usable(source, of, rows, frames)
         notes += messages
-    groups = related.groups(source, group, frames)
+    groups = related.groups(source, group, of)
     if needs.holds_out:
         part = few_labels.divide(source, rows, supervision or Supervision(), seed, groups)
         return Data(
@@ -135,8 +136,8 @@ def prepare(
             held_out_notes=(part.held_out_note,),
         )
     training, sample = monitor.hold_out(rows, seed, None if groups is None else groups.codes[rows])
-    if frames is not None and len(training) < len(rows):
-        training, _ = related.usable(source, training, frames)
+    if frames is not None and of is not None and len(training) < len(rows):
+        training, _ = related.usable(source, of, training, frames)
     if len(training) == len(rows):
         few = "images" if groups is None or len(rows) < monitor.ENOUGH else f"groups by {groups.name}"
         notes.append(f"too few {few} to hold some out: health is read on training images")

@@ -14,6 +14,7 @@ from omma.data.sources import fields, sequences
 from omma.data.sources import groups as grouping
 from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
+from omma.data.sources.sequences import Sequences
 
 
 class Related(NamedTuple):
@@ -47,27 +48,26 @@ def read(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ...]
 
 def refuse(images: IndexedImages, frames: Frames | None, needed: tuple[Field, ...]) -> None:
     """Raise ValueError for what a table lacks, before any image is decoded."""
-    read(images, frames, needed)
+    read(images, None, needed)
     if frames is not None:
-        usable(images, np.arange(len(images)), frames)
+        usable(images, sequences.read(images), np.arange(len(images)), frames)
 
 
-def groups(images: IndexedImages, group: str | None, frames: Frames | None) -> Groups | None:
+def groups(images: IndexedImages, group: str | None, of: Sequences | None) -> Groups | None:
     """What is held out together: by the column, or what a method takes for sequences where it has none."""
     found = grouping.of(images, group)
-    if found is None and group is None and frames is not None:
-        return Groups(grouping.FOLDER, sequences.read(images).sequence)
+    if found is None and group is None and of is not None:
+        return Groups(grouping.FOLDER, of.sequence)
     return found
 
 
 def usable(
-    images: IndexedImages, rows: Int[np.ndarray, "n"], frames: Frames
+    images: IndexedImages, of: Sequences, rows: Int[np.ndarray, "n"], frames: Frames
 ) -> tuple[Int[np.ndarray, "m"], list[str]]:
     """The rows that go together with others among them, and notes on the sequences and the rest.
 
-    Raises ValueError where there are none.
+    of: the sequences of all images. Raises ValueError where there are none.
     """
-    of = sequences.read(images)
     together = Sampler(of.sequence[rows], of.frame[rows], frames).usable()
     distance = f"{frames.least:g} or more" if frames.most is None else f"{frames.least:g} to {frames.most:g}"
     wanted = f"{frames.count} frames of one sequence, {distance} apart"

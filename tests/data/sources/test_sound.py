@@ -84,7 +84,7 @@ def test_a_folder_lists_tiles_with_what_is_known_of_their_clips(sounds):
         assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert images.columns["sequence"].to_pylist() == [name[:-2] for name in names]
         assert images.columns["frame"].to_pylist() == [0, 0, 1, 0, 0, 1]
-        assert images.describe() == "sounds: 4 clips, 6 tiles of 1.28 s, 2 classes"
+        assert images.describe() == "sounds: 4 clips, 6 tiles, 2 classes"
     paths = images.identity.record()["content"].to_pylist()
     assert len(set(paths)) == 6  # two tiles of a clip are no copies
 
@@ -126,7 +126,7 @@ def test_consumers_get_clips(sounds):
     assert clips.labels.tolist() == [0, 0, 1, 1]
     tiles = collection.open_images(sounds)
     np.testing.assert_array_equal(clips.read(1), np.concatenate([tiles.read(1), tiles.read(2)], axis=1))
-    assert clips.describe() == "sounds: 4 clips, 6 tiles of 1.28 s, 2 classes"
+    assert clips.describe() == "sounds: 4 clips, 6 tiles, 2 classes"
     assert clips.content(3) == (sounds / "dog/d.wav").read_bytes()
     some = collection.opened(tiles.subset(np.array([5, 3, 1])))  # a clip is whole, whichever tile is left
     assert [some.path(i) for i in range(3)] == ["dog/d.wav", "dog/c.wav", "cat/b.wav"]

@@ -9,19 +9,18 @@ from jaxtyping import Float, Int
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.data.sources.indexed import IndexedImages
-from omma.data.sources.sound import ALL, SECONDS, Sounds, clip_of
-
-SEQUENCE, FRAME = "sequence", "frame"  # columns of tiles: the path of the clip, the number of the tile
+from omma.data.sources.sound import ALL, Sounds, clip_of
+from omma.data.sources.tables import FRAME, SEQUENCE
 
 
 class Tiles(IndexedImages):
-    """Tiles of 1.28 s, each an image of 128 mels x 128 frames; tile 3 of a.wav is named a.wav#3."""
+    """Equal parts of clips, each an image of 128 mels x 128 frames; tile 3 of a.wav is named a.wav#3."""
 
     kind = "sound"
 
     def _counted(self) -> str:
         clips = len({clip_of(path) for path in self._paths.to_pylist()})
-        return f"{count(clips, 'clip')}, {count(len(self), 'tile')} of {SECONDS:g} s"
+        return f"{count(clips, 'clip')}, {count(len(self), 'tile')}"
 
 
 class Clips(IndexedImages):
@@ -31,7 +30,7 @@ class Clips(IndexedImages):
 
     def _counted(self) -> str:
         assert self._where is not None
-        return f"{count(len(self), 'clip')}, {count(int(self._where[:, -1].sum()), 'tile')} of {SECONDS:g} s"
+        return f"{count(len(self), 'clip')}, {count(int(self._where[:, -1].sum()), 'tile')}"
 
 
 def tiles(clips: Clips) -> tuple[Tiles, Int[np.ndarray, "t"]]:

@@ -13,8 +13,8 @@ from jaxtyping import Int
 from omma.core.protocols import Images
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.selection import values_of
+from omma.data.sources.tables import SEQUENCE
 
-SEQUENCE = "sequence"  # the column that groups images where no other is named
 FOLDER = "folder"
 NONE = "none"
 

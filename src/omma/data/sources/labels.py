@@ -4,12 +4,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from omma.data.sources.columns import listed
 from omma.data.sources.tables import ENDINGS, LABELS
@@ -30,6 +31,18 @@ class Annotations:
     text: pa.LargeListArray | None = None  # each image's captions; null for one that is not valid UTF-8
     notes: tuple[str, ...] = ()  # what to know of how labels were read, and why any were not
     columns: pa.Table | None = None  # texts and numbers of a table's other columns
+
+    def take(self, rows: Int[np.ndarray, "m"]) -> "Annotations":
+        """Those of some images, any of them several times."""
+        at = pa.array(rows)
+        return replace(
+            self,
+            labels=None if self.labels is None else self.labels[rows],
+            label_sets=None if self.label_sets is None else self.label_sets[rows],
+            splits=None if self.splits is None else self.splits[rows],
+            text=None if self.text is None else self.text.take(at),
+            columns=None if self.columns is None else self.columns.take(at),
+        )
 
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")  # as writers of tables put it: not 007, +1 or 1_0

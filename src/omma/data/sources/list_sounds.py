@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from omma.core.protocols import BadImage
 from omma.core.words import count
-from omma.data.sources.labels import Annotations
 from omma.data.sources.listing import Listing
 from omma.data.sources.names import is_sound
 from omma.data.sources.readers import Archive, Files
@@ -69,28 +68,18 @@ def restricted(listing: Listing, rows: np.ndarray, bad: list[tuple[str, str]]) -
     """Some files of the listing; the others are skipped, and so are classes that had no others."""
     if not bad:
         return listing
-    known, at = listing.annotations, pa.array(rows)
-    labels, classes = known.labels, known.classes
-    if labels is not None:
-        was, labels = np.unique(labels[labels >= 0]), labels[rows]
-        if len(gone := np.setdiff1d(was, labels)):
-            code = np.full(len(classes) + 1, -1)
-            stay = np.setdiff1d(np.arange(len(classes)), gone)
-            code[stay] = np.arange(len(stay))
-            labels, classes = code[labels], tuple(classes[k] for k in stay)
-    annotations = Annotations(
-        labels=labels,
-        label_sets=None if known.label_sets is None else known.label_sets[rows],
-        classes=classes,
-        splits=None if known.splits is None else known.splits[rows],
-        text=None if known.text is None else known.text.take(at),
-        notes=known.notes,
-        columns=None if known.columns is None else known.columns.take(at),
-    )
+    known, chosen = listing.annotations, listing.annotations.take(rows)
+    if known.labels is not None and chosen.labels is not None:
+        gone = np.setdiff1d(known.labels, [*chosen.labels.tolist(), -1])
+        stay = np.setdiff1d(np.arange(len(known.classes)), gone)
+        code = np.full(len(known.classes) + 1, -1)  # the last is for -1
+        code[stay] = np.arange(len(stay))
+        classes = tuple(known.classes[k] for k in stay)
+        chosen = replace(chosen, labels=code[chosen.labels], classes=classes)
     return replace(
         listing,
-        paths=listing.paths.take(at),
+        paths=listing.paths.take(pa.array(rows)),
         where=None if listing.where is None else listing.where[rows],
-        annotations=annotations,
+        annotations=chosen,
         skipped=sorted(listing.skipped + bad),
     )

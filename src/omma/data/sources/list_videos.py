@@ -9,7 +9,6 @@ import pyarrow as pa
 from omma.core.protocols import BadImage
 from omma.core.words import count
 from omma.data.sources.columns import texts
-from omma.data.sources.labels import Annotations
 from omma.data.sources.list_sounds import restricted
 from omma.data.sources.listing import Listing
 from omma.data.sources.readers import Files
@@ -67,12 +66,12 @@ def _by_frame(
     number: np.ndarray,
 ) -> Listing:
     """A listing with a row for each frame; rows: the video of each row of the old one, of which some own."""
-    known, at = listing.annotations, pa.array(owner)
+    known = listing.annotations.take(owner)
     old = listing.paths.to_pylist()
     videos = [None if rows[k] is None else rows[k][0] for k in range(len(rows))]  # pyright: ignore
     pairs = list(zip([videos[k] for k in owner.tolist()], owner.tolist(), number.tolist(), strict=True))
     paths = [old[k] if video is None else f"{video}#{n:05d}" for video, k, n in pairs]
-    table = None if known.columns is None else known.columns.take(at)
+    table = known.columns
     is_frame = np.array([video is not None for video, *_ in pairs])
     columns = {} if table is None else {name: table[name] for name in table.column_names}
     columns |= _track(table, [video for video, *_ in pairs], number, is_frame)
@@ -83,15 +82,7 @@ def _by_frame(
         store=store,
         paths=pa.array(paths, pa.large_string()),
         where=number[:, None],
-        annotations=Annotations(
-            labels=None if known.labels is None else known.labels[owner],
-            label_sets=None if known.label_sets is None else known.label_sets[owner],
-            classes=known.classes,
-            splits=None if known.splits is None else known.splits[owner],
-            text=None if known.text is None else known.text.take(at),
-            notes=(*known.notes, note),
-            columns=pa.table(columns),
-        ),
+        annotations=replace(known, notes=(*known.notes, note), columns=pa.table(columns)),
     )
 
 

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 
 from omma.core.words import count
 from omma.data.sources.columns import shown, texts
-from omma.data.sources.groups import SEQUENCE, codes_of
+from omma.data.sources.groups import codes_of
 from omma.data.sources.indexed import IndexedImages
+from omma.data.sources.tables import FRAME, SEQUENCE
 
-FRAME = "frame"  # the column that orders the images of a sequence
 _DIGITS = re.compile(r"(\d+)")
 
 

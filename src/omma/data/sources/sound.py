@@ -1,4 +1,4 @@
-"""Sounds as images: log-mel energies in tiles of 128 mels x 128 frames (1.28 s), lowest mel at the bottom."""
+"""Sounds as images: log-mel energies in tiles of 128 mels x 128 frames, lowest mel at the bottom."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from omma.data.sources.file_parts import Parts
 from omma.data.sources.readers import Archive, Files
 
 SIDE = 128  # frames of a tile, and mels
-SECONDS = SIDE * mel.SHIFT / mel.RATE  # of sound from one tile to the next
 ALL = -1  # in place of a tile's number: the whole clip
 
 

@@ -25,7 +25,7 @@ LABELS = ("label", *CLASS_NAMES, "labels")
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 _KNOWN = frozenset((*PATHS, *LABELS, "split"))
 _DELIMITERS = ",;\t|"
-TRACK = ("sequence", "frame")  # what belongs together, and its order (sequences.py)
+SEQUENCE, FRAME = TRACK = ("sequence", "frame")  # what belongs together, and its order (sequences.py)
 _CHUNK = 100_000  # rows that are Python objects at a time
 _LONGEST = 64  # numbers of a list that is read; longer ones are embeddings and may exceed memory
 
