@@ -130,14 +130,19 @@ def finish(children: list[Child], timeout: float = 240) -> None:
     assert not any(statuses), "\n".join(child.errors[-3000:] for child in children)
 
 
+def start_own(module: str | Path, name: str, *args: Any) -> Child:
+    """Start a function of a test's file in a process of its own."""
+    return start(_call, str(module), name, *args)
+
+
 def own(module: str | Path, name: str, *args: Any, timeout: float = 240) -> None:
     """Run a function of a test's file in a process of its own; what it raises fails the test."""
-    finish([start(_call, str(module), name, *args)], timeout)
+    finish([start_own(module, name, *args)], timeout)
 
 
 def both(module: str | Path, folder: Path, timeout: float = 240) -> None:
     """Two processes run the `main(rank, folder)` of a file."""
-    finish([start(_call, str(module), "main", rank, folder) for rank in range(2)], timeout)
+    finish([start_own(module, "main", rank, folder) for rank in range(2)], timeout)
 
 
 def run(module: str | Path, folder: Path, timeout: float = 240) -> list[dict]:

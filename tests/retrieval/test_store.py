@@ -253,7 +253,8 @@ def test_killed_at_any_time_it_holds_what_was_reported(tmp_path):
             later = lines.read().split()
         reported = int(later[-1]) if later else reported
         index = Index.open(folder)
-        assert len(index) in (reported, reported + 3), attempt  # the last commit may not have been told
+        # the last commit may not have been told: five rows more, and two fewer while old ones are left
+        assert len(index) - reported in (0, 3, 5), attempt
         for path, vector in zip(index.paths(), index.vectors()):
             seed, row = map(int, path.removesuffix(".jpg").split("-"))
             wanted = vectors(5, seed)[row]

@@ -64,7 +64,7 @@ def killed(table, out, method):
 
 @pytest.mark.parametrize("method", ["coherence", "egomotion", "interaction"])
 def test_a_killed_run_goes_on_bit_for_bit(table, tmp_path, method):
-    child = processes.start(killed, table, tmp_path / "two", method)
+    child = processes.start_own(__file__, "killed", table, tmp_path / "two", method)
     assert child.wait(120) == -signal.SIGKILL, child.errors[-2000:]
     assert not (tmp_path / "two" / "model.safetensors").exists()
     assert list((tmp_path / "two" / "checkpoints").iterdir())
