@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tones import folder_of, tone, wav_bytes
 
 from omma import backbones
 from omma.data.batches import preprocess
@@ -10,7 +11,6 @@ from omma.data.sources import collection
 from omma.features import extract
 from omma.features.extract import pixels, prepare, stream
 from omma.weights import Model
-from tests.helpers.sounds import folder_of, tone, wav_bytes
 
 SECONDS = {"a.wav": 0.4, "b.wav": 2.8, "c.wav": 4.0, "d.wav": 1.3, "e.wav": 3.9}  # 1, 2, 3, 1 and 3 tiles
 

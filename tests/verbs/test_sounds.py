@@ -1,21 +1,23 @@
 """A run on sounds: what it says, that it resumes bit for bit, and what its model says of clips."""
 
 import csv
+import os
+import signal
 
 import numpy as np
+import processes
 import pytest
 import torch
+from tones import tone, wav_bytes
 
 import omma
-from omma.pretraining.events import Plan
+from omma.pretraining.events import Plan, Progress
 from omma.pretraining.folder import RunFolder
-from omma.train import checkpoint
 from omma.verbs.embed import embed
 from omma.verbs.evaluate import evaluate
 from omma.verbs.finetune import finetune
 from omma.verbs.predict import predict
 from omma.verbs.pretrain import pretrain
-from tests.helpers.sounds import tone, wav_bytes
 
 TINY = {
     "method": "simclr", "model": "vit-n/8", "image_size": 16, "batch_size": 8, "device": "cpu",
@@ -53,20 +55,20 @@ def test_the_plan_says_what_the_images_are(place, tmp_path):
     assert not any(word in view for view in plans[0].views for word in ("flip", "bright", "hue"))
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(place, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
+def killed(clips, out):
+    """A process that ends itself by signal 9 once the second step is done."""
 
-    save = checkpoint.save
+    def listen(event):
+        if isinstance(event, Progress) and event.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def saved(*args, **kwargs):
-        save(*args, **kwargs)
-        raise Killed
+    pretrain(clips, out=out, steps=4, checkpoint_every=1e-9, listen=listen, **TINY)
 
-    monkeypatch.setattr(checkpoint, "save", saved)
-    with pytest.raises(Killed):
-        pretrain(place / "clips", out=tmp_path / "run", steps=4, checkpoint_every=1e-6, **TINY)
-    monkeypatch.undo()
+
+def test_a_run_that_is_killed_goes_on_bit_for_bit(place, tmp_path):
+    child = processes.start_own(__file__, "killed", place / "clips", tmp_path / "run")
+    assert child.wait(120) == -signal.SIGKILL, child.errors[-2000:]
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
     assert not RunFolder(tmp_path / "run").finished
     pretrain(place / "clips", out=tmp_path / "run", steps=4, **TINY)
     assert RunFolder(tmp_path / "run").finished

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from tones import folder_of, tone, wav_bytes
 
 from omma.core.protocols import Colour, Crop, Key, Preprocess, RandAugment, Spectrum
 from omma.data.batches import augment, preprocess, sound_views
 from omma.data.sources import collection, mel
 from omma.data.sources.values import scaling_notes
-from tests.helpers.sounds import folder_of, tone, wav_bytes
 
 PLAN = (
     Crop(count=2, size=32, colour=Colour(brightness=0.4, jitter_p=0.8, blur_p=0.5), erase_p=0.25),

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tones import folder_of, in_time, tone, wav_bytes
 
 from omma.core.protocols import BadImage
 from omma.data.sources import collection, mel
 from omma.data.sources.clips import Clips, Tiles, in_tiles
 from omma.data.sources.sound import tiles_in
-from tests.helpers.sounds import folder_of, in_time, tone, wav_bytes
 
 CLIPS = {"cat/a.wav": 0.4, "cat/b.wav": 2.8, "dog/c.wav": 1.5, "dog/d.wav": 2.6}  # 1, 2, 1 and 2 tiles
 
