@@ -4,13 +4,15 @@
     python benchmarks/sounds.py esc10_100clips_16k_wav.zip --by fold --out DIR --steps 370
 
 Each run sees the clips of the other values, without labels; then a linear probe learns from the same clips
-with their labels, and is tested on the value that was left out. Printed: top-1 of each, and their mean, of
+with their labels (its penalty is chosen on values left out of these), and is tested on the value that was
+left out. Printed: top-1 of each, and their mean, of
 the encoder, of the same network untrained and of raw pixels, with the 95 % interval of all test clips
 together (Wilson's, as if clips were independent). A run that was stopped goes on; finished ones are not
 repeated.
 """
 
 import argparse
+import ast
 import json
 from pathlib import Path
 
@@ -28,9 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=740)
     parser.add_argument("--method", default="simclr")
-    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, nargs=2, help="share of a tile that a view covers")
+    parser.add_argument("--option", nargs="*", default=[], help="NAME=VALUE of the method's own")
     args = parser.parse_args()
     folder = args.out / "clips"
     rows = unpacked(args.data, folder)
@@ -46,12 +48,17 @@ def main() -> None:
                 image_size=args.image_size,
                 steps=args.steps,
                 seed=args.seed,
-                options={} if args.scale is None else {"scale": tuple(args.scale)},
+                options={name: ast.literal_eval(text) for name, text in (o.split("=") for o in args.option)},
             )
         if not (run / "judged.json").exists():
             table = str(folder / "labels.csv")
             omma.evaluate(
-                run, table, protocols=["linear"], test_on=[f"{args.by}={value}"], json=run / "judged.json"
+                run,
+                table,
+                protocols=["linear"],
+                test_on=[f"{args.by}={value}"],
+                group=args.by,
+                json=run / "judged.json",
             )
         results = json.loads((run / "judged.json").read_text())["results"]
         for each in results:

@@ -43,14 +43,19 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """Changes of one kind of crop of a log-mel image, in units of its normalised values.
+    """Changes of one kind of crop of a log-mel image, applied in this order.
 
-    They stand for another distance, another microphone or voice, and noise.
+    They stand for a recording cut more widely, another recorder, distance, voice or room, and other noise.
     """
 
-    level: float = 0.2  # deviation of a constant added to all values
-    tilt: float = 0.2  # deviations of a slope and of a curvature over frequency, at its ends
-    noise: float = 0.2  # deviation of noise at each time and frequency, uniform in [0, x] over views
+    pause_p: float = 0.7  # of silence before and after ...
+    pause: float = 0.7  # ... as a share of the view's time, together, uniform up to this
+    contrast: float = 0.3  # deviation of the logarithm of a factor of the range about the mean
+    level: float = 8.0  # dB, deviation of a constant added to all energies
+    tilt: float = 8.0  # dB, deviations of a slope and of a curvature over frequency, at its ends
+    noise_p: float = 0.8  # of steady noise ...
+    snr: tuple[float, float] = (0.0, 50.0)  # ... so many dB below the view's energy, uniform ...
+    noise_tilt: float = 16.0  # ... and its own slope and curvature, as `tilt`
 
 
 @dataclass(frozen=True, kw_only=True)

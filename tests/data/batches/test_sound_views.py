@@ -26,30 +26,88 @@ def test_sounds_are_not_flipped_or_coloured(sounds):
     assert not any(word in line for line in lines for word in ("flip", "bright", "blur", "RandAugment"))
     assert "erased 0.25" in lines[0]
     assert lines[0].startswith("2 x 32 px")
-    assert "level 0.2, tilt 0.2, noise 0.2" in lines[0]
+    assert "pauses of up to 70% 0.7, level 8 dB, tilt 8 dB, range 0.3, noise 0 to 50 dB below 0.8" in lines[0]
     assert "level" not in lines[1], "a method that changes no colours changes no spectra"
     assert "no flips, no colours" in sound_views.notes(sounds)[0]
 
 
-def test_spectra_change_by_view_as_said_and_alike_in_frames():
-    n, setting = 400, Spectrum(level=0.3, tilt=0.5, noise=0.2)
-    key = Key(3, np.zeros(n, np.int64), np.arange(n))
-    pre = Preprocess(size=16, channels=1, low=(0.0,), high=(1.0,), mean=(0.5,), std=(0.25,))
-    raw = torch.full((n, 2, 1, 16, 16), 0.5)  # 0, normalised
-    plan = (Crop(size=16, count=2, spectrum=setting),)
-    (changed,) = augment.augment((raw,), plan, key, pre)
-    rows = changed.mean(-1)[:, :, 0]  # [n, 2, 16], noise averaged
-    level = rows.mean(-1)
-    assert abs(float(level.std()) - 0.3) < 0.03
-    slope = (rows[..., 8:].mean(-1) - rows[..., :8].mean(-1)) / (16 / 15)
-    assert abs(float(slope.std()) - 0.5) < 0.05
+N = 400
+KEY = Key(3, np.zeros(N, np.int64), np.arange(N))
+PRE = Preprocess(size=16, channels=1, low=(-16.0,), high=(4.0,), mean=(0.5,), std=(0.25,))
+UNIT = 20 * 0.25 * 10 / np.log(10)  # dB in a normalised value of 1
+
+
+def changed(raw, **setting):
+    """In dB of energy."""
+    none = {"pause_p": 0.0, "contrast": 0.0, "level": 0.0, "tilt": 0.0, "noise_p": 0.0}
+    plan = (Crop(size=16, count=2, spectrum=Spectrum(**{**none, **setting})),)
+    (views,) = augment.augment((raw,), plan, KEY, PRE)
+    return views * UNIT
+
+
+def test_loudness_and_spectra_change_by_view():
+    rows = changed(torch.full((N, 2, 1, 16, 16), 0.5), level=6.0, tilt=10.0)
+    assert torch.allclose(rows, rows[..., :1], atol=1e-3), "alike at all times"
+    level = rows.mean((2, 3, 4))
+    assert abs(float(level.std()) - 6) < 0.6
     assert abs(float(torch.corrcoef(level.T)[0, 1])) < 0.15, "views are changed independently"
-    rest = changed - changed.mean(-1, keepdim=True)
-    assert 0.08 < float(rest.std(-1).mean()) < 0.12
-    (part,) = augment.augment((raw[5:9],), plan, Key(3, key.epoch[5:9], key.index[5:9]), pre)
-    assert torch.equal(part, changed[5:9])
-    alike = (Crop(size=16, frames=2, spectrum=Spectrum(noise=0.0)),)
-    (frames,) = augment.augment((raw,), alike, key, pre)
+    ends = rows[:, :, 0, [0, -1], 0]
+    slope = (ends[..., 1] - ends[..., 0]) / 2
+    assert abs(float(slope.std()) - 10) < 1
+
+
+def test_pauses_press_a_sound_together_between_silence():
+    raw = torch.full((N, 2, 1, 16, 16), -16.0)
+    raw[..., 5, 1:] = torch.linspace(-8, -1, 15)  # the first column is silent
+    before, after = changed(raw)[0, 0, 0, 5, 1:], changed(raw, pause_p=1.0, pause=1.0)[:, :, 0, 5]
+    silent = after < float(before.min()) - 1
+    share = 1 - 15 / 16 / (1 + torch.rand(100_000, generator=torch.Generator().manual_seed(0)))
+    assert abs(float(silent.float().mean()) - float(share.mean())) < 0.02
+    assert bool(silent[..., 0].any()), "before"
+    assert bool(silent[..., -1].any()), "after"
+    both = ~silent[..., 1:] & ~silent[..., :-1]
+    assert float(after.diff(dim=-1)[both].min()) > 0, "time runs as before"
+    assert int(silent.float().diff(dim=-1).abs().sum(-1).max()) <= 2, "in one piece"
+    assert float(after.max()) <= float(before.max()) + 1e-3
+
+
+def test_the_range_changes_about_the_mean():
+    raw = torch.rand(N, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    before, after = changed(raw), changed(raw, contrast=0.4)
+    torch.testing.assert_close(before.mean((2, 3, 4)), after.mean((2, 3, 4)), atol=1e-3, rtol=0)
+    factor = after.std((2, 3, 4)) / before.std((2, 3, 4))
+    assert abs(float(factor.log().std()) - 0.4) < 0.04
+
+
+@pytest.mark.parametrize("snr", [20.0, 0.0])
+def test_noise_is_added_as_energy(snr):
+    """A tone of one row: the noise is that much below its mean energy, and leaves it as it is."""
+    raw = torch.full((N, 2, 1, 16, 16), -16.0)
+    raw[..., 5, :] = -1
+    before = changed(raw) / 10
+    tone = 10 ** before[..., 5, :].double()
+    after = 10 ** (changed(raw, noise_p=1.0, snr=(snr, snr), noise_tilt=0.0) / 10).double()
+    noise = after - 10 ** before.double()
+    wanted = tone.mean() / 16 * 10 ** (-snr / 10)  # the tone is a sixteenth of the rows
+    median = float(noise[..., :5, :].median() / wanted)
+    assert abs(10 * np.log10(median)) < 0.2
+    spread = 10 * noise[..., :5, :].log10()
+    assert abs(float(spread.std()) - 3) < 0.1
+    coloured = changed(raw, noise_p=1.0, snr=(snr, snr), noise_tilt=10.0)[:, :, 0].mean(-1)
+    assert abs(float((coloured[..., -1] - coloured[..., 0]).std()) - 20) < 2
+    some = changed(raw, noise_p=0.5, snr=(snr, snr))[:, :, 0, 0, 0] > changed(raw)[:, :, 0, 0, 0] + 1
+    assert abs(float(some.double().mean()) - 0.5) < 0.06
+
+
+def test_spectra_are_a_function_of_the_key_and_alike_in_frames():
+    raw = torch.rand(N, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    (whole,) = augment.augment((raw,), (Crop(size=16, count=2, spectrum=Spectrum()),), KEY, PRE)
+    some = Key(3, KEY.epoch[5:9], KEY.index[5:9])
+    (part,) = augment.augment((raw[5:9],), (Crop(size=16, count=2, spectrum=Spectrum()),), some, PRE)
+    assert torch.equal(part, whole[5:9])
+    assert torch.isfinite(whole).all()
+    same = raw[:, :1].expand(-1, 2, -1, -1, -1).clone()
+    (frames,) = augment.augment((same,), (Crop(size=16, frames=2, spectrum=Spectrum(noise_p=0.0)),), KEY, PRE)
     assert torch.equal(frames[:, 0], frames[:, 1])
     assert not torch.equal(frames[0], frames[1])
 

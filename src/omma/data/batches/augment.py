@@ -192,8 +192,8 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     out = out.view(raw.shape)
     if crop.spectrum:
         stream = Stream.SPECTRUM + number
-        changes = spectrum.draw(key, stream, crop.spectrum, crop.count)
-        spectrum.apply_(out, np.repeat(changes, crop.frames, axis=1), key, stream)
+        changes = spectrum.draw(key, stream, crop.spectrum, crop.count).in_frames(crop.frames)
+        spectrum.apply_(out, changes, key, stream, preprocess)
     if crop.erase_p:
         stream = Stream.ERASE + number
         boxes = erasing.draw(key, stream, crop.erase_p, crop.count, crop.size)
@@ -287,7 +287,10 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         if crop.colour:
             _describe_colour(crop.colour, parts, parts if channels == 3 else left_out)
         if s := crop.spectrum:
-            parts.append(f"level {s.level:g}, tilt {s.tilt:g}, noise {s.noise:g}")
+            low, high = s.snr
+            parts.append(f"pauses of up to {s.pause:.0%} {s.pause_p:g}")
+            parts.append(f"level {s.level:g} dB, tilt {s.tilt:g} dB, range {s.contrast:g}")
+            parts.append(f"noise {low:g} to {high:g} dB below {s.noise_p:g}")
         if crop.erase_p:
             parts.append(f"a rectangle erased {crop.erase_p:g}")
         text += ": " + (", ".join(parts) or "no other change")
