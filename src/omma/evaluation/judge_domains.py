@@ -31,7 +31,8 @@ def by_domains(
     features = features_of_all(job, job.images.subset(field.rows))
     readable = readable_rows(features)
     field = field.readable(readable)
-    tested = field.rows[domains.tested(domains.pairs_of(job.images, field, job.seed, group is not None)[0])]
+    rows = domains.tested(domains.pairs_of(job.images, field, job.seed, group is not None)[0])
+    tested, few = field.rows[rows], domains.few_groups(field, rows)
     conditions = conditions_of("trained", features["trained"], job.model.preprocess)
     skipped = dict((*getattr(job.images, "skipped", ()), *features["trained"].bad))
     about = About(
@@ -40,7 +41,7 @@ def by_domains(
         data=job.source,
         features=f"{conditions['layer']} layer, {conditions['pooling']} features in "
         f"{conditions['precision']}; {conditions['crop']}",
-        notes=tuple(dict.fromkeys((*notes.notes(job, tested, skipped), *field.notes))),
+        notes=tuple(dict.fromkeys((*notes.notes(job, tested, skipped), *field.notes, *[few] * bool(few)))),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     vectors: dict[Subject, np.ndarray] = {
