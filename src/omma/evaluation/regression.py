@@ -258,8 +258,8 @@ def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed:
     value = 1 - lost.sum() / _spread(code, np.ones((len(y), 1)), target)[0]
     if not np.isfinite(value):
         raise ValueError(
-            f"all {len(y):,} test images have the same {target.name} ({y[0]:g}), so there is nothing to explain: "
-            "test on images, or groups, of several values"
+            f"all {len(y):,} test images have the same {target.name} ({y[0]:g}), so nothing can be "
+            "explained: test on images, or groups, of several values"
         )
     found = np.concatenate(draws)
     low, high = confidence.percentiles(found)

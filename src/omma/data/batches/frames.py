@@ -106,6 +106,12 @@ class Sampler:
         fits[self.order] = self._closest(np.arange(len(self.order)))[1]
         return fits
 
+    def leading(self) -> Bool[np.ndarray, "n"]:
+        """Which images can be the first of a sample's frames, in ascending order."""
+        leads = np.empty(len(self.order), bool)
+        leads[self.order] = self.follow[0][-1]
+        return leads
+
     def _fits(self, ranks: Int[np.ndarray, "b f"]) -> Bool[np.ndarray, "b"]:
         distance = np.diff(self.place[ranks], axis=1)
         near = (distance >= self.least) & (distance <= self.most)
