@@ -16,7 +16,7 @@ _IDENTITY = 128  # numbers of what is compared between pictures of an object
 
 def known(task: str, values: Num[np.ndarray, "n d"]) -> Bool[np.ndarray, "n"]:
     """Which rows have the numbers of a task, or the name of an object."""
-    return values[:, 0] >= 0 if task == "identity" else np.isfinite(values).all(axis=1)
+    return np.asarray(values[:, 0] >= 0 if task == "identity" else np.isfinite(values).all(axis=1))
 
 
 def check(tasks: Mapping[str, Num[np.ndarray, "n d"]]) -> None:
