@@ -316,10 +316,10 @@ def test_two_groups_of_a_domain_suffice(few_penalties):
     """One is tested and one trained on, so that the penalty is chosen by image, and a note says so."""
     where, plates = np.repeat([0, 1], 40), np.arange(80) // 20
     labels = np.tile([0, 1], 40)
-    x = np.random.default_rng(0).normal(size=(80, 3)) + 3 * labels[:, None]
+    x = (np.random.default_rng(0).normal(size=(80, 3)) + 3 * labels[:, None]).astype(np.float32)
     what = About(model="m", digest="d", data="cells", features="features")
     found = measured(images(labels), field(labels, where, plates), {"trained": x}, what)
     assert found.matrix().accuracy.min() > 0.8
     assert found.notes[-1].startswith(
-        "no class of a and b has train images in two groups by plate: the penalty"
+        "no class of a and b has train images in two groups by plate: penalties"
     )

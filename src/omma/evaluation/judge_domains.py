@@ -94,8 +94,8 @@ def measured(
     matrices, gains = shift.figures(answered, field, seed)
     if alone := next(iter(answered.values())).by_image:
         note = (
-            f"no class of {enumerated(alone)} has train images in two groups by {field.grouped}: penalties are "
-            "chosen on held-out images of groups that probes are fitted on"
+            f"no class of {enumerated(alone)} has train images in two groups by {field.grouped}: penalties "
+            "are chosen on held-out images of groups that probes are fitted on"
         )
         about = replace(about, notes=(*about.notes, note))
     tested = domains.tested(pairs)
