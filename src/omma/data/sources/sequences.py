@@ -62,7 +62,7 @@ def _numbers(images: IndexedImages, names: list[str]) -> Float[np.ndarray, "n"]:
         if is_empty and not names[i]:
             frame[i] = 0.0  # the only one of its sequence
         elif not np.isfinite(frame[i]):
-            what = "is empty" if is_empty else f"holds {shown(cell)}"
+            what = "is empty" if is_empty else f"holds {shown(str(cell))}"
             raise ValueError(
                 f"{images.source}: column `frame` {what} for {images.path(i)}: give each image of a sequence "
                 "a number, by which they are ordered"
