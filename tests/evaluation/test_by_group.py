@@ -153,3 +153,15 @@ def test_nothing_leaks_where_each_image_is_a_group():
     rng = np.random.default_rng(0)
     vectors, labels = rng.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 2
     assert leakage.measure(vectors, labels, np.arange(60), np.arange(60) % 5 == 0, "film") is None
+
+
+def test_a_named_split_that_leaks_is_not_mended_by_the_option():
+    """`--group` leaves parts that the user named as they are, so the sentence does not advise it."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(120) % 12
+    vectors, is_test = rng.normal(size=(120, 4)).astype(np.float32), np.arange(120) >= 60
+    for named in (False, True):
+        found = leakage.measure(vectors, codes % 2, codes, is_test, "film", "tested on site=b", named)
+        assert found is not None
+        assert ("which --group film makes" in found.sentence()) != named
+        assert found.to_json()["named"] == named

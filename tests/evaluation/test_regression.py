@@ -185,3 +185,23 @@ def test_parts_hold_whole_groups_and_the_range_of_the_numbers():
     assert 0.12 < len(test) / 190 < 0.3
     assert words.startswith("split by plate, ")
     assert set(regression.strata(y[np.isfinite(y)])) == set(range(5))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("target", [AGE, ANGLE], ids=["number", "angle"])
+def test_draws_of_one_number_do_not_enter_the_interval(target):
+    """Ages of three patients: one draw in nine is of a single one, about whose mean only rounding remains."""
+    groups = np.repeat(np.arange(3), 5)
+    y = np.array([47.1, 52.2, 70.4])[groups]
+    x = np.zeros((15, 2), np.float32)
+    found = regression.measure(Data(x, y, x, y, groups, groups), y + np.linspace(-9, 9, 15), target)
+    low, high = found.fit.interval95
+    assert -20 < low < found.fit.value < high <= 1
+    assert np.isnan(found.draws).mean() == pytest.approx(1 / 9, abs=0.04)
+
+
+def test_test_images_of_one_number_are_refused():
+    y = np.full(4, 55.3)
+    x = np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match="all 4 test images have the same age"):
+        regression.measure(Data(x, y, x, y), y, AGE)

@@ -291,3 +291,35 @@ def test_the_result_says_what_was_chosen_and_proves_no_more_than_its_intervals(f
     content = found.to_json()
     assert [each["gap"]["value"] for each in content["matrices"]] == [m.gap.value for m in found.matrices]
     assert found.table(found.matrix())[1][0][0] == "trained on a"
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3], [3, 9, 9]], ids=["few groups everywhere", "in one domain"])
+def test_a_single_fold_is_tested_only_if_it_has_all_domains(sizes, monkeypatch):
+    """With three visits to a site, two of five folds have none of it."""
+    monkeypatch.setattr(domains, "FEW", 10)
+    where = np.repeat(np.arange(3), 10 * np.array(sizes))
+    labels, visits = np.tile([0, 1], len(where) // 2), np.arange(len(where)) // 10
+    compared = field(labels, where, visits)
+    pairs, _ = domains.pairs_of(images(labels), compared, seed=0)
+    tested = domains.tested(pairs)
+    assert set(where[tested]) == {0, 1, 2}
+    assert len(pairs) == 1 or len(tested) == len(where)
+    found = measured(
+        images(labels), compared, {"trained": np.random.default_rng(0).normal(size=(len(where), 4))},
+        About(model="m", digest="d", data="cells", features="features"), protocol="knn",
+    )  # fmt: skip
+    assert np.isfinite(found.matrix().accuracy).all()
+    assert "a has too few (3 groups by plate)" in domains.few_groups(compared, np.arange(len(where)))
+
+
+def test_two_groups_of_a_domain_suffice(few_penalties):
+    """One is tested and one trained on, so that the penalty is chosen by image, and a note says so."""
+    where, plates = np.repeat([0, 1], 40), np.arange(80) // 20
+    labels = np.tile([0, 1], 40)
+    x = (np.random.default_rng(0).normal(size=(80, 3)) + 3 * labels[:, None]).astype(np.float32)
+    what = About(model="m", digest="d", data="cells", features="features")
+    found = measured(images(labels), field(labels, where, plates), {"trained": x}, what)
+    assert found.matrix().accuracy.min() > 0.8
+    assert found.notes[-1].startswith(
+        "no class of a and b has train images in two groups by plate: penalties"
+    )

@@ -166,3 +166,22 @@ def test_options_and_columns():
     assert (several.name, several.columns) == ("pose", ("x", "y"))
     (crop,) = egomotion.views(egomotion.Config(), 32)
     assert crop.flip_p == 0
+
+
+def test_poses_on_a_map_are_refused_where_their_digits_do_not_tell_motions():
+    """UTM coordinates in metres, in 32 bits: steps of .8 m become 1 or .5."""
+    poses = np.tile(np.eye(4)[:3].ravel(), (40, 1))
+    poses[:, 3], poses[:, 7] = 4.6e5 + 0.8 * np.arange(40), 5.4e6 + 0.3 * np.arange(40)
+
+    def pairs(numbers):
+        numbers = numbers.astype(np.float32).astype(np.float64)  # as fields come
+        return np.stack([numbers[:-1], numbers[1:]], 1)
+
+    with pytest.raises(
+        ValueError, match=r"number 7 of a pose is up to 5,400,01\d, where 32 bits round by 0.5"
+    ):
+        motions.checked(pairs(poses))
+    near = pairs(poses - poses.mean(0) * (np.arange(12) % 4 == 3))
+    assert np.array_equal(motions.checked(near), near)
+    turning = np.stack([pose(0.001 * k, x=2).numpy() for k in range(40)])  # tiny steps of small numbers
+    assert len(motions.checked(pairs(turning))) == 39

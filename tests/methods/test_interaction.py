@@ -123,3 +123,29 @@ def test_the_whole_image_is_seen_and_never_mirrored():
     assert (crop.scale, crop.ratio, crop.flip_p) == ((1.0, 1.0), (1.0, 1.0), 0.0)
     frames = interaction.frames(interaction.Config())
     assert (frames.count, frames.order, frames.alone, frames.most) == (2, "ascending", True, 1.0)
+
+
+def changed(**values):
+    tracks = Tracks(
+        np.array([0, 0, 1, 1, 2, 3, 4, 5]), np.array([0, 1, 0, 1, 0, 0, 0, 0.0]), fields() | values
+    )
+    encoder = backbones.build(name="vit-n/4", image_size=8, depth=1, dim=16, heads=2, hidden=16, pool="mean")
+    return interaction.Method(
+        encoder, interaction.Config(hidden=8, cells=2), Context(image_size=8, images=N, tracks=tracks)
+    )
+
+
+def test_tasks_that_nothing_teaches_are_left_out_or_refused():
+    """Columns without a value; numbers in the row of the picture after; success in percent."""
+    empty = np.full((N, 2), NAN, np.float32)
+    assert "poke" not in changed(poke=empty).heads.heads
+    behind = np.full((N, 4), NAN, np.float32)
+    behind[[1, 3]] = 1.0
+    with pytest.raises(ValueError, match="no first picture of two has values of push: write them in the row"):
+        changed(push=behind)
+    percent = fields()["grasp"].copy()
+    percent[4, 1] = 80.0
+    with pytest.raises(ValueError, match="success of a grasp is 1 or 0, and a row says 80"):
+        changed(grasp=percent)
+    with pytest.raises(ValueError, match="grasp has 1 columns, and takes 2"):
+        changed(grasp=percent[:, :1])

@@ -77,7 +77,8 @@ def percentiles(
         return np.moveaxis(np.quantile(draws, tails, axis=-1), 0, -1)
     ends = np.full((*draws.shape[:-1], 2), np.nan)
     defined = ~np.isnan(draws).all(-1)
-    ends[defined] = np.nanquantile(draws[defined], tails, axis=-1).T
+    if defined.any():
+        ends[defined] = np.nanquantile(draws[defined], tails, axis=-1).T
     return ends
 
 

@@ -13,6 +13,7 @@ from omma.data.sources.groups import Groups
 from omma.data.sources.labels import remedy
 from omma.data.sources.split import split_name
 from omma.evaluation import align
+from omma.evaluation.leakage import FEW as FEW_GROUPS
 from omma.evaluation.split import Pairs, folds
 
 FOLDS = 5
@@ -124,7 +125,7 @@ def pairs_of(images: Images, field: Compared, seed: int, asked: bool = False) ->
 
     The collection's own split, where each domain and class is on both sides of it (unless groups are asked
     for and it divides them); else FOLDS folds that no group straddles, stratified by domain and class, so
-    that every image is tested once. From FEW images on the first fold alone is.
+    that every image is tested once. From FEW images on a fold alone is, if one has images of all domains.
     """
     strata = field.strata
     if images.splits is not None:
@@ -137,9 +138,23 @@ def pairs_of(images: Images, field: Compared, seed: int, asked: bool = False) ->
             return [(train, test)], split_name(images) + shared
     made = folds(strata, seed, FOLDS, field.groups)
     whole = f", none of which divides a {field.grouped}" if field.grouped else ""
-    if len(field.rows) < FEW:
+    all_domains = [pair for pair in made if len(np.unique(field.domains[pair[1]])) == len(field.names)]
+    if len(field.rows) < FEW or not all_domains:
         return made, f"{len(made)} folds{whole}: every image is tested once"
-    return made[:1], f"one of {len(made)} folds{whole} is tested"
+    chosen = max(all_domains, key=lambda pair: len(np.unique(strata[pair[1]])))
+    return [chosen], f"one of {len(made)} folds{whole} is tested"
+
+
+def few_groups(field: Compared, rows: Int[np.ndarray, "m"]) -> str:
+    """What to know of intervals that draw few groups of a domain; "" where none do. rows: those tested."""
+    if field.groups is None:
+        return ""
+    each = [len(np.unique(field.groups[rows[field.domains[rows] == k]])) for k in range(len(field.names))]
+    least = int(np.argmin(each))
+    if each[least] >= FEW_GROUPS:
+        return ""
+    number = count(each[least], f"group by {field.grouped}", f"groups by {field.grouped}")
+    return f"intervals draw groups, of which {field.names[least]} has too few ({number}): true ones are wider"
 
 
 def tested(pairs: Pairs) -> Int[np.ndarray, "m"]:

@@ -83,7 +83,8 @@ def leaks(
         return None
     own = splitting.split_name(job.images)
     device = job.device if job.device.type == "cuda" else "cpu"
-    return leakage.measure(vectors, labels, groups.codes, is_test, groups.name, own, job.seed, device)
+    named = bool(getattr(job.images, "split_name", ""))
+    return leakage.measure(vectors, labels, groups.codes, is_test, groups.name, own, named, job.seed, device)
 
 
 def _untested(groups: Groups, is_test: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Iterator[str]:

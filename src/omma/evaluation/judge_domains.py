@@ -1,6 +1,7 @@
 """The evaluation of a model from one domain to another, the same for the model and its floors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
+from omma.core.words import enumerated
 from omma.data.sources import domains as sources
 from omma.data.sources import groups as grouping
 from omma.evaluation import domains, notes, shift
@@ -31,7 +33,8 @@ def by_domains(
     features = features_of_all(job, job.images.subset(field.rows))
     readable = readable_rows(features)
     field = field.readable(readable)
-    tested = field.rows[domains.tested(domains.pairs_of(job.images, field, job.seed, group is not None)[0])]
+    rows = domains.tested(domains.pairs_of(job.images, field, job.seed, group is not None)[0])
+    tested, few = field.rows[rows], domains.few_groups(field, rows)
     conditions = conditions_of("trained", features["trained"], job.model.preprocess)
     skipped = dict((*getattr(job.images, "skipped", ()), *features["trained"].bad))
     about = About(
@@ -40,7 +43,7 @@ def by_domains(
         data=job.source,
         features=f"{conditions['layer']} layer, {conditions['pooling']} features in "
         f"{conditions['precision']}; {conditions['crop']}",
-        notes=tuple(dict.fromkeys((*notes.notes(job, tested, skipped), *field.notes))),
+        notes=tuple(dict.fromkeys((*notes.notes(job, tested, skipped), *field.notes, *[few] * bool(few)))),
         skipped=tuple((str(path), str(reason)) for path, reason in skipped.items()),
     )
     vectors: dict[Subject, np.ndarray] = {
@@ -89,6 +92,12 @@ def measured(
                 progress=partial(progress, stage) if progress else None,
             )  # fmt: skip
     matrices, gains = shift.figures(answered, field, seed)
+    if alone := next(iter(answered.values())).by_image:
+        note = (
+            f"no class of {enumerated(alone)} has train images in two groups by {field.grouped}: penalties "
+            "are chosen on held-out images of groups that probes are fitted on"
+        )
+        about = replace(about, notes=(*about.notes, note))
     tested = domains.tested(pairs)
     own = [field.labels[tested][field.domains[tested] == k] for k in range(len(field.names))]
     return Shift(

@@ -31,16 +31,18 @@ class Leakage:
     own_split: str = ""  # the split by image is the collection's own, and was used; in words
     straddling: int = 0  # groups on both sides of it ...
     groups: int = 0  # ... of so many that it has
+    named: bool = False  # the user named the parts of that split, which `--group` leaves as they are
 
     def sentence(self) -> str:
         """What a split by image reads too much, in words."""
         image, group = _read(self.by_image), _read(self.by_group)
         if self.own_split:
+            split = f"the split {self.own_split}" if self.named else self.own_split
+            remedy = "" if self.named else f", which --group {self.group} makes"
             return (
                 f"{self.straddling:,} of {count(self.groups, 'group')} by {self.group} are on both sides of "
-                f"{self.own_split} ({self.leaking:.0%} of its test images have others of theirs in the train "
-                f"part): k-NN (k={self.k}) reads {image} by it, and {group} with a split by {self.group}, "
-                f"which --group {self.group} makes"
+                f"{split} ({self.leaking:.0%} of its test images have others of theirs in the train part): "
+                f"k-NN (k={self.k}) reads {image} by it, and {group} with a split by {self.group}{remedy}"
             )
         if self.by_image.value <= self.by_group.value:
             return (
@@ -67,14 +69,15 @@ def measure(
     is_test: Bool[np.ndarray, "n"],
     name: str,
     own_split: str = "",
+    named: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Leakage | None:
     """Leakage of a split by image; None if it has none, or where no split by group is possible.
 
     is_test: the test part of the split that is used, the rest is its train part. If groups are on both sides
-    of it, it is one by image (own_split: in words) and one by group is made to compare, else the other way
-    round; both have test parts of about one size. name: of the groups' column.
+    of it, it is one by image (own_split: in words; named: its parts are the user's) and one by group is made
+    to compare, else the other way round; both have test parts of about one size. name: of the groups' column.
     """
     both = np.intersect1d(groups[is_test], groups[~is_test])
     used = np.flatnonzero(~is_test), np.flatnonzero(is_test)
@@ -103,6 +106,7 @@ def measure(
         own_split=own_split if len(both) else "",
         straddling=len(both),
         groups=len(np.unique(groups)),
+        named=named and len(both) > 0,
     )
 
 

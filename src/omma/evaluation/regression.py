@@ -243,7 +243,11 @@ class Measured(NamedTuple):
 
 
 def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed: int = 0) -> Measured:
-    """Figures of predictions of the test part, with intervals over drawn images, or groups."""
+    """Figures of predictions of the test part, with intervals over drawn images, or groups.
+
+    Draws of images that all have one number have no R2 (NaN), and intervals leave them out. Raises ValueError
+    if all test images have one.
+    """
     y, groups = data.test_y, confidence.several(data.test_groups)
     away = target.error(y, predicted)
     lost = away**2 if target.period is None else 1 - np.cos(2 * np.pi * away / target.period)
@@ -252,8 +256,13 @@ def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed:
     for weights in confidence.resamples(len(y), seed, groups=groups):
         draws.append(1 - (lost @ weights) / _spread(code, weights.astype(np.float64), target))
     value = 1 - lost.sum() / _spread(code, np.ones((len(y), 1)), target)[0]
+    if not np.isfinite(value):
+        raise ValueError(
+            f"all {len(y):,} test images have the same {target.name} ({y[0]:g}), so nothing can be "
+            "explained: test on images, or groups, of several values"
+        )
     found = np.concatenate(draws)
-    low, high = confidence.percentiles(np.where(np.isfinite(found), found, np.nan))
+    low, high = confidence.percentiles(found)
     mae = Figure(float(away.mean()), confidence.mean(away, seed, groups=groups))
     return Measured(Figure(float(value), (float(low), float(high))), mae, found)
 
@@ -261,9 +270,15 @@ def measure(data: Data, predicted: Float[np.ndarray, "m"], target: Target, seed:
 def _spread(
     code: Float[np.ndarray, "m t"], weights: Float[np.ndarray, "m b"], target: Target
 ) -> Float[np.ndarray, "b"]:
-    """What the best constant of each draw loses: squares about the mean, or n - |sum of (cos, sin)|."""
+    """What the best constant of each draw loses: squares about the mean, or n - |sum of (cos, sin)|.
+
+    NaN where the numbers are the same, but for rounding.
+    """
     total = weights.sum(0)
     sums = code.T @ weights
     if target.period is None:
-        return (code[:, 0] ** 2) @ weights - sums[0] ** 2 / total
-    return total - np.sqrt((sums**2).sum(0))
+        most = (code[:, 0] ** 2) @ weights
+        lost = most - sums[0] ** 2 / total
+    else:
+        most, lost = total, total - np.sqrt((sums**2).sum(0))
+    return np.where(lost > 1e-12 * most, lost, np.nan)

@@ -31,6 +31,8 @@ class Answers(NamedTuple):
     right: Right
     predicted: Int[np.ndarray, "k n"]  # -1: not tested
     chosen: dict[str, list[Any]]  # penalties (or k) of each domain's probe on each target, of the first pair
+    # domains without a class of two groups in a train part: their penalties are chosen on held-out images
+    by_image: tuple[str, ...] = ()
 
 
 def answers(
@@ -52,12 +54,15 @@ def answers(
     k, labels, done = len(field.names), field.labels, 0
     predicted = np.full((k, len(x)), -1, np.int64)
     chosen: dict[str, list[Any]] = {}
+    by_image: dict[str, None] = {}
     for pair, (fit, held_out) in enumerate(pairs):
         parts = [fit[field.domains[fit] == domain] for domain in range(k)]
         tests = [held_out[field.domains[held_out] == domain] for domain in range(k)]
         for source, rows in enumerate(parts):
             groups = None if field.groups is None else field.groups[rows]
-            hold = holdouts(labels[rows], seed, groups=groups) if protocol == "linear" else None
+            hold, whole = _holdouts(labels[rows], seed, groups) if protocol == "linear" else (None, True)
+            if not whole:
+                by_image[field.names[source]] = None
             trained = partial(
                 _probe, labels=labels[rows], classes=len(field.classes), protocol=protocol, hold=hold,
                 seed=seed, device=device,
@@ -75,7 +80,19 @@ def answers(
                 if progress:
                     progress(done, len(pairs) * k * k)
     right = np.where(predicted < 0, np.nan, predicted == labels)
-    return Answers(right, predicted, chosen)
+    return Answers(right, predicted, chosen, tuple(by_image))
+
+
+def _holdouts(
+    labels: Int[np.ndarray, "n"], seed: int, groups: Int[np.ndarray, "n"] | None
+) -> tuple[Pairs, bool]:
+    """Pairs to choose a penalty by, and whether they hold out whole groups, if there are any."""
+    try:
+        return holdouts(labels, seed, groups=groups), True
+    except ValueError:
+        if groups is None:
+            raise
+        return holdouts(labels, seed), False
 
 
 class _Probe(NamedTuple):

@@ -119,7 +119,7 @@ class Method(protocols.Method):
         self.maps = None
         if "equiv" in config.mode:
             pairs = tracks.pairs("egomotion", context, frames(config), seed=0)
-            poses = torch.from_numpy(tracks.field("egomotion", context, self.field)[pairs])  # [p, 2, d]
+            poses = motions.checked(tracks.field("egomotion", context, self.field)[pairs])  # [p, 2, d]
             moves = motions.between(poses[:, 0], poses[:, 1], config.period)
             self.maps = motions.Maps(moves, poses.shape[-1], config.period, config.patterns, config.out)
 

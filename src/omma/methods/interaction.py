@@ -34,7 +34,7 @@ from omma.core.protocols import (
     StepOutput,
 )
 from omma.methods.shared import tracks
-from omma.methods.shared.task_heads import Heads
+from omma.methods.shared.task_heads import Heads, check, known
 from omma.train import param_groups
 
 TASKS = ("push", "grasp", "poke", "identity")
@@ -116,17 +116,20 @@ class Method(protocols.Method):
     def __init__(self, encoder: Backbone, config: Config, context: Context) -> None:
         super().__init__()
         has = {} if context.tracks is None else context.tracks.fields
-        tasks = {task: has[task] for task in asked(config) if task in has}
+        tasks = {task: has[task] for task in asked(config) if task in has and known(task, has[task]).any()}
         if not tasks:
             columns = "; ".join(f"{task}: {getattr(config, task)}" for task in asked(config))
             raise ValueError(
-                f"interaction: the table has the columns of no task ({columns}): add or name them"
+                f"interaction: the table has the columns of no task ({columns}): fill or name them"
             )
         self.config, self.encoder = config, encoder
         rows, columns = encoder.grid(*[config.crop_size or context.image_size] * 2)
         self.heads = Heads(encoder.dim, rows * columns, config.cells, config.hidden, config.angles, tasks)
         if any(task in PAIRS for task in tasks):
-            self.paired = tracks.sampler("interaction", context, FRAMES).usable()
+            draw = tracks.sampler("interaction", context, FRAMES)
+            self.paired = draw.usable()
+            check({task: values[draw.leading()] for task, values in tasks.items() if task in PAIRS})
+        check(tasks)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (x,) = batch.views

@@ -42,14 +42,14 @@ def divide(
     """Choose images to learn from and to judge by; rows: labelled ones.
 
     A class of one image keeps it to learn from. groups: whole ones are held out, and a class whose images all
-    lie in one keeps it.
+    lie in one keeps it; MOST of their images are judged by.
     """
     rows, notes = _chosen(images, rows, supervision, seed)
     labels = labels_of(images, rows)
     codes = labels if labels.ndim == 1 else label_sets.strata(labels)
     _, sizes = np.unique(codes, return_counts=True)
     share, why = min(supervision.holdout, MOST / len(rows)), ""
-    learned, held_out = np.arange(len(rows)), np.arange(0)
+    learned, held_out, apart = np.arange(len(rows)), np.arange(0), 0
     if share == 0:
         why = "as asked for"
     elif sizes.mean() < FEWEST:
@@ -57,16 +57,20 @@ def divide(
     else:
         own = None if groups is None else groups.codes[rows]
         learned, held_out = split.stratified(codes, share, seed, own)
+        apart = len(held_out)
+        if apart > MOST and groups is not None:
+            held_out = held_out[split.stratified(codes[held_out], MOST / apart, seed)[1]]
         alone = "a single one" if groups is None else f"all of its images in one group by {groups.name}"
         why = "" if len(held_out) else f"every class has {alone}"
     note = f"held out, to judge by: {count(len(held_out), 'labelled image')}, {share:.0%} of each class"
     if groups is not None and not why:
         by_image = split.stratified(codes, share, seed)
         leaking = groups.of_rows(rows).leaking(*by_image)
-        images_out, part = count(len(held_out), "labelled image"), len(held_out) / len(rows)
-        whole = count(groups.of_rows(rows[held_out]).number, "whole group")
+        images_out, part = count(apart, "labelled image"), apart / len(rows)
+        whole = count(groups.of_rows(rows[np.setdiff1d(np.arange(len(rows)), learned)]).number, "whole group")
+        whole += f" by {groups.name}" + f" ({len(held_out):,} are read)" * (len(held_out) < apart)
         note = (
-            f"held out, to judge by: {images_out}, {part:.0%}, in {whole} by {groups.name}; by image "
+            f"held out, to judge by: {images_out}, {part:.0%}, in {whole}; by image "
             f"{leaking:.0%} of them would have others of their {groups.name} in training"
         )
     if why:

@@ -184,3 +184,24 @@ def test_a_bad_frame_is_replaced_by_one_of_its_sequence(in_memory):
     assert not np.isin(read, images.spoilt).any()
     np.testing.assert_array_equal(read[~spoilt], asked_for[~spoilt])
     assert (sequence[read] == sequence[asked_for]).all()
+
+
+def test_an_outlying_frame_number_blurs_no_other_distance():
+    """A time stamp among counts: on one line of all sequences, fp64 would lose distances of 1."""
+    sequences = 5_000
+    sequence, frame = np.repeat(np.arange(sequences), 3), np.tile([0.0, 1.0, 2.0], sequences)
+    frame[5] = 1.7e13
+    sampler = frames.Sampler(sequence, frame, Frames(count=2, least=1, most=1))
+    usable = np.flatnonzero(sampler.usable())
+    assert len(usable) == len(frame) - 1
+    rows = sampler(Key(0, np.zeros(len(usable), np.int64), usable))
+    np.testing.assert_array_equal(np.diff(frame[rows], axis=1), 1)
+
+
+def test_uneven_frames_are_used_where_the_closest_one_leads_nowhere():
+    """From 0, the closest frame that is allowed is 1.0, which has none behind it; 1.2 has 2.4."""
+    frame = np.array([0.0, 1.0, 1.2, 2.4])
+    sampler = frames.Sampler(np.zeros(4, np.int64), frame, Frames(count=3, least=1, most=1.2))
+    np.testing.assert_array_equal(sampler.usable(), [True, False, True, True])
+    rows = sampler(Key(0, np.zeros(3, np.int64), np.array([0, 2, 3])))
+    np.testing.assert_array_equal(frame[rows], [[0, 1.2, 2.4]] * 3)

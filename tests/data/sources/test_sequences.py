@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omma.data.sources import sequences
+from omma.data.sources import groups, sequences
 from omma.data.sources.collection import open_images
 
 
@@ -59,3 +59,22 @@ def test_frames_without_numbers_of_their_own_are_counted_by_name(tmp_path):
     save(tmp_path, ["p/t10.png", "q/t9.png"])
     images = table(tmp_path, "path,sequence\np/t10.png,x\nq/t9.png,x\n")
     assert by_path(images, sequences.read(images).frame.tolist()) == {"p/t10.png": 0, "q/t9.png": 1}
+
+
+def test_blank_cells_and_spaces_make_no_sequence_and_the_only_frame_needs_no_number(tmp_path):
+    """As groups are read, by which sequences are held out."""
+    save(tmp_path, ["a.png", "b.png", "c.png", "d.png"])
+    images = table(tmp_path, 'path,sequence,frame\na.png,x,1\nb.png," x ",2\nc.png," ",\nd.png," ",3\n')
+    read = sequences.read(images)
+    sequence = by_path(images, read.sequence.tolist())
+    assert sequence["a.png"] == sequence["b.png"]
+    assert len({sequence[name] for name in ("a.png", "c.png", "d.png")}) == 3
+    found = groups.of(images)
+    assert found is not None
+    np.testing.assert_array_equal(read.sequence, found.codes)
+    assert by_path(images, read.frame.tolist())["c.png"] == 0
+
+
+def test_superscripts_in_names_are_no_numbers(tmp_path):
+    save(tmp_path, ["p/t1\u00b210.png", "p/t1\u00b29.png"])
+    assert sorted(sequences.read(open_images(tmp_path)).frame.tolist()) == [0, 1]

@@ -101,3 +101,23 @@ def test_a_file_cut_later_and_values_that_are_no_numbers():
         head.read(lambda offset, size: data[offset : offset + size][:-1], 0, 5)
     with pytest.raises(BadImage, match="NaN"):
         read(riff((b"fmt ", form(3, bits=32)), (b"data", np.array([0, np.nan], "<f4").tobytes())))
+
+
+@pytest.mark.parametrize(
+    "size", [0x7FFFF000, 0x7FFFFFDB, 0xFFFFFFDB], ids=["SoX, eSpeak", "less 36", "FFmpeg"]
+)
+def test_a_pipe_that_wrote_a_round_size(size):
+    endless = riff((b"fmt ", form())) + b"data" + struct.pack("<I", size) + stored(VALUES, 16)
+    np.testing.assert_allclose(read(endless)[1], VALUES)
+
+
+def test_floats_in_units_of_integers_are_refused():
+    """As log-mel energies they leave the range that is read, so loud parts would all look alike."""
+    for scale, bits in ((32768.0, 32), (1e300, 64)):
+        data = riff(
+            (b"fmt ", form(3, bits=bits)), (b"data", (VALUES * scale).astype(f"<f{bits // 8}").tobytes())
+        )
+        with pytest.raises(BadImage, match=r"float samples of up to .*: scale them to \[-1, 1\]"):
+            read(data)
+    over = riff((b"fmt ", form(3, bits=32)), (b"data", (VALUES * 2).astype("<f4").tobytes()))
+    assert np.abs(read(over)[1]).max() == pytest.approx(2 * np.abs(VALUES).max(), rel=1e-6)

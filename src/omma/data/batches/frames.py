@@ -52,21 +52,27 @@ class Sampler:
         self.start, self.end = np.repeat(starts, sizes), np.repeat(starts + sizes, sizes)
         place = frame[self.order].astype(np.float64)
         self.place = place - np.repeat(place[starts], sizes)  # within each sequence, from 0
-        # a line on which sequences follow one another, further apart than frames can be
-        stride = 2 * float(self.place.max(initial=0.0)) + 2 * max(frames.least, 1.0)
-        self.line = self.place + np.repeat(np.arange(len(starts)) * stride, sizes)
+        # a line on which sequences follow one another; gaps that no sample spans are cut short, since fp64
+        # loses the distances of large numbers
+        longest = 2 * (frames.most or frames.least)
+        gaps = np.diff(self.place, prepend=0.0)
+        gaps[starts] = longest
+        self.line = np.cumsum(np.minimum(gaps, longest))
+        self.follow = self._reach(forward=True), self._reach(forward=False)
 
     def __call__(self, key: Key) -> Int64[np.ndarray, "b f"]:
         """Rows of the frames of each image's sample, in their order; the image is one of them."""
         count, rank = self.frames.count, self.rank[key.index]
         numbers = uniform(key, Stream.FRAMES, (_TRIES + 1) * count).astype(np.float64)
         draw = self._anywhere if self.frames.most is None else self._chain
-        chosen, settled = self._closest(rank)[0], np.zeros(len(rank), bool)
+        chosen, settled = np.empty((len(rank), count), np.int64), np.zeros(len(rank), bool)
         for k in range(_TRIES):
             drawn = draw(rank, numbers[:, k * count : (k + 1) * count])
             fits = self._fits(drawn) & ~settled
             chosen[fits] = drawn[fits]
             settled |= fits
+        if not settled.all():
+            chosen[~settled] = self._closest(rank[~settled])[0]
         if self.frames.order == "any":
             turned = np.argsort(numbers[:, -count:], axis=1, kind="stable")
             chosen = np.take_along_axis(chosen, turned, axis=1)
@@ -100,6 +106,12 @@ class Sampler:
         fits[self.order] = self._closest(np.arange(len(self.order)))[1]
         return fits
 
+    def leading(self) -> Bool[np.ndarray, "n"]:
+        """Which images can be the first of a sample's frames, in ascending order."""
+        leads = np.empty(len(self.order), bool)
+        leads[self.order] = self.follow[0][-1]
+        return leads
+
     def _fits(self, ranks: Int[np.ndarray, "b f"]) -> Bool[np.ndarray, "b"]:
         distance = np.diff(self.place[ranks], axis=1)
         near = (distance >= self.least) & (distance <= self.most)
@@ -110,18 +122,35 @@ class Sampler:
 
         Where there are not, the image itself stands in for those that lack.
         """
-        count, closest = self.frames.count, np.zeros(len(rank))
-        after, before = [rank], [rank]
-        for _ in range(count - 1):
-            after.append(self._next(after[-1], np.ones(len(rank), bool), closest))
-            before.append(self._next(before[-1], np.zeros(len(rank), bool), closest))
+        count, (after, before) = self.frames.count, self.follow
         chosen = np.repeat(rank[:, None], count, axis=1)
         enough = np.zeros(len(rank), bool)
         for used in range(count):  # so many of the frames come before the image
-            ranks = np.stack([*before[used:0:-1], rank, *after[1 : count - used]], axis=1)
-            fits = (ranks >= 0).all(1) & ~enough
-            chosen[fits], enough = ranks[fits], enough | fits
+            fits = np.flatnonzero(before[used][rank] & after[count - 1 - used][rank] & ~enough)
+            enough[fits] = True
+            for place in range(used - 1, -1, -1):
+                chosen[fits, place] = self._nearest(chosen[fits, place + 1], before[place], forward=False)
+            for place in range(used + 1, count):
+                allowed = after[count - 1 - place]
+                chosen[fits, place] = self._nearest(chosen[fits, place - 1], allowed, forward=True)
         return chosen, enough
+
+    def _reach(self, forward: bool) -> list[Bool[np.ndarray, "n"]]:
+        """Of 0, 1, ... count - 1: which frames have so many others after (or before) them, one by one."""
+        n, reach = len(self.line), [np.ones(len(self.line), bool)]
+        first, end = self._window(np.arange(n), np.full(n, forward))
+        for _ in range(self.frames.count - 1):
+            number = np.concatenate([[0], np.cumsum(reach[-1])])
+            reach.append(number[np.maximum(first, end)] > number[first])
+        return reach
+
+    def _nearest(
+        self, rank: Int[np.ndarray, "b"], allowed: Bool[np.ndarray, "n"], forward: bool
+    ) -> Int[np.ndarray, "b"]:
+        """The closest allowed frame after each, or before it, at a distance in the range; there is one."""
+        first, end = self._window(rank, np.full(len(rank), forward))
+        ranks = np.flatnonzero(allowed)
+        return ranks[np.searchsorted(ranks, first) if forward else np.searchsorted(ranks, end) - 1]
 
     def _next(
         self, rank: Int[np.ndarray, "b"], forward: Bool[np.ndarray, "b"], u: Float[np.ndarray, "b"]
@@ -130,14 +159,20 @@ class Sampler:
 
         -1 where there is none.
         """
+        first, end = self._window(rank, forward)
+        size = np.where(rank >= 0, end - first, 0)
+        offset = (u * size).astype(np.int64)
+        return np.where(size > 0, np.where(forward, first + offset, end - 1 - offset), -1)
+
+    def _window(
+        self, rank: Int[np.ndarray, "b"], forward: Bool[np.ndarray, "b"]
+    ) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
+        """First rank and end of the frames after each, or before it, at distances in the range."""
         line, least, most = self.line[rank], self.least, self.most
         near, far = np.where(forward, line + least, line - least), np.where(forward, line + most, line - most)
         first = np.searchsorted(self.line, np.minimum(near, far), "left")
         end = np.searchsorted(self.line, np.maximum(near, far), "right")
-        first, end = np.maximum(first, self.start[rank]), np.minimum(end, self.end[rank])
-        size = np.where(rank >= 0, end - first, 0)
-        offset = (u * size).astype(np.int64)
-        return np.where(size > 0, np.where(forward, first + offset, end - 1 - offset), -1)
+        return np.maximum(first, self.start[rank]), np.minimum(end, self.end[rank])
 
 
 def samples(keys: Iterator[Key], sampler: Sampler | None) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ from omma.core.words import count
 from omma.data.sources.columns import shown, texts
 from omma.data.sources.groups import codes_of
 from omma.data.sources.indexed import IndexedImages
+from omma.data.sources.selection import values_of
 from omma.data.sources.tables import FRAME, SEQUENCE
 
 _DIGITS = re.compile(r"(\d+)")
@@ -30,25 +31,25 @@ class Sequences(NamedTuple):
 def read(images: IndexedImages) -> Sequences:
     """The sequences of a collection; an image whose cell `sequence` is empty is one of its own.
 
-    Raises ValueError for a cell `frame` that is no finite number.
+    Raises ValueError for a cell `frame` that is no finite number; the last may lack one.
     """
     columns = images.columns
     if columns is None or SEQUENCE not in columns.column_names:
         names = [images.path(i).rpartition("/")[0] or "." for i in range(len(images))]
         how = "each folder is a sequence (there is no column `sequence`)"
     else:
-        names = [name or "" for name in texts(columns, SEQUENCE).to_pylist()]
+        names = values_of(images, SEQUENCE, "sequences")
         how = "column `sequence`"
     sequence = codes_of(names)
     if columns is not None and SEQUENCE in columns.column_names and FRAME in columns.column_names:
-        frame, order = _numbers(images), "column `frame`"
+        frame, order = _numbers(images, names), "column `frame`"
     else:
         frame, order = _counted(images, sequence), "by the numbers in their names"
     note = f"{count(int(sequence.max()) + 1, 'sequence')}: {how}; frames in order: {order}"
     return Sequences(sequence, frame, note)
 
 
-def _numbers(images: IndexedImages) -> Float[np.ndarray, "n"]:
+def _numbers(images: IndexedImages, names: list[str]) -> Float[np.ndarray, "n"]:
     assert images.columns is not None
     cells = texts(images.columns, FRAME).to_pylist()
     frame = np.empty(len(cells))
@@ -57,8 +58,11 @@ def _numbers(images: IndexedImages) -> Float[np.ndarray, "n"]:
             frame[i] = float(cell)  # pyright: ignore[reportArgumentType]  # None raises TypeError
         except (TypeError, ValueError):
             frame[i] = np.nan
-        if not np.isfinite(frame[i]):
-            what = "is empty" if cell is None or not cell.strip() else f"holds {shown(cell)}"
+        is_empty = cell is None or not cell.strip()
+        if is_empty and not names[i]:
+            frame[i] = 0.0  # the only one of its sequence
+        elif not np.isfinite(frame[i]):
+            what = "is empty" if is_empty else f"holds {shown(str(cell))}"
             raise ValueError(
                 f"{images.source}: column `frame` {what} for {images.path(i)}: give each image of a sequence "
                 "a number, by which they are ordered"
@@ -78,4 +82,4 @@ def _counted(images: IndexedImages, sequence: Int[np.ndarray, "n"]) -> Float[np.
 
 def _natural(path: str) -> list[tuple[int, str]]:
     """A key that sorts the numbers in a name as numbers."""
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in _DIGITS.split(path)]
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in _DIGITS.split(path)]

@@ -17,7 +17,9 @@ Bytes = Callable[[int, int], bytes]  # offset, size -> up to so many bytes of a 
 _CHUNKS = 1_000  # of a file, before its samples
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _NAMES = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "ADPCM", 80: "MPEG", 85: "MP3", 255: "AAC"}
-_STREAMED = (0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write before they know
+# sizes that programs write before they know (7FFFF000: SoX, eSpeak; FFFFFFFF: FFmpeg), and after too much
+_STREAMED = (range(0x7FFF0000, 0x80000000), range(0xFFFF0000, 0x100000000))
+_LOUDEST = 16.0  # of floats, which may leave [-1, 1] a little; integers written as floats exceed it
 _RATES = (1_000, 1_000_000)  # Hz
 
 
@@ -32,7 +34,7 @@ class Wav(NamedTuple):
     length: int  # samples of each channel
 
     def read(self, data: Bytes, first: int, stop: int) -> Float[np.ndarray, "n"]:
-        """Samples first to stop as float64 in [-1, 1], the mean of all channels. Raises BadImage."""
+        """Samples first to stop as float64, the mean of all channels, about in [-1, 1]. Raises BadImage."""
         width = self.channels * self.bits // 8
         raw = data(self.start + first * width, (stop - first) * width)
         if len(raw) < (stop - first) * width:
@@ -41,6 +43,8 @@ class Wav(NamedTuple):
         values = values[:, 0] if self.channels == 1 else values.mean(axis=1)
         if self.floats and not np.isfinite(values).all():
             raise BadImage("NaN or infinite values")
+        if self.floats and (peak := float(np.abs(values).max(initial=0.0))) > _LOUDEST:
+            raise BadImage(f"float samples of up to {peak:,.4g}: scale them to [-1, 1]")
         return values
 
     def _values(self, raw: bytes) -> np.ndarray:
@@ -99,8 +103,8 @@ def _format(chunk: bytes) -> Wav:
 
 def _samples(form: Wav, start: int, length: int, size: int) -> Wav:
     there = max(size - start, 0)
-    if length in _STREAMED:
+    if length > there:
+        if not any(length in sizes for sizes in _STREAMED):
+            raise BadImage(f"cut off: {there:,} of {length:,} bytes of its samples are there")
         length = there
-    elif length > there:
-        raise BadImage(f"cut off: {there:,} of {length:,} bytes of its samples are there")
     return form._replace(start=start, length=length // (form.channels * form.bits // 8))

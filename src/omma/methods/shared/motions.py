@@ -7,6 +7,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 _MATRIX = 12  # numbers of a 3 x 4 matrix
+_DIGITS = 0.1  # of a motion, by which rounding may change it ...
+_LARGE = 1e4  # ... of numbers above this, such as coordinates of a map
 
 
 def between(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], period: float) -> Float[Tensor, "b m"]:
@@ -26,6 +28,22 @@ def between(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], period: f
     inverse = one[..., :3].mT
     translation = inverse @ (two[..., 3:] - one[..., 3:])
     return torch.cat([_rotation_vector(inverse @ two[..., :3]), translation[..., 0]], -1)
+
+
+def checked(poses: Float[np.ndarray, "p 2 d"]) -> Float[Tensor, "p 2 d"]:
+    """The poses; ValueError where they are so large that fp32, in which they come, loses the motions."""
+    steps = np.sqrt(((poses[:, 1] - poses[:, 0]) ** 2).mean(0))
+    if poses.shape[-1] == _MATRIX:  # rotations are small numbers; of a translation, its length counts
+        steps[3::4] = np.sqrt((steps[3::4] ** 2).sum())
+    largest = np.abs(poses).max((0, 1))
+    rounding = np.spacing(largest.astype(np.float32))
+    if (coarse := (steps > 0) & (largest > _LARGE) & (rounding > _DIGITS * steps)).any():
+        k = int(coarse.argmax())
+        raise ValueError(
+            f"egomotion: number {k} of a pose is up to {largest[k]:,.0f}, where 32 bits round by "
+            f"{rounding[k]:.2g}, and frames are {steps[k]:.2g} apart: subtract the mean of its column"
+        )
+    return torch.from_numpy(poses)
 
 
 def _rotation_vector(r: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3"]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from omma.core import collectives
@@ -12,6 +12,30 @@ from omma.core.protocols import Features
 from omma.losses import interaction
 
 _IDENTITY = 128  # numbers of what is compared between pictures of an object
+
+
+def known(task: str, values: Num[np.ndarray, "n d"]) -> Bool[np.ndarray, "n"]:
+    """Which rows have the numbers of a task, or the name of an object."""
+    return np.asarray(values[:, 0] >= 0 if task == "identity" else np.isfinite(values).all(axis=1))
+
+
+def check(tasks: Mapping[str, Num[np.ndarray, "n d"]]) -> None:
+    """Raise ValueError for a task that no row teaches, or that is not of its kind of numbers.
+
+    tasks: values of the images to learn from; of tasks that compare two pictures, of those that come first.
+    """
+    for task, values in tasks.items():
+        columns = {"grasp": 2, "identity": 1}.get(task, values.shape[1])
+        if values.shape[1] != columns:
+            raise ValueError(f"interaction: {task} has {values.shape[1]} columns, and takes {columns}")
+        if not known(task, values).any():
+            raise ValueError(
+                f"interaction: no first picture of two has values of {task}: write them in the row of the "
+                f"picture before, or leave the task out with --method.{task} none"
+            )
+        if task == "grasp" and ((success := values[known(task, values), 1]) != success.clip(0, 1)).any():
+            wrong = success[success != success.clip(0, 1)][0]
+            raise ValueError(f"interaction: success of a grasp is 1 or 0, and a row says {wrong:g}")
 
 
 class Heads(nn.Module):
