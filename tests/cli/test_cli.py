@@ -140,6 +140,7 @@ def test_one_model_is_explained(capsys):
         (["pretrain", ".", "--model.depth"], "value must follow"),
         (["embed", "a"], "Missing from omma embed: IMAGES --out STR; `omma embed --help`"),
         (["embed", "a", "b", "c"], "Missing from omma embed: --out STR; Unrecognized options: c; `omma"),
+        (["evaluate", "a", "b", "--by", "site"], "; --by is an option of another command"),
         (["pretrain", ".", "--methd", "dino"], "Unrecognized options: --methd, dino; did you mean --method"),
         (["pretrain", ".", "--steps", "x"], "--steps: 'x' is no INT; `omma pretrain --help`"),
         (["pretrain", ".", "--steps"], "Missing value for argument '--steps'"),

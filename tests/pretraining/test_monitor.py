@@ -111,6 +111,13 @@ def test_images_that_cannot_be_read_are_in_no_reading():
     assert seen.knn is not None
 
 
+def test_classes_that_are_the_groups_cannot_be_told_by_other_groups():
+    """Labels are row % 2: folders that are both class and sequence would read 0 %, whatever was learned."""
+    rows = np.arange(len(NOISE))
+    assert read_twice(watching(NOISE, groups=rows % 4)).knn is not None
+    assert read_twice(watching(NOISE, groups=rows % 2)).knn is None
+
+
 def test_a_network_that_stays_as_it_is_has_learned_nothing():
     seen = read_twice(watching(NOISE))
     assert seen.verdict.state == "idle"

@@ -65,7 +65,11 @@ def refusal(box: str) -> str:
     for section in others:
         if section.startswith("Perhaps"):
             similar = list(dict.fromkeys(re.findall(r"--[\w.-]+", section)))
-            parts.append(f"did you mean {' or '.join(similar[:3])}?")
+            elsewhere = [option for option in similar if option in parts[0].split()]
+            if elsewhere:
+                parts.append(f"{elsewhere[0]} is an option of another command")
+            else:
+                parts.append(f"did you mean {' or '.join(similar[:3])}?")
         elif section.startswith("Unrecognized"):
             parts.append(section)
     return "; ".join(" ".join(part.split()) for part in parts)

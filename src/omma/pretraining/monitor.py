@@ -105,7 +105,7 @@ class Monitor:
         if len(np.unique(compared[compared >= 0])) < 2 or (labels < 0).all():
             return
         groups = None if self.groups is None else self.groups[good][labels >= 0]
-        if not self.held_out and groups is not None and len(np.unique(groups)) < 2:
+        if not self.held_out and groups is not None and not _in_two_groups(labels[labels >= 0], groups):
             return
         self.labels, self.labelled_groups = labels, groups
         if self.held_out:
@@ -214,6 +214,11 @@ class Monitor:
         self.readings = [health.Reading(**reading) for reading in state["readings"]]
         start = state.get("start")  # a checkpoint of omma 0.1 has none
         self.start = None if start is None else retention.Start(**start)
+
+
+def _in_two_groups(labels: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"]) -> bool:
+    """Does any class lie in two groups or more, so that images of other groups can tell it?"""
+    return len(np.unique(np.stack([labels, groups]), axis=1).T) > len(np.unique(labels))
 
 
 @torch.no_grad()  # not inference mode: sharded blocks must not keep what is made there
