@@ -139,3 +139,12 @@ def test_loud_and_quiet_sounds_are_not_cut_off(sounds, tmp_path):
         back = preprocess.apply(image, measured).numpy()[0] * measured.std[0] + measured.mean[0]
         np.testing.assert_allclose(mel.LOW + back * (mel.HIGH - mel.LOW), image[:, :, 0], atol=1e-3)
     assert scaling_notes(others, measured) == ()
+
+
+def test_a_model_made_for_the_other_kind_is_named(sounds):
+    made_for_sounds = preprocess.measure(sounds, 128)
+    photos = collection.ArrayImages(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8))
+    assert scaling_notes(sounds, made_for_sounds) == ()
+    (note,) = scaling_notes(sounds, preprocess.measure(photos, 8))
+    assert note == "the model was made for images, and these are sounds: pretrain one on sounds"
+    assert "made for sounds, and these are images" in scaling_notes(photos, made_for_sounds)[0]

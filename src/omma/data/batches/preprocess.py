@@ -95,7 +95,7 @@ def describe_range(preprocess: Preprocess) -> tuple[str, ...]:
     """A line on a range that was measured; none for 8-bit images, whose type tells it."""
     if preprocess.full_scale == FULL_SCALE["uint8"]:
         return ()
-    if (preprocess.low, preprocess.high) == ((mel.LOW,), (mel.HIGH,)):
+    if mel.of_sounds(preprocess):
         width = mel.HIGH - mel.LOW
         mean, std = width * preprocess.mean[0] + mel.LOW, width * preprocess.std[0] / 2
         return (f"log-mel energies x become (x - mean) / (2 std), mean {mean:.2f}, std {std:.2f}",)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from omma.core.protocols import Preprocess
+
 RATE = 16_000  # samples a second
 WINDOW, SHIFT = 400, 160  # samples: 25 ms and 10 ms
 MELS = 128
@@ -24,6 +26,11 @@ _ZEROS = 10  # zero crossings of the resampling filter on either side
 
 # The range that `Preprocess` maps to [0, 1]: no sound of amplitude 1 leaves it, so nothing is cut off.
 LOW, HIGH = -16.0, 16.0  # log(FLOOR) is -15.9; 512 sum(window^2) (2 x 1.97)^2 is an energy of e^14.0
+
+
+def of_sounds(preprocess: Preprocess) -> bool:
+    """Was a model with this preprocessing made for log-mel images?"""
+    return (preprocess.low, preprocess.high) == ((LOW,), (HIGH,))
 
 
 def frames_in(samples: int) -> int:

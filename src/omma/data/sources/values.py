@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from omma.core.protocols import BadImage, Images, Preprocess
+from omma.data.sources import mel
 from omma.data.sources.decode import as_values
 
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}  # white, by type
@@ -114,8 +115,14 @@ def input_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
 
 
 def scaling_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
-    """A line for each type whose values are scaled to the model's, or lie elsewhere than its range."""
-    notes = []
+    """A line for each type whose values are scaled to the model's, or lie elsewhere than its range.
+
+    And one where a model made for images is given sounds, or the other way round.
+    """
+    notes, sounds = [], getattr(images, "kind", "image") == "sound"
+    if sounds != mel.of_sounds(preprocess):
+        given, made = ("sounds", "images") if sounds else ("images", "sounds")
+        notes.append(f"the model was made for {made}, and these are {given}: pretrain one on {given}")
     white, low, high = preprocess.full_scale, min(preprocess.low), max(preprocess.high)
     made_for = f"{number(low)} to {number(high)}" + (f" of {number(white)}" if white else "")
     for name, (least, most) in sorted(ranges(images).items()):
@@ -127,7 +134,7 @@ def scaling_notes(images: Images, preprocess: Preprocess) -> tuple[str, ...]:
         slack = (high - low) / 2
         if start < low - slack or end > high + slack:
             notes.append(f"{values}, the model was made for {made_for}: what is beyond is cut off; {_REMEDY}")
-        elif end - start < (high - low) / 3 and getattr(images, "kind", "image") == "image":
+        elif end - start < (high - low) / 3 and not sounds:
             seen = f", which come as {number(start)} to {number(end)}" if factor != 1 else ""
             notes.append(
                 f"{values}{seen}, the model was made for {made_for}: they look flat to it; {_REMEDY}"
