@@ -1,14 +1,13 @@
 """What an encoder knows of a speaker, or a recording, that it never heard: a run for each value of a column.
 
-    python benchmarks/sounds.py spoken_digits_8k_wav.zip --by speaker --out DIR --steps 740
-    python benchmarks/sounds.py esc10_100clips_16k_wav.zip --by fold --out DIR --steps 370
+    python benchmarks/sounds.py spoken_digits_8k_wav.zip --by speaker --out DIR --option crop_size=32
+    python benchmarks/sounds.py esc10_100clips_16k_wav.zip --by fold --out DIR --steps 600
 
-Each run sees the clips of the other values, without labels; then a linear probe learns from the same clips
-with their labels (its penalty is chosen on values left out of these), and is tested on the value that was
-left out. Printed: top-1 of each, and their mean, of
-the encoder, of the same network untrained and of raw pixels, with the 95 % interval of all test clips
-together (Wilson's, as if clips were independent). A run that was stopped goes on; finished ones are not
-repeated.
+Each run sees the clips of the other values, without labels. Then a linear probe learns from the same clips
+with their labels, its penalty is chosen on values left out of these, and it is tested on the value that
+nobody has heard. Printed: top-1 of each, and their mean, of the encoder, of the same network untrained and of
+raw pixels, with the 95 % interval of all test clips together (Wilson's, as if clips were independent). A run
+that was stopped goes on; finished ones are not repeated.
 """
 
 import argparse
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--by", required=True, help="column whose values are left out, one after the other")
     parser.add_argument("--only", nargs="+", help="values to leave out; default: all")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=740)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
