@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from omma.core.protocols import Crop, Images, Spectrum
 
-NOTE = "sounds: no flips, no colours, no RandAugment; level, tilt and noise in place of colours"
+NOTE = "sounds: no flips, no colours, no RandAugment; pauses, level, spectrum and noise in place of colours"
 LEAST = 0.5  # share of a tile's area in a view of up to all of it
 RATIO = (0.6, 1 / 0.6)  # of time to frequency: a voice that is higher, or speaks faster
 
