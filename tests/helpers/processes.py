@@ -80,6 +80,7 @@ def _run(
         file = os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     os.environ.clear()
     os.environ.update(environment)
     if cwd is not None:
