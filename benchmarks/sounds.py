@@ -7,7 +7,7 @@ Each run sees the clips of the other values, without labels. Then a linear probe
 with their labels, its penalty is chosen on values left out of these, and it is tested on the value that
 nobody has heard. Printed: top-1 of each, and their mean, of the encoder, of the same network untrained and of
 raw pixels, with the 95 % interval of all test clips together (Wilson's, as if clips were independent). A run
-that was stopped goes on; finished ones are not repeated.
+that was stopped goes on; finished ones are not repeated. docs/sounds.md has `--option crop_size=32` for both.
 """
 
 import argparse
