@@ -1,5 +1,6 @@
 """The small pure functions of ops: schedules, patches, positions, averages, masks, depth, attention."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from waves import wave
 
-from omma.core.protocols import Clock, Key
+from omma.core.protocols import Clock, Key, Recipe
 from omma.methods.shared import masking
 from omma.ops import attention, depth, patches, positions
 from omma.train import ema, param_groups, schedules
@@ -25,10 +26,12 @@ def test_cosine_and_linear():
 
 
 def test_warmup_starts_above_zero_and_ends_at_the_end():
-    rates = [schedules.warmup_cosine(Clock(s, 10, 0.0), 1.0, 0.1, 0.2) for s in range(11)]
+    recipe = Recipe(config=None, batch=1, lr=1.0, lr_end=0.1, warmup=0.2)
+    rates = [schedules.learning_rate(Clock(s, 10, 0.0), recipe) for s in range(11)]
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert rates[10] == pytest.approx(0.1)
-    assert schedules.warmup_cosine(Clock(0, 3, 0.0), 1.0, 0.1, 0.0) == pytest.approx(1.0)
+    at_once = dataclasses.replace(recipe, warmup=0.0)
+    assert schedules.learning_rate(Clock(0, 3, 0.0), at_once) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("patch", [2, 4])

@@ -17,6 +17,10 @@ from omma.core.crops import Crop as Crop
 from omma.core.crops import RandAugment as RandAugment
 from omma.core.crops import Spectrum as Spectrum
 from omma.core.preprocess import Preprocess as Preprocess
+from omma.core.recipe import Clock as Clock
+from omma.core.recipe import ParamGroup as ParamGroup
+from omma.core.recipe import Recipe as Recipe
+from omma.core.recipe import Schedule as Schedule
 from omma.core.sequences import Field as Field
 from omma.core.sequences import Frames as Frames
 from omma.core.sequences import Tracks as Tracks
@@ -96,21 +100,6 @@ class Batch(NamedTuple):
 
 
 # ---------------------------------------------------------------- methods
-@dataclass(frozen=True)
-class Clock:
-    """Where training is; every schedule is a pure function of it."""
-
-    step: int  # optimizer steps done
-    total: int  # steps of the whole run
-    epoch: float  # passes over the images done
-    epochs: float = 1.0  # passes of the whole run
-
-    @property
-    def progress(self) -> float:
-        """Share of the run done, 0 to 1."""
-        return min(self.step / max(self.total, 1), 1.0)
-
-
 class StepOutput(NamedTuple):
     loss: Float[Tensor, ""]
     metrics: Mapping[str, Tensor]  # scalars worth plotting, detached
@@ -123,42 +112,6 @@ class Reconstruction(NamedTuple):
     images: Float[Tensor, "b c h w"]  # normalised as what was given
     hidden: Bool[Tensor, "b h w"] | None  # pixels that the encoder did not see; None: it saw all of them
     caption: str  # what is shown, in a sentence
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamGroup:
-    """Parameters that share their optimizer settings."""
-
-    label: str
-    params: Sequence[nn.Parameter]
-    lr_scale: float = 1.0
-    decay: bool = True
-    frozen_until: float = 0.0  # in epochs
-    frozen_share: float = 0.0  # frozen until this share of the run is done, too
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a method is trained with; a method's file offers `paper` and `small` recipes."""
-
-    config: Any  # the method's Config
-    batch: int
-    lr: float  # peak, for this batch size
-    lr_end: float = 1e-6
-    warmup: float = 0.1  # share of the run
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = 3.0  # global gradient norm
-    drop_path: float = 0.0
-    encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
 
 
 class Extras(NamedTuple):

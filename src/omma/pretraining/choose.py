@@ -81,14 +81,14 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
         recipe = dataclasses.replace(recipe, encoder={})
     batch = decide("batch", request.batch_size, lambda: _batch(facts, recipe))
     enough_images(method, needs_of(method, recipe.config), batch, chosen(request.accumulate) or 1)
-    # AdamW's rate follows the square root of the batch; the user's own rate is taken as it is
-    lr = chosen(request.lr) or recipe.lr * (batch / recipe.batch) ** 0.5
+    recipe = recipe.for_batch(batch)
+    recipe = dataclasses.replace(recipe, lr=chosen(request.lr) or recipe.lr)
     own = typed("model", model, backbones.options(model), request.model_options or {})
     return Choice(
         method=method,
         model=model,
         image_size=size,
-        recipe=dataclasses.replace(recipe, batch=batch, lr=lr),
+        recipe=recipe,
         recipe_name=name,
         model_options=inherited | own,
         reasons=tuple(reasons),

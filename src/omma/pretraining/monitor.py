@@ -157,7 +157,7 @@ class Monitor:
     def _reading(self, encoder: torch.nn.Module, features: Tensor, clock: Clock) -> health.Reading:
         """Features now and, after the first reading, compared with it."""
         reading = health.read(features, clock.step, clock.progress)
-        reading = dataclasses.replace(reading, epochs=clock.epoch, images=len(features), alike=self.alike)
+        reading = dataclasses.replace(reading, epochs=clock.passes, images=len(features), alike=self.alike)
         if not reading.finite:
             return reading
         near, auc = retention.neighbours(features), self._view_auc(encoder)

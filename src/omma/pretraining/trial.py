@@ -1,7 +1,6 @@
 """A run's first steps on trial: timed, made to fit into memory, compiled if that pays."""
 
 import contextlib
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -146,7 +145,7 @@ def _record_sizes(run: Run, batch: int, accumulate: int) -> None:
         how = f"{recipe.batch} instead, learning rate {recipe.lr:.2g} ({_why_whole(run)})"
     run.notes.append(f"a batch of {batch} does not fit into memory: {how}")
     fitted = {"batch": recipe.batch, "accumulate": run.accumulate}
-    _revise(run, {"settings": dataclasses.asdict(recipe), "accumulate": run.accumulate, "fitted": fitted})
+    _revise(run, {"settings": recipe.settings(), "accumulate": run.accumulate, "fitted": fitted})
 
 
 def _revise(run: Run, config: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from omma.core import collectives, dist
-from omma.core.dtensor import is_sharded, to_local
+from omma.core import dist
+from omma.core.dtensor import is_sharded
 
 BUCKET = 25 << 20  # bytes a message: large enough for the network, small enough to start early
 
@@ -135,23 +135,3 @@ def _bucketed(params: Sequence[nn.Parameter], size: int) -> list[list[nn.Paramet
             room = size - p.numel() * p.element_size()
         groups[-1].append(p)
     return groups
-
-
-def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients, sharded ones included."""
-    whole = nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)])
-    shards = [to_local(g) for g in gradients if is_sharded(g)]
-    if not shards:
-        return whole
-    squares = torch.stack(torch._foreach_norm(shards)).square().sum()
-    return (collectives.total(squares) + whole.to(squares.device).square()).sqrt()
-
-
-def clip(params: Sequence[nn.Parameter], most: float, norm: Tensor) -> None:
-    """Scale gradients of norm `norm` down to the norm `most` if it is larger."""
-    if norm.device.type == "cpu" and norm <= most:  # reading it from a GPU would wait
-        return
-    nn.utils.clip_grads_with_norm_([p for p in params if not is_sharded(p)], most, norm)
-    shards = [to_local(p.grad) for p in params if is_sharded(p) and p.grad is not None]
-    if shards:
-        torch._foreach_mul_(shards, (most / (norm + 1e-6)).clamp(max=1.0))

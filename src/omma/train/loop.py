@@ -13,7 +13,7 @@ from omma.core import collectives, dist
 from omma.core.device import to_device
 from omma.core.protocols import Batch, Clock, Method, Recipe, StepOutput
 from omma.core.random import derive
-from omma.train import ddp
+from omma.train import clipping, ddp
 from omma.train.optimizer import freeze, schedule
 from omma.train.precision import Cast
 from omma.train.profile import OFF, Phase, Stopwatch
@@ -27,10 +27,16 @@ class Position:
     total: int
     batch: int  # images a step, over all processes
     images: int  # in the data set
+    epoch_steps: int | None = None  # steps that make an epoch; None: a pass over the images
 
     def clock(self) -> Clock:
-        per_step = self.batch / self.images
-        return Clock(self.step, self.total, self.step * per_step, self.total * per_step)
+        if self.epoch_steps is not None:
+            passes = self.epoch_steps * self.batch / self.images
+            epoch, epochs = self.step / self.epoch_steps, self.total / self.epoch_steps
+            return Clock(self.step, self.total, epoch, epochs, passes)
+        # the product first, so that whole epochs are whole numbers
+        epoch, epochs = self.step * self.batch / self.images, self.total * self.batch / self.images
+        return Clock(self.step, self.total, epoch, epochs)
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,9 @@ def train(
             outputs.append(output)
         watch.to(Phase.OPTIMIZER)
         summed = _reduce(gradients, local_values())
-        norm = ddp.norm([p.grad for p in trained if p.grad is not None])
+        norm = clipping.norm([p.grad for p in trained if p.grad is not None])
         if recipe.clip is not None:
-            ddp.clip(trained, recipe.clip, norm)
+            clipping.clip(optimizer, recipe.clip, recipe.clip_by, norm)
         means = _means(outputs)
         if position.step + 1 < position.total:  # a GPU makes the next views while its numbers are read
             watch.to(Phase.WAIT)

@@ -1,10 +1,13 @@
 """Groups of a network's parameters, with and without weight decay."""
 
 import itertools
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from torch import nn
 
 from omma.core.protocols import Backbone, ParamGroup
+from omma.core.recipe import Kind
 
 
 def decays(p: nn.Parameter) -> bool:
@@ -12,8 +15,51 @@ def decays(p: nn.Parameter) -> bool:
     return p.ndim > 1 and not (p.ndim == 3 and p.shape[0] == 1)
 
 
+def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | None:
+    """What the parameter of this name is, None for matrices and kernels.
+
+    tables: ids of tables of relative positions.
+    """
+    if id(p) in tables:
+        return "table"
+    last = name.rpartition(".")[2]
+    if last.startswith(("pos_embed", "positional_embedding")):
+        return "position"
+    if p.ndim <= 1:
+        return "vector"
+    return None if decays(p) else "token"
+
+
+def with_decay(
+    groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[Kind]
+) -> list[ParamGroup]:
+    """The groups, those without weight decay divided by whether their parameters' kinds are `decayed`."""
+    names = {id(p): name for name, p in method.named_parameters()}
+    tables = {id(getattr(m, name)) for m in method.modules() for name in getattr(m, "undecayed", ())}
+    divided = []
+    for group in groups:
+        if group.decay:
+            divided.append(group)
+            continue
+        chosen = [p for p in group.params if kind(names.get(id(p), ""), p, tables) in decayed]
+        ids = {id(p) for p in chosen}
+        rest = [p for p in group.params if id(p) not in ids]
+        if chosen:
+            label = f"{group.label.removesuffix(', no decay')}, more decay"
+            divided.append(replace(group, label=label, params=chosen, decay=True))
+        if rest:
+            divided.append(replace(group, params=rest))
+    return divided
+
+
 def standard(
-    module: nn.Module, label: str, *, lr_scale: float = 1.0, frozen_until: float = 0.0
+    module: nn.Module,
+    label: str,
+    *,
+    lr_scale: float = 1.0,
+    frozen_until: float = 0.0,
+    ages: bool = False,
+    part: str = "",
 ) -> list[ParamGroup]:
     """The module's trainable parameters in two groups: with and without weight decay.
 
@@ -26,7 +72,7 @@ def standard(
         if params := [p for p in trained if (decays(p) and id(p) not in undecayed) == decay]:
             group = ParamGroup(
                 label=label if decay else f"{label}, no decay", params=params, lr_scale=lr_scale, decay=decay,
-                frozen_until=frozen_until,
+                frozen_until=frozen_until, ages=ages, part=part,
             )  # fmt: skip
             groups.append(group)
     return groups

@@ -26,7 +26,7 @@ from omma.core.errors import line
 
 FACTS, CHECKSUMS = "facts.json", "checksums.json"
 BLOCK = 1 << 22  # bytes read at a time for a checksum
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each as large as its parameter; `step` is a number
+ADAM = ("exp_avg", "exp_avg_sq")  # its moments, each as large as its parameter; `step` is a number
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
@@ -103,12 +103,17 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None)
         ) from error
 
 
+def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Names of what the optimizer keeps for each parameter, beside the number of steps."""
+    return getattr(optimizer, "MOMENTS", ADAM)
+
+
 def _blank(stored: Metadata, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state, of zeros, for the parameters that have one in the checkpoint."""
     optimizer.state.clear()
     for name, p in method.named_parameters():
         if f"optimizer.{name}.step" in stored.state_dict_metadata:
-            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
+            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in moments_of(optimizer)}
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
     return {name: optimizer.state[p] for name, p in method.named_parameters() if p in optimizer.state}
 
@@ -129,9 +134,9 @@ def scatter(
         for row, p in zip(rows, group["params"], strict=True):
             entry = moments["state"].get(moments["param_groups"][number]["params"][row])
             if entry is not None:
-                blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in MOMENTS}
+                blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in moments_of(optimizer)}
                 optimizer.state[p] = {"step": entry["step"].to(p.device), **blank}
-                for moment in MOMENTS:
+                for moment in blank:
                     _fill(blank[moment], entry[moment])
 
 
