@@ -1,0 +1,97 @@
+"""Sixteen whole optimizer steps of a method's `paper` recipe, by omma's own loop, and how far they go.
+
+A `Setup` is a narrow network with weights from a formula, given views, and a place in a run. Its recipe is
+the method's own, for the setup's batch. The published code trains the same weights on the same views
+(whole_*.py); tests hold its numbers, so that they need no clone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from omma import backbones
+from omma.core.protocols import Backbone, Batch, Method, Recipe
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
+
+STEPS = 16
+
+
+class Setup(NamedTuple):
+    """One comparison."""
+
+    name: str  # for --rows, and in the tests
+    make: Callable[[], tuple[Method, Recipe]]  # fp64, weights from `fill`, the recipe for the batch
+    batch: Callable[[int], Batch]  # of a step, fp64
+    images: int  # in the data set: an epoch has images / recipe.batch steps
+    total: int  # steps of the whole run
+    first: int = 0  # the step that the comparison begins at, with fresh moments
+
+
+def encoder(model: str, recipe: Recipe, image_size: int, **narrow: Any) -> Backbone:
+    """The backbone as a run builds it, with the recipe's options, and narrow."""
+    known = backbones.options(model)
+    own = {k: v for k, v in recipe.encoder.items() if k in known}
+    options = own | {"drop_path": recipe.drop_path} | narrow
+    return backbones.build(name=model, image_size=image_size, channels=3, **options)
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> None:
+    """Replace what is trained by numbers from a generator, of the size that initial weights have.
+
+    Matrices get a deviation of fan_in^-1/2 / 2, vectors one of .05 about their present mean, and tokens and
+    positions .05: so a comparison sees every parameter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        if not p.requires_grad:
+            continue
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        if p.ndim > 1 and p.shape[0] > 1:
+            p.copy_(noise * 0.5 * p[0].numel() ** -0.5)
+        else:
+            p.copy_(p.mean() + 0.05 * noise)
+
+
+def ours(setup: Setup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What omma's loop makes of the weights: (before, after), with the names of the method's parameters."""
+    method, recipe = setup.make()
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    position = Position(setup.first, setup.total, recipe.batch, setup.images, recipe.epoch_steps)
+    batches = (setup.batch(step) for step in range(setup.first, setup.first + STEPS + 1))
+    steps = train(method, make_optimizer(method, recipe), batches, recipe, position)
+    for _ in range(STEPS):
+        assert next(steps).rejected is None
+    steps.close()
+    return before, {name: p.detach().clone() for name, p in method.named_parameters()}
+
+
+def difference(
+    before: Mapping[str, Tensor], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> float:
+    """Norm of the difference of all weights, as a share of the norm of the way they travelled.
+
+    theirs: the published code's weights under omma's names; all that moved must be there.
+    """
+    missing = {name for name in ours if name not in theirs and not torch.equal(ours[name], before[name])}
+    assert not missing, f"not compared: {sorted(missing)}"
+    apart = sum(
+        float((ours[name] - theirs[name].reshape(ours[name].shape)).square().sum()) for name in theirs
+    )
+    way = sum(
+        float((theirs[name].reshape(before[name].shape) - before[name]).square().sum()) for name in theirs
+    )
+    return (apart / way) ** 0.5
+
+
+def numbers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """For each tensor that moved, a weighted sum of its way: what the tests compare."""
+    sums = {}
+    for name, end in after.items():
+        way = (end.reshape(before[name].shape) - before[name]).flatten().double()
+        if way.any():
+            sums[name] = float(way @ torch.sin(0.7 * torch.arange(len(way), dtype=torch.float64) + 1))
+    return sums
