@@ -22,7 +22,7 @@ def test_warmup_of_so_many_steps_or_a_share_of_shorter_runs():
 
 
 def test_epochs_of_a_third_of_a_pass():
-    """With three views of each image in a step, 36 images make nine steps, which are three epochs of views."""
+    """With three views of each image in a step, 36 images make nine steps and three epochs of views."""
     thirds = recipe(
         epoch_passes=1 / 3, warmup_epochs=6, schedule=Schedule(ramp="open", by="epoch", late=True)
     )
