@@ -38,8 +38,9 @@ class ViT(Transformer):
     norm_pre: a norm before the first block, and no bias in the patch embedding, as CLIP has it
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
     hidden: width within the MLP. drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
-    rather than a rising one. init: whose initial weights (backbones/layers/init.py). Raises ValueError for
-    unknown values and impossible combinations.
+    rather than a rising one; drop_exact: the same share of each batch, as in its code, rather than each
+    sample on its own. init: whose initial weights (backbones/layers/init.py). Raises ValueError for unknown
+    values and impossible combinations.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ViT(Transformer):
         eps: float = 1e-6,
         drop_path: float = 0.0,
         drop_uniform: bool = False,
+        drop_exact: bool = False,
         init: str = "vit",
     ) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class ViT(Transformer):
         def block(rate: float, layer: int) -> Block:
             attn = MIXERS[mixer](dim, heads, qkv_bias)
             perceptron = SwiGLU(dim, hidden) if mlp == "swiglu" else Mlp(dim, hidden, mlp)  # pyright: ignore
-            return Block(dim, attn, perceptron, rate, layer_scale, eps)
+            return Block(dim, attn, perceptron, rate, layer_scale, eps, drop_exact)
 
         drops = rates(drop_path, depth, drop_uniform)
         self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(drops)))
