@@ -22,7 +22,12 @@ if TYPE_CHECKING:  # it imports what tests may lack
 
 STEPS = 16
 BOUND = 1e-5  # on the difference, as a share of the way that all weights travelled
-FILES = ("whole_distilled", "whole_hidden", "whole_contrasted")  # modules with ROWS, and SETUPS
+FILES = (
+    "whole_distilled",
+    "whole_dinov2",
+    "whole_hidden",
+    "whole_contrasted",
+)  # modules with ROWS, and SETUPS
 
 
 class Setup(NamedTuple):

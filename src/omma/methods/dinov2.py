@@ -43,6 +43,7 @@ from omma.losses.koleo import koleo
 from omma.methods.shared import crops, self_distillation, signals
 from omma.methods.shared.ladder import LADDER, configured
 from omma.methods.shared.masked_crops import MaskedCrops
+from omma.ops.directions import upcast
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -232,7 +233,7 @@ class Method(protocols.Method):
         if c.koleo:  # for each view on its own: two views of an image are meant to be neighbours
             first, second = (
                 koleo(x, collectives.gather(x.contiguous()), dist.rank() * b)
-                for x in pooled[: 2 * b].float().chunk(2)
+                for x in upcast(pooled[: 2 * b]).chunk(2)
             )
             loss = loss + c.koleo * (first + second)
             metrics["koleo"] = ((first + second) / 2).detach()
