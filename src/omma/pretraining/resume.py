@@ -71,6 +71,18 @@ def length(run: Run, request: Request, step_time: float) -> int:
     return dist.broadcast(max(1, request.steps or by_epochs or by_time))
 
 
+def shorter_warmup(run: Run) -> list[str]:
+    """A line if the run is too short for the epochs of warm-up that its recipe states."""
+    recipe, clock = run.choice.recipe, run.position.clock()
+    if not recipe.too_long(clock):
+        return []
+    epochs = recipe.warmup_steps(clock) * clock.epochs / clock.total
+    stated = f"{recipe.warmup_epochs:g} epochs of the recipe {run.choice.recipe_name}"
+    return [
+        f"warm-up: {epochs:.2g} of the run's {clock.epochs:.3g} epochs, which are too few for the {stated}"
+    ]
+
+
 def extend(run: Run, request: Request) -> None:
     """Record that the run, which was to end earlier, ends where the user says now.
 
