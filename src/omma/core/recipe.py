@@ -37,6 +37,17 @@ class Clock:
         return round(epochs * self.total / self.epochs)
 
 
+def warm_up(length: float, share: float, run: float) -> float:
+    """Length of a warm-up in a run, in the same unit; in a run no longer than that, `share` of the run.
+
+    In runs up to a quarter longer it is between the two: a run that ends at a time changes its total on the
+    way, and no schedule may jump for that.
+    """
+    if run <= length:
+        return share * run
+    return length * (share + (1 - share) * min(4 * (run - length) / max(length, 1e-9), 1.0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
     """Parameters that share their optimizer settings."""
@@ -63,7 +74,7 @@ class Schedule:
     ramp: Literal["next", "closed", "open"] = "next"
     start: float = 0.0
     whole: bool = False  # the cosine spans the whole run, and the warm-up replaces its beginning, as in timm
-    by: Literal["step", "epoch"] = "step"  # when the rate changes
+    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than `warmup_epochs`
     late: bool = False  # each step (epoch) has the rate of the one before, the first its own
     drops: tuple[float, ...] = ()  # instead of the cosine: divided by 10 at these shares of the run
     scaled: bool = False  # `start` and `Recipe.lr_end` change with the batch as the peak does
@@ -86,7 +97,7 @@ class Recipe:
     rate_by_batch: Literal["linear", "sqrt", "none"] = "sqrt"  # ... and how it changes for another
     lr_end: float = 1e-6
     warmup: float = 0.1  # share of the run ...
-    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that ...
+    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that (`warm_up`) ...
     warmup_length: int | None = None  # ... or optimizer steps, likewise
     schedule: Schedule = Schedule()
     epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
@@ -101,16 +112,20 @@ class Recipe:
     weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
     decayed: tuple[Kind | str, ...] = ()  # what decays beside matrices and kernels: kinds, parameters' names
     clip: float | None = 3.0  # norm of gradients: of all together, ...
-    clip_by: Literal["all", "part", "tensor"] = "all"  # ... of each part of the network, or of each tensor
+    # ... of each part of the network (`ParamGroup.part`), or of each tensor
+    clip_by: Literal["all", "part", "tensor"] = "all"
     drop_path: float = 0.0
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
     def __post_init__(self) -> None:
-        for name in ("batch", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        for name in ("batch", "lr", "epoch_steps", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: must be above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be at least 0")
 
     def for_batch(self, batch: int) -> "Recipe":
         """The recipe for another batch size, with the learning rate that belongs to it."""
@@ -123,15 +138,28 @@ class Recipe:
         return dataclasses.replace(scaled, lr_end=self.lr_end * factor, schedule=schedule)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's configuration keeps; fields that were added later only if they are set."""
-        later = {f.name: f.default for f in dataclasses.fields(self) if f.name in _LATER}
-        kept = dataclasses.asdict(self)
-        return {k: v for k, v in kept.items() if k not in later or getattr(self, k) != later[k]}
+        """What a run's configuration holds; what was added later only if it changes the run.
+
+        A field that was added to a method's Config names what earlier versions did: field(default=...,
+        metadata={"before": value}). So their runs resume.
+        """
+        unset = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) == f.default}
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in unset.intersection(_LATER)}
+        for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(self.config) else ():
+            if "before" in f.metadata and getattr(self.config, f.name) == f.metadata["before"]:
+                del kept["config"][f.name]
+        return kept
+
+    def too_long(self, clock: Clock) -> bool:
+        """Is the stated warm-up too long for the run, so that the share `warmup` counts?"""
+        if self.warmup_length is not None:
+            return clock.total < 1.25 * self.warmup_length
+        return self.warmup_epochs is not None and clock.epochs < 1.25 * self.warmup_epochs
 
     def warmup_steps(self, clock: Clock) -> float:
-        """Steps of the warm-up; in a run that is no longer than that, the share `warmup` of it."""
-        if self.warmup_length is not None and self.warmup_length < clock.total:
-            return self.warmup_length
-        if self.warmup_epochs is None or self.warmup_epochs >= clock.epochs:
+        """Steps of the warm-up."""
+        if self.warmup_length is not None:
+            return warm_up(self.warmup_length, self.warmup, clock.total)
+        if self.warmup_epochs is None:
             return self.warmup * clock.total
-        return clock.steps(self.warmup_epochs)
+        return clock.steps(warm_up(self.warmup_epochs, self.warmup, clock.epochs))

@@ -71,6 +71,20 @@ def length(run: Run, request: Request, step_time: float) -> int:
     return dist.broadcast(max(1, request.steps or by_epochs or by_time))
 
 
+def shorter_warmup(run: Run) -> list[str]:
+    """A line if the run is too short for the epochs of warm-up that its recipe states."""
+    recipe, clock = run.choice.recipe, run.position.clock()
+    if not recipe.too_long(clock):
+        return []
+    stated = f"{recipe.warmup_epochs:g} epochs"
+    if recipe.warmup_length is not None:
+        stated = f"{recipe.warmup_length:,} steps"
+    return [
+        f"warm-up: {recipe.warmup_steps(clock):.0f} of the run's {clock.total:,} steps, which are too few "
+        f"for the {stated} of the recipe {run.choice.recipe_name}"
+    ]
+
+
 def extend(run: Run, request: Request) -> None:
     """Record that the run, which was to end earlier, ends where the user says now.
 
