@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-# Of parameters that do not decay by default: a class, mask or other token; mask tokens alone; learned
-# positions; a table of relative positions; a vector (bias, norm, scale).
-Kind = Literal["token", "mask", "position", "table", "vector"]
+# Of parameters that do not decay by default: a class, mask or other token; learned positions; a table of
+# relative positions; a vector (bias, norm, scale).
+Kind = Literal["token", "position", "table", "vector"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Schedule:
 
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
-    "rate_by_batch", "warmup_epochs", "schedule", "epoch_steps", "optimizer", "eps", "decayed", "clip_by",
+    "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
+    "momentum_of", "eps", "decayed", "clip_by",
 )  # fmt: skip
 
 
@@ -85,19 +86,22 @@ class Recipe:
     rate_by_batch: Literal["linear", "sqrt", "none"] = "sqrt"  # ... and how it changes for another
     lr_end: float = 1e-6
     warmup: float = 0.1  # share of the run ...
-    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that
+    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that ...
+    warmup_length: int | None = None  # ... or optimizer steps, likewise
     schedule: Schedule = Schedule()
-    epoch_steps: int | None = None  # steps that make an epoch; None: a pass over the images
+    epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
+    epoch_passes: float = 1.0  # over the images, that make an epoch: 1/3 where a step has three views of each
     optimizer: Literal["adamw", "lars"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)  # LARS: the first is its momentum
+    # LARS: the momentum is one of updates, that is gradients times their rate, or the rate multiplies the
+    # momentum of gradients; they differ where the rate changes
+    momentum_of: Literal["updates", "gradients"] = "updates"
     eps: float = 1e-8  # of AdamW
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
-    decayed: tuple[Kind, ...] = ()  # what decays beside matrices and kernels
-    clip: float | None = 3.0  # gradient norm ...
-    clip_by: Literal["all", "part", "tensor"] = (
-        "all"  # ... of all, of each part of the network, of each tensor
-    )
+    decayed: tuple[Kind | str, ...] = ()  # what decays beside matrices and kernels: kinds, parameters' names
+    clip: float | None = 3.0  # norm of gradients: of all together, ...
+    clip_by: Literal["all", "part", "tensor"] = "all"  # ... of each part of the network, or of each tensor
     drop_path: float = 0.0
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
@@ -125,7 +129,9 @@ class Recipe:
         return {k: v for k, v in kept.items() if k not in later or getattr(self, k) != later[k]}
 
     def warmup_steps(self, clock: Clock) -> float:
-        """Steps of the warm-up; in a run that is no longer than `warmup_epochs`, the share `warmup` of it."""
+        """Steps of the warm-up; in a run that is no longer than that, the share `warmup` of it."""
+        if self.warmup_length is not None and self.warmup_length < clock.total:
+            return self.warmup_length
         if self.warmup_epochs is None or self.warmup_epochs >= clock.epochs:
             return self.warmup * clock.total
         return clock.steps(self.warmup_epochs)

@@ -16,7 +16,7 @@ def decays(p: nn.Parameter) -> bool:
 
 
 def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | None:
-    """What the parameter of this name is, None for matrices and kernels; of a mask token "mask".
+    """What the parameter of this name is, None for matrices and kernels.
 
     tables: ids of tables of relative positions.
     """
@@ -25,18 +25,17 @@ def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | Non
     last = name.rpartition(".")[2]
     if last.startswith(("pos_embed", "positional_embedding")):
         return "position"
-    if last == "mask_token":
-        return "mask"
     if p.ndim <= 1:
         return "vector"
     return None if decays(p) else "token"
 
 
-def with_decay(
-    groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[Kind]
-) -> list[ParamGroup]:
-    """The groups, those without weight decay divided by whether their parameters' kinds are `decayed`."""
-    decayed = {*decayed, "mask"} if "token" in decayed else decayed
+def _decays(name: str, p: nn.Parameter, tables: Collection[int], decayed: Collection[str]) -> bool:
+    return kind(name, p, tables) in decayed or name.rpartition(".")[2] in decayed
+
+
+def with_decay(groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[str]) -> list[ParamGroup]:
+    """Divide groups without weight decay by whether their parameters' kinds or names are `decayed`."""
     names = {id(p): name for name, p in method.named_parameters()}
     tables = {id(getattr(m, name)) for m in method.modules() for name in getattr(m, "undecayed", ())}
     divided = []
@@ -44,7 +43,7 @@ def with_decay(
         if group.decay:
             divided.append(group)
             continue
-        chosen = [p for p in group.params if kind(names.get(id(p), ""), p, tables) in decayed]
+        chosen = [p for p in group.params if _decays(names.get(id(p), ""), p, tables, decayed)]
         ids = {id(p) for p in chosen}
         rest = [p for p in group.params if id(p) not in ids]
         if chosen:
