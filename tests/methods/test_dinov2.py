@@ -35,7 +35,7 @@ def adapted(kind, row, image_size=224):
 
 SWITCHES = [
     {"lr", "weight_decay_end", "config.momentum", "config.patch_embed_lr"},
-    {"drop_path", "encoder.layer_scale", "encoder.drop_uniform"},
+    {"drop_path", "encoder.layer_scale", "encoder.drop_uniform", "encoder.drop_exact"},
     {"config.prototypes"},
     {"config.koleo"},
     {"encoder.mlp", "encoder.hidden"},
@@ -91,6 +91,7 @@ def test_the_last_row_is_the_recipe(kind):
     if kind == "small":
         assert found.pop("encoder.layer_scale") == 1e-5
         assert found.pop("encoder.drop_uniform") is True
+        assert found.pop("encoder.drop_exact") is True
         assert found.pop("drop_path") == 0.3
         assert whole.pop("drop_path") == 0
     assert found.keys() == whole.keys()

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
+from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, rates
+from omma.backbones.layers.init import initialise
 from omma.backbones.layers.mixers import BigBird, Fourier, LinearAttention
 from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
@@ -37,7 +38,9 @@ class ViT(Transformer):
     norm_pre: a norm before the first block, and no bias in the patch embedding, as CLIP has it
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
     hidden: width within the MLP. drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
-    rather than a rising one. Raises ValueError for unknown values and impossible combinations.
+    rather than a rising one; drop_exact: the same share of each batch, as in its code, rather than each
+    sample on its own. init: whose initial weights (backbones/layers/init.py). Raises ValueError for unknown
+    values and impossible combinations.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class ViT(Transformer):
         eps: float = 1e-6,
         drop_path: float = 0.0,
         drop_uniform: bool = False,
+        drop_exact: bool = False,
+        init: str = "vit",
     ) -> None:
         super().__init__()
         one_of("positions", positions, POSITIONS)
@@ -92,20 +97,16 @@ class ViT(Transformer):
         def block(rate: float, layer: int) -> Block:
             attn = MIXERS[mixer](dim, heads, qkv_bias)
             perceptron = SwiGLU(dim, hidden) if mlp == "swiglu" else Mlp(dim, hidden, mlp)  # pyright: ignore
-            return Block(dim, attn, perceptron, rate, layer_scale, eps)
+            return Block(dim, attn, perceptron, rate, layer_scale, eps, drop_exact)
 
         drops = rates(drop_path, depth, drop_uniform)
         self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(drops)))
         self._norms(dim, pool, eps)
 
-        self.blocks.apply(init_linear)
-        for token in self._front():
-            nn.init.trunc_normal_(token, std=0.02)
-        if self.pos_embed is not None and positions == "learned":
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        elif self.pos_embed is not None:
+        if self.pos_embed is not None and positions == "sincos":
             self.pos_embed.data[0, own:] = sincos_2d(dim, (rows, columns))
             self.pos_embed.requires_grad_(False)
+        initialise(self, init)
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         if self.positions != "rope":

@@ -73,7 +73,7 @@ class Schedule:
     ramp: Literal["next", "closed", "open"] = "next"
     start: float = 0.0
     whole: bool = False  # the cosine spans the whole run, and the warm-up replaces its beginning, as in timm
-    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than `warmup_epochs`
+    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than the warm-up
     late: bool = False  # each step (epoch) has the rate of the one before, the first its own
     drops: tuple[float, ...] = ()  # instead of the cosine: divided by 10 at these shares of the run
     scaled: bool = False  # `start` and `Recipe.lr_end` change with the batch as the peak does
@@ -81,7 +81,8 @@ class Schedule:
 
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
-    "rate_by_batch", "warmup_epochs", "schedule", "epoch_steps", "optimizer", "eps", "decayed", "clip_by",
+    "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
+    "momentum_of", "eps", "decayed", "clip_by",
 )  # fmt: skip
 
 
@@ -95,18 +96,22 @@ class Recipe:
     rate_by_batch: Literal["linear", "sqrt", "none"] = "sqrt"  # ... and how it changes for another
     lr_end: float = 1e-6
     warmup: float = 0.1  # share of the run ...
-    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that (`Clock.warmup`)
+    warmup_epochs: float | None = None  # ... or epochs, in runs longer than that (`Clock.warmup`) ...
+    warmup_length: int | None = None  # ... or optimizer steps, likewise
     schedule: Schedule = Schedule()
-    epoch_steps: int | None = None  # steps that make an epoch; None: a pass over the images
+    epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
+    epoch_passes: float = 1.0  # over the images, that make an epoch: 1/3 where a step has three views of each
     optimizer: Literal["adamw", "lars"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)  # LARS: the first is its momentum
+    # LARS: the momentum is one of updates, that is gradients times their rate, or the rate multiplies the
+    # momentum of gradients; they differ where the rate changes
+    momentum_of: Literal["updates", "gradients"] = "updates"
     eps: float = 1e-8  # of AdamW
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
-    decayed: tuple[Kind, ...] = ()  # what decays beside matrices and kernels
-    clip: float | None = 3.0  # gradient norm ...
-    # ... of all, of each part of the network (`ParamGroup.part`), or of each tensor
-    clip_by: Literal["all", "part", "tensor"] = "all"
+    decayed: tuple[Kind | str, ...] = ()  # what decays beside matrices and kernels: kinds, parameters' names
+    clip: float | None = 3.0  # norm of gradients: of all together, ...
+    clip_by: Literal["all", "part", "tensor"] = "all"  # ... of each part of the network, or of each tensor
     drop_path: float = 0.0
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
@@ -143,12 +148,18 @@ class Recipe:
                 del kept["config"][f.name]
         return kept
 
-    def too_long(self, clock: Clock) -> bool:
-        """Is `warmup_epochs` too long for the run, so that the share `warmup` counts?"""
-        return self.warmup_epochs is not None and clock.epochs < 1.25 * self.warmup_epochs
+    def stated_warmup(self, clock: Clock) -> float | None:
+        """Epochs of the warm-up that the recipe states, if it does."""
+        if self.warmup_length is not None:
+            return self.warmup_length * clock.epochs / clock.total
+        return self.warmup_epochs
+
+    def shortened(self, clock: Clock) -> bool:
+        """Is the run too short for the warm-up that the recipe states?"""
+        stated = self.stated_warmup(clock)
+        return stated is not None and clock.epochs < 1.25 * stated
 
     def warmup_steps(self, clock: Clock) -> float:
         """Steps of the warm-up."""
-        if self.warmup_epochs is None:
-            return self.warmup * clock.total
-        return clock.steps(clock.warmup(self.warmup_epochs, self.warmup))
+        stated = self.stated_warmup(clock)
+        return self.warmup * clock.total if stated is None else clock.steps(clock.warmup(stated, self.warmup))

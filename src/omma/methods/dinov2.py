@@ -100,7 +100,8 @@ def paper(image_size: int, model: str) -> Recipe:
     batch, config = 3072, Config(local_size=crops.papers_local_size(image_size, model))
     return Recipe(
         config=config, batch=batch, lr=2e-4 * (batch / 1024) ** 0.5, warmup=80 / 500, weight_decay=0.04,
-        weight_decay_end=0.2, clip=3.0, drop_path=0.4, encoder={"layer_scale": 1e-5, "drop_uniform": True},
+        weight_decay_end=0.2, clip=3.0, drop_path=0.4,
+        encoder={"layer_scale": 1e-5, "drop_uniform": True, "drop_exact": True},
     )  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def _ibot(end: Recipe) -> Recipe:
         patch_embed_lr=1.0, momentum=_momentum_at(c.momentum, 2 / 3),
         teacher_temp_warmup=c.teacher_temp_warmup / 2,
     )  # fmt: skip
-    encoder = {k: v for k, v in end.encoder.items() if k not in ("layer_scale", "drop_uniform", "mlp")}
+    deep = ("layer_scale", "drop_uniform", "drop_exact", "mlp")
+    encoder = {k: v for k, v in end.encoder.items() if k not in deep}
     return dataclasses.replace(
         start, encoder=encoder, drop_path=0.0, batch=max(2, end.batch // 3), lr=end.lr / 2 / 3**0.5,
         warmup=end.warmup / 2, weight_decay_end=0.4,
@@ -173,7 +175,7 @@ def _reproduced(r: Recipe, end: Recipe) -> Recipe:
 
 
 def _deep(r: Recipe, end: Recipe) -> Recipe:
-    scaled = _encoder(layer_scale=1e-5, drop_uniform=True)(r, end)
+    scaled = _encoder(layer_scale=1e-5, drop_uniform=True, drop_exact=True)(r, end)
     return dataclasses.replace(scaled, drop_path=end.drop_path or 0.3)
 
 

@@ -30,10 +30,12 @@ def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | Non
     return None if decays(p) else "token"
 
 
-def with_decay(
-    groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[Kind]
-) -> list[ParamGroup]:
-    """The groups, those without weight decay divided by whether their parameters' kinds are `decayed`."""
+def _decays(name: str, p: nn.Parameter, tables: Collection[int], decayed: Collection[str]) -> bool:
+    return kind(name, p, tables) in decayed or name.rpartition(".")[2] in decayed
+
+
+def with_decay(groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[str]) -> list[ParamGroup]:
+    """Divide groups without weight decay by whether their parameters' kinds or names are `decayed`."""
     names = {id(p): name for name, p in method.named_parameters()}
     tables = {id(getattr(m, name)) for m in method.modules() for name in getattr(m, "undecayed", ())}
     divided = []
@@ -41,7 +43,7 @@ def with_decay(
         if group.decay:
             divided.append(group)
             continue
-        chosen = [p for p in group.params if kind(names.get(id(p), ""), p, tables) in decayed]
+        chosen = [p for p in group.params if _decays(names.get(id(p), ""), p, tables, decayed)]
         ids = {id(p) for p in chosen}
         rest = [p for p in group.params if id(p) not in ids]
         if chosen:
