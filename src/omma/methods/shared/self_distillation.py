@@ -15,7 +15,7 @@ from omma.core.checks import above_zero, at_least_zero, one_of, within_one
 from omma.core.protocols import Clock, Needs, Recipe
 from omma.losses import distillation
 from omma.methods.shared import crops, sinkhorn
-from omma.ops import directions, statistics
+from omma.ops import statistics
 from omma.train.schedules import linear
 
 
@@ -28,6 +28,7 @@ class SelfDistillation(crops.MultiCrop):
     prototypes: int = 65_536
     head_hidden: int = 2048
     head_bottleneck: int = 256
+    prototype_gain: bool = False  # prototypes have a learned length, which decays; else length 1
     student_temp: float = 0.1
     teacher_temp_start: float = 0.04
     teacher_temp: float = 0.07
@@ -103,6 +104,12 @@ def _sinkhorn(
     )
 
 
+def head(config: SelfDistillation, dim: int, bottleneck: int | None = None) -> PrototypeHead:
+    """A head for features of `dim` dimensions; bottleneck: instead of `head_bottleneck`."""
+    width = config.head_bottleneck if bottleneck is None else bottleneck
+    return PrototypeHead(dim, config.prototypes, config.head_hidden, width, config.prototype_gain)
+
+
 @torch.no_grad()
 def probabilities(
     config: SelfDistillation, logits: Float[Tensor, "n k"], centre: Float[Tensor, "k"], clock: Clock
@@ -126,12 +133,11 @@ def lazy_probabilities(
 
     Sinkhorn-Knopp needs all logits first, which are stored in the network's precision to compute C.
     """
-    prototypes = head.last.weight
-    inverse = 1 / directions.lengths(prototypes)
+    prototypes, scales = head.last.weight, head.scales()
     temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
-        centre = _sinkhorn(config, F.linear(bottleneck, prototypes), temperature, inverse)
-    return distillation.LazyProbabilities(bottleneck, prototypes, inverse, centre, temperature)
+        centre = _sinkhorn(config, F.linear(bottleneck, prototypes), temperature, scales)
+    return distillation.LazyProbabilities(bottleneck, prototypes, scales, centre, temperature)
 
 
 @torch.no_grad()
