@@ -105,7 +105,5 @@ def layerwise(
             if params:
                 name = f"{label}, layer {number}" + ", kernel" * kernel + ", no decay" * (not decays_)
                 scale = rate * (embedding if kernel else 1.0)
-                groups.append(
-                    ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_, part=part)
-                )
+                groups.append(ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_, part=part))
     return groups
