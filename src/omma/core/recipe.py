@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
 
 # Of parameters that do not decay by default: a class, mask or other token; learned positions; a table of
 # relative positions; a vector (bias, norm, scale).
@@ -79,6 +81,14 @@ class Schedule:
     scaled: bool = False  # `start` and `Recipe.lr_end` change with the batch as the peak does
 
 
+def added(default: T, before: T) -> T:
+    """A field that was added to a method's Config; `before` is what earlier versions did.
+
+    A configuration leaves it out where it has that value, so that runs of earlier versions resume.
+    """
+    return field(default=default, metadata={"before": before})
+
+
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
@@ -136,11 +146,7 @@ class Recipe:
         return dataclasses.replace(scaled, lr_end=self.lr_end * factor, schedule=schedule)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's configuration holds; what was added later only if it changes the run.
-
-        A field that was added to a method's Config names what earlier versions did: field(default=...,
-        metadata={"before": value}). So their runs resume.
-        """
+        """What a run's configuration holds; what was added later only if it changes the run (`added`)."""
         unset = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) == f.default}
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in unset.intersection(_LATER)}
         for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(self.config) else ():
