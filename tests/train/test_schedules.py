@@ -97,7 +97,7 @@ def test_a_run_too_short_for_its_warmup_takes_a_share(ramp):
     schedule = Schedule(ramp=ramp, by="epoch", late=True)
     recipe = dataclasses.replace(RECIPE, warmup=0.25, warmup_epochs=40, schedule=schedule)
     for total in range(1, 40):
-        assert recipe.too_long(clock(0, total))
+        assert recipe.shortened(clock(0, total))
         row = rates(recipe, total)
         peak = row.index(max(row))
         assert max(row) == pytest.approx(0.8, rel=0.15 if ramp == "open" else 1e-9), total
@@ -115,12 +115,12 @@ def test_no_jump_where_the_total_changes():
         assert max(abs(a - b) for a, b in itertools.pairwise(row)) < 0.04  # of .8
     lengths = [recipe.warmup_steps(clock(0, total)) for total in (150, 300, 375, 3000)]
     assert lengths == pytest.approx([15, 30, 300, 300])
-    assert [recipe.too_long(clock(0, total)) for total in (150, 300, 374, 375)] == [True, True, True, False]
+    assert [recipe.shortened(clock(0, total)) for total in (150, 300, 374, 375)] == [True, True, True, False]
 
 
 def test_without_a_warmup():
     recipe = dataclasses.replace(RECIPE, warmup_epochs=0, schedule=Schedule(ramp="closed"))
-    assert not recipe.too_long(clock(0, 3))
+    assert not recipe.shortened(clock(0, 3))
     assert rates(recipe)[0] == 0.8
 
 

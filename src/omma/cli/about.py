@@ -65,13 +65,15 @@ def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
     warmup = f"{r.warmup:.3g} of the run"
     if r.warmup_epochs is not None:
         warmup = f"{r.warmup_epochs:g} epochs" + (f" of {r.epoch_steps:,} steps" if r.epoch_steps else "")
+    if r.warmup_length is not None:
+        warmup = f"{r.warmup_length:,} steps"
     start = f", from {schedule.start:g}" if schedule.start else ""
     down = f"cosine to {r.lr_end:.2g}"
     if schedule.drops:
         down = f"a tenth at {', '.join(f'{drop:.3g}' for drop in schedule.drops)} of the run"
     decay = f"{r.weight_decay:g}" + (f" to {r.weight_decay_end:g}" if r.weight_decay_end is not None else "")
     spared = {"token": "tokens", "position": "positions", "table": "tables", "vector": "vectors"}
-    also = [spared[kind] for kind in r.decayed]
+    also = [spared.get(kind, kind) for kind in r.decayed]
     each = {"all": "all gradients", "part": "each part", "tensor": "each tensor"}[r.clip_by]
     adamw = f"AdamW, betas {r.betas[0]:g}, {r.betas[1]:g}"
     return [
@@ -79,7 +81,7 @@ def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
         ("peak learning rate", f"{r.lr:.3g}; another batch: {follows}"),
         ("warm-up", warmup + start),
         ("then", down + (", each epoch" if schedule.by == "epoch" else "")),
-        ("weight decay", f"{decay}, of matrices" + (f" and {', '.join(also)}" if also else "")),
+        ("weight decay", f"{decay}, of matrices" + "".join(f", {kind}" for kind in also)),
         ("gradient norm", "any" if r.clip is None else f"at most {r.clip:g}, {each}"),
         ("optimizer", adamw if r.optimizer == "adamw" else f"LARS, momentum {r.betas[0]:g}"),
         ("stochastic depth", f"{r.drop_path:g}"),

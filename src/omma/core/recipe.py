@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
 
 # Of parameters that do not decay by default: a class, mask or other token; learned positions; a table of
 # relative positions; a vector (bias, norm, scale).
@@ -36,16 +38,15 @@ class Clock:
         """Steps in so many epochs."""
         return round(epochs * self.total / self.epochs)
 
+    def warmup(self, epochs: float, share: float) -> float:
+        """Epochs of a warm-up that takes `epochs`; in a run no longer than that, `share` of the run.
 
-def warm_up(length: float, share: float, run: float) -> float:
-    """Length of a warm-up in a run, in the same unit; in a run no longer than that, `share` of the run.
-
-    In runs up to a quarter longer it is between the two: a run that ends at a time changes its total on the
-    way, and no schedule may jump for that.
-    """
-    if run <= length:
-        return share * run
-    return length * (share + (1 - share) * min(4 * (run - length) / max(length, 1e-9), 1.0))
+        In runs up to a quarter longer it is between the two: a run that ends at a time changes its total on
+        the way, and no schedule may jump for that.
+        """
+        if self.epochs <= epochs:
+            return share * self.epochs
+        return epochs * (share + (1 - share) * min(4 * (self.epochs - epochs) / max(epochs, 1e-9), 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,18 @@ class Schedule:
     ramp: Literal["next", "closed", "open"] = "next"
     start: float = 0.0
     whole: bool = False  # the cosine spans the whole run, and the warm-up replaces its beginning, as in timm
-    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than `warmup_epochs`
+    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than the warm-up
     late: bool = False  # each step (epoch) has the rate of the one before, the first its own
     drops: tuple[float, ...] = ()  # instead of the cosine: divided by 10 at these shares of the run
     scaled: bool = False  # `start` and `Recipe.lr_end` change with the batch as the peak does
+
+
+def added(default: T, before: T) -> T:
+    """A field that was added to a method's Config; `before` is what earlier versions did.
+
+    A configuration leaves it out where it has that value, so that runs of earlier versions resume.
+    """
+    return field(default=default, metadata={"before": before})
 
 
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
@@ -97,7 +106,7 @@ class Recipe:
     rate_by_batch: Literal["linear", "sqrt", "none"] = "sqrt"  # ... and how it changes for another
     lr_end: float = 1e-6
     warmup: float = 0.1  # share of the run ...
-    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that (`warm_up`) ...
+    warmup_epochs: float | None = None  # ... or epochs, in runs longer than that (`Clock.warmup`) ...
     warmup_length: int | None = None  # ... or optimizer steps, likewise
     schedule: Schedule = Schedule()
     epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
@@ -112,8 +121,7 @@ class Recipe:
     weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
     decayed: tuple[Kind | str, ...] = ()  # what decays beside matrices and kernels: kinds, parameters' names
     clip: float | None = 3.0  # norm of gradients: of all together, ...
-    # ... of each part of the network (`ParamGroup.part`), or of each tensor
-    clip_by: Literal["all", "part", "tensor"] = "all"
+    clip_by: Literal["all", "part", "tensor"] = "all"  # ... of each part of the network, or of each tensor
     drop_path: float = 0.0
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
@@ -138,11 +146,7 @@ class Recipe:
         return dataclasses.replace(scaled, lr_end=self.lr_end * factor, schedule=schedule)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's configuration holds; what was added later only if it changes the run.
-
-        A field that was added to a method's Config names what earlier versions did: field(default=...,
-        metadata={"before": value}). So their runs resume.
-        """
+        """What a run's configuration holds; what was added later only if it changes the run (`added`)."""
         unset = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) == f.default}
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in unset.intersection(_LATER)}
         for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(self.config) else ():
@@ -150,16 +154,18 @@ class Recipe:
                 del kept["config"][f.name]
         return kept
 
-    def too_long(self, clock: Clock) -> bool:
-        """Is the stated warm-up too long for the run, so that the share `warmup` counts?"""
+    def stated_warmup(self, clock: Clock) -> float | None:
+        """Epochs of the warm-up that the recipe states, if it does."""
         if self.warmup_length is not None:
-            return clock.total < 1.25 * self.warmup_length
-        return self.warmup_epochs is not None and clock.epochs < 1.25 * self.warmup_epochs
+            return self.warmup_length * clock.epochs / clock.total
+        return self.warmup_epochs
+
+    def shortened(self, clock: Clock) -> bool:
+        """Is the run too short for the warm-up that the recipe states?"""
+        stated = self.stated_warmup(clock)
+        return stated is not None and clock.epochs < 1.25 * stated
 
     def warmup_steps(self, clock: Clock) -> float:
         """Steps of the warm-up."""
-        if self.warmup_length is not None:
-            return warm_up(self.warmup_length, self.warmup, clock.total)
-        if self.warmup_epochs is None:
-            return self.warmup * clock.total
-        return clock.steps(warm_up(self.warmup_epochs, self.warmup, clock.epochs))
+        stated = self.stated_warmup(clock)
+        return self.warmup * clock.total if stated is None else clock.steps(clock.warmup(stated, self.warmup))

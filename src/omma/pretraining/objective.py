@@ -106,7 +106,9 @@ class Objective(nn.Module):
         if (steps := self.recipe.epoch_steps) is not None:
             passes = self.epochs * steps / self.steps
             return Clock(self.step, self.steps, self.step / steps, self.steps / steps, passes)
-        return Clock(self.step, self.steps, self.epochs * self.step / self.steps, self.epochs)
+        passes = self.recipe.epoch_passes
+        epochs = self.epochs / passes
+        return Clock(self.step, self.steps, epochs * self.step / self.steps, epochs, passes)
 
     def make_optimizer(self, batch: int | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer, for `before_step`.

@@ -6,6 +6,7 @@ from typing import Any
 
 from omma import weights
 from omma.core import dist
+from omma.core.words import count
 from omma.pretraining import health
 from omma.pretraining.events import Note, Result
 from omma.pretraining.request import Request
@@ -72,16 +73,15 @@ def length(run: Run, request: Request, step_time: float) -> int:
 
 
 def shorter_warmup(run: Run) -> list[str]:
-    """A line if the run is too short for the epochs of warm-up that its recipe states."""
+    """A line if the run is too short for the warm-up that its recipe states."""
     recipe, clock = run.choice.recipe, run.position.clock()
-    if not recipe.too_long(clock):
+    if not recipe.shortened(clock):
         return []
-    stated = f"{recipe.warmup_epochs:g} epochs"
-    if recipe.warmup_length is not None:
-        stated = f"{recipe.warmup_length:,} steps"
+    steps, length = round(recipe.warmup_steps(clock)), recipe.warmup_length
+    stated = f"{recipe.warmup_epochs:g} epochs" if length is None else count(length, "step")
     return [
-        f"warm-up: {recipe.warmup_steps(clock):.0f} of the run's {clock.total:,} steps, which are too few "
-        f"for the {stated} of the recipe {run.choice.recipe_name}"
+        f"warm-up: {steps:,} of the run's {count(clock.total, 'step')}; the {stated} of the recipe "
+        f"{run.choice.recipe_name} are too long for {clock.epochs:.3g} epochs"
     ]
 
 

@@ -3,7 +3,6 @@
 import math
 
 from omma.core.protocols import Clock, Recipe
-from omma.core.recipe import warm_up
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -21,11 +20,11 @@ def learning_rate(clock: Clock, recipe: Recipe) -> float:
     """The unscaled rate of this step, as `Recipe.schedule` says."""
     s = recipe.schedule
     now, total, warmup = clock.step, clock.total, recipe.warmup_steps(clock)
-    if s.by == "epoch" and clock.epochs > (recipe.warmup_epochs or 0):
-        per_epoch = clock.total / clock.epochs
-        now, total, warmup = math.floor(clock.epoch), clock.epochs, warmup / per_epoch
-        if recipe.warmup_epochs is not None:
-            warmup = warm_up(recipe.warmup_epochs, recipe.warmup, clock.epochs)  # not rounded to steps
+    stated = recipe.stated_warmup(clock)
+    if s.by == "epoch" and clock.epochs > (stated or 0):
+        now, total, warmup = math.floor(clock.epoch), clock.epochs, warmup * clock.epochs / clock.total
+        if stated is not None:
+            warmup = clock.warmup(stated, recipe.warmup)  # not rounded to steps
     now = max(now - s.late, 0)
     if now < math.floor(warmup):
         done = {"next": (now + 1) / warmup, "closed": now / max(warmup - 1, 1), "open": now / warmup}
