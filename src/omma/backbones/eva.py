@@ -21,10 +21,10 @@ from omma.backbones.layers import (
     SwiGLU,
     Where,
     attend,
-    init_linear,
     rates,
     relative,
 )
+from omma.backbones.layers import init as init_layers
 from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
 from omma.ops import attention
@@ -144,7 +144,8 @@ class Eva(Transformer):
     by patch indices stretched to a grid of `rope_home` x `rope_home`), or "centred" (DINOv3's, by position in
     the image). positions: "learned" for class token and patches, or "none". mlp: "gelu", "swiglu" or
     "split_swiglu" of width `hidden`. sub_norm: a norm within the MLP; attn_norm: one within attention; fused:
-    one product for queries, keys and values. Raises ValueError for unknown values.
+    one product for queries, keys and values. init: whose initial weights (backbones/layers/init.py). Raises
+    ValueError for unknown values.
     """
 
     prefix_positions = True
@@ -174,6 +175,7 @@ class Eva(Transformer):
         attn_norm: bool = False,
         eps: float = 1e-6,
         drop_path: float = 0.0,
+        init: str = "vit",
     ) -> None:
         super().__init__()
         one_of("positions", positions, ("learned", "none"))
@@ -214,16 +216,7 @@ class Eva(Transformer):
 
         self.blocks = nn.Sequential(*(block(rate) for rate in rates(drop_path, depth)))
         self._norms(dim, pool, eps)
-
-        self.blocks.apply(init_linear)
-        for i, each in enumerate(self.blocks, start=1):  # deeper branches start smaller [Bao 2021, 2.4]
-            deep: Any = each
-            deep.attn.proj.weight.data.div_((2 * i) ** 0.5)
-            deep.mlp.fc2.weight.data.div_((2 * i) ** 0.5)
-        for token in self._front():
-            nn.init.trunc_normal_(token, std=0.02)
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        init_layers.initialise(self, init, init_layers.EVA)
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         like, e, angles = self.patch_embed.proj.weight, self.dim // self.heads, None

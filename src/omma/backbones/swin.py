@@ -9,7 +9,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Mlp, PatchEmbed, init_linear, rates
+from omma.backbones.layers import Mlp, PatchEmbed, rates
+from omma.backbones.layers import init as init_layers
 from omma.backbones.layers.transformer import chosen_layers
 from omma.core.protocols import Backbone, Features
 from omma.ops import recompute, windows
@@ -137,8 +138,8 @@ class Swin(Backbone):
     token_patch: pixels of the first stage's patches. dim: its width, doubled by each further stage. depths,
     heads: of each stage. window: rows and columns of a window, one number or one per stage. ratio: the MLP's
     width over the stage's. Tables of relative positions are made for `image_size`: for the side of a stage's
-    map if that is shorter than the window, as in timm. Shorter maps use the middle of the table. Raises
-    ValueError for impossible combinations.
+    map if that is shorter than the window, as in timm. Shorter maps use the middle of the table. init: whose
+    initial weights (backbones/layers/init.py). Raises ValueError for impossible combinations.
     """
 
     drops_tokens = False
@@ -158,6 +159,7 @@ class Swin(Backbone):
         qkv_bias: bool = True,
         channels: int = 3,
         drop_path: float = 0.0,
+        init: str = "vit",
     ) -> None:
         super().__init__()
         stages = len(depths)
@@ -183,7 +185,7 @@ class Swin(Backbone):
                 blocks.append(SwinBlock(attn, width, int(ratio * width), next(drop_rates)))
             self.layers.append(Stage(Merging(width // 2) if i else None, blocks))
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
-        self.layers.apply(init_linear)
+        init_layers.initialise(self, init, init_layers.SWIN)
 
     @property
     def token_dim(self) -> int:

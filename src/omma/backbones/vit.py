@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, init_linear, rates
+from omma.backbones.layers import Attention, Block, Mlp, PatchEmbed, Size, SwiGLU, Where, rates
+from omma.backbones.layers.init import initialise
 from omma.backbones.layers.mixers import BigBird, Fourier, LinearAttention
 from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
@@ -38,7 +39,8 @@ class ViT(Transformer):
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
     hidden: width within the MLP. drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
     rather than a rising one; drop_exact: the same share of each batch, as in its code, rather than each
-    sample on its own. Raises ValueError for unknown values and impossible combinations.
+    sample on its own. init: whose initial weights (backbones/layers/init.py). Raises ValueError for unknown
+    values and impossible combinations.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ViT(Transformer):
         drop_path: float = 0.0,
         drop_uniform: bool = False,
         drop_exact: bool = False,
+        init: str = "vit",
     ) -> None:
         super().__init__()
         one_of("positions", positions, POSITIONS)
@@ -100,14 +103,10 @@ class ViT(Transformer):
         self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(drops)))
         self._norms(dim, pool, eps)
 
-        self.blocks.apply(init_linear)
-        for token in self._front():
-            nn.init.trunc_normal_(token, std=0.02)
-        if self.pos_embed is not None and positions == "learned":
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        elif self.pos_embed is not None:
+        if self.pos_embed is not None and positions == "sincos":
             self.pos_embed.data[0, own:] = sincos_2d(dim, (rows, columns))
             self.pos_embed.requires_grad_(False)
+        initialise(self, init)
 
     def where(self, grid: tuple[int, int], keep: Int[Tensor, "b n"] | None) -> Where:
         if self.positions != "rope":

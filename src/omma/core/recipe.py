@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-# Of parameters that do not decay by default: a class, mask or other token; learned positions; a table of
-# relative positions; a vector (bias, norm, scale).
-Kind = Literal["token", "position", "table", "vector"]
+# Of parameters that do not decay by default: a class, mask or other token; mask tokens alone; learned
+# positions; a table of relative positions; a vector (bias, norm, scale).
+Kind = Literal["token", "mask", "position", "table", "vector"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
 from omma.losses.distillation import Student, cross_entropy, other_views
@@ -59,8 +60,9 @@ def paper(image_size: int, model: str) -> Recipe:
     `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
     """
     return Recipe(
-        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=0.1, weight_decay=0.04,
-        weight_decay_end=0.4, clip=3.0, drop_path=0.1,
+        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
+        schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.4,
+        decayed=("token", "position"), clip=3.0, clip_by="tensor", drop_path=0.1,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def decays(p: nn.Parameter) -> bool:
 
 
 def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | None:
-    """What the parameter of this name is, None for matrices and kernels.
+    """What the parameter of this name is, None for matrices and kernels; of a mask token "mask".
 
     tables: ids of tables of relative positions.
     """
@@ -25,6 +25,8 @@ def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | Non
     last = name.rpartition(".")[2]
     if last.startswith(("pos_embed", "positional_embedding")):
         return "position"
+    if last == "mask_token":
+        return "mask"
     if p.ndim <= 1:
         return "vector"
     return None if decays(p) else "token"
@@ -34,6 +36,7 @@ def with_decay(
     groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[Kind]
 ) -> list[ParamGroup]:
     """The groups, those without weight decay divided by whether their parameters' kinds are `decayed`."""
+    decayed = {*decayed, "mask"} if "token" in decayed else decayed
     names = {id(p): name for name, p in method.named_parameters()}
     tables = {id(getattr(m, name)) for m in method.modules() for name in getattr(m, "undecayed", ())}
     divided = []

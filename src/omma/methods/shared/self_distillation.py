@@ -1,7 +1,8 @@
 """Shared by DINO, iBOT and DINOv2: options, the teacher's distributions, and statistics of collapse."""
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives
-from omma.core.checks import above_zero, one_of, within_one
+from omma.core.checks import above_zero, at_least_zero, one_of, within_one
 from omma.core.protocols import Clock, Needs, Recipe
 from omma.losses import distillation
 from omma.methods.shared import crops, sinkhorn
@@ -30,7 +31,8 @@ class SelfDistillation(crops.MultiCrop):
     student_temp: float = 0.1
     teacher_temp_start: float = 0.04
     teacher_temp: float = 0.07
-    teacher_temp_warmup: float = 0.3  # share of the run (30 of 100 epochs)
+    teacher_temp_warmup: float = 30.0  # epochs; in a run that is shorter, 3 tenths of it
+    teacher_temp_by: Literal["epoch", "step"] = "epoch"  # when it changes
     centring: str = "mean"  # or "sinkhorn" (Sinkhorn-Knopp)
     centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
@@ -41,7 +43,9 @@ class SelfDistillation(crops.MultiCrop):
         super().__post_init__()
         above_zero(self, "head_hidden", "head_bottleneck", "sinkhorn_iterations")
         above_zero(self, "student_temp", "teacher_temp_start", "teacher_temp")
-        within_one(self, "teacher_temp_warmup", "centre_momentum", "momentum")
+        within_one(self, "centre_momentum", "momentum")
+        at_least_zero(self, "teacher_temp_warmup")
+        one_of("method.teacher_temp_by", self.teacher_temp_by, ("epoch", "step"))
         one_of("method.centring", self.centring, self.centrings)
         if self.prototypes < 2:
             raise ValueError(f"method.prototypes={self.prototypes}: at least 2 are needed")
@@ -76,8 +80,14 @@ def small_recipe(config: SelfDistillation) -> Recipe:
 
 
 def teacher_temperature(config: SelfDistillation, clock: Clock) -> float:
-    """tau_t, which rises linearly over the warm-up."""
-    progress = clock.progress / max(config.teacher_temp_warmup, 1e-9)
+    """tau_t, which rises linearly: the last epoch (step) of the warm-up has the final value."""
+    if config.teacher_temp_warmup > clock.epochs:
+        done, warmup = clock.step, 0.3 * clock.total
+    elif config.teacher_temp_by == "step":
+        done, warmup = clock.step, clock.steps(config.teacher_temp_warmup)
+    else:
+        done, warmup = math.floor(clock.epoch), config.teacher_temp_warmup
+    progress = done / (warmup - 1) if warmup > 1 else float(done >= warmup)
     return linear(config.teacher_temp_start, config.teacher_temp, progress)
 
 
