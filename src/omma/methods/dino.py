@@ -73,7 +73,9 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores: k-NN 55.8 %,
     the untrained network's 27.9 (docs/benchmarks.md).
     """
-    config = Config(**self_distillation.small(image_size, backbones.family(model).plain))
+    config = Config(
+        teacher_temp_warmup=0.3, **self_distillation.small(image_size, backbones.family(model).plain)
+    )
     return self_distillation.small_recipe(config)
 
 

@@ -38,6 +38,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
 from omma.losses.koleo import koleo
 from omma.methods.shared import crops, self_distillation, signals
@@ -53,11 +54,12 @@ class Config(self_distillation.SelfDistillation):
     """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
     ladder: int | None = None  # row of table 1, 0 to 11; overrides the options that rows change
-    short: bool = False  # the published code's short run instead; overrides the options that it changes
+    # the published code's short run instead; overrides the options that it changes
+    short: bool = added(False, before=False)
     prototypes: int = 131_072
     untied: bool = True  # a separate head for patches
     patch_head_bottleneck: int | None = None  # of a separate head for patches; None: as `head_bottleneck`
-    teacher_temp_by: Literal["epoch", "step"] = "step"
+    teacher_temp_by: Literal["epoch", "step"] = added("step", before="step")
     centring: str = "sinkhorn"  # or "mean"
     koleo: float = 0.1  # weight; 0 switches it off
     momentum: float = 0.994
@@ -128,7 +130,9 @@ def small(image_size: int, model: str) -> Recipe:
     so few are hidden, and their loss has a small weight.
     """
     shared = self_distillation.small(image_size, plain=True)
-    config = Config(patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, **shared)
+    config = Config(
+        patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, teacher_temp_warmup=30 / 500, **shared
+    )
     return self_distillation.small_recipe(config)
 
 

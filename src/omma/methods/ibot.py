@@ -88,7 +88,9 @@ def small(image_size: int, model: str) -> Recipe:
     the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise.
     """
     shared = self_distillation.small(image_size, plain=True)
-    return self_distillation.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
+    return self_distillation.small_recipe(
+        Config(patch_weight=0.2, mask_probability=0.3, teacher_temp_warmup=30 / 800, **shared)
+    )
 
 
 class Method(protocols.Method):
