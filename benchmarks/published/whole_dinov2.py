@@ -18,6 +18,7 @@ from published.whole_distilled import (
     BATCH,
     HEAD,
     IMAGE,
+    LOCAL,
     LOCALS,
     NARROW,
     PATCH,
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from omma import backbones
 from omma.core.protocols import Context, Method, Recipe
+from omma.core.random import derive
 from omma.methods import dinov2
 from omma.methods.shared.masking import view_masks
 
@@ -182,9 +184,8 @@ def settings(folder: Path, file: str, short: bool) -> Any:
             "arch": "vit_narrow",
             "patch_size": PATCH,
             "block_chunks": NARROW["depth"],
-            "drop_path_rate": 0,
         },
-        "crops": {"global_crops_size": IMAGE, "local_crops_size": IMAGE, "local_crops_number": LOCALS},
+        "crops": {"global_crops_size": IMAGE, "local_crops_size": LOCAL, "local_crops_number": LOCALS},
         "compute_precision": {"grad_scaler": False},
     }
     return merged(merged(*read), narrow)
@@ -220,7 +221,9 @@ def theirs(
 
     def data() -> Iterator[dict[str, Any]]:
         for step in range(setup.first, setup.first + STEPS):
-            yield collated(setup, ours, step)
+            images = collated(setup, ours, step)
+            torch.manual_seed(derive(0, step, 0))  # stochastic depth draws from it as ours does
+            yield images
 
     Checkpoints.first = setup.first
     with (
@@ -257,11 +260,12 @@ LONG = Setup(
 SHORT = LONG._replace(name="dinov2-short", make=partial(make, "vit-l/16", True), total=125_000)
 
 
+REMARK = "masks are ours, and stochastic depth has the same random numbers"
+
+
 def row(setup: Setup, what: str, file: str) -> Whole:
     code = partial(theirs, f"train/{file}.yaml", "short" in file)
-    return Whole(
-        setup, what, "facebookresearch/dinov2", f"do_train, {file}.yaml", code, "masks are ours on both sides"
-    )
+    return Whole(setup, what, "facebookresearch/dinov2", f"do_train, {file}.yaml", code, REMARK)
 
 
 ROWS = [
