@@ -10,8 +10,9 @@ import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -74,15 +75,23 @@ class References:
         spec.loader.exec_module(module)
         return module
 
-    def load(self, source: str, module: str, inside: str = "", real: tuple[str, ...] = ()) -> Any:
+    def load(
+        self,
+        source: str,
+        module: str,
+        inside: str = "",
+        real: tuple[str, ...] = (),
+        instead: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """Import a module of the clone, or of a folder in it; afterwards it is not importable any more.
 
-        real: modules of the clone that are imported in spite of a replacement's name.
+        real: modules of the clone that are imported in spite of a replacement's name. instead: more modules
+        that replace others.
         """
         clone = self.path(source)
         assert clone is not None
         folder = clone / inside
-        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real}
+        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real} | instead
         before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
         sys.path.insert(0, str(folder))
         sys.modules.update(stand_ins)
