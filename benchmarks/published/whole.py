@@ -69,7 +69,7 @@ def fill(module: nn.Module) -> None:
     """Replace what is trained by numbers from a generator, of the size that initial weights have.
 
     Matrices get a deviation of fan_in^-1/2 / 2; vectors, tokens and positions .05, about their present value
-    where that is a constant, else about 0: so a comparison sees every parameter, and no other generator counts.
+    where that is a constant, else 0: so a comparison sees every parameter, and no other generator counts.
     """
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
