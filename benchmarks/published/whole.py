@@ -7,6 +7,7 @@ the method's own, for the setup's batch. The published code trains the same weig
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -110,15 +111,19 @@ def collected(
 
 
 def ours(setup: Setup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What omma's loop makes of the weights: (before, after), with the names of the method's parameters."""
+    """What omma's loop makes of the weights: (before, after), with the names of the method's parameters.
+
+    In fp64 throughout: losses cast what they get to fp32, which here leaves fp64 as it is.
+    """
     method, recipe = setup.make()
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     position = Position.of(recipe, setup.images, setup.first, setup.total)
     batches = (setup.batch(step) for step in range(setup.first, setup.first + STEPS + 1))
     steps = train(method, make_optimizer(method, recipe), batches, recipe, position)
-    for _ in range(STEPS):
-        assert next(steps).rejected is None
-    steps.close()
+    with mock.patch.object(Tensor, "float", lambda x: x if x.dtype == torch.float64 else x.to(torch.float32)):
+        for _ in range(STEPS):
+            assert next(steps).rejected is None
+        steps.close()
     return before, {name: p.detach().clone() for name, p in method.named_parameters()}
 
 
