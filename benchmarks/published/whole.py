@@ -5,18 +5,24 @@ the method's own, for the setup's batch. The published code trains the same weig
 (whole_*.py); tests hold its numbers, so that they need no clone.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omma import backbones
-from omma.core.protocols import Backbone, Batch, Method, Recipe
+from omma.core.protocols import Backbone, Batch, Key, Method, Recipe
 from omma.train.loop import Position, train
 from omma.train.optimizer import make_optimizer
 
+if TYPE_CHECKING:  # it imports what tests may lack
+    from published.references import References
+
 STEPS = 16
+BOUND = 1e-5  # on the difference, as a share of the way that all weights travelled
+FILES = ("whole_distilled", "whole_hidden", "whole_contrasted")  # modules with ROWS, and SETUPS
 
 
 class Setup(NamedTuple):
@@ -28,6 +34,26 @@ class Setup(NamedTuple):
     images: int  # in the data set: an epoch has images / recipe.batch steps
     total: int  # steps of the whole run
     first: int = 0  # the step that the comparison begins at, with fresh moments
+
+    @property
+    def epoch(self) -> int:
+        """Steps in a pass over the images."""
+        return self.images // self.make()[1].batch
+
+
+class Whole(NamedTuple):
+    """A row of the table of whole steps: a setup, and what the published code makes of it.
+
+    theirs: called with the clones, the setup and omma's weights before; returns the published code's
+    parameters after the same steps, under omma's names. Parameters that do not move may be left out.
+    """
+
+    setup: Setup
+    what: str
+    source: str  # a repository of references.SOURCES
+    part: str  # the files or functions that do the training
+    theirs: "Callable[[References, Setup, dict[str, Tensor]], dict[str, Tensor]]"
+    remark: str = ""
 
 
 def encoder(model: str, recipe: Recipe, image_size: int, **narrow: Any) -> Backbone:
@@ -56,6 +82,32 @@ def fill(module: nn.Module) -> None:
             p.copy_(p.mean() + 0.05 * noise)
 
 
+def crops(step: int, images: int, *plan: tuple[int, int]) -> Batch:
+    """A batch of random numbers, fp64: (views of each image, pixels) for each crop of the plan."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    views = tuple(
+        torch.randn(images, n, 3, size, size, generator=generator, dtype=torch.float64) for n, size in plan
+    )
+    return Batch(views, Key(0, np.full(images, step), np.arange(images)))
+
+
+@torch.no_grad()
+def transplant(
+    network: nn.Module, weights: Mapping[str, Tensor], name_of: Callable[[str], str | None]
+) -> None:
+    """Give a published network omma's weights; name_of: omma's name of a parameter, None to leave it."""
+    for theirs, p in network.named_parameters():
+        if (name := name_of(theirs)) is not None:
+            p.copy_(weights[name].reshape(p.shape))
+
+
+def collected(
+    parameters: Iterable[tuple[str, Tensor]], name_of: Callable[[str], str | None]
+) -> dict[str, Tensor]:
+    """A published network's parameters under omma's names."""
+    return {name: p.detach().clone() for theirs, p in parameters if (name := name_of(theirs)) is not None}
+
+
 def ours(setup: Setup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What omma's loop makes of the weights: (before, after), with the names of the method's parameters."""
     method, recipe = setup.make()
@@ -81,17 +133,21 @@ def difference(
     apart = sum(
         float((ours[name] - theirs[name].reshape(ours[name].shape)).square().sum()) for name in theirs
     )
-    way = sum(
-        float((theirs[name].reshape(before[name].shape) - before[name]).square().sum()) for name in theirs
-    )
-    return (apart / way) ** 0.5
+    return apart**0.5 / way(before, theirs)
+
+
+def way(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Norm of the way that all weights travelled."""
+    ends = (after[name].reshape(before[name].shape) - before[name] for name in after)
+    return sum(float(x.square().sum()) for x in ends) ** 0.5
 
 
 def numbers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """For each tensor that moved, a weighted sum of its way: what the tests compare."""
     sums = {}
     for name, end in after.items():
-        way = (end.reshape(before[name].shape) - before[name]).flatten().double()
-        if way.any():
-            sums[name] = float(way @ torch.sin(0.7 * torch.arange(len(way), dtype=torch.float64) + 1))
+        moved = (end.reshape(before[name].shape) - before[name]).flatten().double()
+        if moved.any():
+            weights = torch.sin(0.7 * torch.arange(len(moved), dtype=torch.float64) + 1)
+            sums[name] = float(moved @ weights)
     return sums

@@ -38,7 +38,11 @@ def learned(network, encode_many=Transformer.encode_many, dtype=torch.float32):
 @pytest.fixture
 def last_kept(monkeypatch):
     """Stochastic depth keeps the last samples of each length, in whatever order they are asked for."""
-    monkeypatch.setattr(depth, "_draw", lambda b, drop, device: torch.arange(b)[-round(b * (1 - drop)) :])
+
+    def last(b, drop, device, exact):
+        return torch.arange(b)[-round(b * (1 - drop)) :]
+
+    monkeypatch.setattr(depth, "_draw", last)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,26 +73,6 @@ def flat(grads):
 
 def relative(x, y):
     return float((x - y).norm() / y.norm())
-
-
-def test_stochastic_depth_draws_samples_of_each_length():
-    torch.manual_seed(0)
-    shapes, seen = [(8, 2), (5, 3), (1, 1)], []
-
-    def branch(t):
-        seen.append(t.shape)
-        return t
-
-    parts = [torch.full((b, n, 4), float(n)) for b, n in shapes]
-    drawn = [depth.residual_on_some(packing.pack(parts), branch, 0.5, shapes=shapes) for _ in range(400)]
-    assert set(seen) == {(1, 4 * 2 + 2 * 3 + 1, 4)}
-    for i, ((b, n), kept) in enumerate(zip(shapes, (4, 2, 1), strict=True)):
-        found = torch.stack([packing.unpack(x, shapes)[i] for x in drawn]) / n
-        assert (found == found[:, :, :1, :1]).all()  # whole samples
-        added = found[:, :, 0, 0] - 1
-        torch.testing.assert_close(added.sum(1), torch.full((400,), float(b)))
-        assert ((added > 0).sum(1) == kept).all()
-        torch.testing.assert_close(added.mean(0), torch.ones(b), atol=0.25, rtol=0)  # each of them at times
 
 
 @pytest.mark.parametrize("name", ["vit-n/4", "beit-ti/8"])

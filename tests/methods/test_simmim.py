@@ -14,6 +14,7 @@ from omma.methods import simmim
 from omma.methods.shared.masking import random_units
 from omma.ops.patches import normalised, patchify
 from omma.pretraining import requirements
+from omma.train import schedules
 
 SIZE, PATCH = 24, 4
 
@@ -90,10 +91,29 @@ def test_what_would_teach_nothing_is_refused(options, said):
         method(**options)
 
 
-def test_the_paper_has_twice_the_rate_for_swin():
-    """microsoft/SimMIM, configs: 2e-4 of Swin-B's 100 epochs, 1e-4 of ViT-B's 800, for 512 images."""
-    assert simmim.paper(192, "swin-b").lr == pytest.approx(8e-4)
-    assert simmim.paper(224, "vit-b/16").lr == pytest.approx(4e-4)
+@pytest.mark.parametrize(
+    ("size", "model", "network"),
+    [
+        (192, "swin-b", {"window": 6}),
+        (192, "swin-l", {"window": 12}),
+        (192, "swin-b/w12", {}),  # the name says it
+        (224, "swin-b", {}),
+        (224, "beit-b/16", {"bias": "shared", "layer_scale": 0.1, "pool": "mean"}),
+    ],
+)
+def test_the_published_runs_of_800_epochs(size, model, network):
+    """microsoft/SimMIM, configs/*__800ep: 1e-4 for 512 images from 5e-7, a tenth after epoch 700."""
+    recipe = simmim.paper(size, model)
+    assert {name: recipe.encoder.get(name) for name in network} == network
+    assert network or "window" not in recipe.encoder
+    for batch in (2048, 512):
+        scaled = recipe.for_batch(batch)
+        rate = [
+            schedules.learning_rate(Clock(step, 8000, step / 10, 800), scaled)
+            for step in (0, 1, 51, 101, 7000, 7001, 7999)
+        ]
+        parts = [0.005, 0.005, 0.5025, 1, 1, 0.1, 0.1]  # a step late
+        assert rate == pytest.approx([1e-4 * batch / 512 * part for part in parts])
 
 
 @pytest.mark.parametrize("name", ["simmim", "mae", "beit", "eva", "ibot", "dinov2"])

@@ -1,4 +1,4 @@
-"""The small pure functions of ops: schedules, patches, positions, averages, masks, depth, attention."""
+"""The small pure functions of ops: schedules, patches, positions, averages, masks, attention."""
 
 import dataclasses
 import math
@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from waves import wave
 
 from omma.core.protocols import Clock, Key, Recipe
 from omma.methods.shared import masking
-from omma.ops import attention, depth, patches, positions
+from omma.ops import attention, patches, positions
 from omma.train import ema, param_groups, schedules
 
 
@@ -84,37 +83,6 @@ def test_masks_depend_on_the_image_alone():
     assert not torch.equal(kept[0], kept[1])
     everywhere = keep(range(400)).flatten().bincount(minlength=16)
     assert everywhere.min() > 60  # of 100 each, on average
-
-
-def test_stochastic_depth_keeps_the_mean_and_skips_samples():
-    torch.manual_seed(0)
-    x, seen = torch.ones(8, 2, 3), []
-
-    def branch(t):
-        seen.append(len(t))
-        return t
-
-    drawn = torch.stack([depth.residual_on_some(x, branch, 0.5) for _ in range(400)])
-    assert set(seen) == {4}
-    torch.testing.assert_close(drawn.mean(0), 2 * x, atol=0.2, rtol=0)
-    assert set(drawn.unique().tolist()) == {1.0, 3.0}
-    assert depth.residual_on_some(x[:1], branch, 0.9).shape == (1, 2, 3)
-
-
-def test_stochastic_depth_has_the_gradients_of_index_add_and_keeps_no_activation():
-    x = wave(8, 2, 3).requires_grad_()
-    factor, kept = torch.tensor(1.5, dtype=x.dtype, requires_grad=True), []
-    torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        ours = depth.residual_on_some(x, lambda t: t + factor, 0.25)
-    torch.manual_seed(1)
-    rows = torch.randperm(8)[:6]
-    theirs = x.index_add(0, rows, x[rows] + factor, alpha=8 / 6)
-    assert torch.equal(ours, theirs)
-    gradients = [torch.autograd.grad((y * wave(8, 2, 3, phase=1)).sum(), [x, factor]) for y in (ours, theirs)]
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
-    assert max(kept) == len(rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

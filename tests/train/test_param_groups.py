@@ -89,3 +89,29 @@ def test_unknown_layers_are_refused():
 
     with pytest.raises(ValueError, match="odd"):
         param_groups.layerwise(Odd(), "encoder", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("decayed", "extra"),
+    [
+        ((), set()),
+        (("token",), {"cls_token", "mask_token"}),
+        (("mask_token",), {"mask_token"}),
+        (("mask_token", "table"), {"mask_token", "relative_position_bias_table"}),
+        (("position",), {"pos_embed"}),
+    ],
+)
+def test_kinds_that_decay_beside_matrices(decayed, extra):
+    """A mask token is a token, and a kind of its own: BEiT's code decays it, but not the class token."""
+    module = nn.Module()
+    module.encoder = backbones.build(
+        name="beit/4", image_size=8, depth=1, dim=8, heads=2, hidden=16, positions="learned"
+    )
+    module.mask_token = nn.Parameter(torch.zeros(1, 1, 8))
+    own = param_groups.standard(module, "all")
+    plain = {id(p) for group in own if group.decay for p in group.params}
+    found = param_groups.with_decay(own, module, decayed)
+    names = {id(p): name.rpartition(".")[2] for name, p in module.named_parameters()}
+    assert sorted(names) == sorted(id(p) for group in found for p in group.params)  # each once
+    more = {names[id(p)] for group in found if group.decay for p in group.params if id(p) not in plain}
+    assert more == extra

@@ -20,6 +20,7 @@ from omma.backbones.layers import rates
 from omma.core.protocols import Backbone, Features
 from omma.ops.batch_norm import BatchNorm
 from omma.ops.convolution import Conv2d
+from omma.ops.depth import chosen
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,9 @@ class ResidualBlock(nn.Module):
             before = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
         if not self.training or not self.drop_path:
             return F.relu(before + self._branch(x))
-        b = len(x)  # drops samples, as ops/depth.py does
-        rows = torch.randperm(b, device=x.device)[: max(1, round(b * (1 - self.drop_path)))]
+        rows, factor = chosen(len(x), self.drop_path, x.device)
         some = self._branch(x[rows]).to(before.dtype)
-        return F.relu(before.index_add(0, rows, some, alpha=b / len(rows)))
+        return F.relu(before.index_add(0, rows, some, alpha=factor))
 
 
 class Classic(Backbone):

@@ -8,13 +8,13 @@ import math
 import re
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers import rates
 from omma.core.protocols import Backbone, Features
+from omma.ops.depth import chosen
 from omma.ops.patches import padded
 
 GROUPS = 4  # a pooling after each but the last
@@ -38,15 +38,14 @@ class DalleBlock(nn.Module):
         self.conv_4 = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        drop, b = self.drop_path if self.training else 0.0, x.shape[0]
-        count = b if drop == 0 else max(1, round(b * (1 - drop)))  # drops samples, as in ops/depth.py
-        rows = None if count == b else torch.randperm(b, device=x.device)[:count]
+        dropped = self.training and self.drop_path > 0
+        rows, scale = chosen(len(x), self.drop_path, x.device) if dropped else (None, 1.0)
         inner = x if rows is None else x[rows]
         for conv in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
             inner = conv(F.relu(inner))
         if rows is None:
             return self.id_path(x) + self.gain * inner
-        return self.id_path(x).index_add(0, rows, inner, alpha=self.gain * b / count)
+        return self.id_path(x).index_add(0, rows, inner, alpha=self.gain * scale)
 
 
 class Dalle(Backbone):

@@ -39,8 +39,9 @@ class ViT(Transformer):
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
     hidden: width within the MLP. interpolation: of positions at other image sizes, "antialias", "plain" or
     "offset" (ops/positions.py). drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
-    rather than a rising one. init: whose initial weights (backbones/layers/init.py). Raises ValueError for
-    unknown values and impossible combinations.
+    rather than a rising one; drop_exact: the same share of each batch, as in its code, rather than each
+    sample on its own. init: whose initial weights (backbones/layers/init.py). Raises ValueError for unknown
+    values and impossible combinations.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ViT(Transformer):
         eps: float = 1e-6,
         drop_path: float = 0.0,
         drop_uniform: bool = False,
+        drop_exact: bool = False,
         interpolation: Interpolation = "antialias",
         init: str = "vit",
     ) -> None:
@@ -98,7 +100,7 @@ class ViT(Transformer):
         def block(rate: float, layer: int) -> Block:
             attn = MIXERS[mixer](dim, heads, qkv_bias)
             perceptron = SwiGLU(dim, hidden) if mlp == "swiglu" else Mlp(dim, hidden, mlp)  # pyright: ignore
-            return Block(dim, attn, perceptron, rate, layer_scale, eps)
+            return Block(dim, attn, perceptron, rate, layer_scale, eps, drop_exact)
 
         drops = rates(drop_path, depth, drop_uniform)
         self.blocks = nn.Sequential(*(block(rate, i) for i, rate in enumerate(drops)))

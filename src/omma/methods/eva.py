@@ -22,7 +22,18 @@ import torch.nn.functional as F
 
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
-from omma.core.protocols import Backbone, Batch, Clock, Context, Crop, Needs, ParamGroup, Recipe, StepOutput
+from omma.core.protocols import (
+    Backbone,
+    Batch,
+    Clock,
+    Context,
+    Crop,
+    Needs,
+    ParamGroup,
+    Recipe,
+    Schedule,
+    StepOutput,
+)
 from omma.losses import prediction
 from omma.methods.shared.masked_head import BlockMasking, MaskedHead, hidden_blocks
 from omma.train import param_groups
@@ -59,8 +70,9 @@ def paper(image_size: int, model: str) -> Recipe:
     `omma pretrain IMAGES --method eva --method.target CLIP --recipe paper --model eva-g/14 --epochs 150`
     """
     return Recipe(
-        config=Config(), batch=4096, lr=1e-3, lr_end=1e-5, warmup=2 / 150, weight_decay=0.05,
-        betas=(0.9, 0.98), clip=3.0, drop_path=0.1,
+        config=Config(), batch=4096, lr=1e-3, rate_by_batch="none", lr_end=1e-5, warmup=2 / 150,
+        warmup_epochs=2, schedule=Schedule(ramp="closed"), betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05,
+        decayed=("mask_token",), clip=3.0, drop_path=0.1,
     )  # fmt: skip
 
 

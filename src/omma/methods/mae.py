@@ -31,6 +31,7 @@ from omma.core.protocols import (
     ParamGroup,
     Recipe,
     Reconstruction,
+    Schedule,
     StepOutput,
 )
 from omma.core.random import Stream
@@ -71,13 +72,14 @@ views = one_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ViT-B to ViT-H on ImageNet: batch 4096, 400 epochs. (The paper's longer runs warm up for 40, too.)
+    """ViT-B to ViT-H on ImageNet: batch 4096, 800 epochs; the paper's longest runs have 1600.
 
-    `omma pretrain IMAGES --method mae --recipe paper --model vit-b/16 --epochs 400`
+    `omma pretrain IMAGES --method mae --recipe paper --model vit-l/16 --epochs 800`
     """
     return Recipe(
-        config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, lr_end=0.0, warmup=0.1, weight_decay=0.05,
-        betas=(0.9, 0.95), clip=None, encoder={"positions": "sincos"},
+        config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, rate_by_batch="linear", lr_end=0.0,
+        warmup_epochs=40, schedule=Schedule(ramp="open"), weight_decay=0.05, betas=(0.9, 0.95),
+        decayed=("token",), clip=None, encoder={"positions": "sincos"},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ Choose it for masked image modelling on a Swin, or to fine-tune afterwards; its 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +34,7 @@ from omma.core.protocols import (
     ParamGroup,
     Recipe,
     Reconstruction,
+    Schedule,
     StepOutput,
 )
 from omma.core.random import Stream
@@ -71,16 +73,25 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """Swin-B (192 px) on ImageNet: batch 2048, 100 epochs.
+    """Swin-B (192 px, windows of 6) and ViT-B (224 px) on ImageNet: batch 2048, 800 epochs.
 
-    `omma pretrain IMAGES --method simmim --recipe paper --model swin-b --image-size 192 --epochs 100`
-    The paper's runs of 800 epochs (ViT-B too) have half this learning rate, which is used for ViTs here, warm
-    up for 10 epochs and drop to a tenth after 700. Its ViT-B has relative positions shared by all layers.
+    `omma pretrain IMAGES --method simmim --recipe paper --model swin-b --image-size 192 --epochs 800`
+    `omma pretrain IMAGES --method simmim --recipe paper --model beit-b/16 --epochs 800`
+    Its ViT-B is BEiT's network: relative positions shared by all layers, and layer scale. The learning rate
+    drops to a tenth after 700 of 800 epochs.
     """
     swin = backbones.family(model).hierarchical
+    scale = 2048 / 512
+    network: dict[str, Any] = {"bias": "shared", "layer_scale": 0.1, "pool": "mean"}
+    if swin:
+        wide = backbones.options(model).get("dim") == 192
+        network = {"window": 12 if wide else 6} if image_size == 192 and "/w" not in model else {}
     return Recipe(
-        config=Config(), batch=2048, lr=(2e-4 if swin else 1e-4) * 2048 / 512, lr_end=1e-5 * 2048 / 512,
-        warmup=0.1, weight_decay=0.05, clip=5.0, drop_path=0.0 if swin else 0.1,
+        config=Config(), batch=2048, lr=1e-4 * scale, rate_by_batch="linear", lr_end=1e-5 * scale,
+        warmup=0.0125, warmup_epochs=10,
+        schedule=Schedule(ramp="open", start=5e-7 * scale, late=True, drops=(0.875,), scaled=True),
+        weight_decay=0.05, decayed=("table",) if swin else ("mask_token", "table"), clip=5.0,
+        drop_path=0.0 if swin else 0.1, encoder=network,
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def seconds(method: Method, sizes: int) -> float:
     """Estimated compile time for crops of `sizes` sizes: SECONDS for each kind of block and size.
 
     A backbone that packs crops has one graph for all sizes. Blocks differ in kind by class, parameter shapes,
-    rate of stochastic depth (which fixes the number of samples) and whether they are trained.
+    rate of stochastic depth and whether they are trained.
     """
     kinds = {
         (type(b), getattr(b, "drop_path", 0.0), *((p.shape, p.requires_grad) for p in b.parameters()))

@@ -148,7 +148,7 @@ class Block(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), each branch scaled where `layer_scale` is given.
 
     attn: a module that takes normalised tokens and where they lie; mlp: one that takes normalised tokens.
-    Sequences of several lengths come packed, as [1, t, d].
+    Sequences of several lengths come packed, as [1, t, d]. drop_exact: see `ops.depth.chosen`.
     """
 
     def __init__(
@@ -159,9 +159,10 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         eps: float = 1e-6,
+        drop_exact: bool = False,
     ) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path, self.drop_exact = drop_path, drop_exact
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = attn
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -172,8 +173,9 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
         """x + drop_path(ls1(attn(norm1(x)))), then x + drop_path(ls2(mlp(norm2(x))))."""
         drop = self.drop_path if self.training else 0.0
-        x = residual(x, self.norm1, self.attn, self.ls1, drop, where.shapes, where)
-        return residual(x, self.norm2, self.mlp, self.ls2, drop, where.shapes)
+        exact = self.drop_exact
+        x = residual(x, self.norm1, self.attn, self.ls1, drop, where.shapes, where, exact=exact)
+        return residual(x, self.norm2, self.mlp, self.ls2, drop, where.shapes, exact=exact)
 
 
 def rates(drop_path: float, layers: int, uniform: bool = False) -> list[float]:

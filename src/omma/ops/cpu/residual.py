@@ -51,21 +51,23 @@ def residual(
     drop: float = 0.0,
     shapes: Shapes | None = None,
     *context: Any,
+    exact: bool = False,
 ) -> Float[Tensor, "b n d"]:
     """x + drop_path(scale(branch(norm(x), *context))), plus beside(norm(x)) for a branch with a BESIDE.
 
     scale: LayerScale, its factors, or None. drop: rate of stochastic depth in [0, 1); 0 outside training.
-    shapes: of the sequences that are packed in x (ops/packing.py), if any. context: what the branch takes
-    beside its input, e.g. where the tokens lie.
+    exact: drop this share of each batch rather than each sample on its own. shapes: of the sequences that
+    are packed in x (ops/packing.py), if any. context: what the branch takes beside its input, e.g. where the
+    tokens lie.
 
     All that makes this fast is decided here: one kernel for the whole branch and its sum (docs/adr/0014),
     scale and shift of the norm folded into the next layer (0004), dropped samples left out (ops/depth.py).
     """
     beside: nn.Module | None = getattr(branch, BESIDE, None)
     if beside is not None:
-        out = _dropped(x, norm, branch, scale, drop, shapes, context)
+        out = _dropped(x, norm, branch, scale, drop, shapes, context, exact)
         return out + beside(apply_norm(x, norm))
-    return _dropped(x, norm, branch, scale, drop, shapes, context)
+    return _dropped(x, norm, branch, scale, drop, shapes, context, exact)
 
 
 def _dropped(
@@ -76,6 +78,7 @@ def _dropped(
     drop: float,
     shapes: Shapes | None,
     context: tuple[Any, ...],
+    exact: bool,
 ) -> Tensor:
     if drop == 0:
         return _branch(x, norm, branch, scale, context, add=True)
@@ -83,7 +86,7 @@ def _dropped(
     def some(part: Tensor, *context: Any) -> Tensor:
         return _branch(part, norm, branch, scale, context, add=False)
 
-    return depth.residual_on_some(x, some, drop, *context, shapes=shapes)
+    return depth.residual_on_some(x, some, drop, *context, shapes=shapes, exact=exact)
 
 
 def _branch(
