@@ -1,23 +1,29 @@
 """Published code, imported from clones in a folder, made to run on a CPU."""
 
+import ast
 import contextlib
+import copy
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import timm.layers
 import timm.models.vision_transformer
+import timm.optim
 import torch
 import torch.distributed
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 SOURCES = {
@@ -37,6 +43,7 @@ SOURCES = {
         "openai/CLIP",
         "mlfoundations/open_clip",
         "KaiyangZhou/CoOp",
+        "baaivision/EVA",
     )
 }
 
@@ -68,15 +75,23 @@ class References:
         spec.loader.exec_module(module)
         return module
 
-    def load(self, source: str, module: str, inside: str = "", real: tuple[str, ...] = ()) -> Any:
+    def load(
+        self,
+        source: str,
+        module: str,
+        inside: str = "",
+        real: tuple[str, ...] = (),
+        instead: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """Import a module of the clone, or of a folder in it; afterwards it is not importable any more.
 
-        real: modules of the clone that are imported in spite of a replacement's name.
+        real: modules of the clone that are imported in spite of a replacement's name. instead: more modules
+        that replace others.
         """
         clone = self.path(source)
         assert clone is not None
         folder = clone / inside
-        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real}
+        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real} | instead
         before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
         sys.path.insert(0, str(folder))
         sys.modules.update(stand_ins)
@@ -112,6 +127,24 @@ class _Config(dict[str, Any]):
 
     __getattr__ = dict.__getitem__
     __setattr__ = dict.__setitem__  # pyright: ignore[reportAssignmentType]
+
+    def clone(self) -> "_Config":
+        return _Config({k: v.clone() if isinstance(v, _Config) else copy.copy(v) for k, v in self.items()})
+
+    def defrost(self) -> None:
+        """As yacs has it; nothing is ever frozen here."""
+
+    freeze = defrost
+
+    def merge(self, other: dict[str, Any]) -> None:
+        for key, value in other.items():
+            if isinstance(value, dict):
+                self[key].merge(value)
+            else:  # YAML reads 1e-4 as text
+                self[key] = ast.literal_eval(value) if re.fullmatch(r"\d+e-\d+", str(value)) else value
+
+    def merge_from_file(self, path: str) -> None:
+        self.merge(yaml.safe_load(Path(path).read_text()))
 
 
 class _Sequences:
@@ -180,6 +213,13 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "absl",
         "clip.model",
         "clip.clip",
+        "dall_e",
+        "dall_e.utils",
+        "sh",
+        "timm.optim.nadam",
+        "timm.optim.novograd",
+        "timm.optim.radam",
+        "torch.utils.tensorboard",
     )
     return {
         **{name: mock.MagicMock() for name in names},
@@ -191,6 +231,11 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "dassl.engine": _module("dassl.engine", TRAINER_REGISTRY=registry, TrainerX=object),
         "dinov2.fsdp": fsdp,
         "ml_collections": _module("ml_collections", ConfigDict=_Config),
+        "yacs.config": _module("yacs.config", CfgNode=_Config),
+        "torch._six": _module("torch._six", inf=torch.inf),
+        "timm.optim.optim_factory": _module(
+            "timm.optim.optim_factory", add_weight_decay=timm.optim.param_groups_weight_decay
+        ),
         "ftfy": _module("ftfy", fix_text=lambda text: text),
         "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
         "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),

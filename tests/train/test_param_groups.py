@@ -96,8 +96,8 @@ def test_unknown_layers_are_refused():
     [
         ((), set()),
         (("token",), {"cls_token", "mask_token"}),
-        (("mask",), {"mask_token"}),
-        (("mask", "table"), {"mask_token", "relative_position_bias_table"}),
+        (("mask_token",), {"mask_token"}),
+        (("mask_token", "table"), {"mask_token", "relative_position_bias_table"}),
         (("position",), {"pos_embed"}),
     ],
 )

@@ -34,6 +34,7 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
 from omma.losses import contrastive
@@ -71,11 +72,15 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ResNet-50 on ImageNet: batch 4096, 1000 epochs, 10 of them warm-up; AdamW in place of LARS.
+    """ResNet-50 on ImageNet: batch 4096, 1000 epochs, 10 of them warm-up, with LARS, as in its code.
 
     `omma pretrain IMAGES --method byol --recipe paper --model timm:resnet50 --epochs 1000`
     """
-    return Recipe(config=Config(), batch=4096, lr=1.5e-3, warmup=0.01, weight_decay=1.5e-6, clip=None)
+    return Recipe(
+        config=Config(), batch=4096, lr=0.2 * 4096 / 256, rate_by_batch="linear", lr_end=0.0, warmup=0.01,
+        warmup_epochs=10, schedule=Schedule(ramp="open"), optimizer="lars", momentum_of="gradients",
+        weight_decay=1.5e-6, decayed=("token", "position", "table"), clip=None,
+    )  # fmt: skip
 
 
 def small(image_size: int, model: str) -> Recipe:

@@ -40,12 +40,13 @@ from omma.core.protocols import (
     Tokenizer,
     Trained,
 )
+from omma.core.recipe import added
 from omma.data import text_tokenizer
 from omma.losses import contrastive
 from omma.train import param_groups
 
 LOSSES = ("clip", "siglip")
-MAX_LOG_SCALE = math.log(100)  # logits are scaled by at most 100 [section 2.5]
+MAX_LOG_SCALE = math.log(100)  # logits are scaled by 1 to 100 [section 2.5; open_clip for the lower bound]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class Config:
     text_dim: int = 512
     text_heads: int = 8
     context: int = 77  # tokens a caption; longer ones are cut
+    text_biases: bool = added(
+        False, before=False
+    )  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
     quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
     caption: str | None = (
@@ -138,11 +142,13 @@ def paper(image_size: int, model: str) -> Recipe:
     """ViT-B/32 on 400 million pairs: batch 32,768, 32 epochs, 2,000 steps of warm-up [table 18 and 19].
 
     `omma pretrain PAIRS --method clip --recipe paper --model vit-b/32 --epochs 32 --method.merges MERGES`
-    AdamW's epsilon is 1e-8, not the paper's 1e-6. The paper's image tower has a norm before its first block.
+    Positions decay, too, as in open_clip's runs. The paper's image tower has a norm before its first block.
+    For another batch no published rule is known: the rate changes with its square root.
     """
     return Recipe(
-        config=Config(), batch=32_768, lr=5e-4, lr_end=0.0, warmup=0.005, weight_decay=0.2, betas=(0.9, 0.98),
-        clip=None, encoder={"norm_pre": True, "mlp": "quickgelu", "eps": 1e-5},
+        config=Config(text_biases=True), batch=32_768, lr=5e-4, lr_end=0.0, warmup=0.005, warmup_length=2000,
+        betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, decayed=("position",), clip=None,
+        encoder={"norm_pre": True, "mlp": "quickgelu", "eps": 1e-5, "init": "clip"},
     )  # fmt: skip
 
 
@@ -185,7 +191,7 @@ class Method(protocols.Method):
             self.text = text.TextTower(
                 vocabulary=context.tokenizer.vocabulary, end=context.tokenizer.end, context=config.context,
                 depth=config.text_depth, dim=config.text_dim, heads=config.text_heads, out=config.out,
-                mlp="quickgelu" if config.quickgelu else "gelu",
+                mlp="quickgelu" if config.quickgelu else "gelu", mlp_biases=config.text_biases,
             )  # fmt: skip
         self.projection = nn.Linear(encoder.dim, self.text.out, bias=False)
         nn.init.normal_(self.projection.weight, std=encoder.dim**-0.5)
@@ -242,7 +248,7 @@ class Method(protocols.Method):
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Any]) -> None:
         if self.config.loss == "clip":
-            self.logit_scale.clamp_(max=MAX_LOG_SCALE)
+            self.logit_scale.clamp_(0.0, MAX_LOG_SCALE)
 
     def groups(self) -> Iterable[ParamGroup]:
         yield from param_groups.standard(self.encoder, "encoder")

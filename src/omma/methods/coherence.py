@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-from omma.backbones.layers.heads import projector
 from omma.core import collectives, protocols
 from omma.core.checks import one_of
 from omma.core.protocols import (
@@ -73,7 +72,7 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method coherence --recipe paper --model vit-s/16 --epochs 100`
     """
-    return pair_contrast.paper(Config())
+    return pair_contrast.paper(Config)
 
 
 def small(image_size: int, model: str) -> Recipe:
@@ -91,7 +90,7 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.head = projector([encoder.dim, config.hidden, config.out])
+        self.head = pair_contrast.head(config, encoder.dim)
         self.sequences = tracks.sequences("coherence", context)
         if config.negatives == "others" and self.sequences.min() == self.sequences.max():
             raise ValueError(
@@ -106,7 +105,7 @@ class Method(protocols.Method):
         contrasted = (~excluded).float().mean()  # share of the batch's images that are negatives
         if self.config.negatives == "all":
             excluded = None
-        loss, metrics, _ = pair_contrast.output(z, self.config.temperature, excluded)
+        loss, metrics, _ = pair_contrast.output(z, self.config, excluded)
         return StepOutput(loss, {**metrics, "other_sequences": contrasted})
 
     def health_signals(self) -> Sequence[HealthSignal]:

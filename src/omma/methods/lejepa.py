@@ -96,7 +96,8 @@ def paper(image_size: int, model: str) -> Recipe:
     """
     return Recipe(
         config=Config(local_size=crops.papers_local_size(image_size, model)), batch=512, lr=5e-4,
-        lr_end=5e-7, warmup=0.1, weight_decay=0.05, clip=None, drop_path=0.1,
+        lr_end=5e-7, warmup=0.1, weight_decay=0.05, decayed=("token", "position", "table", "vector"),
+        clip=None, drop_path=0.1,
     )  # fmt: skip
 
 

@@ -39,8 +39,10 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops, signals
 from omma.train import ema, param_groups
@@ -58,6 +60,8 @@ class Config:
     predictor: bool = True
     momentum: float = 0.99
     momentum_end: float = 1.0  # by a cosine
+    # a step's average has the momentum of the next step, at whose beginning the published code takes it
+    momentum_next: bool = added(False, before=False)
     queue: int = 0  # keys of earlier batches to contrast with, as in v1 and v2; 0: the batch's own keys
     freeze_patch_embed: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
@@ -88,9 +92,12 @@ def paper(image_size: int, model: str) -> Recipe:
 
     `omma pretrain IMAGES --method moco --recipe paper --model vit-b/16 --epochs 300`
     """
+    heads = {"heads": 12} if model.startswith("vit-s/") else {}  # of 32, half as wide as elsewhere
     return Recipe(
-        config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, lr_end=0.0, warmup=40 / 300, weight_decay=0.1,
-        clip=None, encoder={"positions": "sincos"},
+        config=Config(momentum_next=True), batch=4096, lr=1.5e-4 * 4096 / 256, rate_by_batch="linear",
+        lr_end=0.0, warmup=40 / 300, warmup_epochs=40, schedule=Schedule(ramp="open"), weight_decay=0.1,
+        decayed=("token", "position", "table", "vector"), clip=None,
+        encoder={"positions": "sincos", "init": "moco", **heads},
     )  # fmt: skip
 
 
@@ -165,7 +172,8 @@ class Method(protocols.Method):
 
     @torch.no_grad()
     def after_step(self, clock: Clock, carries: Sequence[Tensor | None]) -> None:
-        momentum = cosine(self.config.momentum, self.config.momentum_end, clock.progress)
+        progress = (clock.step + self.config.momentum_next) / max(clock.total, 1)
+        momentum = cosine(self.config.momentum, self.config.momentum_end, progress)
         ema.update(self.key_encoder, self.encoder, momentum)
         ema.update(self.key_head, self.head, momentum)
         for keys in carries:

@@ -12,7 +12,6 @@ Choose it for small images, small data or little time: of the methods measured i
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from omma.backbones.layers.heads import projector
 from omma.core import protocols
 from omma.core.protocols import (
     Backbone,
@@ -46,11 +45,11 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """Batch 4096 and 100 to 1000 epochs on ImageNet; AdamW in place of LARS.
+    """Batch 4096 and 100 to 1000 epochs on ImageNet with LARS, as in its code of version 2.
 
-    `omma pretrain IMAGES --method simclr --recipe paper --model vit-s/16 --epochs 100`
+    `omma pretrain IMAGES --method simclr --recipe paper --model timm:resnet50 --epochs 100`
     """
-    return pair_contrast.paper(Config())
+    return pair_contrast.paper(Config)
 
 
 def small(image_size: int, model: str) -> Recipe:
@@ -70,11 +69,11 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.head = projector([encoder.dim, config.hidden, config.out])
+        self.head = pair_contrast.head(config, encoder.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         z = self.head(self.encoder(pair_contrast.both(batch.views[0])).pooled)
-        return pair_contrast.output(z, self.config.temperature)
+        return pair_contrast.output(z, self.config)
 
     def health_signals(self) -> Sequence[HealthSignal]:
         return signals.CONTRASTIVE

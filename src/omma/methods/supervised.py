@@ -91,10 +91,7 @@ def paper(image_size: int, model: str) -> Recipe:
     `omma pretrain IMAGES --method supervised --recipe paper --model vit-s/16 --epochs 100`. The paper's top-1
     on ImageNet: 72.2 (deit-ti), 79.8 (deit-s), 81.8 (deit-b), at 224 px.
     """
-    return Recipe(
-        config=Config(), batch=336, lr=5e-4 * 1008 / 512, lr_end=1e-5, warmup=5 / 300, weight_decay=0.05,
-        clip=None, drop_path=0.1,
-    )  # fmt: skip
+    return Recipe(config=Config(), batch=336, encoder={"init": "deit"}, **labelled_views.PAPER)
 
 
 def small(image_size: int, model: str) -> Recipe:

@@ -34,6 +34,7 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
 from omma.methods.shared import crops
@@ -75,11 +76,16 @@ def views(config: Config, image_size: int) -> tuple[Crop, ...]:
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ResNet-50 on ImageNet: batch 2048, 1000 epochs, 10 of them warm-up; AdamW in place of LARS.
+    """ResNet-50 on ImageNet: batch 2048, 1000 epochs, 10 of them warm-up, with LARS, as in its code.
 
     `omma pretrain IMAGES --method vicreg --recipe paper --model timm:resnet50 --epochs 1000`
     """
-    return Recipe(config=Config(), batch=2048, lr=1e-3, warmup=0.01, weight_decay=1e-6, clip=None)
+    lr = 0.2 * 2048 / 256
+    return Recipe(
+        config=Config(variance=12.5), batch=2048, lr=lr, rate_by_batch="linear", lr_end=lr / 1000,
+        warmup=0.01, warmup_epochs=10, schedule=Schedule(ramp="open", scaled=True), optimizer="lars",
+        momentum_of="gradients", weight_decay=1e-6, decayed=("token", "position", "table"), clip=None,
+    )  # fmt: skip
 
 
 def small(image_size: int, model: str) -> Recipe:
@@ -130,7 +136,8 @@ class Method(protocols.Method):
         c, views = self.config, batch.views[0].unbind(1)
         # view by view: batch norms take their statistics from one of them [algorithm 1]
         one, two = (collectives.gather(self.head(self.encoder(x).pooled).float()) for x in views)
-        # the mean over dimensions is algorithm 1's (eq. 5 has their sum); the authors' code halves v
+        # the mean over dimensions is algorithm 1's (eq. 5 has their sum); the authors' code halves v, and so
+        # does `paper`
         terms = {
             "invariance": F.mse_loss(one, two),
             "variance": variance(one, c.deviation) + variance(two, c.deviation),

@@ -28,7 +28,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if input.numel() == input.shape[1]:  # a single value per channel, which torch rejects
                 zero = input - input  # each value is its own mean, and no gradient passes
                 shape = (1, -1, *[1] * (input.ndim - 2))
-                return zero if not self.affine else zero * self.weight.view(shape) + self.bias.view(shape)
+                return self._scaled(zero, shape)
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         x = input.float()
@@ -47,9 +47,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), self.momentum)
         x = x * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            x = x * self.weight.view(shape) + self.bias.view(shape)
-        return x.to(input.dtype)
+        return self._scaled(x, shape).to(input.dtype)
+
+    def _scaled(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Times the scale and plus the shift, where there are any."""
+        x = x * self.weight.view(shape) if self.affine else x
+        return x if self.bias is None else x + self.bias.view(shape)
 
 
 @contextlib.contextmanager

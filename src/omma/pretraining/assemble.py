@@ -73,7 +73,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         crops=crops,
         preprocess=network.preprocess,
         optimizer=make_optimizer(method, choice.recipe, groups),
-        position=Position(0, 1, choice.recipe.batch, len(images), choice.recipe.epoch_steps),
+        position=Position.of(choice.recipe, len(images)),
         choice=choice,
         folder=setup.folder,
         watcher=watcher,

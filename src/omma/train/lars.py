@@ -1,7 +1,7 @@
 """LARS: a rate for each tensor, by the norms of weights and gradient [You 2017, arXiv 1708.03888]."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,13 +13,22 @@ class Lars(torch.optim.Optimizer):
     """SGD with momentum, whose rate for each tensor is lr * trust |w| / |g|; SimCLR's, BYOL's and VICReg's.
 
     g includes the weight decay. Groups without decay (biases, norms) have the plain rate lr. A tensor whose
-    weights or gradient are 0 has it too.
+    weights or gradient are 0 has it too. momentum_of: "updates", v <- m v + lr g, as SimCLR's code, or
+    "gradients", v <- m v + g and the rate afterwards, as BYOL's, VICReg's and MoCo v3's.
     """
 
     MOMENTS = ("momentum",)
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, trust: float = 1e-3) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        trust: float = 1e-3,
+        momentum_of: Literal["updates", "gradients"] = "updates",
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+        self.momentum_of = momentum_of
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -38,8 +47,9 @@ class Lars(torch.optim.Optimizer):
                     state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
                 state["step"] += 1
                 velocity = to_local(state["momentum"])
-                velocity.mul_(group["momentum"]).add_(gradient, alpha=rate)
-                weights.sub_(velocity)
+                inside, outside = (rate, 1.0) if self.momentum_of == "updates" else (1.0, rate)
+                velocity.mul_(group["momentum"]).add_(gradient, alpha=inside)
+                weights.sub_(velocity, alpha=outside)
 
 
 def _norm(x: torch.Tensor, sharded: bool) -> torch.Tensor:

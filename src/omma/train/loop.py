@@ -27,7 +27,13 @@ class Position:
     total: int
     batch: int  # images a step, over all processes
     images: int  # in the data set
-    epoch_steps: int | None = None  # steps that make an epoch; None: a pass over the images
+    epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
+    epoch_passes: float = 1.0  # over the images, that make an epoch
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: int, step: int = 0, total: int = 1) -> "Position":
+        """The place in a run on so many images."""
+        return cls(step, total, recipe.batch, images, recipe.epoch_steps, recipe.epoch_passes)
 
     def clock(self) -> Clock:
         if self.epoch_steps is not None:
@@ -35,8 +41,8 @@ class Position:
             epoch, epochs = self.step / self.epoch_steps, self.total / self.epoch_steps
             return Clock(self.step, self.total, epoch, epochs, passes)
         # the product first, so that whole epochs are whole numbers
-        epoch, epochs = self.step * self.batch / self.images, self.total * self.batch / self.images
-        return Clock(self.step, self.total, epoch, epochs)
+        seen, whole, per = self.step * self.batch, self.total * self.batch, self.images * self.epoch_passes
+        return Clock(self.step, self.total, seen / per, whole / per, self.epoch_passes)
 
 
 @dataclass(frozen=True)

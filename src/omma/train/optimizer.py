@@ -30,7 +30,7 @@ def make_optimizer(
     ]
     chosen = fsdp.split(labelled)
     if recipe.optimizer == "lars":
-        return Lars(chosen, lr=recipe.lr, momentum=recipe.betas[0])
+        return Lars(chosen, lr=recipe.lr, momentum=recipe.betas[0], momentum_of=recipe.momentum_of)
     fused = all(p.device.type in ("cpu", "cuda") for group in chosen for p in group["params"])
     return torch.optim.AdamW(
         chosen, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=0.0, fused=fused

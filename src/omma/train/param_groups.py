@@ -16,7 +16,7 @@ def decays(p: nn.Parameter) -> bool:
 
 
 def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | None:
-    """What the parameter of this name is, None for matrices and kernels; of a mask token "mask".
+    """What the parameter of this name is, None for matrices and kernels.
 
     tables: ids of tables of relative positions.
     """
@@ -25,18 +25,17 @@ def kind(name: str, p: nn.Parameter, tables: Collection[int] = ()) -> Kind | Non
     last = name.rpartition(".")[2]
     if last.startswith(("pos_embed", "positional_embedding")):
         return "position"
-    if last == "mask_token":
-        return "mask"
     if p.ndim <= 1:
         return "vector"
     return None if decays(p) else "token"
 
 
-def with_decay(
-    groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[Kind]
-) -> list[ParamGroup]:
-    """The groups, those without weight decay divided by whether their parameters' kinds are `decayed`."""
-    decayed = {*decayed, "mask"} if "token" in decayed else decayed
+def _decays(name: str, p: nn.Parameter, tables: Collection[int], decayed: Collection[str]) -> bool:
+    return kind(name, p, tables) in decayed or name.rpartition(".")[2] in decayed
+
+
+def with_decay(groups: Iterable[ParamGroup], method: nn.Module, decayed: Collection[str]) -> list[ParamGroup]:
+    """Divide groups without weight decay by whether their parameters' kinds or names are `decayed`."""
     names = {id(p): name for name, p in method.named_parameters()}
     tables = {id(getattr(m, name)) for m in method.modules() for name in getattr(m, "undecayed", ())}
     divided = []
@@ -44,7 +43,7 @@ def with_decay(
         if group.decay:
             divided.append(group)
             continue
-        chosen = [p for p in group.params if kind(names.get(id(p), ""), p, tables) in decayed]
+        chosen = [p for p in group.params if _decays(names.get(id(p), ""), p, tables, decayed)]
         ids = {id(p) for p in chosen}
         rest = [p for p in group.params if id(p) not in ids]
         if chosen:
@@ -81,7 +80,9 @@ def standard(
     return groups
 
 
-def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.0) -> list[ParamGroup]:
+def layerwise(
+    encoder: Backbone, label: str, decay: float, embedding: float = 1.0, part: str = ""
+) -> list[ParamGroup]:
     """The encoder's parameters with layer-wise learning rates: scale decay^i for the i-th layer from the end.
 
     [Bao 2021, appendix]. i = 0 is after the last block; patch embedding, tokens and positions have
@@ -89,7 +90,7 @@ def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.
     Raises ValueError for a network whose layers are not known.
     """
     if decay == 1 and embedding == 1:
-        return standard(encoder, label)
+        return standard(encoder, label, part=part)
     layers = encoder.by_depth()
     if len(layers) < 2:
         raise ValueError(f"the layers of {encoder.name} are not known: give --method.layer-decay 1")
@@ -104,5 +105,5 @@ def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.
             if params:
                 name = f"{label}, layer {number}" + ", kernel" * kernel + ", no decay" * (not decays_)
                 scale = rate * (embedding if kernel else 1.0)
-                groups.append(ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_))
+                groups.append(ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_, part=part))
     return groups

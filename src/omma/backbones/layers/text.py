@@ -27,8 +27,9 @@ class TextTower(nn.Module):
     """A causal transformer over a text's tokens; its feature is that of the end token, projected.
 
     vocabulary: number of token ids. context: most tokens of a text. end: id of the end token. out: width of
-    the space that images and texts share. mlp: "quickgelu", as OpenAI's, or "gelu". Parameters have the names
-    of omma's blocks. Raises ValueError for unknown values and impossible combinations.
+    the space that images and texts share. mlp: "quickgelu", as OpenAI's, or "gelu". mlp_biases: the MLPs'
+    start as PyTorch draws them, as in OpenAI's code, rather than at 0. Parameters have the names of omma's
+    blocks. Raises ValueError for unknown values and impossible combinations.
     """
 
     causal: Tensor
@@ -46,6 +47,7 @@ class TextTower(nn.Module):
         hidden: int | None = None,
         mlp: str = "quickgelu",
         eps: float = 1e-5,
+        mlp_biases: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -65,9 +67,9 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(dim, out, bias=False)
         causal = torch.full((context, context), float("-inf")).triu(1)
         self.register_buffer("causal", causal, persistent=False)
-        self._initialise(depth, dim)
+        self._initialise(depth, dim, mlp_biases)
 
-    def _initialise(self, depth: int, dim: int) -> None:
+    def _initialise(self, depth: int, dim: int, mlp_biases: bool) -> None:
         """As in the paper's code: the last layers of residual branches start smaller in deeper towers."""
         nn.init.normal_(self.token_embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
@@ -78,7 +80,11 @@ class TextTower(nn.Module):
                 layer = block.get_submodule(name)
                 assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=deviation)
-                nn.init.zeros_(layer.bias)
+                bound = layer.in_features**-0.5
+                if mlp_biases and name.startswith("mlp"):
+                    nn.init.uniform_(layer.bias, -bound, bound)
+                else:
+                    nn.init.zeros_(layer.bias)
         nn.init.normal_(self.projection.weight, std=dim**-0.5)
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b o"]:

@@ -8,10 +8,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from omma.core.checks import above_zero, range_within_one, within_one
-from omma.core.protocols import Batch, Crop, RandAugment
+from omma.core.protocols import Batch, Crop, RandAugment, Schedule
 from omma.core.random import Stream
 from omma.methods.shared import crops
 from omma.train import mixing
+
+# The paper's recipe. Its epochs count views, of which an image has three in a step.
+PAPER: dict[str, Any] = {
+    "lr": 5e-4 * 1008 / 512, "rate_by_batch": "linear", "lr_end": 1e-5, "warmup": 5 / 300, "warmup_epochs": 5,
+    "epoch_passes": 1 / 3,
+    "schedule": Schedule(ramp="open", start=1e-6, whole=True, by="epoch", late=True),
+    "weight_decay": 0.05, "clip": None, "drop_path": 0.1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from omma import backbones
+from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist
 from omma.core.checks import above_zero, range_within_one
-from omma.core.protocols import Colour, Crop, Recipe, StepOutput
+from omma.core.protocols import Colour, Crop, Recipe, Schedule, StepOutput
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops
+from omma.ops.batch_norm import BatchNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +22,23 @@ class Contrast:
     """SimCLR's defaults, for ImageNet."""
 
     temperature: float = 0.1
-    hidden: int = 2048
+    hidden: int | None = 2048  # of the head; None: the encoder's width, as in the published code
     out: int = 128
+    # of the head; 3 in the published code's second version [Chen 2020, arXiv 2006.10029]
+    layers: int = added(2, before=2)
+    # the head ends in a batch norm with a scale and no shift, as in the code
+    last_norm: bool = added(False, before=False)
+    head_std: float | None = None  # of the head's initial matrices; None: PyTorch's; .01 in the code
+    # both directions' losses are added, as in the code, which matters under LARS; else their mean
+    summed: bool = added(False, before=False)
     scale: tuple[float, float] = (0.08, 1.0)
     crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
-        above_zero(self, "temperature", "hidden", "out")
+        above_zero(self, "temperature", "out", "layers")
+        above_zero(self, *[name for name in ("hidden", "head_std") if getattr(self, name) is not None])
         range_within_one(self, "scale")
 
 
@@ -41,9 +52,17 @@ def crop(config: Contrast, image_size: int, count: int) -> Crop:
     return Crop(count=count, size=config.crop_size or image_size, scale=config.scale, colour=colour)
 
 
-def paper(config: Contrast) -> Recipe:
-    """SimCLR's: batch 4096, with AdamW in place of LARS."""
-    return Recipe(config=config, batch=4096, lr=1e-3, warmup=0.1, weight_decay=0.1, clip=None)
+def paper(config: type[Contrast]) -> Recipe:
+    """SimCLR's, with the head of its second version's code.
+
+    The code excludes batch norms and biases from decay and from LARS's trust ratio; it has ResNets only.
+    """
+    head = config(hidden=None, layers=3, last_norm=True, head_std=0.01, summed=True)
+    return Recipe(
+        config=head, batch=4096, lr=0.3 * 4096 / 256, rate_by_batch="linear", lr_end=0.0, warmup_epochs=10,
+        schedule=Schedule(ramp="open"), optimizer="lars", weight_decay=1e-6,
+        decayed=("token", "position", "table"), clip=None,
+    )  # fmt: skip
 
 
 def small(config: type[Contrast], image_size: int, model: str) -> Recipe:
@@ -59,8 +78,22 @@ def small(config: type[Contrast], image_size: int, model: str) -> Recipe:
     )  # fmt: skip
 
 
+def head(config: Contrast, dim: int) -> nn.Sequential:
+    """The projector of features of width `dim`."""
+    hidden = config.hidden or dim
+    layers = projector([dim, *[hidden] * (config.layers - 1), config.out], last_norm=config.last_norm)
+    if config.last_norm:
+        layers[-1] = BatchNorm(config.out)
+        layers[-1].register_parameter("bias", None)
+    if config.head_std is not None:
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=config.head_std)
+    return layers
+
+
 def output(
-    z: Float[Tensor, "2b d"], temperature: float, excluded: Bool[Tensor, "b n"] | None = None
+    z: Float[Tensor, "2b d"], config: Contrast, excluded: Bool[Tensor, "b n"] | None = None
 ) -> StepOutput:
     """Loss and metrics of projections, those of all first views before those of all second ones.
 
@@ -69,12 +102,12 @@ def output(
     first, second = z.chunk(2)
     everyone = collectives.gather(first), collectives.gather(second)
     offset = dist.rank() * len(first)
-    loss = contrastive.ntxent(first, second, temperature, everyone, offset, excluded)
+    loss = contrastive.ntxent(first, second, config.temperature, everyone, offset, excluded)
     metrics = {
         "alignment": contrastive.alignment(first, second).detach(),
         "uniformity": contrastive.uniformity(first.detach()),
     }
-    return StepOutput(loss, metrics)
+    return StepOutput(2 * loss if config.summed else loss, metrics)
 
 
 def both(pairs: Float[Tensor, "b 2 c s s"]) -> Float[Tensor, "2b c s s"]:
