@@ -16,7 +16,7 @@ from omma.backbones.eva import Eva
 from omma.backbones.external import Encoder as External
 from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
-from omma.core.errors import line, need
+from omma.core.errors import install_command, line, need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.classifier import Classifier
 from omma.weights.export.check import Reopened, in_full_scale, left_out, range_note
@@ -55,8 +55,9 @@ def _create(encoder: Backbone, name: str, **args: Any) -> Any:
     try:
         return timm.create_model(name, **args).eval()
     except (TypeError, RuntimeError) as error:  # an option or a network that this version lacks
+        remedy = install_command("timm", "timm")
         raise ValueError(
-            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): pip install -U timm"
+            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): {remedy}"
         ) from error
 
 
