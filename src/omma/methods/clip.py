@@ -40,6 +40,7 @@ from omma.core.protocols import (
     Tokenizer,
     Trained,
 )
+from omma.core.recipe import added
 from omma.data import text_tokenizer
 from omma.losses import contrastive
 from omma.train import param_groups
@@ -57,7 +58,9 @@ class Config:
     text_dim: int = 512
     text_heads: int = 8
     context: int = 77  # tokens a caption; longer ones are cut
-    text_biases: bool = False  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
+    text_biases: bool = added(
+        False, before=False
+    )  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
     quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
     caption: str | None = (

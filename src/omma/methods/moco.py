@@ -42,6 +42,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops, signals
 from omma.train import ema, param_groups
@@ -60,7 +61,7 @@ class Config:
     momentum: float = 0.99
     momentum_end: float = 1.0  # by a cosine
     # a step's average has the momentum of the next step, at whose beginning the published code takes it
-    momentum_next: bool = False
+    momentum_next: bool = added(False, before=False)
     queue: int = 0  # keys of earlier batches to contrast with, as in v1 and v2; 0: the batch's own keys
     freeze_patch_embed: bool = True
     scale: tuple[float, float] = (0.08, 1.0)

@@ -11,6 +11,7 @@ from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist
 from omma.core.checks import above_zero, range_within_one
 from omma.core.protocols import Colour, Crop, Recipe, Schedule, StepOutput
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops
 from omma.ops.batch_norm import BatchNorm
@@ -23,10 +24,13 @@ class Contrast:
     temperature: float = 0.1
     hidden: int | None = 2048  # of the head; None: the encoder's width, as in the published code
     out: int = 128
-    layers: int = 2  # of the head; 3 in the published code's second version [Chen 2020, arXiv 2006.10029]
-    last_norm: bool = False  # the head ends in a batch norm with a scale and no shift, as in the code
+    # of the head; 3 in the published code's second version [Chen 2020, arXiv 2006.10029]
+    layers: int = added(2, before=2)
+    # the head ends in a batch norm with a scale and no shift, as in the code
+    last_norm: bool = added(False, before=False)
     head_std: float | None = None  # of the head's initial matrices; None: PyTorch's; .01 in the code
-    summed: bool = False  # both directions' losses are added, as in the code; matters under LARS. Else: mean
+    # both directions' losses are added, as in the code, which matters under LARS; else their mean
+    summed: bool = added(False, before=False)
     scale: tuple[float, float] = (0.08, 1.0)
     crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
