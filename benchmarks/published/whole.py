@@ -68,8 +68,9 @@ def encoder(model: str, recipe: Recipe, image_size: int, **narrow: Any) -> Backb
 def fill(module: nn.Module) -> None:
     """Replace what is trained by numbers from a generator, of the size that initial weights have.
 
-    Matrices get a deviation of fan_in^-1/2 / 2, vectors one of .05 about their present mean, and tokens and
-    positions .05: so a comparison sees every parameter.
+    Matrices get a deviation of fan_in^-1/2 / 2, tokens, positions and vectors one of .05: about their present
+    value where it is the same throughout, as a norm's, and else about 0, since it is drawn. So a comparison
+    sees every parameter.
     """
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
@@ -79,7 +80,8 @@ def fill(module: nn.Module) -> None:
         if p.ndim > 1 and p.shape[0] > 1:
             p.copy_(noise * 0.5 * p[0].numel() ** -0.5)
         else:
-            p.copy_(p.mean() + 0.05 * noise)
+            present = p.flatten()[0].clone()
+            p.copy_(present * p.eq(present).all() + 0.05 * noise)
 
 
 def crops(step: int, images: int, *plan: tuple[int, int]) -> Batch:
