@@ -14,6 +14,7 @@ features without one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import prediction
 from omma.methods.shared.masked_head import BlockMasking, Hidden, MaskedHead, hidden_blocks
 from omma.ops import statistics
@@ -45,7 +47,8 @@ class Config(BlockMasking):
     """The paper's defaults."""
 
     tokenizer: str | None = None  # a run of vqvae or dvae, or another model with codes
-    colour: float = 0.4  # strength of brightness, contrast and saturation jitter
+    colour: float = 0.4  # strength of brightness, contrast and saturation jitter ...
+    jitter_order: Literal["fixed", "random"] = added("fixed", before="fixed")  # ... in this order
 
 
 def needs(config: Config) -> Needs:
@@ -61,7 +64,8 @@ def needs(config: Config) -> Needs:
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop, flipped and jittered, for both student and tokenizer."""
     c = config.colour
-    colour = Colour(brightness=c, contrast=c, saturation=c, jitter_p=1.0) if c else None
+    jitter: dict[str, Any] = {"jitter_p": 1.0, "jitter_order": config.jitter_order}
+    colour = Colour(brightness=c, contrast=c, saturation=c, **jitter) if c else None
     return (Crop(size=image_size, scale=config.scale, colour=colour),)
 
 
@@ -73,8 +77,8 @@ def paper(image_size: int, model: str) -> Recipe:
     large = backbones.options(model).get("dim") == 1024
     scale = 1e-5 if large else 0.1  # [section 2.4 and the code's README]
     return Recipe(
-        config=Config(), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5, warmup=10 / 800,
-        warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
+        config=Config(jitter_order="random"), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5,
+        warmup=10 / 800, warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
         decayed=("mask_token", "table"), clip=3.0, drop_path=0.1,
         encoder={"pool": "mean", "layer_scale": scale, "bias": "shared", "init": "beit"},
     )  # fmt: skip
