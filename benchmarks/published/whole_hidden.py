@@ -178,7 +178,7 @@ def theirs_mae(references: "References", setup: Setup, before: Weights) -> Weigh
         noise.append(torch.ones(BATCH, GRID[0] * GRID[1]).scatter(1, keep, 0.0))  # what is small is kept
         return batch.views[0][:, 0], None
 
-    with on_cpu(official.misc), mock.patch.object(torch, "rand", lambda *_, **__: noise.pop(0)):
+    with on_cpu(official.misc), mock.patch.object(torch, "rand", side_effect=noise):
         for epoch, data in epochs(setup, prepare):
             official.train_one_epoch(network, data, optimizer, "cpu", epoch, scaler, args=args)
     after = collected(network.named_parameters(), name_of)

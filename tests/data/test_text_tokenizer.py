@@ -175,7 +175,7 @@ def test_what_only_ftfy_would_repair_is_said(monkeypatch):
     monkeypatch.setattr(text_tokenizer, "_ftfy", lambda: None)
     (line,) = tokenizer.unrepaired(["a dog", "it\u2019s", "R&D", "two\tdogs\n"])
     assert line.startswith("2 of 4 texts")
-    assert "omma[hf]" in line
+    assert "hf" in line
     assert tokenizer.unrepaired(["a dog", "it's"]) == []
     assert text_tokenizer.Tokenizer().unrepaired(["it\u2019s"]) == []  # which never repairs
     assert tokenizer.encode("it\u2019s") == text_tokenizer.Tokenizer().encode("it\u2019s")

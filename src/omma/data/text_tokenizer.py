@@ -28,7 +28,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from omma.core.errors import line
+from omma.core.errors import install_command, line
 
 CONTEXT = 77  # ids per text in CLIP, start and end included
 MERGES = 49_152 - 256 - 2  # that CLIP takes from its file, which has more
@@ -221,7 +221,7 @@ class Tokenizer:
         concerned = sum(_REPAIRABLE.search(text) is not None for text in texts)
         return [
             f"{concerned:,} of {len(texts):,} texts have characters that CLIP's code repairs with ftfy, "
-            "which is not installed: they may be read as other tokens (pip install 'omma[hf]')"
+            f"which is not installed: they may be read as other tokens ({install_command('hf')} brings it)"
         ] * bool(concerned)
 
     def decode(self, ids: Sequence[int]) -> str:
