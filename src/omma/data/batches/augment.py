@@ -278,7 +278,8 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         low, high = crop.scale
         text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
         text += f", alike in {crop.frames} frames" * (crop.frames > 1)
-        parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
+        parts = [crop.resample] if crop.resample != "bicubic" else []
+        parts += [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
         if a := crop.augment:
             operations = randaugment.available(channels)
@@ -309,9 +310,12 @@ def _describe_colour(colour: Colour, parts: list[str], needs_rgb: list[str]) -> 
             if value := getattr(c, name):
                 to = needs_rgb if name in ("saturation", "hue") else parts
                 to.append(f"{name} {value:g} (p {c.jitter_p:g})")
+        if c.jitter_order == "random":
+            parts.append("these in random order")
     if c.grey_p:
         needs_rgb.append(f"grey {c.grey_p:g}")
     if c.blur_p:
-        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
+        how = "by boxes, " if c.blur_kernel == "boxes" else ""
+        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px ({how}p {c.blur_p:g})")
     if c.solarise_p:
         parts.append(f"solarise {c.solarise_p:g}")
