@@ -55,7 +55,9 @@ def trained(layer: str) -> Model:
     """A network whose outputs are targets, with a linear map beside it."""
     tower = ViT("toy", depth=1, dim=DIM, heads=2, hidden=32, patch=PATCH, image_size=IMAGE).double()
     fill(tower)
-    plain = Preprocess(size=IMAGE, channels=3, low=(0.0,) * 3, high=(1.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    plain = Preprocess(
+        size=IMAGE, channels=3, low=(0.0,) * 3, high=(1.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
     weight = torch.sin(torch.arange(OUT * DIM, dtype=torch.float64)).view(OUT, DIM)
     return Model(tower, plain, extras=Extras({f"{layer}.weight": weight}))
 
@@ -294,7 +296,9 @@ def theirs_eva(references: "References", setup: Setup, before: Weights) -> Weigh
 
 
 # ---------------------------------------------------------------- the rows
-def setup(name: str, make: Callable[[], tuple[Method, Recipe]], epoch: int, total: int, first: int = 0) -> Setup:
+def setup(
+    name: str, make: Callable[[], tuple[Method, Recipe]], epoch: int, total: int, first: int = 0
+) -> Setup:
     """epoch: steps of one; total: epochs of the run; first: the window's first step."""
     return Setup(name, make, one_crop, images=epoch * BATCH, total=epoch * total, first=first)
 
