@@ -9,26 +9,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
 import torch
 from published.whole import STEPS, Setup, Whole, collected, crops, encoder, fill, transplant
 from torch import Tensor, nn
 
 from omma.core.protocols import Batch, Context, Method, Recipe
+from omma.core.random import derive
 from omma.methods import dino, ibot
 from omma.methods.shared.masking import view_masks
+from omma.ops.depth import chosen
 
 if TYPE_CHECKING:
     from published.references import References
 
-IMAGE, PATCH, LOCALS, BATCH = 16, 4, 2, 4
+IMAGE, PATCH, LOCAL, LOCALS, BATCH = 16, 4, 8, 2, 4
 NARROW: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "hidden": 64, "patch": PATCH}
 HEAD = {"prototypes": 24, "head_hidden": 16, "head_bottleneck": 8, "local_crops": LOCALS}
 
 
 def narrowed(recipe: Recipe, batch: int = BATCH, **options: Any) -> Recipe:
-    """The recipe for a small batch and head, without stochastic depth."""
+    """The recipe for a small batch and head."""
     config = dataclasses.replace(recipe.config, **options)
-    return dataclasses.replace(recipe.for_batch(batch), config=config, drop_path=0.0)
+    return dataclasses.replace(recipe.for_batch(batch), config=config)
 
 
 def make(file: Any) -> tuple[Method, Recipe]:
@@ -58,7 +61,7 @@ def started(method: Method, teachers: Mapping[str, str]) -> Method:
 
 def multi_crop(step: int) -> Batch:
     """Two global crops and local ones."""
-    return crops(step, BATCH, (1, IMAGE), (1, IMAGE), (LOCALS, IMAGE))
+    return crops(step, BATCH, (1, IMAGE), (1, IMAGE), (LOCALS, LOCAL))
 
 
 def listed(batch: Batch) -> list[Tensor]:
@@ -135,10 +138,45 @@ def backbone(vit: Any, **options: Any) -> Any:
     )  # fmt: skip
 
 
+class Depth:
+    """The published code's stochastic depth, with what omma's drops in the same step.
+
+    omma draws layer after layer for the global and the local crops; they pass the published network one after
+    the other.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rates = [r for r in np.linspace(0, rate, NARROW["depth"]).tolist() if r > 0]
+        self.draws: list[tuple[Tensor, float]] = []
+
+    def begin(self, step: int) -> None:
+        torch.manual_seed(derive(0, step, 0))
+        sizes = (2 * BATCH, LOCALS * BATCH)
+        drawn = [
+            [chosen(b, rate, torch.device("cpu")) for b in sizes] for rate in self.rates for _ in range(2)
+        ]
+        self.draws += [branch[group] for group in range(2) for branch in drawn]
+
+    def __call__(self, x: Tensor, rate: float, training: bool) -> Tensor:
+        if rate == 0 or not training:
+            return x
+        rows, factor = self.draws.pop(0)
+        factors = x.new_zeros(len(x)).index_fill(0, rows, factor)
+        return x * factors[:, None, None]
+
+
 def driven(
-    official: Any, setup: Setup, args: Any, loss: Any, student: Any, teacher: Any, data: Callable[[int], Any]
+    official: Any,
+    vits: Any,
+    setup: Setup,
+    args: Any,
+    loss: Any,
+    student: Any,
+    teacher: Any,
+    data: Callable[[int], Any],
 ) -> None:
     """Sixteen steps as the scripts of DINO and iBOT make them: main's preparation, and train_one_epoch."""
+    depth = Depth(setup.make()[1].drop_path)
     utils, per_epoch = official.utils, setup.epoch
     optimizer = torch.optim.AdamW(utils.get_params_groups(student))
     rates = utils.cosine_scheduler(
@@ -147,13 +185,17 @@ def driven(
     decays = utils.cosine_scheduler(args.weight_decay, args.weight_decay_end, args.epochs, per_epoch)
     momenta = utils.cosine_scheduler(args.momentum_teacher, 1, args.epochs, per_epoch)
     first = setup.first // per_epoch
-    with on_cpu(utils):
+    with on_cpu(utils), mock.patch.object(vits, "drop_path", depth):
         for epoch in range(first, first + STEPS // per_epoch):
-            loader = [data(epoch * per_epoch + i) for i in range(per_epoch)]
+            steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+            loader = [data(step) for step in steps]
+            for step in steps:
+                depth.begin(step)
             official.train_one_epoch(
                 Alone(student), teacher, teacher, loss, loader, optimizer, rates, decays, momenta, epoch,
                 None, args,
             )  # fmt: skip
+    assert not depth.draws
 
 
 def theirs_dino(references: "References", setup: Setup, before: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -165,13 +207,15 @@ def theirs_dino(references: "References", setup: Setup, before: dict[str, Tensor
     )
     of = both(before, head="head")
 
-    def network(norm_last_layer: bool, name_of: Names) -> Any:
+    def network(norm_last_layer: bool, drop: float, name_of: Names) -> Any:
         head = official.DINOHead(16, 24, hidden_dim=16, bottleneck_dim=8, norm_last_layer=norm_last_layer)
-        whole = official.utils.MultiCropWrapper(backbone(official.vits), head).double()
+        vit = backbone(official.vits, drop_path_rate=drop)
+        whole = official.utils.MultiCropWrapper(vit, head).double()
         transplant(whole, before, name_of)
         return whole
 
-    student, teacher = network(args.norm_last_layer, of[0]), network(True, of[1]).requires_grad_(False)
+    student = network(args.norm_last_layer, args.drop_path_rate, of[0])
+    teacher = network(True, 0.0, of[1]).requires_grad_(False)
     loss = official.DINOLoss(
         24, LOCALS + 2, args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_temp_epochs,
         args.epochs,
@@ -180,7 +224,7 @@ def theirs_dino(references: "References", setup: Setup, before: dict[str, Tensor
     def data(step: int) -> Any:
         return listed(setup.batch(step)), None
 
-    driven(official, setup, args, loss.double(), student, teacher, data)
+    driven(official, official.vits, setup, args, loss.double(), student, teacher, data)
     return collected(student.named_parameters(), of[0]) | collected(teacher.named_parameters(), of[1])
 
 
@@ -192,11 +236,11 @@ def theirs_ibot(references: "References", setup: Setup, before: dict[str, Tensor
         f"--out_dim 24 --epochs {setup.total // setup.epoch} --batch_size_per_gpu {BATCH} "
         f"--local_crops_number {LOCALS} --use_fp16 false".split()
     )
-    of = both(before, head="head")
+    of, vits = both(before, head="head"), official.models.vision_transformer
     config = setup.make()[1].config
 
-    def network(norm_last_layer: bool, masks: bool, name_of: Names) -> Any:
-        vit = backbone(official.models.vision_transformer, return_all_tokens=True, masked_im_modeling=masks)
+    def network(norm_last_layer: bool, name_of: Names, **options: Any) -> Any:
+        vit = backbone(vits, return_all_tokens=True, **options)
         head = official.iBOTHead(
             16, 24, patch_out_dim=24, norm_last_layer=norm_last_layer, shared_head=True, hidden_dim=16,
             bottleneck_dim=8,
@@ -205,8 +249,8 @@ def theirs_ibot(references: "References", setup: Setup, before: dict[str, Tensor
         transplant(whole, before, name_of)
         return whole
 
-    student = network(args.norm_last_layer, True, of[0])
-    teacher = network(True, False, of[1]).requires_grad_(False)
+    student = network(args.norm_last_layer, of[0], masked_im_modeling=True, drop_path_rate=args.drop_path)
+    teacher = network(True, of[1]).requires_grad_(False)
     loss = official.iBOTLoss(
         24, 24, 2, LOCALS, args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_patch_temp,
         args.teacher_patch_temp, args.warmup_teacher_temp_epochs, args.epochs,
@@ -218,7 +262,7 @@ def theirs_ibot(references: "References", setup: Setup, before: dict[str, Tensor
         return listed(batch), torch.zeros(BATCH), [m.unflatten(1, grid) for m in mask.chunk(2)]
 
     with mock.patch.object(official, "eval_pred", return_value=(0, 0, 0, 0)):  # of labels, to print
-        driven(official, setup, args, loss.double(), student, teacher, data)
+        driven(official, vits, setup, args, loss.double(), student, teacher, data)
     return collected(student.named_parameters(), of[0]) | collected(teacher.named_parameters(), of[1])
 
 
@@ -226,11 +270,12 @@ DINO = Setup("dino", partial(make, dino), multi_crop, images=2 * BATCH, total=20
 IBOT = DINO._replace(name="ibot", make=partial(make, ibot))
 DINO_CODE = ("facebookresearch/dino", "main_dino.train_one_epoch", theirs_dino)
 IBOT_CODE = ("bytedance/ibot", "main_ibot.train_one_epoch", theirs_ibot)
+DEPTH = "stochastic depth drops what it drops in ours"
 
 ROWS = [
-    Whole(DINO, "DINO, ViT-S: the run's start", *DINO_CODE),
-    Whole(DINO._replace(name="dino-50", first=50), "DINO, after the warm-up", *DINO_CODE),
-    Whole(IBOT, "iBOT, ViT-S: the run's start", *IBOT_CODE, "masks are ours on both sides"),
+    Whole(DINO, "DINO, ViT-S: the run's start", *DINO_CODE, DEPTH),
+    Whole(DINO._replace(name="dino-50", first=50), "DINO, after the warm-up", *DINO_CODE, DEPTH),
+    Whole(IBOT, "iBOT, ViT-S: the run's start", *IBOT_CODE, f"masks, too; {DEPTH}"),
     Whole(IBOT._replace(name="ibot-50", first=50), "iBOT, after the warm-up", *IBOT_CODE, "the same"),
 ]
 SETUPS = [row.setup for row in ROWS]

@@ -81,7 +81,7 @@ def test_row_0_is_ibot():
     assert config.layer_decay == config.patch_embed_lr == 1
     assert config.prototypes == 8192  # iBOT's
     assert recipe.batch == 1024
-    assert dict(recipe.encoder) == {}
+    assert dict(recipe.encoder) == {"init": "dinov2", "interpolation": "offset"}  # iBOT's code has the latter
     assert recipe.drop_path == 0
     assert adapted("paper", 1).config.momentum == pytest.approx(0.992)  # the published code's
 

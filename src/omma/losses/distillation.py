@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omma.ops.directions import lengths
+from omma.ops.directions import lengths, upcast
 
 _VALUES = 1 << 23  # logits in memory at a time: 32 MiB of fp32
 _SLICE = 1 << 21  # numbers of a lower-precision gradient that are added at a time
@@ -39,7 +39,7 @@ def probabilities(
     logits: Float[Tensor, "*b k"], centre: Float[Tensor, "k"], temperature: float
 ) -> Float[Tensor, "*b k"]:
     """The teacher's centred and sharpened distribution softmax((g - C) / temperature) [eq. 1 and 4]."""
-    return ((logits.float() - centre) / temperature).softmax(-1)
+    return ((upcast(logits) - centre) / temperature).softmax(-1)
 
 
 @dataclass(frozen=True)

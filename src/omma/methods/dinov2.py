@@ -44,6 +44,7 @@ from omma.losses.koleo import koleo
 from omma.methods.shared import crops, self_distillation, signals
 from omma.methods.shared.ladder import LADDER, configured
 from omma.methods.shared.masked_crops import MaskedCrops
+from omma.ops.directions import upcast
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -57,7 +58,8 @@ class Config(self_distillation.SelfDistillation):
     short: bool = added(False, before=False)
     prototypes: int = 131_072
     untied: bool = True  # a separate head for patches
-    patch_head_bottleneck: int | None = None  # of a separate head for patches; None: as `head_bottleneck`
+    # of a separate head for patches; None: as `head_bottleneck`
+    patch_head_bottleneck: int | None = added(None, before=None)
     teacher_temp_by: Literal["epoch", "step"] = added("step", before="step")
     centring: str = "sinkhorn"  # or "mean"
     koleo: float = 0.1  # weight; 0 switches it off
@@ -105,7 +107,8 @@ def paper(image_size: int, model: str) -> Recipe:
         local_size=crops.papers_local_size(image_size, model), head_bottleneck=384, patch_head_bottleneck=256,
         prototype_gain=True,
     )  # fmt: skip
-    encoder = {"layer_scale": 1e-5, "drop_uniform": True, "drop_exact": True}
+    encoder: dict[str, Any] = {"init": "dinov2", "interpolation": "offset"}
+    encoder |= {"layer_scale": 1e-5, "drop_uniform": True, "drop_exact": True}
     known = backbones.options(model)
     if "mlp" in known:
         encoder |= {"mlp": "swiglu", "hidden": swiglu_width(known["hidden"])}
@@ -236,7 +239,7 @@ class Method(protocols.Method):
         if c.koleo:  # for each view on its own: two views of an image are meant to be neighbours
             first, second = (
                 koleo(x, collectives.gather(x.contiguous()), dist.rank() * b)
-                for x in pooled[: 2 * b].float().chunk(2)
+                for x in upcast(pooled[: 2 * b]).chunk(2)
             )
             loss = loss + c.koleo * (first + second)
             metrics["koleo"] = ((first + second) / 2).detach()

@@ -78,6 +78,7 @@ def paper(image_size: int, model: str) -> Recipe:
         config=config, batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
         schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.4,
         decayed=("token", "position"), clip=3.0, clip_by="tensor", drop_path=0.1,
+        encoder={"init": "dino", "interpolation": "offset"},
     )  # fmt: skip
 
 
