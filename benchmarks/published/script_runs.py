@@ -319,8 +319,8 @@ SCRIPTS = [
            "README_deit.md: 16 GPUs, and defaults", 1024, 300, deit),
     Script("EVA-g/14", "eva", "eva-g/14", 224, {}, "baaivision/EVA",
            "--num_mask_patches 105 --layer_scale_init_value 0.0 --lr 1e-3 --opt_betas 0.9 0.98 "
-           "--opt_eps 1e-6 --drop_path 0.1 --warmup_epochs 2 --clip_grad 3.0 --weight_decay 0.05", "EVA-01/eva/README.md",
-           4096, 150, lambda clone, *others: eva(clone / "EVA-01", *others)),
+           "--opt_eps 1e-6 --drop_path 0.1 --warmup_epochs 2 --clip_grad 3.0 --weight_decay 0.05",
+           "EVA-01/eva/README.md", 4096, 150, lambda clone, *others: eva(clone / "EVA-01", *others)),
     Script("CLIP ViT-B/32", "clip", "vit-b/32", 224, {}, "mlfoundations/open_clip",
            "--model ViT-B-32 --warmup 2000", f"{README}, SLURM", 32_768, 32, clip, LAION),
 ]  # fmt: skip
