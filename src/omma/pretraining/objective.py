@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -100,6 +100,12 @@ class Objective(nn.Module):
     def clock(self) -> Clock:
         """Where the run is."""
         return Clock(self.step, self.steps, self.epochs * self.step / self.steps, self.epochs)
+
+    if TYPE_CHECKING:  # to type checkers, nn.Module's own returns Any
+
+        def __call__(
+            self, images: Tensor | Sequence[Tensor], labels: Tensor | None = None
+        ) -> Float[Tensor, ""]: ...
 
     def forward(
         self, images: Num[Tensor, "b c h w"] | Sequence[Num[Tensor, "c h w"]], labels: Tensor | None = None
