@@ -1,5 +1,6 @@
 """The package as a whole: the names that `import omma` offers, and the layout that CONTRIBUTING describes."""
 
+import ast
 import importlib
 import tomllib
 from pathlib import Path
@@ -37,3 +38,21 @@ def test_files_stay_short(folder, most):
     assert paths
     lengths = {str(path.relative_to(PROJECT)): len(path.read_text().splitlines()) for path in paths}
     assert {path: n for path, n in lengths.items() if n > most} == {}, "split by meaning"
+
+
+def test_numba_is_imported_only_where_it_is_known_to_be_installed():
+    """It is the extra `fast`: files named *_numba.py, and functions of core/compiled.py, import it."""
+    found = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        within = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            loops = any(name.partition(".")[0] == "numba" or name.endswith("_numba") for name in names)
+            if isinstance(node, ast.ImportFrom):
+                loops |= any(alias.name.endswith("_numba") for alias in node.names)
+            if loops and node not in within and not path.stem.endswith("_numba"):
+                found.add(str(path.relative_to(ROOT)))
+    assert found == set()
+    assert (ROOT / "data" / "pixels" / "colour_numba.py").exists()
