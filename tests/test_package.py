@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -56,3 +58,30 @@ def test_numba_is_imported_only_where_it_is_known_to_be_installed():
                 found.add(str(path.relative_to(ROOT)))
     assert found == set()
     assert (ROOT / "data" / "pixels" / "colour_numba.py").exists()
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    home = PROJECT / project["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{omma.__version__}"' in home.read_text()
+    others = [path for path in sorted(ROOT.rglob("*.py")) if f'"{omma.__version__}"' in path.read_text()]
+    assert others == [home]
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CONTRIBUTING.md"])
+def test_pages_of_the_root_link_to_what_is_there(name):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (PROJECT / name).read_text())
+    assert targets
+    assert [target for target in targets if not (PROJECT / target).exists()] == []
+
+
+def test_the_workflow_runs_the_checks_that_are_there():
+    workflow = (PROJECT / ".github" / "workflows" / "ci.yml").read_text()
+    commands = re.findall(r"run: (.*)", workflow)
+    assert ".ci/run" in commands
+    assert os.access(PROJECT / ".ci" / "run", os.X_OK)
+    assert "uv run --group docs mkdocs build --strict" in commands
+    versions = re.findall(r'"(3\.\d+)"', workflow)
+    supported = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert [f"Programming Language :: Python :: {version}" in supported for version in versions] == [True] * 3
