@@ -21,6 +21,7 @@ COMPILED = {"ray_serve.md": "starts a cluster with GPUs"}
 # what takes long says the same when it is short
 QUICK = 'steps=1, batch_size=8, model="vit-n/8", model_options={"depth": 1}, precision="fp32", workers=0'
 SHORTER = {'budget="10m"': QUICK, "epochs=10": "epochs=1"}
+SIZE = 32
 
 
 def examples(page: Path) -> list[str]:
