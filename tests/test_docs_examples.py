@@ -79,6 +79,7 @@ def test_examples_run(page: Path, photos: Path, tmp_path: Path, monkeypatch: pyt
     for block in examples(page):
         for long, short in SHORTER.items():
             block = block.replace(long, short)
+        torch.set_num_threads(1)  # Numba's parallel loops (UMAP, search) raise it for the whole process
         code = compile(block, str(page), "exec")
         if page.name not in COMPILED:
             exec(code, names)
