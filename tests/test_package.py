@@ -14,7 +14,7 @@ PROJECT = ROOT.parents[1]
 
 def test_verbs_stay_functions_whatever_was_imported():
     """A module of the same name would take the function's place once it is imported."""
-    for name in omma.__all__:
+    for name in set(omma.__all__) - {"__version__"}:
         attribute = getattr(omma, name)
         assert callable(attribute)
         if (ROOT / "verbs" / f"{name}.py").exists():

@@ -22,8 +22,9 @@ import timm.models.vision_transformer
 import timm.optim
 import torch
 import torch.distributed
-import torch.nn.functional as F
 import yaml
+from published.tensorflow_functions import flags, tensorflow
+from published.tensorflow_functions import stand_in as _module
 from torch import Tensor, nn
 
 SOURCES = {
@@ -111,12 +112,6 @@ def _places(module: Any) -> list[str]:
     return [file] if isinstance(file, str) else [str(place) for place in getattr(module, "__path__", ())]
 
 
-def _module(name: str, **members: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__dict__.update(members)
-    return module
-
-
 def _block(*args: Any, qk_scale: None = None, **options: Any) -> nn.Module:
     """timm's block, with an argument that older versions had."""
     return timm.models.vision_transformer.Block(*args, **options)
@@ -161,32 +156,6 @@ class _Sequences:
         return list(x.split(self.lengths, dim=1))
 
 
-def _tensorflow() -> types.ModuleType:
-    """The functions of TensorFlow that SimCLR's loss uses."""
-
-    def l2_normalize(x: Tensor, axis: int) -> Tensor:
-        return x * x.square().sum(axis, keepdim=True).clamp(min=1e-12).rsqrt()
-
-    def matmul(a: Tensor, b: Tensor, transpose_b: bool) -> Tensor:
-        return a @ (b.T if transpose_b else b)
-
-    def softmax_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-        return -(labels * logits.log_softmax(-1)).sum(-1)
-
-    return _module(
-        "tensorflow.compat.v2",
-        math=types.SimpleNamespace(l2_normalize=l2_normalize),
-        nn=types.SimpleNamespace(softmax_cross_entropy_with_logits=softmax_cross_entropy),
-        split=lambda x, parts, axis: x.chunk(parts, axis),
-        shape=lambda x: x.shape,
-        range=torch.arange,
-        one_hot=lambda index, depth: F.one_hot(index, depth).double(),
-        matmul=matmul,
-        concat=torch.cat,
-        reduce_mean=torch.mean,
-    )
-
-
 def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     """Replacements for modules that the clones import but that are not needed here, or have moved."""
     fsdp = _module(
@@ -198,8 +167,9 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     )
     fmha = types.SimpleNamespace(BlockDiagonalMask=_Sequences)
     xformers_ops = _module("xformers.ops", fmha=fmha)
-    compat = _module("tensorflow.compat", v2=_tensorflow())
+    compat = _module("tensorflow.compat", v2=tensorflow())
     vision = timm.models.vision_transformer
+    absl = flags()
     registry = types.SimpleNamespace(register=lambda: lambda trainer: trainer)
     names = (
         "dassl",
@@ -210,7 +180,10 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "evaluation",
         "evaluation.unsupervised",
         "evaluation.unsupervised.unsup_cls",
-        "absl",
+        "absl.app",
+        "absl.logging",
+        "augment",  # DeiT's, which wants an older timm
+        "tensorflow_datasets",
         "clip.model",
         "clip.clip",
         "dall_e",
@@ -223,7 +196,10 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     )
     return {
         **{name: mock.MagicMock() for name in names},
+        "absl": _module("absl", flags=absl, app=mock.MagicMock(), logging=mock.MagicMock()),
+        "absl.flags": absl,
         "timm.models.layers": _module("timm.models.layers", **vars(timm.layers)),
+        "timm.models.layers.helpers": _module("timm.models.layers.helpers", **vars(timm.layers.helpers)),
         "timm.models.registry": _module("timm.models.registry", register_model=lambda f: f),
         "timm.models.vision_transformer": _module(
             "timm.models.vision_transformer", **{**vars(vision), "Block": _block}

@@ -1,6 +1,6 @@
-"""Whole steps of MAE, SimMIM, BEiT and EVA: omma's setups, and the published training code on the same weights.
+"""Whole steps of MAE, SimMIM, BEiT and EVA: omma's setups, and the published training code.
 
-Masks are omma's on both sides, and stochastic depth is 0.
+Masks and what stochastic depth drops are omma's on both sides.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from omma.backbones.vit import ViT
 from omma.core.protocols import Batch, Context, Extras, Method, Preprocess, Recipe
-from omma.core.random import Stream
+from omma.core.random import Stream, derive
 from omma.methods import beit, eva, mae, simmim
 from omma.methods.shared.masking import blocks, random_keep, random_units
+from omma.ops.depth import chosen
 from omma.weights import Model
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ Weights = dict[str, Tensor]
 
 
 def narrowed(recipe: Recipe, **options: Any) -> Recipe:
-    """The recipe for a small batch, without stochastic depth."""
+    """The recipe for a small batch and network."""
     config = dataclasses.replace(recipe.config, **options)
-    return dataclasses.replace(recipe.for_batch(BATCH), config=config, drop_path=0.0)
+    return dataclasses.replace(recipe.for_batch(BATCH), config=config)
 
 
 def filled(method: Method) -> Method:
@@ -105,10 +106,41 @@ def on_cpu(utils: Any) -> Iterator[None]:
         yield
 
 
-def epochs(setup: Setup) -> Iterator[tuple[int, list[Batch]]]:
-    """Each epoch of the window, with its batches."""
+class Seeded(list[Any]):
+    """An epoch's data; each step begins with the seed that omma's loop has there."""
+
+    first: int
+
+    def __iter__(self) -> Iterator[Any]:
+        for step, data in enumerate(super().__iter__(), start=self.first):
+            torch.manual_seed(derive(0, step, 0))
+            yield data
+
+
+def epochs(setup: Setup, prepare: Callable[[Batch], Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Each epoch of the window, with its data as the published loop takes it."""
     for epoch in range(setup.first // setup.epoch, (setup.first + STEPS) // setup.epoch):
-        yield epoch, [setup.batch(epoch * setup.epoch + i) for i in range(setup.epoch)]
+        first = epoch * setup.epoch
+        data = Seeded(prepare(setup.batch(first + i)) for i in range(setup.epoch))
+        data.first = first
+        yield epoch, data
+
+
+@contextlib.contextmanager
+def same_drops(network: nn.Module) -> Iterator[None]:
+    """Let the function by which a published network drops branches make omma's draws."""
+
+    def drop_path(x: Tensor, rate: float = 0.0, training: bool = False, *_: Any) -> Tensor:
+        if not training or rate == 0:
+            return x
+        rows, factor = chosen(len(x), rate, x.device)
+        return x * x.new_zeros(len(x)).index_fill(0, rows, factor)[:, None, None]
+
+    drops = {type(module) for module in network.modules() if type(module).__name__ == "DropPath"}
+    with contextlib.ExitStack() as stack:
+        for kind in drops:
+            stack.enter_context(mock.patch.dict(kind.forward.__globals__, drop_path=drop_path))
+        yield
 
 
 def theirs_mae(references: "References", setup: Setup, before: Weights) -> Weights:
@@ -139,11 +171,15 @@ def theirs_mae(references: "References", setup: Setup, before: Weights) -> Weigh
     groups = official.optim_factory.add_weight_decay(network, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
     scaler = official.NativeScaler()
-    for epoch, batches in epochs(setup):
-        data = [(batch.views[0][:, 0], None) for batch in batches]
-        keep = [random_keep(batch.key, Stream.MASK, GRID[0] * GRID[1], args.mask_ratio) for batch in batches]
-        noise = [torch.ones(BATCH, GRID[0] * GRID[1]).scatter(1, k, 0.0) for k in keep]  # the small is kept
-        with on_cpu(official.misc), mock.patch.object(torch, "rand", side_effect=noise):
+    noise: list[Tensor] = []
+
+    def prepare(batch: Batch) -> Any:
+        keep = random_keep(batch.key, Stream.MASK, GRID[0] * GRID[1], args.mask_ratio)
+        noise.append(torch.ones(BATCH, GRID[0] * GRID[1]).scatter(1, keep, 0.0))  # what is small is kept
+        return batch.views[0][:, 0], None
+
+    with on_cpu(official.misc), mock.patch.object(torch, "rand", side_effect=noise):
+        for epoch, data in epochs(setup, prepare):
             official.train_one_epoch(network, data, optimizer, "cpu", epoch, scaler, args=args)
     after = collected(network.named_parameters(), name_of)
     back = order.argsort()
@@ -151,7 +187,7 @@ def theirs_mae(references: "References", setup: Setup, before: Weights) -> Weigh
 
 
 def theirs_simmim(references: "References", setup: Setup, before: Weights, swin: bool) -> Weights:
-    """The configuration files of 800 epochs; main_simmim.py scales their rates where it is run as a script."""
+    """The configuration files of 800 epochs; run as a script, main_simmim.py scales their rates."""
     official = references.load("microsoft/SimMIM", "main_simmim")
     folder = references.path("microsoft/SimMIM")
     assert folder is not None
@@ -164,7 +200,7 @@ def theirs_simmim(references: "References", setup: Setup, before: Weights, swin:
     config = official.get_config(options)
     for rate in ("BASE_LR", "WARMUP_LR", "MIN_LR"):
         config.TRAIN[rate] *= config.DATA.BATCH_SIZE / 512.0
-    config.DATA.IMG_SIZE, config.MODEL.DROP_PATH_RATE = IMAGE, 0.0
+    config.DATA.IMG_SIZE = IMAGE
     narrow = {"EMBED_DIM": DIM, "DEPTH": 2, "NUM_HEADS": 2, "PATCH_SIZE": PATCH}
     if swin:
         narrow = {"EMBED_DIM": 8, "DEPTHS": [2, 2], "NUM_HEADS": [1, 2], "WINDOW_SIZE": 4, "PATCH_SIZE": 2}
@@ -187,11 +223,18 @@ def theirs_simmim(references: "References", setup: Setup, before: Weights, swin:
     if setup.first:
         scheduler.step_update(setup.first - 1)
     unit = PATCH // (2 if swin else PATCH)  # tokens of a feature, along a side
-    for epoch, batches in epochs(setup):
-        masks = [random_units(batch.key, Stream.MASK, GRID, 1, config.DATA.MASK_RATIO) for batch in batches]
-        masks = [m.unflatten(1, GRID).repeat_interleave(unit, 1).repeat_interleave(unit, 2) for m in masks]
-        data = [(b.views[0][:, 0], mask.long(), None) for b, mask in zip(batches, masks, strict=True)]
-        with on_cpu(official), mock.patch.object(official, "logger", mock.MagicMock(), create=True):
+
+    def prepare(batch: Batch) -> Any:
+        mask = random_units(batch.key, Stream.MASK, GRID, 1, config.DATA.MASK_RATIO).unflatten(1, GRID)
+        mask = mask.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+        return batch.views[0][:, 0], mask.long(), None
+
+    with (
+        on_cpu(official),
+        mock.patch.object(official, "logger", mock.MagicMock(), create=True),
+        same_drops(network),
+    ):
+        for epoch, data in epochs(setup, prepare):
             official.train_one_epoch(config, network, data, optimizer, epoch, scheduler)
     return collected(network.named_parameters(), name_of)
 
@@ -203,8 +246,14 @@ def head_or_encoder(name: str) -> str:
     return name.replace("lm_head.", "head.predict.") if "lm_head" in name else f"encoder.{name}"
 
 
-def masked_blocks(batch: Batch, config: Any) -> Tensor:
-    return blocks(batch.key, GRID, config.mask_share, config.block_share)
+def with_blocks(config: Any) -> Callable[[Batch], Any]:
+    """What BEiT's and EVA's loops take: images for both networks, and masks."""
+
+    def prepare(batch: Batch) -> Any:
+        images = batch.views[0][:, 0]
+        return (images, images, blocks(batch.key, GRID, config.mask_share, config.block_share)), None
+
+    return prepare
 
 
 def theirs_beit(references: "References", setup: Setup, before: Weights) -> Weights:
@@ -221,6 +270,7 @@ def theirs_beit(references: "References", setup: Setup, before: Weights) -> Weig
         img_size=IMAGE, patch_size=PATCH, vocab_size=OUT, embed_dim=DIM, depth=2, num_heads=2, mlp_ratio=4,
         norm_layer=partial(nn.LayerNorm, eps=1e-6), init_values=args.layer_scale_init_value,
         use_shared_rel_pos_bias=args.rel_pos_bias, use_abs_pos_emb=args.abs_pos_emb,
+        drop_path_rate=args.drop_path,
     ).double()  # fmt: skip
     transplant(network, before, head_or_encoder)
 
@@ -230,7 +280,7 @@ def theirs_beit(references: "References", setup: Setup, before: Weights) -> Weig
         def get_codebook_indices(self, images: Tensor) -> Tensor:
             return method.tokenizer(images, GRID).argmax(-1)
 
-    with on_cpu(official.utils):
+    with on_cpu(official.utils), same_drops(network):
         optimizer = official.create_optimizer(args, network)
         rates = official.utils.cosine_scheduler(
             args.lr, args.min_lr, args.epochs, setup.epoch, warmup_epochs=args.warmup_epochs,
@@ -241,10 +291,7 @@ def theirs_beit(references: "References", setup: Setup, before: Weights) -> Weig
         )
         scaler = official.NativeScaler()
         scaler.state_dict = lambda: {"scale": 1.0}  # which a scaler without a GPU lacks
-        for epoch, batches in epochs(setup):
-            images = [batch.views[0][:, 0] for batch in batches]
-            masks = [masked_blocks(batch, method.config) for batch in batches]
-            data = [((x, x, mask), None) for x, mask in zip(images, masks, strict=True)]
+        for epoch, data in epochs(setup, with_blocks(method.config)):
             official.train_one_epoch(
                 network, Tokenizer(), data, optimizer, torch.device("cpu"), epoch, scaler, args.clip_grad,
                 start_steps=epoch * setup.epoch, lr_schedule_values=rates, wd_schedule_values=decays,
@@ -268,11 +315,11 @@ def theirs_eva(references: "References", setup: Setup, before: Weights) -> Weigh
         img_size=IMAGE, patch_size=PATCH, embed_dim=DIM, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True,
         norm_layer=partial(modeling.LayerNormWithForceFP32, eps=1e-6), predict_feature_dim=OUT,
         init_values=args.layer_scale_init_value, use_shared_rel_pos_bias=args.rel_pos_bias,
-        use_abs_pos_emb=args.abs_pos_emb,
+        use_abs_pos_emb=args.abs_pos_emb, drop_path_rate=args.drop_path,
     ).double()  # fmt: skip
     transplant(network, before, head_or_encoder)
     teacher = types.SimpleNamespace(infer_image=lambda inputs: method.target(inputs["image"][0], GRID))
-    with on_cpu(official.utils):
+    with on_cpu(official.utils), same_drops(network):
         optimizer = official.create_optimizer(args, network)
         rates = official.utils.cosine_scheduler(
             args.lr, args.min_lr, args.epochs, setup.epoch, warmup_epochs=args.warmup_epochs,
@@ -283,10 +330,7 @@ def theirs_eva(references: "References", setup: Setup, before: Weights) -> Weigh
         )
         scaler = official.NativeScaler()
         scaler.state_dict = lambda: {"scale": 1.0}
-        for epoch, batches in epochs(setup):
-            images = [batch.views[0][:, 0] for batch in batches]
-            masks = [masked_blocks(batch, method.config) for batch in batches]
-            data = [((x, x, mask), None) for x, mask in zip(images, masks, strict=True)]
+        for epoch, data in epochs(setup, with_blocks(method.config)):
             official.train_one_epoch(
                 network, teacher, data, optimizer, torch.device("cpu"), epoch, scaler, setup.epoch,
                 max_norm=args.clip_grad, start_steps=epoch * setup.epoch, lr_schedule_values=rates,
@@ -296,28 +340,46 @@ def theirs_eva(references: "References", setup: Setup, before: Weights) -> Weigh
 
 
 # ---------------------------------------------------------------- the rows
-def setup(
-    name: str, make: Callable[[], tuple[Method, Recipe]], epoch: int, total: int, first: int = 0
-) -> Setup:
-    """epoch: steps of one; total: epochs of the run; first: the window's first step."""
-    return Setup(name, make, one_crop, images=epoch * BATCH, total=epoch * total, first=first)
+def setup(name: str, make: Callable[[], tuple[Method, Recipe]], epoch: int, epochs: int) -> Setup:
+    """epoch: steps of one."""
+    return Setup(name, make, one_crop, images=epoch * BATCH, total=epoch * epochs)
 
 
-MAE = setup("mae", make_mae, 2, 800)
-VIT = setup("simmim-vit", partial(make_simmim, swin=False), 1, 800)
-SWIN_ = setup("simmim-swin", partial(make_simmim, swin=True), 1, 800)
-BEIT = setup("beit", make_beit, 1, 800)
-EVA = setup("eva", make_eva, 4, 150)
-DEPTH = "stochastic depth is 0 on both sides"
-AT = {"mae": "main_pretrain, engine_pretrain.train_one_epoch", "simmim": "main_simmim.train_one_epoch"}
-AT |= {"beit": "beit/engine_for_pretraining.train_one_epoch"}
-AT |= {"eva": "EVA-01/eva/engine_for_pretraining.train_one_epoch"}
+def rows(
+    at_start: Setup, first: int, what: str, later: str, source: str, part: str, theirs: Any, remark: str = ""
+) -> list[Whole]:
+    """Two windows: the run's start, and from `first`."""
+    second = at_start._replace(name=f"{at_start.name}-{first}", first=first)
+    return [
+        Whole(at_start, f"{what}: the run's start", source, part, theirs, remark),
+        Whole(second, f"{what}, {later}", source, part, theirs, remark),
+    ]
 
+
+LOOP = "engine_for_pretraining.train_one_epoch"
+CPU = "its loop for one GPU, without DeepSpeed"
 ROWS = [
-    Whole(MAE, "MAE: the run's start", "facebookresearch/mae", AT["mae"], theirs_mae),
-    Whole(
-        MAE._replace(name="mae-72", first=72), "MAE, about the end of its warm-up", "facebookresearch/mae",
-        AT["mae"], theirs_mae,
+    *rows(
+        setup("mae", make_mae, 2, 800), 72, "MAE", "about the end of the warm-up", "facebookresearch/mae",
+        "engine_pretrain.train_one_epoch", theirs_mae,
+    ),
+    *rows(
+        setup("simmim-vit", partial(make_simmim, swin=False), 1, 800), 692, "SimMIM, ViT",
+        "about the rate's drop", "microsoft/SimMIM", "main_simmim.train_one_epoch",
+        partial(theirs_simmim, swin=False),
+    ),
+    *rows(
+        setup("simmim-swin", partial(make_simmim, swin=True), 1, 800), 692, "SimMIM, Swin",
+        "about the rate's drop", "microsoft/SimMIM", "main_simmim.train_one_epoch",
+        partial(theirs_simmim, swin=True),
+    ),
+    *rows(
+        setup("beit", make_beit, 1, 800), 400, "BEiT", "its middle", "microsoft/unilm", f"beit/{LOOP}",
+        theirs_beit,
+    ),
+    *rows(
+        setup("eva", make_eva, 4, 150), 300, "EVA", "its middle", "baaivision/EVA", f"EVA-01/eva/{LOOP}",
+        theirs_eva, CPU,
     ),
 ]  # fmt: skip
 SETUPS = [row.setup for row in ROWS]

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from omma.weights import load
     from omma.weights.embedder import Embedder
 
+__version__ = "0.1.0"
+
 __all__ = [
-    "Embedder", "Objective", "clean", "curate", "embed", "evaluate", "explain", "explore", "export",
-    "finetune", "index", "load", "predict", "pretrain", "report", "search", "serve", "wrap",
+    "Embedder", "Objective", "__version__", "clean", "curate", "embed", "evaluate", "explain", "explore",
+    "export", "finetune", "index", "load", "predict", "pretrain", "report", "search", "serve", "wrap",
 ]  # fmt: skip
 
 _HOMES = {
@@ -41,11 +43,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are first used, so that `import omma` stays quick."""
-    if name not in __all__:
-        raise AttributeError(f"module 'omma' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, f"omma.verbs.{name}")), name)
+if not TYPE_CHECKING:  # type checkers would take every name, misspelt ones too, for an Any
+
+    def __getattr__(name: str) -> Any:
+        """Names are imported when they are first used, so that `import omma` stays quick."""
+        if name not in __all__:
+            raise AttributeError(f"module 'omma' has no attribute {name!r}")
+        return getattr(import_module(_HOMES.get(name, f"omma.verbs.{name}")), name)
 
 
 def __dir__() -> list[str]:

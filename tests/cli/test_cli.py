@@ -14,6 +14,7 @@ import pytest
 
 from omma import backbones, cli
 from omma.cli import catalogue
+from omma.core.errors import install_command
 from omma.data.sources import demo_digits, remote
 from omma.verbs import pretrain
 
@@ -86,7 +87,7 @@ def test_libraries_that_are_not_installed_are_named(capsys, monkeypatch):
     code, text, _ = call(capsys, "models")
     assert code == 0
     assert "timm:resnet18 " not in text
-    assert "the networks of timm are left out: pip install 'omma[timm]' brings it" in text
+    assert f"the networks of timm are left out: {install_command('timm')} brings it" in text
 
 
 def test_one_model_is_explained(capsys):

@@ -5,10 +5,12 @@ import http.client
 import json
 import lzma
 import os
+import re
 import struct
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 import zlib
 from pathlib import Path
@@ -296,3 +298,50 @@ def test_a_checkpoint_is_not_damaged_for_want_of_memory(tmp_path: Path, monkeypa
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(ValueError, match="the machine is exhausted"):
         checkpoint.newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("clone", "synced", "pip", "expected"),
+    [
+        (True, True, False, ("uv sync --extra timm --inexact", "uv pip install -U zarr")),
+        (True, False, True, ("pip install -e '{}[timm]'", "pip install -U zarr")),
+        (True, False, False, ("uv pip install -e '{}[timm]'", "uv pip install -U zarr")),
+        (False, False, True, ("pip install 'omma[timm]'", "pip install -U zarr")),
+        (False, False, False, ("uv pip install 'omma[timm]'", "uv pip install -U zarr")),
+    ],
+    ids=["uv", "editable", "editable-without-pip", "package", "package-without-pip"],
+)
+def test_remedies_name_the_way_that_works_here(tmp_path, monkeypatch, clone, synced, pip, expected) -> None:
+    project = tmp_path / "a clone"
+    (project / "src" / "omma").mkdir(parents=True)
+    if clone:
+        (project / "pyproject.toml").touch()
+    monkeypatch.setattr(errors, "_SOURCE", project)
+    monkeypatch.setattr(sys, "prefix", str(project / ".venv" if synced else tmp_path / "elsewhere"))
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: object() if pip else None)
+    monkeypatch.delenv("UV_PROJECT_ENVIRONMENT", raising=False)
+    commands = errors.install_command("timm"), errors.install_command(package="zarr")
+    assert commands == (expected[0].format(project), expected[1])
+    assert expected[0].format(project) in str(refusal("no_such_module", "timm"))
+    if synced:
+        newest = errors.install_command("timm", "timm")
+        assert newest == "uv sync --extra timm --inexact --upgrade-package timm"
+        monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", "other")
+        assert errors.install_command("timm") != commands[0]
+
+
+def refusal(module: str, extra: str) -> BaseException:
+    with pytest.raises(ValueError, match=f"{module} is not installed: ") as caught:
+        errors.need(module, extra)
+    return caught.value
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    """A remedy for an extra that the package does not have would install nothing."""
+    source = Path(errors.__file__).parents[1]
+    text = "\n".join(path.read_text() for path in sorted(source.rglob("*.py")))
+    named = set(re.findall(r"""\binstall_command\(["'](\w+)["']""", text))
+    named |= set(re.findall(r"""\bneed\([\w."{}]+, ["'](\w+)["']\)""", text))
+    project = tomllib.loads((source.parents[1] / "pyproject.toml").read_text())["project"]
+    assert {"timm", "hf", "search", "torchcodec", "tensorboard"} <= named
+    assert named <= set(project["optional-dependencies"])

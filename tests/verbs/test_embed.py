@@ -1,6 +1,7 @@
 """`omma embed`: a table that other tools read and that says where it came from."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from omma import backbones, weights
+from omma.core.errors import install_command
 from omma.core.protocols import Preprocess
 from omma.data.sources.collection import ArrayImages
 from omma.features import table
@@ -180,7 +182,7 @@ def test_engines_that_are_not_there(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="engine='spark': choose 'local', 'ray'"):
         embed(run, images, tmp_path / "t.parquet", engine="spark")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"ray is not installed: pip install 'omma\[ray\]'"):
+    with pytest.raises(ValueError, match=re.escape(f"ray is not installed: {install_command('ray')}")):
         embed(run, images, tmp_path / "t.parquet", engine="ray")
 
 

@@ -111,6 +111,7 @@ def test_a_table_for_embedding_atlas(run, folder, tmp_path):
 
 
 def test_tensorboards_files(run, folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     out = tmp_path / "board"
     omma.explore(run, folder, out, format="tensorboard", **CPU)
     config = (out / "projector_config.pbtxt").read_text()

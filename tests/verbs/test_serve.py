@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from uploads import picture
 
 import omma
 from omma import backbones, cli, weights
+from omma.core.errors import install_command
 from omma.core.protocols import Preprocess
 from omma.weights.classifier import Calibration, Classifier, HeldOut
 
@@ -178,5 +180,5 @@ def test_what_cannot_be_served_is_one_line(run, capsys, tmp_path):
 
 def test_a_missing_package_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(ValueError, match=r"pip install 'omma\[serve\]'"):
+    with pytest.raises(ValueError, match=re.escape(install_command("serve"))):
         omma.serve(run)

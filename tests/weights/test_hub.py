@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from omma.core.errors import install_command
 from omma.weights.hub import fetch_hf, fetch_timm, read_config
 from omma.weights.read_file import read
 
@@ -168,9 +169,9 @@ def test_repository_without_weights(cache, monkeypatch):
 
 def test_package_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'omma[hf]'" in refused(fetch_hf, "hf:org/name")
+    assert install_command("hf") in refused(fetch_hf, "hf:org/name")
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert "pip install 'omma[timm]'" in refused(fetch_timm, "timm:resnet18")
+    assert install_command("timm") in refused(fetch_timm, "timm:resnet18")
 
 
 # timm:

@@ -12,6 +12,7 @@ from rich.text import Text
 from omma.cli import catalogue
 from omma.cli.shared import Name_, Size_, say, show
 from omma.cli.stages import Stages
+from omma.core.errors import install_command
 from omma.core.words import count
 
 if TYPE_CHECKING:  # it imports torch, which takes a second
@@ -125,7 +126,7 @@ def _all_models(image_size: int | None, channels: int) -> None:
         installed = {name: importlib.util.find_spec(name) is not None for name in ("timm", "torchvision")}
         rows = [row for row in catalogue.stored() if installed.get(row.name.partition(":")[0], True)]
         skipped = [
-            f"the networks of {name} are left out: pip install 'omma[timm]' brings it"
+            f"the networks of {name} are left out: {install_command('timm')} brings it"
             for name, there in installed.items()
             if not there
         ]

@@ -44,7 +44,7 @@ def explore(
             more than some 20,000 images); for atlas a *.parquet, for tensorboard a folder.
         format: page, atlas (a table for embedding-atlas) or tensorboard (for its projector).
         labelled: Refuse images without labels.
-        layout: umap, pca, or auto: UMAP if it is installed (pip install "omma[map]").
+        layout: umap, pca, or auto: UMAP if it is installed (the extra `map`).
         clusters: Clusters of k-means; by default chosen by the number of images.
         neighbours: Nearest images that are kept of each.
         alike: Cosine from which two images are listed as near-equal.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omma.core.caches import cache_folder
-from omma.core.errors import message
+from omma.core.errors import install_command, message
 
 DAMAGED = "a file is damaged or not what its name says: make or download it again"
 MEMORY = (
@@ -230,7 +230,7 @@ def _of_an_import(error: ImportError) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "omma":
         return None
-    how = f": pip install -U {package}" if package else ""
+    how = f": {install_command(package=package)}" if package else ""
     return f"{package or 'a package'} is missing or too old ({message(error)}){how}"
 
 

@@ -12,10 +12,10 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from omma import __version__
 from omma.core.errors import line
 from omma.core.explain import writing
 
@@ -211,8 +211,5 @@ def decode_text(data: bytes, errors: str = "strict") -> str:
 
 
 def omma_version() -> str:
-    """The installed version, which files record; "unknown" where the package is not installed."""
-    try:
-        return version("omma")
-    except PackageNotFoundError:
-        return "unknown"
+    """The version, which files record."""
+    return __version__

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma import backbones
+from omma.backbones.layers.init import scheme_of
 from omma.core import collectives, protocols
 from omma.core.checks import above_zero, between, range_within_one
 from omma.core.protocols import (
@@ -91,7 +92,7 @@ def paper(image_size: int, model: str) -> Recipe:
         warmup=0.0125, warmup_epochs=10,
         schedule=Schedule(ramp="open", start=5e-7 * scale, late=True, drops=(0.875,), scaled=True),
         weight_decay=0.05, decayed=("table",) if swin else ("mask_token", "table"), clip=5.0,
-        drop_path=0.0 if swin else 0.1, encoder=network,
+        drop_path=0.0 if swin else 0.1, encoder=network | {"init": "simmim"},
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ class Method(protocols.Method):
             )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        scheme_of(encoder).token(self.mask_token)
 
     def _mask(self, key: Key, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b n"]:
         grid = self.encoder.grid(*images.shape[-2:])

@@ -1,6 +1,7 @@
-"""What a run writes down as it goes: metrics.jsonl, and the same numbers for TensorBoard."""
+"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard where that is installed."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from omma.pretraining.folder import RunFolder
@@ -10,18 +11,19 @@ class MetricsLog:
     """Lines of metrics; only the primary process writes them."""
 
     def __init__(self, folder: RunFolder, primary: bool) -> None:
-        self.folder = folder
+        self.folder, self.primary = folder, primary
         self.writer: Any = None
-        if primary:
+        if primary and find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter  # takes a while to import
 
             self.writer = SummaryWriter(str(folder.path))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; it has `event` and `step`."""
+        if self.primary:
+            self.folder.log(line)
         if self.writer is None:
             return
-        self.folder.log(line)
         for name, value in line.items():
             if isinstance(value, float):
                 self.writer.add_scalar(f"{line['event']}/{name}", value, line["step"])

@@ -48,7 +48,8 @@ class Objective(nn.Module):
         options: The method's own, as --method.KEY: {"prototypes": 4096}.
         classes: Names of the labels, or how many there are, for methods that learn from labels.
         model: What `omma.load` returns, for methods that learn from a trained model.
-        mean, std: For each channel, of values in [0, 1]; the encoder sees (x - mean) / std.
+        mean: For each channel, of values in [0, 1]; the encoder sees (x - mean) / std.
+        std: Likewise.
         normalised: Are the images that `forward` receives normalised by `mean` and `std` already?
         seed: Of views and masks.
 

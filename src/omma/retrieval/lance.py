@@ -14,6 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from omma.core import files
+from omma.core.errors import need
 from omma.ops.nearest import Neighbours, unit
 from omma.retrieval.recall import Recall, measured, sampled
 from omma.retrieval.store import Index
@@ -38,11 +39,7 @@ def partitions(rows: int) -> int:
 
 
 def _lancedb() -> Any:
-    try:
-        import lancedb
-    except ImportError:
-        raise ValueError('the engine lancedb is not installed: pip install "omma[search]"') from None
-    return lancedb
+    return need("lancedb", "search")
 
 
 def ensure(folder: Path, seed: int = 0) -> Recall:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 import numpy as np
 from jaxtyping import Float
 
-from omma.core.errors import line
+from omma.core.errors import install_command, line
 from omma.core.progress import Progress
 from omma.retrieval.recall import K, Recall, compared, sampled
 from omma.retrieval.store import Index
@@ -94,7 +94,7 @@ def _server(address: str) -> _Server:
     try:
         return Qdrant(address) if address.startswith("qdrant") else Postgres(address)
     except ImportError as error:
-        raise ValueError(f'{error.name} is not installed: pip install "omma[servers]"') from None
+        raise ValueError(f"{error.name} is not installed: {install_command('servers')} brings it") from None
 
 
 def _rows(index: Index) -> Iterator[tuple[list[dict[str, Any]], Float[np.ndarray, "b d"]]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.core.errors import message
+from omma.core.errors import install_command, message
 from omma.core.explain import translated
 from omma.core.protocols import Backbone
 from omma.weights import hub, library, misfit, published, read_file, store
@@ -181,7 +181,7 @@ def _load_folder(
             if not isinstance(architecture, str) or find_spec("timm") is not None:
                 raise
             raise ValueError(
-                f"{source} is timm's {architecture}: pip install 'omma[timm]' to use it"
+                f"{source} is timm's {architecture}: {install_command('timm')} to use it"
             ) from error
     try:
         with published.readable(source):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tones import folder_of, in_time, tone, wav_bytes
 
+from omma.core.errors import install_command
 from omma.core.protocols import BadImage
 from omma.data.sources import collection, mel
 from omma.data.sources.clips import Clips, Tiles, in_tiles
@@ -170,7 +171,7 @@ def test_what_cannot_be_read_is_left_out_with_a_reason(sounds, monkeypatch):
     assert [path for path, _ in images.skipped] == ["cat/e.wav", "dog/f.wav", "dog/g.mp3"]
     reasons = [reason for _, reason in images.skipped]
     assert reasons[:2] == ["damaged WAV: no samples in it", "shorter than 25 ms"]
-    assert reasons[2].startswith("needs torchcodec: install omma[torchcodec]")
+    assert reasons[2].startswith(f"needs torchcodec: {install_command('torchcodec')}, and FFmpeg")
     (sounds / "cat/b.wav").write_bytes(wav_bytes(tone(0.5)))  # after it was listed
     with pytest.raises(BadImage, match="was changed after it was listed"):
         images.read(2)

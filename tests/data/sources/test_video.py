@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omma.core.errors import install_command
 from omma.core.protocols import BadImage
 from omma.data.sources import collection, sequences, video
 from omma.data.sources.collection import open_images
@@ -161,7 +163,7 @@ def test_videos_beside_images_and_in_archives_are_listed(tmp_path):
 @pytest.mark.parametrize("error", [ImportError, RuntimeError])
 def test_without_torchcodec_or_ffmpeg_the_remedy_is_said_and_nothing_remembered(tmp_path, monkeypatch, error):
     (tmp_path / "a.mp4").write_bytes(b"video")
-    remedy = "pip install 'omma\\[torchcodec\\]'" if error is ImportError else "apt-get install ffmpeg"
+    remedy = re.escape(install_command("torchcodec")) if error is ImportError else "apt-get install ffmpeg"
     real = __import__
 
     def without(name, *args, **kwargs):

@@ -5,10 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from omma.core.errors import line
+from omma.core.errors import install_command, line
 from omma.core.protocols import BadImage
-
-REMEDY = "install omma[torchcodec] and FFmpeg, or convert it to WAV"
 
 
 class Coded:
@@ -18,8 +16,10 @@ class Coded:
         try:
             from torchcodec.decoders import AudioDecoder
         except (ImportError, RuntimeError, OSError) as error:  # FFmpeg's libraries are missing
-            kind = "needs torchcodec" if isinstance(error, ImportError) else "torchcodec cannot be loaded"
-            raise BadImage(f"{kind}: {REMEDY}") from None
+            missing = isinstance(error, ImportError)
+            kind = "needs torchcodec" if missing else "torchcodec cannot be loaded"
+            remedy = f"{install_command('torchcodec')}, and" if missing else "install"
+            raise BadImage(f"{kind}: {remedy} FFmpeg, or convert it to WAV") from None
         try:
             self._decoder: Any = AudioDecoder(source)
         except (RuntimeError, ValueError, OSError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from omma.core.errors import install_command
 from omma.core.protocols import BadImage
 from omma.data.sources.decode_pillow import COST, MEMORY, ORIENTATION, limit, orient, pillow_values
 
@@ -254,7 +255,7 @@ def _by_imagecodecs(
             raise
         name = getattr(page.compression, "name", page.compression)
         raise BadImage(
-            f"TIFF compressed by {name}: `pip install imagecodecs`, or save it otherwise"
+            f"TIFF compressed by {name}: `{install_command(package='imagecodecs')}`, or save it otherwise"
         ) from None
 
 

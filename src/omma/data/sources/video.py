@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
+from omma.core.errors import install_command
 from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources.decode import PIXELS
 from omma.data.sources.file_parts import on_disk
@@ -116,7 +117,9 @@ def _torchcodec() -> Any:
     try:
         from torchcodec import decoders
     except ImportError:
-        raise Inaccessible("torchcodec is not installed: pip install 'omma[torchcodec]' brings it") from None
+        raise Inaccessible(
+            f"torchcodec is not installed: {install_command('torchcodec')} brings it"
+        ) from None
     except (RuntimeError, OSError):
         raise Inaccessible("torchcodec finds no FFmpeg: install it (apt-get install ffmpeg)") from None
     return decoders

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from omma.core import outputs
 from omma.core.checks import one_of
+from omma.core.errors import need
 
 Format = Literal["page", "atlas", "tensorboard"]
 OWN = {"index.html", "thumbnails"}  # what a page's folder holds: one that holds no more is replaced
@@ -31,6 +32,8 @@ def checked(out: Path, format: Format, side: int | None = None) -> Target:
     one_of("format", format, get_args(Format))
     if side is not None and not SMALLEST <= side <= LARGEST:
         raise ValueError(f"thumbnails={side}: must be from {SMALLEST} to {LARGEST} pixels, the longer side")
+    if format == "tensorboard":
+        need("tensorboard", "tensorboard")
     suffix = out.suffix.lower()
     if format == "atlas" and suffix != ".parquet":
         raise ValueError(f"{out}: the format atlas is one file; name it *.parquet")

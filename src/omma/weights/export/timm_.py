@@ -16,7 +16,7 @@ from omma.backbones.eva import Eva
 from omma.backbones.external import Encoder as External
 from omma.backbones.swin import Swin
 from omma.backbones.vit import ViT
-from omma.core.errors import line, need
+from omma.core.errors import install_command, line, need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.classifier import Classifier
 from omma.weights.export.check import Reopened, in_full_scale, left_out, range_note
@@ -55,8 +55,9 @@ def _create(encoder: Backbone, name: str, **args: Any) -> Any:
     try:
         return timm.create_model(name, **args).eval()
     except (TypeError, RuntimeError) as error:  # an option or a network that this version lacks
+        remedy = install_command("timm", "timm")
         raise ValueError(
-            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): pip install -U timm"
+            f"timm {timm.__version__} cannot make {encoder.name} ({line(error)}): {remedy}"
         ) from error
 
 
@@ -85,7 +86,8 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
     name = _vit_name(encoder, o)
     wide = 2 * o.hidden if o.mlp == "swiglu" else o.hidden  # gate and value of a gated layer
-    args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"} | ANY_SIZE
+    args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"}
+    args |= {} if _resamples_otherwise(encoder) else ANY_SIZE
     if o.pool != "token" and not o.distilled:
         args |= {"global_pool": "avg", "fc_norm": o.pool == "mean_fc_norm"}
     if name == "vit_giant_patch14_dinov2":
@@ -103,6 +105,12 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         (o.mlp == "quickgelu", "act_layer", "quick_gelu"),
     )
     return Twin(name, args | {key: value for needed, key, value in optional if needed})
+
+
+def _resamples_otherwise(encoder: Backbone) -> bool:
+    """Has it positions that timm, which antialiases, would interpolate differently?"""
+    own = getattr(encoder, "interpolation", "antialias")
+    return own != "antialias" and getattr(encoder, "pos_embed", None) is not None
 
 
 def _vit_name(encoder: Backbone, o: Any) -> str:
@@ -283,6 +291,8 @@ def reopen(
     pooling_note = _pooling_note(encoder)
     if pooling_note:
         notes += (pooling_note,)
+    if _resamples_otherwise(encoder):
+        notes += ("timm interpolates positions differently, so it reads images of this size only",)
 
     if classifier is not None and not config["num_classes"]:
         try:
