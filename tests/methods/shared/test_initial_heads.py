@@ -1,5 +1,7 @@
 """Heads, decoders and mask tokens begin as the published code of the encoder's `init` draws them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,11 +11,11 @@ from omma.core.protocols import Context
 from omma.methods import mae, simmim
 from omma.methods.shared.masked_head import MaskedHead
 
-NARROW = {"depth": 1, "dim": 128, "heads": 2, "hidden": 64}
+NARROW: dict[str, Any] = {"depth": 1, "dim": 128, "heads": 2, "hidden": 64}
 NORMAL, ONE_SIGMA = 1.0, 0.5396  # deviation of a normal distribution that is cut at one deviation
 
 
-def encoder(init, name="beit/4", **shape):
+def encoder(init, name="beit/4", **shape: Any):
     torch.manual_seed(0)
     return backbones.build(name=name, image_size=16, init=init, **(shape or NARROW))
 
