@@ -100,6 +100,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
             *start_notes,
             *watcher.notes(),
             *pixels.notes,
+            *augment.speed_notes(crops, images.channels, setup.device),
         ],
         skipped=list(data.source.skipped),
         primary=primary,
