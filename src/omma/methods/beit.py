@@ -83,8 +83,8 @@ def paper(image_size: int, model: str) -> Recipe:
     large = backbones.options(model).get("dim") == 1024
     scale = 1e-5 if large else 0.1  # [section 2.4 and the code's README]
     return Recipe(
-        config=Config(), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5, warmup=10 / 800,
-        warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
+        config=Config(), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5,
+        warmup=10 / 800, warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
         decayed=("mask_token", "table"), clip=3.0, drop_path=0.1,
         encoder={"pool": "mean", "layer_scale": scale, "bias": "shared", "init": "beit"},
     )  # fmt: skip

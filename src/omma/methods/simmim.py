@@ -91,10 +91,10 @@ def paper(image_size: int, model: str) -> Recipe:
         wide = backbones.options(model).get("dim") == 192
         network = {"window": 12 if wide else 6} if image_size == 192 and "/w" not in model else {}
     return Recipe(
-        config=Config(), batch=2048, lr=1e-4 * scale, rate_by_batch="linear", lr_end=1e-5 * scale,
-        warmup=0.0125, warmup_epochs=10,
+        config=Config(), batch=2048, lr=1e-4 * scale, rate_by_batch="linear",
+        lr_end=1e-5 * scale, warmup=0.0125, warmup_epochs=10,
         schedule=Schedule(ramp="open", start=5e-7 * scale, late=True, drops=(0.875,), scaled=True),
-        weight_decay=0.05, decayed=("table",) if swin else ("mask_token", "table"), clip=5.0,
+        weight_decay=0.05, decayed=() if swin else ("mask_token", "table"), clip=5.0,
         drop_path=0.0 if swin else 0.1, encoder=network | {"init": "simmim"},
     )  # fmt: skip
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
+from omma.core.compiled import compiles
+from omma.core.errors import install_command
 from omma.core.protocols import Colour, Crop, Key, Preprocess
 from omma.core.random import Stream, uniform
 from omma.data.batches.colour_draws import ColourDraws, apply_colour, draw_colour
@@ -199,7 +201,11 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
 
 
 def _compiles(images: Tensor, crop: Crop) -> bool:
-    return images.device.type == "cpu" and images.shape[1] == 3 and crop.augment is None
+    return _has_loops(images.device.type, images.shape[1], crop) and compiles()
+
+
+def _has_loops(device: str, channels: int, crop: Crop) -> bool:
+    return device == "cpu" and channels == 3 and crop.augment is None
 
 
 def _compiled(raw: Tensor, setting: Colour, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
@@ -269,6 +275,13 @@ def _by_tensors(
         else:
             out.index_copy_(0, at, images.add_(shift))
     return out
+
+
+def speed_notes(plan: Sequence[Crop], channels: int, device: torch.device) -> list[str]:
+    """What the views cost for want of Numba; empty where it is installed, or has no part in them."""
+    if compiles() or not any(crop.colour and _has_loops(device.type, channels, crop) for crop in plan):
+        return []
+    return [f"colours are changed several times slower without Numba: {install_command('fast')} brings it"]
 
 
 def describe(plan: Sequence[Crop], channels: int) -> list[str]:
