@@ -21,7 +21,8 @@ ELSEWHERE = {"own_loop.md": "test_own_loop.py"}
 COMPILED = {"ray_serve.md": "starts a cluster with GPUs"}
 # ten minutes say the same as one step of a small network
 SHORTER = {
-    'budget="10m"': 'steps=1, batch_size=8, model="vit-n/8", model_options={"depth": 1}, precision="fp32", workers=0',
+    'budget="10m"': 'steps=1, batch_size=8, model="vit-n/8", model_options={"depth": 1}, '
+    'precision="fp32", workers=0',
     "epochs=10": "epochs=1",
 }
 SIZE = 32
@@ -52,7 +53,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         picture(folder / "labelled" / name, 100 + seed)
         rows.append(f"labelled/{name},{name[:3]},{'north' if seed % 2 else 'south'}")
     (folder / "labelled.csv").write_text("\n".join(rows) + "\n")
-    for seed, name in enumerate(("a.jpg", "b.png", "plates/p1/t0.png", "plates/p1/t1.png", "plates/p2/t0.png")):
+    for seed, name in enumerate(
+        ("a.jpg", "b.png", "plates/p1/t0.png", "plates/p1/t1.png", "plates/p2/t0.png")
+    ):
         picture(folder / name, 200 + seed)
     torch.manual_seed(0)
     encoder = backbones.build(name="vit-n/8", image_size=SIZE, depth=1, dim=24, heads=2, hidden=48)
@@ -60,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         size=SIZE, channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
     )
     weights.save(folder / "runs" / "photos", encoder, preprocess, {"method": "none"})
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)

@@ -1,6 +1,9 @@
 """The package as a whole: the names that `import omma` offers, and the layout that CONTRIBUTING describes."""
 
+import ast
 import importlib
+import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -37,3 +40,48 @@ def test_files_stay_short(folder, most):
     assert paths
     lengths = {str(path.relative_to(PROJECT)): len(path.read_text().splitlines()) for path in paths}
     assert {path: n for path, n in lengths.items() if n > most} == {}, "split by meaning"
+
+
+def test_numba_is_imported_only_where_it_is_known_to_be_installed():
+    """It is the extra `fast`: files named *_numba.py, and functions of core/compiled.py, import it."""
+    found = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        within = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            loops = any(name.partition(".")[0] == "numba" or name.endswith("_numba") for name in names)
+            if isinstance(node, ast.ImportFrom):
+                loops |= any(alias.name.endswith("_numba") for alias in node.names)
+            if loops and node not in within and not path.stem.endswith("_numba"):
+                found.add(str(path.relative_to(ROOT)))
+    assert found == set()
+    assert (ROOT / "data" / "pixels" / "colour_numba.py").exists()
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    home = PROJECT / project["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{omma.__version__}"' in home.read_text()
+    others = [path for path in sorted(ROOT.rglob("*.py")) if f'"{omma.__version__}"' in path.read_text()]
+    assert others == [home]
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CONTRIBUTING.md"])
+def test_pages_of_the_root_link_to_what_is_there(name):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (PROJECT / name).read_text())
+    assert targets
+    assert [target for target in targets if not (PROJECT / target).exists()] == []
+
+
+def test_the_workflow_runs_the_checks_that_are_there():
+    workflow = (PROJECT / ".github" / "workflows" / "ci.yml").read_text()
+    commands = re.findall(r"run: (.*)", workflow)
+    assert ".ci/run" in commands
+    assert os.access(PROJECT / ".ci" / "run", os.X_OK)
+    assert "uv run --group docs mkdocs build --strict" in commands
+    versions = re.findall(r'"(3\.\d+)"', workflow)
+    supported = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert [f"Programming Language :: Python :: {version}" in supported for version in versions] == [True] * 3

@@ -212,7 +212,6 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "timm.optim.optim_factory": _module(
             "timm.optim.optim_factory", add_weight_decay=timm.optim.param_groups_weight_decay
         ),
-        "ftfy": _module("ftfy", fix_text=lambda text: text),
         "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
         "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),
         "xformers": _module("xformers", ops=xformers_ops),

@@ -47,7 +47,9 @@ def make_moco() -> tuple[Method, Recipe]:
     wide = {**NARROW, "dim": 48, "hidden": 192}
     del wide["heads"]  # the recipe's
     method = moco.Method(encoder("vit-s/16", recipe, IMAGE, **wide), recipe.config, Context(image_size=IMAGE))
+    stem = method.get_submodule("encoder.patch_embed").requires_grad_(True)  # it is frozen, and random
     fill(method.double())
+    stem.requires_grad_(False)
     method.key_encoder.load_state_dict(method.encoder.state_dict())
     method.key_head.load_state_dict(method.head.state_dict())
     return method, recipe
@@ -100,7 +102,9 @@ def theirs_moco(references: "References", setup: Setup, before: dict[str, Tensor
             official.train(data, model, optimizer, scaler, None, epoch, args)
     with torch.no_grad():
         model._update_momentum_encoder(official.adjust_moco_momentum(last, args))
-    return collected(model.named_parameters(), name_in_moco)
+    after = collected(model.named_parameters(), name_in_moco)
+    # frozen, and its average rounded
+    return {name: x for name, x in after.items() if not name.startswith("key_encoder.patch_embed.")}
 
 
 # ---------------------------------------------------------------- DeiT

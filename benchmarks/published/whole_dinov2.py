@@ -225,10 +225,11 @@ def theirs(
             torch.manual_seed(derive(0, step, 0))  # stochastic depth draws from it as ours does
             yield images
 
-    Checkpoints.first = setup.first
+    Checkpoints.first, single = setup.first, Tensor.float
     with (
         mock.patch.object(train, "make_data_loader", return_value=data()),
         mock.patch.object(train, "MetricLogger", Meters),
+        mock.patch.object(Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x)),
     ):
         train.do_train(cfg, model)
     return collected(model.student.named_parameters(), of[0]) | collected(
@@ -254,26 +255,26 @@ def collated(setup: Setup, config: Any, step: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-LONG = Setup(
-    "dinov2", partial(make, "dinov2-l/14", False), multi_crop, images=10 * BATCH, total=625_000, first=0
-)
+REMARK = "masks are ours, and stochastic depth has the same random numbers"
+LONG = Setup("dinov2", partial(make, "dinov2-l/14", False), multi_crop, images=10 * BATCH, total=625_000)
 SHORT = LONG._replace(name="dinov2-short", make=partial(make, "vit-l/16", True), total=125_000)
 
 
-REMARK = "masks are ours, and stochastic depth has the same random numbers"
-
-
-def row(setup: Setup, what: str, file: str) -> Whole:
+def rows(setup: Setup, what: str, file: str, later: int) -> list[Whole]:
+    """The run's start, the end of its first epoch of 1,250 steps, and a step after the warm-ups."""
     code = partial(theirs, f"train/{file}.yaml", "short" in file)
-    return Whole(setup, what, "facebookresearch/dinov2", f"do_train, {file}.yaml", code, REMARK)
+    source = ("facebookresearch/dinov2", f"do_train, {file}.yaml", code, REMARK)
+    moving = setup._replace(name=f"{setup.name}-1242", first=1242)
+    warm = setup._replace(name=f"{setup.name}-{later}k", first=1000 * later)
+    return [
+        Whole(setup, f"{what}: the run's start", *source),
+        Whole(moving, f"{what}: where prototypes begin to move", *source),
+        Whole(warm, f"{what}, after the warm-ups", *source),
+    ]
 
 
 ROWS = [
-    row(LONG, "DINOv2, ViT-L/14: the run's start", "vitl14"),
-    row(LONG._replace(name="dinov2-1242", first=1242), "the first prototypes' steps", "vitl14"),
-    row(LONG._replace(name="dinov2-300k", first=300_000), "after the warm-ups", "vitl14"),
-    row(SHORT, "DINOv2, ViT-L/16, the short run's start", "vitl16_short"),
-    row(SHORT._replace(name="dinov2-short-1242", first=1242), "the first prototypes' steps", "vitl16_short"),
-    row(SHORT._replace(name="dinov2-short-60k", first=60_100), "after the warm-ups", "vitl16_short"),
-]  # fmt: skip
+    *rows(LONG, "DINOv2, ViT-L/14", "vitl14", 300),
+    *rows(SHORT, "DINOv2, ViT-L/16, the short run", "vitl16_short", 61),
+]
 SETUPS = [row.setup for row in ROWS]

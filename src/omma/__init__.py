@@ -8,6 +8,8 @@ opens what they made. `Embedder` is a model as a step of scikit-learn.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from omma.core.version import __version__
+
 if TYPE_CHECKING:
     from omma.backbones import wrap
     from omma.pretraining.objective import Objective
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from omma.verbs.serve import serve
     from omma.weights import load
     from omma.weights.embedder import Embedder
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Embedder", "Objective", "__version__", "clean", "curate", "embed", "evaluate", "explain", "explore",

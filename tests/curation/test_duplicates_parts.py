@@ -38,9 +38,12 @@ def test_half_of_the_bits_are_set(pictures: np.ndarray) -> None:
     assert (np.bitwise_count(hashes.perceptual_hashes(pictures)) == hashes.BITS // 2).all()
 
 
+@pytest.mark.parametrize("numba", [True, False], ids=["numba", "arrays"])
 @pytest.mark.parametrize("n", [0, 1, 2, 70])
-def test_near_pairs_equal_all_distances(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_equal_all_distances(n: int, numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "compiles", lambda: numba)
     monkeypatch.setattr(hashes, "BLOCK", 3)  # of which some have no room for all their pairs
+    monkeypatch.setattr(hashes, "STRIP", 8)
     rng = np.random.default_rng(n)
     values = rng.integers(0, 2**64, (n, 8), dtype=np.uint64) & np.uint64(0xFFFF)
     blocks = list(hashes.near_pairs(values, 4))
@@ -52,6 +55,7 @@ def test_near_pairs_equal_all_distances(n: int, monkeypatch: pytest.MonkeyPatch)
             if least <= 4:
                 expected[i, j] = least
     assert got == expected
+    assert list(got) == sorted(got)
     assert n < 70 or len(got) > 12  # more than the room of a block
 
 

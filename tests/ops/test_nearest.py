@@ -8,6 +8,7 @@ from omma.ops import exact, nearest
 from omma.ops.exact import Base
 
 WAYS = {"bf16": True, "fp32": False, "sorted": None}
+WITHOUT_NUMBA = "without-numba"
 
 
 def rows(n, d=48, seed=0, mean=0.0):
@@ -26,11 +27,16 @@ def by_hand(queries, base, k, among=None, own=None):
     return np.take_along_axis(products, order, 1), order
 
 
-@pytest.fixture(params=WAYS, ids=list(WAYS))
+@pytest.fixture(params=[*WAYS, WITHOUT_NUMBA])
 def searched(request, monkeypatch):
     """A search by one way, whatever this processor would choose."""
-    way = WAYS[request.param]
-    if way is None:
+    way = WAYS.get(request.param)
+    if request.param == WITHOUT_NUMBA:
+        monkeypatch.setattr(exact, "SMALL", 0)
+        monkeypatch.setattr(exact, "FEW", 0)
+        monkeypatch.setattr(exact, "compiles", lambda: False)
+        monkeypatch.setattr(Base, "_by_loops", lambda *_: pytest.fail("by loops"))
+    elif way is None:
         monkeypatch.setattr(exact, "SMALL", 2**62)
     else:
         monkeypatch.setattr(exact, "SMALL", 0)

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omma import __version__
 from omma.core.errors import line
 from omma.core.explain import writing
+from omma.core.version import __version__
 
 try:
     import fcntl

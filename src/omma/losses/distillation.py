@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omma.ops.directions import lengths, upcast
+from omma.ops.directions import lengths
 
 _VALUES = 1 << 23  # logits in memory at a time: 32 MiB of fp32
 _SLICE = 1 << 21  # numbers of a lower-precision gradient that are added at a time
@@ -36,10 +36,13 @@ class Student:
 
 
 def probabilities(
-    logits: Float[Tensor, "*b k"], centre: Float[Tensor, "k"], temperature: float
+    logits: Float[Tensor, "*b k"],
+    centre: Float[Tensor, "k"],
+    temperature: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*b k"]:
     """The teacher's centred and sharpened distribution softmax((g - C) / temperature) [eq. 1 and 4]."""
-    return ((upcast(logits) - centre) / temperature).softmax(-1)
+    return ((logits.to(dtype) - centre) / temperature).softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ class Config(self_distillation.SelfDistillation):
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
 
+    # the published code's `GaussianBlur(p=p)` blurs with probability 1 - p, and its weights were made so
+    blur_p: tuple[float, float, float] = added((0.0, 0.9, 0.5), before=(1.0, 0.1, 0.5))
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("taps9", before="gaussian")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self, "layer_decay", "patch_embed_lr")

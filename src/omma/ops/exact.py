@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from omma.core import device as devices
+from omma.core.compiled import compiles
 
 CPU = torch.device("cpu")
 ROWS, QUERIES = 4096, 512  # a product at a time: its scores stay in the second-level cache
@@ -112,7 +113,7 @@ class Base:
         if k == 0 or m == 0:
             return Found(np.zeros((m, k), np.float32), np.zeros((m, k), np.int64))
         own = np.full(m, -1, np.int64) if leave_out is None else leave_out.astype(np.int64)
-        if self.device.type == "cpu" and m > FEW and m * count > SMALL:
+        if self.device.type == "cpu" and m > FEW and m * count > SMALL and compiles():
             scores, rows = self._by_loops(queries, k, among, own)
         else:
             scores, rows = self._by_sorting(queries, k, among, own)

@@ -59,6 +59,7 @@ def resample(
         picture = picture[_padded_index(old[0], picture)][:, _padded_index(old[1], picture)]
         more = _offset(old, new, picture) if how == "offset" else 0.0
         rows, columns = (_cubic(o, n, more, picture) for o, n in zip(old, new))
+    rows, columns = rows.to(picture.dtype), columns.to(picture.dtype)
     picture = (rows @ picture.flatten(1)).unflatten(1, (-1, positions.shape[2]))
     return (columns @ picture).flatten(0, 1)[None].to(positions.dtype)
 

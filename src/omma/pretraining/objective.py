@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -132,6 +132,12 @@ class Objective(nn.Module):
         if self.recipe.clip is not None:
             clipping.clip(optimizer, self.recipe.clip, self.recipe.clip_by, norm)
         return float(norm)
+
+    if TYPE_CHECKING:  # to type checkers, nn.Module's own returns Any
+
+        def __call__(
+            self, images: Tensor | Sequence[Tensor], labels: Tensor | None = None
+        ) -> Float[Tensor, ""]: ...
 
     def forward(
         self, images: Num[Tensor, "b c h w"] | Sequence[Num[Tensor, "c h w"]], labels: Tensor | None = None

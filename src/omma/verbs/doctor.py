@@ -12,7 +12,7 @@ from omma.core.errors import line
 from omma.core.explain import translated
 from omma.ops.cpu import library
 
-PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "timm", "torchvision", "transformers")
+PACKAGES = ("torch", "numpy", "numba", "pillow", "pyarrow", "timm", "torchvision", "transformers")
 
 
 @translated()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from omma.core.errors import install_command
 from omma.core.protocols import Colour, Crop, Key, Preprocess, RandAugment
 from omma.data.batches import augment
 from omma.data.pixels.resize import blur_radius
@@ -277,6 +278,23 @@ def test_compiled_colour_equals_tensors(colour, dtype, two_threads):
         draws = augment.draw_colour(k, colour, plan[number].count, number)
         expected = augment._by_tensors(raw.flatten(0, 1), plan[number], number, k, draws, pre)
         torch.testing.assert_close(got.flatten(0, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_without_numba_views_are_the_same_and_the_plan_says_what_it_costs(monkeypatch):
+    pre, k, cpu = preprocess(), key(12), torch.device("cpu")
+    crops = augment.cut(photographs(4), PLAN, k)
+    assert augment.speed_notes(PLAN, 3, cpu) == []
+    expected = augment.augment(crops, PLAN, k, pre)
+    monkeypatch.setattr(augment, "compiles", lambda: False)
+    monkeypatch.setattr(augment, "_compiled", lambda *_: pytest.fail("by loops"))
+    for got, want in zip(augment.augment(crops, PLAN, k, pre), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    [note] = augment.speed_notes(PLAN, 3, cpu)
+    assert note.endswith(f"{install_command('fast')} brings it")
+    plain = [replace(crop, colour=None) for crop in PLAN]
+    assert not augment.speed_notes(plain, 3, cpu)
+    assert not augment.speed_notes(PLAN, 4, cpu)
+    assert not augment.speed_notes(PLAN, 3, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("colour", [COLOUR, RANDOM])

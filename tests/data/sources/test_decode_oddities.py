@@ -1,6 +1,7 @@
 """Tags and chunks in unusual places, metadata of any size, and files that claim to be more than they are."""
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from omma.core.protocols import BadImage
+from omma.core.errors import install_command
+from omma.core.protocols import BadImage, Inaccessible
+from omma.data.sources import decode_png16
 from omma.data.sources.decode import decode, plain_jpeg
 from omma.data.sources.formats import sniff, unread
 
@@ -128,6 +131,13 @@ def test_png_keeps_16_bits(height, width, colour, channels, interlaced):
         if channels > 1:
             upper = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
             np.testing.assert_array_equal(upper, np.broadcast_to(decoded >> 8, upper.shape))
+
+
+def test_a_png_of_16_bits_without_numba_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(decode_png16, "compiles", lambda: False)
+    data = png_of_16_bits(2, np.zeros((4, 4, 3), np.uint16), interlaced=False)
+    with pytest.raises(Inaccessible, match=re.escape(f"needs Numba: {install_command('fast')}")):
+        decode(data)
 
 
 def test_damaged_png_of_16_bits():
@@ -261,7 +271,9 @@ def test_what_takes_too_much_memory_is_refused_before_it_is_decoded():
 
 MEASURE = """
 import sys
-from omma.core.protocols import BadImage
+from omma.core.errors import install_command
+from omma.core.protocols import BadImage, Inaccessible
+from omma.data.sources import decode_png16
 from omma.data.sources.decode import decode
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) >> 10

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 from jaxtyping import Bool, Float, Int, UInt64
-from numba import njit
 from PIL import Image
 
+from omma.core.compiled import compiles
 from omma.core.device import cores
 from omma.core.progress import Progress
 from omma.core.protocols import BadImage, Images
@@ -131,44 +131,40 @@ def near_pairs(
     base = np.ascontiguousarray(a[:, :orientations].T)
     for start in range(0, len(a), BLOCK):
         first = np.ascontiguousarray(a[start : start + BLOCK, 0])
-        space = 4 * BLOCK
-        while True:
-            found = np.empty((space, 3), np.int64)
-            count = _near(first, base, limit, start, found)
-            if count <= space:
-                break
-            space = count  # the block is compared again with room for all
-        rows = found[:count]
+        rows = _compiled(first, base, limit, start) if compiles() else _near(first, base, limit, start)
         yield rows[:, 0] + start, rows[:, 1], rows[:, 2]
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _bits(x: np.uint64) -> np.uint64:
-    """Bits set [Warren, Hacker's Delight, 5-1]; compiled to the processor's instruction."""
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+def _compiled(
+    first: UInt64[np.ndarray, "m"], base: UInt64[np.ndarray, "o n"], limit: int, start: int
+) -> Int[np.ndarray, "p 3"]:
+    """`_near` by loops that Numba compiles."""
+    from omma.curation.duplicates import hashes_numba
+
+    space = 4 * BLOCK
+    while True:
+        found = np.empty((space, 3), np.int64)
+        count = hashes_numba.near(first, base, limit, start, found)
+        if count <= space:
+            return found[:count]
+        space = count  # the block is compared again with room for all
 
 
-@njit(cache=True, nogil=True)
-def _near(a: np.ndarray, b: np.ndarray, limit: int, start: int, found: np.ndarray) -> int:
-    """Write pairs within the limit to `found`; their number, which may exceed its length.
+def _near(
+    first: UInt64[np.ndarray, "m"], base: UInt64[np.ndarray, "o n"], limit: int, start: int
+) -> Int[np.ndarray, "p 3"]:
+    """Pairs within the limit, as row of `first`, row of `base`, bits; what `hashes_numba` does, by arrays.
 
-    b: [orientations, n]. start: the row of b that a's first row is; only later ones are compared with it.
+    base: [orientations, n]. start: the row of base that the first row is; only later ones are compared.
     """
-    count, n = 0, b.shape[1]
-    least = np.empty(STRIP, np.uint64)
-    for i in range(a.shape[0]):
-        for left in range(start + i + 1, n, STRIP):
-            width = min(STRIP, n - left)
-            least[:] = 64
-            for k in range(b.shape[0]):  # one orientation of many images at a time: vector instructions
-                for j in range(width):
-                    least[j] = min(least[j], _bits(a[i] ^ b[k, left + j]))
-            for j in range(width):
-                if least[j] <= np.uint64(limit):
-                    if count < found.shape[0]:
-                        found[count, 0], found[count, 1], found[count, 2] = i, left + j, least[j]
-                    count += 1
-    return count
+    parts = []
+    for left in range(start + 1, base.shape[1], STRIP):
+        columns = base[:, left : left + STRIP]
+        least = np.full((len(first), columns.shape[1]), 64, np.uint8)
+        for orientation in columns:
+            np.minimum(least, np.bitwise_count(first[:, None] ^ orientation), out=least)
+        i, j = np.nonzero(least <= limit)
+        later = left + j > start + i
+        parts.append(np.stack([i, left + j, least[i, j]], axis=1)[later])
+    found = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
+    return found[np.lexsort((found[:, 1], found[:, 0]))].astype(np.int64)

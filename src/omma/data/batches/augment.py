@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
+from omma.core.compiled import compiles
+from omma.core.errors import install_command
 from omma.core.protocols import Colour, Crop, Key, Preprocess
 from omma.core.random import Stream, uniform
 from omma.data.batches.colour_draws import ColourDraws, apply_colour, draw_colour
@@ -199,7 +201,11 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
 
 
 def _compiles(images: Tensor, crop: Crop) -> bool:
-    return images.device.type == "cpu" and images.shape[1] == 3 and crop.augment is None
+    return _has_loops(images.device.type, images.shape[1], crop) and compiles()
+
+
+def _has_loops(device: str, channels: int, crop: Crop) -> bool:
+    return device == "cpu" and channels == 3 and crop.augment is None
 
 
 def _compiled(raw: Tensor, setting: Colour, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
@@ -271,6 +277,13 @@ def _by_tensors(
     return out
 
 
+def speed_notes(plan: Sequence[Crop], channels: int, device: torch.device) -> list[str]:
+    """What the views cost for want of Numba; empty where it is installed, or has no part in them."""
+    if compiles() or not any(crop.colour and _has_loops(device.type, channels, crop) for crop in plan):
+        return []
+    return [f"colours are changed several times slower without Numba: {install_command('fast')} brings it"]
+
+
 def describe(plan: Sequence[Crop], channels: int) -> list[str]:
     """A line for each kind of crop: its augmentations, and those left out because images are not RGB."""
     lines = []
@@ -278,7 +291,8 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         low, high = crop.scale
         text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
         text += f", alike in {crop.frames} frames" * (crop.frames > 1)
-        parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
+        parts = [crop.resample] if crop.resample != "bicubic" else []
+        parts += [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
         if a := crop.augment:
             operations = randaugment.available(channels)
@@ -309,9 +323,12 @@ def _describe_colour(colour: Colour, parts: list[str], needs_rgb: list[str]) -> 
             if value := getattr(c, name):
                 to = needs_rgb if name in ("saturation", "hue") else parts
                 to.append(f"{name} {value:g} (p {c.jitter_p:g})")
+        if c.jitter_order == "random":
+            parts.append("these in random order")
     if c.grey_p:
         needs_rgb.append(f"grey {c.grey_p:g}")
     if c.blur_p:
-        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
+        how = "by boxes, " if c.blur_kernel == "boxes" else ""
+        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px ({how}p {c.blur_p:g})")
     if c.solarise_p:
         parts.append(f"solarise {c.solarise_p:g}")

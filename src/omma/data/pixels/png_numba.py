@@ -2,10 +2,11 @@
 
 import numpy as np
 from jaxtyping import UInt8
-from numba import njit
+
+from omma.core.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def unfilter(rows: UInt8[np.ndarray, "h n"], step: int) -> None:
     """Undo the filters of all rows, in place [PNG, third edition, 9.2]; `step` bytes a pixel.
 

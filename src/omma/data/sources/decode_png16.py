@@ -9,7 +9,9 @@ import zlib
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from omma.core.protocols import BadImage
+from omma.core.compiled import compiles
+from omma.core.errors import install_command
+from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources.decode_pillow import exif_orientation, limit, orient, png_chunks
 
 _CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type: RGB, grey and alpha, RGB and alpha
@@ -67,8 +69,10 @@ def _orientation(data: bytes) -> int:
 
 def _unfilter(rows: UInt8[np.ndarray, "h n"], step: int) -> None:
     """Undo the filters, in place; each row begins with its filter's number. step: bytes of a pixel."""
-    from omma.data.pixels.png_numba import unfilter  # Numba takes half a second to import
-
     if rows[:, 0].max() > 4:
         raise BadImage("damaged PNG: unknown filter")
+    if not compiles():
+        raise Inaccessible(f"a PNG of 16 bits needs Numba: {install_command('fast')} brings it")
+    from omma.data.pixels.png_numba import unfilter  # Numba takes half a second to import
+
     unfilter(rows, step)

@@ -1,6 +1,7 @@
 """NT-Xent between two views of each sample, and the options of methods that use it [Chen 2020]."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ from omma.ops.batch_norm import BatchNorm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(crops.Photometric):
     """SimCLR's defaults, for ImageNet."""
 
     temperature: float = 0.1
@@ -36,7 +37,10 @@ class Contrast:
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("zeros", before="gaussian")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         above_zero(self, "temperature", "out", "layers")
         above_zero(self, *[name for name in ("hidden", "head_std") if getattr(self, name) is not None])
         range_within_one(self, "scale")
@@ -47,7 +51,7 @@ def crop(config: Contrast, image_size: int, count: int) -> Crop:
     c = config.colour
     colour = Colour(
         brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
-        blur_p=0.5 if config.blur else 0.0,
+        jitter_order=config.jitter_order, blur_p=0.5 if config.blur else 0.0, **crops.BLURS[config.blur_as],
     )  # fmt: skip
     return Crop(count=count, size=config.crop_size or image_size, scale=config.scale, colour=colour)
 
@@ -70,7 +74,7 @@ def small(config: type[Contrast], image_size: int, model: str) -> Recipe:
     tiny, plain = image_size < 64, backbones.family(model).plain
     options = config(
         temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain), **crops.SMALL,
     )  # fmt: skip
     return Recipe(
         config=options, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

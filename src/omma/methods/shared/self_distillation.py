@@ -108,8 +108,9 @@ def _sinkhorn(
 ) -> Float[Tensor, "k"]:
     """The centre that balances assignments over the batch of all processes; `scale` multiplies the logits."""
     return sinkhorn.centre(
-        logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale
-    )
+        logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale,
+        dtype=torch.promote_types(logits.dtype, torch.float32),
+    )  # fmt: skip
 
 
 def head(config: SelfDistillation, dim: int, bottleneck: int | None = None) -> PrototypeHead:
@@ -126,7 +127,9 @@ def probabilities(
     temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
         centre = _sinkhorn(config, logits, temperature)
-    return distillation.probabilities(logits, centre, temperature)
+    return distillation.probabilities(
+        logits, centre, temperature, torch.promote_types(logits.dtype, torch.float32)
+    )
 
 
 @torch.no_grad()
