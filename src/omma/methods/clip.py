@@ -68,7 +68,7 @@ class Config:
         None  # composed of a table's columns: "a {medium} from {culture}"; None: the table's
     )
     learned: int = 8192  # most merges to learn from the captions if there is no file; 0: bytes only
-    repair: bool = False  # captions by ftfy first, as CLIP's code does; of `text_init`, as it was trained
+    repair: bool = added(False, before=False)  # captions by ftfy first, as CLIP's code does; of `text_init`, as it was trained
     text_init: str | None = None  # a run or published CLIP whose text tower to start from
     locked: bool = False  # LiT: freeze the image tower; start it from good weights (--init)
     loss: str = "clip"  # "clip" or "siglip"
