@@ -1,6 +1,7 @@
 """docs/own_loop.md: its code runs, and `omma.Objective` trains one's own modules in one's own loop."""
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import omma
 from omma import backbones, methods, weights
 from omma.backbones.layers.wrapped import Wrapped
 from omma.core.protocols import Extras
+from omma.train.loop import Position, train
+from omma.train.optimizer import make_optimizer
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_loop.md"
 SIZE = 32
@@ -362,3 +365,52 @@ def test_a_module_of_one_size_trains_on_views_of_that_size():
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4))
     objective("dino", module, options={"crop_size": SIZE})(images()).backward()
     assert module[1].weight.grad is not None
+
+
+# ---------------------------------------------------------------- the recipe's optimizer
+def test_it_trains_by_the_recipe_as_the_engine_does():
+    """Rates, decay, clipping, frozen groups: the weights are those of `train` on the same views."""
+    options = {"freeze_last_epochs": 1.0}
+    own, other = (objective("dino", vit(), epochs=2, options=options) for _ in range(2))
+    recipe = dataclasses.replace(own.recipe, clip=0.05, clip_by="tensor", decayed=("token",), lr_end=1e-4)
+    own.recipe = other.recipe = recipe
+    assert other.clock == Position(0, 8, 8, 32).clock()
+
+    optimizer = own.make_optimizer(batch=8)
+    assert own.recipe.lr == pytest.approx(recipe.lr * (8 / recipe.batch) ** 0.5)
+    norms = []
+    for number in range(4):
+        loss = own(images(seed=number))
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(own.before_step(optimizer))
+        optimizer.step()
+        own.after_step()
+
+    batches = []
+    for number in range(5):
+        batches.append(other.batch(images(seed=number)))
+        other._begin(number + 1)
+    engine = train(
+        other.method, make_optimizer(other.method, own.recipe), batches, own.recipe, Position(0, 8, 8, 32)
+    )
+    for number in range(4):
+        assert next(engine).gradient_norm == pytest.approx(norms[number])
+    weights_of = dict(other.method.named_parameters())
+    for name, p in own.method.named_parameters():
+        torch.testing.assert_close(p, weights_of[name], rtol=1e-5, atol=1e-6)
+
+
+def test_epochs_of_so_many_steps_and_groups_that_age():
+    learner = objective("dino", vit(), epochs=4, options={"freeze_last_epochs": 1.0})
+    learner.recipe = dataclasses.replace(learner.recipe, epoch_steps=2)
+    learner._late = [dataclasses.replace(group, ages=True) for group in learner._late]
+    learner._begin(3)
+    assert (learner.clock.epoch, learner.clock.epochs, learner.clock.passes) == (1.5, 4, 1.5)
+    learner._begin(0)
+    late = learner._late[0].params[0]
+    learner(images())
+    assert not late.requires_grad  # of another optimizer, which does not know of it
+    learner.make_optimizer()
+    learner(images())
+    assert late.requires_grad  # its rate is 0

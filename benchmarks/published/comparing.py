@@ -69,9 +69,9 @@ def scatter(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for p in network.parameters():
         if p.requires_grad:
-            scale = p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1
-            noise = torch.randn(p.shape, generator=generator) * scale
-            p.data.copy_(noise + float(p.ndim == 1 and p.data.eq(1).all()))
+            ones = bool(p.data.eq(1).all())  # a norm's weight, prototypes' gains
+            scale = p.shape[-1] ** -0.5 if p.ndim > 1 and not ones else 0.1
+            p.data.copy_(torch.randn(p.shape, generator=generator) * scale + ones)
 
 
 def made(file: Any, config: Any, **options: Any) -> Any:

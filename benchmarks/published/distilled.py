@@ -34,6 +34,7 @@ from omma.core.protocols import Clock
 from omma.losses import distillation
 from omma.losses.koleo import koleo
 from omma.methods import dino, dinov2, ibot
+from omma.methods.shared import masked_crops
 from omma.methods.shared.masking import hide, view_masks
 from omma.methods.shared.sinkhorn import centre
 from omma.train import ema
@@ -65,9 +66,16 @@ def dino_method(references: References, differences: Differences) -> None:
 
 def head(references: References, differences: Differences) -> None:
     official = references.load("facebookresearch/dino", "vision_transformer")
-    ours = PrototypeHead(16, 24, 32, 8)
+    for gain in (False, True):
+        _head(official, gain, differences)
+
+
+def _head(official: Any, gain: bool, differences: Differences) -> None:
+    ours = PrototypeHead(16, 24, 32, 8, gain)
     scatter(ours)
-    theirs = official.DINOHead(16, 24, hidden_dim=32, bottleneck_dim=8).double()
+    theirs = official.DINOHead(16, 24, hidden_dim=32, bottleneck_dim=8, norm_last_layer=not gain).double()
+    if gain:
+        theirs.last_layer.weight_g.data.copy_(ours.last.gain.data)
     theirs.mlp.load_state_dict(ours.mlp.state_dict())
     theirs.last_layer.weight_v.data.copy_(ours.last.weight.data)
     x, twin = leaf(wave(5, 16))
@@ -77,6 +85,8 @@ def head(references: References, differences: Differences) -> None:
     (expected * wave(5, 24, phase=1.0)).sum().backward()
     differences.gradients(ours.mlp, theirs.mlp)
     differences.note("gradient", ours.last.weight.grad, theirs.last_layer.weight_v.grad)
+    if gain:
+        differences.note("gradient", ours.last.gain.grad, theirs.last_layer.weight_g.grad)
     differences.note("gradient", x.grad, twin.grad)
 
 
@@ -88,7 +98,7 @@ def ibot_method(references: References, differences: Differences) -> None:
     grid = (IMAGE // PATCH,) * 2
     for step in range(STEPS):
         data = multi_crop(step)
-        with mock.patch.object(ibot, "view_masks", side_effect=view_masks) as drawn:
+        with mock.patch.object(masked_crops, "view_masks", side_effect=view_masks) as drawn:
             ours = method(data, Clock(step, STEPS, 0.0))
         mask = view_masks(*drawn.call_args.args, **drawn.call_args.kwargs)
         assert mask.any()
@@ -161,7 +171,7 @@ def dinov2_method(references: References, differences: Differences, balanced: bo
     arch.teacher = nn.ModuleDict({"backbone": DinoV2Backbone(twin.teacher, twin.mask_token), **teacher})
     for step in range(STEPS):
         data = multi_crop(step)
-        with mock.patch.object(dinov2, "view_masks", side_effect=view_masks) as drawn:
+        with mock.patch.object(masked_crops, "view_masks", side_effect=view_masks) as drawn:
             ours = method(data, Clock(step, STEPS, 0.0))
         ours.loss.backward()
         mask = view_masks(*drawn.call_args.args, **drawn.call_args.kwargs)
@@ -257,7 +267,10 @@ ROWS = [
         "dino", "DINO, its whole step: loss, centre", "facebookresearch/dino", "main_dino.DINOLoss",
         dino_method, "the network, its crops and the teacher's average are ours on both sides",
     ),
-    Row("head", "prototype head", "facebookresearch/dino", "vision_transformer.DINOHead", head),
+    Row(
+        "head", "prototype head, with and without trained gains", "facebookresearch/dino",
+        "vision_transformer.DINOHead", head,
+    ),
     Row(
         "ibot", "iBOT, its whole step: both losses, both centres", "bytedance/ibot", "main_ibot.iBOTLoss",
         ibot_method, "masks are ours on both sides",
@@ -265,8 +278,7 @@ ROWS = [
     Row(
         "dinov2", "DINOv2, its whole step: Sinkhorn-Knopp, KoLeo, two heads, the teacher",
         "facebookresearch/dinov2", "SSLMetaArch.forward_backward, update_teacher",
-        partial(dinov2_method, balanced=True),
-        "the gains of its prototypes, which it trains and we hold at 1, stand still",
+        partial(dinov2_method, balanced=True), "prototypes' gains are 1 here; whole steps train them",
     ),
     Row(
         "dinov2-centred", "DINOv2 with centring and one head: the same, both centres",

@@ -1,23 +1,30 @@
 """Published code, imported from clones in a folder, made to run on a CPU."""
 
+import ast
 import contextlib
+import copy
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import timm.layers
 import timm.models.vision_transformer
+import timm.optim
 import torch
 import torch.distributed
-import torch.nn.functional as F
+import yaml
+from published.tensorflow_functions import flags, tensorflow
+from published.tensorflow_functions import stand_in as _module
 from torch import Tensor, nn
 
 SOURCES = {
@@ -37,6 +44,7 @@ SOURCES = {
         "openai/CLIP",
         "mlfoundations/open_clip",
         "KaiyangZhou/CoOp",
+        "baaivision/EVA",
     )
 }
 
@@ -68,15 +76,23 @@ class References:
         spec.loader.exec_module(module)
         return module
 
-    def load(self, source: str, module: str, inside: str = "", real: tuple[str, ...] = ()) -> Any:
+    def load(
+        self,
+        source: str,
+        module: str,
+        inside: str = "",
+        real: tuple[str, ...] = (),
+        instead: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """Import a module of the clone, or of a folder in it; afterwards it is not importable any more.
 
-        real: modules of the clone that are imported in spite of a replacement's name.
+        real: modules of the clone that are imported in spite of a replacement's name. instead: more modules
+        that replace others.
         """
         clone = self.path(source)
         assert clone is not None
         folder = clone / inside
-        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real}
+        stand_ins = {name: module for name, module in _stand_ins().items() if name not in real} | instead
         before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
         sys.path.insert(0, str(folder))
         sys.modules.update(stand_ins)
@@ -96,12 +112,6 @@ def _places(module: Any) -> list[str]:
     return [file] if isinstance(file, str) else [str(place) for place in getattr(module, "__path__", ())]
 
 
-def _module(name: str, **members: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__dict__.update(members)
-    return module
-
-
 def _block(*args: Any, qk_scale: None = None, **options: Any) -> nn.Module:
     """timm's block, with an argument that older versions had."""
     return timm.models.vision_transformer.Block(*args, **options)
@@ -112,6 +122,24 @@ class _Config(dict[str, Any]):
 
     __getattr__ = dict.__getitem__
     __setattr__ = dict.__setitem__  # pyright: ignore[reportAssignmentType]
+
+    def clone(self) -> "_Config":
+        return _Config({k: v.clone() if isinstance(v, _Config) else copy.copy(v) for k, v in self.items()})
+
+    def defrost(self) -> None:
+        """As yacs has it; nothing is ever frozen here."""
+
+    freeze = defrost
+
+    def merge(self, other: dict[str, Any]) -> None:
+        for key, value in other.items():
+            if isinstance(value, dict):
+                self[key].merge(value)
+            else:  # YAML reads 1e-4 as text
+                self[key] = ast.literal_eval(value) if re.fullmatch(r"\d+e-\d+", str(value)) else value
+
+    def merge_from_file(self, path: str) -> None:
+        self.merge(yaml.safe_load(Path(path).read_text()))
 
 
 class _Sequences:
@@ -128,32 +156,6 @@ class _Sequences:
         return list(x.split(self.lengths, dim=1))
 
 
-def _tensorflow() -> types.ModuleType:
-    """The functions of TensorFlow that SimCLR's loss uses."""
-
-    def l2_normalize(x: Tensor, axis: int) -> Tensor:
-        return x * x.square().sum(axis, keepdim=True).clamp(min=1e-12).rsqrt()
-
-    def matmul(a: Tensor, b: Tensor, transpose_b: bool) -> Tensor:
-        return a @ (b.T if transpose_b else b)
-
-    def softmax_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-        return -(labels * logits.log_softmax(-1)).sum(-1)
-
-    return _module(
-        "tensorflow.compat.v2",
-        math=types.SimpleNamespace(l2_normalize=l2_normalize),
-        nn=types.SimpleNamespace(softmax_cross_entropy_with_logits=softmax_cross_entropy),
-        split=lambda x, parts, axis: x.chunk(parts, axis),
-        shape=lambda x: x.shape,
-        range=torch.arange,
-        one_hot=lambda index, depth: F.one_hot(index, depth).double(),
-        matmul=matmul,
-        concat=torch.cat,
-        reduce_mean=torch.mean,
-    )
-
-
 def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     """Replacements for modules that the clones import but that are not needed here, or have moved."""
     fsdp = _module(
@@ -165,8 +167,9 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
     )
     fmha = types.SimpleNamespace(BlockDiagonalMask=_Sequences)
     xformers_ops = _module("xformers.ops", fmha=fmha)
-    compat = _module("tensorflow.compat", v2=_tensorflow())
+    compat = _module("tensorflow.compat", v2=tensorflow())
     vision = timm.models.vision_transformer
+    absl = flags()
     registry = types.SimpleNamespace(register=lambda: lambda trainer: trainer)
     names = (
         "dassl",
@@ -177,13 +180,26 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "evaluation",
         "evaluation.unsupervised",
         "evaluation.unsupervised.unsup_cls",
-        "absl",
+        "absl.app",
+        "absl.logging",
+        "augment",  # DeiT's, which wants an older timm
+        "tensorflow_datasets",
         "clip.model",
         "clip.clip",
+        "dall_e",
+        "dall_e.utils",
+        "sh",
+        "timm.optim.nadam",
+        "timm.optim.novograd",
+        "timm.optim.radam",
+        "torch.utils.tensorboard",
     )
     return {
         **{name: mock.MagicMock() for name in names},
+        "absl": _module("absl", flags=absl, app=mock.MagicMock(), logging=mock.MagicMock()),
+        "absl.flags": absl,
         "timm.models.layers": _module("timm.models.layers", **vars(timm.layers)),
+        "timm.models.layers.helpers": _module("timm.models.layers.helpers", **vars(timm.layers.helpers)),
         "timm.models.registry": _module("timm.models.registry", register_model=lambda f: f),
         "timm.models.vision_transformer": _module(
             "timm.models.vision_transformer", **{**vars(vision), "Block": _block}
@@ -191,7 +207,11 @@ def _stand_ins() -> dict[str, types.ModuleType | mock.MagicMock]:
         "dassl.engine": _module("dassl.engine", TRAINER_REGISTRY=registry, TrainerX=object),
         "dinov2.fsdp": fsdp,
         "ml_collections": _module("ml_collections", ConfigDict=_Config),
-        "ftfy": _module("ftfy", fix_text=lambda text: text),
+        "yacs.config": _module("yacs.config", CfgNode=_Config),
+        "torch._six": _module("torch._six", inf=torch.inf),
+        "timm.optim.optim_factory": _module(
+            "timm.optim.optim_factory", add_weight_decay=timm.optim.param_groups_weight_decay
+        ),
         "dinov2.train.train": _module("dinov2.train.train", get_args_parser=None, main=None),
         "data.data_finetune": _module("data.data_finetune", build_loader_finetune=None),
         "xformers": _module("xformers", ops=xformers_ops),

@@ -7,6 +7,7 @@ the method's own, for the setup's batch. The published code trains the same weig
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,7 +23,12 @@ if TYPE_CHECKING:  # it imports what tests may lack
 
 STEPS = 16
 BOUND = 1e-5  # on the difference, as a share of the way that all weights travelled
-FILES = ("whole_distilled", "whole_hidden", "whole_contrasted")  # modules with ROWS, and SETUPS
+FILES = (
+    "whole_distilled",
+    "whole_dinov2",
+    "whole_hidden",
+    "whole_contrasted",
+)  # modules with ROWS, and SETUPS
 
 
 class Setup(NamedTuple):
@@ -68,8 +74,8 @@ def encoder(model: str, recipe: Recipe, image_size: int, **narrow: Any) -> Backb
 def fill(module: nn.Module) -> None:
     """Replace what is trained by numbers from a generator, of the size that initial weights have.
 
-    Matrices get a deviation of fan_in^-1/2 / 2, vectors one of .05 about their present mean, and tokens and
-    positions .05: so a comparison sees every parameter.
+    Matrices get a deviation of fan_in^-1/2 / 2; vectors, tokens and positions .05, about their present value
+    where that is a constant, else 0: so a comparison sees every parameter, and no other generator counts.
     """
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
@@ -79,7 +85,8 @@ def fill(module: nn.Module) -> None:
         if p.ndim > 1 and p.shape[0] > 1:
             p.copy_(noise * 0.5 * p[0].numel() ** -0.5)
         else:
-            p.copy_(p.mean() + 0.05 * noise)
+            constant = p.flatten()[0]
+            p.copy_(0.05 * noise + (constant if bool((p == constant).all()) else 0.0))
 
 
 def crops(step: int, images: int, *plan: tuple[int, int]) -> Batch:
@@ -109,15 +116,20 @@ def collected(
 
 
 def ours(setup: Setup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What omma's loop makes of the weights: (before, after), with the names of the method's parameters."""
+    """What omma's loop makes of the weights: (before, after), with the names of the method's parameters.
+
+    In fp64 throughout: losses cast what they get to fp32, which here leaves fp64 as it is.
+    """
+    torch.manual_seed(0)  # of fixed weights that `fill` leaves as they are
     method, recipe = setup.make()
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    position = Position(setup.first, setup.total, recipe.batch, setup.images, recipe.epoch_steps)
+    position = Position.of(recipe, setup.images, setup.first, setup.total)
     batches = (setup.batch(step) for step in range(setup.first, setup.first + STEPS + 1))
     steps = train(method, make_optimizer(method, recipe), batches, recipe, position)
-    for _ in range(STEPS):
-        assert next(steps).rejected is None
-    steps.close()
+    with mock.patch.object(Tensor, "float", lambda x: x if x.dtype == torch.float64 else x.to(torch.float32)):
+        for _ in range(STEPS):
+            assert next(steps).rejected is None
+        steps.close()
     return before, {name: p.detach().clone() for name, p in method.named_parameters()}
 
 

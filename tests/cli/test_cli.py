@@ -34,6 +34,12 @@ def test_methods_and_doctor(capsys):
     assert code == 0
     assert "2104.14294" in text
     assert "teacher_temp" in text
+    rules = [
+        re.split(r" {2,}", line.strip())
+        for line in text.partition("rules of the two recipes")[2].splitlines()
+    ]
+    assert ["warm-up", "10 epochs", "0.1 of the run"] in rules
+    assert ["gradient norm", "at most 3, each tensor", "at most 3, all gradients"] in rules
     code, text, _ = call(capsys, "doctor")
     assert code == 0
     assert "precision" in text

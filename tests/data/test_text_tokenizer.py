@@ -150,6 +150,46 @@ def test_where_it_differs_from_ftfy():
     assert pieces("ﬁne") == ["ﬁne"]
 
 
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("cafÃ©", "café"),
+        ("it\u2019s", "it's"),
+        ("ﬁne", "fine"),
+        ("\uff21\uff22\uff11", "ab1"),
+        ("&EACUTE;t&eacute;", "été"),
+        ("plain", "plain"),
+    ],
+)
+def test_repaired_as_clips_code_does(text, cleaned):
+    ftfy = pytest.importorskip("ftfy", reason="ftfy (dev group) is not installed")
+    assert text_tokenizer.clean(text, repaired=True) == cleaned
+    assert text_tokenizer.clean(text, repaired=True) == text_tokenizer.clean(ftfy.fix_text(text))
+    tokenizer = text_tokenizer.Tokenizer(repaired=True)
+    assert tokenizer.encode(text) == text_tokenizer.Tokenizer().encode(cleaned)
+    assert tokenizer.unrepaired([text]) == []
+
+
+def test_what_only_ftfy_would_repair_is_said(monkeypatch):
+    tokenizer = text_tokenizer.Tokenizer(repaired=True)
+    monkeypatch.setattr(text_tokenizer, "_ftfy", lambda: None)
+    (line,) = tokenizer.unrepaired(["a dog", "it\u2019s", "R&D", "two\tdogs\n"])
+    assert line.startswith("2 of 4 texts")
+    assert "hf" in line
+    assert tokenizer.unrepaired(["a dog", "it's"]) == []
+    assert text_tokenizer.Tokenizer().unrepaired(["it\u2019s"]) == []  # which never repairs
+    assert tokenizer.encode("it\u2019s") == text_tokenizer.Tokenizer().encode("it\u2019s")
+
+
+def test_whatever_ftfy_changes_is_counted():
+    """The characters that `unrepaired` counts are all that ftfy changes, white space apart."""
+    ftfy = pytest.importorskip("ftfy", reason="ftfy (dev group) is not installed")
+    for number in (*range(0x3000), *range(0xFB00, 0xFB07), *range(0xFF00, 0x10000)):
+        text = f"a{chr(number)}b"
+        if " ".join(ftfy.fix_text(text).split()) != " ".join(text.split()):
+            assert text_tokenizer._REPAIRABLE.search(text), hex(number)
+
+
 # ---------------------------------------------------------------- bytes alone
 def test_bytes_alone():
     tokenizer: Tokenizer = text_tokenizer.Tokenizer(context=8)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from omma.core.protocols import Backbone, BadImage, Features, Preprocess
-from omma.data.sources.collection import ArrayImages
+from omma.data.batches.preprocess import load_batch
+from omma.data.sources.collection import ArrayImages, open_images
 from omma.features import extract
 from omma.weights import digest
 
@@ -213,3 +214,29 @@ def test_pixels_are_small_normalised_images():
     assert np.abs(found.vectors).max() <= 2.0001  # [0, 1] by mean .5 and deviation .25
     many = extract.pixels(images(size=40, channels=13), preprocess(size=40, channels=13))
     assert many.vectors.shape == (20, 17 * 17 * 13)
+
+
+def test_large_photographs_are_decoded_at_full_size(tmp_path):
+    """A noisy JPEG has the features of its pixels, as Pillow decodes them and PNG keeps them."""
+    image_module = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(600), np.arange(900))[..., None] / 6 + np.array([0, 20, 40])
+    noisy = np.clip(smooth + rng.normal(0, 40, (600, 900, 3)), 0, 255).astype(np.uint8)
+    for folder in ("jpeg", "png"):
+        (tmp_path / folder).mkdir()
+    image_module.fromarray(noisy).save(tmp_path / "jpeg" / "0.jpg", quality=85)
+    image_module.open(tmp_path / "jpeg" / "0.jpg").save(tmp_path / "png" / "0.png")
+    torch.manual_seed(0)
+    network, large = extract.prepare(Tiny(), extract.CPU, torch.float32), preprocess(size=64)
+    jpeg, png = (
+        next(extract.stream(network, open_images(tmp_path / kind, cache=tmp_path), large, of=patches)).vectors
+        for kind in ("jpeg", "png")
+    )
+    np.testing.assert_allclose(jpeg, png, atol=0.02)  # of values around 1
+    images, first = open_images(tmp_path / "jpeg", cache=tmp_path), np.zeros(1, int)
+    whole, fewer = (load_batch(images, first, large, reduced=reduced)[0] for reduced in (False, True))
+    assert (whole - fewer).abs().mean() * 0.25 * 255 > 1  # of 255: what reduced decoding changes
+
+
+def patches(features):
+    return features.patches

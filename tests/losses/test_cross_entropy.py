@@ -143,6 +143,23 @@ def test_a_sum_of_pairs_and_prototypes_that_stand_for_directions(values):
     assert torch.isfinite(prototypes.grad).all()
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("values", [1, 3 * K, 1 << 24])
+def test_prototypes_with_a_gain(values: int, normalised: bool) -> None:
+    """Gains of both signs, one of them 0, and gradients of features, prototypes and gains."""
+    ours, theirs = inputs(), inputs()
+    gains = [(torch.arange(K, dtype=torch.float64) - 3).div(2).requires_grad_() for _ in range(2)]
+    student = Student(ours[0], ours[1], 0.1, normalised, gains[0])
+    loss = distillation.cross_entropy(student, Teacher(*ours[2:]), values)
+    rows = F.normalize(theirs[1], dim=-1) if normalised else theirs[1]
+    reference = dense(theirs[0], gains[1][:, None] * rows, *theirs[2:], 0.1)
+    (3 * loss).backward()
+    (3 * reference).backward()
+    torch.testing.assert_close(loss, reference)
+    for a, b in ((ours[0], theirs[0]), (ours[1], theirs[1]), (gains[0], gains[1])):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_one_gradient_of_the_prototypes_and_no_copy(monkeypatch):
     """Two pairs allocate a single tensor of the prototypes' size: their gradient."""
     monkeypatch.setattr(distillation, "_SLICE", 1024)

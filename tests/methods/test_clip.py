@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -127,6 +128,43 @@ def test_scale_starts_and_is_clamped_as_in_the_paper():
     output.loss.backward()
     assert sigmoid.logit_bias.grad is not None
     assert torch.isfinite(output.loss)
+
+
+def test_the_scale_never_falls_below_one():
+    built = method()
+    built.logit_scale.data.fill_(-1.0)
+    built.after_step(CLOCK, [])
+    assert built.logit_scale.item() == 0.0
+
+
+def test_mlp_biases_start_as_in_openais_code():
+    torch.manual_seed(0)
+    drawn, zero = (text.TextTower(vocabulary=8, end=7, depth=1, dim=64, mlp_biases=b) for b in (True, False))
+    state = drawn.state_dict()
+    for name, fan_in in (("fc1", 64), ("fc2", 256)):
+        bias = state[f"blocks.0.mlp.{name}.bias"]
+        assert 0.8 * fan_in**-0.5 < bias.abs().max() <= fan_in**-0.5
+    assert not state["blocks.0.attn.qkv.bias"].any()
+    assert not any(x.any() for n, x in zero.state_dict().items() if "mlp" in n and n.endswith("bias"))
+
+
+def test_how_texts_are_read_is_recorded(monkeypatch):
+    """A run's texts are repaired by ftfy or not, and its model reads further ones likewise."""
+    pytest.importorskip("ftfy", reason="ftfy (dev group) is not installed")
+    for repair in (True, False):
+        built = method(repair=repair)
+        extras = built.extras()
+        assert extras.facts["text"].get("repaired", False) is repair
+        paired = text.restored(extras, "run")
+        assert paired.tokenizer is not None
+        assert paired.tokenizer.repaired is repair
+        model = weights.Model(built.encoder, preprocess(), extras=extras)
+        assert clip.tokenizer(clip.Config(text_init="run"), model, ()).repaired is repair
+    with pytest.raises(ValueError, match="--method.repair False"):  # the last one was trained without
+        clip.tokenizer(clip.Config(text_init="run", repair=True), model, ())
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(ValueError, match="ftfy is not installed"):
+        clip.tokenizer(clip.Config(repair=True), None, ["a dog"])
 
 
 def test_scalars_norms_and_biases_do_not_decay():

@@ -1,6 +1,7 @@
 """DINOv2: the ladder's rows, centring over micro-batches, and who learns how fast."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -41,11 +42,16 @@ SWITCHES = [
     {"encoder.mlp", "encoder.hidden"},
     {"encoder.patch"},
     {"config.momentum"},
-    {"warmup", "config.teacher_temp_warmup"},
+    {"warmup", "warmup_epochs", "config.teacher_temp_warmup"},
     {"batch", "lr"},
     {"config.centring"},
-    {"config.untied"},
+    {"config.untied", "config.head_bottleneck", "config.patch_head_bottleneck"},
 ]
+# the small recipe's patch embedding learns as fast as all else, its warm-up is a share of the run, and its
+# two heads are equally wide
+ONLY_PAPER = {
+    "config.patch_embed_lr", "warmup_epochs", "config.head_bottleneck", "config.patch_head_bottleneck",
+}  # fmt: skip
 
 
 def test_there_is_a_switch_for_each_row_of_table_1():
@@ -62,8 +68,7 @@ def test_a_row_is_one_switch_more_than_the_row_before(kind, row):
     missing = object()
     names = before.keys() | after.keys()
     changed = {name for name in names if before.get(name, missing) != after.get(name, missing)}
-    # the small recipe's patch embedding learns as fast as all else
-    assert changed == SWITCHES[row - 1] - ({"config.patch_embed_lr"} if kind == "small" else set())
+    assert changed == SWITCHES[row - 1] - (ONLY_PAPER if kind == "small" else set())
 
 
 def test_row_0_is_ibot():
@@ -76,19 +81,19 @@ def test_row_0_is_ibot():
     assert config.layer_decay == config.patch_embed_lr == 1
     assert config.prototypes == 8192  # iBOT's
     assert recipe.batch == 1024
-    assert dict(recipe.encoder) == {}
+    assert dict(recipe.encoder) == {"init": "dinov2", "interpolation": "offset"}  # iBOT's code has the latter
     assert recipe.drop_path == 0
     assert adapted("paper", 1).config.momentum == pytest.approx(0.992)  # the published code's
 
 
 @pytest.mark.parametrize("kind", ["paper", "small"])
 def test_the_last_row_is_the_recipe(kind):
-    """With patches of 14 for 16, and SwiGLU of as many parameters; LayerScale where the recipe has none."""
+    """With patches of 14 for 16; SwiGLU of as many parameters, and LayerScale, where the recipe has none."""
     found, whole = flat(adapted(kind, 11)), flat(getattr(dinov2, kind)(224, "vit-l/16"))
     assert found.pop("encoder.patch") == 14
-    assert found.pop("encoder.mlp") == "swiglu"
-    assert found.pop("encoder.hidden") == pytest.approx(4096 * 2 / 3, abs=4)
     if kind == "small":
+        assert found.pop("encoder.mlp") == "swiglu"
+        assert found.pop("encoder.hidden") == 2736  # the published code's, for 4096
         assert found.pop("encoder.layer_scale") == 1e-5
         assert found.pop("encoder.drop_uniform") is True
         assert found.pop("encoder.drop_exact") is True
@@ -129,6 +134,24 @@ def test_without_a_row_a_recipe_stays_as_it_is():
 def test_rows_that_do_not_exist_are_refused(row):
     with pytest.raises(ValueError, match="0 to 11"):
         dinov2.Config(ladder=row)
+
+
+def test_the_published_runs():
+    """dinov2/configs/train/vitl14.yaml and vitl16_short.yaml of facebookresearch/dinov2 b8931f7."""
+    long = dinov2.paper(224, "dinov2-l/14")
+    short = dataclasses.replace(dinov2.paper(224, "vit-l/16"), config=dinov2.Config(short=True))
+    short = dinov2.adapted(short, MODEL)
+    assert (long.batch, short.batch) == (3072, 2048)
+    assert long.lr == pytest.approx(2e-4 * math.sqrt(3072 / 1024))
+    assert short.lr == pytest.approx(4e-3 * math.sqrt(2048 / 1024))
+    assert (long.warmup_epochs, short.warmup_epochs) == (80, 10)
+    assert (long.weight_decay_end, short.weight_decay_end) == (0.2, 0.4)
+    assert (long.drop_path, short.drop_path) == (0.4, 0.3)
+    assert (long.config.head_bottleneck, short.config.head_bottleneck) == (384, 256)
+    assert (long.encoder["hidden"], "mlp" in short.encoder) == (2736, False)
+    assert (long.config.momentum, short.config.momentum) == (0.994, 0.992)
+    with pytest.raises(ValueError, match="choose one"):
+        dinov2.Config(short=True, ladder=3)
 
 
 def test_what_compares_images_wants_two():

@@ -45,20 +45,42 @@ def test_the_recipe_trains_as_the_published_code(whole: Any, name: str) -> None:
     assert largest(whole, setups(whole)[name], GOLDEN[name]) < whole.BOUND
 
 
+def schedule(**changes: Any) -> Callable[[Recipe], Recipe]:
+    return lambda r: dataclasses.replace(r, schedule=dataclasses.replace(r.schedule, **changes))
+
+
 RULES: dict[str, Callable[[Recipe], Recipe]] = {
     "clipping": lambda r: dataclasses.replace(r, clip_by="all"),
-    "warm-up": lambda r: dataclasses.replace(r, schedule=dataclasses.replace(r.schedule, ramp="next")),
+    "no clipping": lambda r: dataclasses.replace(r, clip=None),
+    "warm-up": schedule(ramp="next"),
+    "warm-up's start": schedule(start=0.0),
+    "lateness": schedule(late=False),
+    "drops": schedule(drops=()),
     "decay": lambda r: dataclasses.replace(r, decayed=()),
     "rate": lambda r: dataclasses.replace(r, lr=r.lr * 1.001),
+    "last rate": lambda r: dataclasses.replace(r, lr_end=2 * r.lr_end),
+    "epsilon": lambda r: dataclasses.replace(r, eps=1e-8),
+    "stochastic depth": lambda r: dataclasses.replace(r, drop_path=0.2),
 }
+NOTICED = [
+    *(("dino", rule) for rule in ("clipping", "warm-up", "decay", "rate")),
+    *(("mae", rule) for rule in ("warm-up", "decay")),
+    *(("simmim-vit", rule) for rule in ("no clipping", "warm-up's start", "decay", "stochastic depth")),
+    *(("simmim-swin-692", rule) for rule in ("lateness", "drops")),
+    *(("beit", rule) for rule in ("warm-up", "decay")),
+    *(("eva-300", rule) for rule in ("no clipping", "last rate", "decay", "epsilon")),
+]
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_another_rule_is_noticed(whole: Any, rule: str) -> None:
-    setup = setups(whole)["dino"]
+@pytest.mark.parametrize(("name", "rule"), NOTICED)
+def test_another_rule_is_noticed(whole: Any, name: str, rule: str) -> None:
+    setup = setups(whole)[name]
 
     def make() -> Any:
         method, recipe = setup.make()
-        return method, RULES[rule](recipe)
+        changed = RULES[rule](recipe)
+        if changed.drop_path != recipe.drop_path:
+            method.encoder.blocks[-1].drop_path = changed.drop_path
+        return method, changed
 
-    assert largest(whole, setup._replace(make=make), GOLDEN["dino"]) > 10 * whole.BOUND
+    assert largest(whole, setup._replace(make=make), GOLDEN[name]) > 10 * whole.BOUND

@@ -6,29 +6,32 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omma.ops.positions import resample
+from omma.ops.positions import INTERPOLATIONS, resample
 
 side = st.integers(1, 20)
 
 
-@given(h=side, w=side, high=side, wide=st.integers(2, 20), antialias=st.booleans())
+@given(h=side, w=side, high=side, wide=st.integers(2, 20), how=st.sampled_from(INTERPOLATIONS))
 @settings(max_examples=60, deadline=None)
-def test_equal_to_interpolate(h, w, high, wide, antialias):
+def test_equal_to_interpolate(h, w, high, wide, how):
     positions = torch.randn(1, h * w, 5, generator=torch.Generator().manual_seed(0))
     picture = positions.double().view(1, h, w, 5).permute(0, 3, 1, 2).contiguous()
-    wanted = F.interpolate(picture, size=(high, wide), mode="bicubic", antialias=antialias)
+    if how == "offset" and (h, w) != (high, wide):
+        wanted = F.interpolate(picture, scale_factor=((high + 0.1) / h, (wide + 0.1) / w), mode="bicubic")
+    else:
+        wanted = F.interpolate(picture, size=(high, wide), mode="bicubic", antialias=how == "antialias")
     wanted = wanted.permute(0, 2, 3, 1).reshape(1, -1, 5)
-    found = resample(positions, (h, w), (high, wide), antialias)
+    found = resample(positions, (h, w), (high, wide), how)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-def test_one_column_is_what_one_row_is(antialias):
+@pytest.mark.parametrize("how", INTERPOLATIONS)
+def test_one_column_is_what_one_row_is(how):
     """torch 2.15's own antialiased resize gives every row the first one's values here."""
     positions = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(0))
     turned = positions.view(3, 4, 5).transpose(0, 1).reshape(1, 12, 5)
-    column = resample(positions, (3, 4), (5, 1), antialias)
-    row = resample(turned, (4, 3), (1, 5), antialias)
+    column = resample(positions, (3, 4), (5, 1), how)
+    row = resample(turned, (4, 3), (1, 5), how)
     torch.testing.assert_close(column, row)
 
 

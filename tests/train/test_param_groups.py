@@ -102,7 +102,7 @@ def test_unknown_layers_are_refused():
     ],
 )
 def test_kinds_that_decay_beside_matrices(decayed, extra):
-    """A mask token is a token, and a kind of its own: BEiT's code decays it, but not the class token."""
+    """A mask token is a token, and its name stands for it alone: BEiT's code spares the class token."""
     module = nn.Module()
     module.encoder = backbones.build(
         name="beit/4", image_size=8, depth=1, dim=8, heads=2, hidden=16, positions="learned"

@@ -213,3 +213,19 @@ def test_images_that_an_earlier_session_could_not_read_stay_listed(copied):
     run(copied / "photos", copied / "run", steps=4, extend=True)
     lines = (copied / "run" / "skipped.csv").read_text().splitlines()
     assert lines == ["path,reason", "05.png,cut off", "'=7.png,cut"]
+
+
+def test_a_run_too_short_for_its_warmup_says_so(tmp_path):
+    """And one whose recipe is another by now is refused with the reason."""
+    images = photos(tmp_path / "photos")
+    paper = {"recipe": "paper", "options": {"hidden": 16, "out": 8}}
+    _, notes = run(images, tmp_path / "run", **paper)
+    assert "the 10 epochs of the recipe paper are too long for 1.5 epochs" in notes
+    _, notes = run(images, tmp_path / "small")
+    assert "warm-up" not in notes
+    config = tmp_path / "run" / "config.json"
+    settings = json.loads(config.read_text())
+    settings["settings"] |= {"optimizer": "adamw", "lr": 1.0}
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"settings.lr: 1.0 there.*with the version of omma that began it"):
+        run(images, tmp_path / "run", **paper)

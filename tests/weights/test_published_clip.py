@@ -137,6 +137,48 @@ def test_openais_layout_with_a_width_that_implies_its_heads(tmp_path):
     assert torch.equal(model.extras.tensors["projection.weight"], network.visual_projection.weight)
 
 
+def scripted(state, file, activation):
+    """A TorchScript archive of these tensors, with an activation among its modules."""
+
+    class Part(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    top = Part()
+    for name, x in state.items():
+        *modules, last = name.split(".")
+        module = top
+        for each in modules:
+            if not hasattr(module, each):
+                module.add_module(each, Part())
+            module = getattr(module, each)
+        module.register_parameter(last, torch.nn.Parameter(x, requires_grad=False))
+    top.visual.transformer.resblocks.get_submodule("0.mlp").add_module("gelu", activation)
+    torch.jit.script(top).save(file)
+
+
+class QuickGELU(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*torch.jit.*")
+@pytest.mark.parametrize(("activation", "expected"), [(QuickGELU(), "quickgelu"), (torch.nn.GELU(), "gelu")])
+def test_archives_without_input_resolution(tmp_path, activation, expected):
+    """OpenAI's archives are QuickGELU also where they do not say `input_resolution`."""
+    config = transformers.CLIPConfig(
+        vision_config=SMALL | {"hidden_size": 192, "num_attention_heads": 3},
+        text_config=TEXT | {"hidden_size": 128},
+        projection_dim=32,
+    )
+    state = openai(randomised(transformers.CLIPModel(config)))
+    scripted(state, tmp_path / "clip.pt", activation)
+    model = weights.load(tmp_path / "clip.pt")
+    assert model.encoder.spec().get("mlp", "gelu") == expected
+    assert model.extras.facts["text"]["mlp"] == expected
+    assert model.extras.facts["text"]["repaired"] is True
+
+
 def _merge(a, b):
     """As a line of a file: 85 pairs of a printed byte and one that ends a word."""
     return f"{chr(0x21 + a)} {chr(0x21 + b - 256)}</w>"

@@ -16,7 +16,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit/8", {}),
+        ("vit/8", {"interpolation": "offset"}),  # without a classifier, as DINO's
         ("vit/8", {"registers": 2}),
         ("vit/8", {"registers": 2, "prefix_positions": False}),
         ("vit/8", {"class_token": False, "pool": "mean"}),
@@ -161,7 +161,7 @@ def test_a_network_of_a_paper_gets_its_name():
     ours, _, report = into_model(
         backbones.build(name="vit-s/16", image_size=64).state_dict(), source="file.pth"
     )
-    assert ours.spec() == {"name": "vit-s/16", "image_size": 64, "channels": 3}
+    assert ours.spec() == {"name": "vit-s/16", "image_size": 64, "channels": 3, "interpolation": "offset"}
     assert report.lines()[0].startswith(
         "vit-s/16 from file.pth (timm's names): 21.6M of 21.6M parameters (100 %)"
     )

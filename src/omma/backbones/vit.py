@@ -12,7 +12,7 @@ from omma.backbones.layers.init import initialise
 from omma.backbones.layers.mixers import BigBird, Fourier, LinearAttention
 from omma.backbones.layers.transformer import Transformer, check_heads
 from omma.core.checks import one_of
-from omma.ops.positions import rope_centred, sincos_2d
+from omma.ops.positions import INTERPOLATIONS, Interpolation, rope_centred, sincos_2d
 
 SIZES = {
     "n": Size(4, 192, 3, ratio=2),  # "nano", ours: for images of 32 px and minutes of time
@@ -37,7 +37,8 @@ class ViT(Transformer):
     mixer: "softmax" attention, "linear", "bigbird" or "fourier" (backbones/layers/mixers.py).
     norm_pre: a norm before the first block, and no bias in the patch embedding, as CLIP has it
     [Radford 2021, arXiv 2103.00020]. distilled: DeiT's second token [Touvron 2020, arXiv 2012.12877].
-    hidden: width within the MLP. drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
+    hidden: width within the MLP. interpolation: of positions at other image sizes, "antialias", "plain" or
+    "offset" (ops/positions.py). drop_uniform: the same rate of stochastic depth in all layers, as in DINOv2,
     rather than a rising one; drop_exact: the same share of each batch, as in its code, rather than each
     sample on its own. init: whose initial weights (backbones/layers/init.py). Raises ValueError for unknown
     values and impossible combinations.
@@ -69,9 +70,11 @@ class ViT(Transformer):
         drop_path: float = 0.0,
         drop_uniform: bool = False,
         drop_exact: bool = False,
+        interpolation: Interpolation = "antialias",
         init: str = "vit",
     ) -> None:
         super().__init__()
+        one_of("interpolation", interpolation, INTERPOLATIONS)
         one_of("positions", positions, POSITIONS)
         one_of("mixer", mixer, tuple(MIXERS))
         one_of("mlp", mlp, MLPS)
@@ -82,7 +85,7 @@ class ViT(Transformer):
             raise ValueError("pool='token' without a class token: choose pool='mean'")
         self.name, self.dim, self.patch, self.channels = name, dim, patch, channels
         self.image_size, self.positions, self.prefix_positions = image_size, positions, prefix_positions
-        self.heads, self.drops_tokens = heads, mixer != "fourier"
+        self.heads, self.drops_tokens, self.interpolation = heads, mixer != "fourier", interpolation
 
         self.patch_embed = PatchEmbed(channels, patch, dim, bias=not norm_pre)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None

@@ -16,7 +16,7 @@ from omma.core.errors import install_command
 from omma.core.words import count
 
 if TYPE_CHECKING:  # it imports torch, which takes a second
-    from omma.core.protocols import Needs
+    from omma.core.protocols import Needs, Recipe
 
 
 def methods(name: Name_ = None) -> int:
@@ -48,11 +48,46 @@ def methods(name: Name_ = None) -> int:
     for f in dataclasses.fields(file.Config):
         a, b = getattr(paper.config, f.name), getattr(small.config, f.name)
         table.add_row(f.name, Text(str(a)), Text("" if a == b else str(b)))
-    for f in ("batch", "lr", "weight_decay", "warmup"):
-        a, b = getattr(paper, f), getattr(small, f)
-        table.add_row(f"({f})", f"{a:g}", "" if a == b else f"{b:g}")
+    show(table)
+    say("\nrules of the two recipes (--recipe)")
+    table = Table(box=None)
+    for column in ("rule", "paper", "small"):
+        table.add_column(column)
+    for (rule, a), (_, b) in zip(_rules(paper), _rules(small), strict=True):
+        table.add_row(rule, Text(a), Text("" if a == b else b))
     show(table)
     return 0
+
+
+def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
+    """What a recipe trains by, in words."""
+    r, schedule = recipe, recipe.schedule
+    follows = {"linear": "as the batch", "sqrt": "as its root", "none": "alike for all"}[r.rate_by_batch]
+    warmup = f"{r.warmup:.3g} of the run"
+    if r.warmup_epochs is not None:
+        warmup = f"{r.warmup_epochs:g} epochs" + (f" of {r.epoch_steps:,} steps" if r.epoch_steps else "")
+    if r.warmup_length is not None:
+        warmup = f"{r.warmup_length:,} steps"
+    start = f", from {schedule.start:g}" if schedule.start else ""
+    down = f"cosine to {r.lr_end:.2g}"
+    if schedule.drops:
+        down = f"a tenth at {', '.join(f'{drop:.3g}' for drop in schedule.drops)} of the run"
+    decay = f"{r.weight_decay:g}" + (f" to {r.weight_decay_end:g}" if r.weight_decay_end is not None else "")
+    spared = {"token": "tokens", "position": "positions", "table": "tables", "vector": "vectors"}
+    also = [spared.get(kind, kind) for kind in r.decayed]
+    each = {"all": "all gradients", "part": "each part", "tensor": "each tensor"}[r.clip_by]
+    adamw = f"AdamW, betas {r.betas[0]:g}, {r.betas[1]:g}"
+    return [
+        ("batch", f"{r.batch:,}"),
+        ("peak learning rate", f"{r.lr:.3g}; another batch: {follows}"),
+        ("warm-up", warmup + start),
+        ("then", down + (", each epoch" if schedule.by == "epoch" else "")),
+        ("weight decay", f"{decay}, of matrices" + "".join(f", {kind}" for kind in also)),
+        ("gradient norm", "any" if r.clip is None else f"at most {r.clip:g}, {each}"),
+        ("optimizer", adamw if r.optimizer == "adamw" else f"LARS, momentum {r.betas[0]:g}"),
+        ("stochastic depth", f"{r.drop_path:g}"),
+        ("network", ", ".join(f"{key} {value}" for key, value in r.encoder.items()) or "as it is"),
+    ]
 
 
 def _needs_in_words(needs: "Needs") -> list[str]:

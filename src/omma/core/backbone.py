@@ -31,6 +31,7 @@ class Backbone(nn.Module):
     # are activations within blocks recomputed in the backward pass (ops/recompute)?
     recompute: bool = False
     first_layers: tuple[str, ...] = ("patch_embed.proj.weight",)  # parameters that read the image's channels
+    init: str = "vit"  # whose initial weights it was given (backbones/layers/init.py)
     pool: str = "mean"  # what `pooled` is: "token" for the class token's feature
     prefix: int = 0  # tokens before the patches in the last layer
     name: str  # as on the command line: "vit-ti/16"

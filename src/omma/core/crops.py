@@ -1,6 +1,7 @@
 """Crops of an image, or of several frames of a sequence, and how their colours change."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +15,15 @@ class Colour:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # shift uniform in [-x, x], in turns, x <= .5
-    jitter_p: float = 0.0  # of the four above, all in this fixed order
+    jitter_p: float = 0.0  # of the four above ...
+    jitter_order: Literal["fixed", "random"] = "fixed"  # ... as listed, or in an order drawn for each view
     grey_p: float = 0.0
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    # boxes: three passes of a mean instead, whose deviation is the Gaussian's, as Pillow's GaussianBlur
+    blur_kernel: Literal["gaussian", "boxes"] = "gaussian"
+    blur_radius: int | None = None  # pixels where a Gaussian is cut off; None: 3 sigma
+    blur_border: Literal["reflect", "edge", "zero"] = "reflect"  # what lies beyond the crop
     solarise_p: float = 0.0  # invert values at or above .5
 
 
@@ -66,6 +72,7 @@ class Crop:
     # frames of a sequence that each of them is cut from alike (`frames.plan` sets it, no method)
     frames: int = 1
     size: int  # pixels, square
+    resample: Literal["bicubic", "bilinear"] = "bicubic"  # both antialiased
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_p: float = 0.5  # horizontal

@@ -174,6 +174,7 @@ class Tokenizer(Protocol):
     end: int  # the token that ends a text
     merges: np.ndarray  # int64 [m, 2]: what rebuilds it (data/text_tokenizer.py)
     origin: str  # where the merges are from, in words
+    repaired: bool  # texts are repaired by ftfy first
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
         """Texts that are too long are cut and ended."""
@@ -181,6 +182,10 @@ class Tokenizer(Protocol):
 
     def fits(self, text: str) -> bool:
         """Is it short enough not to be cut?"""
+        ...
+
+    def unrepaired(self, texts: Sequence[str]) -> list[str]:
+        """A line about texts that should be repaired and are not; none if there are none."""
         ...
 
 

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     ERASE = 0x0800  # random erasing
     MIX = 0x0900  # how a pair of images is mixed
     TEXT = 0x0A00  # which of an image's captions is read
+    ORDER = 0x0E00  # of a view's changes of colour
     SPECTRUM = 0x0D00  # changes of a sound's level, spectrum and noise
     FRAMES = 0x0C00  # which frames of a sequence go together
     SHOTS = 0x0B00  # which images of a class are labelled where only a few are

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
 
 # Of parameters that do not decay by default: a class, mask or other token; learned positions; a table of
 # relative positions; a vector (bias, norm, scale).
@@ -36,6 +38,16 @@ class Clock:
         """Steps in so many epochs."""
         return round(epochs * self.total / self.epochs)
 
+    def warmup(self, epochs: float, share: float) -> float:
+        """Epochs of a warm-up that takes `epochs`; in a run no longer than that, `share` of the run.
+
+        In runs up to a quarter longer it is between the two: a run that ends at a time changes its total on
+        the way, and no schedule may jump for that.
+        """
+        if self.epochs <= epochs:
+            return share * self.epochs
+        return epochs * (share + (1 - share) * min(4 * (self.epochs - epochs) / max(epochs, 1e-9), 1.0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
@@ -63,10 +75,18 @@ class Schedule:
     ramp: Literal["next", "closed", "open"] = "next"
     start: float = 0.0
     whole: bool = False  # the cosine spans the whole run, and the warm-up replaces its beginning, as in timm
-    by: Literal["step", "epoch"] = "step"  # when the rate changes
+    by: Literal["step", "epoch"] = "step"  # when the rate changes, in runs longer than the warm-up
     late: bool = False  # each step (epoch) has the rate of the one before, the first its own
     drops: tuple[float, ...] = ()  # instead of the cosine: divided by 10 at these shares of the run
     scaled: bool = False  # `start` and `Recipe.lr_end` change with the batch as the peak does
+
+
+def added(default: T, before: T) -> T:
+    """A field that was added to a method's Config; `before` is what earlier versions did.
+
+    A configuration leaves it out where it has that value, so that runs of earlier versions resume.
+    """
+    return field(default=default, metadata={"before": before})
 
 
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
@@ -86,7 +106,7 @@ class Recipe:
     rate_by_batch: Literal["linear", "sqrt", "none"] = "sqrt"  # ... and how it changes for another
     lr_end: float = 1e-6
     warmup: float = 0.1  # share of the run ...
-    warmup_epochs: float | None = None  # ... or epochs, in runs that are longer than that ...
+    warmup_epochs: float | None = None  # ... or epochs, in runs longer than that (`Clock.warmup`) ...
     warmup_length: int | None = None  # ... or optimizer steps, likewise
     schedule: Schedule = Schedule()
     epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
@@ -106,11 +126,14 @@ class Recipe:
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
     def __post_init__(self) -> None:
-        for name in ("batch", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        for name in ("batch", "lr", "epoch_steps", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: must be above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be at least 0")
 
     def for_batch(self, batch: int) -> "Recipe":
         """The recipe for another batch size, with the learning rate that belongs to it."""
@@ -123,15 +146,26 @@ class Recipe:
         return dataclasses.replace(scaled, lr_end=self.lr_end * factor, schedule=schedule)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's configuration keeps; fields that were added later only if they are set."""
-        later = {f.name: f.default for f in dataclasses.fields(self) if f.name in _LATER}
-        kept = dataclasses.asdict(self)
-        return {k: v for k, v in kept.items() if k not in later or getattr(self, k) != later[k]}
+        """What a run's configuration holds; what was added later only if it changes the run (`added`)."""
+        unset = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) == f.default}
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in unset.intersection(_LATER)}
+        for f in dataclasses.fields(self.config) if dataclasses.is_dataclass(self.config) else ():
+            if "before" in f.metadata and getattr(self.config, f.name) == f.metadata["before"]:
+                del kept["config"][f.name]
+        return kept
+
+    def stated_warmup(self, clock: Clock) -> float | None:
+        """Epochs of the warm-up that the recipe states, if it does."""
+        if self.warmup_length is not None:
+            return self.warmup_length * clock.epochs / clock.total
+        return self.warmup_epochs
+
+    def shortened(self, clock: Clock) -> bool:
+        """Is the run too short for the warm-up that the recipe states?"""
+        stated = self.stated_warmup(clock)
+        return stated is not None and clock.epochs < 1.25 * stated
 
     def warmup_steps(self, clock: Clock) -> float:
-        """Steps of the warm-up; in a run that is no longer than that, the share `warmup` of it."""
-        if self.warmup_length is not None and self.warmup_length < clock.total:
-            return self.warmup_length
-        if self.warmup_epochs is None or self.warmup_epochs >= clock.epochs:
-            return self.warmup * clock.total
-        return clock.steps(self.warmup_epochs)
+        """Steps of the warm-up."""
+        stated = self.stated_warmup(clock)
+        return self.warmup * clock.total if stated is None else clock.steps(clock.warmup(stated, self.warmup))

@@ -4,18 +4,22 @@ A text is cleaned (HTML entities, white space, case) and cut into pieces: words,
 The UTF-8 bytes of each piece are merged pair by pair in the order of the merges. Token ids: 256 bytes, 256
 bytes that end a piece, one id per merge, <|startoftext|> and <|endoftext|>: 49,408 with CLIP's merges.
 
-The ids equal those of CLIP's own code without its `ftfy.fix_text`, which repairs wrongly decoded text
-("cafÃ©" to "café"), straightens curly quotes and splits ligatures and full-width letters. Which characters
-are letters or digits is decided by the Unicode version of `tokenizers`.
+The ids equal those of CLIP's own code. It begins with `ftfy.fix_text`, which repairs wrongly decoded text
+("cafÃ©" to "café"), straightens curly quotes and splits ligatures and full-width letters: a tokenizer that is
+`repaired` does so where ftfy is installed. Which characters are letters or digits is decided by the Unicode
+version of `tokenizers`.
 """
 
+import functools
 import gzip
 import html
+import importlib
 import json
 import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -24,7 +28,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from omma.core.errors import line
+from omma.core.errors import install_command, line
 
 CONTEXT = 77  # ids per text in CLIP, start and end included
 MERGES = 49_152 - 256 - 2  # that CLIP takes from its file, which has more
@@ -36,10 +40,26 @@ _WHITE = re.compile(r"[^\S\x1c-\x1f]+")
 _PIECE = r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'(?:[sſtmd]|re|ve|ll)|\p{L}+|\p{N}|[^ \p{L}\p{N}" + "\u0345]+"
 _SPLIT = pre_tokenizers.Split(tokenizers.Regex(_PIECE), "removed", invert=True)
 _SUFFIX = " "  # marks the byte that ends a piece; CLIP's files write </w>, which a text may contain
+# what ftfy may change: all but printable ASCII characters and white space, and HTML's entities
+_REPAIRABLE = re.compile(r"[^\t\n\r -~]|&")
 
 
-def clean(text: str) -> str:
-    """Unescape HTML (twice, as CLIP's code does), lower the case, separate words by single spaces."""
+@functools.cache
+def _ftfy() -> Any:
+    """The module; None where it is not installed."""
+    try:
+        return importlib.import_module("ftfy")
+    except ImportError:
+        return None
+
+
+def clean(text: str, repaired: bool = False) -> str:
+    """Unescape HTML (twice, as CLIP's code does), lower the case, separate words by single spaces.
+
+    repaired: first repair the text by ftfy, where it is installed.
+    """
+    if repaired and (ftfy := _ftfy()) is not None:
+        text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text)).strip()
     text = _WHITE.sub(" ", text).strip().lower()
     return text.encode(errors="replace").decode()  # a lone surrogate becomes a question mark
@@ -104,7 +124,7 @@ def read_merges(file: str | Path) -> Int[np.ndarray, "m 2"]:
     return np.array(merges, np.int32).reshape(-1, 2)
 
 
-def learned(texts: Iterable[str], most: int) -> Int[np.ndarray, "m 2"]:
+def learned(texts: Iterable[str], most: int, repaired: bool = False) -> Int[np.ndarray, "m 2"]:
     """Learn up to `most` merges: repeatedly the most frequent pair within pieces [Sennrich 2015, alg. 1].
 
     Of equally frequent pairs the one with the lowest ids comes first. A pair that occurs once is not merged.
@@ -118,7 +138,7 @@ def learned(texts: Iterable[str], most: int) -> Int[np.ndarray, "m 2"]:
         show_progress=False,
     )
     engine = _engine(models.BPE(end_of_word_suffix=_SUFFIX))
-    engine.train_from_iterator(map(clean, texts), trainer)
+    engine.train_from_iterator((clean(text, repaired) for text in texts), trainer)
     model = json.loads(engine.to_str())["model"]
     ids = model["vocab"]
     return np.array([(ids[a], ids[b]) for a, b in model["merges"]], np.int64).reshape(-1, 2)
@@ -144,16 +164,21 @@ class Tokenizer:
     """Texts to token ids and back; `protocols.Tokenizer`.
 
     merges: as `read_merges` returns them; None: bytes alone, a vocabulary of 514. context: ids per text.
-    origin: where the merges come from, in words.
+    origin: where the merges come from, in words. repaired: texts are repaired by ftfy first, as CLIP's code
+    does; without ftfy they are read as they are, and `unrepaired` says so.
     """
 
     def __init__(
-        self, merges: Int[np.ndarray, "m 2"] | None = None, context: int = CONTEXT, origin: str = ""
+        self,
+        merges: Int[np.ndarray, "m 2"] | None = None,
+        context: int = CONTEXT,
+        origin: str = "",
+        repaired: bool = False,
     ) -> None:
         if context < 3:
             raise ValueError(f"context={context}: at least 3, for a start, an end and something in between")
         self.merges = checked(np.zeros((0, 2), np.int64) if merges is None else merges, "the tokenizer")
-        self.context, self.origin = context, origin
+        self.context, self.origin, self.repaired = context, origin, repaired
         self.start = 512 + len(self.merges)
         self.end = self.start + 1
         self.vocabulary = self.end + 1
@@ -167,7 +192,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without start and end, not truncated."""
-        text = clean(text)
+        text = clean(text, self.repaired)
         if START not in text and END not in text:
             return self._engine.encode(text, add_special_tokens=False).ids
         # a text may spell out start or end, which are single ids where they are pieces of their own
@@ -188,6 +213,16 @@ class Tokenizer:
     def fits(self, text: str) -> bool:
         """Whether the text fits into the context without truncation."""
         return len(self.encode(text)) <= self.context - 2
+
+    def unrepaired(self, texts: Sequence[str]) -> list[str]:
+        """A line about texts that ftfy might change, where they should be repaired and it is missing."""
+        if not self.repaired or _ftfy() is not None:
+            return []
+        concerned = sum(_REPAIRABLE.search(text) is not None for text in texts)
+        return [
+            f"{concerned:,} of {len(texts):,} texts have characters that CLIP's code repairs with ftfy, "
+            f"which is not installed: they may be read as other tokens ({install_command('hf')} brings it)"
+        ] * bool(concerned)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, each piece followed by a space; bytes that are not valid UTF-8 become U+FFFD."""

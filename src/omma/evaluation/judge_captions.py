@@ -58,7 +58,7 @@ def by_captions(job: Job) -> Judgement:
             difference = recalls["trained", metric].value - floor.value
             interval = confidence.ratio(gain, floor.queries, job.seed)
             comparisons.append(Comparison("retrieval", subject, None, difference, interval, metric))
-    notes += drawn.cut()
+    notes += drawn.notes()
     return Judgement(scores, comparisons, notes, features["trained"].bad, rows[readable])
 
 

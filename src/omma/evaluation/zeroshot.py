@@ -176,10 +176,12 @@ class TextReader:
         templates = self.templates or (TEMPLATE,)
         more = f" and {len(templates) - 1} more templates" if len(templates) > 1 else ""
         by_name = f"by their names, as {templates[0]!r}{more}"
-        if self.descriptions is None:
-            return [f"{names} {by_name}"]
-        lacking, tokenizer = self.undescribed(classes), self.paired.tokenizer
+        tokenizer = self.paired.tokenizer
         assert tokenizer is not None
+        unrepaired = tokenizer.unrepaired([each for name in classes for each in self.texts(name)])
+        if self.descriptions is None:
+            return [f"{names} {by_name}", *unrepaired]
+        lacking = self.undescribed(classes)
         described = [name for name in classes if name not in set(lacking)]
         texts = [each for name in described for each in self.texts(name)]
         both = f", and {by_name}" if self.templates else ""
@@ -192,4 +194,4 @@ class TextReader:
         if cut := sum(not tokenizer.fits(each) for each in texts):
             of = count(len(texts), "text")
             notes.append(f"{cut:,} of {of} are longer than {tokenizer.context} tokens and are cut")
-        return notes
+        return [*notes, *unrepaired]

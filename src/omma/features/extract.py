@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 AHEAD = 2  # batches decoded in advance
-FORMAT = 1  # of the cache files; raise it when the features of the same inputs change
+FORMAT = 2  # of the cache files; raise it when the features of the same inputs change
 
 
 class FeatureBatch(NamedTuple):

@@ -24,20 +24,25 @@ _SLICE = 1 << 21  # numbers of a lower-precision gradient that are added at a ti
 class Student:
     """s_i = softmax(features_i . p / temperature) over the prototypes p, in rows of any number.
 
-    normalised: prototypes of any length stand for their directions (no normalised copy is made).
+    normalised: prototypes of any length stand for their directions (no normalised copy is made). gain: times
+    these, for each prototype.
     """
 
     features: Float[Tensor, "n d"]
     prototypes: Float[Tensor, "k d"]
     temperature: float
     normalised: bool = True
+    gain: Float[Tensor, "k"] | None = None
 
 
 def probabilities(
-    logits: Float[Tensor, "*b k"], centre: Float[Tensor, "k"], temperature: float
+    logits: Float[Tensor, "*b k"],
+    centre: Float[Tensor, "k"],
+    temperature: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*b k"]:
     """The teacher's centred and sharpened distribution softmax((g - C) / temperature) [eq. 1 and 4]."""
-    return ((logits.float() - centre) / temperature).softmax(-1)
+    return ((logits.to(dtype) - centre) / temperature).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class LazyProbabilities:
 
     features: Float[Tensor, "m d"]
     prototypes: Float[Tensor, "k d"]
-    inverse_lengths: Float[Tensor, "k"]  # of the prototypes
+    scales: Float[Tensor, "k"]  # of the prototypes: their inverse lengths, times a gain
     centre: Float[Tensor, "k"]
     temperature: float
 
@@ -58,8 +63,8 @@ class LazyProbabilities:
 
     @torch.no_grad()
     def __getitem__(self, rows: Int[Tensor, "r"]) -> Float[Tensor, "r k"]:
-        logits = (self.features[rows] @ self.prototypes.T).to(self.inverse_lengths.dtype)
-        return logits.mul_(self.inverse_lengths).sub_(self.centre).div_(self.temperature).softmax(-1)
+        logits = (self.features[rows] @ self.prototypes.T).to(self.scales.dtype)
+        return logits.mul_(self.scales).sub_(self.centre).div_(self.temperature).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -124,16 +129,15 @@ def cross_entropies(
     """
     order: list[int] = []
     totals, each = [], []
-    groups: dict[tuple[int, float, bool], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for number, (student, _) in enumerate(pairs):
-        groups.setdefault((id(student.prototypes), student.temperature, student.normalised), []).append(
-            number
-        )
+        shared = (id(student.prototypes), student.temperature, student.normalised, id(student.gain))
+        groups.setdefault(shared, []).append(number)
     for numbers in groups.values():
         first = pairs[numbers[0]][0]
         total, losses = _CrossEntropy.apply(  # pyright: ignore
-            [pairs[i][1] for i in numbers], [scales[i] for i in numbers], first.prototypes, first.temperature,
-            first.normalised, values, *(pairs[i][0].features for i in numbers),
+            [pairs[i][1] for i in numbers], [scales[i] for i in numbers], first.prototypes, first.gain,
+            first.temperature, first.normalised, values, *(pairs[i][0].features for i in numbers),
         )  # fmt: skip
         order += numbers
         totals.append(total)
@@ -151,6 +155,7 @@ class _CrossEntropy(torch.autograd.Function):
         teachers: Sequence[Teacher],
         scales: Sequence[float],
         prototypes: Tensor,
+        gain: Tensor | None,
         temperature: float,
         normalised: bool,
         values: int,
@@ -158,11 +163,13 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(prototypes.dtype, torch.float32)
         inverse = 1 / lengths(prototypes) if normalised else prototypes.new_ones((), dtype=exact)
-        sharpness = inverse / temperature
-        d_prototypes = torch.zeros_like(prototypes, dtype=exact) if ctx.needs_input_grad[2] else None
+        slopes = inverse / temperature
+        sharpness = slopes if gain is None else slopes * gain.to(exact)
+        trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        d_prototypes = torch.zeros_like(prototypes, dtype=exact) if trained else None
         d_students = [
             torch.empty_like(x) if needed else None
-            for x, needed in zip(students, ctx.needs_input_grad[6:], strict=True)
+            for x, needed in zip(students, ctx.needs_input_grad[7:], strict=True)
         ]
         each = torch.zeros(len(teachers), dtype=exact, device=prototypes.device)
         size = max(1, values // len(prototypes))
@@ -178,24 +185,32 @@ class _CrossEntropy(torch.autograd.Function):
                 each[number] += loss
                 if d_features is None and d_prototypes is None:
                     continue
-                gradient = gradient.mul_(sharpness * scale).to(x.dtype)
-                if d_features is not None:
-                    d_features[chunk] = gradient @ prototypes
-                if d_prototypes is not None:
+                gradient = gradient.mul_(slopes * scale).to(x.dtype)
+                if d_prototypes is not None:  # of prototypes with a gain of 1
                     _add_product(d_prototypes, gradient.T, x)
+                if d_features is not None:
+                    gradient = gradient if gain is None else gradient.mul_(gain)
+                    d_features[chunk] = gradient @ prototypes
                 del gradient  # or it would stay in memory beside the next chunk's
+        d_gain = None
         if d_prototypes is not None:
+            if gain is not None:
+                d_gain = _along(d_prototypes, prototypes).to(gain.dtype)
             if normalised:
                 _project_out(d_prototypes, prototypes, inverse)
+            if gain is not None:
+                d_prototypes.mul_(gain[:, None])
             d_prototypes = d_prototypes.to(prototypes.dtype)
-        ctx.save_for_backward(d_prototypes, *d_students)
+        ctx.save_for_backward(d_prototypes, d_gain, *d_students)
         ctx.mark_non_differentiable(each)
         return each @ each.new_tensor(scales), each
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        d_prototypes, *d_students = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
-        return (None, None, d_prototypes, None, None, None, *d_students)
+        d_prototypes, d_gain, *d_students = (
+            None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors
+        )
+        return (None, None, d_prototypes, d_gain, None, None, None, *d_students)
 
 
 def _loss_and_gradient(
@@ -223,6 +238,13 @@ def _add_product(total: Float[Tensor, "k d"], a: Float[Tensor, "k n"], b: Float[
     size = max(1, _SLICE // total.shape[1])
     for sums, rows in zip(total.split(size), a.split(size), strict=True):
         sums += rows @ b
+
+
+def _along(gradient: Float[Tensor, "k d"], prototypes: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
+    """Inner products of the rows of both."""
+    size = max(1, _SLICE // gradient.shape[1])
+    pairs = zip(gradient.split(size), prototypes.split(size), strict=True)
+    return torch.cat([torch.linalg.vecdot(g, p.to(g.dtype)) for g, p in pairs])
 
 
 def _project_out(

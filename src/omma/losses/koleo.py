@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from omma.ops.directions import upcast
+
 
 def koleo(
     x: Float[Tensor, "n d"], everyone: Float[Tensor, "m d"] | None = None, offset: int = 0, eps: float = 1e-8
@@ -12,10 +14,10 @@ def koleo(
     """-mean log of the distance of each L2-normalised row to its nearest neighbour [Oquab 2023, section 4].
 
     `everyone`: the rows of all processes, of which this process's begin at row `offset`; by default x.
-    In fp32. 0 for a single row, which has no neighbour.
+    In fp32 or better. 0 for a single row, which has no neighbour.
     """
-    x = F.normalize(x.float(), dim=-1, eps=eps)
-    others = x if everyone is None else F.normalize(everyone.float(), dim=-1, eps=eps)
+    x = F.normalize(upcast(x), dim=-1, eps=eps)
+    others = x if everyone is None else F.normalize(upcast(everyone), dim=-1, eps=eps)
     if len(others) < 2:
         return (x * 0).sum()
     with torch.no_grad():

@@ -14,6 +14,7 @@ features without one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from omma import backbones
 from omma.backbones.layers.frozen import Frozen
 from omma.core import collectives, protocols
+from omma.core.checks import one_of
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -34,6 +36,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import prediction
 from omma.methods.shared.masked_head import BlockMasking, Hidden, MaskedHead, hidden_blocks
 from omma.ops import statistics
@@ -46,6 +49,12 @@ class Config(BlockMasking):
 
     tokenizer: str | None = None  # a run of vqvae or dvae, or another model with codes
     colour: float = 0.4  # strength of brightness, contrast and saturation jitter
+    # of these: drawn for each view, or as listed
+    jitter_order: Literal["random", "fixed"] = added("random", before="fixed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("method.jitter_order", self.jitter_order, ("random", "fixed"))
 
 
 def needs(config: Config) -> Needs:
@@ -61,7 +70,8 @@ def needs(config: Config) -> Needs:
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One crop, flipped and jittered, for both student and tokenizer."""
     c = config.colour
-    colour = Colour(brightness=c, contrast=c, saturation=c, jitter_p=1.0) if c else None
+    order = config.jitter_order
+    colour = Colour(brightness=c, contrast=c, saturation=c, jitter_p=1.0, jitter_order=order) if c else None
     return (Crop(size=image_size, scale=config.scale, colour=colour),)
 
 
@@ -73,10 +83,10 @@ def paper(image_size: int, model: str) -> Recipe:
     large = backbones.options(model).get("dim") == 1024
     scale = 1e-5 if large else 0.1  # [section 2.4 and the code's README]
     return Recipe(
-        config=Config(), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5, warmup=10 / 800,
-        warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
+        config=Config(), batch=2048, lr=1.5e-3, rate_by_batch="none", lr_end=1e-5,
+        warmup=10 / 800, warmup_epochs=10, schedule=Schedule(ramp="closed"), weight_decay=0.05,
         decayed=("mask_token", "table"), clip=3.0, drop_path=0.1,
-        encoder={"pool": "mean", "layer_scale": scale, "bias": "shared"},
+        encoder={"pool": "mean", "layer_scale": scale, "bias": "shared", "init": "beit"},
     )  # fmt: skip
 
 
@@ -87,7 +97,8 @@ def small(image_size: int, model: str) -> Recipe:
     cores with a vqvae that took as long: k-NN 44.3 %, the untrained network's 27.9 (docs/benchmarks.md).
     """
     return Recipe(
-        config=Config(scale=(0.4, 1.0), colour=0.0), batch=128, lr=1.5e-3, lr_end=1e-5, warmup=0.05,
+        config=Config(scale=(0.4, 1.0), colour=0.0, jitter_order="fixed"), batch=128, lr=1.5e-3, lr_end=1e-5,
+        warmup=0.05,
         weight_decay=0.05, betas=(0.9, 0.98), clip=3.0, encoder={"pool": "mean"},
     )  # fmt: skip
 

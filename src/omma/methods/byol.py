@@ -15,6 +15,7 @@ Choose it for batches that are too small for contrastive methods, where an avera
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops
 from omma.train import ema, param_groups
@@ -44,7 +46,7 @@ from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(crops.Photometric):
     """The paper's defaults, for ResNet-50 on ImageNet."""
 
     momentum: float = 0.996  # of the target, rising to 1 by a cosine
@@ -55,7 +57,10 @@ class Config:
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("zeros", before="gaussian")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         above_zero(self, "hidden", "out")
         within_one(self, "momentum")
         range_within_one(self, "scale")
@@ -68,7 +73,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two crops with unlike blur and solarisation [appendix B]."""
-    return crops.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
+    return crops.pair(config.crop_size or image_size, config.scale, config.colour, config.blur, config)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -92,7 +97,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny, plain = image_size < 64, backbones.traits(model).plain
     config = Config(
         momentum=0.99, hidden=512, out=128, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain), **crops.SMALL,
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

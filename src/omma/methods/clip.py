@@ -26,6 +26,7 @@ from omma import backbones
 from omma.backbones.layers import text
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, one_of, range_within_one, within_one
+from omma.core.errors import need
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -40,6 +41,7 @@ from omma.core.protocols import (
     Tokenizer,
     Trained,
 )
+from omma.core.recipe import added
 from omma.data import text_tokenizer
 from omma.losses import contrastive
 from omma.train import param_groups
@@ -57,13 +59,16 @@ class Config:
     text_dim: int = 512
     text_heads: int = 8
     context: int = 77  # tokens a caption; longer ones are cut
-    text_biases: bool = False  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
+    text_biases: bool = added(
+        False, before=False
+    )  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
     quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
     caption: str | None = (
         None  # composed of a table's columns: "a {medium} from {culture}"; None: the table's
     )
     learned: int = 8192  # most merges to learn from the captions if there is no file; 0: bytes only
+    repair: bool = False  # captions by ftfy first, as CLIP's code does; of `text_init`, as it was trained
     text_init: str | None = None  # a run or published CLIP whose text tower to start from
     locked: bool = False  # LiT: freeze the image tower; start it from good weights (--init)
     loss: str = "clip"  # "clip" or "siglip"
@@ -102,16 +107,19 @@ def needs(config: Config) -> Needs:
 def tokenizer(config: Config, model: Trained | None, captions: Iterable[str]) -> Tokenizer:
     """With the merges of `config.merges`, of `config.text_init`, or learned from the captions.
 
-    Raises ValueError if the first two differ, or if `text_init` has no merges and none are given.
+    Raises ValueError if the first two differ, if `text_init` has no merges and none are given or does not
+    repair its texts as `config.repair` asks, and for texts to repair without ftfy.
     """
+    if config.repair:
+        need("ftfy", "hf")
     merges = None if config.merges is None else text_tokenizer.read_merges(config.merges)
     if config.text_init is None or model is None:
         origin = f"merges of {config.merges}"
         if merges is None:
-            merges = text_tokenizer.learned(captions, config.learned)
+            merges = text_tokenizer.learned(captions, config.learned, config.repair)
             origin = f"{len(merges):,} merges learned from them" if len(merges) else "bytes only"
             origin += "; --method.merges FILE takes CLIP's own"
-        return text_tokenizer.Tokenizer(merges, config.context, origin)
+        return text_tokenizer.Tokenizer(merges, config.context, origin, config.repair)
     restored = text.restored(model.extras, config.text_init, merges).tokenizer
     if restored is None:
         raise ValueError(
@@ -121,6 +129,10 @@ def tokenizer(config: Config, model: Trained | None, captions: Iterable[str]) ->
     if merges is not None and merges.tolist() != restored.merges.tolist():
         raise ValueError(
             f"method.merges={config.merges} are not those of {config.text_init}: leave --method.merges out"
+        )
+    if config.repair and not restored.repaired:
+        raise ValueError(
+            f"{config.text_init} was trained on texts that ftfy had not repaired: give --method.repair False"
         )
     restored.origin = f"those of {config.text_init}"
     return restored
@@ -143,8 +155,8 @@ def paper(image_size: int, model: str) -> Recipe:
     For another batch no published rule is known: the rate changes with its square root.
     """
     return Recipe(
-        config=Config(text_biases=True), batch=32_768, lr=5e-4, lr_end=0.0, warmup=0.005, warmup_length=2000,
-        betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, decayed=("position",), clip=None,
+        config=Config(text_biases=True, repair=True), batch=32_768, lr=5e-4, lr_end=0.0, warmup=0.005,
+        warmup_length=2000, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, decayed=("position",), clip=None,
         encoder={"norm_pre": True, "mlp": "quickgelu", "eps": 1e-5, "init": "clip"},
     )  # fmt: skip
 
@@ -178,7 +190,7 @@ class Method(protocols.Method):
         assert context.tokenizer is not None
         self.config = config
         self.encoder = encoder
-        self.merges = context.tokenizer.merges
+        self.merges, self.repaired = context.tokenizer.merges, context.tokenizer.repaired
         saved: dict[str, Tensor] = {}
         if config.text_init is not None:
             assert context.model is not None
@@ -222,7 +234,7 @@ class Method(protocols.Method):
         return self
 
     def extras(self) -> Extras:
-        return text.extras(self.text, self.projection.weight, self.merges, self._scalars())
+        return text.extras(self.text, self.projection.weight, self.merges, self._scalars(), self.repaired)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         (images,) = batch.views

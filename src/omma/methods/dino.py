@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from omma import backbones
-from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives, protocols
 from omma.core.protocols import (
     Backbone,
@@ -58,11 +57,14 @@ def paper(image_size: int, model: str) -> Recipe:
     """ViT-S/16 on ImageNet: batch 1024, 100 to 800 epochs.
 
     `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
+    The published code's command for better ViT-S also trains the prototypes' lengths:
+    --method.prototype-gain True.
     """
     return Recipe(
         config=Config(), batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
         schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.4,
         decayed=("token", "position"), clip=3.0, clip_by="tensor", drop_path=0.1,
+        encoder={"init": "dino", "interpolation": "offset"},
     )  # fmt: skip
 
 
@@ -72,7 +74,9 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores: k-NN 55.8 %,
     the untrained network's 27.9 (docs/benchmarks.md).
     """
-    config = Config(**self_distillation.small(image_size, backbones.family(model).plain))
+    config = Config(
+        teacher_temp_warmup=0.3, **self_distillation.small(image_size, backbones.family(model).plain)
+    )
     return self_distillation.small_recipe(config)
 
 
@@ -85,7 +89,7 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.head = PrototypeHead(encoder.dim, config.prototypes, config.head_hidden, config.head_bottleneck)
+        self.head = self_distillation.head(config, encoder.dim)
         self.teacher = ema.teacher_of(encoder)
         self.teacher_head = ema.teacher_of(self.head)
         self.register_buffer("centre", torch.zeros(config.prototypes))
@@ -103,7 +107,8 @@ class Method(protocols.Method):
             (self.encoder.tokenize(x), self.encoder.grid(*x.shape[-2:])) for x in (global_crops, *local_crops)
         ]
         pooled = torch.cat([f.pooled for f in self.encoder.encode_many(tokens)])  # view after view
-        student = Student(self.head.bottleneck(pooled), self.head.last.weight, c.student_temp)
+        prototypes = self.head.last.weight
+        student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp, gain=self.head.gain)
 
         with torch.no_grad():
             logits = self.teacher_head(self.teacher(global_crops).pooled)

@@ -16,14 +16,14 @@ short run at high resolution comes last: omma pretrain IMAGES --method dinov2 --
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from omma.backbones.layers.heads import PrototypeHead
+from omma import backbones
 from omma.core import collectives, dist, protocols
 from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
 from omma.core.protocols import (
@@ -35,12 +35,16 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
 from omma.losses.koleo import koleo
 from omma.methods.shared import crops, self_distillation, signals
+from omma.methods.shared.ladder import LADDER, configured
 from omma.methods.shared.masked_crops import MaskedCrops
+from omma.ops.directions import upcast
 from omma.train import ema, param_groups
 from omma.train.schedules import cosine
 
@@ -50,10 +54,13 @@ class Config(self_distillation.SelfDistillation):
     """The published code's settings of ViT-L/14 on ImageNet-22k."""
 
     ladder: int | None = None  # row of table 1, 0 to 11; overrides the options that rows change
+    # the published code's short run instead; overrides the options that it changes
+    short: bool = added(False, before=False)
     prototypes: int = 131_072
     untied: bool = True  # a separate head for patches
-    head_bottleneck: int = 256  # the published run's head for images: 384
-    teacher_temp_warmup: float = 30 / 500
+    # of a separate head for patches; None: as `head_bottleneck`
+    patch_head_bottleneck: int | None = added(None, before=None)
+    teacher_temp_by: Literal["epoch", "step"] = added("step", before="step")
     centring: str = "sinkhorn"  # or "mean"
     koleo: float = 0.1  # weight; 0 switches it off
     momentum: float = 0.994
@@ -65,6 +72,10 @@ class Config(self_distillation.SelfDistillation):
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
 
+    # the published code's `GaussianBlur(p=p)` blurs with probability 1 - p, and its weights were made so
+    blur_p: tuple[float, float, float] = added((0.0, 0.9, 0.5), before=(1.0, 0.1, 0.5))
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("taps9", before="gaussian")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self, "layer_decay", "patch_embed_lr")
@@ -73,6 +84,8 @@ class Config(self_distillation.SelfDistillation):
         at_least_zero(self, "koleo", "patch_weight")
         if self.ladder is not None and self.ladder not in range(len(LADDER)):
             raise ValueError(f"method.ladder={self.ladder}: choose a row from 0 to {len(LADDER) - 1}")
+        if self.ladder is not None and self.short:
+            raise ValueError("method.short and method.ladder are different runs: choose one")
 
 
 def needs(config: Config) -> Needs:
@@ -88,21 +101,31 @@ views = crops.multi_crop
 
 
 def paper(image_size: int, model: str) -> Recipe:
-    """ViT-L/14 on ImageNet-22k: batch 3072, 625,000 steps.
+    """ViT-L/14 on ImageNet-22k: batch 3072, 625,000 steps; an epoch is 1,250 steps.
 
     `omma pretrain IMAGES --method dinov2 --recipe paper --model dinov2-l/14 --steps 625000`
-    The paper's SwiGLU with the same number of parameters: --method.ladder 11 (on vit-l/16; it changes patches
-    to 14 px).
-    The published code's short run, ViT-L/16 on ImageNet in 125,000 steps: --lr 0.0057 --batch-size 2048
-    --method.layer-decay 0.9 --method.momentum 0.992 --method.centring mean --method.untied False
-    --method.prototypes 65536 --method.teacher-temp-warmup 0.3 --model.drop-path 0.3.
+    The published code's short run, ViT-L/16 on ImageNet:
+    `omma pretrain IMAGES --method dinov2 --recipe paper --model vit-l/16 --steps 125000 --method.short True`
     """
-    batch, config = 3072, Config(local_size=crops.papers_local_size(image_size, model))
-    return Recipe(
-        config=config, batch=batch, lr=2e-4 * (batch / 1024) ** 0.5, warmup=80 / 500, weight_decay=0.04,
-        weight_decay_end=0.2, clip=3.0, drop_path=0.4,
-        encoder={"layer_scale": 1e-5, "drop_uniform": True, "drop_exact": True},
+    config = Config(
+        local_size=crops.papers_local_size(image_size, model), head_bottleneck=384, patch_head_bottleneck=256,
+        prototype_gain=True,
     )  # fmt: skip
+    encoder: dict[str, Any] = {"init": "dinov2", "interpolation": "offset"}
+    encoder |= {"layer_scale": 1e-5, "drop_uniform": True, "drop_exact": True}
+    known = backbones.options(model)
+    if "mlp" in known:
+        encoder |= {"mlp": "swiglu", "hidden": swiglu_width(known["hidden"])}
+    return Recipe(
+        config=config, batch=3072, lr=2e-4 * 3**0.5, warmup=80 / 500, warmup_epochs=80, epoch_steps=1250,
+        schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.2,
+        decayed=("token", "position"), clip=3.0, clip_by="part", drop_path=0.4, encoder=encoder,
+    )  # fmt: skip
+
+
+def swiglu_width(hidden: int) -> int:
+    """Width of a SwiGLU of as many parameters as an MLP, a multiple of 8, as the published code has it."""
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 def small(image_size: int, model: str) -> Recipe:
@@ -113,104 +136,33 @@ def small(image_size: int, model: str) -> Recipe:
     so few are hidden, and their loss has a small weight.
     """
     shared = self_distillation.small(image_size, plain=True)
-    config = Config(patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, **shared)
+    config = Config(
+        patch_weight=0.2, mask_probability=0.3, patch_embed_lr=1.0, teacher_temp_warmup=30 / 500, **shared
+    )
     return self_distillation.small_recipe(config)
 
 
-# ---------------------------------------------------------------- the ladder
-class Switch(NamedTuple):
-    """One row of table 1: its change, and the paper's top-1 on ImageNet by k-NN and linear probe (ViT-L).
-
-    change: from (the previous row's recipe, the last row's recipe) to this row's.
-    """
-
-    name: str
-    change: Callable[[Recipe, Recipe], Recipe]
-    knn: float
-    linear: float
-
-
-def _configured(recipe: Recipe, **options: Any) -> Recipe:
-    return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, **options))
-
-
-def _method(*names: str) -> Callable[[Recipe, Recipe], Recipe]:
-    """Set these options of the method to the values of the last row."""
-    return lambda r, end: _configured(r, **{name: getattr(end.config, name) for name in names})
-
-
-def _encoder(**options: Any) -> Callable[[Recipe, Recipe], Recipe]:
-    return lambda r, end: dataclasses.replace(r, encoder={**r.encoder, **options})
-
-
-def _momentum_at(momentum: float, times: float) -> float:
-    """The momentum of a teacher that follows the student `times` as fast."""
-    return max(0.0, 1 - (1 - momentum) * times)
-
-
-def _ibot(end: Recipe) -> Recipe:
-    """The recipe before all changes: tied heads of few prototypes, centring, plain blocks.
-
-    The teacher's momentum relates to the last row's as iBOT's .996 to .994.
-    """
-    c = end.config
-    start = _configured(
-        end, prototypes=max(2, c.prototypes // 16), untied=False, centring="mean", koleo=0.0, layer_decay=1.0,
-        patch_embed_lr=1.0, momentum=_momentum_at(c.momentum, 2 / 3),
-        teacher_temp_warmup=c.teacher_temp_warmup / 2,
+def _short(recipe: Recipe) -> Recipe:
+    """vitl16_short.yaml and its defaults: 100 epochs, a faster teacher, tied heads, centring."""
+    changed = configured(
+        recipe, prototypes=65_536, head_bottleneck=256, untied=False, centring="mean", momentum=0.992,
+        layer_decay=0.9,
     )  # fmt: skip
-    deep = ("layer_scale", "drop_uniform", "drop_exact", "mlp")
-    encoder = {k: v for k, v in end.encoder.items() if k not in deep}
+    encoder = {k: v for k, v in recipe.encoder.items() if k not in ("mlp", "hidden")}
     return dataclasses.replace(
-        start, encoder=encoder, drop_path=0.0, batch=max(2, end.batch // 3), lr=end.lr / 2 / 3**0.5,
-        warmup=end.warmup / 2, weight_decay_end=0.4,
+        changed, batch=2048, lr=4e-3 * 2**0.5, warmup=0.1, warmup_epochs=10, weight_decay_end=0.4,
+        drop_path=0.3, encoder=encoder,
     )  # fmt: skip
-
-
-def _reproduced(r: Recipe, end: Recipe) -> Recipe:
-    """The settings of the authors' code: a higher rate, a faster teacher (.992), a slow patch embedding."""
-    r = _method("layer_decay", "patch_embed_lr")(r, end)
-    r = _configured(r, momentum=_momentum_at(end.config.momentum, 4 / 3))
-    return dataclasses.replace(r, lr=r.lr * 2, weight_decay_end=end.weight_decay_end)
-
-
-def _deep(r: Recipe, end: Recipe) -> Recipe:
-    scaled = _encoder(layer_scale=1e-5, drop_uniform=True, drop_exact=True)(r, end)
-    return dataclasses.replace(scaled, drop_path=end.drop_path or 0.3)
-
-
-def _warmed(r: Recipe, end: Recipe) -> Recipe:
-    return dataclasses.replace(_method("teacher_temp_warmup")(r, end), warmup=end.warmup)
-
-
-def _tripled(r: Recipe, end: Recipe) -> Recipe:
-    return dataclasses.replace(r, batch=end.batch, lr=end.lr)
-
-
-LADDER = (
-    Switch("iBOT", lambda r, end: _ibot(end), 72.9, 82.3),
-    Switch("(reproduction)", _reproduced, 74.5, 83.2),
-    Switch("LayerScale, stochastic depth", _deep, 75.4, 82.0),
-    Switch("128k prototypes", _method("prototypes"), 76.6, 81.9),
-    Switch("KoLeo", _method("koleo"), 78.9, 82.5),
-    Switch("SwiGLU", _encoder(mlp="swiglu"), 78.7, 83.1),
-    Switch("patch 14", _encoder(patch="7/8"), 78.9, 83.5),
-    Switch("teacher momentum .994", _method("momentum"), 79.4, 83.6),
-    Switch("warm-up schedules", _warmed, 80.5, 83.8),
-    Switch("batch 3k", _tripled, 81.7, 84.7),
-    Switch("Sinkhorn-Knopp", _method("centring"), 81.7, 84.7),
-    Switch("untied heads", _method("untied"), 82.0, 84.5),
-)
 
 
 def adapted(recipe: Recipe, model: Mapping[str, Any]) -> Recipe:
-    """The recipe of the row `ladder`; without one, the recipe unchanged.
+    """The recipe of the row `ladder`, or of the run `short`; without either, the recipe unchanged.
 
     model: the backbone's options before the changes. Raises ValueError if it lacks options that rows change.
     """
     row = recipe.config.ladder
     if row is None:
-        return recipe
+        return _short(recipe) if recipe.config.short else recipe
     if missing := [name for name in ("patch", "mlp", "hidden", "layer_scale") if name not in model]:
         raise ValueError(
             f"method.ladder changes the backbone's {', '.join(missing)}, and this one has no such options: "
@@ -222,8 +174,8 @@ def adapted(recipe: Recipe, model: Mapping[str, Any]) -> Recipe:
     encoder = dict(changed.encoder)
     if "patch" in encoder:  # 14 instead of 16
         encoder["patch"] = max(2, round(int(model["patch"]) * 7 / 8))
-    if "mlp" in encoder:  # the same number of parameters with three matrices as with two
-        encoder["hidden"] = max(8, round(int(model["hidden"]) * 2 / 3 / 8) * 8)
+    if "mlp" in encoder:
+        encoder["hidden"] = swiglu_width(int(model["hidden"]))
     return dataclasses.replace(changed, encoder=encoder)
 
 
@@ -237,18 +189,15 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.head = self._head(encoder)
-        self.patch_head = self._head(encoder) if config.untied else None
+        self.head = self_distillation.head(config, encoder.dim)
+        width = config.patch_head_bottleneck
+        self.patch_head = self_distillation.head(config, encoder.dim, width) if config.untied else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.teacher = ema.teacher_of(encoder)
         self.teacher_head = ema.teacher_of(self.head)
         self.teacher_patch_head = None if self.patch_head is None else ema.teacher_of(self.patch_head)
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("patch_centre", torch.zeros(config.prototypes))
-
-    def _head(self, encoder: Backbone) -> PrototypeHead:
-        c = self.config
-        return PrototypeHead(encoder.dim, c.prototypes, c.head_hidden, c.head_bottleneck)
 
     def export_encoder(self) -> Backbone:
         return self.teacher
@@ -261,9 +210,11 @@ class Method(protocols.Method):
 
         patch_head = self.patch_head or self.head
         pooled, patches = masked.encode(self.encoder, self.mask_token)
-        student = Student(self.head.bottleneck(pooled), self.head.last.weight, c.student_temp)
+        gain = self.head.gain
+        student = Student(self.head.bottleneck(pooled), self.head.last.weight, c.student_temp, gain=gain)
         bottleneck = patch_head.bottleneck(masked.at_hidden(patches))
-        patch_student = Student(bottleneck, patch_head.last.weight, c.student_temp)
+        gain = gain if patch_head is self.head else patch_head.gain
+        patch_student = Student(bottleneck, patch_head.last.weight, c.student_temp, gain=gain)
 
         with torch.no_grad():
             features = self.teacher(masked.global_crops)
@@ -292,7 +243,7 @@ class Method(protocols.Method):
         if c.koleo:  # for each view on its own: two views of an image are meant to be neighbours
             first, second = (
                 koleo(x, collectives.gather(x.contiguous()), dist.rank() * b)
-                for x in pooled[: 2 * b].float().chunk(2)
+                for x in upcast(pooled[: 2 * b]).chunk(2)
             )
             loss = loss + c.koleo * (first + second)
             metrics["koleo"] = ((first + second) / 2).detach()
@@ -323,13 +274,18 @@ class Method(protocols.Method):
         return signals.DISTILLATION
 
     def groups(self) -> Iterable[ParamGroup]:
+        """Parts are the published code's sub-modules; its last layers' moments age while they stand still."""
         c = self.config
-        yield from param_groups.layerwise(self.encoder, "encoder", c.layer_decay, c.patch_embed_lr)
+        yield from param_groups.layerwise(
+            self.encoder, "encoder", c.layer_decay, c.patch_embed_lr, part="encoder"
+        )
         heads = {"head": self.head, "patch head": self.patch_head}
         for label, head in heads.items():
             if head is not None:
-                yield from param_groups.standard(head.mlp, label)
-                last = f"{label}'s prototypes"
-                yield from param_groups.standard(head.last, last, frozen_until=c.freeze_last_epochs)
+                yield from param_groups.standard(head.mlp, label, part=label)
+                last, until = f"{label}'s prototypes", c.freeze_last_epochs
+                yield from param_groups.standard(head.last, last, frozen_until=until, ages=True, part=label)
         rate = c.layer_decay ** (len(self.encoder.by_depth()) - 1)  # as for the patch embedding
-        yield ParamGroup(label="mask token", params=[self.mask_token], lr_scale=rate, decay=False)
+        yield ParamGroup(
+            label="mask token", params=[self.mask_token], lr_scale=rate, decay=False, part="encoder"
+        )

@@ -72,7 +72,7 @@ def paper(image_size: int, model: str) -> Recipe:
     return Recipe(
         config=Config(), batch=4096, lr=1e-3, rate_by_batch="none", lr_end=1e-5, warmup=2 / 150,
         warmup_epochs=2, schedule=Schedule(ramp="closed"), betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05,
-        decayed=("mask_token",), clip=3.0, drop_path=0.1,
+        decayed=("mask_token",), clip=3.0, drop_path=0.1, encoder={"init": "eva"},
     )  # fmt: skip
 
 

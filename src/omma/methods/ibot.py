@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from omma.backbones.layers.heads import PrototypeHead
+from omma import backbones
 from omma.core import collectives, protocols
 from omma.core.checks import at_least_zero, range_within_one, within_one
 from omma.core.protocols import (
@@ -30,6 +30,7 @@ from omma.core.protocols import (
     Needs,
     ParamGroup,
     Recipe,
+    Schedule,
     StepOutput,
 )
 from omma.losses.distillation import Student, cross_entropies, hidden_patches, other_views
@@ -44,7 +45,6 @@ class Config(self_distillation.SelfDistillation):
     """The paper's defaults, for ImageNet and multi-crop."""
 
     prototypes: int = 8192
-    teacher_temp_warmup: float = 30 / 800  # share of the run
     patch_weight: float = 1.0  # of the patches' loss
     mask_probability: float = 0.5  # of masking a global crop
     mask_share: tuple[float, float] = (0.1, 0.5)  # of its patches
@@ -71,10 +71,14 @@ def paper(image_size: int, model: str) -> Recipe:
     """ViT-S/16 on ImageNet: batch 1024, 800 epochs.
 
     `omma pretrain IMAGES --method ibot --recipe paper --model vit-s/16 --epochs 800`
+    Only small networks train the prototypes' lengths, as the published code advises.
     """
+    config = Config(prototype_gain=backbones.options(model).get("dim", 0) < 768)
     return Recipe(
-        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, warmup=10 / 800, weight_decay=0.04,
-        weight_decay_end=0.4, clip=3.0, drop_path=0.1,
+        config=config, batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
+        schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.4,
+        decayed=("token", "position"), clip=3.0, clip_by="tensor", drop_path=0.1,
+        encoder={"init": "dino", "interpolation": "offset"},
     )  # fmt: skip
 
 
@@ -85,7 +89,9 @@ def small(image_size: int, model: str) -> Recipe:
     the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise.
     """
     shared = self_distillation.small(image_size, plain=True)
-    return self_distillation.small_recipe(Config(patch_weight=0.2, mask_probability=0.3, **shared))
+    return self_distillation.small_recipe(
+        Config(patch_weight=0.2, mask_probability=0.3, teacher_temp_warmup=30 / 800, **shared)
+    )
 
 
 class Method(protocols.Method):
@@ -98,7 +104,7 @@ class Method(protocols.Method):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.head = PrototypeHead(encoder.dim, config.prototypes, config.head_hidden, config.head_bottleneck)
+        self.head = self_distillation.head(config, encoder.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.teacher = ema.teacher_of(encoder)
         self.teacher_head = ema.teacher_of(self.head)
@@ -114,10 +120,11 @@ class Method(protocols.Method):
         least = max(1, (min(grid) // 3) ** 2)  # patches of a block, as in the published code
         masked = MaskedCrops.draw(self.encoder, batch, c.mask_probability, c.mask_share, least)
 
-        prototypes = self.head.last.weight  # of both images and patches
+        prototypes, gain = self.head.last.weight, self.head.gain  # of both images and patches
         pooled, patches = masked.encode(self.encoder, self.mask_token)
-        student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp)
-        patch_student = Student(self.head.bottleneck(masked.at_hidden(patches)), prototypes, c.student_temp)
+        student = Student(self.head.bottleneck(pooled), prototypes, c.student_temp, gain=gain)
+        bottleneck = self.head.bottleneck(masked.at_hidden(patches))
+        patch_student = Student(bottleneck, prototypes, c.student_temp, gain=gain)
 
         with torch.no_grad():
             features, carry = self.teacher(masked.global_crops), None

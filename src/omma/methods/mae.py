@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from omma.backbones.layers.decoder import PixelDecoder
+from omma.backbones.layers.init import scheme_of
 from omma.core import protocols
 from omma.core.checks import between
 from omma.core.protocols import (
@@ -79,7 +80,7 @@ def paper(image_size: int, model: str) -> Recipe:
     return Recipe(
         config=Config(), batch=4096, lr=1.5e-4 * 4096 / 256, rate_by_batch="linear", lr_end=0.0,
         warmup_epochs=40, schedule=Schedule(ramp="open"), weight_decay=0.05, betas=(0.9, 0.95),
-        decayed=("token",), clip=None, encoder={"positions": "sincos"},
+        decayed=("token",), clip=None, encoder={"positions": "sincos", "init": "mae"},
     )  # fmt: skip
 
 
@@ -96,13 +97,13 @@ def small(image_size: int, model: str) -> Recipe:
 
 
 class Decoder(PixelDecoder):
-    """Encoded visible patches to pixels of all patches."""
+    """Encoded visible patches to pixels of all patches; initial values are distributed as the encoder's."""
 
-    def __init__(self, dim: int, config: Config, grid: tuple[int, int], out: int) -> None:
-        size = config.decoder_size()
-        super().__init__(dim, size, grid, out)
+    def __init__(self, encoder: Backbone, config: Config, grid: tuple[int, int]) -> None:
+        size, scheme = config.decoder_size(), scheme_of(encoder)
+        super().__init__(encoder.dim, size, grid, encoder.channels * encoder.patch**2, scheme.mlp)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.dim))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        scheme.token(self.mask_token)
 
     def forward(self, features: Features, keep: Int[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
         encoded = self.embed(torch.cat([features.pooled[:, None], features.patches], dim=1))
@@ -121,7 +122,7 @@ class Method(protocols.Method):
         self.config = config
         self.encoder = encoder
         grid = encoder.grid(context.image_size, context.image_size)
-        self.decoder = Decoder(encoder.dim, config, grid, encoder.channels * encoder.patch**2)
+        self.decoder = Decoder(encoder, config, grid)
 
     def _mask(
         self, key: Key, patches: Float[Tensor, "b n p"]

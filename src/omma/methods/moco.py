@@ -19,6 +19,7 @@ head's batch norms over all processes (v1 and v2 have none, and shuffle the enco
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from omma import backbones
 from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist, protocols
-from omma.core.checks import above_zero, at_least_zero, range_within_one, within_one
+from omma.core.checks import above_zero, at_least_zero, one_of, range_within_one, within_one
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -42,6 +43,7 @@ from omma.core.protocols import (
     Schedule,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops, signals
 from omma.train import ema, param_groups
@@ -49,7 +51,7 @@ from omma.train.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(crops.Photometric):
     """The paper's defaults, for ViT on ImageNet."""
 
     temperature: float = 0.2
@@ -60,7 +62,7 @@ class Config:
     momentum: float = 0.99
     momentum_end: float = 1.0  # by a cosine
     # a step's average has the momentum of the next step, at whose beginning the published code takes it
-    momentum_next: bool = False
+    momentum_next: bool = added(False, before=False)
     queue: int = 0  # keys of earlier batches to contrast with, as in v1 and v2; 0: the batch's own keys
     freeze_patch_embed: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
@@ -68,7 +70,11 @@ class Config:
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
+    resample: Literal["bicubic", "bilinear"] = added("bilinear", before="bicubic")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("method.resample", self.resample, ("bicubic", "bilinear"))
         above_zero(self, "temperature", "hidden", "out", "layers")
         within_one(self, "momentum", "momentum_end")
         range_within_one(self, "scale")
@@ -83,7 +89,8 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """Two crops with different blur and solarisation."""
-    return crops.pair(config.crop_size or image_size, config.scale, config.colour, config.blur)
+    size = config.crop_size or image_size
+    return crops.pair(size, config.scale, config.colour, config.blur, config, config.resample)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -110,7 +117,7 @@ def small(image_size: int, model: str) -> Recipe:
     config = Config(
         temperature=0.2, hidden=512, out=128, layers=2, momentum=0.99, freeze_patch_embed=False,
         scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain), resample="bicubic", **crops.SMALL,
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

@@ -13,15 +13,16 @@ Choose it for masked image modelling on a Swin, or to fine-tune afterwards; its 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omma import backbones
+from omma.backbones.layers.init import scheme_of
 from omma.core import collectives, protocols
-from omma.core.checks import above_zero, between, range_within_one
+from omma.core.checks import above_zero, between, one_of, range_within_one
 from omma.core.protocols import (
     Backbone,
     Batch,
@@ -38,6 +39,7 @@ from omma.core.protocols import (
     StepOutput,
 )
 from omma.core.random import Stream
+from omma.core.recipe import added
 from omma.losses import reconstruction
 from omma.methods.shared import signals
 from omma.methods.shared.masking import hide, random_units
@@ -55,8 +57,10 @@ class Config:
     unit: int = 32  # pixels along a side of a hidden unit, rounded to whole patches
     normalise_target: bool = False  # by each patch's mean and deviation, as in MAE
     scale: tuple[float, float] = (0.67, 1.0)
+    resample: Literal["bicubic", "bilinear"] = added("bilinear", before="bicubic")
 
     def __post_init__(self) -> None:
+        one_of("method.resample", self.resample, ("bicubic", "bilinear"))
         between(self, "mask_share")
         above_zero(self, "unit")
         range_within_one(self, "scale")
@@ -69,7 +73,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """One mild crop, flipped at random; no colour augmentation."""
-    return (Crop(size=image_size, scale=config.scale),)
+    return (Crop(size=image_size, scale=config.scale, resample=config.resample),)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -87,11 +91,11 @@ def paper(image_size: int, model: str) -> Recipe:
         wide = backbones.options(model).get("dim") == 192
         network = {"window": 12 if wide else 6} if image_size == 192 and "/w" not in model else {}
     return Recipe(
-        config=Config(), batch=2048, lr=1e-4 * scale, rate_by_batch="linear", lr_end=1e-5 * scale,
-        warmup=0.0125, warmup_epochs=10,
+        config=Config(), batch=2048, lr=1e-4 * scale, rate_by_batch="linear",
+        lr_end=1e-5 * scale, warmup=0.0125, warmup_epochs=10,
         schedule=Schedule(ramp="open", start=5e-7 * scale, late=True, drops=(0.875,), scaled=True),
-        weight_decay=0.05, decayed=("table",) if swin else ("mask_token", "table"), clip=5.0,
-        drop_path=0.0 if swin else 0.1, encoder=network,
+        weight_decay=0.05, decayed=() if swin else ("mask_token", "table"), clip=5.0,
+        drop_path=0.0 if swin else 0.1, encoder=network | {"init": "simmim"},
     )  # fmt: skip
 
 
@@ -101,7 +105,8 @@ def small(image_size: int, model: str) -> Recipe:
     `omma pretrain cifar10_25k.zip --method simmim --model vit-n/4 --budget 10m` on two cores: k-NN 40.0 %,
     the untrained network's 28.0 (docs/benchmarks.md).
     """
-    config = Config(unit=max(8, image_size // 4) if image_size < 128 else 32, normalise_target=True)
+    unit = max(8, image_size // 4) if image_size < 128 else 32
+    config = Config(unit=unit, normalise_target=True, resample="bicubic")
     return Recipe(
         config=config, batch=128, lr=1.5e-3, lr_end=0.0, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.95),
         clip=3.0, encoder={"pool": "mean", "positions": "sincos"},
@@ -124,7 +129,7 @@ class Method(protocols.Method):
             )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.predict = nn.Linear(encoder.dim, encoder.channels * encoder.patch**2)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        scheme_of(encoder).token(self.mask_token)
 
     def _mask(self, key: Key, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b n"]:
         grid = self.encoder.grid(*images.shape[-2:])

@@ -44,7 +44,7 @@ EPSILON = 1e-4  # keeps the root's slope finite where a dimension does not vary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(crops.Photometric):
     """The paper's defaults, for ResNet-50 on ImageNet."""
 
     invariance: float = 25.0  # weights of the three terms
@@ -59,6 +59,7 @@ class Config:
     blur: bool = True  # off under 64 px
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_zero(self, "invariance", "variance", "covariance")
         above_zero(self, "deviation", "hidden", "out")
         range_within_one(self, "scale")
@@ -71,7 +72,7 @@ def needs(config: Config) -> Needs:
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
     """BYOL's colours, with the mean of both its crops' blur and solarisation for each view [appendix C.1]."""
-    colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1)
+    colour = crops.pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.1, config)
     return (Crop(count=2, size=config.crop_size or image_size, scale=config.scale, colour=colour),)
 
 
@@ -97,7 +98,7 @@ def small(image_size: int, model: str) -> Recipe:
     tiny, plain = image_size < 64, backbones.traits(model).plain
     config = Config(
         hidden=512, out=512, scale=(0.2, 1.0), colour=0.5 if tiny else 1.0, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain), **crops.SMALL,
     )  # fmt: skip
     return Recipe(
         config=config, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

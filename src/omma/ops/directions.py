@@ -5,6 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def upcast(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """x in fp32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def lengths(vectors: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
     """Euclidean norms in fp32 or better, at least 1e-12, so that vectors of zeros can be divided."""
     exact = torch.promote_types(vectors.dtype, torch.float32)

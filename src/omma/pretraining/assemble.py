@@ -143,7 +143,7 @@ def _network(setup: Setup, tracks: Tracks | None) -> Network:
     drawn, tokenizer = _captions(setup)
     if drawn is not None and tokenizer is not None:
         notes.append(f"captions are read with {tokenizer.vocabulary:,} tokens ({tokenizer.origin})")
-        notes += drawn.cut()
+        notes += drawn.notes()
     context = Context(
         image_size=choice.image_size,
         images=len(images),

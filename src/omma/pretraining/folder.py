@@ -88,10 +88,13 @@ class RunFolder:
             different = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys]
             if different:
                 ends = all(key.startswith("end.") for key in keys)
+                paper = all(key.startswith("settings.") for key in keys) and old.get("recipe") == "paper"
+                version = ", with the version of omma that began it if this one has another recipe"
                 raise ValueError(
                     f"{self.path} holds a run with another configuration ({'; '.join(different)}): "
                     "choose another --out, or repeat the command as it was to resume"
                     + (", or add --extend to continue to a later end" if ends else "")
+                    + version * paper
                 )
         # hidden files are those of a run that was killed at its very start
         elif self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):

@@ -111,7 +111,7 @@ class HoldOut:
     def _logits(self, method: Classifies) -> Tensor:
         if self._pixels is None:
             everything = np.arange(len(self.sample))
-            pixels, good, _ = load_batch(self.sample, everything, self.preprocess, THREADS)
+            pixels, good, _ = load_batch(self.sample, everything, self.preprocess, THREADS, reduced=True)
             self._pixels, self._good = pixels[torch.from_numpy(good)], good
         chunks = self._pixels.split(CHUNK)
         return torch.cat([method.logits(chunk.to(self.device)).float().cpu() for chunk in chunks])

@@ -91,7 +91,7 @@ class Monitor:
     start: retention.Start | None = None
 
     def __post_init__(self) -> None:
-        pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess)
+        pixels, good, _ = load_batch(self.sample, np.arange(len(self.sample)), self.preprocess, reduced=True)
         self.pixels = pixels[torch.from_numpy(good)]
         self.alike = len(self.pixels) > 1 and float((self.pixels - self.pixels[:1]).abs().mean()) < ALIKE
         self.labels: np.ndarray | None = None
@@ -111,7 +111,7 @@ class Monitor:
         if self.held_out:
             rows = np.flatnonzero(training_labels >= 0)
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:BANK])
-            bank, readable, _ = load_batch(self.training, rows, self.preprocess)
+            bank, readable, _ = load_batch(self.training, rows, self.preprocess, reduced=True)
             self.bank = bank[torch.from_numpy(readable)]
             self.bank_labels = training_labels[rows][readable]
 

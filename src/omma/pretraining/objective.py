@@ -27,13 +27,16 @@ from omma.core.protocols import (
 from omma.data.batches import augment
 from omma.data.batches.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from omma.pretraining import requirements
+from omma.train import clipping
+from omma.train import optimizer as optimizers
 
 
 class Objective(nn.Module):
     """The loss of a pretraining method as a function of a batch of images (docs/own_loop.md).
 
     The state_dict includes the step, so that a run resumes from it and the optimizer's. `metrics` are those
-    of the latest batch; `recipe` has the learning rate, weight decay, ... that suit the method.
+    of the latest batch; `recipe` has the learning rate, weight decay, ... that suit the method, and
+    `make_optimizer` and `before_step` train by it.
 
     Args:
         name: The method; `omma methods` lists them.
@@ -45,7 +48,8 @@ class Objective(nn.Module):
         options: The method's own, as --method.KEY: {"prototypes": 4096}.
         classes: Names of the labels, or how many there are, for methods that learn from labels.
         model: What `omma.load` returns, for methods that learn from a trained model.
-        mean, std: For each channel, of values in [0, 1]; the encoder sees (x - mean) / std.
+        mean: For each channel, of values in [0, 1]; the encoder sees (x - mean) / std.
+        std: Likewise.
         normalised: Are the images that `forward` receives normalised by `mean` and `std` already?
         seed: Of views and masks.
 
@@ -87,6 +91,7 @@ class Objective(nn.Module):
             Context(image_size=image_size, classes=self.classes, preprocess=self.preprocess, model=model),
         )
         self._late = [g for g in self.method.groups() if g.frozen_until or g.frozen_share]
+        self._scheduled = False  # does `before_step` set the groups' rates?
         self.metrics: Mapping[str, Tensor] = {}  # of the latest batch
         self._begin(step=0)
 
@@ -99,7 +104,34 @@ class Objective(nn.Module):
     @property
     def clock(self) -> Clock:
         """Where the run is."""
-        return Clock(self.step, self.steps, self.epochs * self.step / self.steps, self.epochs)
+        if (steps := self.recipe.epoch_steps) is not None:
+            passes = self.epochs * steps / self.steps
+            return Clock(self.step, self.steps, self.step / steps, self.steps / steps, passes)
+        passes = self.recipe.epoch_passes
+        epochs = self.epochs / passes
+        return Clock(self.step, self.steps, epochs * self.step / self.steps, epochs, passes)
+
+    def make_optimizer(self, batch: int | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer, for `before_step`.
+
+        batch: images in a step, which the learning rate follows as the recipe says; by default the recipe's.
+        """
+        if batch is not None:
+            self.recipe = self.recipe.for_batch(batch)
+        self._scheduled = True
+        return optimizers.make_optimizer(self.method, self.recipe)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> float:
+        """Between `backward` and the step: set learning rates and weight decay, and clip, by the recipe.
+
+        optimizer: from `make_optimizer`. Returns the norm of the gradients before they are clipped.
+        """
+        optimizers.schedule(optimizer, self.recipe, self.clock)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norm = clipping.norm([g for g in gradients if g is not None])
+        if self.recipe.clip is not None:
+            clipping.clip(optimizer, self.recipe.clip, self.recipe.clip_by, norm)
+        return float(norm)
 
     if TYPE_CHECKING:  # to type checkers, nn.Module's own returns Any
 
@@ -123,7 +155,8 @@ class Objective(nn.Module):
                 raise ValueError(f"{self.name} updates its state in after_step(): call it after each step")
             self._version = version
             for group in self._late:
-                frozen = clock.epoch < group.frozen_until or clock.progress < group.frozen_share
+                until = clock.epoch < group.frozen_until and not (group.ages and self._scheduled)
+                frozen = until or clock.progress < group.frozen_share
                 for p in group.params:
                     p.requires_grad_(not frozen)
         output = self.method(batch, clock)

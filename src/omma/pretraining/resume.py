@@ -6,6 +6,7 @@ from typing import Any
 
 from omma import weights
 from omma.core import dist
+from omma.core.words import count
 from omma.pretraining import health
 from omma.pretraining.events import Note, Result
 from omma.pretraining.request import Request
@@ -69,6 +70,19 @@ def length(run: Run, request: Request, step_time: float) -> int:
     by_epochs = math.ceil((request.epochs or 0) * position.images / position.batch)
     by_time = position.step + int(left / step_time)
     return dist.broadcast(max(1, request.steps or by_epochs or by_time))
+
+
+def shorter_warmup(run: Run) -> list[str]:
+    """A line if the run is too short for the warm-up that its recipe states."""
+    recipe, clock = run.choice.recipe, run.position.clock()
+    if not recipe.shortened(clock):
+        return []
+    steps, length = round(recipe.warmup_steps(clock)), recipe.warmup_length
+    stated = f"{recipe.warmup_epochs:g} epochs" if length is None else count(length, "step")
+    return [
+        f"warm-up: {steps:,} of the run's {count(clock.total, 'step')}; the {stated} of the recipe "
+        f"{run.choice.recipe_name} are too long for {clock.epochs:.3g} epochs"
+    ]
 
 
 def extend(run: Run, request: Request) -> None:

@@ -61,6 +61,7 @@ def train(run: Run, request: Request) -> Result:
             run.position.total = resume.length(run, request, step_time)
         if extending:
             resume.extend(run, request)
+        run.notes += resume.shorter_warmup(run)
         if dist.is_distributed():
             share = run.position.batch // dist.world_size()
             run.notes.append(f"{dist.world_size()} processes, {share} images of a step each")

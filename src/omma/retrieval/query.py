@@ -35,6 +35,7 @@ class Asked:
     kinds: tuple[str, ...]  # "image", "row" or "text", of each part
     row: int | None = None  # of the index, where the query is that row alone
     project: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n o"]] | None = None
+    notes: tuple[str, ...] = ()  # about its texts
 
 
 def kind_of(query: Any, index: Index) -> str:
@@ -77,14 +78,16 @@ def ask(
     parts: list[Any] = [*wanted, *avoided]
     if crop is not None:
         parts[0], kinds[0] = region(parts[0], kinds[0], index, crop), "image"
-    project = None
+    project, tower, notes = None, None, ()
     if "text" in kinds:
         assert paired is not None, "the caller can load the text tower"
         tower = paired()
         project = tower.images
     vectors = [_vector(part, kind, index, model, device) for part, kind in zip(parts, kinds)]
-    if project is not None:
-        texts = iter(tower.texts([p for p, k in zip(parts, kinds) if k == "text"]))
+    if project is not None and tower is not None:
+        words = [p for p, k in zip(parts, kinds) if k == "text"]
+        notes = tuple(tower.tokenizer.unrepaired(words)) if tower.tokenizer else ()
+        texts = iter(tower.texts(words))
         vectors = [next(texts) if v is None else project(v[None])[0] for v in vectors]
     rows = unit(np.stack([v for v in vectors if v is not None]))  # texts have their vectors now
     vector = rows[: len(wanted)].mean(0)
@@ -93,7 +96,7 @@ def ask(
     if not np.linalg.norm(vector) > 1e-6:
         raise ValueError("what is wanted and what is avoided are the same: nothing is left to search for")
     row = index.row_of(str(wanted[0])) if kinds == ["row"] else None
-    return Asked(unit(vector[None])[0], tuple(kinds), row, project)
+    return Asked(unit(vector[None])[0], tuple(kinds), row, project, notes)
 
 
 def _vector(
@@ -186,7 +189,7 @@ def answer(
     if asked.row is not None:
         others = found.indices[0] != asked.row
         found = Neighbours(found.similarities[:, others][:, :k], found.indices[:, others][:, :k])
-    return found, notes
+    return found, (*notes, *asked.notes)
 
 
 def model_of(index: Index, model: str | Path | Model | None = None) -> Model:

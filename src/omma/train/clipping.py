@@ -46,11 +46,13 @@ def _scale(gradients: Sequence[Tensor], most: float, length: Tensor) -> None:
 
 
 def _clip_each(gradients: Sequence[Tensor], most: float) -> None:
+    if not gradients:
+        return
     local = [to_local(g) for g in gradients]
     norms = torch._foreach_norm(local)
     exact = torch.float64 if any(x.dtype == torch.float64 for x in norms) else torch.float32
-    squares = torch.stack([x.to(exact) for x in norms]).square()
+    lengths = torch.stack([x.to(exact) for x in norms])
     if sharded := [i for i, g in enumerate(gradients) if is_sharded(g)]:
-        squares[sharded] = collectives.total(squares[sharded])
-    factors = (most / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        lengths[sharded] = collectives.total(lengths[sharded].square()).sqrt()
+    factors = (most / (lengths + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(local, [f.to(g.dtype) for f, g in zip(factors.unbind(), local, strict=True)])

@@ -80,7 +80,9 @@ def standard(
     return groups
 
 
-def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.0) -> list[ParamGroup]:
+def layerwise(
+    encoder: Backbone, label: str, decay: float, embedding: float = 1.0, part: str = ""
+) -> list[ParamGroup]:
     """The encoder's parameters with layer-wise learning rates: scale decay^i for the i-th layer from the end.
 
     [Bao 2021, appendix]. i = 0 is after the last block; patch embedding, tokens and positions have
@@ -88,7 +90,7 @@ def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.
     Raises ValueError for a network whose layers are not known.
     """
     if decay == 1 and embedding == 1:
-        return standard(encoder, label)
+        return standard(encoder, label, part=part)
     layers = encoder.by_depth()
     if len(layers) < 2:
         raise ValueError(f"the layers of {encoder.name} are not known: give --method.layer-decay 1")
@@ -103,5 +105,5 @@ def layerwise(encoder: Backbone, label: str, decay: float, embedding: float = 1.
             if params:
                 name = f"{label}, layer {number}" + ", kernel" * kernel + ", no decay" * (not decays_)
                 scale = rate * (embedding if kernel else 1.0)
-                groups.append(ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_))
+                groups.append(ParamGroup(label=name, params=params, lr_scale=scale, decay=decays_, part=part))
     return groups

@@ -19,17 +19,16 @@ def linear(start: float, end: float, progress: float) -> float:
 def learning_rate(clock: Clock, recipe: Recipe) -> float:
     """The unscaled rate of this step, as `Recipe.schedule` says."""
     s = recipe.schedule
-    per_epoch = clock.total / clock.epochs
-    unit = per_epoch if s.by == "epoch" else 1.0  # steps between changes
-    now = clock.step if s.by == "step" else math.floor(clock.epoch)
+    now, total, warmup = clock.step, clock.total, recipe.warmup_steps(clock)
+    stated = recipe.stated_warmup(clock)
+    if s.by == "epoch" and clock.epochs > (stated or 0):
+        now, total, warmup = math.floor(clock.epoch), clock.epochs, warmup * clock.epochs / clock.total
+        if stated is not None:
+            warmup = clock.warmup(stated, recipe.warmup)  # not rounded to steps
     now = max(now - s.late, 0)
-    total, warmup = clock.total / unit, recipe.warmup_steps(clock) / unit
-    if now < warmup:
-        if s.ramp == "next":
-            share = min((now + 1) / warmup, 1.0)
-        else:
-            share = now / max(warmup - (s.ramp == "closed"), 1)
-        return s.start + (recipe.lr - s.start) * share
+    if now < math.floor(warmup):
+        done = {"next": (now + 1) / warmup, "closed": now / max(warmup - 1, 1), "open": now / warmup}
+        return s.start + (recipe.lr - s.start) * min(done[s.ramp], 1.0)
     if s.drops:
         return recipe.lr * 0.1 ** sum(now >= drop * total for drop in s.drops)
     start = 0.0 if s.whole else warmup

@@ -91,6 +91,12 @@ def load_torchscript(file: Path) -> Any:
     return _load(file, plain)
 
 
+def classes(file: Path) -> list[str]:
+    """Last names of the classes that a file's pickles name, of a TorchScript archive: its modules'."""
+    with open(file, "rb") as opened:
+        return [name.rpartition(".")[2] for name in _imported_names(file, opened)]
+
+
 def _load(file: Path, opened: IO[bytes], mmap: bool = False) -> Any:
     names = _imported_names(file, opened)
     if "builtins.bytearray" in names:  # torch calls it with any size

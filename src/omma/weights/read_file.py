@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omma.weights.pickles import AGAIN, Standin, load_pickle, load_torchscript, one_line_errors
+from omma.weights.pickles import AGAIN, Standin, classes, load_pickle, load_torchscript, one_line_errors
 from omma.weights.safetensors_file import open_tensors
 
 # A checkpoint's entries in order of preference: papers evaluate the averaged network.
@@ -197,9 +197,22 @@ def _read_zip(file: Path) -> Any:
     if "data.pkl" not in entries:
         raise ValueError(f"{file} is a zip archive of other things ({_list(entries)}); unpack it")
     if "constants.pkl" in entries:
-        return _stored_only(file, _flat(load_torchscript(file)), unpacked)
+        return _completed(file, _stored_only(file, _flat(load_torchscript(file)), unpacked))
     stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries.values())
     return _stored_only(file, load_pickle(file, stored=stored), unpacked)
+
+
+def _completed(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A TorchScript archive of CLIP has `input_resolution`, as OpenAI's, by which its QuickGELU is known.
+
+    Some of OpenAI's lack it. An archive whose modules include PyTorch's GELU is another's.
+    """
+    first, positions = tensors.get("visual.conv1.weight"), tensors.get("visual.positional_embedding")
+    named = any(name.endswith("input_resolution") for name in tensors)
+    if first is None or positions is None or named or "GELU" in classes(file):
+        return tensors
+    side = first.shape[-1] * round(max(len(positions) - 1, 0) ** 0.5)
+    return {**tensors, "input_resolution": torch.tensor(side)}
 
 
 def _stored_only(file: Path, content: Any, size: int) -> Any:

@@ -51,6 +51,20 @@ def test_prototype_head_gives_cosines() -> None:
         torch.testing.assert_close(head(x), before, atol=1e-6, rtol=1e-5)
 
 
+def test_a_gain_multiplies_the_cosines() -> None:
+    head, plain = PrototypeHead(6, 9, hidden=8, bottleneck=5, gain=True), PrototypeHead(6, 9, 8, 5)
+    plain.load_state_dict({k: v for k, v in head.state_dict().items() if k != "last.gain"})
+    x = wave(3, 6, phase=0.1).float()
+    torch.testing.assert_close(head(x), plain(x))  # gains start at 1
+    gain = head.last.get_parameter("gain")
+    with torch.no_grad():
+        gain += torch.arange(9.0)[:, None]
+    torch.testing.assert_close(head(x), plain(x) * torch.arange(1.0, 10.0))
+    bottleneck = head.bottleneck(x)
+    torch.testing.assert_close(head.mean(bottleneck), head.cosines(bottleneck).mean(0))
+    assert plain.gain is None
+
+
 def test_prototype_head_moves_only_directions() -> None:
     head = PrototypeHead(6, 9, hidden=8, bottleneck=5)
     head(wave(3, 6, phase=0.1).float()).square().sum().backward()

@@ -223,18 +223,21 @@ def test_every_view_has_its_own_changes(channels, changes):
 
 
 # ---------------------------------------------------------------- colour
+JITTER = ("brightness", "contrast", "saturation", "hue")
+RANDOM = replace(COLOUR, jitter_order="random")
+PILLOW = replace(RANDOM, blur_kernel="boxes", blur_border="edge")
+
+
 def by_hand(raw, crop, number, k, pre):
     """One view after the other, with torchvision's functions."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     draws = augment.draw_colour(k, crop.colour, crop.count, number)
     out = []
     for i, x in enumerate(raw.flatten(0, 1).float() / 255):
-        d = [v[i].item() for v in draws]
-        if d[0]:
-            x = functional.adjust_brightness(x, d[1])
-            x = functional.adjust_contrast(x, d[2])
-            x = functional.adjust_saturation(x, d[3])
-            x = functional.adjust_hue(x, d[4])
+        d = [v[i].tolist() for v in draws]
+        changes = [getattr(functional, f"adjust_{name}") for name in JITTER]
+        for change in d[8] if d[0] else ():
+            x = changes[change](x, d[1 + change])
         if d[5]:
             x = functional.rgb_to_grayscale(x, 3)
         if d[6]:
@@ -255,7 +258,15 @@ def two_threads():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
-    "colour", [COLOUR, replace(COLOUR, blur_p=0), Colour(grey_p=0.5), Colour(solarise_p=1)]
+    "colour",
+    [
+        COLOUR,
+        replace(COLOUR, blur_p=0),
+        Colour(grey_p=0.5),
+        Colour(solarise_p=1),
+        PILLOW,
+        replace(COLOUR, blur_p=1, blur_border="zero", blur_radius=4),
+    ],
 )
 def test_compiled_colour_equals_tensors(colour, dtype, two_threads):
     pre, k = preprocess(), key(12)
@@ -286,16 +297,18 @@ def test_without_numba_views_are_the_same_and_the_plan_says_what_it_costs(monkey
     assert not augment.speed_notes(PLAN, 3, torch.device("cuda"))
 
 
+@pytest.mark.parametrize("colour", [COLOUR, RANDOM])
 @pytest.mark.parametrize("chunk", [1, 3000, 10**9, None])
-def test_augment_equals_torchvision(chunk, monkeypatch):
+def test_augment_equals_torchvision(chunk, colour, monkeypatch):
     if chunk:  # of the form with tensors
         monkeypatch.setattr(augment, "_CHUNK", chunk)
         monkeypatch.setattr(augment, "_compiles", lambda *_: False)
     pre, k = preprocess(), key(12)
-    crops = augment.cut(photographs(12), PLAN, k)
+    plan = [replace(crop, colour=colour) for crop in PLAN]
+    crops = augment.cut(photographs(12), plan, k)
     copies = [c.clone() for c in crops]
-    for number, got in enumerate(augment.augment(crops, PLAN, k, pre)):
-        expected = by_hand(crops[number], PLAN[number], number, k, pre)
+    for number, got in enumerate(augment.augment(crops, plan, k, pre)):
+        expected = by_hand(crops[number], plan[number], number, k, pre)
         # a value that rounding carries across .5 is solarised or not, with the same result within rounding
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
         assert got.dtype == torch.float32
@@ -303,14 +316,81 @@ def test_augment_equals_torchvision(chunk, monkeypatch):
         assert torch.equal(before, after)  # the input is left alone
 
 
-def test_augment_depends_on_the_key_alone():
+@pytest.mark.parametrize("colour", [COLOUR, PILLOW])
+def test_augment_depends_on_the_key_alone(colour):
     images, pre = photographs(), preprocess()
-    whole = augment.augment(augment.cut(images, PLAN, key(6)), PLAN, key(6), pre)
+    plan = [replace(crop, colour=colour, resample="bilinear") for crop in PLAN]
+    whole = augment.augment(augment.cut(images, plan, key(6)), plan, key(6), pre)
     some = np.array([4, 1])
     k = Key(1, np.zeros(2, int), some)
-    part = augment.augment(augment.cut([images[i] for i in some], PLAN, k), PLAN, k, pre)
+    part = augment.augment(augment.cut([images[i] for i in some], plan, k), plan, k, pre)
     for a, b in zip(whole, part):
         torch.testing.assert_close(a[some], b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_blur_equals_pillows(compiles, monkeypatch):
+    """Up to Pillow's rounding in each of its six passes; a Gaussian with reflected borders is far off."""
+    image_module = pytest.importorskip("PIL.Image")
+    image_filter = pytest.importorskip("PIL.ImageFilter")
+    monkeypatch.setattr(augment, "_compiles", lambda *_: compiles)
+    colour, pre, k = Colour(blur_p=1, blur_kernel="boxes", blur_border="edge"), preprocess(), key(30)
+    raw = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (30, 1, 3, 24, 18), np.uint8))
+    sigma, worst = augment.draw_colour(k, colour, 1, 0).sigma, {}
+    for kernel, border in (("boxes", "edge"), ("gaussian", "reflect")):
+        plan = [Crop(size=18, colour=replace(colour, blur_kernel=kernel, blur_border=border))]
+        (got,) = augment.augment([raw], plan, k, pre)
+        got = (got[:, 0] * 0.25 + torch.tensor(pre.mean)[:, None, None]) * 255
+        expected = [
+            np.asarray(image_module.fromarray(x).filter(image_filter.GaussianBlur(float(s))))
+            for x, s in zip(raw[:, 0].permute(0, 2, 3, 1).numpy(), sigma)
+        ]
+        difference = (got - torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2)).abs()
+        worst[kernel] = float(difference.max())
+    assert worst["boxes"] < 4
+    assert worst["gaussian"] > 20
+
+
+def test_every_order_of_jitter_is_as_likely():
+    orders = augment.draw_colour(key(3000), RANDOM, 2, 1).order
+    found, counts = np.unique(orders, axis=0, return_counts=True)
+    assert found.tolist() == [list(order) for order in itertools.permutations(range(4))]
+    assert abs(counts - 250).max() < 4.5 * 250**0.5
+    first, second = orders[::2], orders[1::2]  # of the two views of an image
+    assert (first == second).all(1).mean() < 0.07
+    fixed = augment.draw_colour(key(3000), COLOUR, 2, 1)
+    assert (fixed.order == np.arange(4)).all()
+    np.testing.assert_array_equal(fixed.hue, augment.draw_colour(key(3000), RANDOM, 2, 1).hue)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_crops_are_resampled_as_the_plan_says(resample):
+    """As torchvision's `resized_crop` of images of 8 bits, which is Pillow's, by each of the three ways."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    image_module = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (50, 40, 3), dtype=np.uint8) for _ in range(4)]
+    plan, k = [Crop(size=16, scale=(0.3, 1.0), flip_p=0, resample=resample)], key(4)
+    tensors = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    ways = (
+        augment.cut(images, plan, k)[0],
+        augment.cut_each(list(tensors), plan, k)[0],
+        augment.cut_batch(tensors, plan, k)[0].round().clamp(0, 255),
+    )
+    boxes = augment.draw_boxes(k, plan[0], 0, np.full(4, 50), np.full(4, 40))[:, 0].tolist()
+    mode = functional.InterpolationMode(resample)
+    expected = torch.from_numpy(
+        np.stack(
+            [
+                np.asarray(functional.resized_crop(image_module.fromarray(image), *box, [16, 16], mode))
+                for image, box in zip(images, boxes)
+            ]
+        )
+    )
+    for found in ways:
+        difference = (found[:, 0].permute(0, 2, 3, 1).float() - expected.float()).abs()
+        assert difference.max() <= 2
+        assert difference.mean() < 0.4
 
 
 def test_draws():

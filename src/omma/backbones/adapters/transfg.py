@@ -60,7 +60,9 @@ def insert(network: Backbone, config: Config) -> None:
     parts.stride, parts.drops_tokens = stride, False
     if network.pos_embed is not None:
         old = network.pos_embed
-        new = torch.cat([old[:, :own], resample(old[:, own:], home, network.home)], dim=1).detach()
+        new = torch.cat(
+            [old[:, :own], resample(old[:, own:], home, network.home, network.interpolation)], dim=1
+        ).detach()
         network.pos_embed = nn.Parameter(new, requires_grad=old.requires_grad)
     if config.fresh_last:
         _initialise(network.blocks[-1])

@@ -193,10 +193,13 @@ def blocks(size: Size, drop_path: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*(block(rate) for rate in rates(drop_path, size.depth)))
 
 
-def init_linear(module: nn.Module) -> None:
-    """Truncated normal of deviation .02 for weights, 0 for biases [Dosovitskiy 2020]."""
+def init_linear(module: nn.Module, draw: Callable[[Tensor], object] | None = None) -> None:
+    """0 for biases; weights by `draw`, or a truncated normal of deviation .02 [Dosovitskiy 2020]."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        if draw is None:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        else:
+            draw(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

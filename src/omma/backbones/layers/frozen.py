@@ -76,4 +76,6 @@ class Frozen(nn.Module):
                 f"{self.encoder.name} gives {patches.shape[1]} features for {size[0]}x{size[1]} px, "
                 f"{grid[0] * grid[1]} are needed: choose a plain ViT, or a tokenizer trained with one"
             )
-        return patches if self.weight is None else F.linear(patches.float(), self.weight, self.bias)
+        if self.weight is None:
+            return patches
+        return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)

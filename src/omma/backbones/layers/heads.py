@@ -53,10 +53,13 @@ class PrototypeHead(nn.Module):
     """MLP, L2 norm, and cosine similarity to `prototypes` learned unit vectors [Caron 2021, appendix C].
 
     d - hidden - hidden - bottleneck with GELU; the last layer is DINO's weight-normed linear with the norm
-    fixed at 1.
+    fixed at 1. gain: rather, each prototype's norm is learned (`last.gain`, from 1), as in iBOT's and
+    DINOv2's published runs.
     """
 
-    def __init__(self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+    def __init__(
+        self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, gain: bool = False
+    ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden),
@@ -66,6 +69,8 @@ class PrototypeHead(nn.Module):
             nn.Linear(hidden, bottleneck),
         )
         self.last = nn.Linear(bottleneck, prototypes, bias=False)
+        if gain:  # a matrix, so that it decays as in the published codes
+            self.last.register_parameter("gain", nn.Parameter(torch.ones(prototypes, 1)))
         for module in self.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -75,18 +80,29 @@ class PrototypeHead(nn.Module):
         """Unit vectors to compare with the prototypes."""
         return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
 
+    @property
+    def gain(self) -> Float[Tensor, "k"] | None:
+        """The prototypes' norms, where they are learned."""
+        gain = getattr(self.last, "gain", None)
+        return None if gain is None else gain[:, 0]
+
+    def scales(self) -> Float[Tensor, "k"]:
+        """What the rows of `last.weight` are multiplied by, in fp32 or better."""
+        inverse = 1 / directions.lengths(self.last.weight)
+        return inverse if self.gain is None else inverse * self.gain.to(inverse.dtype)
+
     def cosines(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
-        """Cosines between unit vectors and the prototypes, in fp32 or better."""
-        lengths = directions.lengths(self.last.weight)
-        return F.linear(bottleneck, self.last.weight).to(lengths.dtype).mul_(1 / lengths)
+        """Cosines between unit vectors and the prototypes (times the gain), in fp32 or better."""
+        scales = self.scales()
+        return F.linear(bottleneck, self.last.weight).to(scales.dtype).mul_(scales)
 
     @torch.no_grad()
     def mean(self, bottleneck: Float[Tensor, "b e"]) -> Float[Tensor, "k"]:
         """Mean of `cosines`, which are linear in the vectors, in fp32 or better; 0 for no vectors."""
-        weight = self.last.weight
-        lengths = directions.lengths(weight)
-        mean = bottleneck.to(lengths.dtype).sum(0) / max(1, len(bottleneck))
-        return torch.cat([rows.to(mean.dtype) @ mean for rows in weight.split(_ROWS)]).div_(lengths)
+        scales = self.scales()
+        mean = bottleneck.to(scales.dtype).sum(0) / max(1, len(bottleneck))
+        rows = self.last.weight.split(_ROWS)
+        return torch.cat([some.to(mean.dtype) @ mean for some in rows]).mul_(scales)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         return self.cosines(self.bottleneck(x))

@@ -105,6 +105,11 @@ EVA = MappingProxyType({**SCHEMES, "vit": replace(SCHEMES["vit"], rescaled=True)
 SWIN = MappingProxyType({**SCHEMES, "simmim": _DEIT})
 
 
+def scheme_of(network: Any) -> Scheme:
+    """The distributions that a backbone's initial weights were drawn from: a head's beside it are, too."""
+    return (SWIN if network.hierarchical else SCHEMES)[network.init]
+
+
 @torch.no_grad()
 def initialise(network: Any, name: str, schemes: Mapping[str, Scheme] = SCHEMES) -> None:
     """Draw a transformer's weights, in the order of its layers; those of `patch_embed` are "vit"'s already.
@@ -114,6 +119,7 @@ def initialise(network: Any, name: str, schemes: Mapping[str, Scheme] = SCHEMES)
     """
     one_of("init", name, tuple(schemes))
     scheme = schemes[name]
+    network.init = name
     if name != "vit":
         _layer(network.patch_embed.proj, scheme.patch, scheme.patch_bias)
     for path, layer in network.named_modules():

@@ -44,7 +44,7 @@ def resized(
     if all(isinstance(n, int) for n in grid) and home == grid:  # sizes of a traced network are symbols
         return table
     old, new = ((2 * h - 1, 2 * w - 1) for h, w in (home, grid))
-    resampled = resample(table[None, : len(table) - extra], old, new, antialias=False)[0]
+    resampled = resample(table[None, : len(table) - extra], old, new, how="plain")[0]
     return torch.cat([resampled, table[len(table) - extra :]])
 
 

@@ -135,16 +135,18 @@ def extras(
     projection: Float[Tensor, "o d"],
     merges: Int[np.ndarray, "m 2"] | None,
     scalars: Mapping[str, Tensor],
+    repaired: bool = False,
 ) -> Extras:
     """Extras from which `restored` rebuilds tower, projection and tokenizer.
 
-    merges: None if they are not known. scalars: the logits' scale and bias.
+    merges: None if they are not known. scalars: the logits' scale and bias. repaired: the tokenizer repairs
+    texts by ftfy, as its tower was trained.
     """
     tensors = {PROJECTION: projection, **scalars}
     tensors |= {TOWER + name: x for name, x in tower.state_dict().items()}
     if merges is not None:
         tensors[MERGES] = torch.from_numpy(np.asarray(merges, np.int32))
-    return Extras(tensors, {"text": dict(tower.facts)})
+    return Extras(tensors, {"text": dict(tower.facts) | ({"repaired": True} if repaired else {})})
 
 
 def tower_of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], source: str) -> TextTower:
@@ -180,7 +182,8 @@ def restored(extras: Extras, source: str, merges: Int[np.ndarray, "m 2"] | None 
     tower = tower_of(own, extras.facts["text"], source)
     if MERGES in tensors:
         merges = text_tokenizer.checked(tensors[MERGES].numpy(), source)
-    tokenizer = None if merges is None else Tokenizer(merges, tower.context)
+    repaired = extras.facts["text"].get("repaired") is True
+    tokenizer = None if merges is None else Tokenizer(merges, tower.context, repaired=repaired)
     vocabulary = len(own["token_embed.weight"])
     if tokenizer is not None and (tokenizer.vocabulary, tokenizer.end) != (vocabulary, tower.end):
         raise ValueError(

@@ -15,7 +15,7 @@ from omma.ops import recompute
 from omma.ops.norm import norm
 from omma.ops.packing import pack, unpack
 from omma.ops.patches import take
-from omma.ops.positions import resample
+from omma.ops.positions import Interpolation, resample
 
 POOLS = ("token", "mean", "mean_fc_norm")
 
@@ -59,6 +59,7 @@ class Transformer(Backbone):
     patch_embed: PatchEmbed
     pos_embed: nn.Parameter | None
     prefix_positions: bool  # do class token and registers have positions?
+    interpolation: Interpolation = "antialias"  # of the patches' positions, for other grids
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
@@ -115,7 +116,7 @@ class Transformer(Backbone):
         prefix = torch.cat(front, 1) if front else None
         if self.pos_embed is not None:
             own = self.prefix if self.prefix_positions else 0
-            positions = resample(self.pos_embed[:, own:], self.home, grid)
+            positions = resample(self.pos_embed[:, own:], self.home, grid, self.interpolation)
             if keep is not None:
                 positions = take(positions.expand(b, -1, -1), keep)
             tokens = tokens + positions

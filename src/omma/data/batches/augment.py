@@ -22,15 +22,12 @@ from omma.data.batches.colour_draws import ColourDraws, apply_colour, draw_colou
 from omma.data.batches.preprocess import scale
 from omma.data.pixels import erasing, randaugment, spectrum
 from omma.data.pixels.resize import (
-    blur_radius,
     crop_resize,
     crop_resize_each,
     cut_into,
-    gaussian_taps,
+    kernels,
 )
 
-# Papers' crops are bicubic (DINO, MAE, BYOL); it costs a tenth more than bilinear.
-_FILTER = "bicubic"
 _TRIES = 10  # as torchvision's RandomResizedCrop
 # Values per chunk and thread on a CPU (2.4 MB). Measured: a quarter of it takes an eighth longer and a
 # twelfth half as long again, for the overhead of calls; much larger chunks do not fit into the caches.
@@ -112,7 +109,7 @@ def cut(
         for index, image in enumerate(images):
             i, frame = divmod(index, frames)
             for view in range(frame, shape[1], frames):
-                cut_into(out[i, view], image, boxes[i][view], _FILTER, bool(flips[i, view]))
+                cut_into(out[i, view], image, boxes[i][view], crop.resample, bool(flips[i, view]))
         crops.append(torch.from_numpy(out))
     return tuple(crops)
 
@@ -138,7 +135,7 @@ def cut_each(
         whole = image.float()[None]
         for crop, out, box, flip in zip(plan, crops, boxes, flips):
             for view in range(frame, out.shape[1], frames):
-                piece = crop_resize_each(whole, box[i][view], crop.size, _FILTER)[0]
+                piece = crop_resize_each(whole, box[i][view], crop.size, crop.resample)[0]
                 piece = piece.flip(-1) if flip[i][view] else piece
                 out[i, view] = piece.round_().clamp_(0, 255) if image.dtype == torch.uint8 else piece
     eight_bit = all(image.dtype == torch.uint8 for image in images)
@@ -158,7 +155,7 @@ def cut_batch(
         flips = torch.from_numpy(draw_flips(key, crop, number)).to(images.device)
         count = crop.count * crop.frames
         views = images.repeat_interleave(count, 0) if count > frames else images
-        out = crop_resize(views, boxes.reshape(-1, 4), crop.size, _FILTER, flips.reshape(-1))
+        out = crop_resize(views, boxes.reshape(-1, 4), crop.size, crop.resample, flips.reshape(-1))
         crops.append(out.view(b, count, c, crop.size, crop.size))
     return tuple(crops)
 
@@ -187,8 +184,8 @@ def _augment(raw: Tensor, crop: Crop, number: int, key: Key, preprocess: Preproc
     if draws and crop.frames > 1:
         draws = ColourDraws(*(np.repeat(values, crop.frames, axis=0) for values in draws))
     flat = raw.flatten(0, 1)
-    if draws and _compiles(flat, crop):
-        out = _compiled(flat, draws, preprocess)
+    if draws and crop.colour and _compiles(flat, crop):
+        out = _compiled(flat, crop.colour, draws, preprocess)
     else:
         out = _by_tensors(flat, crop, number, key, draws, preprocess)
     out = out.view(raw.shape)
@@ -211,24 +208,28 @@ def _has_loops(device: str, channels: int, crop: Crop) -> bool:
     return device == "cpu" and channels == 3 and crop.augment is None
 
 
-def _compiled(raw: Tensor, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
+def _compiled(raw: Tensor, setting: Colour, draws: ColourDraws, preprocess: Preprocess) -> Tensor:
     """`_by_tensors` for RGB images on the CPU without RandAugment, in as many threads as PyTorch uses."""
     from omma.data.pixels import colour_numba  # Numba takes half a second to import
 
     blurred, count = draws.sigma > 0, torch.get_num_threads()
-    taps = gaussian_taps(np.where(blurred, draws.sigma, 1)).astype(np.float32)
-    radius = np.array([blur_radius(sigma) for sigma in draws.sigma.tolist()]) * blurred
+    taps, passes = kernels(np.where(blurred, draws.sigma, 1), setting.blur_kernel, setting.blur_radius)
+    radius = np.count_nonzero(taps[:, 1:], axis=1) * blurred
+    border = colour_numba.BORDERS.index(setting.blur_border)
     factors = np.stack([draws.brightness, draws.contrast, draws.saturation, draws.hue], axis=1)
     low, high, mean, std = (
         np.array(v, np.float32) for v in (preprocess.low, preprocess.high, preprocess.mean, preprocess.std)
     )
     out = np.empty(raw.shape, np.float32)
     pixels = np.ascontiguousarray(raw.numpy())
-    arrays = (pixels, draws.jitter, factors, draws.grey, radius, taps, draws.solarise, out)
+    taps = taps.astype(np.float32)
+    arrays = (pixels, draws.jitter, factors, draws.order, draws.grey, radius, taps, draws.solarise, out)
     share = math.ceil(len(out) / count)
 
     def colour(first: int) -> None:
-        colour_numba.colour(low, high, mean, std, *(array[first : first + share] for array in arrays))
+        colour_numba.colour(
+            low, high, mean, std, passes, border, *(array[first : first + share] for array in arrays)
+        )
 
     if count == 1:
         colour(0)
@@ -290,7 +291,8 @@ def describe(plan: Sequence[Crop], channels: int) -> list[str]:
         low, high = crop.scale
         text = f"{crop.count} x {crop.size} px, {low:.0%}-{high:.0%} of the area"
         text += f", alike in {crop.frames} frames" * (crop.frames > 1)
-        parts = [f"flip {crop.flip_p:g}"] if crop.flip_p else []
+        parts = [crop.resample] if crop.resample != "bicubic" else []
+        parts += [f"flip {crop.flip_p:g}"] if crop.flip_p else []
         left_out = []
         if a := crop.augment:
             operations = randaugment.available(channels)
@@ -321,9 +323,12 @@ def _describe_colour(colour: Colour, parts: list[str], needs_rgb: list[str]) -> 
             if value := getattr(c, name):
                 to = needs_rgb if name in ("saturation", "hue") else parts
                 to.append(f"{name} {value:g} (p {c.jitter_p:g})")
+        if c.jitter_order == "random":
+            parts.append("these in random order")
     if c.grey_p:
         needs_rgb.append(f"grey {c.grey_p:g}")
     if c.blur_p:
-        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px (p {c.blur_p:g})")
+        how = "by boxes, " if c.blur_kernel == "boxes" else ""
+        parts.append(f"blur {c.blur_sigma[0]:g}-{c.blur_sigma[1]:g} px ({how}p {c.blur_p:g})")
     if c.solarise_p:
         parts.append(f"solarise {c.solarise_p:g}")

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from omma.core.protocols import Colour, Key
-from omma.core.random import Stream, uniform
+from omma.core.random import Stream, bits, uniform
 from omma.data.pixels import colour
 from omma.data.pixels.resize import gaussian_blur
 
@@ -25,6 +25,7 @@ class ColourDraws(NamedTuple):
     grey: Bool[np.ndarray, "n"]
     sigma: Float32[np.ndarray, "n"]
     solarise: Bool[np.ndarray, "n"]
+    order: Int64[np.ndarray, "n 4"]  # of brightness, contrast, saturation and hue: 0 to 3
 
 
 def draw_colour(key: Key, setting: Colour, count: int, crop_number: int) -> ColourDraws:
@@ -45,7 +46,16 @@ def draw_colour(key: Key, setting: Colour, count: int, crop_number: int) -> Colo
         grey=u[:, 5] < setting.grey_p,
         sigma=np.where(u[:, 6] < setting.blur_p, low + (high - low) * u[:, 7], 0).astype(np.float32),
         solarise=u[:, 8] < setting.solarise_p,
+        order=_orders(key, setting, count, crop_number),
     )
+
+
+def _orders(key: Key, setting: Colour, count: int, crop_number: int) -> Int64[np.ndarray, "n 4"]:
+    """The order of the four changes for each view: a permutation, each as likely as any other."""
+    if setting.jitter_order == "fixed":
+        return np.tile(np.arange(4), (len(key.index) * count, 1))
+    words = bits(key, Stream.ORDER + crop_number, count * 4).reshape(-1, 4)
+    return np.argsort(words, axis=1, kind="stable").astype(np.int64, copy=False)
 
 
 def apply_colour(
@@ -53,22 +63,31 @@ def apply_colour(
 ) -> Float[Tensor, "n c h w"]:
     """Jitter, grey, blur and solarise, in this order, each on the images for which it was drawn."""
     rgb = images.shape[1] == 3
+    changes = (
+        (colour.brightness_, draws.brightness, setting.brightness > 0),
+        (colour.contrast_, draws.contrast, setting.contrast > 0),
+        (colour.saturation_, draws.saturation, setting.saturation > 0 and rgb),
+        (colour.hue_, draws.hue, setting.hue > 0 and rgb),
+    )
 
     def jitter(x: Tensor, rows: np.ndarray) -> Tensor:
-        if setting.brightness:
-            colour.brightness_(x, _to(draws.brightness[rows], x))
-        if setting.contrast:
-            colour.contrast_(x, _to(draws.contrast[rows], x))
-        if setting.saturation and rgb:
-            colour.saturation_(x, _to(draws.saturation[rows], x))
-        if setting.hue and rgb:
-            colour.hue_(x, _to(draws.hue[rows], x))
+        for place in range(4):
+            for number, (change_, values, on) in enumerate(changes):
+                if on:
+                    mine, here = values[rows], draws.order[rows, place] == number
+                    x = _where(x, here, lambda y, at, f=change_, v=mine: f(y, _to(v[at], y)))
         return x
 
     images = _where(images, draws.jitter, jitter)
     if rgb:
         images = _where(images, draws.grey, lambda x, rows: colour.grey_(x))
-    images = _where(images, draws.sigma > 0, lambda x, rows: gaussian_blur(x, draws.sigma[rows]))
+
+    def blur(x: Tensor, rows: np.ndarray) -> Tensor:
+        return gaussian_blur(
+            x, draws.sigma[rows], setting.blur_kernel, setting.blur_border, setting.blur_radius
+        )
+
+    images = _where(images, draws.sigma > 0, blur)
     return _where(images, draws.solarise, lambda x, rows: colour.solarise_(x))
 
 

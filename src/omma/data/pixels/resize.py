@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,17 +71,42 @@ def crop_resize_each(
 
 
 # ---------------------------------------------------------------- blur
+PASSES = 3  # of a mean in place of a Gaussian
+Kernel, Border = Literal["gaussian", "boxes"], Literal["reflect", "edge", "zero"]
+
+
 def blur_radius(sigma: float) -> int:
     """Taps on each side of the centre: 3 sigma (99.7 % of a Gaussian's mass), and at least one."""
     return max(1, math.ceil(3 * sigma))
 
 
-def gaussian_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"]:
+def gaussian_taps(sigma: Float[np.ndarray, "b"], radius: int | None = None) -> Float64[np.ndarray, "b taps"]:
     """Weights from the centre outwards, 0 beyond each sigma's radius; the symmetric kernel sums to 1."""
-    radii = np.array([[blur_radius(float(s))] for s in sigma])
+    radii = np.array([[blur_radius(float(s)) if radius is None else radius] for s in sigma])
     k = np.arange(radii.max() + 1)
     taps = np.where(k <= radii, np.exp(-0.5 * (k / sigma[:, None].astype(np.float64)) ** 2), 0)
     return taps / (taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdims=True))
+
+
+def box_taps(sigma: Float[np.ndarray, "b"]) -> Float64[np.ndarray, "b taps"]:
+    """`gaussian_taps` of the mean over a box, PASSES times of which have the variance of a Gaussian.
+
+    With whole boxes of 2 l + 1 pixels most variances do not exist: two more pixels at the ends have a share a
+    of the others' weight [Gwosdek 2011, "Theoretical foundations of Gaussian convolution by extended box
+    filtering", eq. 13], as in Pillow's GaussianBlur.
+    """
+    variance = sigma[:, None].astype(np.float64) ** 2 / PASSES
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    share = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    k = np.arange(int(whole.max()) + 2)
+    return np.where(k <= whole, 1, np.where(k == whole + 1, share, 0)) / (2 * (whole + share) + 1)
+
+
+def kernels(
+    sigma: Float[np.ndarray, "b"], kernel: Kernel = "gaussian", radius: int | None = None
+) -> tuple[Float64[np.ndarray, "b taps"], int]:
+    """The weights of each sigma's kernel, and how many times it is applied."""
+    return (box_taps(sigma), PASSES) if kernel == "boxes" else (gaussian_taps(sigma, radius), 1)
 
 
 def _reflected(n: int, radius: int, device: torch.device) -> Int[Tensor, "n_padded"]:
@@ -92,18 +117,33 @@ def _reflected(n: int, radius: int, device: torch.device) -> Int[Tensor, "n_padd
 
 
 def gaussian_blur(
-    images: Float[Tensor, "b c h w"], sigma: Float[np.ndarray, "b"]
+    images: Float[Tensor, "b c h w"],
+    sigma: Float[np.ndarray, "b"],
+    kernel: Kernel = "gaussian",
+    border: Border = "reflect",
+    radius: int | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Blur each image with its own sigma (pixels, above 0), with reflected borders.
+    """Blur each image with its own sigma (pixels, above 0).
 
-    Equal to torchvision's `gaussian_blur` with `kernel_size = 2 * blur_radius(sigma) + 1`; images smaller
-    than the radius, which torchvision rejects, are allowed. The largest sigma of a batch sets the cost: batch
-    images of similar sigma.
+    gaussian, reflect: equal to torchvision's `gaussian_blur` with `kernel_size = 2 * radius + 1`, which is
+    `blur_radius(sigma)` if None; images smaller than the radius, which torchvision rejects, are allowed.
+    boxes, edge: equal to Pillow's `GaussianBlur`, up to its rounding to 8 bits in each pass. The largest
+    sigma of a batch sets the cost: batch images of similar sigma.
     """
+    taps, passes = kernels(sigma, kernel, radius)
+    for _ in range(passes):
+        images = _convolved(images, taps, border)
+    return images
+
+
+def _convolved(
+    images: Float[Tensor, "b c h w"], taps: Float64[np.ndarray, "b taps"], border: Border
+) -> Float[Tensor, "b c h w"]:
     b, c, h, w = images.shape
-    taps = gaussian_taps(sigma)
     radius = taps.shape[1] - 1
-    if radius < min(h, w):
+    if border != "reflect":
+        padded = F.pad(images, (radius,) * 4, mode="replicate" if border == "edge" else "constant")
+    elif radius < min(h, w):
         padded = F.pad(images, (radius,) * 4, mode="reflect")
     else:
         padded = images[:, :, _reflected(h, radius, images.device)][..., _reflected(w, radius, images.device)]

@@ -144,10 +144,11 @@ class Captions:
         rows = self.tokenizer(self.values.take(pa.array(self.first[read] + drawn)).to_pylist())
         return trimmed(rows, self.tokenizer.end)
 
-    def cut(self) -> list[str]:
-        """A line that says how many captions are truncated; none if there are none."""
+    def notes(self) -> list[str]:
+        """Lines that say how many captions are truncated, or unrepaired; none if there are none."""
         checked, context = sample(self.usable), self.tokenizer.context
+        notes = self.tokenizer.unrepaired(checked)
         if cut := sum(not self.tokenizer.fits(each) for each in checked):
             of = f"{len(checked):,} captions" + " checked" * (len(checked) < len(self.values))
-            return [f"{cut:,} of {of} are longer than {context} tokens and are cut"]
-        return []
+            notes.append(f"{cut:,} of {of} are longer than {context} tokens and are cut")
+        return notes

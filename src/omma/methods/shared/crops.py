@@ -1,32 +1,65 @@
 """Plans of crops that several methods share."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from omma import backbones
-from omma.core.checks import at_least_zero, range_within_one
+from omma.core.checks import at_least_zero, one_of, range_within_one
 from omma.core.protocols import Colour, Crop
+from omma.core.recipe import added
+
+BLURS: dict[str, dict[str, Any]] = {
+    "gaussian": {},  # cut off at 3 sigma; what lies beyond the crop is its mirror image
+    "taps9": {"blur_radius": 4},  # the same with nine taps: torchvision's with kernel_size=9
+    "zeros": {"blur_border": "zero"},  # beyond the crop is black: convolutions of TensorFlow and JAX
+    "pillow": {"blur_kernel": "boxes", "blur_border": "edge"},
+}
 
 
-def pair_colour(strength: float, blur: float, solarise: float) -> Colour:
+@dataclass(frozen=True, kw_only=True)
+class Photometric:
+    """How colours are changed, beside how much; the defaults are torchvision's and Pillow's."""
+
+    # of jitter's brightness, contrast, saturation and hue: drawn for each view, or this one
+    jitter_order: Literal["random", "fixed"] = added("random", before="fixed")
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("pillow", before="gaussian")
+
+    def __post_init__(self) -> None:
+        one_of("method.jitter_order", self.jitter_order, ("random", "fixed"))
+        one_of("method.blur_as", self.blur_as, tuple(BLURS))
+
+
+PLAIN = Photometric(jitter_order="fixed", blur_as="gaussian")
+SMALL = {"jitter_order": "fixed", "blur_as": "gaussian"}  # options of small recipes
+
+
+def pair_colour(strength: float, blur: float, solarise: float, how: Photometric = PLAIN) -> Colour:
     """BYOL's colour augmentation [Grill 2020, arXiv 2006.07733, appendix B], as in DINO and MoCo v3.
 
     strength: of the jitter, 1 in the papers. blur, solarise: probabilities.
     """
     return Colour(
         brightness=0.4 * strength, contrast=0.4 * strength, saturation=0.2 * strength, hue=0.1 * strength,
-        jitter_p=0.8, grey_p=0.2, blur_p=blur, solarise_p=solarise,
+        jitter_p=0.8, jitter_order=how.jitter_order, grey_p=0.2, blur_p=blur, solarise_p=solarise,
+        **BLURS[how.blur_as],
     )  # fmt: skip
 
 
 def pair(
-    size: int, scale: tuple[float, float], strength: float = 1.0, blur: bool = True
+    size: int,
+    scale: tuple[float, float],
+    strength: float = 1.0,
+    blur: bool | tuple[float, float] = True,
+    how: Photometric = PLAIN,
+    resample: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> tuple[Crop, Crop]:
-    """Two crops with different blur and solarisation."""
+    """Two crops with different blur and solarisation. blur: False, or how likely it is in each."""
+    likely = (blur and 1.0, blur and 0.1) if isinstance(blur, bool) else blur
     first, second = (
-        pair_colour(strength, p if blur else 0.0, solarise) for p, solarise in ((1.0, 0.0), (0.1, 0.2))
+        pair_colour(strength, float(p), solarise, how) for p, solarise in zip(likely, (0.0, 0.2), strict=True)
     )
-    return Crop(size=size, scale=scale, colour=first), Crop(size=size, scale=scale, colour=second)
+    crop = Crop(size=size, scale=scale, resample=resample)
+    return replace(crop, colour=first), replace(crop, colour=second)
 
 
 def smaller(image_size: int, plain: bool = False) -> int | None:
@@ -50,7 +83,7 @@ def papers_local_size(image_size: int, model: str) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiCrop:
+class MultiCrop(Photometric):
     """Options of a method with global and local crops; the defaults are DINO's, for ImageNet."""
 
     crop_size: int | None = None  # pixels of the global crops; None: the image size
@@ -60,9 +93,14 @@ class MultiCrop:
     local_scale: tuple[float, float] = (0.05, 0.4)
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
+    # how likely blur is in the first and second global crop, and in a local one
+    blur_p: tuple[float, float, float] = added((1.0, 0.1, 0.5), before=(1.0, 0.1, 0.5))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         range_within_one(self, "global_scale", "local_scale")
+        if not all(0 <= p <= 1 for p in self.blur_p):
+            raise ValueError(f"method.blur_p={self.blur_p}: probabilities lie in [0, 1]")
         at_least_zero(self, "local_crops")
 
 
@@ -72,15 +110,17 @@ def small_multi_crop(image_size: int, plain: bool) -> dict[str, Any]:
     return {
         "crop_size": smaller(image_size, plain), "local_crops": 0 if image_size < 96 else 4,
         "global_scale": (0.3, 1.0), "local_scale": (0.05, 0.3),
-        "colour": 0.5 if tiny else 1.0, "blur": not tiny,
+        "colour": 0.5 if tiny else 1.0, "blur": not tiny, "blur_p": (1.0, 0.1, 0.5), **SMALL,
     }  # fmt: skip
 
 
 def multi_crop(config: MultiCrop, image_size: int) -> tuple[Crop, ...]:
     """Two global crops with different blur and solarisation, and the local ones [Caron 2021, appendix E]."""
-    crops = pair(config.crop_size or image_size, config.global_scale, config.colour, config.blur)
+    first, second, local = (p if config.blur else 0.0 for p in config.blur_p)
+    size = config.crop_size or image_size
+    crops = pair(size, config.global_scale, config.colour, (first, second), config)
     if not config.local_crops:
         return crops
-    colour = pair_colour(config.colour, 0.5 if config.blur else 0.0, 0.0)
+    colour = pair_colour(config.colour, local, 0.0, config)
     size = config.local_size or small_side(image_size)
     return (*crops, Crop(count=config.local_crops, size=size, scale=config.local_scale, colour=colour))

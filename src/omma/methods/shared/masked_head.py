@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from omma.backbones.layers.init import scheme_of
 from omma.core import collectives
 from omma.core.checks import between, range_within_one
 from omma.core.protocols import Backbone, Batch
@@ -51,15 +52,16 @@ def hidden_blocks(config: BlockMasking, encoder: Backbone, batch: Batch) -> Hidd
 class MaskedHead(nn.Module):
     """A mask token for hidden patches, and a linear layer on the encoder's features of these patches only.
 
-    [Bao 2021, arXiv 2106.08254, section 2.3]
+    [Bao 2021, arXiv 2106.08254, section 2.3]; initial values are distributed as the encoder's.
     """
 
     def __init__(self, encoder: Backbone, out: int) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.predict = nn.Linear(encoder.dim, out)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.predict.weight, std=0.02)
+        scheme = scheme_of(encoder)
+        scheme.token(self.mask_token)
+        scheme.mlp(self.predict.weight)
         nn.init.zeros_(self.predict.bias)
 
     def forward(

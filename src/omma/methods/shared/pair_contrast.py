@@ -1,6 +1,7 @@
 """NT-Xent between two views of each sample, and the options of methods that use it [Chen 2020]."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,28 +12,35 @@ from omma.backbones.layers.heads import projector
 from omma.core import collectives, dist
 from omma.core.checks import above_zero, range_within_one
 from omma.core.protocols import Colour, Crop, Recipe, Schedule, StepOutput
+from omma.core.recipe import added
 from omma.losses import contrastive
 from omma.methods.shared import crops
 from omma.ops.batch_norm import BatchNorm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(crops.Photometric):
     """SimCLR's defaults, for ImageNet."""
 
     temperature: float = 0.1
     hidden: int | None = 2048  # of the head; None: the encoder's width, as in the published code
     out: int = 128
-    layers: int = 2  # of the head; 3 in the published code's second version [Chen 2020, arXiv 2006.10029]
-    last_norm: bool = False  # the head ends in a batch norm with a scale and no shift, as in the code
+    # of the head; 3 in the published code's second version [Chen 2020, arXiv 2006.10029]
+    layers: int = added(2, before=2)
+    # the head ends in a batch norm with a scale and no shift, as in the code
+    last_norm: bool = added(False, before=False)
     head_std: float | None = None  # of the head's initial matrices; None: PyTorch's; .01 in the code
-    summed: bool = False  # both directions' losses are added, as in the code; matters under LARS. Else: mean
+    # both directions' losses are added, as in the code, which matters under LARS; else their mean
+    summed: bool = added(False, before=False)
     scale: tuple[float, float] = (0.08, 1.0)
     crop_size: int | None = None  # pixels of the views; None: the image size
     colour: float = 1.0  # strength of jitter; .5 suits small images
     blur: bool = True  # off under 64 px
 
+    blur_as: Literal["pillow", "gaussian", "taps9", "zeros"] = added("zeros", before="gaussian")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         above_zero(self, "temperature", "out", "layers")
         above_zero(self, *[name for name in ("hidden", "head_std") if getattr(self, name) is not None])
         range_within_one(self, "scale")
@@ -43,7 +51,7 @@ def crop(config: Contrast, image_size: int, count: int) -> Crop:
     c = config.colour
     colour = Colour(
         brightness=0.8 * c, contrast=0.8 * c, saturation=0.8 * c, hue=0.2 * c, jitter_p=0.8, grey_p=0.2,
-        blur_p=0.5 if config.blur else 0.0,
+        jitter_order=config.jitter_order, blur_p=0.5 if config.blur else 0.0, **crops.BLURS[config.blur_as],
     )  # fmt: skip
     return Crop(count=count, size=config.crop_size or image_size, scale=config.scale, colour=colour)
 
@@ -66,7 +74,7 @@ def small(config: type[Contrast], image_size: int, model: str) -> Recipe:
     tiny, plain = image_size < 64, backbones.family(model).plain
     options = config(
         temperature=0.1, hidden=512, scale=(0.2, 1.0), colour=0.25 if tiny else 0.5, blur=not tiny,
-        crop_size=crops.smaller(image_size, plain),
+        crop_size=crops.smaller(image_size, plain), **crops.SMALL,
     )  # fmt: skip
     return Recipe(
         config=options, batch=128, lr=1e-3 if plain else 2e-3, lr_end=2e-5, warmup=0.05, weight_decay=0.05,

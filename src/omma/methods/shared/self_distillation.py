@@ -13,9 +13,10 @@ from omma.backbones.layers.heads import PrototypeHead
 from omma.core import collectives
 from omma.core.checks import above_zero, at_least_zero, one_of, within_one
 from omma.core.protocols import Clock, Needs, Recipe
+from omma.core.recipe import added
 from omma.losses import distillation
 from omma.methods.shared import crops, sinkhorn
-from omma.ops import directions, statistics
+from omma.ops import statistics
 from omma.train.schedules import linear
 
 
@@ -28,11 +29,13 @@ class SelfDistillation(crops.MultiCrop):
     prototypes: int = 65_536
     head_hidden: int = 2048
     head_bottleneck: int = 256
+    # prototypes have a learned length, which decays; else length 1
+    prototype_gain: bool = added(False, before=False)
     student_temp: float = 0.1
     teacher_temp_start: float = 0.04
     teacher_temp: float = 0.07
-    teacher_temp_warmup: float = 30.0  # epochs; in a run that is shorter, 3 tenths of it
-    teacher_temp_by: Literal["epoch", "step"] = "epoch"  # when it changes
+    teacher_temp_warmup: float = 30.0  # epochs; in a run that is shorter, 3 tenths of it; below 1: that share
+    teacher_temp_by: Literal["epoch", "step"] = added("epoch", before="step")  # when it changes
     centring: str = "mean"  # or "sinkhorn" (Sinkhorn-Knopp)
     centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
@@ -67,7 +70,8 @@ def small(image_size: int, plain: bool) -> dict[str, Any]:
     """
     return dict(
         prototypes=2048, head_hidden=512, head_bottleneck=32, centring="sinkhorn", teacher_temp_start=0.02,
-        teacher_temp=0.02, momentum=0.7, freeze_last_epochs=0.0, **crops.small_multi_crop(image_size, plain),
+        teacher_temp=0.02, teacher_temp_by="step", momentum=0.7, freeze_last_epochs=0.0,
+        **crops.small_multi_crop(image_size, plain),
     )  # fmt: skip
 
 
@@ -81,8 +85,13 @@ def small_recipe(config: SelfDistillation) -> Recipe:
 
 def teacher_temperature(config: SelfDistillation, clock: Clock) -> float:
     """tau_t, which rises linearly: the last epoch (step) of the warm-up has the final value."""
-    if config.teacher_temp_warmup > clock.epochs:
-        done, warmup = clock.step, 0.3 * clock.total
+    if config.teacher_temp_warmup < 1:
+        return linear(
+            config.teacher_temp_start, config.teacher_temp,
+            clock.progress / max(config.teacher_temp_warmup, 1e-9),
+        )  # fmt: skip
+    if clock.epochs < 1.25 * config.teacher_temp_warmup:
+        done, warmup = clock.step, clock.steps(clock.warmup(config.teacher_temp_warmup, 0.3))
     elif config.teacher_temp_by == "step":
         done, warmup = clock.step, clock.steps(config.teacher_temp_warmup)
     else:
@@ -99,8 +108,15 @@ def _sinkhorn(
 ) -> Float[Tensor, "k"]:
     """The centre that balances assignments over the batch of all processes; `scale` multiplies the logits."""
     return sinkhorn.centre(
-        logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale
-    )
+        logits, temperature, config.sinkhorn_iterations, collectives.total, collectives.largest, scale,
+        dtype=torch.promote_types(logits.dtype, torch.float32),
+    )  # fmt: skip
+
+
+def head(config: SelfDistillation, dim: int, bottleneck: int | None = None) -> PrototypeHead:
+    """A head for features of `dim` dimensions; bottleneck: instead of `head_bottleneck`."""
+    width = config.head_bottleneck if bottleneck is None else bottleneck
+    return PrototypeHead(dim, config.prototypes, config.head_hidden, width, config.prototype_gain)
 
 
 @torch.no_grad()
@@ -111,7 +127,9 @@ def probabilities(
     temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
         centre = _sinkhorn(config, logits, temperature)
-    return distillation.probabilities(logits, centre, temperature)
+    return distillation.probabilities(
+        logits, centre, temperature, torch.promote_types(logits.dtype, torch.float32)
+    )
 
 
 @torch.no_grad()
@@ -126,12 +144,11 @@ def lazy_probabilities(
 
     Sinkhorn-Knopp needs all logits first, which are stored in the network's precision to compute C.
     """
-    prototypes = head.last.weight
-    inverse = 1 / directions.lengths(prototypes)
+    prototypes, scales = head.last.weight, head.scales()
     temperature = teacher_temperature(config, clock)
     if config.centring == "sinkhorn":
-        centre = _sinkhorn(config, F.linear(bottleneck, prototypes), temperature, inverse)
-    return distillation.LazyProbabilities(bottleneck, prototypes, inverse, centre, temperature)
+        centre = _sinkhorn(config, F.linear(bottleneck, prototypes), temperature, scales)
+    return distillation.LazyProbabilities(bottleneck, prototypes, scales, centre, temperature)
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ def centre(
     largest: Callable[[Tensor], Tensor] = _one_process,
     scale: Float[Tensor, "k"] | float = 1.0,
     values: int = _VALUES,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "k"]:
-    """The c for which columns of softmax((logits scale - c) / temperature) sum to about n / k, in fp32.
+    """The c for which columns of softmax((logits scale - c) / temperature) sum to about n / k, in `dtype`.
 
     The assignments of [Caron 2020, arXiv 2006.09882, section 3.1], as a softmax with a centre c.
 
@@ -37,9 +38,9 @@ def centre(
 
     def scores() -> Iterator[Tensor]:
         for rows in logits.split(max(1, values // logits.shape[1])):
-            yield (rows.float() * scale).div_(temperature)
+            yield (rows.to(dtype) * scale).div_(temperature)
 
-    log_sums = logits.new_full(logits.shape[1:], float("-inf"), dtype=torch.float32)
+    log_sums = logits.new_full(logits.shape[1:], float("-inf"), dtype=dtype)
     for m in scores():
         torch.logaddexp(log_sums, m.logsumexp(0), out=log_sums)
     top = largest(log_sums)

@@ -22,10 +22,8 @@ from omma.core.protocols import Backbone
 from omma.weights.export.check import Sizes
 
 State = dict[str, Tensor]
-INTERPOLATED = (
-    "transformers reads other image sizes with interpolate_pos_encoding=True, and interpolates positions "
-    "differently from omma and timm"
-)
+INTERPOLATED = "transformers reads other image sizes with interpolate_pos_encoding=True"
+DIFFERENTLY = "for other image sizes transformers interpolates positions differently from this network"
 
 
 class HfNetwork(NamedTuple):
@@ -157,8 +155,14 @@ def _vit(encoder: ViT, o: Any, state: State) -> HfNetwork:
         out,
         2 if o.distilled else 1,
         "fixed",
-        (INTERPOLATED,),
+        _interpolated(o),
     )
+
+
+def _interpolated(o: Any) -> tuple[str, ...]:
+    """Notes on the positions of other sizes; transformers' are bicubic without antialiasing."""
+    same = getattr(o, "interpolation", "antialias") == "plain" or o.positions == "none"
+    return (INTERPOLATED,) if same else (INTERPOLATED, DIFFERENTLY)
 
 
 def _bert(prefix: str) -> list[str]:
@@ -186,12 +190,14 @@ def _dinov2(
         out |= _qkv(state, f"{old}attn.", _bert(f"{new}attention.attention."), (o.qkv_bias,) * 3)
         for n in (1, 2):
             out |= _scales(state, f"{old}ls{n}.gamma", f"{new}layer_scale{n}.lambda1", o.dim)
-    notes = ("for other image sizes transformers interpolates positions differently from omma",)
+    theirs = "plain" if registers is None else "antialias"
+    same = o.interpolation == theirs or o.positions == "none"
+    sizes, notes = ("multiples", ()) if same else ("fixed", (DIFFERENTLY,))
     if registers is None:
-        return HfNetwork("Dinov2", config, out, 1, "fixed", notes)
+        return HfNetwork("Dinov2", config, out, 1, sizes, notes)
     out["embeddings.register_tokens"] = registers
     config["num_register_tokens"] = o.registers
-    return HfNetwork("Dinov2WithRegisters", config, out, encoder.prefix, "fixed", notes)
+    return HfNetwork("Dinov2WithRegisters", config, out, encoder.prefix, sizes, notes)
 
 
 def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor, o: Any) -> HfNetwork:
@@ -208,7 +214,7 @@ def _clip(config: dict[str, Any], state: State, positions: Tensor, token: Tensor
         out |= _renamed(state, old, new, names)
         out |= _qkv(state, f"{old}attn.", [f"{new}self_attn.{n}_proj" for n in "qkv"], (True,) * 3)
     note = "omma's patch features are post_layernorm(last_hidden_state)[:, 1:]"
-    return HfNetwork("CLIPVision", config, out, 1, "fixed", (INTERPOLATED, note))
+    return HfNetwork("CLIPVision", config, out, 1, "fixed", (*_interpolated(o), note))
 
 
 # ---------------------------------------------------------------- BEiT, DINOv3, Swin
@@ -239,7 +245,7 @@ def _beit(encoder: Eva, o: Any, state: State) -> HfNetwork:
             out[new_name] = state[f"{old}attn.{table}"]
         for n in (1, 2):
             out |= _scales(state, f"{old}gamma_{n}", f"{new}lambda_{n}", o.dim)
-    return HfNetwork("Beit", config, out, 1, "fixed", (INTERPOLATED,))
+    return HfNetwork("Beit", config, out, 1, "fixed", _interpolated(o))
 
 
 def _dinov3(encoder: Eva, o: Any, state: State) -> HfNetwork:

@@ -86,7 +86,8 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         _refuse(encoder, f"no network like this whose layer norms have eps={o.eps:g}")
     name = _vit_name(encoder, o)
     wide = 2 * o.hidden if o.mlp == "swiglu" else o.hidden  # gate and value of a gated layer
-    args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"} | ANY_SIZE
+    args = _shape(o) | {"mlp_ratio": _ratio(wide, o.dim), "global_pool": "token"}
+    args |= {} if _resamples_otherwise(encoder) else ANY_SIZE
     if o.pool != "token" and not o.distilled:
         args |= {"global_pool": "avg", "fc_norm": o.pool == "mean_fc_norm"}
     if name == "vit_giant_patch14_dinov2":
@@ -104,6 +105,12 @@ def _vit(encoder: Backbone, o: Any) -> Twin:
         (o.mlp == "quickgelu", "act_layer", "quick_gelu"),
     )
     return Twin(name, args | {key: value for needed, key, value in optional if needed})
+
+
+def _resamples_otherwise(encoder: Backbone) -> bool:
+    """Has it positions that timm, which antialiases, would interpolate differently?"""
+    own = getattr(encoder, "interpolation", "antialias")
+    return own != "antialias" and getattr(encoder, "pos_embed", None) is not None
 
 
 def _vit_name(encoder: Backbone, o: Any) -> str:
@@ -284,6 +291,8 @@ def reopen(
     pooling_note = _pooling_note(encoder)
     if pooling_note:
         notes += (pooling_note,)
+    if _resamples_otherwise(encoder):
+        notes += ("timm interpolates positions differently, so it reads images of this size only",)
 
     if classifier is not None and not config["num_classes"]:
         try:

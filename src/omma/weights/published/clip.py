@@ -123,7 +123,8 @@ def _read(
         f"its text tower ({len(built.blocks)} x {built.pos_embed.shape[1]}, {facts['heads']} heads, "
         f"{facts['mlp']}) and projections to {built.out} are kept beside the encoder"
     )
-    return text.extras(built, projection.float().contiguous(), None, scalar_tensors), used, [message]
+    extras = text.extras(built, projection.float().contiguous(), None, scalar_tensors, repaired=True)
+    return extras, used, [message]
 
 
 def _unsupported(config: Mapping[str, Any]) -> str:

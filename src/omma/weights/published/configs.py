@@ -14,7 +14,7 @@ NUMBERS = {"heads": (int,), "image_size": (int,), "eps": (int, float), "rope_bas
 def read_settings(
     config: Mapping[str, Any] | None, timm_cfg: Mapping[str, Any] | None, source: str
 ) -> dict[str, Any]:
-    """Those of heads, eps, mlp, image_size, grid, pool and rope_base that the settings contain.
+    """Those of heads, eps, mlp, image_size, grid, pool, interpolation and rope_base in the settings.
 
     Raises ValueError for an activation that omma does not have, and for values of a wrong type.
     """
@@ -54,7 +54,7 @@ def _read(
 
 
 def _from_timm(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    architecture, settings = str(cfg.get("architecture", "")), {}
+    architecture, settings = str(cfg.get("architecture", "")), {"interpolation": "antialias"}
     if "clip" in architecture:
         settings["mlp"] = "quickgelu" if "quickgelu" in architecture else "gelu"
     if cfg.get("input_size"):

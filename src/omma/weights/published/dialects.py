@@ -23,16 +23,18 @@ class Dialect:
     """One way to name a network's tensors.
 
     name: for reports. anchor: the first layer's weight. requires: other names that must exist under the same
-    prefix. pattern: a regular expression that some name of the whole file must match. rules: regular
-    expressions and replacements that lead to timm's names, applied in order; separate queries, keys and
-    values become attn.q, attn.k, attn.v. extra_names: names without the prefix that belong to the network
-    too. settings: what the file does not say. convert: called before the rules; returns further settings.
+    prefix. pattern: a regular expression that some name of the whole file must match; without: one that none
+    may match. rules: regular expressions and replacements that lead to timm's names, applied in order;
+    separate queries, keys and values become attn.q, attn.k, attn.v. extra_names: names without the prefix
+    that belong to the network too. settings: what the file does not say. convert: called before the rules;
+    returns further settings.
     """
 
     name: str
     anchor: str
     requires: tuple[str, ...] = ()
     pattern: str = ""
+    without: str = ""
     rules: Rules = ()
     extra_names: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class Dialect:
     def fits(self, names: Set[str], unwrapped: Set[str]) -> bool:
         """names: all names of the file; unwrapped: those under the prefix, without it."""
         matched = not self.pattern or any(re.search(self.pattern, name) for name in names)
+        if self.without and any(re.search(self.without, name) for name in names):
+            return False
         return matched and unwrapped >= set(self.requires)
 
 
@@ -151,6 +155,29 @@ DIALECTS = (
         rules=OFFICIAL,
         settings={"normalised": "ImageNet's"},
     ),
+    Dialect(
+        name="DINOv2's names",
+        anchor=TIMM,
+        requires=("mask_token", "pos_embed"),
+        pattern=r"(^|\.)ls1\.gamma$",
+        rules=OFFICIAL,
+        settings={"interpolation": "offset"},
+    ),
+    Dialect(  # with a projection head, or iBOT's mask token
+        name="DINO's names",
+        anchor=TIMM,
+        pattern=r"(^|\.)(head\.last_layer\.|masked_embed$)",
+        rules=OFFICIAL,
+        settings={"interpolation": "offset"},
+    ),
+    Dialect(  # as DINO and iBOT publish their backbones
+        name="timm's names",
+        anchor=TIMM,
+        requires=("cls_token", "pos_embed", "norm.weight"),
+        without=r"(^|\.)(head|head_dist|fc|classifier|fc_norm|norm_pre|dist_token|ls1|gamma_1|\w*mask_token)(\.|$)",
+        rules=OFFICIAL,
+        settings={"interpolation": "offset"},
+    ),
     Dialect(name="timm's names", anchor=TIMM, rules=OFFICIAL),
     Dialect(
         name="CLIP's names (OpenAI's file)",
@@ -166,13 +193,17 @@ DIALECTS = (
         anchor="embeddings.patch_embedding.weight",
         requires=("embeddings.class_embedding", "pre_layrnorm.weight", "post_layernorm.weight"),
         rules=HF_CLIP,
-        settings={"likely_mlp": "quickgelu"},
+        settings={"likely_mlp": "quickgelu", "interpolation": "plain"},
     ),
     Dialect(
         name="transformers' names (Swin)", anchor=HF, requires=("embeddings.norm.weight",), rules=HF_RULES
     ),
     Dialect(
-        name="transformers' names (DINOv2)", anchor=HF, pattern=r"layer_scale1\.lambda1$", rules=HF_RULES
+        name="transformers' names (DINOv2)",
+        anchor=HF,
+        pattern=r"layer_scale1\.lambda1$",
+        rules=HF_RULES,
+        settings={"interpolation": "plain"},
     ),
     Dialect(
         name="transformers' names (DINOv3)",
@@ -185,7 +216,7 @@ DIALECTS = (
         anchor=HF,
         rules=HF_RULES,
         extra_names=("layernorm.weight", "layernorm.bias"),  # of BEiT with its masked-image-modelling head
-        settings={"eps": 1e-12},
+        settings={"eps": 1e-12, "interpolation": "plain"},
     ),
     Dialect(
         name="Google's JAX names",

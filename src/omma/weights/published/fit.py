@@ -237,7 +237,8 @@ def _tokens(
     positions = tensors["pos_embed"]
     dim = positions.shape[2]
     prefix = [rows[n] if n in rows else positions.new_zeros(1, targets[n].shape[1], dim) for n in own]
-    patches = resample(positions[:, recognised.prefix_rows :], file_grid, grid)
+    how = recognised.spec.get("interpolation", "antialias")
+    patches = resample(positions[:, recognised.prefix_rows :], file_grid, grid, how)
     tensors["pos_embed"] = torch.cat([*prefix, patches], 1)
     if own != list(rows):
         conversion.conversions["pos_embed"] = "rows for other tokens"

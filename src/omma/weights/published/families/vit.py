@@ -55,9 +55,20 @@ def vit(t: Names, settings: Settings) -> NetworkSpec:
         "qkv_bias": "blocks.0.attn.qkv.bias" in t,
         "norm_pre": clip,
         "eps": settings.get("eps", 1e-5 if clip else 1e-6),
+        "interpolation": _interpolation(t, settings, order),
     }
+    if required["interpolation"] == "offset":
+        notes.append("positions of other image sizes are interpolated as in DINO's code")
     name, options = common.closest_model(forms, f"/{patch}", required)
     return NetworkSpec(name, options, max(grid) * patch, grid, prefix_rows, tuple(notes))
+
+
+def _interpolation(t: Names, settings: Settings, order: str | None) -> str:
+    """How the network's own code resamples positions; it depends on the library, registers, and positions."""
+    how = str(settings.get("interpolation", "antialias"))
+    if "reg_token" in t or (how == "offset" and order is not None):  # sine-cosine: not DINO's
+        return "antialias"
+    return how
 
 
 def _sincos_order(positions: Float[Tensor, "n d"], grid: tuple[int, int]) -> str | None:
