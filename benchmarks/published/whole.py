@@ -27,6 +27,7 @@ FILES = (
     "whole_distilled",
     "whole_dinov2",
     "whole_hidden",
+    "whole_blocks",
     "whole_contrasted",
 )  # modules with ROWS, and SETUPS
 

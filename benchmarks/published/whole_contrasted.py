@@ -79,11 +79,10 @@ def theirs_moco(references: "References", setup: Setup, before: dict[str, Tensor
     args = official.parser.parse_args(settings.split())
     args.gpu, args.rank = None, 1  # which writes no summaries
 
-    class Vit(official.vits.VisionTransformerMoCo):
-        num_tokens = 1  # of the class, in its version of timm
-
+    # it reads num_tokens, of the class, which its version of timm has
+    vit: Any = type("Vit", (official.vits.VisionTransformerMoCo,), {"num_tokens": 1})
     network = partial(
-        Vit, stop_grad_conv1=args.stop_grad_conv1, img_size=IMAGE, patch_size=PATCH, embed_dim=48, depth=2,
+        vit, stop_grad_conv1=args.stop_grad_conv1, img_size=IMAGE, patch_size=PATCH, embed_dim=48, depth=2,
         num_heads=12, mlp_ratio=4, qkv_bias=True, norm_layer=norm(),
     )  # fmt: skip
     model = official.moco.builder.MoCo_ViT(network, 8, 24, args.moco_t).double()
@@ -153,7 +152,7 @@ def theirs_deit(references: "References", setup: Setup, before: dict[str, Tensor
     args.lr = args.lr * args.batch_size * official.utils.get_world_size() / 512.0  # as main does
     optimizer = official.create_optimizer(args, model)
     scheduler, _ = official.create_scheduler(args, optimizer)
-    taught = setup.make()[0]
+    taught: Any = setup.make()[0]
 
     class Teacher(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole steps of MAE, SimMIM, BEiT and EVA: omma's setups, and the published training code.
+"""Whole steps of MAE and SimMIM: omma's setups, and the published training code.
 
 Masks and what stochastic depth drops are omma's on both sides.
 """
@@ -7,8 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import sys
-import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,19 +16,17 @@ import torch
 from published.whole import STEPS, Setup, Whole, collected, crops, encoder, fill, transplant
 from torch import Tensor, nn
 
-from omma.backbones.vit import ViT
-from omma.core.protocols import Batch, Context, Extras, Method, Preprocess, Recipe
+from omma.core.protocols import Batch, Context, Method, Recipe
 from omma.core.random import Stream, derive
-from omma.methods import beit, eva, mae, simmim
-from omma.methods.shared.masking import blocks, random_keep, random_units
+from omma.methods import mae, simmim
+from omma.methods.shared.masking import random_keep, random_units
 from omma.ops.depth import chosen
-from omma.weights import Model
 
 if TYPE_CHECKING:
     from published.references import References
 
-IMAGE, PATCH, BATCH, DIM, OUT = 16, 4, 4, 16, 7
-GRID = (IMAGE // PATCH,) * 2
+IMAGE, PATCH, BATCH, DIM = 16, 4, 4, 16
+GRID = (IMAGE // PATCH, IMAGE // PATCH)
 NARROW: dict[str, Any] = {"dim": DIM, "depth": 2, "heads": 2, "hidden": 64}
 SWIN = {"dim": 8, "depths": (2, 2), "heads": (1, 2), "window": 4, "token_patch": 2}
 Weights = dict[str, Tensor]
@@ -52,17 +48,6 @@ def one_crop(step: int) -> Batch:
     return crops(step, BATCH, (1, IMAGE))
 
 
-def trained(layer: str) -> Model:
-    """A network whose outputs are targets, with a linear map beside it."""
-    tower = ViT("toy", depth=1, dim=DIM, heads=2, hidden=32, patch=PATCH, image_size=IMAGE).double()
-    fill(tower)
-    plain = Preprocess(
-        size=IMAGE, channels=3, low=(0.0,) * 3, high=(1.0,) * 3, mean=(0.0,) * 3, std=(1.0,) * 3
-    )
-    weight = torch.sin(torch.arange(OUT * DIM, dtype=torch.float64)).view(OUT, DIM)
-    return Model(tower, plain, extras=Extras({f"{layer}.weight": weight}))
-
-
 # ---------------------------------------------------------------- omma's side
 def make_mae() -> tuple[Method, Recipe]:
     recipe = narrowed(mae.paper(224, "vit-l/16"), decoder_depth=1, decoder_dim=8, decoder_heads=2)
@@ -71,26 +56,13 @@ def make_mae() -> tuple[Method, Recipe]:
 
 
 def make_simmim(swin: bool) -> tuple[Method, Recipe]:
+    method: Any
     model = "swin-b" if swin else "beit-b/16"
     recipe = narrowed(simmim.paper(192 if swin else 224, model), unit=PATCH)
     network = encoder(model, recipe, IMAGE, **(SWIN if swin else NARROW | {"patch": PATCH}))
     method = filled(simmim.Method(network, recipe.config, Context(image_size=IMAGE)))
     method.predict.weight.data.mul_(5)  # else no gradient is long enough to be clipped
     return method, recipe
-
-
-def make_beit() -> tuple[Method, Recipe]:
-    recipe = narrowed(beit.paper(224, "beit-b/16"), block_share=4 / 16)
-    network = encoder("beit-b/16", recipe, IMAGE, patch=PATCH, **NARROW)
-    context = Context(image_size=IMAGE, model=trained("codes"))
-    return filled(beit.Method(network, recipe.config, context)), recipe
-
-
-def make_eva() -> tuple[Method, Recipe]:
-    recipe = narrowed(eva.paper(224, "eva-g/14"), block_share=4 / 16)
-    network = encoder("eva-g/14", recipe, IMAGE, patch=PATCH, **NARROW)
-    context = Context(image_size=IMAGE, model=trained("projection"))
-    return filled(eva.Method(network, recipe.config, context)), recipe
 
 
 # ---------------------------------------------------------------- the published code's
@@ -241,106 +213,6 @@ def theirs_simmim(references: "References", setup: Setup, before: Weights, swin:
     return collected(network.named_parameters(), name_of)
 
 
-def head_or_encoder(name: str) -> str:
-    """omma's name of a parameter of BEiT's and EVA's networks."""
-    if name == "mask_token":
-        return "head.mask_token"
-    return name.replace("lm_head.", "head.predict.") if "lm_head" in name else f"encoder.{name}"
-
-
-def with_blocks(config: Any) -> Callable[[Batch], Any]:
-    """What BEiT's and EVA's loops take: images for both networks, and masks."""
-
-    def prepare(batch: Batch) -> Any:
-        images = batch.views[0][:, 0]
-        return (images, images, blocks(batch.key, GRID, config.mask_share, config.block_share)), None
-
-    return prepare
-
-
-def theirs_beit(references: "References", setup: Setup, before: Weights) -> Weights:
-    """The README's command for ImageNet-1k."""
-    official = references.load("microsoft/unilm", "run_beit_pretraining", inside="beit")
-    method, _ = setup.make()
-    command = (
-        f"--batch_size {BATCH} --num_mask_patches 75 --model beit_base_patch16_224_8k_vocab --lr 1.5e-3 "
-        "--warmup_epochs 10 --epochs 800 --clip_grad 3.0 --drop_path 0.1 --layer_scale_init_value 0.1"
-    )
-    with mock.patch.object(sys, "argv", ["run_beit_pretraining.py", *command.split()]):
-        args = official.get_args()
-    network = official.modeling_pretrain.VisionTransformerForMaskedImageModeling(
-        img_size=IMAGE, patch_size=PATCH, vocab_size=OUT, embed_dim=DIM, depth=2, num_heads=2, mlp_ratio=4,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), init_values=args.layer_scale_init_value,
-        use_shared_rel_pos_bias=args.rel_pos_bias, use_abs_pos_emb=args.abs_pos_emb,
-        drop_path_rate=args.drop_path,
-    ).double()  # fmt: skip
-    transplant(network, before, head_or_encoder)
-
-    class Tokenizer:
-        """omma's, with the published interface."""
-
-        def get_codebook_indices(self, images: Tensor) -> Tensor:
-            return method.tokenizer(images, GRID).argmax(-1)
-
-    with on_cpu(official.utils), same_drops(network):
-        optimizer = official.create_optimizer(args, network)
-        rates = official.utils.cosine_scheduler(
-            args.lr, args.min_lr, args.epochs, setup.epoch, warmup_epochs=args.warmup_epochs,
-            warmup_steps=args.warmup_steps,
-        )  # fmt: skip
-        decays = official.utils.cosine_scheduler(
-            args.weight_decay, args.weight_decay, args.epochs, setup.epoch
-        )
-        scaler = official.NativeScaler()
-        scaler.state_dict = lambda: {"scale": 1.0}  # which a scaler without a GPU lacks
-        for epoch, data in epochs(setup, with_blocks(method.config)):
-            official.train_one_epoch(
-                network, Tokenizer(), data, optimizer, torch.device("cpu"), epoch, scaler, args.clip_grad,
-                start_steps=epoch * setup.epoch, lr_schedule_values=rates, wd_schedule_values=decays,
-            )  # fmt: skip
-    return collected(network.named_parameters(), head_or_encoder)
-
-
-def theirs_eva(references: "References", setup: Setup, before: Weights) -> Weights:
-    """The README's command, without DeepSpeed."""
-    official = references.load("baaivision/EVA", "run_eva_pretraining", inside="EVA-01/eva")
-    method, _ = setup.make()
-    command = (
-        f"--batch_size {BATCH} --num_mask_patches 105 --layer_scale_init_value 0.0 --lr 1e-3 "
-        "--opt_betas 0.9 0.98 --opt_eps 1e-6 --drop_path 0.1 --epochs 150 --mixup 0.0 --color_jitter 0.0 "
-        "--warmup_epochs 2"
-    )
-    with mock.patch.object(sys, "argv", ["run_eva_pretraining.py", *command.split()]):
-        args, _ = official.get_args()
-    modeling = official.modeling_pretrain
-    network = modeling.VisionTransformerForMaskedImageModeling(
-        img_size=IMAGE, patch_size=PATCH, embed_dim=DIM, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True,
-        norm_layer=partial(modeling.LayerNormWithForceFP32, eps=1e-6), predict_feature_dim=OUT,
-        init_values=args.layer_scale_init_value, use_shared_rel_pos_bias=args.rel_pos_bias,
-        use_abs_pos_emb=args.abs_pos_emb, drop_path_rate=args.drop_path,
-    ).double()  # fmt: skip
-    transplant(network, before, head_or_encoder)
-    teacher = types.SimpleNamespace(infer_image=lambda inputs: method.target(inputs["image"][0], GRID))
-    with on_cpu(official.utils), same_drops(network):
-        optimizer = official.create_optimizer(args, network)
-        rates = official.utils.cosine_scheduler(
-            args.lr, args.min_lr, args.epochs, setup.epoch, warmup_epochs=args.warmup_epochs,
-            warmup_steps=args.warmup_steps, sched_type=args.lr_sched_type,
-        )  # fmt: skip
-        decays = official.utils.cosine_scheduler(
-            args.weight_decay, args.weight_decay, args.epochs, setup.epoch
-        )
-        scaler = official.NativeScaler()
-        scaler.state_dict = lambda: {"scale": 1.0}
-        for epoch, data in epochs(setup, with_blocks(method.config)):
-            official.train_one_epoch(
-                network, teacher, data, optimizer, torch.device("cpu"), epoch, scaler, setup.epoch,
-                max_norm=args.clip_grad, start_steps=epoch * setup.epoch, lr_schedule_values=rates,
-                wd_schedule_values=decays, args=args,
-            )  # fmt: skip
-    return collected(network.named_parameters(), head_or_encoder)
-
-
 # ---------------------------------------------------------------- the rows
 def setup(name: str, make: Callable[[], tuple[Method, Recipe]], epoch: int, epochs: int) -> Setup:
     """epoch: steps of one."""
@@ -358,8 +230,6 @@ def rows(
     ]
 
 
-LOOP = "engine_for_pretraining.train_one_epoch"
-CPU = "its loop for one GPU, without DeepSpeed"
 ROWS = [
     *rows(
         setup("mae", make_mae, 2, 800), 72, "MAE", "about the end of the warm-up", "facebookresearch/mae",
@@ -374,14 +244,6 @@ ROWS = [
         setup("simmim-swin", partial(make_simmim, swin=True), 1, 800), 692, "SimMIM, Swin",
         "about the rate's drop", "microsoft/SimMIM", "main_simmim.train_one_epoch",
         partial(theirs_simmim, swin=True),
-    ),
-    *rows(
-        setup("beit", make_beit, 1, 800), 400, "BEiT", "its middle", "microsoft/unilm", f"beit/{LOOP}",
-        theirs_beit,
-    ),
-    *rows(
-        setup("eva", make_eva, 4, 150), 300, "EVA", "its middle", "baaivision/EVA", f"EVA-01/eva/{LOOP}",
-        theirs_eva, CPU,
     ),
 ]  # fmt: skip
 SETUPS = [row.setup for row in ROWS]

@@ -66,7 +66,7 @@ def test_the_page_shows_todays_recipes(monkeypatch):
 
 
 def test_pieces_of_scripts_are_read_as_they_run(tmp_path, monkeypatch):
-    """What benchmarks/recipes.py takes out of published files: parsers, flags, values, functions, keywords."""
+    """What benchmarks/recipes.py takes out of files: parsers, flags, values, functions, keywords."""
     pytest.importorskip("timm", reason="timm (bench group) is not installed")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     scripts = importlib.import_module("published.scripts")

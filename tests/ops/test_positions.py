@@ -1,5 +1,8 @@
 """Positions on other grids are those of F.interpolate."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,23 @@ def test_equal_to_interpolate(h, w, high, wide, how):
     wanted = wanted.permute(0, 2, 3, 1).reshape(1, -1, 5)
     found = resample(positions, (h, w), (high, wide), how)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+
+
+OFFICIAL = json.loads(Path(__file__).with_name("positions_official.json").read_text())
+
+
+@pytest.mark.parametrize("case", sorted(OFFICIAL))
+def test_equal_to_the_published_codes(case):
+    """Numbers of DINO's, iBOT's and DINOv2's interpolate_pos_encoding (benchmarks/parity_positions.py)."""
+    golden = OFFICIAL[case]
+    home, grid = golden["home"], tuple(golden["grid"])
+    i = torch.arange((1 + home * home) * 8, dtype=torch.float64)
+    positions = torch.sin(0.7 * i + 0.37 * i * i).float().view(1, -1, 8)[:, 1:]
+    found = resample(positions, (home, home), grid, golden["how"]).flatten()
+    index = torch.arange(len(golden["values"])) * 1009 % len(found)
+    torch.testing.assert_close(found[index], torch.tensor(golden["values"]), rtol=0, atol=1e-5)
+    other = resample(positions, (home, home), grid, "plain").flatten()
+    assert (other[index] - found[index]).abs().max() > 1e-3, "the test cannot tell two ways apart"
 
 
 @pytest.mark.parametrize("how", INTERPOLATIONS)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ import omma
 from omma.core import files
 from omma.core.protocols import Inaccessible
 from omma.data.sources.skipped import write_skipped
-from omma.pretraining.events import Note, Plan
+from omma.pretraining.events import Note, Plan, Progress
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
 from omma.train import checkpoint
@@ -229,3 +231,42 @@ def test_a_run_too_short_for_its_warmup_says_so(tmp_path):
     config.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"settings.lr: 1.0 there.*with the version of omma that began it"):
         run(images, tmp_path / "run", **paper)
+
+
+# SimCLR's has LARS, DINO's clips each tensor, warms up and freezes in epochs
+PAPER = {
+    "simclr": {"hidden": 16, "out": 8},
+    "dino": {"prototypes": 16, "head_hidden": 16, "head_bottleneck": 8, "crop_size": 16, "local_crops": 0},
+}
+
+
+def killed(images, out, method):
+    """In a process of its own: a run that is killed in its fourth step."""
+
+    def listen(event):
+        if isinstance(event, Progress) and event.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pretrain(images=images, out=out, listen=listen, checkpoint_every=1e-9, **paper_run(method))
+
+
+def paper_run(method):
+    return {**TINY, "method": method, "recipe": "paper", "options": PAPER[method], "steps": 30}
+
+
+@pytest.mark.parametrize("method", PAPER)
+def test_a_paper_run_that_is_killed_goes_on_bit_for_bit(tmp_path, method):
+    images = photos(tmp_path / "photos")
+    child = processes.start_own(__file__, "killed", images, tmp_path / "killed", method)
+    assert child.wait(120) == -signal.SIGKILL, child.errors[-2000:]
+    assert not RunFolder(tmp_path / "killed").finished
+    for out in ("killed", "whole"):
+        pretrain(images=images, out=tmp_path / out, **paper_run(method))
+    one, two = (
+        torch.load(checkpoint.paths(tmp_path / out / "checkpoints")[-1], weights_only=True)
+        for out in ("killed", "whole")
+    )
+    moments = {"momentum", "step"} if method == "simclr" else {"exp_avg", "exp_avg_sq", "step"}
+    assert {key for entry in one["optimizer"]["state"].values() for key in entry} == moments
+    assert str(one["optimizer"]) == str(two["optimizer"])
+    assert all(torch.equal(value, two["method"][name]) for name, value in one["method"].items())

@@ -59,16 +59,16 @@ class Config:
     text_dim: int = 512
     text_heads: int = 8
     context: int = 77  # tokens a caption; longer ones are cut
-    text_biases: bool = added(
-        False, before=False
-    )  # of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
+    # biases of its MLPs start as PyTorch draws them, as in OpenAI's code; else at 0
+    text_biases: bool = added(False, before=False)
     quickgelu: bool = True  # in the text tower, as in OpenAI's; false: GELU, as in most of open_clip's
     merges: str | None = None  # file of the tokenizer's merges; None: those of text_init, or learned ones
     caption: str | None = (
         None  # composed of a table's columns: "a {medium} from {culture}"; None: the table's
     )
     learned: int = 8192  # most merges to learn from the captions if there is no file; 0: bytes only
-    repair: bool = False  # captions by ftfy first, as CLIP's code does; of `text_init`, as it was trained
+    # captions by ftfy first, as CLIP's code does; of `text_init`, as it was trained
+    repair: bool = added(False, before=False)
     text_init: str | None = None  # a run or published CLIP whose text tower to start from
     locked: bool = False  # LiT: freeze the image tower; start it from good weights (--init)
     loss: str = "clip"  # "clip" or "siglip"

@@ -142,7 +142,8 @@ def _image_size_of(origin: Origin, side: int) -> tuple[int, str]:
 def _model_of(origin: Origin, model: str | None) -> tuple[str, dict[str, Any]]:
     """The weights' own model and options, or the same with another patch size (the name's last part)."""
     own = str(origin.spec["name"])
-    options = {k: v for k, v in origin.spec.items() if k not in ("name", "image_size", "channels")}
+    other = ("name", "image_size", "channels", "init")  # nothing is initialised
+    options = {k: v for k, v in origin.spec.items() if k not in other}
     if model is None or model == own:
         return own, options
     if model.partition("/")[0] != own.partition("/")[0]:

@@ -173,12 +173,12 @@ def test_no_more_columns_than_needed():
 
 def test_cut_captions_are_counted(monkeypatch):
     long = pa.array([["short", "x" * 76, "y" * 75]], pa.large_list(pa.large_string()))
-    assert captions.Captions(long, text_tokenizer.Tokenizer()).cut() == [
+    assert captions.Captions(long, text_tokenizer.Tokenizer()).notes() == [
         "1 of 3 captions are longer than 77 tokens and are cut"
     ]
-    assert captions.Captions(TEXT, text_tokenizer.Tokenizer()).cut() == []
+    assert captions.Captions(TEXT, text_tokenizer.Tokenizer()).notes() == []
     monkeypatch.setattr(captions, "SAMPLE", 2)
     assert all(
-        "2 captions checked" in line for line in captions.Captions(long, text_tokenizer.Tokenizer()).cut()
+        "2 captions checked" in line for line in captions.Captions(long, text_tokenizer.Tokenizer()).notes()
     )
     assert len(captions.sample(long)) == 2

@@ -50,6 +50,17 @@ def test_onnx_tells_names_sizes_and_preprocessing(tmp_path):
     assert compare(encoder, reopened, noise(encoder, sizes)).within(1e-4)
 
 
+def test_any_size_with_dinos_interpolation(tmp_path):
+    """At its own size positions are not interpolated, which a graph for all sizes has to find out."""
+    encoder = network("vit-ti/8", depth=1, interpolation="offset")
+    preprocess = preprocess_of(encoder)
+    sizes = traced.write_torch(encoder, preprocess, tmp_path / "x.pt2")
+    assert sizes == "any"
+    reopened = traced.reopen_torch(encoder, preprocess, tmp_path / "x.pt2", sizes)
+    batches = [*noise(encoder, sizes), torch.randn(1, 3, encoder.image_size, 48)]
+    assert compare(encoder, reopened, batches).within(1e-5)
+
+
 def test_a_network_of_tables_keeps_its_size(tmp_path):
     encoder = network("vit-ti/8", depth=1, mixer="bigbird")
     preprocess = preprocess_of(encoder)

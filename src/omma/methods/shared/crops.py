@@ -30,7 +30,7 @@ class Photometric:
 
 
 PLAIN = Photometric(jitter_order="fixed", blur_as="gaussian")
-SMALL = {"jitter_order": "fixed", "blur_as": "gaussian"}  # options of small recipes
+SMALL: dict[str, Any] = {"jitter_order": "fixed", "blur_as": "gaussian"}  # options of small recipes
 
 
 def pair_colour(strength: float, blur: float, solarise: float, how: Photometric = PLAIN) -> Colour:
