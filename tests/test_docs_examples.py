@@ -19,9 +19,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {"own_loop.md": "test_own_loop.py"}
 COMPILED = {"ray_serve.md": "starts a cluster with GPUs"}
 # what takes long says the same when it is short
-QUICK = 'steps=1, batch_size=8, model="vit-n/8", model_options={"depth": 1}, precision="fp32", workers=0'
-SHORTER = {'budget="10m"': QUICK, "epochs=10": "epochs=1"}
-SIZE = 32
+TINY = 'precision="fp32", workers=0'
+SHORTER = {
+    'budget="10m"': f'steps=1, batch_size=8, model="vit-n/8", model_options={{"depth": 1}}, {TINY}',
+    "epochs=10": f"epochs=1, {TINY}",
+    '"map.html"': '"map.html", layout="pca"',
+    'align="coral")': 'align="coral", floors=False)',
+}
+SIZE = 24
 
 
 def examples(page: Path) -> list[str]:

@@ -93,3 +93,13 @@ def test_every_public_name_is_in_the_reference() -> None:
         for name in omma.__all__
         if name[0] != "_" and not re.search(rf"(::: |## )omma\.[\w.]*\b{name}\b", text)
     ] == []
+
+
+def test_the_changelog_has_the_usual_form() -> None:
+    """keepachangelog.com: under each release only these headings, each once."""
+    releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    assert releases
+    for release in releases:
+        kinds = re.findall(r"^### (.*)", release, re.MULTILINE)
+        assert len(set(kinds)) == len(kinds)
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
