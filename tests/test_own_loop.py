@@ -223,11 +223,12 @@ def test_a_module_without_a_name_has_the_recipe_of_its_kind():
 
     assert recipe("moco", cnn()).lr > recipe("moco", vit()).lr == recipe("moco", unnamed("vit-n/8")).lr
     assert recipe("moco", cnn()) == recipe("moco", backbones.build(name="vitc-15mf", image_size=SIZE))
-    rates = {
-        objective("simmim", encoder, image_size=64, recipe="paper").recipe.lr
+    recipes = [
+        objective("simmim", encoder, image_size=64, recipe="paper").recipe
         for encoder in (backbones.outline(name="swin-t", image_size=64), unnamed("swin-t"))
-    }
-    assert rates == {2e-4 * 2048 / 512}
+    ]
+    assert [r.drop_path for r in recipes] == [0.0, 0.0]  # of a ViT .1
+    assert objective("simmim", vit(), image_size=64, recipe="paper").recipe.drop_path == 0.1
     assert recipe("dinov2", vit(), ladder=1).lr != recipe("dinov2", vit()).lr
 
 

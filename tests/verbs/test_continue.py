@@ -405,6 +405,15 @@ def test_weights_of_another_size_are_fitted(tmp_path, first):
     assert "normalised as measured here: the weights were made for 3 channels, these images have 1" in notes
 
 
+def test_initial_weights_do_not_come_along_but_interpolation_does(tmp_path):
+    """What the weights' network started with says nothing about a network that has them."""
+    first = made(tmp_path / "first", SPEC | {"init": "dinov2", "interpolation": "offset"})
+    go_on(first, tmp_path / "out", steps=2)
+    spec = weights.load(tmp_path / "out").encoder.spec()
+    assert "init" not in spec
+    assert spec["interpolation"] == "offset"
+
+
 def test_published_weights(tmp_path):
     """A file as timm writes it; its features at the start are timm's."""
     timm = pytest.importorskip("timm")

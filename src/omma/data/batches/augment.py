@@ -323,7 +323,7 @@ def _describe_colour(colour: Colour, parts: list[str], needs_rgb: list[str]) -> 
             if value := getattr(c, name):
                 to = needs_rgb if name in ("saturation", "hue") else parts
                 to.append(f"{name} {value:g} (p {c.jitter_p:g})")
-        if c.jitter_order == "random":
+        if c.jitter_order == "random" and c.brightness + c.contrast + c.saturation + c.hue:
             parts.append("these in random order")
     if c.grey_p:
         needs_rgb.append(f"grey {c.grey_p:g}")

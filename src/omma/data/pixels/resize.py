@@ -72,7 +72,8 @@ def crop_resize_each(
 
 # ---------------------------------------------------------------- blur
 PASSES = 3  # of a mean in place of a Gaussian
-Kernel, Border = Literal["gaussian", "boxes"], Literal["reflect", "edge", "zero"]
+Kernel = Literal["gaussian", "boxes"]
+Border = Literal["reflect", "edge", "zero"]
 
 
 def blur_radius(sigma: float) -> int:
