@@ -257,7 +257,7 @@ def theirs_ibot(references: "References", setup: Setup, before: dict[str, Tensor
     )  # fmt: skip
 
     def data(step: int) -> Any:
-        batch, grid = setup.batch(step), (IMAGE // PATCH,) * 2
+        batch, grid = setup.batch(step), (IMAGE // PATCH, IMAGE // PATCH)
         mask = view_masks(batch.key, 2, grid, config.mask_probability, config.mask_share, 1)
         return listed(batch), torch.zeros(BATCH), [m.unflatten(1, grid) for m in mask.chunk(2)]
 
