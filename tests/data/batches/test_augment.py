@@ -282,7 +282,7 @@ def test_compiled_colour_equals_tensors(colour, dtype, two_threads):
 
 def test_without_numba_views_are_the_same_and_the_plan_says_what_it_costs(monkeypatch):
     pre, k, cpu = preprocess(), key(12), torch.device("cpu")
-    crops = augment.cut(photographs(4), PLAN, k)
+    crops = augment.cut(photographs(12), PLAN, k)
     assert augment.speed_notes(PLAN, 3, cpu) == []
     expected = augment.augment(crops, PLAN, k, pre)
     monkeypatch.setattr(augment, "compiles", lambda: False)
