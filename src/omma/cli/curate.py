@@ -13,6 +13,7 @@ from omma.cli.shared import (
     Model_,
     Place_,
     Share_,
+    finished,
     say,
     skipped_lines,
 )
@@ -101,7 +102,7 @@ def curate(
     if page is not None:
         say(f"shown in {page}")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)
 
 
 def _numbers(levels: str) -> list[int]:

@@ -3,7 +3,7 @@
 import os
 
 from omma.cli import early
-from omma.cli.shared import As_, Model_, Place_, Share_, Size_, say
+from omma.cli.shared import As_, Model_, Place_, Share_, Size_, finished, say
 from omma.cli.stages import Stages
 from omma.core.sources import missing
 from omma.core.words import count
@@ -91,4 +91,4 @@ def serve(
             architecture=architecture, allow_partial=allow_partial, ready=ready,
         )  # fmt: skip
     say(f"ended after {count(result.requests, 'request')}, {count(result.images, 'image')} answered")
-    return 0
+    return finished(result)

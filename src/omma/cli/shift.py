@@ -13,6 +13,7 @@ from omma.cli.shared import (
     LabelDepth,
     Labelled_,
     Model_,
+    finished,
     fits,
     laid_out,
     out,
@@ -96,4 +97,4 @@ def shift(
         from omma.cli.judge import report_beside
 
         report_beside(model, labelled, seed, label_depth)
-    return 0
+    return finished(result)
