@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from omma.cli import everywhere
+from omma.cli import completion, everywhere
 from omma.cli.about import doctor, methods, models
 from omma.cli.adapt import finetune, predict
 from omma.cli.clean import clean
@@ -27,7 +27,7 @@ from omma.cli.explain import explain as explain_
 from omma.cli.explore import explore
 from omma.cli.find import index, search
 from omma.cli.judge import evaluate, report
-from omma.cli.parser import completion, parse
+from omma.cli.parser import parse
 from omma.cli.serve import serve
 from omma.cli.shared import discard_output, tolerant_streams
 from omma.cli.shift import shift
@@ -120,7 +120,7 @@ def _complete(words: list[str]) -> list[str]:
         print(f"omma {files.omma_version()}")
         sys.exit(0)
     if words[0] == "--completion":
-        print(completion(COMMANDS, words[1] if len(words) > 1 else ""))
+        print(completion.script(COMMANDS, "".join(words[1:2]), everywhere.TRAINS), end="")
         sys.exit(0)
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=2)

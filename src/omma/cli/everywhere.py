@@ -134,7 +134,7 @@ def _sources(verb: str, given: Mapping[str, Any]) -> list[str]:
 def repeated(
     words: Sequence[str], command: Callable[..., int], file: str
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """The words that repeat a run, before those of the user, which win; options of --method.KEY and the like."""
+    """The words that repeat a run, before those of the user, which win; options of --method.KEY."""
     verb = words[0]
     parameters = inspect.signature(command).parameters
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]

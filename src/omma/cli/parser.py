@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 import tyro
 
 EVERYWHERE = (
-    "Every command also takes --json FILE (write what it found; - for standard output), --quiet (print errors "
-    "alone), --plan-only (say what would be done, and do nothing), --remote (fetch addresses, such as "
-    "https://, that a table of images names) and --debug (print the traceback behind an error). omma pretrain "
-    "and finetune take --config RUN/config.json, which repeats a run; options beside it win. omma --completion "
-    "bash (zsh, fish) prints a script that completes words."
+    "Every command also takes --json FILE (write what it found; - for standard output), --quiet (print "
+    "errors alone), --plan-only (say what would be done, and do nothing), --remote (fetch addresses, such as "
+    "https://, that a table of images names) and --debug (print the traceback behind an error). omma "
+    "pretrain and finetune take --config RUN/config.json, which repeats a run; options beside it win. omma "
+    "--completion bash (zsh, fish) prints a script that completes words."
 )
 _RULE = re.compile(r"[─\-\s]*")
 _NO_VALUE = re.compile(r"no type matching (?:\{None\}\|)?(.+) could be instantiated from \['?(.*?)'?\]\.?$")
@@ -42,23 +42,6 @@ def parse(
     explains = f"omma {words[0]} --help" if words[0] in commands else "omma --help"
     wrong = refusal(said.getvalue()).rstrip(".")
     raise ValueError(f"{wrong}{'' if wrong.endswith('?') else ';'} `{explains}` explains what there is")
-
-
-SHELLS = ("bash", "zsh", "fish")
-
-
-def completion(commands: Mapping[str, Callable[..., int]], shell: str) -> str:
-    """A script that completes commands, options and paths in this shell; ValueError for another shell."""
-    if shell not in SHELLS:
-        raise ValueError(f"--completion {shell}: choose {', '.join(SHELLS)}".replace("  ", " "))
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        tyro.extras.subcommand_cli_from_dict(
-            {name: _noted(command) for name, command in commands.items()},
-            args=["--tyro-print-completion", shell],
-            prog="omma",
-        )
-    return said.getvalue()
 
 
 def _noted(command: Callable[..., int]) -> Callable[..., "functools.partial[int]"]:

@@ -96,8 +96,8 @@ def discard_output() -> None:
 class Output(Console):
     """A console that prints names as they are: no markup in them, and no control characters."""
 
-    def __init__(self, **options: Any) -> None:
-        own = {"quiet": MODE.quiet or options.pop("quiet", False), "stderr": MODE.stderr}
+    def __init__(self, quiet: bool = False, **options: Any) -> None:
+        own = {"quiet": quiet or MODE.quiet, "stderr": MODE.stderr}
         super().__init__(highlight=False, markup=False, emoji=False, **own, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
