@@ -125,7 +125,7 @@ def evaluate(
 
         keep_memory()
         result = verb(
-            model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
+            model, labelled, protocol=protocol, metrics=metrics, taxonomy=taxonomy,
             label_depth=label_depth, train_on=train_on, test_on=test_on, group=group, prompts=prompts,
             descriptions=descriptions, merges=merges, floors=floors, architecture=architecture, target=target,
             target_period=target_period, allow_partial=allow_partial, device=device, precision=precision,

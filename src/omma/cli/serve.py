@@ -87,7 +87,7 @@ def serve(
 
         result = verb(
             model, index=index, host=host, port=port, error=error, threshold=threshold, max_batch=max_batch,
-            max_wait=max_wait / 1000, exact=exact, limits=limits, device=device, precision=precision,
+            max_wait=max_wait, exact=exact, limits=limits, device=device, precision=precision,
             architecture=architecture, allow_partial=allow_partial, ready=ready,
         )  # fmt: skip
     say(f"ended after {count(result.requests, 'request')}, {count(result.images, 'image')} answered")

@@ -43,7 +43,8 @@ def asked(request: Any, apart: Collection[str] = APART) -> dict[str, Any]:
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
         if field.name not in apart and value != field.default and value is not None:
-            found[field.name] = _plain(value)
+            if value != {}:
+                found[field.name] = _plain(value)
     return found
 
 
