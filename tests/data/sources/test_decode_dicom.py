@@ -110,12 +110,14 @@ def test_refused_in_a_line(change, words):
 def test_a_compression_without_its_plugin():
     pydicom = pytest.importorskip("pydicom")
     file = pydicom.dcmread(io.BytesIO(written(STORED)))
-    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGXLLossless  # which it has no plugin for
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1  # by plugins that omma does not bring
     file.PixelData = pydicom.encaps.encapsulate([bytes(64)])
     file["PixelData"].VR = "OB"
     out = io.BytesIO()
     file.save_as(out)
-    with pytest.raises(BadImage, match=r"DICOM compressed by JPEG XL Lossless") as error:
+    with pytest.raises(
+        BadImage, match=r"DICOM compressed by JPEG Lossless.*python-gdcm|damaged DICOM"
+    ) as error:
         decode(out.getvalue())
     assert "\n" not in str(error.value)
 

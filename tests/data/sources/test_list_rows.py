@@ -60,7 +60,8 @@ def sources(tmp_path):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     (tmp_path / "hub" / "README.md").write_text("a card")
     for name, rows in (("train", range(8)), ("test", range(8, 12))):
-        pq.write_table(table(rows), tmp_path / "hub" / "data" / f"{name}-00000-of-00001.parquet", row_group_size=3)
+        file = tmp_path / "hub" / "data" / f"{name}-00000-of-00001.parquet"
+        pq.write_table(table(rows), file, row_group_size=3)
     pq.write_table(table(), tmp_path / "one.parquet", row_group_size=5)
     return tmp_path
 
@@ -123,7 +124,7 @@ def test_unknown_labels(tmp_path):
 def test_a_damaged_file_is_refused_in_a_line(sources):
     file = sources / "hub" / "data" / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="train-00000-of-00001.parquet: cannot be read") as error:
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet: cannot be read") as error:
         collection.open_images(sources / "hub")
     assert "\n" not in str(error.value)
 

@@ -157,8 +157,8 @@ def _indexed(
     if varies(images):
         known = f"{n} items that vary"  # nothing else is the same the next time
         notes += (
-            "the data set gives other values each time an item is read: leave its random transforms out, since "
-            "omma cuts and colours views itself",
+            "the data set gives other values each time an item is read: leave its random transforms out, "
+            "since omma cuts and colours views itself",
         )
     return IndexedImages(
         Held(images, known),
@@ -210,8 +210,8 @@ def _from_items(source: Any) -> Annotations:
     if len(source) > LABELLED:
         return Annotations(
             notes=(
-                f"labels in items are read of up to {LABELLED:,} of them, and these are {len(source):,}: give "
-                "the data set an attribute targets (a list of numbers), and classes",
+                f"labels in items are read of up to {LABELLED:,} of them, and these are {len(source):,}: "
+                "give the data set an attribute targets (a list of numbers), and classes",
             )
         )
     found = []

@@ -153,8 +153,8 @@ def _copied(file: str, column: str) -> str:
         size = sum(group.total_byte_size for group in groups)
         if size > (free := shutil.disk_usage(out.parent).free):
             raise ValueError(
-                f"{file}: its images take {size / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free: "
-                "set OMMA_CACHE to a folder with more"
+                f"{file}: its images take {size / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are "
+                "free: set OMMA_CACHE to a folder with more"
             )
         with files.atomic_write(out) as partial:
             schema = pa.schema([source.schema_arrow.field(column)])
