@@ -101,9 +101,9 @@ def test_values_as_json_has_them():
         path: Path
         vectors: np.ndarray
         share: float = float("nan")
-        n: np.int64 = np.int64(3)
+        n: np.int64 | None = None
 
-    found = shared.as_json({"a": Found(Path("x"), np.zeros((2, 3))), "b": ({1}, None, True)})
+    found = shared.as_json({"a": Found(Path("x"), np.zeros((2, 3)), n=np.int64(3)), "b": ({1}, None, True)})
     assert found["a"] == {"path": "x", "vectors": {"shape": [2, 3]}, "share": None, "n": 3}
     assert found["b"] == [[1], None, True]
 
