@@ -52,9 +52,9 @@ def serve(
     index: a folder that omma index wrote with the same model, for /search. port: 0 takes a free one. error,
     threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait:
     milliseconds that an image waits for others. exact: whether answers are those of predict and embed, bit
-    for bit. limits: of requests. ready: called when the address is known and the model loaded, just before the
-    first answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index of another
-    model, and where the extra `serve` is not installed.
+    for bit. limits: of requests. ready: called when the address is known and the model loaded, just before
+    the first answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index
+    of another model, and where the extra `serve` is not installed.
     """
     for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         need(package, "serve")
