@@ -1,11 +1,16 @@
 """Results as tables of a notebook: every field is there, and nothing in it is markup."""
 
+import inspect
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
-from omma.core.notebook import Displayed, table
+import omma
+from omma.core.notebook import LONGEST, Displayed, brief, table
 
 
 @dataclass
@@ -31,3 +36,23 @@ def test_a_table_is_text():
     assert "&lt;i&gt;" in shown
     assert "\x1b" not in shown
     assert "below &amp; after" in shown
+
+
+def test_results_in_a_line():
+    shown = repr(Found(Path("b.csv"), 12345, 0.5, np.zeros((2, 3)), ("a", "b")))
+    assert shown == "<Found: path b.csv, rows 12,345, share 0.5, vectors [2, 3], notes (2)>"
+    assert len(repr(Found(Path("x" * 999 + "\n"), 1, 0.5, np.zeros(1)))) <= LONGEST
+    assert brief("Shift", "a\x1b[2J\nb").isprintable()
+
+
+def test_every_result_of_a_verb_has_a_line_and_a_table():
+    """A dataclass writes its own representation, pages long, unless it has one."""
+    homes = [import_module(f"omma.verbs.{name}") for name in omma.__all__ if find_spec(f"omma.verbs.{name}")]
+    homes += [import_module(f"omma.verbs.{name}") for name in ("curve", "shape_texture", "describe", "shift")]
+    assert len(homes) > 10
+    for home in homes:
+        verb = getattr(home, home.__name__.rpartition(".")[2])
+        kind = get_type_hints(inspect.unwrap(verb))["return"]
+        if kind is not Path:
+            assert hasattr(kind, "_repr_html_"), kind
+            assert kind.__repr__ is Displayed.__repr__ or "brief" in kind.__repr__.__code__.co_names, kind

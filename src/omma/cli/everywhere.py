@@ -110,7 +110,8 @@ def _plan(command: "functools.partial[int]") -> dict[str, Any]:
 
         opened = collection.opened(source, depth)
         classes = f", {count(len(opened.classes), 'class', 'classes')}" if opened.classes else ""
-        skipped = f", {len(opened.skipped):,} skipped" if len(opened.skipped) else ""
+        left = len(getattr(opened, "skipped", ()))
+        skipped = f", {left:,} skipped" if left else ""
         plan["images"][source] = {"images": len(opened), "classes": len(opened.classes or ())}
         say(f"{count(len(opened), 'image')}{classes}{skipped}", source, indent=max(20, len(source) + 2))
     if "device" in given or "device" in defaults:

@@ -77,12 +77,11 @@ def as_json(value: Any) -> Any:
         return {str(key): as_json(each) for key, each in value.items()}
     if hasattr(value, "_asdict"):
         return as_json(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    shape: Any = getattr(value, "shape", None)  # of arrays, tensors and tables
+    if shape is not None:
+        return {"shape": list(shape)} if shape else as_json(value.item())
+    if dataclasses.is_dataclass(value):
         return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return as_json(value.item())
-    if hasattr(value, "shape"):  # arrays, tensors and tables
-        return {"shape": list(value.shape)}
     if isinstance(value, Sequence | set | frozenset):
         return [as_json(each) for each in value]
     return str(value)

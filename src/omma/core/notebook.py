@@ -54,7 +54,7 @@ def _brief(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"({len(value):,})"
     if getattr(value, "ndim", 0):
-        return f"{list(value.shape)}"
+        return f"{list(getattr(value, 'shape', ()))}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -42,9 +42,8 @@ def asked(request: Any, apart: Collection[str] = APART) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
-        if field.name not in apart and value != field.default and value is not None:
-            if value != {}:
-                found[field.name] = _plain(value)
+        if field.name not in apart and value not in (field.default, None, {}):
+            found[field.name] = _plain(value)
     return found
 
 
@@ -147,9 +146,8 @@ def _tuned(config: Mapping[str, Any]) -> Repeated:
     before = dict(config.get("options", {}))
     if "init" not in before and "model" in before:  # fitted: its record is that of `FineTuning`
         dotted = {flag: dict(before.pop(name, None) or {}) for name, flag in DOTTED.items()}
-        ends = {name: value for name, value in before.items() if name in ENDS}
         own = before | {"images": config["images"], "seed": config["seed"], "precision": config["precision"]}
-        return Repeated(own | ends, dotted)
+        return Repeated(own, dotted)
     options, dotted = _shared(config)
     options["model"] = options.pop("init", None) or config["init"]["source"]
     for name in ("head_warmup", "encoder_lr_scale"):  # among the recipe's own options

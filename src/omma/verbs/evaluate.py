@@ -54,8 +54,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge frozen features with labelled images, or with captions.
 
-    protocol (or protocols): of "knn", "linear", "ridge"; "classifier", the model's own; "image-retrieval", of images of the
-    same label or instance; with a text tower (docs/clip.md) "zeroshot", which tells classes by their names,
+    protocol, or by its other name protocols: one or several of "knn", "linear", "ridge"; "classifier", the
+    model's own; "image-retrieval", of images of the same label or instance; with a text tower
+    (docs/clip.md) "zeroshot", which tells classes by their names,
     and "retrieval" between images and captions. By default knn and linear, and the classifier where its
     classes are those of the images. Everything a probe chooses, it chooses on the train part.
     metrics: groups of further metrics, or "all" (docs/evaluate.md). taxonomy: a file with groups of the

@@ -50,11 +50,11 @@ def serve(
     """Answer POST /predict, /embed, /search and /explain until SIGINT or SIGTERM; then finish, and return.
 
     index: a folder that omma index wrote with the same model, for /search. port: 0 takes a free one. error,
-    threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait: milliseconds
-    that an image waits for others. exact: whether answers are those of predict and embed, bit for bit.
-    limits: of requests. ready: called when the address is known and the model loaded, just before the first
-    answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index of another
-    model, and where the extra `serve` is not installed.
+    threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait:
+    milliseconds that an image waits for others. exact: whether answers are those of predict and embed, bit
+    for bit. limits: of requests. ready: called when the address is known and the model loaded, just before
+    the first answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index
+    of another model, and where the extra `serve` is not installed.
     """
     for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         need(package, "serve")
@@ -63,9 +63,9 @@ def serve(
     limits = limits or Limits()
     with server.bind(host, port) as bound:
         service = build.service_of(
-            model, index=index, error=error, threshold=threshold, max_batch=max_batch, max_wait=max_wait / 1000,
-            exact=exact, limits=limits, device=device, precision=precision, architecture=architecture,
-            allow_partial=allow_partial,
+            model, index=index, error=error, threshold=threshold, max_batch=max_batch,
+            max_wait=max_wait / 1000, exact=exact, limits=limits, device=device, precision=precision,
+            architecture=architecture, allow_partial=allow_partial,
         )  # fmt: skip
         names = server.own_names(host)
         address = server.address(bound)

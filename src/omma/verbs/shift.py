@@ -50,7 +50,8 @@ def shift(
     labels (`evaluation.align`).
     group: the column of images that belong together, which no fold divides and which are drawn together for
     intervals; None: `sequence` where the table has it; "none": no groups.
-    json: a file to write `Shift.to_json()` to; a picture is written beside it. report (or page): an HTML page.
+    json: a file to write `Shift.to_json()` to; a picture is written beside it. report, or page: an HTML
+    page.
     The other arguments are those of `evaluate`. A run folder also gets shift.json and shift.svg, which its
     report shows. Raises ValueError where there are no two domains with two classes in common.
     """
