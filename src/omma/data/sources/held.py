@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,8 @@ def item_of(source: Any, i: int) -> Any:
 @dataclass
 class Held:
     """A store of pictures that a program holds; `where` is [item]. Threads take turns at its items."""
+
+    decoded: ClassVar[bool] = True  # there are no files' bytes to read
 
     images: Images
     known: str  # a text that identifies them; "" if they are hashed
