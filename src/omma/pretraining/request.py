@@ -151,8 +151,8 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
             raise ValueError(
-                f"model is a {type(self.model).__name__}: give a name of `omma models`; docs/own_network.md has "
-                "the way for a network of your own"
+                f"model is a {type(self.model).__name__}: give a name of `omma models`; docs/own_network.md "
+                "has the way for a network of your own"
             )
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
