@@ -182,8 +182,8 @@ def _indexed(
 # ---------------------------------------------------------------- labels
 def _annotations(source: Any) -> tuple[Annotations, list[str] | None, str | None]:
     """Labels and columns, names of the pictures, and the column that holds them (Hugging Face)."""
-    features = getattr(source, "features", None)
-    if isinstance(features, Mapping) and hasattr(features, "to_dict") and hasattr(source, "with_format"):
+    features: Any = getattr(source, "features", None)
+    if hasattr(features, "to_dict") and hasattr(source, "with_format"):
         kinds = {column: type(feature).__name__ for column, feature in features.items()}
         found = [column for column, kind in kinds.items() if kind == "Image"]
         column = next((each for each in list_rows.NAMES if each in found), found[0] if found else None)
