@@ -137,7 +137,7 @@ def test_pretraining_takes_them(held):
 
 
 def test_a_network_in_place_of_a_name_is_refused():
-    with pytest.raises(ValueError, match="model is a Linear: give a name .*own_network"):
+    with pytest.raises(ValueError, match=r"model is a Linear: give a name .*own_network"):
         Request(PIXELS, model=torch.nn.Linear(2, 2))
 
 
