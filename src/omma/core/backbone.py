@@ -121,6 +121,10 @@ class Backbone(nn.Module):
             if isinstance(getattr(module, "drop_path", None), float):
                 setattr(module, "drop_path", 0.0)  # noqa: B010 (the type checker sees modules only)
 
+    def described(self) -> dict[str, Any]:
+        """What tells this network from others, for records; `spec` where omma can build it by name."""
+        return self.spec()
+
     def spec(self) -> dict[str, Any]:
         """Keyword arguments that rebuild this network: `backbones.build(**spec)`."""
         return dict(self.built_from)

@@ -144,7 +144,7 @@ def extract(
     provenance = {
         "format": FORMAT,
         "model": model_digest,
-        "spec": encoder.spec(),
+        "spec": encoder.described(),
         "preprocess": asdict(preprocess),
         "precision": str(precision).removeprefix("torch."),
         "pooling": "mean over a clip's tiles" if isinstance(images, Clips) else "pooled",

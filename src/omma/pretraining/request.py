@@ -6,13 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from omma.core.checks import one_of
 from omma.core.duration import seconds
-
-if TYPE_CHECKING:  # the command line reads this file before it imports torch
-    from omma.data.sources.indexed import IndexedImages
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,7 +62,8 @@ class Request:
 
     Attributes:
         images: Folder, glob, .zip, .tar, shards, manifest (.csv .parquet .jsonl), .npz, .npy or IDX .gz; in
-            Python also an opened collection (docs/input.md).
+            Python also an array, a list of paths or pictures, or a data set of PyTorch or Hugging Face
+            (docs/input.md).
         method: Pretraining method; `omma methods` lists them.
         label_depth: Where labels are used, the folder that names the class: its level below `images` (1 is
             the first, -1 the one that holds the image), or path: all together (docs/input.md).
@@ -110,7 +108,7 @@ class Request:
         listen: Is called with each event of the run (`pretraining.events.Event`).
     """
 
-    images: "str | Path | IndexedImages"
+    images: Any
     _: KW_ONLY
     method: str = "auto"
     label_depth: int | Literal["path"] | None = None
@@ -151,6 +149,11 @@ class Request:
     listen: Callable[[Any], None] = field(default=ignore, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise ValueError(
+                f"model is a {type(self.model).__name__}: give a name of `omma models`; docs/own_network.md "
+                "has the way for a network of your own"
+            )
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
             raise ValueError(f"{' and '.join(ends)} are both given: choose one end for the run")

@@ -104,7 +104,8 @@ def _table(
 ) -> ShardedTable:
     """The table to write, the same on all processes; ValueError if they see different images."""
     fingerprint = getattr(images, "fingerprint", None)
-    facts = {"digest": model.digest, "spec": model.encoder.spec(), "preprocess": as_dict(model.preprocess)}
+    spec = model.encoder.described()
+    facts = {"digest": model.digest, "spec": spec, "preprocess": as_dict(model.preprocess)}
     source = str(getattr(images, "source", ""))
     provenance: dict[str, Any] = {
         "schema": 1,

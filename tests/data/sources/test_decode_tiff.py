@@ -201,3 +201,32 @@ def test_a_tile_is_decompressed_to_its_size_and_no_further(compression):
     flat = resized(resized(data, (257,), 64, 0), (256,), 64, 4_294_967_104)
     with pytest.raises(BadImage, match="claims 4294967104 x 0 pixels"):
         decode(flat)
+
+
+STACK = np.random.default_rng(5).integers(0, 60_000, (2, 5, 3, 16, 20), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"ome": True}, {"ome": True, "compression": "zlib"}, {"imagej": True}], ids=str
+)
+@pytest.mark.parametrize(
+    ("axes", "values", "wanted"),
+    [
+        ("TZCYX", STACK, STACK[0, 2]),
+        ("ZCYX", STACK[0], STACK[0, 2]),
+        ("TZYX", STACK[:, :, 0], STACK[0, 2, :1]),
+        ("CYX", STACK[0, 0], STACK[0, 0]),
+    ],
+)
+def test_a_stack_gives_its_channels_at_middle_depth_and_first_time(kind, axes, values, wanted):
+    out = io.BytesIO()
+    tifffile.imwrite(out, values, metadata={"axes": axes}, **kind)
+    np.testing.assert_array_equal(decode(out.getvalue()), np.moveaxis(wanted, 0, -1))
+
+
+def test_the_first_series_of_an_ome_file_is_read():
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, ome=True) as writer:
+        writer.write(STACK[0, 0], metadata={"axes": "CYX"})
+        writer.write(STACK[1, 0, :, :8, :8], metadata={"axes": "CYX"})
+    np.testing.assert_array_equal(decode(out.getvalue()), np.moveaxis(STACK[0, 0], 0, -1))

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset, TensorDataset
 from omma.core.protocols import BadImage
 from omma.data.sources import collection
 from omma.data.sources.indexed import IndexedImages
+from omma.pretraining.data import open_source
+from omma.pretraining.request import Request
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 9, 7, 3), dtype=np.uint8)
 
@@ -125,6 +127,18 @@ def test_columns_of_hugging_face():
     assert (images.classes, images.labels.tolist()) == (("a", "b"), [0, 1] * 4)
     assert images.columns["site"].to_pylist() == ["x", "y"] * 4
     assert np.array_equal(images.read(5), PIXELS[5])
+
+
+@pytest.mark.parametrize("held", [PIXELS, list(PIXELS), Pairs([0, 1] * 4)], ids=["array", "list", "data set"])
+def test_pretraining_takes_them(held):
+    images = open_source(Request(held, method="simclr"))
+    assert len(images) == 8
+    assert np.array_equal(images.read(3), PIXELS[3])
+
+
+def test_a_network_in_place_of_a_name_is_refused():
+    with pytest.raises(ValueError, match=r"model is a Linear: give a name .*own_network"):
+        Request(PIXELS, model=torch.nn.Linear(2, 2))
 
 
 def test_a_dictionary_is_refused_with_what_to_give():

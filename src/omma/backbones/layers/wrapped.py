@@ -98,6 +98,11 @@ class Wrapped(Backbone):
         super().drop_nothing()
         drop_nothing(self.module)
 
+    def described(self) -> dict[str, Any]:
+        """Its name and the module's own description of its layers."""
+        own = {"channels": self.channels, "prefix": self.prefix}
+        return {"name": self.name, **own, "module": str(self.module)}
+
     def spec(self) -> dict[str, Any]:
         raise ValueError(
             f"{self.name} is a wrapped module, which omma cannot rebuild by name: build it in your own code "

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,8 @@ def item_of(source: Any, i: int) -> Any:
 @dataclass
 class Held:
     """A store of pictures that a program holds; `where` is [item]. Threads take turns at its items."""
+
+    decoded: ClassVar[bool] = True  # there are no files' bytes to read
 
     images: Images
     known: str  # a text that identifies them; "" if they are hashed
@@ -180,8 +182,8 @@ def _indexed(
 # ---------------------------------------------------------------- labels
 def _annotations(source: Any) -> tuple[Annotations, list[str] | None, str | None]:
     """Labels and columns, names of the pictures, and the column that holds them (Hugging Face)."""
-    features = getattr(source, "features", None)
-    if isinstance(features, Mapping) and hasattr(features, "to_dict") and hasattr(source, "with_format"):
+    features: Any = getattr(source, "features", None)
+    if hasattr(features, "to_dict") and hasattr(source, "with_format"):
         kinds = {column: type(feature).__name__ for column, feature in features.items()}
         found = [column for column, kind in kinds.items() if kind == "Image"]
         column = next((each for each in list_rows.NAMES if each in found), found[0] if found else None)

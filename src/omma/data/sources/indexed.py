@@ -112,8 +112,8 @@ class IndexedImages:
 
     @property
     def encoded(self) -> bool:
-        """Whether images are files to decode, rather than arrays."""
-        return not isinstance(self._store, Arrays)
+        """Whether images are files to decode, rather than arrays or items of a data set."""
+        return not (isinstance(self._store, Arrays) or getattr(self._store, "decoded", False))
 
     @property
     def folder(self) -> str | None:
