@@ -6,6 +6,7 @@ the temperature, which the metadata have, with the names of the classes.
 """
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from omma.backbones.external import Encoder as External
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.classifier import Classifier
@@ -27,6 +29,7 @@ from omma.weights.export.plain import plain
 
 NAMES = ("pooled", "patches", "logits")  # of outputs
 LIMIT = 1e-3  # largest relative difference on noise
+PATIENCE = 90.0  # CPU seconds that tracing with dynamic image sizes may take, each attempt
 
 
 class Traced(nn.Module):
@@ -63,6 +66,32 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # dynamic sizes, and whether a siz
 )
 
 
+def _attempts(encoder: Backbone) -> tuple[tuple[Sizes, bool], ...]:
+    """The attempts that can succeed.
+
+    A convolutional network of timm or torchvision decides by the size whether it pads, so no graph of it holds
+    for any size. Multiples of its stride keep the size of each stage a multiple, too; otherwise it is a floor
+    of a floor, which grows with every stage.
+    """
+    return ATTEMPTS[2:] if isinstance(encoder, External) and encoder.patch > 1 else ATTEMPTS
+
+
+class _Patience:
+    """Ends a trace, between two layers, that takes longer than `PATIENCE`: simplifying sizes has no bound."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.deadline = float("inf")
+        for module in network.modules():
+            module.register_forward_pre_hook(self._look)
+
+    def start(self, dynamic: bool) -> None:
+        self.deadline = time.process_time() + PATIENCE if dynamic else float("inf")
+
+    def _look(self, module: nn.Module, inputs: Any) -> None:
+        if time.process_time() > self.deadline:
+            raise TimeoutError(f"dynamic image sizes take longer than {PATIENCE:g} CPU seconds to trace")
+
+
 def trace(
     encoder: Backbone,
     image_size: int,
@@ -75,12 +104,14 @@ def trace(
     several sizes. Raises ValueError if not even a graph for images of `image_size` can be made.
     """
     network, patch, reason = plain(encoder), encoder.patch, ""
-    for sizes, special_cases_one in ATTEMPTS:
+    patience = _Patience(network)
+    for sizes, special_cases_one in _attempts(encoder):
         # unusual and unequal sides, since tracing would identify equal ones
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
         images = torch.zeros(2, encoder.channels, height, width)
         module = Traced(network, pads=encoder.plain and sizes == "any", classifier=classifier)
         dims = _dims(sizes, patch)
+        patience.start(sizes != "fixed")
         try:
             # A dimension may be 1 (a window, a patch) for some images. torch specialises on 1, so that the
             # graph would hold for 1 only or for all others; "oblivious" makes it trace the general case.
