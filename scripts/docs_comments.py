@@ -1,18 +1,46 @@
-"""An extension of griffe: a field's comment at the end of its line is its description in the reference."""
+"""An extension of griffe: what comments and prose say of fields and parameters is a list in the reference."""
+
+import re
+from pathlib import Path
 
 import griffe
 
+MARKS = ("type:", "noqa", "fmt:", "pyright:")
+
 
 class FieldComments(griffe.Extension):
-    """`rows: int  # images that were read` is documented as "images that were read"."""
+    """Fields of a class by the comments behind them; parameters of a function by its docstring."""
 
-    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
-        if attr.docstring is not None or attr.lineno is None or not isinstance(attr.filepath, griffe_path):
+    def on_class_members(self, *, cls: griffe.Class, **others: object) -> None:
+        """`rows: int  # images that were read` becomes `rows: images that were read` in the docstring."""
+        path = cls.filepath
+        if cls.docstring is None or "Attributes:" in cls.docstring.value or not isinstance(path, Path):
             return
-        line = attr.filepath.read_text().splitlines()[attr.lineno - 1]
-        _, mark, comment = line.partition("  # ")
-        if mark:
-            attr.docstring = griffe.Docstring(comment, parent=attr)
+        lines = ["", *path.read_text().splitlines()]
+        fields = []
+        for field in cls.attributes.values():
+            number = field.lineno or 0
+            if field.is_private or field.annotation is None or not 0 < number < len(lines):
+                continue
+            if "property" not in field.labels:
+                comment = lines[number].partition("  # ")[2]
+                fields.append(f"    {field.name}: {'' if comment.startswith(MARKS) else comment}")
+        if fields:
+            cls.docstring.value += "\n".join(["\n\nAttributes:", *fields])
 
+    def on_function(self, *, func: griffe.Function, **others: object) -> None:
+        """`top: classes an image. error: share of ...` becomes a list of both."""
+        if func.docstring is None or "Args:" in func.docstring.value:
+            return
+        text = func.docstring.value
+        names = {parameter.name for parameter in func.parameters}
 
-griffe_path = type(__import__("pathlib").Path())
+        def entry(found: re.Match[str]) -> str:
+            if not names.issuperset(found[1].split(", ")):
+                return found[0]
+            return f"\n\n- `{found[1]}`: "
+
+        text = re.sub(r"(?:^[ ]*|(?<=\. )|(?<=\.\n))((?:\w+)(?:, \w+)*): ", entry, text, flags=re.MULTILINE)
+        if "\n\n- `" in text:
+            text = re.sub(r"(?<=[.)])\s+(?=(?:Raises|Others:) )", "\n\n", text)
+        func.docstring.value = text

@@ -284,7 +284,7 @@ def clip(clone: Path, words: list[str], batch: int, epochs: int) -> dict[str, An
 
 README = "README.md"
 SCRIPTS = [
-    Script("DINO ViT-S/16", "dino", "vit-s/16", 224, {"prototype_gain": True}, "facebookresearch/dino",
+    Script("DINO ViT-S/16", "dino", "vit-s/16", 224, {}, "facebookresearch/dino",
            "--arch vit_small --teacher_temp 0.07 --warmup_teacher_temp_epochs 30 --norm_last_layer false",
            f"{README}, Boosting DINO performance", 1024, 300, dino),
     Script("iBOT ViT-S/16", "ibot", "vit-s/16", 224, {}, "bytedance/ibot",

@@ -130,7 +130,6 @@ def ours(setup: Setup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     with mock.patch.object(Tensor, "float", lambda x: x if x.dtype == torch.float64 else x.to(torch.float32)):
         for _ in range(STEPS):
             assert next(steps).rejected is None
-        steps.close()
     return before, {name: p.detach().clone() for name, p in method.named_parameters()}
 
 

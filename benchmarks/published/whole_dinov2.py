@@ -82,8 +82,8 @@ class Sequences:
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Sequences | None = None) -> Tensor:
     """memory_efficient_attention: within each sequence."""
     if attn_bias is None:
-        heads_first = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     parts = zip(*(t.split(attn_bias.lengths, dim=1) for t in (q, k, v)), strict=True)
     return torch.cat([attention(*part) for part in parts], dim=1)
 
@@ -243,7 +243,7 @@ def clip(part: nn.Module, most: float) -> Tensor:
 
 def collated(setup: Setup, config: Any, step: int) -> dict[str, Any]:
     """A batch as collate_data_and_cast returns it, in fp64, with our masks."""
-    batch, grid = setup.batch(step), (IMAGE // PATCH,) * 2
+    batch, grid = setup.batch(step), (IMAGE // PATCH, IMAGE // PATCH)
     mask = view_masks(batch.key, 2, grid, config.mask_probability, config.mask_share, 1)
     first, second, local = (view.transpose(0, 1).flatten(0, 1) for view in batch.views)
     at = mask.flatten().nonzero()[:, 0]

@@ -199,11 +199,12 @@ def driven(
 
 
 def theirs_dino(references: "References", setup: Setup, before: dict[str, Tensor]) -> dict[str, Tensor]:
-    """main_dino.py with the README's teacher temperature, 0.07 after 30 epochs."""
+    """main_dino.py with the options of the README's command for the better ViT-S."""
     official = references.load("facebookresearch/dino", "main_dino")
     args = arguments(official).parse_args(
         f"--teacher_temp 0.07 --warmup_teacher_temp_epochs 30 --epochs {setup.total // setup.epoch} "
-        f"--batch_size_per_gpu {BATCH} --local_crops_number {LOCALS} --use_fp16 false".split()
+        f"--batch_size_per_gpu {BATCH} --local_crops_number {LOCALS} --use_fp16 false "
+        "--norm_last_layer false".split()
     )
     of = both(before, head="head")
 
@@ -257,7 +258,7 @@ def theirs_ibot(references: "References", setup: Setup, before: dict[str, Tensor
     )  # fmt: skip
 
     def data(step: int) -> Any:
-        batch, grid = setup.batch(step), (IMAGE // PATCH,) * 2
+        batch, grid = setup.batch(step), (IMAGE // PATCH, IMAGE // PATCH)
         mask = view_masks(batch.key, 2, grid, config.mask_probability, config.mask_share, 1)
         return listed(batch), torch.zeros(BATCH), [m.unflatten(1, grid) for m in mask.chunk(2)]
 

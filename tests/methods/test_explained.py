@@ -38,4 +38,4 @@ def test_the_command_prints_it(name, capsys):
     assert about.methods(name) == 0
     said = capsys.readouterr().out
     assert "Costs: " in said
-    assert "(batch)" in said
+    assert "peak learning rate" in said

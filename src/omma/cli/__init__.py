@@ -7,6 +7,7 @@ export it to other tools. Try it first on built-in data: omma demo. `omma COMMAN
 import contextlib
 import difflib
 import errno
+import inspect
 import logging
 import os
 import re
@@ -15,7 +16,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from omma.cli import completion, everywhere
 from omma.cli.about import doctor, methods, models
 from omma.cli.adapt import finetune, predict
 from omma.cli.clean import clean
@@ -71,10 +74,10 @@ SEVERAL = (
 )  # options of several values
 
 
-def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+def _dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Take `--method.KEY VALUE`, `--method.KEY=VALUE`, and those of --model, --adapt out of the arguments."""
     rest: list[str] = []
-    options: dict[str, dict[str, str]] = {"method": {}, "model": {}, "adapt": {}}
+    options: dict[str, dict[str, Any]] = {"method": {}, "model": {}, "adapt": {}}
     words = iter(arguments)
     for word in words:
         match = re.fullmatch(r"--(method|model|adapt)\.([\w-]+)(?:=(.*))?", word, re.DOTALL)
@@ -116,6 +119,9 @@ def _complete(words: list[str]) -> list[str]:
     if words[0] == "--version":
         print(f"omma {files.omma_version()}")
         sys.exit(0)
+    if words[0] == "--completion":
+        print(completion.script(COMMANDS, "".join(words[1:2]), everywhere.TRAINS), end="")
+        sys.exit(0)
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=2)
         hint = f"did you mean {' or '.join(close)}?" if close else f"choose among {', '.join(COMMANDS)};"
@@ -145,7 +151,12 @@ def _run(words: list[str]) -> int:
                 "only `omma pretrain`, `omma finetune` and `omma embed` run on several processes: start "
                 "others by themselves"
             )
+        own = {name: [*inspect.signature(each).parameters] for name, each in COMMANDS.items()}
+        words, said = everywhere.take(words, own)
         words, options = _dotted(_gathered(words))
+        if said.config is not None and not {"-h", "--help"} & {*words}:
+            words, before = everywhere.repeated(words, COMMANDS[words[0]], said.config)
+            options = {flag: before.get(flag, {}) | given for flag, given in options.items()}
         for flag, given in options.items():
             if given and words[:1] not in (["pretrain"], ["finetune"]):
                 raise ValueError(f"--{flag}.KEY is an option of `omma pretrain` and `omma finetune`")
@@ -154,7 +165,9 @@ def _run(words: list[str]) -> int:
         if here.rank:
             raise AlreadyReported(str(error)) from error
         raise
-    return command(dotted=options) if command.func in (pretrain, finetune) else command()
+    hidden = {"dotted": options} if command.func in (pretrain, finetune) else {}
+    with everywhere.speaking(said):
+        return everywhere.run(command, said, **hidden)
 
 
 # ---------------------------------------------------------------- the boundary of errors

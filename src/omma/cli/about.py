@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omma.cli import catalogue
-from omma.cli.shared import Name_, Size_, say, show
+from omma.cli.shared import Name_, Size_, finished, say, show
 from omma.cli.stages import Stages
 from omma.core.errors import install_command
 from omma.core.words import count
@@ -29,11 +29,12 @@ def methods(name: Name_ = None) -> int:
 
     if name is None:
         table = Table(box=None, show_header=False)
-        for method in package.names():
-            table.add_row(method, Text(package.summary(method)))
+        summaries = {method: package.summary(method) for method in package.names()}
+        for method, summary in summaries.items():
+            table.add_row(method, Text(summary))
         show(table)
         say("\n`omma methods NAME` explains one.")
-        return 0
+        return finished(summaries)
     file = package.get(name)
     from omma.pretraining.requirements import needs_of
 
@@ -56,7 +57,9 @@ def methods(name: Name_ = None) -> int:
     for (rule, a), (_, b) in zip(_rules(paper), _rules(small), strict=True):
         table.add_row(rule, Text(a), Text("" if a == b else b))
     show(table)
-    return 0
+    configs = {"paper": paper.config, "small": small.config}
+    rules = {"paper": dict(_rules(paper)), "small": dict(_rules(small))}
+    return finished({"method": name, "options": configs, "rules": rules})
 
 
 def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
@@ -115,13 +118,11 @@ def models(name: Name_ = None, image_size: Size_ = None, channels: int = 3) -> i
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value}: must be at least 1")
     if name is None:
-        _all_models(image_size, channels)
-    else:
-        _one_model(name, image_size, channels)
-    return 0
+        return finished(_all_models(image_size, channels))
+    return finished(_one_model(name, image_size, channels))
 
 
-def _all_models(image_size: int | None, channels: int) -> None:
+def _all_models(image_size: int | None, channels: int) -> list[catalogue.Row]:
     if image_size is None and channels == 3:
         installed = {name: importlib.util.find_spec(name) is not None for name in ("timm", "torchvision")}
         rows = [row for row in catalogue.stored() if installed.get(row.name.partition(":")[0], True)]
@@ -154,6 +155,7 @@ def _all_models(image_size: int | None, channels: int) -> None:
         "A patch size at the end of a name can be any from 2 to 64: vit-s/8. All networks of timm and "
         "torchvision can be used: timm:regnety_032. `omma models vit-s/8 --image-size 96` explains one."
     )
+    return rows
 
 
 def _count(image_size: int | None, channels: int) -> tuple[list[catalogue.Row], list[str]]:
@@ -173,7 +175,7 @@ def _count(image_size: int | None, channels: int) -> tuple[list[catalogue.Row], 
     return rows, skipped
 
 
-def _one_model(name: str, image_size: int | None, channels: int) -> None:
+def _one_model(name: str, image_size: int | None, channels: int) -> dict[str, Any]:
     from omma import backbones
     from omma.ops.cost import multiply_adds
 
@@ -205,6 +207,10 @@ def _one_model(name: str, image_size: int | None, channels: int) -> None:
     for key, value in sorted(options.items()):
         table.add_row(key, Text(str(value)))
     show(table)
+    return {
+        "model": name, "image_size": size, "channels": channels, "parameters": parameters,
+        "multiply_adds": macs, "width": network.dim, "patches": [rows, columns], "options": options,
+    }  # fmt: skip
 
 
 def _millions(parameters: int) -> str:
@@ -238,7 +244,8 @@ def doctor() -> int:
     from omma.verbs.doctor import doctor as verb
 
     table = Table(box=None, show_header=False)
-    for name, value in verb():
+    found = verb()
+    for name, value in found:
         table.add_row(name, Text(value))
     show(table)
-    return 0
+    return finished(dict(found))

@@ -14,6 +14,7 @@ from omma.cli.shared import (
     Model_,
     Place_,
     Share_,
+    finished,
     say,
     skipped_lines,
 )
@@ -97,4 +98,4 @@ def predict(
     if result.right is not None:
         say(f"right: {result.right:,} of {result.labelled:,} labelled ({result.right / result.labelled:.1%})")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)

@@ -5,7 +5,7 @@ from typing import Annotated
 import tyro
 
 from omma.cli import early
-from omma.cli.shared import As_, Chosen_, File_, Images_, LabelDepth, Place_, say
+from omma.cli.shared import As_, Chosen_, File_, Images_, LabelDepth, Place_, finished, say
 from omma.cli.stages import Stages
 from omma.core.words import count
 
@@ -77,4 +77,4 @@ def clean(
         say(f"left out: {count(result.removed, 'image')}; nothing was deleted")
     for place in result.written:
         say(f"written to {place}")
-    return 0
+    return finished(result)

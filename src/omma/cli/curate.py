@@ -13,6 +13,7 @@ from omma.cli.shared import (
     Model_,
     Place_,
     Share_,
+    finished,
     say,
     skipped_lines,
 )
@@ -24,7 +25,7 @@ Pool_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="POOL")]
 
 def curate(
     model: Model_,
-    pool: Pool_,
+    images: Pool_,
     size: int,
     out: str,
     strategy: str = "balanced",
@@ -50,7 +51,7 @@ def curate(
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME; - for a table of vectors that another made.
-        pool: Images, in any form that pretrain accepts, or a table of vectors from omma embed (.parquet,
+        images: Images, in any form that pretrain accepts, or a table of vectors from omma embed (.parquet,
             .npz; .npy), which may be larger than memory.
         size: Images to choose.
         out: The list to write: .csv, .parquet or .jsonl.
@@ -76,20 +77,20 @@ def curate(
     """
     if model != "-":
         early.model(model)
-    early.images(pool)
+    early.images(images)
     for source in (seed_set, exclude, labelled):
         if source is not None:
             early.images(source)
     early.answers(out)
     numbers = None if levels is None else _numbers(levels)
-    with Stages(f"reading {pool} ...") as stages:
+    with Stages(f"reading {images} ...") as stages:
         from omma.core.device import keep_memory, share_cores
         from omma.verbs.curate import curate as verb
 
         keep_memory()
         share_cores()
         result = verb(
-            None if model == "-" else model, pool, size, out, strategy=strategy, seed_set=seed_set,
+            None if model == "-" else model, images, size, out, strategy=strategy, seed_set=seed_set,
             exclude=exclude, labelled=labelled, levels=numbers, similarity=similarity,
             exclude_similarity=exclude_similarity, copy=copy, page=page, work=work,
             architecture=architecture, allow_partial=allow_partial, label_depth=label_depth, device=device,
@@ -101,7 +102,7 @@ def curate(
     if page is not None:
         say(f"shown in {page}")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)
 
 
 def _numbers(levels: str) -> list[int]:

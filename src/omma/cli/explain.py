@@ -1,6 +1,5 @@
 """`omma explain`: a page that shows what a model looks at in images."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -9,10 +8,10 @@ from omma.cli import early
 from omma.cli.shared import (
     As_,
     Chosen_,
-    File_,
     LabelDepth,
     Model_,
     Size_,
+    finished,
     laid_out,
     say,
     show,
@@ -43,7 +42,6 @@ def explain(
     features: tuple[int, ...] = (),
     shape_texture: Chosen_ = None,
     labelled: Labelled_ = None,
-    json: File_ = None,
     architecture: As_ = None,
     allow_partial: bool = False,
     label_depth: LabelDepth = None,
@@ -73,7 +71,6 @@ def explain(
             pictures in which both are of different classes, a table with path, shape, texture
             (docs/shape_texture.md).
         labelled: For --shape-texture, photos of the same classes, for a model without such a classifier.
-        json: For --shape-texture, a file for its figures.
         architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
         label_depth: Folder that names the class, as for evaluate.
@@ -87,13 +84,13 @@ def explain(
     if shape_texture is not None:
         _without(images=images, what=what, **{"class": class_name}, test=test, gallery=gallery)
         return _shape_texture(
-            model, shape_texture, labelled, out=out, json=json, label_depth=label_depth, device=device,
+            model, shape_texture, labelled, out=out, label_depth=label_depth, device=device,
             precision=precision, architecture=architecture, allow_partial=allow_partial, seed=seed,
         )  # fmt: skip
     if not images or out is None:
         raise ValueError("give images to explain, and --out PAGE.html; or --shape-texture PICTURES")
-    if labelled is not None or json is not None:
-        raise ValueError("--labelled and --json are for --shape-texture: give that too, or leave them out")
+    if labelled is not None:
+        raise ValueError("--labelled is for --shape-texture: give that too, or leave it out")
     for each in images:
         early.images(each)
     outputs.check_file(out)
@@ -117,7 +114,7 @@ def explain(
     kinds = ", ".join(e.title.lower() for e in result.explanations if e.shows)
     say(f"{count(len(result.paths), 'image')} in {out}: {kinds}")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)
 
 
 def _without(**options: Any) -> None:
@@ -127,7 +124,7 @@ def _without(**options: Any) -> None:
 
 
 def _shape_texture(
-    model: str, pictures: str, labelled: str | None, *, out: str | None, json: Path | None, **options: Any
+    model: str, pictures: str, labelled: str | None, *, out: str | None, **options: Any
 ) -> int:
     """`omma explain --shape-texture`."""
     for source in (pictures, *([] if labelled is None else [labelled])):
@@ -137,7 +134,7 @@ def _shape_texture(
         from omma.verbs.shape_texture import shape_texture as verb
 
         keep_memory()
-        result = verb(model, pictures, labelled, out=out, json=json, progress=stages, **options)
+        result = verb(model, pictures, labelled, out=out, progress=stages, **options)
     for heads, rows in (result.table(), result.classes_table()):
         say("")
         show(laid_out(heads, rows))
@@ -146,6 +143,6 @@ def _shape_texture(
     for line in result.notes:
         say(line)
     skipped_lines(result.bad)
-    for file in filter(None, (out, json)):
-        say(f"written to {file}")
-    return 0
+    if out is not None:
+        say(f"written to {out}")
+    return finished(result)

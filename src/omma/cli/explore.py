@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from omma.cli import early
-from omma.cli.shared import As_, Images_, LabelDepth, Model_, Size_, say, skipped_lines
+from omma.cli.shared import As_, Images_, LabelDepth, Model_, Size_, finished, say, skipped_lines
 from omma.cli.stages import Stages
 from omma.core.words import count
 from omma.reporting.explore.target import checked
@@ -80,4 +80,4 @@ def explore(
     say(f"{count(len(result.indices), 'image')}: {', '.join(found)}")
     say(f"written to {result.path} ({result.bytes / 1e6:.1f} MB)")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)

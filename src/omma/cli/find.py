@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omma.cli import early
-from omma.cli.shared import As_, File_, LabelDepth, Place_, say, show, skipped_lines
+from omma.cli.shared import As_, File_, LabelDepth, Place_, finished, say, show, skipped_lines
 from omma.cli.stages import Stages
 from omma.core import outputs
 from omma.core.errors import printable
@@ -93,7 +93,7 @@ def index(
     if result.sent is not None:
         say(f"sent to {servers.shown(str(to))}: {result.sent} against the exact search")
     skipped_lines(result.bad)
-    return 0
+    return finished(result)
 
 
 def search(
@@ -152,15 +152,16 @@ def search(
 
         with records.writer(Path(out), result.table.schema) as write:
             write(result.table)
+    found = {
+        "schema": 1, "index": str(result.index), "query": list(query), "minus": list(minus), "crop": box,
+        "where": where, "exact": result.exact,
+        "found": [{k: _plain(v) for k, v in row.items()} for row in result.table.to_pylist()],
+    }  # fmt: skip
     if json is not None:
         from omma.core import files
 
-        found = [{k: _plain(v) for k, v in row.items()} for row in result.table.to_pylist()]
-        files.write_json(json, {
-            "schema": 1, "index": str(result.index), "query": list(query), "minus": list(minus), "crop": box,
-            "where": where, "exact": result.exact, "found": found,
-        })  # fmt: skip
-    return 0
+        files.write_json(json, found)
+    return finished(found)
 
 
 def _box(crop: str) -> Any:

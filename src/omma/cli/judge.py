@@ -18,6 +18,7 @@ from omma.cli.shared import (
     Labels_,
     Model_,
     Run_,
+    finished,
     fits,
     laid_out,
     out,
@@ -124,7 +125,7 @@ def evaluate(
 
         keep_memory()
         result = verb(
-            model, labelled, protocols=protocol, metrics=metrics, taxonomy=taxonomy,
+            model, labelled, protocol=protocol, metrics=metrics, taxonomy=taxonomy,
             label_depth=label_depth, train_on=train_on, test_on=test_on, group=group, prompts=prompts,
             descriptions=descriptions, merges=merges, floors=floors, architecture=architecture, target=target,
             target_period=target_period, allow_partial=allow_partial, device=device, precision=precision,
@@ -147,7 +148,7 @@ def evaluate(
         say(f"written to {report_evaluation(result, labelled, report, label_depth=label_depth)}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         report_beside(model, labelled, seed, label_depth)
-    return 0
+    return finished(result)
 
 
 def _without_curve(**options: Any) -> None:
@@ -173,7 +174,7 @@ def _curve(model: str, labelled: str, json: Path | None, **options: Any) -> int:
         say(f"written to {file}")
     if (Path(model) / "metrics.jsonl").exists():  # a run folder
         report_beside(model, labelled, options["seed"], options["label_depth"])
-    return 0
+    return finished(result)
 
 
 def report(
@@ -191,18 +192,19 @@ def report(
     """
     early.model(run)
     early.images(images)
-    _write_report(run, images, seed, label_depth, f"reading {images} ...", domains)
-    return 0
+    page = _write_report(run, images, seed, label_depth, f"reading {images} ...", domains)
+    return finished({"report": page})
 
 
 def _write_report(
     run: str, images: str, seed: int, label_depth: LabelDepth, first: str, domains: str | None = None
-) -> None:
+) -> Path:
     with Stages(first) as stages:
         from omma.verbs.report import report as verb
 
         page = verb(run, images, seed=seed, label_depth=label_depth, domains=domains, progress=stages)
     say(str(page), "report")
+    return page
 
 
 def report_beside(run: str, images: str, seed: int, label_depth: LabelDepth) -> None:

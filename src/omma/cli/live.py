@@ -23,7 +23,7 @@ class Listener:
 
     def __init__(self, first: str, console: Console = out) -> None:
         self.console = console
-        self.stages = Stages(first, console)
+        self.stages = Stages(first, console, plans=True)
         self.last = 0.0
         self.labels = "labels used for evaluation only"  # printed beside k-NN
         columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} images/s",

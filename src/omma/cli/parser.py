@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 import tyro
 
 EVERYWHERE = (
-    "Every command also takes --remote (fetch addresses, such as https://, that a table of images names) and "
-    "--debug (print the traceback behind an error)."
+    "Every command also takes --json FILE (write what it found; - for standard output), --quiet (print "
+    "errors alone), --plan-only (say what would be done, and do nothing), --remote (fetch addresses, such as "
+    "https://, that a table of images names) and --debug (print the traceback behind an error). omma "
+    "pretrain and finetune take --config RUN/config.json, which repeats a run; options beside it win. omma "
+    "--completion bash (zsh, fish) prints a script that completes words."
 )
 _RULE = re.compile(r"[─\-\s]*")
 _NO_VALUE = re.compile(r"no type matching (?:\{None\}\|)?(.+) could be instantiated from \['?(.*?)'?\]\.?$")

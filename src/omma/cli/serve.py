@@ -3,7 +3,7 @@
 import os
 
 from omma.cli import early
-from omma.cli.shared import As_, Model_, Place_, Share_, Size_, say
+from omma.cli.shared import As_, Model_, Place_, Share_, Size_, finished, say
 from omma.cli.stages import Stages
 from omma.core.sources import missing
 from omma.core.words import count
@@ -87,8 +87,8 @@ def serve(
 
         result = verb(
             model, index=index, host=host, port=port, error=error, threshold=threshold, max_batch=max_batch,
-            max_wait=max_wait / 1000, exact=exact, limits=limits, device=device, precision=precision,
+            max_wait=max_wait, exact=exact, limits=limits, device=device, precision=precision,
             architecture=architecture, allow_partial=allow_partial, ready=ready,
         )  # fmt: skip
     say(f"ended after {count(result.requests, 'request')}, {count(result.images, 'image')} answered")
-    return 0
+    return finished(result)

@@ -1,10 +1,13 @@
 """What the commands share: types of arguments, the console, and how text is laid out on it."""
 
 import contextlib
+import dataclasses
 import io
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +42,52 @@ Dotted = tyro.conf.Suppress[
 INDENT = 11  # of what stands beside a label
 
 
+@dataclass
+class Mode:
+    """What options of every command ask for (cli/everywhere.py), and what the command has to say."""
+
+    quiet: bool = False
+    stderr: bool = False  # text to standard error: standard output is for JSON
+    plan_only: bool = False
+    result: Any = None
+
+
+MODE = Mode()
+
+
+class Planned(Exception):
+    """A command has checked its words and would begin to work, and only its plan is asked for."""
+
+
+def finished(result: Any, status: int = 0) -> int:
+    """Leave a command's result for --json; returns its exit status."""
+    MODE.result = result
+    return status
+
+
+def as_json(value: Any) -> Any:
+    """A result as JSON has it: by its own `to_json`, or field by field; arrays by their shapes."""
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if hasattr(value, "_asdict"):
+        return as_json(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return as_json(value.item())
+    if hasattr(value, "shape"):  # arrays, tensors and tables
+        return {"shape": list(value.shape)}
+    if isinstance(value, Sequence | set | frozenset):
+        return [as_json(each) for each in value]
+    return str(value)
+
+
 def discard_output() -> None:
     """Write to nowhere from now on, so that Python's flush at exit does not complain either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,8 +96,9 @@ def discard_output() -> None:
 class Output(Console):
     """A console that prints names as they are: no markup in them, and no control characters."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+    def __init__(self, quiet: bool = False, **options: Any) -> None:
+        own = {"quiet": quiet or MODE.quiet, "stderr": MODE.stderr}
+        super().__init__(highlight=False, markup=False, emoji=False, **own, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

@@ -13,6 +13,7 @@ from omma.cli.shared import (
     LabelDepth,
     Labelled_,
     Model_,
+    finished,
     fits,
     laid_out,
     out,
@@ -77,7 +78,7 @@ def shift(
         keep_memory()
         result = verb(
             model, labelled, by=by, protocol=protocol, align=align, group=group, label_depth=label_depth,
-            floors=floors, architecture=architecture, allow_partial=allow_partial, json=json, page=report,
+            floors=floors, architecture=architecture, allow_partial=allow_partial, json=json, report=report,
             device=device, precision=precision, seed=seed, progress=stages,
         )  # fmt: skip
     for heads, rows in (*map(result.table, result.matrices), result.summary()):
@@ -96,4 +97,4 @@ def shift(
         from omma.cli.judge import report_beside
 
         report_beside(model, labelled, seed, label_depth)
-    return 0
+    return finished(result)

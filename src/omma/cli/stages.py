@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from omma.cli.shared import is_live, out, say
+from omma.cli.shared import MODE, Planned, is_live, out, say
 from omma.core.errors import printable
 
 QUICK = 2.0  # seconds: no line for a stage that begins sooner after the last line
@@ -15,7 +15,10 @@ PAUSE = 5.0  # seconds between lines about the same stage; they grow rarer in a 
 class Stages:
     """Print the stage, and how many images of how many are done; the first line is printed at once."""
 
-    def __init__(self, first: str, console: Console = out) -> None:
+    def __init__(self, first: str, console: Console = out, plans: bool = False) -> None:
+        """plans: with --plan-only, what follows tells the plan itself. Raises `Planned` otherwise."""
+        if MODE.plan_only and not plans:
+            raise Planned
         self.console = console
         self.started = self.last = time.monotonic()
         self.stage = ""

@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
@@ -15,7 +15,8 @@ import tyro
 from omma.cli import early
 from omma.cli.judge import evaluate
 from omma.cli.live import Listener, end
-from omma.cli.shared import As_, Dotted, Images_, Output, say
+from omma.cli.shared import MODE, As_, Dotted, Images_, Output, Planned, finished, say
+from omma.cli.stages import Stages
 from omma.core import launcher
 from omma.core.duration import seconds
 from omma.pretraining.request import Request, option_fields
@@ -80,13 +81,25 @@ def trained(command: str, **options: Any) -> int:
     with Listener(f"reading {options['images']} ...", Output(quiet=not first)) as listener:
         from omma.core.device import keep_memory, share_cores
 
-        verb = getattr(importlib.import_module(f"omma.verbs.{command}"), command)
+        module = importlib.import_module(f"omma.verbs.{command}")
         keep_memory()
         share_cores()
-        result = verb(**options, listen=listener)
+        if MODE.plan_only:
+            return finished(_planned(module, listener, options))
+        result = getattr(module, command)(**options, listen=listener)
     if first:
         end(result)
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
+    return finished(result, 0 if result.stopped_by is None else 128 + result.stopped_by)
+
+
+def _planned(module: ModuleType, listener: Listener, options: dict[str, Any]) -> Any:
+    """The plan of a run, which the listener prints; of what is fitted, not trained, that of the words."""
+    if options.get("adapt") in getattr(module, "WAYS", {}):
+        listener.stages.stop()
+        raise Planned
+    plan = module.plan(**options, listen=listener)
+    say("nothing was trained or written: --plan-only", console=listener.console)
+    return plan
 
 
 def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
@@ -102,12 +115,15 @@ def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
     seconds(budget)
     from omma.verbs import demo as verb
 
-    data = str(verb.images(out, seed))
+    with Stages(f"making images of digits in {out} ..."):
+        data = str(verb.images(out, seed))
     flags = " ".join(f"--method.{key} {value}" for key, value in verb.OPTIONS.items())
     command = f"$ omma pretrain {data} --out {out} --budget {budget} --method {verb.METHOD} {flags}"
     say(command, style="bold")
     code = _pretrain(images=data, method=verb.METHOD, out=out, budget=budget, seed=seed, options=verb.OPTIONS)
     if code:
         return code
+    trained = MODE.result
     say(f"\n$ omma evaluate {out} {data}", style="bold")
-    return evaluate(out, data, seed=seed)
+    code = evaluate(out, data, seed=seed)
+    return finished({"pretrain": trained, "evaluate": MODE.result}, code)

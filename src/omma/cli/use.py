@@ -15,6 +15,7 @@ from omma.cli.shared import (
     Output,
     Place_,
     With_,
+    finished,
     say,
     skipped_lines,
 )
@@ -72,7 +73,7 @@ def embed(
         say(line, console=console)
     say(f"{count(result.rows, 'vector')} of {result.dim} dimensions in {out}", console=console)
     skipped_lines(result.bad, console)
-    return 0
+    return finished(result)
 
 
 def export(
@@ -111,7 +112,7 @@ def export(
     say(f"largest difference {difference}; {result.compared}")
     for note in result.notes:
         say(note)
-    return 0
+    return finished(result)
 
 
 def describe(
@@ -154,4 +155,4 @@ def describe(
     say(f"{made} described in {out}, {count(result.sentences, 'sentence')}; read it before you use it")
     if result.kept:
         say(f"{count(result.kept, 'class', 'classes')} described there before")
-    return 0
+    return finished(result)

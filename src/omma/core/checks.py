@@ -1,6 +1,6 @@
 """Checks of option values; each raises a one-line ValueError that names the option."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -55,3 +55,13 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose {', '.join(map(repr, choices))}")
+
+
+def either(
+    name: str, value: str | Sequence[str], other: str, same: str | Sequence[str] | None
+) -> tuple[str, ...]:
+    """Values of an option that has two names, one or several, each once; ValueError where both are given."""
+    if value and same:
+        raise ValueError(f"{name} and {other} are the same option: give one of them")
+    found = value or same or ()
+    return tuple(dict.fromkeys([found] if isinstance(found, str) else found))

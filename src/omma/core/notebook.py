@@ -11,11 +11,24 @@ from omma.core.errors import printable
 MOST = 12  # entries of a list that are shown
 
 
-class Displayed:
-    """A dataclass of results, which a notebook shows as a table of its fields.
+LONGEST = 240  # characters of a representation: two or three lines of a terminal
 
-    Fields without `repr` are left out; lists are cut after MOST entries.
+
+class Displayed:
+    """A dataclass of results: a line where it is printed, in a notebook a table of its fields.
+
+    Fields without `repr` are left out; lists are cut after MOST entries, in the line they are counted.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:  # before the dataclass writes its own
+            cls.__repr__ = Displayed.__repr__
+
+    def __repr__(self) -> str:
+        said = [f"{name.replace('_', ' ')} {text}" for name, value in self.displayed().items()
+                if (text := _brief(value))]  # fmt: skip
+        return brief(type(self).__name__, ", ".join(said))
 
     def _repr_html_(self) -> str:
         return facts(type(self).__name__, self.displayed())
@@ -23,6 +36,28 @@ class Displayed:
     def displayed(self) -> Mapping[str, Any]:
         """Names and values to show."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
+
+
+def brief(what: str, said: str) -> str:
+    """A representation of a result: what it is and what it says, cut after LONGEST characters."""
+    text = printable(" ".join(said.split()))
+    room = LONGEST - len(what) - 4
+    return f"<{what}: {text if len(text) <= room else text[: room - 3].rstrip() + '...'}>"
+
+
+def _brief(value: Any) -> str:
+    """A value in a few words; "" for what says nothing."""
+    if value is None or (isinstance(value, Sequence | Mapping) and not value):
+        return ""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"({len(value):,})"
+    if getattr(value, "ndim", 0):
+        return f"{list(value.shape)}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def facts(title: str, values: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 
+from omma.core import notebook
 from omma.core.words import count, enumerated
 
 # floors first; each as a heading and in a sentence
@@ -215,6 +216,14 @@ class Curve:
             _capital(f"{enumerated(names)} {one if len(names) == 1 else many}.")
             for (_, one, many), names in sentences.items()
         ]
+
+    def __repr__(self) -> str:
+        return notebook.brief("Curve", f"{self.model} on {self.data}: {' '.join(self.answer())}")
+
+    def _repr_html_(self) -> str:
+        """The table of `omma evaluate --curve`, for a notebook."""
+        sentence = " ".join((*self.answer(), self.protocol, *self.notes))
+        return notebook.table(*self.table(), f"{self.model} on {self.data}", sentence)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column heads and rows as text: adapters down, numbers of labels across."""

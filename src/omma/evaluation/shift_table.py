@@ -186,6 +186,10 @@ class Shift:
             "chosen": dict(each.chosen),
         }
 
+    def __repr__(self) -> str:
+        what = f"{self.about.model} on {self.about.data}, by {self.by}"
+        return notebook.brief("Shift", f"{what}: {self.verdict()}")
+
     def _repr_html_(self) -> str:
         """The matrix of the trained network, for a notebook."""
         heads, rows = self.table(self.matrix())

@@ -67,6 +67,9 @@ class Evaluation:
             "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped],
         }
 
+    def __repr__(self) -> str:
+        return notebook.brief("Evaluation", f"{self.model} on {self.data}: {self.verdict()}")
+
     def _repr_html_(self) -> str:
         """The table of `omma evaluate`, for a notebook."""
         heads, rows = self.table()

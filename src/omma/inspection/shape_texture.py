@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from omma.core import notebook
 from omma.core.protocols import Images
 from omma.core.words import count
 from omma.evaluation import confidence
@@ -91,6 +92,14 @@ class ShapeTexture:
             "published": {"source": SOURCE, "shape_share": dict(PUBLISHED)},
             "notes": list(self.notes),
         }
+
+    def __repr__(self) -> str:
+        return notebook.brief("ShapeTexture", f"{self.model} on {self.data}: {self.verdict()}")
+
+    def _repr_html_(self) -> str:
+        """The table of `omma explain --shape-texture`, for a notebook."""
+        sentence = " ".join((self.verdict(), *self.notes))
+        return notebook.table(*self.table(), f"{self.model} on {self.data}", sentence)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Heads and rows for print: the model, its floors, chance."""

@@ -57,11 +57,12 @@ def paper(image_size: int, model: str) -> Recipe:
     """ViT-S/16 on ImageNet: batch 1024, 100 to 800 epochs.
 
     `omma pretrain IMAGES --method dino --recipe paper --model vit-s/16 --epochs 100`
-    The published code's command for better ViT-S also trains the prototypes' lengths:
-    --method.prototype-gain True.
+    As in the published code's command for the better ViT-S. Only small networks train the prototypes'
+    lengths, as it advises.
     """
+    config = Config(prototype_gain=backbones.options(model).get("dim", 0) < 768)
     return Recipe(
-        config=Config(), batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
+        config=config, batch=1024, lr=5e-4 * 1024 / 256, rate_by_batch="linear", warmup_epochs=10,
         schedule=Schedule(ramp="closed"), weight_decay=0.04, weight_decay_end=0.4,
         decayed=("token", "position"), clip=3.0, clip_by="tensor", drop_path=0.1,
         encoder={"init": "dino", "interpolation": "offset"},

@@ -32,7 +32,7 @@ from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.values import scaling_notes
 from omma.methods.shared.classifies import Classifies
-from omma.pretraining import few_labels, init_weights, placement, related, requirements
+from omma.pretraining import few_labels, init_weights, placement, related, repeat, requirements
 from omma.pretraining.hold_out import HoldOut
 from omma.pretraining.monitor import Monitor
 from omma.pretraining.request import Request, chosen
@@ -310,6 +310,7 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "seed": request.seed,
         "precision": devices.precision_name(setup.dtype),
         "accumulate": setup.sizes.accumulate,
+        "options": repeat.asked(request),
     }
     extra = {
         "compile": True if run.compile == "on" else None,

@@ -73,7 +73,7 @@ def open_source(request: Request) -> IndexedImages:
         composed.template(template)  # raises before a large folder is listed
     if not isinstance(images, IndexedImages):
         with dist.sequentially():
-            images = collection.open_images(
+            images = collection.indexed(
                 images,
                 check=(lambda annotations: None) if later else check,
                 tell=lambda text: request.listen(Note(text)),

@@ -1,7 +1,9 @@
 """What a run reports while it goes on, and at its end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omma.core.notebook import Displayed
 from omma.pretraining import health, retention
@@ -10,7 +12,7 @@ from omma.train.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Displayed):
     """What the run is going to do, reported before it starts."""
 
     images: str
@@ -28,6 +30,20 @@ class Plan:
     out: Path
     resumed_at: int
     notes: tuple[str, ...]
+
+    def displayed(self) -> Mapping[str, Any]:
+        """What the command prints of it, in short."""
+        choice = self.choice
+        return {
+            "images": self.images,
+            "method": choice.method,
+            "model": f"{choice.model} at {choice.image_size} px",
+            "batch": choice.recipe.batch,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "out": self.out,
+            "notes": self.notes,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

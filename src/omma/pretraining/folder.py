@@ -15,8 +15,8 @@ from omma.core import files
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
 CURVE = "curve.json"  # its last `omma evaluate --curve`
 SHIFT = "shift.json"  # its last `omma shift`
-# what same_images.py compares, and the run's history
-APART = ("images", "fingerprint", "data_changes", "extended")
+# what same_images.py compares, the run's history, and the options that led to what is compared
+APART = ("images", "fingerprint", "data_changes", "extended", "options")
 # what only the process that holds the lock writes
 OWN = (
     "config.json",

@@ -1,6 +1,7 @@
 """One call of a command that trains: decided, assembled, claimed, trained."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from omma.data.batches.preprocess import as_dict
 from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import same_images, trainer
 from omma.pretraining.assemble import assemble, configuration
-from omma.pretraining.events import Result, Stage
+from omma.pretraining.events import Plan, Result, Stage
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.request import Request
 from omma.pretraining.run import Run
@@ -48,6 +49,25 @@ def run(
         if report is not None and run.primary and run.folder.finished and not run.folder.report.exists():
             report(run)
     return result
+
+
+def plan(request: Request) -> Plan:
+    """What a run would do, with the speed of its steps measured; nothing is trained, and no file is left.
+
+    A run that has begun is planned from its newest checkpoint. All processes call. Raises ValueError as `run`
+    does.
+    """
+    timekeeper = Timekeeper(request.seconds)
+    setup = decide(request)
+    if request.cache:  # which would be written
+        setup = dataclasses.replace(setup, request=dataclasses.replace(request, cache=False))
+    request.listen(Stage("building the network"))
+    run = assemble(setup, timekeeper)
+    with dist.propagate_errors():
+        if run.primary and not request.cache:
+            run.folder.check(configuration(setup, run), request.extend)
+    request.listen(Stage("measuring the speed of a step"))
+    return trainer.plan(run, request)
 
 
 def _is_finished(out: str | Path | None) -> bool:

@@ -1,10 +1,13 @@
 """One session of a run: resumed, tried, planned, trained, watched and saved."""
 
 import contextlib
+import dataclasses
 import json
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -18,6 +21,7 @@ from omma.data.batches import augment, loader
 from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import first_head, input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
+from omma.pretraining.folder import RunFolder
 from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.readings import Readings
 from omma.pretraining.request import Request
@@ -67,6 +71,26 @@ def train(run: Run, request: Request) -> Result:
             run.notes.append(f"{dist.world_size()} processes, {share} images of a step each")
         run.listen(_plan(run, step_time))
         return Trainer(run, stream, request.checkpoint_every).train(batches)
+
+
+def plan(run: Run, request: Request) -> Plan:
+    """Report and return what `train` would do; what trying its steps records is removed again."""
+    saved, damaged = checkpoint.newest(run.folder.checkpoints, together=True)
+    run.notes += damaged
+    total = None
+    if saved is not None:
+        run.position.step, run.clock.before = saved.step, saved.elapsed
+        total = None if request.extend else saved.total
+    out = run.folder
+    with tempfile.TemporaryDirectory(prefix="omma-plan-") as place, contextlib.ExitStack() as stack:
+        run.folder = RunFolder(Path(place))
+        with trial.explained(run):
+            step_time = trial.find_sizes(run, stack)[2]
+        run.position.total = total or resume.length(run, request, step_time)
+        run.notes += resume.shorter_warmup(run)
+        planned = dataclasses.replace(_plan(run, step_time), out=out.path)
+    run.listen(planned)
+    return planned
 
 
 def _plan(run: Run, step_time: float) -> Plan:

@@ -2,21 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from omma.adaptation import describe as describing
 from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.errors import line
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation import zeroshot
 
 
-class Described(NamedTuple):
+@dataclass(frozen=True)
+class Described(Displayed):
     """What was written."""
 
     path: Path

@@ -7,6 +7,7 @@ from typing import Literal
 from omma import weights
 from omma.core import device as devices
 from omma.core import files, outputs
+from omma.core.checks import either
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
@@ -28,7 +29,8 @@ def evaluate(
     model: str | Path | Model,
     labelled: str | Path | Images,
     *,
-    protocols: Sequence[str] = (),
+    protocol: str | Sequence[str] = (),
+    protocols: str | Sequence[str] | None = None,
     metrics: Sequence[str] = (),
     taxonomy: str | Path | None = None,
     label_depth: LabelDepth | None = None,
@@ -52,7 +54,7 @@ def evaluate(
 ) -> Evaluation:
     """Judge frozen features with labelled images, or with captions.
 
-    protocols: of "knn", "linear", "ridge"; "classifier", the model's own; "image-retrieval", of images of the
+    protocol (or protocols): of "knn", "linear", "ridge"; "classifier", the model's own; "image-retrieval", of images of the
     same label or instance; with a text tower (docs/clip.md) "zeroshot", which tells classes by their names,
     and "retrieval" between images and captions. By default knn and linear, and the classifier where its
     classes are those of the images. Everything a probe chooses, it chooses on the train part.
@@ -74,6 +76,7 @@ def evaluate(
     Raises ValueError where there are no labels or captions, too few images, or none that can be read, and
     where a protocol needs a text tower and the model has none.
     """
+    protocols = either("protocol", protocol, "protocols", protocols)
     check_protocols(protocols)
     chosen = metric_groups(metrics)
     tree = None if taxonomy is None else read_taxonomy(taxonomy)
@@ -82,7 +85,6 @@ def evaluate(
     where = devices.pick_device(device)
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     images = split_by(collection.opened(labelled, label_depth), train_on, test_on)
-    protocols = tuple(dict.fromkeys(protocols))
     if target is not None or target_period is not None:
         protocols, regressed = judge_targets.checked(protocols, target, target_period, chosen, tree)
     else:

@@ -6,8 +6,9 @@ from omma.adaptation import by_names, choose, head_run
 from omma.adaptation.request import FineTuning
 from omma.core import dist
 from omma.core.explain import translated
-from omma.pretraining import session
-from omma.pretraining.events import Result
+from omma.pretraining import repeat, session
+from omma.pretraining.events import Plan, Result
+from omma.pretraining.folder import RunFolder
 from omma.pretraining.request import takes
 from omma.reporting import run_report
 
@@ -17,6 +18,7 @@ WAYS: dict[str, Callable[[FineTuning, head_run.Report], Result]] = {
     "auto": choose.run,
     **dict.fromkeys(by_names.KINDS, by_names.run),
 }
+CALL = ("images", "seed", "precision", "out", "listen", "extend", "profile", "accept_changed_data")
 
 
 @takes(FineTuning)
@@ -28,5 +30,19 @@ def finetune(tuning: FineTuning) -> Result:
     Raises ValueError, in one line, for anything the user can mend.
     """
     if tuning.adapt in WAYS:
-        return WAYS[tuning.adapt](tuning, run_report.report_of)
+        result = WAYS[tuning.adapt](tuning, run_report.report_of)
+        folder = RunFolder(result.out)
+        if dist.rank() == 0 and "options" not in folder.config():  # for --config, which repeats it
+            folder.revise({"options": repeat.asked(tuning, CALL)})
+        return result
     return session.run(tuning.request(), run_report.report)
+
+
+@takes(FineTuning)
+@dist.process_group()
+@translated()
+def plan(tuning: FineTuning) -> Plan:
+    """What `finetune` would do with these arguments, with nothing written; raises ValueError as it does."""
+    if tuning.adapt in WAYS:
+        raise ValueError(f"--adapt {tuning.adapt} is fitted, not trained in steps: there is no plan of steps")
+    return session.plan(tuning.request())

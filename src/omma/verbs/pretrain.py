@@ -4,7 +4,7 @@ from omma import methods
 from omma.core import dist
 from omma.core.explain import translated
 from omma.pretraining import preflight, session
-from omma.pretraining.events import Result
+from omma.pretraining.events import Plan, Result
 from omma.pretraining.request import Request, takes
 from omma.reporting import run_report
 
@@ -20,3 +20,14 @@ def pretrain(request: Request) -> Result:
     if request.method == methods.FINE_TUNING:
         raise ValueError("finetune makes a classifier, by a command of its own: omma finetune MODEL LABELLED")
     return session.run(request, run_report.report, preflight.tell)
+
+
+@takes(Request)
+@dist.process_group()
+@translated()
+def plan(request: Request) -> Plan:
+    """What `pretrain` would do with these arguments: its choices, steps and time, with nothing written.
+
+    Raises ValueError as `pretrain` does.
+    """
+    return session.plan(request)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omma.core.errors import need
 from omma.core.explain import translated
+from omma.core.notebook import Displayed
 from omma.serving.limits import Limits
 from omma.weights import Model
 
@@ -19,7 +20,7 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Displayed):
     """What a server did until it was ended."""
 
     address: str
@@ -37,7 +38,7 @@ def serve(
     error: float | None = None,
     threshold: float | None = None,
     max_batch: int | None = None,
-    max_wait: float = 0.005,
+    max_wait: float = 5.0,
     exact: bool = True,
     limits: Limits | None = None,
     device: str = "auto",
@@ -49,7 +50,7 @@ def serve(
     """Answer POST /predict, /embed, /search and /explain until SIGINT or SIGTERM; then finish, and return.
 
     index: a folder that omma index wrote with the same model, for /search. port: 0 takes a free one. error,
-    threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait: seconds
+    threshold: when to abstain, as for predict. max_batch: images a forward pass, at most; max_wait: milliseconds
     that an image waits for others. exact: whether answers are those of predict and embed, bit for bit.
     limits: of requests. ready: called when the address is known and the model loaded, just before the first
     answer. Others: as for evaluate. Raises ValueError for an address that cannot be used, an index of another
@@ -62,7 +63,7 @@ def serve(
     limits = limits or Limits()
     with server.bind(host, port) as bound:
         service = build.service_of(
-            model, index=index, error=error, threshold=threshold, max_batch=max_batch, max_wait=max_wait,
+            model, index=index, error=error, threshold=threshold, max_batch=max_batch, max_wait=max_wait / 1000,
             exact=exact, limits=limits, device=device, precision=precision, architecture=architecture,
             allow_partial=allow_partial,
         )  # fmt: skip

@@ -38,6 +38,7 @@ def shift(
     architecture: str | None = None,
     allow_partial: bool = False,
     json: str | Path | None = None,
+    report: str | Path | None = None,
     page: str | Path | None = None,
     cache: str | Path | Literal["auto"] | None = "auto",
     progress: StageProgress | None = None,
@@ -49,11 +50,12 @@ def shift(
     labels (`evaluation.align`).
     group: the column of images that belong together, which no fold divides and which are drawn together for
     intervals; None: `sequence` where the table has it; "none": no groups.
-    json: a file to write `Shift.to_json()` to; a picture is written beside it. page: an HTML page.
+    json: a file to write `Shift.to_json()` to; a picture is written beside it. report (or page): an HTML page.
     The other arguments are those of `evaluate`. A run folder also gets shift.json and shift.svg, which its
     report shows. Raises ValueError where there are no two domains with two classes in common.
     """
     check(protocol, align)
+    page = report or page
     for file, option in ((json, "--json"), (page, "--report")):
         if file is not None:
             outputs.check_file(file, option)

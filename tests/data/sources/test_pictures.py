@@ -7,7 +7,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from omma.data.sources import collection
-from omma.data.sources.pictures import collected, pictures
+from omma.data.sources.held import collected
+from omma.data.sources.pictures import pictures
+from omma.data.sources.values import read_in
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -65,8 +67,9 @@ def folder(tmp_path_factory):
 def test_pixels_are_those_held(folder, kind):
     images = collection.opened(HELD[kind](folder))
     assert (len(images), images.channels) == (6, 3)
-    assert np.allclose(np.stack([images.read(i) for i in range(6)]), PIXELS, atol=1e-3)
-    assert np.allclose(images.subset(np.array([4])).subset(np.array([0])).read(0), PIXELS[4], atol=1e-3)
+    assert np.allclose(np.stack([read_in(images, 255.0, i) for i in range(6)]), PIXELS, atol=1e-3)
+    fifth = images.subset(np.array([4])).subset(np.array([0]))
+    assert np.allclose(read_in(fifth, 255.0, 0), PIXELS[4], atol=1e-3)
     assert images.subset(np.array([4, 2])).path(1) == images.path(2)
 
 

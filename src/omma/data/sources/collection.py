@@ -1,9 +1,11 @@
 """Open any collection of images as an index of paths, labels and splits; pixels are decoded on reading."""
 
+import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,18 @@ from omma.core.caches import cache_folder
 from omma.core.explain import translated
 from omma.core.protocols import BadImage, Images, Inaccessible
 from omma.core.words import count
-from omma.data.sources import label_sets, pictures
+from omma.data.sources import decode_dicom, held, label_sets
 from omma.data.sources.clips import Clips, in_tiles, whole
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import LabelDepth, relabelled
+from omma.data.sources.list_paths import LIST, are_paths, list_paths
 from omma.data.sources.list_sounds import with_tiles
 from omma.data.sources.list_videos import with_frames
-from omma.data.sources.listing import Listing, lister
+from omma.data.sources.lister import lister
+from omma.data.sources.listing import Listing
 from omma.data.sources.listing_cache import cache_key, recall, remember
-from omma.data.sources.readers import Arrays, as_images
+from omma.data.sources.readers import Arrays, EncodedStore, as_images
 from omma.data.sources.sound import Sounds, first_tile
 from omma.data.sources.values import Ranges, array_ranges, thin, value_ranges
 from omma.data.sources.webdataset_files import Shards, find
@@ -31,6 +35,7 @@ from omma.data.sources.webdataset_samples import list_shards
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[Annotations | IndexedImages], None]
 CHANNEL_SAMPLE = 32  # images decoded to learn the number of channels
 
 
@@ -75,7 +80,7 @@ class ArrayImages(IndexedImages):
 def open_images(
     source: str | Path,
     cache: Path | None = None,
-    check: Callable[[Annotations], None] = lambda annotations: None,
+    check: Check = lambda annotations: None,
     tell: Callable[[str], None] = log.info,
     label_depth: LabelDepth | None = None,
 ) -> IndexedImages:
@@ -108,15 +113,53 @@ def open_images(
             raise ValueError(f"{typed}: no images in it{others}; give a folder, archive or list of images")
         if label_depth is not None:
             listing.annotations = relabelled(listing.annotations, listing.paths, label_depth)
-        files, listing = len(listing.paths), with_frames(with_tiles(listing, typed))
-        if not len(listing.paths):
-            raise ValueError(none_readable(typed, files, listing.skipped))
-        check(listing.annotations)
-        listing.channels, listing.ranges, all_read = _sampled(listing, typed)
+        listing, all_read = _completed(listing, typed, check)
         if cached and all_read and _accessible(listing.skipped):
             remember(memory, source, listing, None if store is None else store.stamp([]))
     else:
         check(listing.annotations)
+    return _collection(listing, typed)
+
+
+def open_list(
+    paths: Sequence[str | os.PathLike[str]],
+    label_depth: LabelDepth | None = None,
+    check: Check = lambda annotations: None,
+) -> IndexedImages:
+    """Index image files, in this order, and all in the folders among them; folders name classes as usual.
+
+    Raises ValueError, in one line, if there is no usable image, or an archive or table is among the paths.
+    """
+    listing = list_paths([os.fspath(path) for path in paths], label_depth)
+    if not len(listing.paths):
+        raise ValueError(
+            f"{LIST}: no images in it ({_first(listing.skipped)}); give files and folders of images"
+        )
+    return _collection(_completed(listing, LIST, check)[0], LIST)
+
+
+def _completed(listing: Listing, typed: str, check: Check) -> tuple[Listing, bool]:
+    """The listing with tiles, frames, channels and ranges; and whether all of a sample could be accessed."""
+    files, listing = len(listing.paths), with_frames(with_tiles(listing, typed))
+    if not len(listing.paths):
+        raise ValueError(none_readable(typed, files, listing.skipped))
+    check(listing.annotations)
+    listing.channels, listing.ranges, all_read = _sampled(listing, typed)
+    if notes := decode_dicom.notes(_may_be_dicom(listing)):
+        listing.annotations = replace(listing.annotations, notes=(*listing.annotations.notes, *notes))
+    return listing, all_read
+
+
+def _may_be_dicom(listing: Listing) -> Iterator[bytes]:
+    """The content of a sample's files that may be DICOM by their names."""
+    for i in _spread(len(listing.paths)):
+        path = listing.paths[int(i)].as_py()
+        if isinstance(listing.store, EncodedStore) and decode_dicom.may_be(path):
+            with contextlib.suppress(BadImage):
+                yield listing.store.content(path, None if listing.where is None else listing.where[i])
+
+
+def _collection(listing: Listing, typed: str) -> IndexedImages:
     sounds = isinstance(listing.store, Sounds)
     images = (Clips if sounds else IndexedImages)(
         listing.store,
@@ -137,19 +180,39 @@ def open_images(
     return in_tiles(images)
 
 
+def indexed(
+    source: Any,
+    check: Check = lambda annotations: None,
+    tell: Callable[[str], None] = log.info,
+    label_depth: LabelDepth | None = None,
+) -> IndexedImages:
+    """Whatever a user gives as images: a path, paths, arrays, pictures, a data set or an open collection.
+
+    The arguments are those of `open_images`. Raises ValueError, in one line, for anything else, and for a
+    `label_depth` of what has no folders.
+    """
+    if isinstance(source, str | os.PathLike):
+        return open_images(os.fspath(source), check=check, tell=tell, label_depth=label_depth)
+    if are_paths(source):
+        return in_tiles(open_list(list(source), label_depth, check))
+    if label_depth is not None:
+        raise ValueError("label_depth is for a source that is not open yet: give it to open_images")
+    if not isinstance(source, IndexedImages):
+        array = held.batch(source)
+        source = held.collected(source) if array is None else ArrayImages(array)
+    check(source)
+    return source
+
+
 def opened(images: Any, label_depth: LabelDepth | None = None) -> Images:
-    """A collection as it is, or the one that a source names or a program holds (`pictures.collected`).
+    """A collection as it is, or the one that a source names or a program holds (`indexed`).
 
     Of sounds each row is a clip; `open_images` has a row for each of its tiles (data/sources/clips.py).
 
     Raises ValueError for a `label_depth` of a source that is no folder.
     """
-    if isinstance(images, str | os.PathLike):
-        return whole(open_images(os.fspath(images), label_depth=label_depth))
-    if not isinstance(images, Images):
-        images = pictures.collected(images)
-    if label_depth is not None:
-        raise ValueError("label_depth is for a source that is not open yet: give it to open_images")
+    if not isinstance(images, Images) or label_depth is not None:
+        images = indexed(images, label_depth=label_depth)
     return whole(images)
 
 
@@ -159,7 +222,7 @@ def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
     And whether all of it could be accessed, so that both will be the same next time.
     """
     n = len(listing.paths)
-    spread = np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
+    spread = _spread(n)
     rest = np.random.default_rng(0).permutation(n)[:1000]  # only if none of the first can be read
     counts: Counter[int] = Counter()
     pixels: list[np.ndarray] = []
@@ -181,6 +244,10 @@ def _sampled(listing: Listing, source: str) -> tuple[int, Ranges, bool]:
         raise ValueError(none_readable(source, n, bad))
     channels = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
     return channels, value_ranges(pixels), _accessible(bad)
+
+
+def _spread(n: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, CHANNEL_SAMPLE)).astype(int))
 
 
 def _accessible(skipped: list[tuple[str, str]]) -> bool:

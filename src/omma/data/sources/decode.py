@@ -8,6 +8,7 @@ from PIL import Image
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
+from omma.data.sources.decode_dicom import dicom
 from omma.data.sources.decode_pillow import (
     PIXELS,
     by_pillow,
@@ -65,7 +66,7 @@ def decode(
     The content decides the format. EXIF orientation is applied, alpha dropped, CMYK and palettes become
     RGB, animations give their first frame. 16-bit colour PNGs come as 8 bits (Pillow reads no more). A TIFF
     of 2 to 64 grey pages of one shape is one image with the pages as channels; of several colour pages, the
-    first is read.
+    first is read. DICOM needs pydicom (the extra `dicom`).
 
     channels: 3 turns grey into RGB, 1 turns RGB into grey; any other mismatch raises BadImage.
     at_least: required pixels of the shorter side; a larger JPEG is decoded at 1/2 to 1/8 scale.
@@ -90,6 +91,8 @@ def _decode(data: bytes, channels: int | None, at_least: int | None) -> np.ndarr
             return _jpeg(data, channels, at_least)
         if kind == "TIFF":
             return tiff(data)
+        if kind == "DICOM":
+            return dicom(data)
         deep = png16(data) if kind == "PNG" else None
         return by_pillow(data, kind) if deep is None else deep
     except (BadImage, MemoryError):

@@ -94,12 +94,18 @@ def _image(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> np.
         return _by_pillow(data, page)  # JPEG and WebP
     # grey pages of one shape form one image; several colour pages are several images
     series = page if "S" in page.axes else file.series[0]
-    itemsize = 2 if page.dtype is None else page.dtype.itemsize
-    if series.size * itemsize > MEMORY // 3:
-        raise BadImage(
-            f"claims {series.size * itemsize / 1e9:.1f} GB of values, over {MEMORY // 3 / 1e9:.1f} GB"
-        )
-    if page.compression == _NONE and page.predictor == 1 and not page.bitspersample % 8:
+    planes = _planes(series)
+    size = (2 if page.dtype is None else page.dtype.itemsize) * (
+        series.size if planes is None else len(planes) * page.size
+    )
+    if size > MEMORY // 3:
+        raise BadImage(f"claims {size / 1e9:.1f} GB of values, over {MEMORY // 3 / 1e9:.1f} GB")
+    axes = series.axes
+    if planes is not None:
+        if page.compression not in known:
+            raise BadImage(f"TIFF of axes {axes}, compressed: save it without compression, or by Deflate")
+        values, axes = np.stack([_values(data, page, each) for each in planes]), "CYX"
+    elif page.compression == _NONE and page.predictor == 1 and not page.bitspersample % 8:
         values = series.asarray()
     elif page.compression in known:
         pages = [page] if series is page else [each for each in series.pages or () if each is not None]
@@ -108,11 +114,35 @@ def _image(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> np.
         values = _by_imagecodecs(series, page)
     if page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u":
         values = (1 << page.bitspersample) - 1 - values
-    image = _channels_last(values, series.axes)
+    image = _channels_last(values, axes)
     alpha = {int(sample) for sample in page.extrasamples} & {1, 2}  # associated or not
     if alpha and image.shape[-1] in (2, 4):
         image = image[..., :-1]
     return orient(image, _orientation(page))
+
+
+def _planes(
+    series: tifffile.TiffPage | tifffile.TiffPageSeries,
+) -> list[tifffile.TiffPage | tifffile.TiffFrame] | None:
+    """The channels of a stack of several axes (OME, ImageJ), at its middle depth and first time; else None.
+
+    With one axis beside height and width, whichever it is, its pages are the channels.
+    """
+    if isinstance(series, tifffile.TiffPage) or not series.axes.endswith("YX"):
+        return None
+    axes, sizes = series.axes[:-2], series.shape[:-2]
+    if sum(size > 1 for size in sizes) < 2 or len(series.pages) != math.prod(sizes):
+        return None
+    index = tuple(
+        slice(None) if axis == "C" else size // 2 if axis == "Z" else 0 for axis, size in zip(axes, sizes)
+    )
+    rows = np.atleast_1d(np.arange(len(series.pages)).reshape(sizes)[index]).ravel()
+    if len(rows) > PAGES:
+        raise BadImage(f"TIFF of {len(rows)} channels; store at most {PAGES}")
+    pages = [series.pages[int(row)] for row in rows]
+    if any(page is None for page in pages):
+        raise BadImage("damaged TIFF: a plane of its stack is missing")
+    return [page for page in pages if page is not None]
 
 
 def _orientation(page: tifffile.TiffPage) -> int:

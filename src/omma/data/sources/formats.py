@@ -2,13 +2,12 @@
 
 import struct
 
-HEAD = 64  # bytes that `sniff` needs
+HEAD = 132  # bytes that `sniff` needs: those before and in the mark of DICOM
 _MARKS = {  # of formats that omma does not read: where the bytes stand, the bytes, the format
     "a Photoshop file": ((0, b"8BPS"),),
     "SVG": ((0, b"<svg"), (0, b"<?xml")),
     "PDF": ((0, b"%PDF"),),
     "PostScript": ((0, b"%!PS"), (0, b"\xc5\xd0\xd3\xc6")),
-    "DICOM": ((128, b"DICM"),),
     "JPEG XL": ((0, b"\xff\x0a"), (4, b"JXL \r\n\x87\n")),
     "JPEG XR": ((0, b"II\xbc\x01"),),
     "ICO": ((0, b"\0\0\1\0"), (0, b"\0\0\2\0")),
@@ -42,7 +41,6 @@ _MARKS = {  # of formats that omma does not read: where the bytes stand, the byt
 _REMEDIES = {
     "a video": "name it .mp4, .avi, .mov, .mkv or .webm, or extract its frames",
     "PDF": "extract its pictures as JPEG or PNG",
-    "DICOM": "convert it to 16-bit PNG or TIFF",
     "FITS": "convert it to TIFF",
     "HDF5": "convert it to .npy or TIFF",
     "OpenEXR": "convert it to float TIFF",
@@ -51,7 +49,7 @@ _REMEDIES = {
 
 
 def kind(head: bytes) -> str | None:
-    """Pillow's name of the format, by the file's first bytes; None for a format that omma does not read."""
+    """Pillow's name of the format, or DICOM, by the first bytes; None for one that omma does not read."""
     if head[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
@@ -71,11 +69,13 @@ def kind(head: bytes) -> str | None:
         return "AVIF"
     if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head[:4] == b"\xff\x4f\xff\x51":
         return "JPEG2000"
+    if head[128:132] == b"DICM":
+        return "DICOM"
     return None
 
 
 def sniff(head: bytes) -> bool:
-    """Whether these first bytes (64 are enough) look like an image that `decode` reads."""
+    """Whether these first bytes (`HEAD` are enough) look like an image that `decode` reads."""
     return kind(head) is not None
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from omma.core import files
 from omma.core.protocols import BadImage
 from omma.core.words import count
-from omma.data.sources.readers import Archive, Files, Store
+from omma.data.sources.readers import Archive, EncodedStore, Files, Store
 from omma.data.sources.webdataset_files import Shards
 
 RECORD = "images.parquet"  # of a run folder
@@ -139,7 +139,7 @@ class Identity:
                 if "://" in path:  # would be downloaded
                     return None
                 data = _edges(os.path.join(self.store.root, path))
-            elif isinstance(self.store, Archive | Shards):
+            elif isinstance(self.store, EncodedStore):
                 data = _cut(self.store.content(path, None if self.where is None else self.where[row]))
             else:
                 assert self.where is not None

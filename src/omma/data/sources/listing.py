@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from omma.core.errors import line
 from omma.core.protocols import BadImage
-from omma.core.sources import not_found
 from omma.core.words import count
 from omma.data.sources import label_sets, val_annotations
-from omma.data.sources.formats import HEAD, sniff
+from omma.data.sources.formats import HEAD
 from omma.data.sources.labels import Annotations
 from omma.data.sources.layout import from_folders
 from omma.data.sources.manifest import read_manifest
@@ -28,9 +27,7 @@ from omma.data.sources.names import (
     PACKED_VIDEO,
     VIDEO,
     is_hidden,
-    is_sound,
     is_text,
-    is_video,
     no_access,
     printable,
     why_not,
@@ -296,45 +293,4 @@ def list_arrays(file: str) -> Listing:
         paths=pa.array([f"{Path(file).name}[{row}]" for row in range(len(values))], pa.large_string()),
         where=np.arange(len(values))[:, None],
         annotations=replace(read, splits=splits, notes=(*notes, *read.notes)),
-    )
-
-
-def lister(source: str, typed: str) -> tuple[Callable[[str], Listing], bool]:
-    """The function that lists a source, and whether its listing is worth caching.
-
-    typed: the source as the user typed it, for messages. Raises ValueError if there is no such source.
-    """
-    if os.path.isdir(source):
-        return list_folder, True
-    if not os.path.exists(source):
-        if globbing.has_magic(source):
-            return list_glob, False
-        if "://" in source:
-            raise ValueError(f"{typed}: remote folders are not listed; give a manifest with a `path` column")
-        raise not_found(typed)
-    if not os.path.isfile(source):
-        raise ValueError(f"{typed}: not a regular file; give a folder, archive or list of images")
-    name = source.lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise ValueError(
-            f"{typed}: compressed, so it cannot be read in place; unpack it or repack it as .tar"
-        )
-    by_name: tuple[tuple[tuple[str, ...], Callable[[str], Listing], bool], ...] = (
-        ((".zip",), list_zip, True),
-        ((".tar",), list_tar, True),
-        ((".csv", ".tsv", ".parquet", ".jsonl"), list_manifest, False),
-        ((".npz", ".npy", ".gz", "ubyte"), list_arrays, False),
-    )
-    for endings, function, cached in by_name:
-        if name.endswith(endings):
-            return function, cached
-    try:
-        with open(source, "rb") as file:
-            if is_sound(name) or is_video(name) or sniff(file.read(HEAD)):
-                return list_file, False
-    except OSError as error:
-        raise ValueError(f"{typed}: {error.strerror}; give a file that you may read") from None
-    raise ValueError(
-        f"{typed}: neither an image, sound or video nor .zip, .tar, .csv, .parquet, .jsonl, .npz, .npy or "
-        "IDX .gz; convert it"
     )

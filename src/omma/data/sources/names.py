@@ -8,7 +8,7 @@ from omma.core.protocols import BadImage, Inaccessible
 from omma.data.sources.formats import sniff, unread
 
 IMAGES = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k".split()  # noqa: SIM905
+    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm pfm avif jp2 j2k dcm dicom".split()  # noqa: SIM905
 )  # images by their names alone; decoding detects a wrong name
 SOUNDS = frozenset("wav wave flac mp3 ogg oga opus".split())  # noqa: SIM905  # sounds by their names alone
 VIDEOS = frozenset("mp4 m4v avi mov mkv webm".split())  # noqa: SIM905  # videos by their names alone

@@ -74,7 +74,7 @@ class PictureList:
     def read(self, i: int, at_least: int | None = None) -> np.ndarray:
         picture = picture_of(self.pictures[int(i)])
         if isinstance(picture, np.ndarray | Tensor):
-            picture = _array(picture)
+            picture = in_memory(picture)
         if isinstance(picture, _Array):
             extremes, values = picture.extremes, as_values(_channels_last(picture, self.channels))
         else:
@@ -122,29 +122,6 @@ class _Rows(Sequence[Any]):
 
 
 # ---------------------------------------------------------------- what programs hold
-def collected(source: Any) -> Images:
-    """Arrays, tensors, pictures or a data set of PyTorch or Hugging Face as a collection, with its labels.
-
-    Labels are those that a data set holds apart from its pictures: `targets` (torchvision), a `ClassLabel`
-    column (Hugging Face). Raises ValueError in one line for anything else.
-    """
-    if isinstance(source, np.ndarray | Tensor) and source.ndim == 4:
-        whole = _array(source)
-        source = [whole._replace(values=values) for values in whole.values]
-    elif isinstance(source, SINGLE):
-        source = [source]
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
-        raise ValueError(
-            f"{type(source).__name__}: images are a path, an array, a list of pictures, or a data set with a "
-            "length"
-        )
-    if not len(source):
-        raise ValueError(f"{type(source).__name__}: no images in it")
-    labels, classes, names = _annotations(source)
-    pictures = source if isinstance(source, list) else _Rows(source, range(len(source)))
-    return PictureList(pictures, _channels(pictures), labels=labels, classes=classes, names=names)
-
-
 def picture_of(item: Any) -> Any:
     """The picture in a row of a data set: of (picture, label) or {"image": picture, ...}."""
     if isinstance(item, Mapping):
@@ -188,14 +165,14 @@ def pictures(source: Pictures) -> Iterator[Any]:
 
 
 def _batch(values: np.ndarray | Tensor) -> Iterator[_Array]:
-    whole = _array(values)
+    whole = in_memory(values)
     return (whole._replace(values=each) for each in whole.values)
 
 
-def _annotations(source: Any) -> tuple[np.ndarray | None, tuple[str, ...], list[str] | None]:
+def annotations_of(source: Any) -> tuple[np.ndarray | None, tuple[str, ...], list[str] | None]:
     """Labels, classes and names of a data set's pictures, where it holds them apart."""
     if hasattr(source, "dataset") and hasattr(source, "indices"):  # torch.utils.data.Subset
-        labels, classes, names = _annotations(source.dataset)
+        labels, classes, names = annotations_of(source.dataset)
         rows = np.asarray(source.indices, np.int64)
         return (
             None if labels is None else labels[rows],
@@ -221,7 +198,7 @@ def _annotations(source: Any) -> tuple[np.ndarray | None, tuple[str, ...], list[
     return numbers.astype(np.int64), tuple(map(str, classes)), names
 
 
-def _channels(items: Sequence[Any]) -> int:
+def channels_of(items: Sequence[Any]) -> int:
     """Channels of a sample: 3 where grey and RGB mix, else the most frequent number."""
     counts: Counter[int] = Counter()
     reason = ""
@@ -229,7 +206,7 @@ def _channels(items: Sequence[Any]) -> int:
         try:
             picture = picture_of(items[int(i)])
             if isinstance(picture, np.ndarray | Tensor):
-                picture = _array(picture)
+                picture = in_memory(picture)
             if isinstance(picture, _Array):
                 counts[_channels_last(picture, 3).shape[-1]] += 1
             else:
@@ -269,7 +246,7 @@ def _content(path: str | bytes) -> bytes:
         raise error if isinstance(error, BadImage) else BadImage(line(error)) from error  # NUL in the name
 
 
-def _array(values: np.ndarray | Tensor) -> _Array:
+def in_memory(values: np.ndarray | Tensor) -> _Array:
     """The array in memory, of a type that numpy has."""
     tensor = isinstance(values, Tensor)
     if isinstance(values, Tensor):
