@@ -69,9 +69,8 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # dynamic sizes, and whether a siz
 def _attempts(encoder: Backbone) -> tuple[tuple[Sizes, bool], ...]:
     """The attempts that can succeed.
 
-    A convolutional network of timm or torchvision decides by the size whether it pads, so no graph of it holds
-    for any size. Multiples of its stride keep the size of each stage a multiple, too; otherwise it is a floor
-    of a floor, which grows with every stage.
+    A network of timm or torchvision decides by the size whether it pads: no graph of it holds for any size.
+    Multiples of its stride keep the size of each stage a multiple; otherwise it is a floor of a floor.
     """
     return ATTEMPTS[2:] if isinstance(encoder, External) and encoder.patch > 1 else ATTEMPTS
 
@@ -157,7 +156,7 @@ def _check(encoder: Backbone, reopened: Reopened, size: int, classifier: Classif
         raise ValueError(f"features differ by {comparison.difference:.2g} of {comparison.scale:.2g}")
 
 
-def _notes(
+def notes(
     encoder: Backbone, preprocess: Preprocess, sizes: Sizes, classifier: Classifier | None
 ) -> tuple[str, ...]:
     size = preprocess.size
@@ -176,7 +175,7 @@ def _notes(
     return (f"{accepted}; in: images scaled to [0, 1], then (x - mean) / std; {given}",)
 
 
-def _description(encoder: Backbone, preprocess: Preprocess, classifier: Classifier | None) -> str:
+def description(encoder: Backbone, preprocess: Preprocess, classifier: Classifier | None) -> str:
     """What users of the graph need to prepare images and to read logits, as JSON."""
     facts = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
     facts |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
@@ -191,7 +190,7 @@ def write_torch(
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
         torch.export.save(
-            program, file, extra_files={"omma.json": _description(encoder, preprocess, classifier)}
+            program, file, extra_files={"omma.json": description(encoder, preprocess, classifier)}
         )
         return reopen_torch(encoder, preprocess, file, sizes, classifier).run
 
@@ -202,8 +201,8 @@ def reopen_torch(
     encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes, classifier: Classifier | None = None
 ) -> Reopened:
     """Load the file with torch.export.load."""
-    notes = (*_notes(encoder, preprocess, sizes, classifier), f"read with torch {torch.__version__}")
-    return Reopened(_runner(torch.export.load(file).module()), sizes, notes)
+    about = (*notes(encoder, preprocess, sizes, classifier), f"read with torch {torch.__version__}")
+    return Reopened(_runner(torch.export.load(file).module()), sizes, about)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -213,22 +212,26 @@ def write_onnx(
     """Write an .onnx file (weights in a second file above 2 GB); metadata "omma" describes preprocessing."""
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
-        names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
-        if any(
-            len(shape) != 4 for shape in _attention_shapes(program)
-        ):  # ONNX's operator needs four dimensions
-            program = program.run_decompositions()
-        names_out = list(NAMES if classifier is not None else NAMES[:2])
-        graph = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["images"], output_names=names_out,
-            dynamic_shapes=(names,),
-        )  # fmt: skip
-        assert graph is not None
-        graph.model.metadata_props["omma"] = _description(encoder, preprocess, classifier)
+        graph = onnx_graph(program, sizes, classifier)
+        graph.model.metadata_props["omma"] = description(encoder, preprocess, classifier)
         graph.save(file)
         return reopen_onnx(encoder, preprocess, file, sizes, classifier).run
 
     return trace(encoder, preprocess.size, save, classifier)
+
+
+def onnx_graph(program: ExportedProgram, sizes: Sizes, classifier: Classifier | None) -> Any:
+    """The program as torch's ONNXProgram, with named inputs, outputs and dynamic dimensions."""
+    names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
+    if any(len(shape) != 4 for shape in _attention_shapes(program)):  # ONNX's operator needs four dimensions
+        program = program.run_decompositions()
+    names_out = list(NAMES if classifier is not None else NAMES[:2])
+    graph = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["images"], output_names=names_out,
+        dynamic_shapes=(names,),
+    )  # fmt: skip
+    assert graph is not None
+    return graph
 
 
 def _attention_shapes(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
@@ -251,5 +254,5 @@ def reopen_onnx(
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
-    notes = (*_notes(encoder, preprocess, sizes, classifier), f"run by onnxruntime {runtime.__version__}")
-    return Reopened(run, sizes, notes)
+    about = (*notes(encoder, preprocess, sizes, classifier), f"run by onnxruntime {runtime.__version__}")
+    return Reopened(run, sizes, about)
