@@ -1,4 +1,4 @@
-"""`--track`: metrics and configuration at a tracker, which never ends a run and goes on when it is resumed."""
+"""`--track`: metrics and configuration at a tracker, which ends no run and goes on when it is resumed."""
 
 import json
 import re
@@ -56,7 +56,8 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(where, tmp_path, mon
     monkeypatch.setitem(tracker.MAKE, "mlflow", type("Broken", (Recorder,), {where: fail}))
     notes = []
     logged(tmp_path, "mlflow", notes)
-    assert len(notes) == 1 and re.search("mlflow fails .*no route to host.*goes on", notes[0])
+    assert len(notes) == 1
+    assert re.search("mlflow fails .*no route to host.*goes on", notes[0])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(LINES)
 
 
@@ -72,9 +73,11 @@ def test_wandb_offline(tmp_path, monkeypatch):
     logged(tmp_path, "wandb", notes)
     before = json.loads((tmp_path / "tracked.json").read_text())
     logged(tmp_path, "wandb", notes)
-    assert notes == [] and json.loads((tmp_path / "tracked.json").read_text()) == before
+    assert notes == []
+    assert json.loads((tmp_path / "tracked.json").read_text()) == before
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2 and all(file.name == f"run-{before['wandb']}.wandb" for file in files)
+    assert len(files) == 2
+    assert all(file.name == f"run-{before['wandb']}.wandb" for file in files)
 
 
 def test_an_mlflow_store(tmp_path, monkeypatch):
@@ -86,6 +89,7 @@ def test_an_mlflow_store(tmp_path, monkeypatch):
         logged(tmp_path, "mlflow", notes)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("omma").experiment_id])
-    assert notes == [] and run.info.status == "FINISHED"
+    assert notes == []
+    assert run.info.status == "FINISHED"
     assert run.data.metrics == {"step/loss": 2.5, "health/told": 0.75}
     assert run.data.params["settings.lr"] == "0.002"
