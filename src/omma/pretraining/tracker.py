@@ -73,7 +73,7 @@ class _Wandb:
         self.run = wandb.init(
             id=identity, resume="allow" if identity else None, name=folder.name, dir=str(folder),
             project=os.environ.get("WANDB_PROJECT") or "omma", config=dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", login_timeout=30),
         )  # fmt: skip
         self.run.define_metric("*", step_metric="trained_step")  # steps that are repeated may not go back
         self.identity = str(self.run.id)

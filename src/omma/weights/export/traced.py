@@ -72,7 +72,8 @@ def _attempts(encoder: Backbone) -> tuple[tuple[Sizes, bool], ...]:
     A network of timm or torchvision decides by the size whether it pads: no graph of it holds for any size.
     Multiples of its stride keep the size of each stage a multiple; otherwise it is a floor of a floor.
     """
-    return ATTEMPTS[2:] if isinstance(encoder, External) and encoder.patch > 1 else ATTEMPTS
+    strided = isinstance(encoder, External) and 1 < encoder.patch < encoder.image_size
+    return ATTEMPTS[2:] if strided else ATTEMPTS
 
 
 class _Patience:
