@@ -1,6 +1,7 @@
 """The model card of an export, and its upload, which only `push` starts."""
 
 import json
+import sys
 
 import export_networks as networks
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from omma import weights
+from omma.core.protocols import NO_EXTRAS
 from omma.verbs.export import export
 from omma.weights.classifier import Calibration, Classifier
 from omma.weights.export.formats import FORMATS, Exporting
@@ -90,7 +92,7 @@ def test_what_the_card_says_of_pooling_gives_ommas_vector(case, classifies, tmp_
     weight = torch.randn(3, encoder.dim, generator=torch.Generator().manual_seed(1))
     classifier = Classifier(classes=("a", "b", "c"), weight=weight, calibration=Calibration(temperature=0.5))
     classifier = classifier if classifies else None
-    what = Exporting(encoder, networks.preprocess_of(encoder), {}, weights.NO_EXTRAS, classifier)
+    what = Exporting(encoder, networks.preprocess_of(encoder), {}, NO_EXTRAS, classifier)
     reopened = FORMATS["hf"].write(what, tmp_path / "out")
     model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     (pixels,) = networks.noise(encoder)
@@ -147,7 +149,7 @@ def test_push_is_refused_before_the_work(run, images, hub, tmp_path, monkeypatch
     monkeypatch.setattr(hub, "get_token", lambda: None)
     with pytest.raises(ValueError, match="hf auth login"):
         export(run, "timm", tmp_path / "x", images, push="me/leaves")
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="huggingface_hub is not installed"):
         export(run, "timm", tmp_path / "x", images, push="me/leaves")
     assert not (tmp_path / "x").exists()
