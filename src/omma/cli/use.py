@@ -83,16 +83,19 @@ def export(
     images: Chosen_ = None,
     architecture: As_ = None,
     allow_partial: bool = False,
+    push: str | None = None,
 ) -> int:
     """Export a model for other tools; they read it back, and its features are compared with omma's.
 
     Args:
         model: Run folder, weights file, timm:NAME or hf:NAME.
-        format: safetensors, timm, hf (transformers), onnx or torch (torch.export).
-        out: File (.onnx, .pt2) or folder to write; by default in the run folder.
+        format: safetensors, timm, hf (transformers), onnx, openvino or torch (torch.export).
+        out: File (.onnx, .xml, .pt2) or folder to write; by default in the run folder.
         images: Images for the comparison; by default those that the model was trained on.
         architecture: The network that a weights file or folder holds, where omma does not recognise it.
         allow_partial: Accept weights that lack many of the network's parameters.
+        push: Upload the folder (hf, timm) to this repository of the Hugging Face hub, USER/NAME, with your
+            token; a new repository is private.
     """
     early.model(model)
     if images is not None:
@@ -105,8 +108,9 @@ def export(
         stages(f"writing it as {format}, and comparing what is read back")
         format_: Any = format  # the verb refuses unknown formats
         result = verb(
-            model, format_, out, images=images, architecture=architecture, allow_partial=allow_partial
-        )
+            model, format_, out, images=images, architecture=architecture, allow_partial=allow_partial,
+            push=push,
+        )  # fmt: skip
     difference = f"{result.difference:.2g}, where features reach {result.scale:.2g}"
     say(f"written to {result.path}")
     say(f"largest difference {difference}; {result.compared}")

@@ -105,6 +105,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         skipped=list(data.source.skipped),
         primary=primary,
         watch=Profiler(method, setup.device, setup.dtype) if request.profile and primary else OFF,
+        track=request.track,
     )
 
 

@@ -26,6 +26,7 @@ OWN = (
     "extras.*",
     "skipped.csv",
     "profile.json",
+    "tracked.json",
     "images.*",
     "rejected-*",
 )

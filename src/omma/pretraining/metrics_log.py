@@ -1,17 +1,18 @@
-"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard where that is installed."""
+"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard and a tracker."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from omma.pretraining.folder import RunFolder
+from omma.pretraining.tracker import Tracked
 
 
 class MetricsLog:
     """Lines of metrics; only the primary process writes them."""
 
-    def __init__(self, folder: RunFolder, primary: bool) -> None:
-        self.folder, self.primary = folder, primary
+    def __init__(self, folder: RunFolder, primary: bool, tracked: Tracked | None = None) -> None:
+        self.folder, self.primary, self.tracked = folder, primary, tracked
         self.writer: Any = None
         if primary and find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter  # takes a while to import
@@ -22,6 +23,8 @@ class MetricsLog:
         """Append a line; it has `event` and `step`."""
         if self.primary:
             self.folder.log(line)
+        if self.tracked is not None:
+            self.tracked.write(line)
         if self.writer is None:
             return
         for name, value in line.items():
@@ -30,5 +33,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write what is buffered."""
+        if self.tracked is not None:
+            self.tracked.close()
         if self.writer is not None:
             self.writer.close()

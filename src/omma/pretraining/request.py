@@ -17,6 +17,7 @@ T = TypeVar("T")
 Auto = Literal["auto"]
 
 SHARDS = ("auto", "none", "fsdp")
+TRACKERS = ("none", "wandb", "mlflow")
 COMPILE = ("auto", "on", "off")
 DECODERS = ("cpu", "gpu")
 RECIPES = ("auto", "small", "paper")
@@ -100,6 +101,7 @@ class Request:
         checkpoint_every: Seconds between checkpoints.
         accept_changed_data: Resume although images were added, removed or changed since the run began.
         extend: Continue a run that was to end earlier to the budget, epochs or steps given now.
+        track: wandb or mlflow: send metrics and configuration there, too (docs/runs.md); none.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
         options: The method's own options, by the names in its Config.
         model_options: The backbone's own options (`backbones.options(name)`).
@@ -141,6 +143,7 @@ class Request:
     checkpoint_every: float = 300.0
     accept_changed_data: bool = False
     extend: bool = False
+    track: str = "none"
     profile: bool = False
     options: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
@@ -170,6 +173,7 @@ class Request:
         one_of("shard", self.shard, SHARDS)
         one_of("compile", self.compile, COMPILE)
         one_of("decode", self.decode, DECODERS)
+        one_of("track", self.track, TRACKERS)
         if self.decode == "gpu" and self.cache:
             raise ValueError(
                 "--cache keeps images decoded, and --decode gpu decodes them each time: give only one of them"

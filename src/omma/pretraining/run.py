@@ -14,9 +14,10 @@ from omma.data.batches.decoded_cache import Cache
 from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.choose import Choice
-from omma.pretraining.events import Event
+from omma.pretraining.events import Event, Note
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.related import Related
+from omma.pretraining.tracker import Tracked
 from omma.pretraining.watch import Watch
 from omma.train.budget import Timekeeper
 from omma.train.loop import Position, moved
@@ -58,6 +59,14 @@ class Run:
     skipped: list[tuple[str, str]]
     primary: bool
     watch: Stopwatch = OFF
+    track: str = "none"  # a tracker that gets the metrics, too
+
+    def tracked(self) -> Tracked | None:
+        """The tracker of the primary process, begun; None if there is none."""
+        if not self.primary or self.track == "none":
+            return None
+        folder = self.folder
+        return Tracked(self.track, folder.path, folder.config(), lambda text: self.listen(Note(text)))
 
 
 def stream(run: Run) -> loader.Stream:

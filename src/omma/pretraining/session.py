@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omma.core import dist, launcher, outputs
+from omma.core.errors import need
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources.skipped import found_before, write_skipped
 from omma.pretraining import same_images, trainer
@@ -32,6 +33,8 @@ def run(
     ValueError, in one line, for anything the user can mend.
     """
     timekeeper = Timekeeper(request.seconds)  # decoding and building count too
+    if request.track != "none":
+        need(request.track, request.track)
     with dist.propagate_errors():
         if dist.rank() == 0 and not _is_finished(request.out):
             outputs.check_folder(request.out or "runs")

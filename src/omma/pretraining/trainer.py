@@ -119,7 +119,7 @@ class Trainer:
 
     def __init__(self, run: Run, stream: loader.Stream, checkpoint_every: float) -> None:
         self.run, self.stream, self.checkpoint_every = run, stream, checkpoint_every
-        self.log = MetricsLog(run.folder, run.primary)
+        self.log = MetricsLog(run.folder, run.primary, run.tracked())
         self.readings = Readings(run, self.log)
         self.stop = Stop()
         self.rejected = 0  # steps in a row

@@ -10,8 +10,10 @@ from omma.core.explain import translated
 from omma.core.notebook import Displayed
 from omma.core.protocols import Images
 from omma.features.extract import with_channels
+from omma.reporting import model_card
 from omma.weights import Model
 from omma.weights.classifier import Classifier
+from omma.weights.export import push as hub
 from omma.weights.export import real_images, target
 from omma.weights.export.check import compare
 from omma.weights.export.formats import FORMATS, Exporting, Format
@@ -46,6 +48,7 @@ def export(
     *,
     architecture: str | None = None,
     allow_partial: bool = False,
+    push: str | None = None,
 ) -> Exported:
     """Write a model for another library, let that reopen it, and keep it only if it computes the same.
 
@@ -54,7 +57,9 @@ def export(
     "onnx" (a file for onnxruntime: "images" in, "pooled" and "patches" out), "torch" (a .pt2 file for
     torch.export.load). LoRA is merged. A classifier goes with the encoder: onnx and torch have its "logits",
     with class names and temperature in their metadata, timm and hf a head where theirs is a linear layer on
-    the same feature (`notes` say where it is left out). out: by default in the run folder. images: up to
+    the same feature (`notes` say where it is left out); "openvino" (.xml and .bin, as onnx). timm and hf have
+    a model card, README.md. push: upload that folder to this repository of the Hugging Face hub, USER/NAME,
+    with your own token; a new one is private. out: by default in the run folder. images: up to
     eight are compared; by default those that the model was trained on. allow_partial: as in `omma.load`.
 
     `out` appears only when it is complete; an existing file is replaced, a folder that is not empty is not.
@@ -64,6 +69,8 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown: choose {', '.join(FORMATS)}")
     form = FORMATS[format]
+    if push is not None:
+        hub.check(push, format)
     out = target.checked(_default_out(model, form) if out is None else Path(out), format, form)
     form.need_packages()
     loaded = weights.load(model, architecture=architecture, allow_partial=allow_partial)
@@ -82,10 +89,19 @@ def export(
                 f"{result.scale:.2g}, logits by {result.logits[0]:.2g} of {result.logits[1]:.2g}, more than "
                 f"{form.limit:g} of it: not written; try another format"
             )
+        if form.library:
+            run = None if isinstance(model, Model) else Path(model)
+            model_card.write(
+                partial, form.library, encoder, preprocess, loaded.provenance, classifier=classifier,
+                measured=[] if run is None else model_card.evaluations(run, loaded.digest),
+                pooling=reopened.pooling, notes=reopened.notes,
+                difference=f"{result.difference:.2g}, where features reach {result.scale:.2g}",
+            )  # fmt: skip
         files.set_default_modes(folder)
         names = target.move(folder, out)
     facts = {name: getattr(result, name) for name in ("difference", "scale", "images", "sizes")}
-    return Exported(path=out, format=format, files=names, notes=reopened.notes, **facts)
+    pushed = () if push is None else (f"pushed to {hub.push(out, push)}",)
+    return Exported(path=out, format=format, files=names, notes=(*reopened.notes, *pushed), **facts)
 
 
 def _default_out(model: str | Path | Model, form: Format) -> Path:

@@ -1,6 +1,7 @@
 """Graphs of any batch and image size: plain forms of the attention of Swin and CaiT, and what ONNX holds."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -71,3 +72,42 @@ def test_a_network_of_tables_keeps_its_size(tmp_path):
     assert "32x32 px only" in reopened.notes[0]
     with pytest.raises(ValueError, match="cannot be run at 40x40 px"):
         compare(encoder, reopened, [torch.randn(1, 3, 40, 40)])
+
+
+def attempts(monkeypatch):
+    """The dynamic shapes of all graphs that are tried from now on."""
+    tried, export = [], torch.export.export
+
+    def counted(*arguments, **options):
+        tried.append(options["dynamic_shapes"][0])
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    return tried
+
+
+def test_a_strided_network_is_traced_once_with_multiples_of_its_stride(tmp_path, monkeypatch):
+    pytest.importorskip("timm", reason="timm is not installed")
+    encoder, tried = network("timm:test_efficientnet", image_size=64), attempts(monkeypatch)
+    sizes = traced.write_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2")
+    assert sizes == "multiples"
+    assert len(tried) == 1
+    reopened = traced.reopen_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2", sizes)
+    assert compare(encoder, reopened, noise(encoder, sizes)).within(1e-4)
+
+
+@pytest.mark.slow  # the one above is its quick form
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "convnext_tiny"])
+def test_deep_strided_networks_are_traced_in_bounded_time(name, tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed")
+    encoder = network(f"timm:{name}", image_size=224)
+    started = time.process_time()
+    assert traced.write_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2") == "multiples"
+    assert time.process_time() - started < traced.PATIENCE
+
+
+def test_a_trace_that_takes_too_long_keeps_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(traced, "PATIENCE", 0.0)
+    encoder, tried = network("vit-ti/8", depth=1), attempts(monkeypatch)
+    assert traced.write_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2") == "fixed"
+    assert len(tried) == len(traced.ATTEMPTS)

@@ -22,6 +22,7 @@ class Reopened(NamedTuple):
     run: Run
     sizes: Sizes  # image sizes at which it must agree with omma: any, multiples of the patch, or one
     notes: tuple[str, ...] = ()  # what its users must know
+    pooling: str = ""  # the expression for omma's pooled feature, where a model card names it
 
 
 class Comparison(NamedTuple):

@@ -8,7 +8,7 @@ from omma.core.errors import need
 from omma.core.protocols import Backbone, Extras, Preprocess
 from omma.weights import source, store
 from omma.weights.classifier import Classifier
-from omma.weights.export import hf, timm_, traced
+from omma.weights.export import hf, openvino_, timm_, traced
 from omma.weights.export.check import Reopened, outputs
 
 
@@ -53,6 +53,11 @@ def _torch(what: Exporting, at: Path) -> Reopened:
     return traced.reopen_torch(what.encoder, what.preprocess, at, sizes, what.classifier)
 
 
+def _openvino(what: Exporting, at: Path) -> Reopened:
+    sizes = openvino_.write(what.encoder, what.preprocess, at, what.classifier)
+    return openvino_.reopen(what.encoder, what.preprocess, at, sizes, what.classifier)
+
+
 class Format(NamedTuple):
     """How an encoder is written for another library."""
 
@@ -61,6 +66,7 @@ class Format(NamedTuple):
     write: Writer
     packages: tuple[str, ...] = ()  # that write and read it
     extra: str = ""  # of omma, which brings them
+    library: str = ""  # that a model card names; "": the format has no card
 
     def need_packages(self) -> None:
         """Raise ValueError, which says how to install it, if a package is missing."""
@@ -70,8 +76,9 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format("safetensors", 1e-4, _safetensors),
-    "timm": Format("timm", 1e-4, _timm, ("timm",), "timm"),
-    "hf": Format("hf", 1e-4, _hf, ("transformers",), "hf"),
+    "timm": Format("timm", 1e-4, _timm, ("timm",), "timm", "timm"),
+    "hf": Format("hf", 1e-4, _hf, ("transformers",), "hf", "transformers"),
     "onnx": Format("model.onnx", 1e-3, _onnx, ("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "openvino": Format("model.xml", 1e-3, _openvino, ("openvino", "onnx", "onnxscript"), "openvino"),
     "torch": Format("model.pt2", 1e-4, _torch),
 }

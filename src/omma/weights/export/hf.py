@@ -107,10 +107,8 @@ def reopen(
             f"({', '.join(names[:3])}): export it as timm, onnx or torch instead"
         )
     notes = (*network.notes, *range_note(preprocess), f"read with transformers {transformers.__version__}")
+    pooled = _pooled(encoder, network, classifies)
     if network.kind != "Swin":
-        pooled = (
-            "pooler_output" if encoder.pool != "mean" else f"last_hidden_state[:, {network.prefix}:].mean(1)"
-        )
         notes = (f"omma's pooled feature is {pooled}", *notes)
     if classifier is not None and not classifies:
         try:
@@ -119,7 +117,23 @@ def reopen(
             notes += (left_out("transformers", str(error)),)
     elif classifies:
         notes = ("read with AutoModelForImageClassification: logits, not divided by the temperature", *notes)
-    return Reopened(_runner(model.eval(), network, encoder.pool, classifies), network.sizes, notes)
+    return Reopened(
+        _runner(model.eval(), network, encoder.pool, classifies),
+        network.sizes,
+        notes,
+        f"model(images).{pooled}",
+    )
+
+
+def _pooled(encoder: Backbone, network: HfNetwork, classifies: bool) -> str:
+    """omma's pooled feature, of the output of AutoModel.
+
+    It is `pooler_output` where the network's own pooler gives it. ViT and DeiT with a head have no pooler in
+    their file, and AutoModel then makes a random one.
+    """
+    if encoder.pool == "mean" and network.kind != "Swin":
+        return f"last_hidden_state[:, {network.prefix}:].mean(1)"
+    return "last_hidden_state[:, 0]" if classifies and network.kind in ("ViT", "DeiT") else "pooler_output"
 
 
 def _runner(model: Any, network: HfNetwork, pool: str, classifies: bool) -> Run:

@@ -313,12 +313,22 @@ def reopen(
         return (pooled, patches, model.forward_head(x)) if config["num_classes"] else (pooled, patches)
 
     free = "img_size" not in config["model_args"] or config["model_args"].get("dynamic_img_size", False)
-    return Reopened(run, "any" if free else "fixed", notes)
+    pooling = "model.forward_head(model.forward_features(images), pre_logits=True)"
+    if pooling_note:
+        pooling = f"model.{_pooled_expression(encoder)}"
+    elif not config["num_classes"]:
+        pooling = "model(images)"
+    return Reopened(run, "any" if free else "fixed", notes, pooling)
 
 
 def _pooling_note(encoder: Backbone) -> str | None:
     """How to get omma's pooled feature where timm's pooling differs; None where it does not."""
     if getattr(encoder, "dist_token", None) is None:
         return None
-    feature = "forward_features(x)[:, 0]" if encoder.pool == "token" else "forward_features(x)[:, 2:].mean(1)"
+    feature = _pooled_expression(encoder)
     return f"timm averages class and distillation token; omma's pooled feature is {feature}"
+
+
+def _pooled_expression(encoder: Backbone) -> str:
+    token = encoder.pool == "token"
+    return "forward_features(images)[:, 0]" if token else "forward_features(images)[:, 2:].mean(1)"

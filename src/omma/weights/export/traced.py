@@ -6,6 +6,7 @@ the temperature, which the metadata have, with the names of the classes.
 """
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.fx.experimental import _config
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from omma.backbones.external import Encoder as External
 from omma.core.errors import line, need
 from omma.core.protocols import Backbone, Preprocess
 from omma.weights.classifier import Classifier
@@ -27,6 +29,7 @@ from omma.weights.export.plain import plain
 
 NAMES = ("pooled", "patches", "logits")  # of outputs
 LIMIT = 1e-3  # largest relative difference on noise
+PATIENCE = 90.0  # CPU seconds that tracing with dynamic image sizes may take, each attempt
 
 
 class Traced(nn.Module):
@@ -63,6 +66,32 @@ ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (  # dynamic sizes, and whether a siz
 )
 
 
+def _attempts(encoder: Backbone) -> tuple[tuple[Sizes, bool], ...]:
+    """The attempts that can succeed.
+
+    A network of timm or torchvision decides by the size whether it pads: no graph of it holds for any size.
+    Multiples of its stride keep the size of each stage a multiple; otherwise it is a floor of a floor.
+    """
+    strided = isinstance(encoder, External) and 1 < encoder.patch < encoder.image_size
+    return ATTEMPTS[2:] if strided else ATTEMPTS
+
+
+class _Patience:
+    """Ends a trace, between two layers, that takes longer than `PATIENCE`: simplifying sizes has no bound."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.deadline = float("inf")
+        for module in network.modules():
+            module.register_forward_pre_hook(self._look)
+
+    def start(self, dynamic: bool) -> None:
+        self.deadline = time.process_time() + PATIENCE if dynamic else float("inf")
+
+    def _look(self, module: nn.Module, inputs: Any) -> None:
+        if time.process_time() > self.deadline:
+            raise TimeoutError(f"dynamic image sizes take longer than {PATIENCE:g} CPU seconds to trace")
+
+
 def trace(
     encoder: Backbone,
     image_size: int,
@@ -75,12 +104,14 @@ def trace(
     several sizes. Raises ValueError if not even a graph for images of `image_size` can be made.
     """
     network, patch, reason = plain(encoder), encoder.patch, ""
-    for sizes, special_cases_one in ATTEMPTS:
+    patience = _Patience(network)
+    for sizes, special_cases_one in _attempts(encoder):
         # unusual and unequal sides, since tracing would identify equal ones
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
         images = torch.zeros(2, encoder.channels, height, width)
         module = Traced(network, pads=encoder.plain and sizes == "any", classifier=classifier)
         dims = _dims(sizes, patch)
+        patience.start(sizes != "fixed")
         try:
             # A dimension may be 1 (a window, a patch) for some images. torch specialises on 1, so that the
             # graph would hold for 1 only or for all others; "oblivious" makes it trace the general case.
@@ -126,7 +157,7 @@ def _check(encoder: Backbone, reopened: Reopened, size: int, classifier: Classif
         raise ValueError(f"features differ by {comparison.difference:.2g} of {comparison.scale:.2g}")
 
 
-def _notes(
+def notes(
     encoder: Backbone, preprocess: Preprocess, sizes: Sizes, classifier: Classifier | None
 ) -> tuple[str, ...]:
     size = preprocess.size
@@ -145,7 +176,7 @@ def _notes(
     return (f"{accepted}; in: images scaled to [0, 1], then (x - mean) / std; {given}",)
 
 
-def _description(encoder: Backbone, preprocess: Preprocess, classifier: Classifier | None) -> str:
+def description(encoder: Backbone, preprocess: Preprocess, classifier: Classifier | None) -> str:
     """What users of the graph need to prepare images and to read logits, as JSON."""
     facts = {"name": encoder.name, "patch": encoder.patch, "pool": encoder.pool, "size": preprocess.size}
     facts |= {name: getattr(preprocess, name) for name in ("low", "high", "mean", "std", "crop_share")}
@@ -160,7 +191,7 @@ def write_torch(
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
         torch.export.save(
-            program, file, extra_files={"omma.json": _description(encoder, preprocess, classifier)}
+            program, file, extra_files={"omma.json": description(encoder, preprocess, classifier)}
         )
         return reopen_torch(encoder, preprocess, file, sizes, classifier).run
 
@@ -171,8 +202,8 @@ def reopen_torch(
     encoder: Backbone, preprocess: Preprocess, file: Path, sizes: Sizes, classifier: Classifier | None = None
 ) -> Reopened:
     """Load the file with torch.export.load."""
-    notes = (*_notes(encoder, preprocess, sizes, classifier), f"read with torch {torch.__version__}")
-    return Reopened(_runner(torch.export.load(file).module()), sizes, notes)
+    about = (*notes(encoder, preprocess, sizes, classifier), f"read with torch {torch.__version__}")
+    return Reopened(_runner(torch.export.load(file).module()), sizes, about)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -182,22 +213,26 @@ def write_onnx(
     """Write an .onnx file (weights in a second file above 2 GB); metadata "omma" describes preprocessing."""
 
     def save(program: ExportedProgram, sizes: Sizes) -> Run:
-        names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
-        if any(
-            len(shape) != 4 for shape in _attention_shapes(program)
-        ):  # ONNX's operator needs four dimensions
-            program = program.run_decompositions()
-        names_out = list(NAMES if classifier is not None else NAMES[:2])
-        graph = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["images"], output_names=names_out,
-            dynamic_shapes=(names,),
-        )  # fmt: skip
-        assert graph is not None
-        graph.model.metadata_props["omma"] = _description(encoder, preprocess, classifier)
+        graph = onnx_graph(program, sizes, classifier)
+        graph.model.metadata_props["omma"] = description(encoder, preprocess, classifier)
         graph.save(file)
         return reopen_onnx(encoder, preprocess, file, sizes, classifier).run
 
     return trace(encoder, preprocess.size, save, classifier)
+
+
+def onnx_graph(program: ExportedProgram, sizes: Sizes, classifier: Classifier | None) -> Any:
+    """The program as torch's ONNXProgram, with named inputs, outputs and dynamic dimensions."""
+    names = {0: "batch", 2: "height", 3: "width"} if sizes != "fixed" else {0: "batch"}
+    if any(len(shape) != 4 for shape in _attention_shapes(program)):  # ONNX's operator needs four dimensions
+        program = program.run_decompositions()
+    names_out = list(NAMES if classifier is not None else NAMES[:2])
+    graph = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["images"], output_names=names_out,
+        dynamic_shapes=(names,),
+    )  # fmt: skip
+    assert graph is not None
+    return graph
 
 
 def _attention_shapes(program: ExportedProgram) -> Iterator[tuple[int, ...]]:
@@ -220,5 +255,5 @@ def reopen_onnx(
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
-    notes = (*_notes(encoder, preprocess, sizes, classifier), f"run by onnxruntime {runtime.__version__}")
-    return Reopened(run, sizes, notes)
+    about = (*notes(encoder, preprocess, sizes, classifier), f"run by onnxruntime {runtime.__version__}")
+    return Reopened(run, sizes, about)
