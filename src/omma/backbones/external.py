@@ -222,7 +222,7 @@ class Encoder(Backbone):
             images = nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
         weight = next(p for p in self.parameters() if p.ndim > 1)  # norms may be in fp32
         images = images.to(weight.dtype)
-        if not torch.compiler.is_exporting():  # a graph has no memory formats, and proving them is slow
+        if not torch.compiler.is_exporting():  # exported graphs need no memory format
             images = images.contiguous(memory_format=torch.channels_last)  # up to 3 times as fast on CPUs
         try:
             if self._layout == "vector":
