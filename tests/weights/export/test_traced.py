@@ -107,7 +107,26 @@ def test_deep_strided_networks_are_traced_in_bounded_time(name, tmp_path):
 
 
 def test_a_trace_that_takes_too_long_keeps_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(traced, "PATIENCE", 0.0)
+    monkeypatch.setattr(traced, "PATIENCE", 0.01)
     encoder, tried = network("vit-ti/8", depth=1), attempts(monkeypatch)
     assert traced.write_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2") == "fixed"
     assert len(tried) == len(traced.ATTEMPTS)
+
+
+@pytest.mark.slow  # the layers' names decide
+def test_tensorflows_padding_keeps_the_size(tmp_path, monkeypatch):
+    """Simplifying the sizes of this network has taken more than twelve minutes."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    encoder, tried = network("timm:tf_efficientnet_lite0", image_size=64), attempts(monkeypatch)
+    assert traced.write_torch(encoder, preprocess_of(encoder), tmp_path / "x.pt2") == "fixed"
+    assert len(tried) == 1
+
+
+def test_layers_that_pad_by_the_images_size_are_not_traced_for_others():
+    pytest.importorskip("timm", reason="timm is not installed")
+    from timm.layers import Conv2dSame
+
+    encoder = network("timm:test_efficientnet", image_size=64)
+    assert len(traced._attempts(encoder)) > 1
+    encoder.same = Conv2dSame(3, 3, 3)
+    assert [sizes for sizes, _ in traced._attempts(encoder)] == ["fixed"]

@@ -5,8 +5,10 @@ Both take normalised images and return "pooled" [batch, d], the class token's fe
 the temperature, which the metadata have, with the names of the classes.
 """
 
+import contextlib
 import json
-import time
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,26 +72,37 @@ def _attempts(encoder: Backbone) -> tuple[tuple[Sizes, bool], ...]:
     """The attempts that can succeed.
 
     A network of timm or torchvision decides by the size whether it pads: no graph of it holds for any size.
-    Multiples of its stride keep the size of each stage a multiple; otherwise it is a floor of a floor.
+    Multiples of its stride keep the size of each stage a multiple; otherwise it is a floor of a floor. Where
+    layers compute their padding from the size (timm's "Same", as TensorFlow's networks have), even those are
+    not simplified in reasonable time.
     """
+    if any(type(m).__name__.endswith("Same") for m in encoder.modules()):
+        return ATTEMPTS[-1:]
     strided = isinstance(encoder, External) and 1 < encoder.patch < encoder.image_size
     return ATTEMPTS[2:] if strided else ATTEMPTS
 
 
-class _Patience:
-    """Ends a trace, between two layers, that takes longer than `PATIENCE`: simplifying sizes has no bound."""
+@contextlib.contextmanager
+def _limited(dynamic: bool) -> Iterator[None]:
+    """End a trace with dynamic sizes after `PATIENCE`: simplifying sizes has no bound.
 
-    def __init__(self, network: nn.Module) -> None:
-        self.deadline = float("inf")
-        for module in network.modules():
-            module.register_forward_pre_hook(self._look)
+    Outside the main thread, and on Windows, nothing can interrupt it.
+    """
+    timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not (dynamic and timed):
+        yield
+        return
 
-    def start(self, dynamic: bool) -> None:
-        self.deadline = time.process_time() + PATIENCE if dynamic else float("inf")
+    def end(number: int, frame: Any) -> None:
+        raise TimeoutError(f"dynamic image sizes take longer than {PATIENCE:g} CPU seconds to trace")
 
-    def _look(self, module: nn.Module, inputs: Any) -> None:
-        if time.process_time() > self.deadline:
-            raise TimeoutError(f"dynamic image sizes take longer than {PATIENCE:g} CPU seconds to trace")
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def trace(
@@ -104,19 +117,18 @@ def trace(
     several sizes. Raises ValueError if not even a graph for images of `image_size` can be made.
     """
     network, patch, reason = plain(encoder), encoder.patch, ""
-    patience = _Patience(network)
     for sizes, special_cases_one in _attempts(encoder):
         # unusual and unequal sides, since tracing would identify equal ones
         height, width = (image_size, image_size) if sizes == "fixed" else (4 * patch, 6 * patch)
         images = torch.zeros(2, encoder.channels, height, width)
         module = Traced(network, pads=encoder.plain and sizes == "any", classifier=classifier)
         dims = _dims(sizes, patch)
-        patience.start(sizes != "fixed")
         try:
             # A dimension may be 1 (a window, a patch) for some images. torch specialises on 1, so that the
             # graph would hold for 1 only or for all others; "oblivious" makes it trace the general case.
             # Fused attention kernels return layouts that converters do not support.
             with (
+                _limited(sizes != "fixed"),
                 _config.patch(backed_size_oblivious=not special_cases_one),  # pyright: ignore[reportAttributeAccessIssue]
                 sdpa_kernel(SDPBackend.MATH),
                 warnings.catch_warnings(),
