@@ -69,7 +69,7 @@ def test_only_low_rank_updates_of_the_weights_are_exported(tmp_path, trained, me
             assert torch.linalg.matrix_rank(difference, atol=1e-6) <= RANK
     assert set(changed) == {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
     assert RunFolder(tmp_path / "run").config()["adapt"]["kind"] == "lora"
-    assert "of the nearest neighbours are those of the start" in str(result)  # what was retained
+    assert "of the nearest neighbours are those of the start" in str(result.verdict)  # what was retained
 
 
 def test_the_optimizer_holds_adapters_and_heads_alone(tmp_path, trained):

@@ -1,7 +1,9 @@
 """Commands that use a model: `omma embed`, `omma export` and `omma describe`."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from omma.cli import early
 from omma.cli.shared import (
@@ -83,7 +85,7 @@ def export(
     images: Chosen_ = None,
     architecture: As_ = None,
     allow_partial: bool = False,
-    push: str | None = None,
+    push: Annotated[str | None, tyro.conf.arg(metavar="USER/NAME")] = None,
 ) -> int:
     """Export a model for other tools; they read it back, and its features are compared with omma's.
 
