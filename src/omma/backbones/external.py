@@ -221,7 +221,8 @@ class Encoder(Backbone):
             size = self._measure((height, width))[0]
             images = nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
         weight = next(p for p in self.parameters() if p.ndim > 1)  # norms may be in fp32
-        images = images.to(weight.dtype, memory_format=torch.channels_last)  # up to 3 times as fast on CPUs
+        form = torch.preserve_format if torch.compiler.is_exporting() else torch.channels_last
+        images = images.to(weight.dtype, memory_format=form)  # channels last: up to 3 times as fast on CPUs
         try:
             if self._layout == "vector":
                 return self._network[0](images)[:, None], (1, 1)
