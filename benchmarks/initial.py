@@ -15,6 +15,7 @@ from pathlib import Path
 
 from published.initial import NETWORKS, Network, compare
 from published.references import References, on_this_machine
+from tables import write_between
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = "<!-- benchmarks/initial.py begin -->", "<!-- benchmarks/initial.py end -->"
@@ -72,9 +73,7 @@ def main() -> None:
     if not worst < BOUND:
         sys.exit(f"a difference of {worst:.1f} standard errors is above {BOUND:g}")
     if args.write:
-        text = DOCUMENT.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        DOCUMENT.write_text("\n".join([before + BEGIN, *lines, END + after]))
+        write_between(DOCUMENT, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

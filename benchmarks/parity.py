@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tables import write_between
 from torch import Tensor
 
 from omma import backbones
@@ -122,9 +123,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     print(f"largest of all: {worst:.1e}")
     if args.write:
-        text = DOCUMENT.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        DOCUMENT.write_text("\n".join([before + BEGIN, *lines, END + after]))
+        write_between(DOCUMENT, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from published import contrasted, distilled, hidden, parts, prompted
 from published.comparing import STEPS, Differences, Row
 from published.masks import DRAWS, MASKS, Masks
 from published.references import SOURCES, References, on_this_machine
+from tables import write_between
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = (f"<!-- benchmarks/parity_methods.py {word} -->" for word in ("begin", "end"))
@@ -108,11 +109,7 @@ def main() -> None:
             f"with its own weights and states, on images of random numbers; all parameters random."
         )
         chance = f"Masks are drawn by other generators: statistics of {DRAWS} draws, in patches."
-        text = DOCUMENT.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        DOCUMENT.write_text(
-            "\n".join([before + BEGIN, about, "", *lines, "", chance, "", *more, END + after])
-        )
+        write_between(DOCUMENT, BEGIN, END, [about, "", *lines, "", chance, "", *more])
     if not worst < BOUND:
         sys.exit(f"a difference of {worst:.1e} is above {BOUND:.0e}")
 

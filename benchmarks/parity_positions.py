@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from published.comparing import scatter, wave
 from published.references import References, on_this_machine
+from tables import write_between
 from torch import Tensor, nn
 
 from omma.core.protocols import Backbone
@@ -156,9 +157,7 @@ def main() -> None:
     if not worst < BOUND:
         sys.exit(f"positions differ by {worst:.1e}, more than {BOUND:.0e}")
     if args.write:
-        text = DOCUMENT.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        DOCUMENT.write_text("\n".join([before + BEGIN, *lines, END + after]))
+        write_between(DOCUMENT, BEGIN, END, lines)
         GOLDEN.write_text(json.dumps(numbers, indent=1) + "\n")
 
 

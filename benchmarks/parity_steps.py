@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from published import whole
 from published.references import SOURCES, References, on_this_machine
+from tables import write_between
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "parity.md"
@@ -58,10 +59,8 @@ def write(golden: dict[str, Any]) -> None:
     lines = ["| method | source | steps | difference | |", "|---|---|---|---|---|"]
     lines += [line(row, everything[row.setup.name]) for row in ROWS if row.setup.name in everything]
     versions = sorted({entry["torch"] for entry in everything.values()})
-    text = DOCUMENT.read_text()
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     about = f"Both sides in fp64, torch {', '.join(versions)}."
-    DOCUMENT.write_text("\n".join([before + BEGIN, about, "", *lines, END + after]))
+    write_between(DOCUMENT, BEGIN, END, [about, "", *lines])
 
 
 def main() -> None:

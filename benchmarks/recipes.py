@@ -19,6 +19,7 @@ from typing import Any
 from published.references import References
 from published.script_runs import SCRIPTS
 from published.scripts import Script, rates
+from tables import write_between
 
 from omma import backbones, methods
 from omma.core.protocols import Clock, Recipe
@@ -230,10 +231,8 @@ def main() -> None:
         lines += rows
         bare += without
     if args.write:
-        text = DOCUMENT.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
         table = [*lines, "", "The published commands:", "", *commands()]
-        DOCUMENT.write_text("\n".join([before + BEGIN, *table, END + after]))
+        write_between(DOCUMENT, BEGIN, END, table)
     if bare:
         sys.exit("\n".join(["", "differences without a reason:", *bare]))
 
