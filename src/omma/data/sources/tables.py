@@ -172,9 +172,16 @@ def _parquet(source: Any) -> pa.Table:
             raise ValueError(
                 "its column image holds the pictures themselves; write them to files and name these in `path`"
             )
-        if len(set(names)) == len(names) and len(wanted) < len(names):
-            return file.read(columns=wanted).select(wanted)
-        return file.read()
+        some = len(set(names)) == len(names) and len(wanted) < len(names)
+        try:
+            return file.read(columns=wanted).select(wanted) if some else file.read()
+        except pa.ArrowInvalid as error:
+            if "all lists to be of size" not in str(error):  # apache/arrow#35692, mended in pyarrow 26
+                raise
+            raise ValueError(
+                f"pyarrow {pa.__version__} cannot read lists of a fixed size where some are empty; install "
+                "pyarrow 26 or newer, or save them as lists of any size"
+            ) from None
 
 
 def _small(field: pa.Field) -> bool:
