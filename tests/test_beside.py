@@ -17,7 +17,8 @@ TINY = 'steps=1, batch_size=8, precision="fp32", workers=0'
 # what takes long says the same when it is short
 SHORTER = {
     'runs/photos", epochs=2': f'runs/photos", model="vit-n/8", model_options={{"depth": 1}}, {TINY}',
-    "epochs=2)": f"{TINY})",
+    'runs/mine", epochs=2': f'runs/mine", {TINY}',
+    'runs/species", epochs=2': f'runs/species", {TINY}',
     "rand(8, 3, 64, 64)": "rand(8, 3, 24, 24)",
 }
 

@@ -28,9 +28,8 @@ deactivate_requires_grad(teacher)
 deactivate_requires_grad(teacher_head)
 criterion = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=1)
 optimizer = torch.optim.AdamW([*student.parameters(), *student_head.parameters()], lr=1e-3)
-epochs = 2
-for epoch in range(epochs):
-    momentum = cosine_schedule(epoch, epochs, 0.996, 1)
+for epoch in range(2):
+    momentum = cosine_schedule(epoch, 2, 0.996, 1)
     for views in loader:
         update_momentum(student, teacher, m=momentum)
         update_momentum(student_head, teacher_head, m=momentum)
