@@ -1,6 +1,6 @@
 """Six usual tasks with omma and with other libraries: lines of code, and whether they run.
 
-    python benchmarks/beside.py IMAGES --python PEERS --json FILE
+    python benchmarks/beside.py IMAGES --python PEERS --json FILE [--only LIBRARY ...]
     python benchmarks/beside.py --table FILE  # into docs/beside.md
 
 IMAGES holds train/CLASS/ and val/CLASS/, as the unpacked hymenoptera_s192.zip. PEERS is the Python of an
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ HOW = {
     ("lightly_train", "judge"): "not offered: scikit-learn",
 }
 PACKAGES = ("lightly", "timm", "lightly-train", "scikit-learn", "torch")
+LIBRARIES = ("omma", *PEERS)
 LIMIT = 900  # seconds for one snippet
 
 
@@ -146,10 +147,10 @@ def run(python: str, code: str, folder: Path) -> str:
     return "" if done.stdout.strip() or wrote else "printed and wrote nothing"
 
 
-def trial(images: Path, peers: str, each: int) -> dict[str, Any]:
-    """Every snippet of every library, in a fresh folder for each library."""
+def trial(images: Path, peers: str, each: int, only: Sequence[str]) -> dict[str, Any]:
+    """The snippets of these libraries, in a fresh folder for each library."""
     failed: dict[str, dict[str, str]] = {}
-    for who in ("omma", *PEERS):
+    for who in only:
         mine = who == "omma"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -165,6 +166,7 @@ def trial(images: Path, peers: str, each: int) -> dict[str, Any]:
         "date": date.today().strftime("%-d %B %Y"),
         "python": platform.python_version(),
         "machine": f"{platform.system()}, {platform.machine()}",
+        "images": each,
         "versions": dict(zip(PACKAGES, versions, strict=True)),
         "failed": failed,
     }
@@ -184,7 +186,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
     number, failed = counts(), result["failed"]
     rows = ["| lines | omma | " + " | ".join(PEERS.values()) + " |", "|---|---|---|---|---|"]
     for task, words in TASKS.items():
-        cells = [cell(who, task, number[who], failed[who]) for who in ("omma", *PEERS)]
+        cells = [cell(who, task, number[who], failed[who]) for who in LIBRARIES]
         rows.append(f"| {words} | " + " | ".join(cells) + " |")
     errors = [error for by_task in failed.values() for error in by_task.values()]
     ran = f"{sum(not error for error in errors)} of {len(errors)} snippets ran"
@@ -197,8 +199,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, nargs="?", help="holds train/CLASS/ and val/CLASS/")
     parser.add_argument("--python", default=sys.executable, help="of the environment with the others")
-    parser.add_argument("--each", type=int, default=32, help="images of a class to train on")
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--each", type=int, default=64, help="images of a class to train on")
+    parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=LIBRARIES, help="run these alone")
+    parser.add_argument("--json", type=Path, help="write the result there, over what it has of these")
     parser.add_argument("--table", type=Path, help="write the table of this result into the page")
     args = parser.parse_args()
     if args.table:
@@ -206,9 +209,10 @@ def main() -> None:
         return
     if args.images is None:
         parser.error("give the folder of images, or --table")
-    result = trial(args.images, args.python, args.each)
+    result = trial(args.images, args.python, args.each, args.only)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+        earlier = json.loads(args.json.read_text())["failed"] if args.json.exists() else {}
+        args.json.write_text(json.dumps({**result, "failed": {**earlier, **result["failed"]}}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 from lightly.core import train_embedding_model
 
-train_embedding_model(input_dir="photos/", trainer={"max_epochs": 2}, loader={"num_workers": 2})
+train_embedding_model(input_dir="photos/", trainer={"max_epochs": 2})

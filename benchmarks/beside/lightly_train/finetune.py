@@ -7,7 +7,6 @@ lightly_train.train_image_classification(
     model="torchvision/resnet18",
     model_args={"backbone_weights": "out/photos/exported_models/exported_last.pt"},
     steps=8,
-    batch_size=16,
 )
 model = lightly_train.load_model("out/species/exported_models/exported_last.pt")
 for path in ["a.jpg", "b.png"]:

@@ -25,11 +25,6 @@ class Wrapper(nn.Module):
 
 network = build()
 lightly_train.pretrain(
-    out="out/network",
-    data="photos/",
-    model=Wrapper(network),
-    method="simclr",
-    epochs=2,
-    batch_size=16,
+    out="out/network", data="photos/", model=Wrapper(network), method="simclr", epochs=2
 )
 torch.save(network.state_dict(), "network.pt")
