@@ -85,22 +85,31 @@ def unmarked(network: str) -> str:
     return "".join(line for line in network.splitlines(keepends=True) if "omma" not in line)
 
 
-def formatted(code: str) -> str:
-    """The code by ruff, 100 characters a line."""
-    command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "-"]
-    return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout
+def formatted(codes: Sequence[str]) -> list[str]:
+    """Each code by ruff, 100 characters a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{k}.py" for k in range(len(codes))]
+        for file, code in zip(files, codes, strict=True):
+            file.write_text(code)
+        command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", folder]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        return [file.read_text() for file in files]
 
 
 def lines(code: str) -> int:
-    """Lines of the formatted code that are neither blank nor comments."""
-    stripped = [line.strip() for line in formatted(code).splitlines()]
+    """Lines that are neither blank nor comments."""
+    stripped = [line.strip() for line in code.splitlines()]
     return sum(line != "" and not line.startswith("#") for line in stripped)
 
 
 def counts() -> dict[str, dict[str, int]]:
     """Lines of every snippet by library and task; omma's marks in network.py are lines, too."""
     found = {"omma": ours(), **{peer: theirs(peer) for peer in PEERS}}
-    table = {who: {task: lines(code) for task, code in codes.items()} for who, codes in found.items()}
+    keys = [(who, task) for who, codes in found.items() for task in codes]
+    codes = formatted([found[who][task] for who, task in keys])
+    table: dict[str, dict[str, int]] = {who: {} for who in found}
+    for (who, task), code in zip(keys, codes, strict=True):
+        table[who][task] = lines(code)
     table["omma"]["module"] += len(given().splitlines()) - len(unmarked(given()).splitlines())
     return table
 

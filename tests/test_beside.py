@@ -66,8 +66,8 @@ def test_the_six_snippets_run_by_themselves(
     rows = re.findall(r"\((\d+), (\d+)\)", printed["embed"])
     assert [int(n) for n, _ in rows] == [2, 8, 1, 8]
     assert len({d for _, d in rows}) == 1
-    accuracies = [float(line.split()[0]) for line in printed["judge"].splitlines()]
-    assert accuracies == [1.0, 1.0]  # the classes differ in colour
+    judged = [line.split()[:2] for line in printed["judge"].splitlines()]
+    assert judged == [["knn", "1.0"], ["linear", "1.0"]]  # the classes differ in colour
     answers = [line.split() for line in printed["finetune"].splitlines()]
     assert [path for path, *_ in answers] == ["a.jpg", "b.png"]
     assert all(name in CLASSES and 0.5 <= float(p) <= 1 for _, name, p in answers)
@@ -91,9 +91,9 @@ def test_the_table_counts_the_snippets(beside: ModuleType) -> None:
 
 def test_lines_are_those_of_formatted_code(beside: ModuleType) -> None:
     pytest.importorskip("ruff", reason="ruff (dev group) is not installed")
-    assert beside.lines("# why\nimport a\n\n\nx = f(a,\n  b)\n") == 2
-    long = ", ".join(["word"] * 30)
-    assert beside.lines(f"print({long})") == 2 + 30  # one argument a line: they do not fit into one
+    long = ", ".join(["word"] * 30)  # does not fit into a line, so that each argument gets one
+    codes = beside.formatted(["# why\nimport a\n\n\nx = f(a,\n  b)\n", f"print({long})"])
+    assert [beside.lines(code) for code in codes] == [2, 2 + 30]
 
 
 def test_snippets_stand_as_ruff_formats_them(beside: ModuleType) -> None:
@@ -101,7 +101,7 @@ def test_snippets_stand_as_ruff_formats_them(beside: ModuleType) -> None:
     codes = [beside.given(), *beside.ours().values()]
     codes += [code for peer in beside.PEERS for code in beside.theirs(peer).values()]
     assert len(codes) == 1 + 6 + 6 + 3 + 5
-    assert [code for code in codes if beside.formatted(code) != code] == []
+    assert beside.formatted(codes) == codes
 
 
 def test_a_script_that_fails_or_does_nothing_is_told(beside: ModuleType, tmp_path: Path) -> None:
