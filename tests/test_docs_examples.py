@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'^```python title="(\w+\.py)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 # pages whose examples another test runs, with what they need
-ELSEWHERE = {"own_loop.md": "test_own_loop.py"}
+ELSEWHERE = {"own_loop.md": "test_own_loop.py", "beside.md": "test_beside.py"}
 COMPILED = {"ray_serve.md": "starts a cluster with GPUs"}
 # what takes long says the same when it is short
 TINY = 'precision="fp32", workers=0'
