@@ -19,22 +19,22 @@ LINES = [
 
 
 class Recorder:
-    def __init__(self, folder, config, identity):
+    def __init__(self, folder, config, identity, lines):
         self.identity, self.config, self.lines = identity or "7", config, []
-        self.resumed, self.closed = identity is not None, False
+        self.resumed, self.before, self.closed = identity is not None, lines, ""
 
     def write(self, values, step):
         self.lines.append((step, values))
 
-    def close(self):
-        self.closed = True
+    def close(self, status):
+        self.closed = status
 
 
-def logged(folder, name, notes):
-    log = MetricsLog(RunFolder(folder), True, Tracked(name, folder, CONFIG, notes.append))
-    for line in LINES:
-        log.write(line)
-    log.close()
+def logged(folder, name, notes, lines=LINES, ended=True):
+    with MetricsLog(RunFolder(folder), True, Tracked(name, folder, CONFIG, notes.append)) as log:
+        for line in lines:
+            log.write(line)
+        log.ended = ended
     return log.tracked
 
 
@@ -43,9 +43,35 @@ def test_finite_numbers_and_the_configuration_arrive_and_a_resumed_run_goes_on(t
     notes = []
     first = logged(tmp_path, "wandb", notes).tracker
     assert first.lines == [(1, {"step/loss": 2.5}), (2, {"health/told": 0.75})]
-    assert (first.config, first.closed, first.resumed, notes) == (CONFIG, True, False, [])
+    assert (first.config, first.closed, first.resumed, notes) == (CONFIG, "finished", False, [])
     assert logged(tmp_path, "wandb", notes).tracker.resumed
     assert json.loads((tmp_path / "tracked.json").read_text()) == {"wandb": "7"}
+
+
+def test_steps_that_a_resumed_run_repeats_are_sent_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracker.MAKE, "wandb", Recorder)
+    monkeypatch.setitem(tracker.MAKE, "mlflow", Recorder)
+    steps = [{"event": "step", "step": step, "loss": 1.0} for step in range(6)]
+    assert logged(tmp_path, "wandb", [], steps[:3], ended=False).tracker.closed == "stopped"
+    with open(tmp_path / "tracked.jsonl", "a") as file:
+        file.write('["wandb", "st')  # the process is killed
+    resumed = logged(tmp_path, "wandb", [], [LINES[1], *steps[1:]]).tracker
+    assert (resumed.before, resumed.closed) == (3, "finished")
+    assert [step for step, _ in resumed.lines] == [2, 3, 4, 5]  # 2 is the reading, another event
+    assert len(logged(tmp_path, "mlflow", [], steps).tracker.lines) == 6  # which had none of them
+
+
+def test_a_run_that_fails_is_closed_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracker.MAKE, "wandb", Recorder)
+    tracked = Tracked("wandb", tmp_path, CONFIG, print)
+    with pytest.raises(RuntimeError), MetricsLog(RunFolder(tmp_path), True, tracked):
+        raise RuntimeError("no memory")
+    assert tracked.tracker.closed == "failed"
+
+
+def test_a_way_to_fine_tune_is_named_with_its_run(tmp_path):
+    assert tracker.name_of(tmp_path / "species") == "species"
+    assert tracker.name_of(tmp_path / "species" / "candidates" / "lora") == "species/lora"
 
 
 @pytest.mark.parametrize("where", ["__init__", "write", "close"])
@@ -85,11 +111,12 @@ def test_an_mlflow_store(tmp_path, monkeypatch):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setattr(mlflow, "MlflowClient", lambda made=mlflow.MlflowClient: made(tracking_uri=store))
     notes = []
-    for _ in range(2):
-        logged(tmp_path, "mlflow", notes)
+    logged(tmp_path, "mlflow", notes, LINES[:1], ended=False)
+    logged(tmp_path, "mlflow", notes)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("omma").experiment_id])
     assert notes == []
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"step/loss": 2.5, "health/told": 0.75}
     assert run.data.params["settings.lr"] == "0.002"
+    assert len(client.get_metric_history(run.info.run_id, "step/loss")) == 1
