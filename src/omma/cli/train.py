@@ -26,9 +26,11 @@ METAVARS = {"label_depth": "INT|path", "group": "COLUMN", "budget": "TIME", "ini
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
-    """A field as an option of the command line: paths are text, and None is no value."""
+    """A field as an option of the command line: paths are text, None is no value, and functions are named."""
     choices = () if get_origin(field.type) is tuple else get_args(field.type)
-    kinds: list[Any] = [kind for kind in choices or (field.type,) if kind is not Path]
+    kinds: list[Any] = [
+        kind for kind in choices or (field.type,) if kind is not Path and get_origin(kind) is not Callable
+    ]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
     if field.name == "architecture":
         kind = As_
