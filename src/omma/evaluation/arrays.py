@@ -74,21 +74,20 @@ def judge(
     data = Split(features[train_rows], codes[train_rows], features[test_rows], codes[test_rows])
     if members is not None:
         data = data._replace(train_groups=members[train_rows], test_groups=members[test_rows])
-    votes = knn.predict_each(data, [knn.HEADLINE])
-    answers = {"knn": next(iter(votes.values())), "linear": linear.predict(data, seed).predictions}
+    voted = next(iter(knn.predict_each(data, [knn.HEADLINE]).values()))
+    probed = linear.predict(data, seed).predictions
     majority = float(np.bincount(data.test_labels).max() / len(test_rows))
-    scores = []
-    for protocol, predictions in answers.items():
+
+    def score(protocol: Literal["knn", "linear"], predictions: Int[np.ndarray, "m"]) -> ArrayScore:
         correct = predictions == data.test_labels
-        scores.append(
-            ArrayScore(
-                protocol=protocol,
-                value=float(correct.mean()),
-                interval95=confidence.bootstrap(correct, seed, groups=data.test_groups),
-                majority=majority,
-                test=test_rows,
-                predictions=classes[predictions],
-                correct=correct,
-            )
+        return ArrayScore(
+            protocol=protocol,
+            value=float(correct.mean()),
+            interval95=confidence.bootstrap(correct, seed, groups=data.test_groups),
+            majority=majority,
+            test=test_rows,
+            predictions=classes[predictions],
+            correct=correct,
         )
-    return scores[0], scores[1]
+
+    return score("knn", voted), score("linear", probed)
