@@ -19,12 +19,13 @@ LINES = [
 
 
 class Recorder:
-    def __init__(self, folder, config, identity, lines):
-        self.identity, self.config, self.lines = identity or "7", config, []
-        self.resumed, self.before, self.closed = identity is not None, lines, ""
+    def __init__(self, folder, config, identity):
+        self.identity, self.config, self.lines, self.numbers = identity or "7", config, [], []
+        self.resumed, self.closed = identity is not None, ""
 
-    def write(self, values, step):
+    def write(self, values, step, number):
         self.lines.append((step, values))
+        self.numbers.append(number)
 
     def close(self, status):
         self.closed = status
@@ -48,17 +49,16 @@ def test_finite_numbers_and_the_configuration_arrive_and_a_resumed_run_goes_on(t
     assert json.loads((tmp_path / "tracked.json").read_text()) == {"wandb": "7"}
 
 
-def test_steps_that_a_resumed_run_repeats_are_sent_once(tmp_path, monkeypatch):
+def test_a_tracker_gets_the_lines_of_before_with_their_numbers(tmp_path, monkeypatch):
     monkeypatch.setitem(tracker.MAKE, "wandb", Recorder)
     monkeypatch.setitem(tracker.MAKE, "mlflow", Recorder)
     steps = [{"event": "step", "step": step, "loss": 1.0} for step in range(6)]
-    assert logged(tmp_path, "wandb", [], steps[:3], ended=False).tracker.closed == "stopped"
-    with open(tmp_path / "tracked.jsonl", "a") as file:
-        file.write('["wandb", "st')  # the process is killed
-    resumed = logged(tmp_path, "wandb", [], [LINES[1], *steps[1:]]).tracker
-    assert (resumed.before, resumed.closed) == (3, "finished")
-    assert [step for step, _ in resumed.lines] == [2, 3, 4, 5]  # 2 is the reading, another event
-    assert len(logged(tmp_path, "mlflow", [], steps).tracker.lines) == 6  # which had none of them
+    assert logged(tmp_path, "wandb", [], steps[:4], ended=False).tracker.closed == "stopped"
+    RunFolder(tmp_path).rewind(1)  # where the checkpoint is from which the run goes on
+    for name in ("wandb", "mlflow"):
+        found = logged(tmp_path, name, [], steps[2:] if name == "wandb" else []).tracker
+        assert found.numbers == [step for step, _ in found.lines] == [*range(6)]
+        assert found.resumed == (name == "wandb")
 
 
 def test_a_run_that_fails_is_closed_as_failed(tmp_path, monkeypatch):
@@ -111,12 +111,13 @@ def test_an_mlflow_store(tmp_path, monkeypatch):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setattr(mlflow, "MlflowClient", lambda made=mlflow.MlflowClient: made(tracking_uri=store))
     notes = []
-    logged(tmp_path, "mlflow", notes, LINES[:1], ended=False)
-    logged(tmp_path, "mlflow", notes)
+    logged(tmp_path, "mlflow", notes, LINES, ended=False)
+    RunFolder(tmp_path).rewind(1)
+    logged(tmp_path, "mlflow", notes, LINES[1:])
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("omma").experiment_id])
     assert notes == []
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"step/loss": 2.5, "health/told": 0.75}
     assert run.data.params["settings.lr"] == "0.002"
-    assert len(client.get_metric_history(run.info.run_id, "step/loss")) == 1
+    assert all(len(client.get_metric_history(run.info.run_id, name)) == 1 for name in run.data.metrics)

@@ -1,6 +1,5 @@
 """Metrics of a run for wandb or MLflow, where `--track` asks for it; metrics.jsonl stays the record."""
 
-import contextlib
 import json
 import math
 import os
@@ -10,20 +9,20 @@ from typing import Any, Literal, Protocol
 
 from omma.core import files
 from omma.core.errors import line, need
-from omma.pretraining.folder import CANDIDATES
+from omma.pretraining.folder import CANDIDATES, RunFolder
 
 IDENTITY = "tracked.json"  # in the run folder: the tracker's own name of the run, to resume it
-SENT = "tracked.jsonl"  # in the run folder: which lines a tracker has, since a resumed run repeats some steps
 Status = Literal["finished", "stopped", "failed"]
-Line = tuple[str, int]  # event and step
 
 
 class Tracker(Protocol):
-    """One run at a tracker."""
+    """One run at a tracker, which leaves out what it has already."""
 
     identity: str
 
-    def write(self, values: Mapping[str, float], step: int) -> None: ...
+    def write(self, values: Mapping[str, float], step: int, number: int) -> None:
+        """Values of a step, which are those of a line of metrics.jsonl; number: the line's, from 0."""
+        ...
 
     def close(self, status: Status) -> None: ...
 
@@ -34,41 +33,37 @@ class Tracked:
     def __init__(
         self, name: str, folder: Path, config: Mapping[str, Any], tell: Callable[[str], None]
     ) -> None:
-        self.name, self.tell, self.folder = name, tell, folder
+        self.name, self.tell = name, tell
         self.tracker: Tracker | None = None
-        self.sent: set[Line] = set()
+        self.lines = 0  # of metrics.jsonl
         self._safely(lambda: self._begin(folder, config))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """The finite numbers of a line of metrics.jsonl, as EVENT/NAME; each is sent once."""
+        """The finite numbers of the next line of metrics.jsonl, as EVENT/NAME."""
         values = {
             f"{line['event']}/{name}": float(value)
             for name, value in line.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if name != "step"
         }
-        if self.tracker is not None and values and (line["event"], line["step"]) not in self.sent:
-            self._safely(lambda: self._send(line["event"], line["step"], values))
+        number, self.lines = self.lines, self.lines + 1
+        if (tracker := self.tracker) is not None and values:
+            self._safely(lambda: tracker.write(values, line["step"], number))
 
     def close(self, status: Status) -> None:
         """Tell the tracker how the process ends; a resumed run continues there."""
         if (tracker := self.tracker) is not None:
             self._safely(lambda: tracker.close(status))
 
-    def _send(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        assert self.tracker is not None
-        self.tracker.write(values, step)
-        self.sent.add((event, step))
-        with open(self.folder / SENT, "a", encoding="utf-8") as file:
-            file.write(json.dumps([self.name, event, step]) + "\n")
-
     def _begin(self, folder: Path, config: Mapping[str, Any]) -> None:
         known = folder / IDENTITY
         before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-        self.sent = sent(folder, self.name) if self.name in before else set()
-        self.tracker = MAKE[self.name](folder, config, before.get(self.name), len(self.sent))
+        self.tracker = MAKE[self.name](folder, config, before.get(self.name))
         with files.atomic_write(known) as file:
             file.write_text(json.dumps({**before, self.name: self.tracker.identity}), encoding="utf-8")
+        # what a killed process did not send, or all of a run that was not tracked
+        for earlier in RunFolder(folder).metrics():
+            self.write(earlier)
 
     def _safely(self, action: Callable[[], None]) -> None:
         try:
@@ -79,22 +74,10 @@ class Tracked:
             self.tell(f"{self.name} fails ({why}): the run goes on without it, metrics.jsonl is whole")
 
 
-def sent(folder: Path, name: str) -> set[Line]:
-    """The lines that a tracker has of a run, without one cut short by a crash."""
-    file = folder / SENT
-    found = set[Line]()
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError):
-            tracker, event, step = json.loads(text)
-            if tracker == name:
-                found.add((event, step))
-    return found
-
-
 class _Wandb:
     """wandb's run; WANDB_MODE, WANDB_PROJECT and its other variables apply."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str | None, lines: int) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str | None) -> None:
         wandb = need("wandb", "wandb")
         self.run = wandb.init(
             id=identity, resume="allow" if identity else None, name=name_of(folder), dir=str(folder),
@@ -102,12 +85,12 @@ class _Wandb:
             settings=wandb.Settings(silent=True, console="off", login_timeout=30),
         )  # fmt: skip
         self.run.define_metric("*", step_metric="trained_step")  # a step may have several lines
-        self.identity, self.lines = str(self.run.id), lines
+        self.identity = str(self.run.id)
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        # numbered over all processes of the run: offline, each one's numbers would begin at 0
-        self.run.log({**values, "trained_step": step}, step=self.lines)
-        self.lines += 1
+    def write(self, values: Mapping[str, float], step: int, number: int) -> None:
+        # a server tells where a resumed run goes on; offline each process's file holds the whole run
+        if number >= self.run.starting_step:
+            self.run.log({**values, "trained_step": step}, step=number)
 
     def close(self, status: Status) -> None:
         if status == "stopped":
@@ -118,9 +101,10 @@ class _Wandb:
 class _MLflow:
     """MLflow's run; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME apply."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str | None, lines: int) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str | None) -> None:
         mlflow = need("mlflow", "mlflow")
         self.client = mlflow.MlflowClient()
+        self.known = set[tuple[str, int]]()  # of an earlier process
         if identity is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "omma"
             experiment = self.client.get_experiment_by_name(name)
@@ -131,10 +115,13 @@ class _MLflow:
         else:
             self.client.update_run(identity, status="RUNNING")
             self.identity = identity
+            for name in self.client.get_run(identity).data.metrics:
+                self.known |= {(name, each.step) for each in self.client.get_metric_history(identity, name)}
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
+    def write(self, values: Mapping[str, float], step: int, number: int) -> None:
         for name, value in values.items():
-            self.client.log_metric(self.identity, name, value, step=step)
+            if (name, step) not in self.known:
+                self.client.log_metric(self.identity, name, value, step=step)
 
     def close(self, status: Status) -> None:
         states: dict[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -157,7 +144,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-MAKE: dict[str, Callable[[Path, Mapping[str, Any], str | None, int], Tracker]] = {
+MAKE: dict[str, Callable[[Path, Mapping[str, Any], str | None], Tracker]] = {
     "wandb": _Wandb,
     "mlflow": _MLflow,
 }
