@@ -24,8 +24,6 @@ KERNELS = library.load()[0]
 WRITE_REPORT = run_report.write_report
 NUMBERS = itertools.count()
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-# their fixtures take longest: a worker that runs out of tests takes some from the end of another's list
-FIRST = ("verbs/test_processes.py",)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,8 +37,17 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One order for all workers."""
-    items.sort(key=lambda item: (not item.path.as_posix().endswith(FIRST), item.path))
+    """One order for all workers: files that start processes first, the costliest of them before all.
+
+    They stay with the first worker, since others take tests from the end of its list. So one server is forked
+    from, and what these tests share is made once.
+    """
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, Path]:
+        starts = hasattr(getattr(item, "module", None), "processes")
+        return not starts, item.path.name != "test_processes.py", item.path
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:

@@ -160,7 +160,7 @@ def test_places_that_cannot_be_written_and_links(folder, tmp_path, monkeypatch):
 def test_compared_on_the_images_that_it_was_trained_on(folder, tmp_path):
     model = model_of("vit")
     weights.save(tmp_path / "run", model.encoder, model.preprocess, {"images": str(folder)})
-    result = verb.export(tmp_path / "run", "torch", tmp_path / "run" / "model.pt2")
+    result = verb.export(tmp_path / "run", "safetensors", tmp_path / "run" / "exported")
     assert result.images == 8
     assert weights.load(tmp_path / "run").digest  # the run is as it was
 
