@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import operator
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -90,7 +91,8 @@ def trained(command: str, **options: Any) -> int:
             return finished(_planned(module, listener, options))
         result = getattr(module, command)(**options, listen=listener)
     if first:
-        end(result)
+        judge = f"omma evaluate {shlex.quote(str(result.out))} LABELLED   (images in a folder a class)"
+        end(result, judge if command == "pretrain" else "")
     return finished(result, 0 if result.stopped_by is None else 128 + result.stopped_by)
 
 

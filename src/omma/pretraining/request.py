@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from omma.core import own
 from omma.core.checks import one_of
 from omma.core.duration import seconds
+
+if TYPE_CHECKING:  # the command line reads this file before it imports torch
+    from omma.core.protocols import ImageSource
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +115,7 @@ class Request:
         listen: Is called with each event of the run (`pretraining.events.Event`).
     """
 
-    images: Any
+    images: "ImageSource"
     _: KW_ONLY
     method: str = "auto"
     label_depth: int | Literal["path"] | None = None

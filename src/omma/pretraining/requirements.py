@@ -10,6 +10,7 @@ from omma.backbones import adapters
 from omma.backbones.layers.heads import require_two_classes
 from omma.core.protocols import Backbone, Frames, Needs, Recipe
 from omma.data.sources import label_sets
+from omma.data.sources.collection import named
 from omma.pretraining.request import Request, chosen
 
 
@@ -68,7 +69,7 @@ def refuse(
     plan = _early_recipe(request)
     needs = needs_of(name, plan.config)
     if needs.labels and several and not needs.label_sets:
-        raise ValueError(label_sets.refusal(_named(request.images), classes or (), name))
+        raise ValueError(label_sets.refusal(named(request.images), classes or (), name))
     _refuse_images(name, needs, classes, captions, notes)
     if needs.labels and classes is not None and not several:
         require_two_classes(classes)
@@ -211,8 +212,3 @@ def _number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def _named(images: Any) -> str:
-    """How a message names a source."""
-    return str(images) if isinstance(images, str | Path) else getattr(images, "source", type(images).__name__)
