@@ -1,6 +1,6 @@
 """What all tests share: one thread a process, a cache of the test's own, and runs without a report."""
 
-import importlib.util
+import gc
 import itertools
 import os
 import sys
@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if sys.dont_write_bytecode and not Path(getattr(importlib.util.find_spec("torch"), "cached", "")).exists():
-    # else each of the processes that tests start compiles torch's modules again, which takes 10 seconds
-    sys.dont_write_bytecode = False
-    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
-    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# else each worker, and each of the processes that tests start, compiles the same modules again
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.disable()  # until all is imported: nothing of that is garbage
 
 import pytest
 import torch
@@ -25,6 +23,40 @@ torch.set_num_threads(1)  # tests run in several processes, which would fight ov
 KERNELS = library.load()[0]
 WRITE_REPORT = run_report.write_report
 NUMBERS = itertools.count()
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Every second worker begins at the end: each reads what the other has compiled."""
+    report = yield
+    if WORKER % 2 and isinstance(collector, pytest.Directory):
+        report.result.reverse()
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One order for all workers: files that start processes first, the costliest of them before all.
+
+    They stay with the first worker, since others take tests from the end of its list. So one server is forked
+    from, and what these tests share is made once.
+    """
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, Path]:
+        starts = hasattr(getattr(item, "module", None), "processes")
+        return not starts, item.path.name != "test_processes.py", item.path
+
+    items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now is never searched for garbage
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # as libraries expect at the end
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run
+import processes
 from torch import nn
 from waves import wave
 
@@ -96,7 +96,7 @@ def main(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """Results of each of two processes."""
-    return run(__file__, tmp_path_factory.mktemp("two"))
+    return processes.run(__file__, tmp_path_factory.mktemp("two"))
 
 
 def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:

@@ -120,13 +120,18 @@ def reference(regex, pattern, text):
     return pattern.findall(regex.sub(r"\s+", " ", text).strip().lower())
 
 
-def test_every_character_is_what_it_is_to_clips_pattern():
+@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_character_is_what_it_is_to_clips_pattern(step):
+    """Of long runs of one kind, ideographs, syllables and private use, each `step`-th."""
     regex = pytest.importorskip("regex", reason="regex (comes with transformers, dev group) is not installed")
     pattern = regex.compile(PATTERN, regex.IGNORECASE)
     for number in range(sys.maxunicode + 1):
         character = chr(number)
-        if unicodedata.category(character) in ("Cn", "Cs"):
+        category = unicodedata.category(character)
+        if category in ("Cn", "Cs"):
             continue  # unassigned in this Python's Unicode, or half of a surrogate pair
+        if category in ("Lo", "Co") and number >= 0x3400 and number % step:
+            continue
         text = f"a{character}b 1{character}2 !{character}!"
         assert pieces(text) == reference(regex, pattern, text), hex(number)
 
@@ -137,7 +142,7 @@ def test_random_texts_are_cut_as_by_clips_pattern():
     draw = random.Random(0)
     letters = "aAbſsS'tTrReEvVmMlLdD <|>!?&;\x1c\x85\u3000é½²Ⅷ一ⅷ\u0301\u0345_- \t\nİΣςK#27"
     whole = ["<|endoftext|>", "<|STARTOFTEXT|>", "<|ſtartoftext|>", "'ſ", "'LL", "&amp;amp;", "&nbsp;"]
-    for _ in range(20_000):
+    for _ in range(5_000):
         chosen = [draw.choice(whole if draw.random() < 0.1 else letters) for _ in range(draw.randint(0, 14))]
         text = "".join(chosen)
         assert pieces(text) == reference(regex, pattern, text), ascii(text)

@@ -18,6 +18,7 @@ from omma.verbs.pretrain import pretrain
 
 BASE = {
     "model": "vit-n/4",
+    "model_options": {"depth": 3},
     "batch_size": 8,
     "image_size": 16,
     "device": "cpu",
@@ -51,7 +52,8 @@ def run(out: Path, listen=lambda event: None, **options):
     """One run; `tuned`: of a classifier, from the weights in `start` beside it or above."""
     if options.pop("tuned", False):
         start = next(path / "start" for path in out.parents if (path / "start").exists())
-        base = {name: value for name, value in BASE.items() if name not in ("model", "image_size")}
+        kept = BASE.keys() - {"model", "model_options", "image_size"}
+        base = {name: BASE[name] for name in kept}
         return finetune(start, pictures(labelled=True), out=out, listen=listen, **{**base, **options})
     return pretrain(pictures(), out=out, listen=listen, **{**BASE, **options})
 

@@ -46,11 +46,12 @@ VARIANTS |= {
 
 
 def pairs():
+    outlines = {model: backbones.outline(name=model, image_size=SIZE) for model in MODELS}
     for name in methods.names():
         needs = requirements.needs_of(name, methods.get(name).small(SIZE, MODELS[0]).config)
         for model in MODELS:
             try:
-                requirements.suits(name, needs, backbones.outline(name=model, image_size=SIZE))
+                requirements.suits(name, needs, outlines[model])
             except ValueError:
                 continue
             yield name, model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run
+import processes
 from torch import nn
 
 from omma.core import dist
@@ -77,7 +77,7 @@ def main(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes computed."""
-    return run(__file__, tmp_path_factory.mktemp("two"))
+    return processes.run(__file__, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("step", [0, 1])

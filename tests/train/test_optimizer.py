@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import run
+import processes
 from torch import nn
 
 from omma import backbones
@@ -273,7 +273,7 @@ def main(rank: int, folder: Path) -> None:
 
 
 def test_sharded_networks_are_clipped_trained_and_resumed_as_whole_ones(tmp_path):
-    two = run(__file__, tmp_path)
+    two = processes.run(__file__, tmp_path)
     for name, options in RULES.items():
         want = trained(Net(), dataclasses.replace(RECIPE, **options), range(4))
         for result in two:

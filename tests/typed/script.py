@@ -59,3 +59,12 @@ assert_type(embedder.fit(None), Embedder)
 
 objective = omma.Objective("simclr", encoder=omma.wrap(nn.Flatten()), image_size=32, steps=10)
 assert_type(objective(torch.zeros(2, 3, 32, 32)), Tensor)
+
+
+@omma.network
+def build(channels: int) -> nn.Module:
+    return nn.Conv2d(channels, 8, 3)
+
+
+assert_type(build(3), nn.Module)  # the mark keeps the function's own type
+assert_type(omma.pretrain("photos", model=build), Result)

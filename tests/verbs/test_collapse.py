@@ -20,13 +20,13 @@ LITTLE = {
 QUICK = ("simclr", "mae", "supervised")  # one that compares images, one that hides patches, one with labels
 
 
-def on_their_own():
+def on_their_own(*quick):
     """Methods that need no other model, no captions, sequences or columns."""
     for name in methods.names():
         config = methods.get(name).small(SIZE, "vit-n/8").config
         needs, frames = requirements.needs_of(name, config), methods.get(name).frames(config)
         if needs.model is None and not needs.text and frames is None and not needs.fields:
-            yield pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+            yield pytest.param(name, marks=[] if name in quick else pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def verdicts(images, folder, method, rate=1.0, steps=100, **options):
     return read
 
 
-@pytest.mark.parametrize("method", on_their_own())
+@pytest.mark.parametrize("method", on_their_own(*QUICK))
 def test_healthy_runs_are_not_accused(images, tmp_path, method):
     assert "collapsed" not in {verdict.state for verdict in verdicts(images, tmp_path, method)}
 
@@ -73,6 +73,7 @@ def test_without_centring_dino_collapses(images, tmp_path):
     assert "centring off" in last.remedy
 
 
+@pytest.mark.slow  # tests/pretraining/test_health.py tells a uniform teacher
 def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
     last = verdicts(images, tmp_path, "dino", teacher_temp=1.0, teacher_temp_start=1.0)[-1]
     assert last.level == "bad"
@@ -80,7 +81,7 @@ def test_at_temperature_1_dino_teaches_nothing(images, tmp_path):
     assert "teacher-temp" in last.remedy
 
 
-@pytest.mark.parametrize("method", on_their_own())
+@pytest.mark.parametrize("method", on_their_own("simclr", "mae"))
 def test_a_thousandfold_learning_rate_is_reported(images, tmp_path, method):
     """Where it leads, to one point, to a few directions or to noise, the processor's rounding decides."""
     spread = {"koleo": 0.0} if method == "dinov2" else {}  # KoLeo keeps images apart at any rate

@@ -34,7 +34,7 @@ SMALL = {  # of one block, which takes less time to trace; tests/weights/export 
     "eva02": {"name": "eva02-ti/8", "depth": 1, "rope_home": 4},
     "dinov3": {"name": "dinov3-s/8", "depth": 1},
     "cait": {"name": "cait-xxs24", "depth": 1, "patch": 8},
-    "swin": {"name": "swin-t", "dim": 24, "depths": (2, 2), "heads": (1, 2), "window": 4},
+    "swin": {"name": "swin-t", "dim": 24, "depths": (2, 1), "heads": (1, 2), "window": 4},
     "vitc": {"name": "vitc-15mf"},
     "timm's": {"name": "timm:test_resnet"},
 }
@@ -68,9 +68,9 @@ def model_of(case):
 SAME = {"vit, mean", "vit, sincos", "clip", "deit"}  # to a tracer, which takes its time, "vit" again
 # both traced formats begin with one graph: each network goes quickly through one of them, and slowly both
 QUICK = {
-    "onnx": {"vit", "vit, linear", "swin", "dinov3"},
+    "onnx": {"vit", "swin", "dinov3"},
     "openvino": {"vit"},
-    "torch": {"vit", "cait", "beit", "eva02", "dinov2", "vit, rope", "vitc", "timm's"},
+    "torch": {"vit, linear", "cait", "beit", "eva02", "vitc", "timm's"},
 }
 
 
@@ -160,7 +160,7 @@ def test_places_that_cannot_be_written_and_links(folder, tmp_path, monkeypatch):
 def test_compared_on_the_images_that_it_was_trained_on(folder, tmp_path):
     model = model_of("vit")
     weights.save(tmp_path / "run", model.encoder, model.preprocess, {"images": str(folder)})
-    result = verb.export(tmp_path / "run", "torch", tmp_path / "run" / "model.pt2")
+    result = verb.export(tmp_path / "run", "safetensors", tmp_path / "run" / "exported")
     assert result.images == 8
     assert weights.load(tmp_path / "run").digest  # the run is as it was
 

@@ -5,9 +5,9 @@ import re
 import signal
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-from processes import run as two_processes
 
 from omma import methods
 from omma.core import dist
@@ -178,7 +178,7 @@ def main(rank: int, folder: Path) -> None:
 
 
 def test_if_one_process_runs_out_all_cut(tmp_path):
-    for report in two_processes(__file__, tmp_path):
+    for report in processes.run(__file__, tmp_path):
         assert "a batch of 12 does not fit into memory: computed in 2 micro-batches" in report["notes"]
         assert "2 processes, 6 images of a step each" in report["notes"]
         assert report["single"] == (False, 1, 0)

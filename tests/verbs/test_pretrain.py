@@ -343,7 +343,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)]
+    "name", ["SIGINT", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGTERM", "SIGHUP"))]
 )  # Windows lacks the last
 def test_a_signal_saves_and_exits(tmp_path, data, name):
     number = getattr(signal, name, None)

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     thirds, ends = (0.5,) * 3, {"low": (0.0,) * 3, "high": (255.0,) * 3}
     prepared = Preprocess(size=16, channels=3, mean=thirds, std=thirds, **ends)
     torch.manual_seed(0)
-    weights.save(path / "start", backbones.build(name="vit-n/4", image_size=16), prepared)
+    weights.save(path / "start", backbones.build(name="vit-n/4", image_size=16, depth=3), prepared)
     return path
 
 

@@ -19,7 +19,7 @@ def pictures(n=64, size=16, channels=3):
 
 
 @pytest.mark.report
-@pytest.mark.parametrize("kind", ["vqvae", "dvae"])
+@pytest.mark.parametrize("kind", ["vqvae", pytest.param("dvae", marks=pytest.mark.slow)])
 def test_a_tokenizer_and_then_beit(tmp_path, kind):
     pretrain(pictures(), method=kind, out=tmp_path / "tokenizer", steps=3, options=LIGHT, **SMALL)
     tokenizer = omma.load(tmp_path / "tokenizer")

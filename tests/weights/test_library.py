@@ -10,7 +10,7 @@ from PIL import Image
 
 import omma
 from omma.cli import main
-from omma.weights import library
+from omma.weights import library, misfit
 
 timm = pytest.importorskip("timm", reason="timm (dev group) is not installed")
 models = pytest.importorskip("torchvision.models", reason="torchvision (dev group) is not installed")
@@ -90,7 +90,14 @@ def test_a_folder_whose_config_names_the_network_alone(tmp_path, network):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5", "vit_b_32"]
+    "name",
+    [
+        "resnet18",
+        "densenet121",
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),  # as the next
+        "shufflenet_v2_x0_5",
+        "vit_b_32",
+    ],
 )
 def test_torchvision(tmp_path, name):
     torch.manual_seed(0)
@@ -136,7 +143,8 @@ def test_names_of_another_implementation_in_the_same_order(tmp_path, network):
     assert "does not fit timm:test_resnet" in refused(tmp_path / "w.pth", architecture="timm:test_resnet")
 
 
-def test_what_does_not_fit_is_named_with_what_does(tmp_path, network):
+def test_what_does_not_fit_is_named_with_what_does(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(misfit, "CANDIDATES", 3)  # each of them takes a tenth of a second
     torch.save(network.state_dict(), tmp_path / "test_resnet.pth")
     line = refused(tmp_path / "test_resnet.pth")
     assert "it fits timm:test_resnet: name the right one, --as timm:test_resnet" in line

@@ -46,7 +46,7 @@ def _early_recipe(request: Request) -> Recipe:
     """The named method's recipe as far as it is known before the images are."""
     file = methods.get(request.method)
     recipe = file.recipe("small" if request.recipe == "auto" else request.recipe)
-    plan = recipe(chosen(request.image_size) or 64, chosen(request.model) or "vit-s/8")
+    plan = recipe(chosen(request.image_size) or 64, chosen(request.model_name) or "vit-s/8")
     return dataclasses.replace(plan, config=configured(request.method, plan.config, request.options or {}))
 
 
@@ -76,7 +76,7 @@ def refuse(
     _refuse_options(name, needs, plan.config)
     if (batch := chosen(request.batch_size)) is not None:
         enough_images(name, needs, batch, chosen(request.accumulate) or 1)
-    if request.model != "auto":
+    if request.model_name != "auto":
         _refuse_model(request, needs, plan)
 
 
@@ -110,11 +110,11 @@ def _refuse_options(name: str, needs: Needs, config: Any) -> None:
 
 
 def _refuse_model(request: Request, needs: Needs, plan: Recipe) -> None:
-    options = backbones.options(request.model)
+    options = backbones.options(request.model_name)
     if needs.drops_tokens or needs.plain or needs.backbone_options:
         size = chosen(request.image_size) or 64
-        own = typed("model", request.model, options, request.model_options or {})
-        suits(request.method, needs, backbones.outline(name=request.model, image_size=size, **own))
+        own = typed("model", request.model_name, options, request.model_options or {})
+        suits(request.method, needs, backbones.outline(name=request.model_name, image_size=size, **own))
     methods.get(request.method).adapted(plan, options)
 
 

@@ -213,7 +213,7 @@ class Trainer:
                 total=position.total,
                 loss=step.loss,
                 images_per_second=rate,
-                seconds_left=(position.total - position.step) * (now - self.started) / done,
+                seconds_left=run.clock.left((position.total - position.step) * (now - self.started) / done),
                 waiting=waiting,
             )
         )

@@ -62,7 +62,8 @@ def test_any_size_with_dinos_interpolation(tmp_path):
     assert compare(encoder, reopened, batches).within(1e-5)
 
 
-def test_a_network_of_tables_keeps_its_size(tmp_path):
+def test_a_network_of_tables_keeps_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(traced, "ATTEMPTS", traced.ATTEMPTS[-2:])  # others end as the first of these does
     encoder = network("vit-ti/8", depth=1, mixer="bigbird")
     preprocess = preprocess_of(encoder)
     sizes = traced.write_torch(encoder, preprocess, tmp_path / "x.pt2")
