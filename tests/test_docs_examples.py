@@ -1,6 +1,7 @@
 """Every Python example of README and docs runs, in a folder that has what the pages speak of."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from omma.core.protocols import Preprocess
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r'^```python title="(\w+\.py)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 # pages whose examples another test runs, with what they need
-ELSEWHERE = {"own_loop.md": "test_own_loop.py"}
+ELSEWHERE = {"own_loop.md": "test_own_loop.py", "beside.md": "test_beside.py"}
 COMPILED = {"ray_serve.md": "starts a cluster with GPUs"}
 # what takes long says the same when it is short
 TINY = 'precision="fp32", workers=0'
@@ -73,6 +75,10 @@ def test_examples_run(page: Path, photos: Path, tmp_path: Path, monkeypatch: pyt
     for name in ("photos", "labelled", "labelled.csv", "a.jpg", "b.png", "plates"):
         (tmp_path / name).symlink_to(photos / name)
     monkeypatch.chdir(tmp_path)
+    for file, content in FILE.findall(page.read_text()):
+        (tmp_path / file).write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)
     first = page.name == "python.md"  # which makes runs/photos itself
     if not first:
         (tmp_path / "runs" / "photos").mkdir()

@@ -2,7 +2,8 @@
 
 `pretrain`, `finetune`, `predict`, `evaluate`, `embed` and `report` are the commands of the same names; `load`
 opens what they made. `Embedder` is a model as a step of scikit-learn.
-`Objective` and `wrap` are for a training loop and networks of one's own (docs/own_loop.md).
+`network` marks a function that makes a network of one's own (docs/own_network.md); `Objective` and `wrap` are
+for a training loop of one's own (docs/own_loop.md).
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ from omma.core.version import __version__
 
 if TYPE_CHECKING:
     from omma.backbones import wrap
+    from omma.core.own import network
     from omma.pretraining.objective import Objective
     from omma.verbs.clean import clean
     from omma.verbs.curate import curate
@@ -32,13 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Embedder", "Objective", "__version__", "clean", "curate", "embed", "evaluate", "explain", "explore",
-    "export", "finetune", "index", "load", "predict", "pretrain", "report", "search", "serve", "wrap",
+    "export", "finetune", "index", "load", "network", "predict", "pretrain", "report", "search", "serve",
+    "wrap",
 ]  # fmt: skip
 
 _HOMES = {
     "Embedder": "omma.weights.embedder",
     "Objective": "omma.pretraining.objective",
     "load": "omma.weights",
+    "network": "omma.core.own",
     "wrap": "omma.backbones",
 }
 

@@ -217,6 +217,8 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     assert all(part in text for part in ("student forward", "teacher forward", "of this machine's limit"))
     assert "vit-n/4 at 16 px, layer_scale 0.1, " in text
     assert "done: 2 steps" in text
+    assert "next    omma evaluate run LABELLED" in text
+    assert "Not yet" in (tmp_path / "run" / "report.html").read_text()
     code, _, error = call(capsys, "pretrain", "data.npz", "--model", "vit-n/4", "--model.colour", "1")
     assert code == 2
     assert error.startswith("omma: --model.colour: vit-n/4 has no such option")
@@ -227,6 +229,7 @@ def test_pretrain_evaluate_embed_report(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "out.json").exists()
     report = (tmp_path / "run" / "report.html").read_text()
     assert "k-NN" in report
+    assert "Not yet" not in report
     code, text, error = call(capsys, "embed", "run", "data.npz", "--out", "t.parquet", "--device", "cpu")
     assert code == 0, error
     assert "60 vectors of 192 dimensions" in text

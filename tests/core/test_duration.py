@@ -2,7 +2,7 @@
 
 import pytest
 
-from omma.core.duration import seconds
+from omma.core.duration import as_text, seconds
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,11 @@ def test_duration(text, expected):
 def test_nonsense_is_refused(text):
     with pytest.raises(ValueError, match="budget"):
         seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (308, "5m08s"), (3599.6, "1h00m"), (7500, "2h05m")],
+)
+def test_a_duration_in_words(duration, text):
+    assert as_text(duration) == text

@@ -15,7 +15,7 @@ def written(folder, primary=True):
     log = MetricsLog(RunFolder(folder), primary)
     for line in LINES:
         log.write(line)
-    log.close()
+    log.close("finished")
     file = folder / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else None
 

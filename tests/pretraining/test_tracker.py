@@ -20,21 +20,22 @@ LINES = [
 
 class Recorder:
     def __init__(self, folder, config, identity):
-        self.identity, self.config, self.lines = identity or "7", config, []
-        self.resumed, self.closed = identity is not None, False
+        self.identity, self.config, self.lines, self.numbers = identity or "7", config, [], []
+        self.resumed, self.closed = identity is not None, ""
 
-    def write(self, values, step):
+    def write(self, values, step, number):
         self.lines.append((step, values))
+        self.numbers.append(number)
 
-    def close(self):
-        self.closed = True
+    def close(self, status):
+        self.closed = status
 
 
-def logged(folder, name, notes):
-    log = MetricsLog(RunFolder(folder), True, Tracked(name, folder, CONFIG, notes.append))
-    for line in LINES:
-        log.write(line)
-    log.close()
+def logged(folder, name, notes, lines=LINES, ended=True):
+    with MetricsLog(RunFolder(folder), True, Tracked(name, folder, CONFIG, notes.append)) as log:
+        for line in lines:
+            log.write(line)
+        log.ended = ended
     return log.tracked
 
 
@@ -43,9 +44,34 @@ def test_finite_numbers_and_the_configuration_arrive_and_a_resumed_run_goes_on(t
     notes = []
     first = logged(tmp_path, "wandb", notes).tracker
     assert first.lines == [(1, {"step/loss": 2.5}), (2, {"health/told": 0.75})]
-    assert (first.config, first.closed, first.resumed, notes) == (CONFIG, True, False, [])
+    assert (first.config, first.closed, first.resumed, notes) == (CONFIG, "finished", False, [])
     assert logged(tmp_path, "wandb", notes).tracker.resumed
     assert json.loads((tmp_path / "tracked.json").read_text()) == {"wandb": "7"}
+
+
+def test_a_tracker_gets_the_lines_of_before_with_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracker.MAKE, "wandb", Recorder)
+    monkeypatch.setitem(tracker.MAKE, "mlflow", Recorder)
+    steps = [{"event": "step", "step": step, "loss": 1.0} for step in range(6)]
+    assert logged(tmp_path, "wandb", [], steps[:4], ended=False).tracker.closed == "stopped"
+    RunFolder(tmp_path).rewind(1)  # where the checkpoint is from which the run goes on
+    for name in ("wandb", "mlflow"):
+        found = logged(tmp_path, name, [], steps[2:] if name == "wandb" else []).tracker
+        assert found.numbers == [step for step, _ in found.lines] == [*range(6)]
+        assert found.resumed == (name == "wandb")
+
+
+def test_a_run_that_fails_is_closed_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracker.MAKE, "wandb", Recorder)
+    tracked = Tracked("wandb", tmp_path, CONFIG, print)
+    with pytest.raises(RuntimeError), MetricsLog(RunFolder(tmp_path), True, tracked):
+        raise RuntimeError("no memory")
+    assert tracked.tracker.closed == "failed"
+
+
+def test_a_way_to_fine_tune_is_named_with_its_run(tmp_path):
+    assert tracker.name_of(tmp_path / "species") == "species"
+    assert tracker.name_of(tmp_path / "species" / "candidates" / "lora") == "species/lora"
 
 
 @pytest.mark.parametrize("where", ["__init__", "write", "close"])
@@ -85,11 +111,13 @@ def test_an_mlflow_store(tmp_path, monkeypatch):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setattr(mlflow, "MlflowClient", lambda made=mlflow.MlflowClient: made(tracking_uri=store))
     notes = []
-    for _ in range(2):
-        logged(tmp_path, "mlflow", notes)
+    logged(tmp_path, "mlflow", notes, LINES, ended=False)
+    RunFolder(tmp_path).rewind(1)
+    logged(tmp_path, "mlflow", notes, LINES[1:])
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("omma").experiment_id])
     assert notes == []
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"step/loss": 2.5, "health/told": 0.75}
     assert run.data.params["settings.lr"] == "0.002"
+    assert all(len(client.get_metric_history(run.info.run_id, name)) == 1 for name in run.data.metrics)

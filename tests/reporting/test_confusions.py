@@ -26,7 +26,7 @@ def test_what_a_page_shows_of_the_classes():
     classes, matrix, examples = confusions.sections([content], images)
     text = html.page(title="x", verdicts=[], sections=[classes, matrix, examples])
     assert "<owl>" not in text
-    assert "&lt;owl&gt; is taken for crow: 2 of 3 (67%); jay is taken for &lt;owl&gt;: 1 of 1" in text
+    assert "&lt;owl&gt; taken for crow: 2 of 3 (67%); jay taken for &lt;owl&gt;: 1 of 1" in text
     assert [row[0] for row in classes.pictures[0].table.rows] == ["jay", "<owl>", "crow"]  # by F1
     (grid,) = examples.pictures
     first = [(cell.path, cell.text, cell.mark) for cell in grid.rows[0] if cell is not None]
@@ -44,7 +44,7 @@ def test_the_matrix_shows_counts_in_the_order_of_relatives():
     hints = [each.text for each in drawn.iter(f"{space}title")]
     assert hints == [
         "c2: 1 of 1 right",
-        "c0 is taken for c2: 1 of 2 (50%)",
+        "c0 taken for c2: 1 of 2 (50%)",
         "c0: 1 of 2 right",
         "c1: 1 of 1 right",
     ]
@@ -57,7 +57,7 @@ def test_of_many_classes_the_most_confused_are_drawn():
     content = made(labels, predictions, 100)
     assert "The 40 classes that are confused most." in confusions._caption(content, "linear probe")
     drawn = confusions.matrix(content)
-    assert "c99 is taken for c0: 3 of 3 (100%)" in drawn
+    assert "c99 taken for c0: 3 of 3 (100%)" in drawn
     assert drawn.count("<rect") == 40  # 39 right, since the last has no right answer, and the confusion
 
 

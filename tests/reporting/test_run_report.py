@@ -159,7 +159,7 @@ def test_the_report_has_the_classes_and_the_confusions(run, tmp_path):
     ):
         assert "2 further metrics" not in text
         assert "6 further metrics of the trained network" in text
-        assert "light is taken for dark" in text
+        assert "light taken for dark" in text
         assert "The most confused classes</h2>" in text
 
 

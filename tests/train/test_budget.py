@@ -36,3 +36,14 @@ def test_another_process_clock_counts(monkeypatch):
         ends.append(position.step)
     assert ends[0] == ends[1]
     assert ends[0] in (120, 121)  # 48 seconds, summed in steps of .4
+
+
+def test_time_left_is_never_more_than_the_budget_leaves(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    keeper = budget.Timekeeper(100.0, before=10.0)
+    now[0] = 30.0
+    assert (keeper.left(20.0), keeper.left(500.0)) == (20.0, 60.0)
+    now[0] = 95.0
+    assert keeper.left(20.0) == 0.0
+    assert budget.Timekeeper(None).left(500.0) == 500.0

@@ -126,7 +126,7 @@ def test_everything_that_can_be_measured(run, tmp_path):
     right = sum(n for true, predicted, n in first["confusions"] if true == predicted)
     assert right / 24 == pytest.approx(values["top1"])
     assert first["pairs"][0]["taken"][0].startswith("noise[")
-    assert detail.sentences()[0].startswith(f"{first['pairs'][0]['true']} is taken for")
+    assert detail.sentences()[0].startswith(f"{first['pairs'][0]['true']} taken for")
 
     files = write_matrices(tmp_path / "c.csv", outcome.details)
     assert [file.name for file in files] == ["c-linear.csv", "c-knn.csv"]
@@ -435,11 +435,11 @@ def test_the_note_on_pretraining_goes_by_the_images(run, tmp_path):
     train, test, _ = split.train_test(data)
     copy = ArrayImages(data._store.values.copy(), source="copy")
     assert note(copy) == (
-        "the encoder was pretrained on 24 of 24 test images, by their content; labels were not used then"
+        "the encoder was pretrained on all 24 test images, by their content; labels were not used then"
     )
     some = copy.subset(np.concatenate([train, test[:5]]))
     assert note(some).startswith("the encoder was pretrained on 5 of 24 test images")
-    assert "on 96 of 96 other images, by their content, and on none of the test images" in note(
+    assert "on all 96 images outside the test part, by their content, and on none inside it" in note(
         copy.subset(train)
     )
     assert note(ArrayImages(255 - data._store.values)) is None

@@ -10,11 +10,13 @@ import processes
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 import omma
 from omma.core import files
 from omma.core.protocols import Inaccessible
 from omma.data.sources.skipped import write_skipped
+from omma.pretraining import repeat
 from omma.pretraining.events import Note, Plan, Progress
 from omma.pretraining.folder import RunFolder
 from omma.reporting import run_report
@@ -270,3 +272,51 @@ def test_a_paper_run_that_is_killed_goes_on_bit_for_bit(tmp_path, method):
     assert {key for entry in one["optimizer"]["state"].values() for key in entry} == moments
     assert str(one["optimizer"]) == str(two["optimizer"])
     assert all(torch.equal(value, two["method"][name]) for name, value in one["method"].items())
+
+
+# ---------------------------------------------------------------- what a program holds
+class Pairs(Dataset):
+    """Items (picture, label)."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, i):
+        return Image.fromarray(self.values[i]), i % 2
+
+
+def hub(values, folder):
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    features = datasets.Features({"image": datasets.Image()})
+    return datasets.Dataset.from_dict({"image": [*map(Image.fromarray, values)]}, features=features)
+
+
+HELD = {
+    "data set": lambda values, folder: Pairs(values),
+    "Hugging Face": hub,
+    "array": lambda values, folder: values,
+    "paths": lambda values, folder: sorted(photos(folder / "photos").iterdir()),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_a_run_on_what_a_program_holds_is_interrupted_and_goes_on_bit_for_bit(tmp_path, kind):
+    def images():  # made anew, as by a new process
+        return HELD[kind](np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8), tmp_path)
+
+    def interrupt(event):
+        if isinstance(event, Progress) and event.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run(images(), tmp_path / "whole")
+    stopped = pretrain(images(), out=tmp_path / "run", steps=3, listen=interrupt, **TINY)
+    assert (stopped.steps, stopped.stopped_by) == (2, signal.SIGINT)  # the next step notices
+    with pytest.raises(ValueError, match=r"Python program: go on there with omma\.pretrain, or name images"):
+        repeat.read(tmp_path / "run", "pretrain", ())
+    assert repeat.read(tmp_path / "run", "pretrain", ("images",)).options["method"] == "simclr"
+    result, notes = run(images(), tmp_path / "run")
+    assert (result.steps, result.stopped_by) == (3, None), notes
+    assert same(tmp_path / "run", tmp_path / "whole")

@@ -29,7 +29,7 @@ from omma.evaluation import confidence
 from omma.features.extract import extract
 from omma.pretraining import session
 from omma.pretraining.events import Note, Result
-from omma.pretraining.folder import RunFolder
+from omma.pretraining.folder import CANDIDATES, RunFolder
 from omma.weights import Model, answers
 from omma.weights.classifier import Classifier
 
@@ -38,7 +38,6 @@ from omma.weights.classifier import Classifier
 TRIED = {"bias": 32, "lora": 32, "full": 32}
 SHORTEST = 30.0  # seconds of training below which a way is not tried
 MOST_ON_CPU = 30_000_000  # parameters of a network that is trained as a whole on a CPU
-CANDIDATES = "candidates"  # folder of their runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +145,8 @@ def run(tuning: FineTuning, report: Report | None = None) -> Result:
     )
     with head.claimed(task.folder, configuration):
         if not task.folder.finished:
+            if tuning.track != "none" and not ways:
+                notes.append(f"--track {tuning.track}: nothing is sent, since a head is not trained in steps")
             for note in notes:
                 tuning.listen(Note(note))
             stopped = _try(tuning, task, ways, notes, configuration)

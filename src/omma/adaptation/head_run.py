@@ -17,6 +17,7 @@ from omma.adaptation.request import FineTuning
 from omma.core import device as devices
 from omma.core import dist, outputs
 from omma.core.caches import features_folder
+from omma.core.errors import need
 from omma.core.protocols import Images
 from omma.data.sources.groups import Groups
 from omma.data.sources.indexed import IndexedImages
@@ -30,7 +31,7 @@ from omma.weights import Model
 Report = Callable[[RunFolder, Images, int, Callable[[Any], None]], None]
 TRAINED = (
     *ENDS, "lr", "recipe", "image_size", "batch_size", "accumulate", "recompute", "head_warmup",
-    "encoder_lr_scale", "options", "model_options", "profile",
+    "encoder_lr_scale", "options", "model_options", "track", "profile",
 )  # fmt: skip
 
 
@@ -69,6 +70,8 @@ def read(tuning: FineTuning) -> Task:
     if dist.is_distributed():
         raise ValueError(f"--adapt {tuning.adapt} runs in one process: leave torchrun out")
     request = tuning.request()
+    if tuning.track != "none":
+        need(tuning.track, tuning.track)
     if tuning.out is not None and not RunFolder(Path(tuning.out)).finished:
         outputs.check_folder(tuning.out)
     device = devices.pick_device(tuning.device)

@@ -9,7 +9,7 @@ from omma.core.checks import one_of
 from omma.pretraining.request import ENDS, Auto, Request, Supervision, ignore
 
 if TYPE_CHECKING:  # the command line reads this file before it imports torch
-    from omma.data.sources.indexed import IndexedImages
+    from omma.core.protocols import ImageSource
 
 FULL = "full"
 CHOSEN = ("head", "auto")  # what the engine does not train, or not alone
@@ -21,8 +21,8 @@ BALANCES = ("none", "loss", "sampler")
 SHARED = (
     "images", "label_depth", "group", "architecture", "allow_partial", "out", "epochs", "steps", "image_size",
     "batch_size", "accumulate", "recompute", "compile", "lr", "recipe", "device", "precision", "seed",
-    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "profile", "model_options",
-    "listen",
+    "workers", "cache", "checkpoint_every", "accept_changed_data", "extend", "track", "profile",
+    "model_options", "listen",
 )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ class FineTuning:
         checkpoint_every: Seconds between checkpoints.
         accept_changed_data: Resume although images were added, removed or changed since the run began.
         extend: Continue a run that was to end earlier to the budget, epochs or steps given now.
+        track: wandb or mlflow: send metrics and configuration there, too (docs/runs.md); none.
         profile: Print what the parts of a step take, and what share of the machine's limit is reached.
         options: The recipe's own options, by the names in the Config of methods/finetune.py.
         adapt_options: The adapter's own options, by the names in its Config.
@@ -83,7 +84,7 @@ class FineTuning:
     """
 
     model: str | Path
-    images: "str | Path | IndexedImages"
+    images: "ImageSource"
     _: KW_ONLY
     adapt: str = "auto"
     shots: int | None = None
@@ -118,6 +119,7 @@ class FineTuning:
     checkpoint_every: float = 300.0
     accept_changed_data: bool = False
     extend: bool = False
+    track: str = "none"
     profile: bool = False
     options: Mapping[str, Any] | None = None
     adapt_options: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from omma.cli.shared import INDENT, is_live, out, say
 from omma.cli.stages import Stages
+from omma.core.duration import as_text
 from omma.core.errors import printable
 from omma.core.words import count
 
@@ -88,7 +89,7 @@ class Listener:
         learned = needs_of(plan.choice.method, recipe.config).labels
         self.labels = "on held-out images" if learned else self.labels
         resumed = f"resumed at step {plan.resumed_at:,}; " if plan.resumed_at else ""
-        line(f"{resumed}{count(plan.steps, 'step')}, about {_duration(plan.seconds)}", "time")
+        line(f"{resumed}{count(plan.steps, 'step')}, about {as_text(plan.seconds)}", "time")
         line(str(plan.out), "out")
         self.bar.start()
 
@@ -96,14 +97,14 @@ class Listener:
         wait = f"{p.waiting:.0%} waiting for data" if p.waiting > 0.05 else ""
         self.bar.update(
             self.task, completed=p.step, total=p.total, loss=p.loss, rate=p.images_per_second,
-            left=_duration(p.seconds_left), wait=wait,
+            left=as_text(p.seconds_left), wait=wait,
         )  # fmt: skip
         now = time.monotonic()
         if not is_live(self.console) and now - self.last > 15:
             self.last = now
             parts = (
                 f"step {p.step:,} of {p.total:,}", f"loss {p.loss:.3f}",
-                f"{p.images_per_second:,.0f} images/s", f"{_duration(p.seconds_left)} left", wait,
+                f"{p.images_per_second:,.0f} images/s", f"{as_text(p.seconds_left)} left", wait,
             )  # fmt: skip
             say(", ".join(filter(None, parts)), console=self.console)
 
@@ -134,20 +135,17 @@ def profile_lines(profile: "Profile") -> list[str]:
     return [f"{'' if i else 'profile':11}{line}" for i, line in enumerate(lines)]
 
 
-def end(result: "Result") -> None:
+def end(result: "Result", following: str = "") -> None:
+    """What a finished run is worth and where it lies; following: what one does with it next."""
     if result.stopped_by is not None:
         return
     steps = f": {count(result.steps, 'step')}" if result.steps else ""  # a head has none
-    say(f"\ndone{steps} in {_duration(result.seconds)}")
+    say(f"\ndone{steps} in {as_text(result.seconds)}")
     if result.verdict is not None:
         colour = {"good": "green", "warn": "yellow", "bad": "red"}[result.verdict.level]
         say(str(result.verdict), style=colour)
     say(str(result.out / "model.safetensors"), "model", indent=8)
     if (page := result.out / "report.html").exists():
         say(str(page), "report", indent=8)
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{s:02d}s" if minutes else f"{s}s"
+    if following:
+        say(following, "next", indent=8)

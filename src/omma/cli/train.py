@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import operator
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -25,9 +26,11 @@ METAVARS = {"label_depth": "INT|path", "group": "COLUMN", "budget": "TIME", "ini
 
 
 def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
-    """A field as an option of the command line: paths are text, and None is no value."""
+    """A field as an option of the command line: paths are text, None is no value, and functions are named."""
     choices = () if get_origin(field.type) is tuple else get_args(field.type)
-    kinds: list[Any] = [kind for kind in choices or (field.type,) if kind is not Path]
+    kinds: list[Any] = [
+        kind for kind in choices or (field.type,) if kind is not Path and get_origin(kind) is not Callable
+    ]
     kind: Any = functools.reduce(operator.or_, [kind for kind in kinds if kind is not NoneType])
     if field.name == "architecture":
         kind = As_
@@ -88,7 +91,8 @@ def trained(command: str, **options: Any) -> int:
             return finished(_planned(module, listener, options))
         result = getattr(module, command)(**options, listen=listener)
     if first:
-        end(result)
+        judge = f"omma evaluate {shlex.quote(str(result.out))} LABELLED   (images in a folder a class)"
+        end(result, judge if command == "pretrain" else "")
     return finished(result, 0 if result.stopped_by is None else 128 + result.stopped_by)
 
 

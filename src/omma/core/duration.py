@@ -14,3 +14,10 @@ def seconds(text: str | float) -> float:
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"budget {text!r}: give a time such as 90s, 10m or 2h")
     return float(match[1]) * UNITS[match[2] or "s"]
+
+
+def as_text(duration: float) -> str:
+    """ "42s", "5m08s" or "2h05m" of a duration in seconds."""
+    minutes, s = divmod(round(duration), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{s:02d}s" if minutes else f"{s}s"

@@ -1,5 +1,6 @@
 """What the layers of omma promise each other: samples, views, batches, methods (and see backbone.py)."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor, nn
 
 from omma.core.backbone import Backbone as Backbone
@@ -74,6 +76,19 @@ class Images(Protocol):
     def subset(self, indices: np.ndarray) -> "Images":
         """The same collection restricted to `indices`, in that order."""
         ...
+
+
+@runtime_checkable
+class Indexable(Protocol):
+    """What a program holds one by one: a list or array of pictures or paths, or a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+# what a user gives as images: a path, an open collection, pictures, a data set (docs/input.md)
+ImageSource = str | os.PathLike[str] | Images | Indexable | Image.Image
 
 
 # ---------------------------------------------------------------- randomness

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import Images, ImageSource
 from omma.curation.hierarchical import silent
 from omma.data.sources import collection, label_sets
 from omma.data.sources.layout import LabelDepth
@@ -77,7 +77,7 @@ class Pool:
         return [path if is_remote(path) else os.path.join(self.folder, path) for path in paths]
 
 
-def opened(source: str | Path | Images, extractor: Extractor, label_depth: LabelDepth | None = None) -> Pool:
+def opened(source: ImageSource, extractor: Extractor, label_depth: LabelDepth | None = None) -> Pool:
     """The pool of a source; raises ValueError, in one line, as `open_images` and `VectorTable` do.
 
     Also for vectors of another model than the extractor's, and for images without a model.
@@ -85,7 +85,7 @@ def opened(source: str | Path | Images, extractor: Extractor, label_depth: Label
     if is_table(source):
         return _of_table(VectorTable(Path(str(source)).expanduser()), extractor)
     images = collection.opened(source, label_depth)
-    name = str(getattr(images, "source", source))
+    name = str(getattr(images, "source", collection.named(source)))
     if extractor.model is None:
         raise ValueError(
             f"{name}: these are images, not vectors: give the MODEL that embeds them, instead of -"
@@ -109,7 +109,7 @@ def opened(source: str | Path | Images, extractor: Extractor, label_depth: Label
     )
 
 
-def others(source: str | Path | Images, like: Vectors, extractor: Extractor) -> tuple[np.ndarray, list[str]]:
+def others(source: ImageSource, like: Vectors, extractor: Extractor) -> tuple[np.ndarray, list[str]]:
     """Unit vectors [m, d] of a small set beside the pool, and their paths; raises as `opened` does."""
     pool = opened(source, extractor)
     if pool.vectors.dim != like.dim:

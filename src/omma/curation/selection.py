@@ -17,6 +17,7 @@ from omma.curation.pool import Extractor, Pool, effective_classes, others
 from omma.curation.repeats import calibrated, without_repeats
 from omma.curation.retrieval import similar
 from omma.curation.strategies import LABELLING, Chosen, Seed, Task, choose
+from omma.data.sources.collection import named
 from omma.features import records
 from omma.features.vectors import ChosenVectors, Vectors
 
@@ -80,14 +81,14 @@ def select(
     if exclude is not None:
         barred, _ = others(exclude, vectors, extractor)
         keep = ~similar(ChosenVectors(vectors, rows), barred, options.exclude_similarity)
-        left_out = count(len(rows) - int(keep.sum()), "image")
-        notes.append(f"{left_out} left out: similarity to {exclude} above {options.exclude_similarity:g}")
+        left_out, name = count(len(rows) - int(keep.sum()), "image"), named(exclude)
+        notes.append(f"{left_out} left out: similarity to {name} above {options.exclude_similarity:g}")
         rows = rows[keep]
     if labelled is not None:
         taken, _ = others(labelled, vectors, extractor)
         rows = rows[~similar(ChosenVectors(vectors, rows), taken, SAME)] if len(rows) else rows
         notes.append(
-            f"{count(len(taken), 'image')} of {labelled} labelled already: the list complements them"
+            f"{count(len(taken), 'image')} of {named(labelled)} labelled already: the list complements them"
         )
     own = pool.labelled[rows]
     if options.strategy in LABELLING and own.any() and not own.all():

@@ -43,7 +43,7 @@ def worst(counts: Int[sparse.csr_array, "c c"], most: int = 20) -> list[Pair]:
 
 def sentence(pair: Pair, names: Sequence[str]) -> str:
     share = f"{pair.images:,} of {pair.of:,} ({pair.images / pair.of:.0%})"
-    return f"{names[pair.true]} is taken for {names[pair.predicted]}: {share}"
+    return f"{names[pair.true]} taken for {names[pair.predicted]}: {share}"
 
 
 def write_csv(file: str | Path, counts: Int[sparse.csr_array, "c c"], names: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ PAST_BEST = 0.02  # weaker penalties are not tried once the held-out score is th
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strong to weak, so that each fit starts the next
 ITERATIONS = 1000  # at most, of L-BFGS
 CONVERGED = 1e-4  # largest entry of the gradient, as in scikit-learn's LogisticRegression
+CURVATURE = {"softmax": 0.25, "sigmoid": 0.25, "hinge": 2.0}  # of the losses, at most, for a logit
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # for a batch of 256, scaled linearly
 BATCH, EPOCHS, MOMENTUM = 1024, 20, 0.9
 NEVER = -1e4  # the logit of a class that is never the answer
@@ -229,32 +230,46 @@ def _lbfgs_path(
     weights: Float[np.ndarray, "k"] | None = None,
     common: bool = False,
 ) -> Iterator[Linear]:
-    """Minimise the mean loss + penalty / 2 |W|^2 for each penalty; each fit starts the next."""
+    """Minimise the mean loss + penalty / 2 |W|^2 for each penalty; each fit starts the next.
+
+    L-BFGS sees W times a root of the loss's largest curvature, CURVATURE X'X / n + penalty: the same minimum
+    in a tenth of the steps where features are correlated.
+    """
     mean, scale = scaling(x, common)
     inputs, wanted = torch.from_numpy((x - mean) * scale), torch.from_numpy(targets)
-    # with one scale the path is that of the images' span, which may have fewer dimensions
-    span = torch.linalg.svd(inputs, full_matrices=False).Vh if common and len(x) < x.shape[1] else None
-    inputs = inputs if span is None else inputs @ span.T
+    basis = None
+    if len(x) < x.shape[1]:  # the minimum lies in the images' span, which has fewer dimensions
+        basis, triangle = torch.linalg.qr(inputs.T)
+        inputs = triangle.T.contiguous()
     importance = _importance(wanted, loss, weights)
     classes, d = targets.shape[1], inputs.shape[1]
-    flat = np.zeros(classes * (d + 1))
+    curvature = inputs.T @ inputs * (CURVATURE[loss] / len(x))
+    rounding = 1e-7 * float(curvature.trace())
 
-    def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+    def objective(flat: np.ndarray, root: Tensor, penalty: float) -> tuple[float, np.ndarray]:
         both = torch.from_numpy(flat).view(classes, d + 1)
-        weight, bias = both[:, :-1].float(), both[:, -1].float()
-        losses, slope = _loss(torch.addmm(bias, inputs, weight.T), wanted, loss)
+        weight = torch.linalg.solve_triangular(root, both[:, :-1], upper=False, left=False).float()
+        losses, slope = _loss(torch.addmm(both[:, -1].float(), inputs, weight.T), wanted, loss)
         slope = slope * importance
-        gradient = torch.cat([slope.T @ inputs + penalty * weight, slope.sum(0)[:, None]], 1)
+        gradient = (slope.T @ inputs + penalty * weight).double()
+        gradient = torch.linalg.solve_triangular(root.T, gradient, upper=True, left=False)
+        gradient = torch.cat([gradient, slope.sum(0)[:, None]], 1)
         value = (losses * importance).double().sum() + penalty / 2 * weight.double().square().sum()
-        return float(value), gradient.double().numpy().ravel()
+        return float(value), gradient.numpy().ravel()
 
     options = {"maxiter": ITERATIONS, "gtol": CONVERGED, "ftol": 64 * np.finfo(np.float64).eps}
+    weight, bias = torch.zeros(classes, d, dtype=torch.double), torch.zeros(classes, 1, dtype=torch.double)
     for penalty in penalties:
-        found: Any = minimize(objective, flat, args=(penalty,), jac=True, method="L-BFGS-B", options=options)
-        flat = found.x
-        both = flat.reshape(classes, d + 1).astype(np.float32)
-        weight = both[:, :-1] if span is None else both[:, :-1] @ span.numpy()
-        yield Linear(np.ascontiguousarray(weight), both[:, -1].copy(), mean, scale)
+        root = torch.linalg.cholesky(curvature + (penalty + rounding) * torch.eye(d)).double()
+        start = torch.cat([weight @ root, bias], 1).numpy().ravel()
+        arguments: Any = {"args": (root, penalty), "jac": True, "method": "L-BFGS-B", "options": options}
+        both = torch.from_numpy(minimize(objective, start, **arguments).x).view(classes, d + 1)
+        weight, bias = (
+            torch.linalg.solve_triangular(root, both[:, :-1], upper=False, left=False),
+            both[:, -1:],
+        )
+        found = weight.float() if basis is None else weight.float() @ basis.T
+        yield Linear(found.numpy(), bias[:, 0].float().numpy(), mean, scale)
 
 
 def _sgd_grid(

@@ -42,9 +42,9 @@ def _pretrained_on(job: Job, tested: Int[np.ndarray, "m"]) -> str:
         rng, others = np.random.default_rng(job.seed), np.setdiff1d(np.arange(len(images)), tested)
         tests, rest = (images.subset(rng.permutation(rows)[:ALL]) for rows in (tested, others))
         if seen := _share_seen(job.trained_on, tests, "test image"):
-            return seen
-        seen = _share_seen(job.trained_on, rest, "other image")
-        return f"{seen}, and on none of the test images" if seen else ""
+            return f"{seen}, by their content"
+        seen = _share_seen(job.trained_on, rest, "image")
+        return f"{seen} outside the test part, by their content, and on none inside it" if seen else ""
     fingerprint = provenance.get("fingerprint")
     same = fingerprint is not None and fingerprint == getattr(images, "fingerprint", None)
     if not same and provenance.get("images") != job.source:
@@ -59,5 +59,5 @@ def _share_seen(trained_on: TrainedOn, images: IndexedImages, thing: str) -> str
         return ""
     every = count(len(images), thing)
     if trained_on.share == 1:
-        return f"{seen:,} of {every}, by their content"
-    return f"about {min(1, seen / trained_on.share / len(images)):.0%} of {every}, by their content"
+        return f"all {every}" if seen == len(images) else f"{seen:,} of {every}"
+    return f"about {min(1, seen / trained_on.share / len(images)):.0%} of {every}"

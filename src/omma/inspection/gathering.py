@@ -1,7 +1,6 @@
 """The images that are explained: from one or several sources, prepared for the model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core.protocols import Images, Preprocess
+from omma.core.protocols import Images, ImageSource, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import collection
@@ -29,7 +28,7 @@ class Gathered(NamedTuple):
 
 
 def gather(
-    sources: Sequence[str | Path | Images],
+    sources: Sequence[ImageSource],
     preprocess: Preprocess,
     most: int,
     seed: int = 0,
@@ -53,7 +52,7 @@ def gather(
             found.append(row)
         bad += [(images.path(i), reason) for i, reason in reasons]
     if not found:
-        raise ValueError(collection.none_readable(" ".join(map(str, sources)), len(every), bad))
+        raise ValueError(collection.none_readable(" ".join(map(collection.named, sources)), len(every), bad))
     order = np.argsort(found)
     picked = [every[found[i]] for i in order]
     notes = [note for images in opened for note in input_notes(images, preprocess)]

@@ -314,6 +314,7 @@ def configuration(setup: Setup, run: Run) -> dict[str, Any]:
         "options": repeat.asked(request),
     }
     extra = {
+        "held": repeat.held(request.images),
         "compile": True if run.compile == "on" else None,
         "fitted": setup.sizes.fitted,
         "cache": None if run.cache is None else run.cache.side,

@@ -70,10 +70,10 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
     if request.method == "auto":
         reasons += _unused(facts, method)
     if origin is None:
-        model, inherited = decide("model", request.model, lambda: _model(facts, method, size)), {}
+        model, inherited = decide("model", request.model_name, lambda: _model(facts, method, size)), {}
     else:
-        model, inherited = _model_of(origin, chosen(request.model))
-        decide("model", request.model, lambda: (model, f"that of {origin.source}"))
+        model, inherited = _model_of(origin, chosen(request.model_name))
+        decide("model", request.model_name, lambda: (model, f"that of {origin.source}"))
     name = decide("recipe", request.recipe, lambda: _recipe_name(facts))
     before = None if origin is None else origin.pretrained_by
     recipe = _recipe(method, name, size, model, before, request.options or {})

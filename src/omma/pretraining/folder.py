@@ -15,8 +15,9 @@ from omma.core import files
 EVALUATION = "evaluation.json"  # the last `omma evaluate` of a run
 CURVE = "curve.json"  # its last `omma evaluate --curve`
 SHIFT = "shift.json"  # its last `omma shift`
+CANDIDATES = "candidates"  # folder of the runs that `omma finetune --adapt auto` compares
 # what same_images.py compares, the run's history, and the options that led to what is compared
-APART = ("images", "fingerprint", "data_changes", "extended", "options")
+APART = ("images", "held", "fingerprint", "data_changes", "extended", "options")
 # what only the process that holds the lock writes
 OWN = (
     "config.json",

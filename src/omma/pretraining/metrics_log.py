@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Self
 
 from omma.pretraining.folder import RunFolder
-from omma.pretraining.tracker import Tracked
+from omma.pretraining.tracker import Status, Tracked
 
 
 class MetricsLog:
-    """Lines of metrics; only the primary process writes them."""
+    """Lines of metrics; only the primary process writes them. As a context it is closed with how it ended."""
+
+    ended = False  # has the run reached its end?
 
     def __init__(self, folder: RunFolder, primary: bool, tracked: Tracked | None = None) -> None:
         self.folder, self.primary, self.tracked = folder, primary, tracked
@@ -31,9 +33,16 @@ class MetricsLog:
             if isinstance(value, float):
                 self.writer.add_scalar(f"{line['event']}/{name}", value, line["step"])
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        failed = error is not None and error is not KeyboardInterrupt
+        self.close("failed" if failed else "finished" if self.ended else "stopped")
+
+    def close(self, status: Status) -> None:
         """Write what is buffered."""
         if self.tracked is not None:
-            self.tracked.close()
+            self.tracked.close(status)
         if self.writer is not None:
             self.writer.close()

@@ -1,6 +1,7 @@
 """A run's configuration as options: what `config.json` records of them, and what `--config` reads."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from omma.core import files
 FINE_TUNING = "finetune"
 # what a run's configuration may hold; `assemble.configuration` and `head.run_configuration` write it
 KEYS = (
-    "images", "fingerprint", "method", "model", "image_size", "recipe", "settings", "end", "seed",
+    "images", "held", "fingerprint", "method", "model", "image_size", "recipe", "settings", "end", "seed",
     "precision", "accumulate", "compile", "fitted", "cache", "decode", "labels", "init", "learns_from",
     "adapt", "columns", "group", "supervision", "tokenizer", "data_changes", "extended", "options",
 )  # fmt: skip
@@ -47,6 +48,11 @@ def asked(request: Any, apart: Collection[str] = APART) -> dict[str, Any]:
     return found
 
 
+def held(images: Any) -> bool | None:
+    """True, as config.json has it, for images that a program holds; None for a path."""
+    return None if isinstance(images, str | os.PathLike) else True
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
@@ -73,6 +79,11 @@ def read(file: str | Path, command: str, given: Collection[str]) -> Repeated:
     if tuned != (command == FINE_TUNING):
         other = "finetune" if tuned else "pretrain"
         raise ValueError(f"--config {file} is of a run of `omma {other}`: repeat it with that command")
+    if config.get("held") and "images" not in given:
+        raise ValueError(
+            f"--config {file}: its images ({config.get('images')}) were held by a Python program: go on "
+            f"there with omma.{command}, or name images here"
+        )
     try:
         repeated = _tuned(config) if tuned else _pretrained(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -6,10 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from omma.core import own
 from omma.core.checks import one_of
 from omma.core.duration import seconds
+
+if TYPE_CHECKING:  # the command line reads this file before it imports torch
+    from omma.core.protocols import ImageSource
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +74,8 @@ class Request:
             the first, -1 the one that holds the image), or path: all together (docs/input.md).
         group: Column of images that belong together, such as a site: whole groups are held out. By default
             sequence, where the table has it; folder: the folder of an image; none.
-        model: Backbone; `omma models` lists them.
+        model: Backbone; `omma models` lists them. MODULE:FUNCTION: what a function marked by `omma.network`
+            returns (docs/own_network.md); in Python also the function itself.
         init: Weights to start from (docs/continue.md): a run folder, a weights file, timm:NAME or hf:NAME;
             model and image size are then theirs unless you set them.
         architecture: With --init, the network that its file holds, where omma does not recognise it.
@@ -110,12 +115,12 @@ class Request:
         listen: Is called with each event of the run (`pretraining.events.Event`).
     """
 
-    images: Any
+    images: "ImageSource"
     _: KW_ONLY
     method: str = "auto"
     label_depth: int | Literal["path"] | None = None
     group: str | None = None
-    model: str = "auto"
+    model: str | Callable[..., Any] = "auto"
     init: str | Path | None = None
     architecture: str | None = None
     allow_partial: bool = False
@@ -153,10 +158,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
-            raise ValueError(
-                f"model is a {type(self.model).__name__}: give a name of `omma models`; docs/own_network.md "
-                "has the way for a network of your own"
-            )
+            object.__setattr__(self, "model", own.name_of(self.model))
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
             raise ValueError(f"{' and '.join(ends)} are both given: choose one end for the run")
@@ -187,6 +189,11 @@ class Request:
 
         if self.adapt is None and self.adapt_options:
             raise ValueError(f"--adapt.{next(iter(self.adapt_options))}: give the adapter too (--adapt lora)")
+
+    @property
+    def model_name(self) -> str:
+        """The backbone's name, also where `model` was a function; "auto" for none."""
+        return str(self.model)
 
     @property
     def end(self) -> dict[str, float]:

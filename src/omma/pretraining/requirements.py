@@ -10,6 +10,7 @@ from omma.backbones import adapters
 from omma.backbones.layers.heads import require_two_classes
 from omma.core.protocols import Backbone, Frames, Needs, Recipe
 from omma.data.sources import label_sets
+from omma.data.sources.collection import named
 from omma.pretraining.request import Request, chosen
 
 
@@ -45,7 +46,7 @@ def _early_recipe(request: Request) -> Recipe:
     """The named method's recipe as far as it is known before the images are."""
     file = methods.get(request.method)
     recipe = file.recipe("small" if request.recipe == "auto" else request.recipe)
-    plan = recipe(chosen(request.image_size) or 64, chosen(request.model) or "vit-s/8")
+    plan = recipe(chosen(request.image_size) or 64, chosen(request.model_name) or "vit-s/8")
     return dataclasses.replace(plan, config=configured(request.method, plan.config, request.options or {}))
 
 
@@ -68,14 +69,14 @@ def refuse(
     plan = _early_recipe(request)
     needs = needs_of(name, plan.config)
     if needs.labels and several and not needs.label_sets:
-        raise ValueError(label_sets.refusal(_named(request.images), classes or (), name))
+        raise ValueError(label_sets.refusal(named(request.images), classes or (), name))
     _refuse_images(name, needs, classes, captions, notes)
     if needs.labels and classes is not None and not several:
         require_two_classes(classes)
     _refuse_options(name, needs, plan.config)
     if (batch := chosen(request.batch_size)) is not None:
         enough_images(name, needs, batch, chosen(request.accumulate) or 1)
-    if request.model != "auto":
+    if request.model_name != "auto":
         _refuse_model(request, needs, plan)
 
 
@@ -109,11 +110,11 @@ def _refuse_options(name: str, needs: Needs, config: Any) -> None:
 
 
 def _refuse_model(request: Request, needs: Needs, plan: Recipe) -> None:
-    options = backbones.options(request.model)
+    options = backbones.options(request.model_name)
     if needs.drops_tokens or needs.plain or needs.backbone_options:
         size = chosen(request.image_size) or 64
-        own = typed("model", request.model, options, request.model_options or {})
-        suits(request.method, needs, backbones.outline(name=request.model, image_size=size, **own))
+        own = typed("model", request.model_name, options, request.model_options or {})
+        suits(request.method, needs, backbones.outline(name=request.model_name, image_size=size, **own))
     methods.get(request.method).adapted(plan, options)
 
 
@@ -211,8 +212,3 @@ def _number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def _named(images: Any) -> str:
-    """How a message names a source."""
-    return str(images) if isinstance(images, str | Path) else getattr(images, "source", type(images).__name__)

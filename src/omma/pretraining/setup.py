@@ -86,7 +86,8 @@ def decide(request: Request) -> Setup:
             start = init_weights.find(request, folder)
     choice = choose(known.planned(facts), request, None if start is None else start.origin)
     if folder is None:
-        name = f"{images.stem}-{choice.method}-{choice.model.replace('/', '-')}"
+        model = choice.model.translate({ord("/"): "-", ord(":"): "-"})  # of timm:resnet18, too
+        name = f"{images.stem}-{choice.method}-{model}"
         folder = same_images.default_folder(Path("runs") / name, images.source)
         known = same_images.recall(folder, images.source, request.accept_changed_data)
         if _began_without_groups(request, images, folder):

@@ -134,6 +134,20 @@ class Trainer:
 
     def train(self, batches: Iterator[Batch]) -> Result:
         """Train to the end, or until a signal; save what there is."""
+        with self.log:
+            stopped = self._train(batches)
+            self.log.ended = not stopped
+        return Result(
+            out=self.run.folder.path,
+            steps=self.run.position.step,
+            seconds=self.run.clock.elapsed,
+            verdict=self.readings.verdict,
+            # the signal may have reached another process
+            stopped_by=(self.stop.signal or signal.SIGTERM) if stopped else None,
+        )
+
+    def _train(self, batches: Iterator[Batch]) -> bool:
+        """Whether a signal stopped it."""
         run, stopped = self.run, False
         if not run.watcher.begun():
             self.readings.read()
@@ -151,15 +165,7 @@ class Trainer:
             run.listen(Note("no profile: it takes at least two steps"))
         if not stopped:
             self._finish()
-        self.log.close()
-        return Result(
-            out=run.folder.path,
-            steps=run.position.step,
-            seconds=run.clock.elapsed,
-            verdict=self.readings.verdict,
-            # the signal may have reached another process
-            stopped_by=(self.stop.signal or signal.SIGTERM) if stopped else None,
-        )
+        return stopped
 
     def _votes(self) -> tuple[float, ...]:
         """(should we stop, seconds elapsed, is a checkpoint overdue, is a reading cheap).
@@ -207,7 +213,7 @@ class Trainer:
                 total=position.total,
                 loss=step.loss,
                 images_per_second=rate,
-                seconds_left=(position.total - position.step) * (now - self.started) / done,
+                seconds_left=run.clock.left((position.total - position.step) * (now - self.started) / done),
                 waiting=waiting,
             )
         )

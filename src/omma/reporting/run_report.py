@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omma import weights
-from omma.core import files, words
+from omma.core import duration, files, words
 from omma.core.errors import line
 from omma.core.progress import StageProgress
 from omma.core.protocols import Images
@@ -83,7 +83,7 @@ def write_report(
         sections.insert(0, labels)
     page = html.page(
         title=folder.path.resolve().name,
-        verdicts=[*_evaluation_verdict(evaluations), verdict],
+        verdicts=[*_evaluation_verdict(evaluations), verdict, *_unjudged(folder, evaluations, fitted)],
         facts=_facts(config, model.provenance),
         evaluations=evaluations,
         sections=sections,
@@ -119,6 +119,16 @@ def _evaluation_verdict(evaluations: Sequence[ReportedEvaluation]) -> list[html.
     return [html.Verdict(f"Evaluated on {e.data}", e.verdict, e.level) for e in evaluations[:1] if e.verdict]
 
 
+def _unjudged(
+    folder: RunFolder, evaluations: Sequence[ReportedEvaluation], fitted: Any
+) -> list[html.Verdict]:
+    """Learning is no proof of use: a pretrained model without an evaluation says so."""
+    if evaluations or fitted is not None:
+        return []
+    reason = f"Whether the features tell your classes apart: omma evaluate {folder.path} LABELLED"
+    return [html.Verdict("Evaluated with labels", "Not yet", None, reason)]
+
+
 def _health_verdict(reading: Mapping[str, Any]) -> html.Verdict:
     if reading.get("event") == "holdout":
         return html.Verdict("On held-out images", reading["text"], reading["verdict"])
@@ -132,7 +142,7 @@ def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tup
         ("Model", f"{config['model']} at {config['image_size']} px"),
         ("Images", Path(config["images"]).name),
         ("Steps", f"{provenance.get('steps', 0):,}"),
-        ("Time", f"{provenance.get('seconds', 0):,.0f} s"),
+        ("Time", duration.as_text(provenance.get("seconds", 0))),
     ]
     if "init" in config:
         facts.append(("Started from", Path(config["init"]["source"]).name))

@@ -70,6 +70,10 @@ class Timekeeper:
         """Seconds spent so far, over all restarts."""
         return self.before + time.monotonic() - self.started
 
+    def left(self, estimate: float) -> float:
+        """Seconds until the end, if the steps to go take `estimate` seconds: the budget ends a run before."""
+        return estimate if self.budget is None else max(0.0, min(estimate, self.budget - self.elapsed))
+
     def correct(self, position: Position, steady: bool = True, elapsed: float | None = None) -> None:
         """Set `position.total` so that the run ends in time; call after each step.
 

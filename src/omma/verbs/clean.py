@@ -8,7 +8,7 @@ from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.curation import findings, kept, survey
 from omma.curation.findings import CERTAIN, Finding
 from omma.data.sources import collection
@@ -39,11 +39,11 @@ class Cleaned(Displayed):
 
 @translated()
 def clean(
-    images: str | Path | Images,
+    images: ImageSource,
     out: str | Path,
     *,
     model: str | Path | Model | None = None,
-    against: str | Path | Images | None = None,
+    against: ImageSource | None = None,
     page: str | Path | None = None,
     apply: str | Sequence[str] | None = None,
     remove: Sequence[str] = CERTAIN,

@@ -15,7 +15,7 @@ from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.curation import parts, pool, selection
 from omma.curation.hierarchical import silent
 from omma.curation.selection import EXCLUDED, Options
@@ -46,14 +46,14 @@ class Curated(Displayed):
 @translated()
 def curate(
     model: str | Path | Model | None,
-    images: str | Path | Images,
+    images: ImageSource,
     size: int,
     out: str | Path,
     *,
     strategy: str = "balanced",
-    seed_set: str | Path | Images | None = None,
-    exclude: str | Path | Images | None = None,
-    labelled: str | Path | Images | None = None,
+    seed_set: ImageSource | None = None,
+    exclude: ImageSource | None = None,
+    labelled: ImageSource | None = None,
     levels: Sequence[int] | None = None,
     similarity: float | None = None,
     exclude_similarity: float = EXCLUDED,

@@ -10,7 +10,7 @@ from omma.adaptation import curve as curves
 from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
@@ -23,7 +23,7 @@ from omma.reporting.curve_chart import draw
 @translated()
 def curve(
     model: str | Path,
-    labelled: str | Path | Images,
+    labelled: ImageSource,
     *,
     labels: str = "1,2,4,8,16",
     seeds: int = 5,

@@ -11,7 +11,7 @@ from omma.core import files, outputs
 from omma.core.errors import line
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation import zeroshot
@@ -29,7 +29,7 @@ class Described(Displayed):
 
 @translated()
 def describe(
-    classes: str | Path | Images,
+    classes: ImageSource,
     language_model: str | Path,
     out: str | Path,
     *,
@@ -74,7 +74,7 @@ def describe(
     return Described(path, len(missing), made, before)
 
 
-def _names(classes: str | Path | Images, label_depth: LabelDepth | None) -> tuple[str, ...]:
+def _names(classes: ImageSource, label_depth: LabelDepth | None) -> tuple[str, ...]:
     """Names of the classes, each once; ValueError if there are none."""
     if isinstance(classes, str | Path) and Path(classes).suffix == ".txt":
         try:
@@ -85,5 +85,6 @@ def _names(classes: str | Path | Images, label_depth: LabelDepth | None) -> tupl
     else:
         names = collection.opened(classes, label_depth).classes
     if not names:
-        raise ValueError(f"{classes} names no classes: give labelled images, or a .txt with a name a line")
+        name = collection.named(classes)
+        raise ValueError(f"{name} names no classes: give labelled images, or a .txt with a name a line")
     return names

@@ -14,7 +14,7 @@ from omma.core import dist, files, launcher, outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import Images, ImageSource
 from omma.data.batches.preprocess import as_dict
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
@@ -44,7 +44,7 @@ class Embedded(Displayed):
 @translated()
 def embed(
     model: str | Path | Model,
-    images: str | Path | Images,
+    images: ImageSource,
     out: str | Path,
     *,
     device: str = "auto",

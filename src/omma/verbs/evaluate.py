@@ -10,7 +10,7 @@ from omma.core import files, outputs
 from omma.core.checks import either
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection, groups, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.selection import split_by
@@ -27,7 +27,7 @@ from omma.weights import Model
 @translated()
 def evaluate(
     model: str | Path | Model,
-    labelled: str | Path | Images,
+    labelled: ImageSource,
     *,
     protocol: str | Sequence[str] = (),
     protocols: str | Sequence[str] | None = None,

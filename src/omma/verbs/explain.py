@@ -12,7 +12,7 @@ from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.inspection import checks, registry
@@ -40,7 +40,7 @@ class Explained(Displayed):
 @translated()
 def explain(
     model: str | Path | Model,
-    images: str | Path | Images | Sequence[str | Path | Images],
+    images: ImageSource,
     out: str | Path | None = None,
     *,
     what: Sequence[str] = (),
@@ -50,7 +50,7 @@ def explain(
     test: Sequence[str] = (),
     most: int = 16,
     image_size: int | None = None,
-    gallery: str | Path | Images | None = None,
+    gallery: ImageSource | None = None,
     features: Sequence[int] = (),
     label_depth: LabelDepth | None = None,
     device: str = "auto",

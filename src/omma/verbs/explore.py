@@ -11,7 +11,7 @@ from omma import weights
 from omma.core import device as devices
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import Images, ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
@@ -46,7 +46,7 @@ class Explored(Displayed):
 @translated()
 def explore(
     model: str | Path | Model,
-    images: str | Path | Images,
+    images: ImageSource,
     out: str | Path,
     *,
     format: Format = "page",
@@ -80,7 +80,7 @@ def explore(
     loaded, name = weights.named(model, architecture=architecture, allow_partial=allow_partial)
     opened = collection.opened(images, label_depth)
     if labelled:
-        outcome.require_labels(opened, images)
+        outcome.require_labels(opened, collection.named(images))
     tell = progress or (lambda stage, done, total: None)
     features = cached_features(
         loaded, opened, where, devices.pick_precision(precision, where), source=name,

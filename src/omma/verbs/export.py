@@ -8,7 +8,7 @@ from omma.backbones import adapters
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.features.extract import with_channels
 from omma.reporting import model_card
 from omma.weights import Model
@@ -44,7 +44,7 @@ def export(
     model: str | Path | Model,
     format: str,
     out: str | Path | None = None,
-    images: str | Path | Images | None = None,
+    images: ImageSource | None = None,
     *,
     architecture: str | None = None,
     allow_partial: bool = False,

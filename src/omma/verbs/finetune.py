@@ -33,7 +33,8 @@ def finetune(tuning: FineTuning) -> Result:
         result = WAYS[tuning.adapt](tuning, run_report.report_of)
         folder = RunFolder(result.out)
         if dist.rank() == 0 and "options" not in folder.config():  # for --config, which repeats it
-            folder.revise({"options": repeat.asked(tuning, CALL)})
+            apart = {"held": True} if repeat.held(tuning.images) else {}
+            folder.revise({**apart, "options": repeat.asked(tuning, CALL)})
         return result
     return session.run(tuning.request(), run_report.report)
 

@@ -10,7 +10,7 @@ from omma.core import outputs
 from omma.core.checks import one_of
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
@@ -45,7 +45,7 @@ class Indexed(Displayed):
 @translated()
 def index(
     model: str | Path | Model | None = None,
-    images: str | Path | Images | None = None,
+    images: ImageSource | None = None,
     out: str | Path = "photos.index",
     *,
     vectors: str | Path | None = None,

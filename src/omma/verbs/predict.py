@@ -13,7 +13,7 @@ from omma.core import device as devices
 from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.notebook import Displayed
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.data.sources.values import input_notes
@@ -41,7 +41,7 @@ class Predicted(Displayed):
 @translated()
 def predict(
     model: str | Path | Model,
-    images: str | Path | Images,
+    images: ImageSource,
     out: str | Path,
     *,
     top: int = 2,
@@ -103,7 +103,7 @@ def predict(
             if progress:
                 progress(rows + len(bad) - skipped, len(opened))
         if rows == 0:
-            raise ValueError(collection.none_readable(str(images), len(opened), bad))
+            raise ValueError(collection.none_readable(collection.named(images), len(opened), bad))
     return Predicted(
         path=Path(out),
         rows=rows,

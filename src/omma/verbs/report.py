@@ -5,7 +5,7 @@ from pathlib import Path
 from omma.core import outputs
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation.verdict import Evaluation
@@ -16,7 +16,7 @@ from omma.reporting import evaluation_report, run_report
 @translated()
 def report(
     run: str | Path,
-    images: str | Path | Images,
+    images: ImageSource,
     *,
     seed: int = 0,
     label_depth: LabelDepth | None = None,
@@ -40,7 +40,7 @@ def report(
 @translated()
 def report_evaluation(
     evaluation: Evaluation,
-    images: str | Path | Images,
+    images: ImageSource,
     file: str | Path,
     *,
     label_depth: LabelDepth | None = None,

@@ -8,7 +8,7 @@ from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation.job import Job, features_cache, text_reader
@@ -20,8 +20,8 @@ from omma.weights import Model
 @translated()
 def shape_texture(
     model: str | Path | Model,
-    pictures: str | Path | Images,
-    labelled: str | Path | Images | None = None,
+    pictures: ImageSource,
+    labelled: ImageSource | None = None,
     *,
     out: str | Path | None = None,
     json: str | Path | None = None,

@@ -9,7 +9,7 @@ from omma.core import device as devices
 from omma.core import files, outputs
 from omma.core.explain import translated
 from omma.core.progress import StageProgress
-from omma.core.protocols import Images
+from omma.core.protocols import ImageSource
 from omma.data.sources import collection, trained_on
 from omma.data.sources.layout import LabelDepth
 from omma.evaluation.domains import check
@@ -24,7 +24,7 @@ from omma.weights import Model
 @translated()
 def shift(
     model: str | Path | Model,
-    labelled: str | Path | Images,
+    labelled: ImageSource,
     *,
     by: str | None = None,
     protocol: Literal["linear", "knn"] = "linear",

@@ -95,9 +95,11 @@ def load(model: str | Path) -> Model:
         encoder = backbones.unfilled(**description["spec"])
         preprocess = from_dict(description["preprocess"])
     except (KeyError, TypeError, ValueError) as error:
+        writer = description.get("omma", "?")
+        other = f"; it was written by omma {writer}, this is {files.omma_version()}"
         raise ValueError(
-            f"{description_file}: cannot rebuild the network ({line(error)}); "
-            f"it was written by omma {description.get('omma', '?')}, this is {files.omma_version()}"
+            f"{description_file}: cannot rebuild the network ({line(error)})"
+            f"{other if writer != files.omma_version() else ''}"
         ) from error
     state = _read_tensors(weights, description_file, description)
     expected = encoder.state_dict()

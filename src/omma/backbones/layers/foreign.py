@@ -26,14 +26,20 @@ MOST_DEPTH = 1000  # blocks
 OWN_ARGUMENTS = ("checkpoint_path", "cache_dir", "num_classes", "in_chans", "img_size", "features_only")
 
 
-def checked_arguments(text: str) -> dict[str, Any]:
-    """Further arguments of timm.create_model from JSON; ValueError for any that timm should not get."""
+def json_arguments(text: str) -> dict[str, Any]:
+    """The arguments in a JSON object; "" has none. Raises ValueError for anything else."""
     try:
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"arguments={text[:80]!r}: no JSON ({line(error)})") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"arguments={text[:80]!r}: a JSON object is expected")
+    return arguments
+
+
+def checked_arguments(text: str) -> dict[str, Any]:
+    """Further arguments of timm.create_model from JSON; ValueError for any that timm should not get."""
+    arguments = json_arguments(text)
     for name, value in arguments.items():
         if name in OWN_ARGUMENTS or name.startswith("pretrained"):
             raise ValueError(f"the argument {name} of timm's networks cannot be set")

@@ -1,12 +1,12 @@
 """Any module that maps images to vectors or token maps, as a backbone."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omma.backbones.layers.foreign import arrange, drop_nothing
+from omma.backbones.layers.foreign import adopt, arrange, drop_nothing
 from omma.core.errors import line
 from omma.core.protocols import Backbone, Features
 
@@ -14,7 +14,7 @@ SHAPES = "vectors [b, d], a map [b, d, h, w] or tokens [b, n, d]"
 
 
 class Wrapped(Backbone):
-    """A module of the user's; `wrap` documents the arguments. Parameters are named `module.*`."""
+    """A module of the user's; `wrap` documents the arguments. Parameters keep the module's names."""
 
     drops_tokens = False
     plain = False
@@ -24,7 +24,9 @@ class Wrapped(Backbone):
         super().__init__()
         if next(module.parameters(), None) is None:
             raise ValueError(f"{name} has no parameters: wrap a module that can be trained")
-        self.module, self.channels, self.prefix, self.name = module, channels, prefix, name
+        # in a tuple, which does not register it: its children are registered with this module, below
+        self._module: tuple[nn.Module] = (module,)
+        self.channels, self.prefix, self.name = channels, prefix, name
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         out = self._dry_run((image_size, image_size))
         self.kind = {2: "vector", 3: "tokens", 4: "map"}[out.ndim]
@@ -33,6 +35,16 @@ class Wrapped(Backbone):
         self.dim = out.shape[-1] if self.kind == "tokens" else out.shape[1]
         rows, columns = self.grid(image_size, image_size)
         self.patch = max(1, round(image_size / max(rows, columns)))
+        adopt(self, module)
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module[0]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.module.training = self.training
+        return self
 
     @torch.no_grad()
     def _dry_run(self, size: tuple[int, int]) -> Tensor:

@@ -258,6 +258,14 @@ def _first(skipped: list[tuple[str, str]], n: int = 3) -> str:
     return "; ".join(f"{path}: {reason}" for path, reason in [*dict.fromkeys(skipped)][:n])
 
 
+def named(source: Any) -> str:
+    """How a message names a source."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    known = getattr(source, "source", None)
+    return known if isinstance(known, str) else type(source).__name__
+
+
 def none_readable(source: str, n: int, bad: list[tuple[str, str]]) -> str:
     """The message that none of n images is usable, with the first reasons."""
     access = all(Inaccessible.is_reason(reason) for _, reason in bad)

@@ -15,6 +15,8 @@ from omma.weights.classifier import Classifier
 from omma.weights.export.check import Reopened, Run, full_scale, in_full_scale, left_out, range_note
 from omma.weights.export.hf_forms import HfNetwork, hf_network
 
+COMPUTED = "relative_position_index"  # of Swin; older versions of transformers save it
+
 
 def _head(encoder: Backbone, network: HfNetwork, classifier: Classifier) -> Tensor:
     """The weight of the head in `KINDForImageClassification`.
@@ -99,8 +101,11 @@ def reopen(
     finally:
         if bars_enabled:
             bars.enable_progress_bar()
-    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if problems:
+    listed = {
+        kind: sorted(each for each in map(str, names) if not each.endswith(COMPUTED))
+        for kind, names in info.items()
+    }
+    if problems := {kind: names for kind, names in listed.items() if names}:
         kind, names = next(iter(problems.items()))
         raise ValueError(
             f"transformers {transformers.__version__} read {encoder.name} with {kind} "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from omma.core.protocols import Backbone, Images, Preprocess
+from omma.core.protocols import Backbone, Images, ImageSource, Preprocess
 from omma.core.words import count
 from omma.data.batches.preprocess import load_batch
 from omma.data.sources import collection
@@ -19,10 +19,10 @@ from omma.weights.model import Model
 IMAGES = 8  # that are compared, at most
 
 
-def open_for(model: Model, images: str | Path | Images | None) -> Images:
+def open_for(model: Model, images: ImageSource | None) -> Images:
     """The images that the user names, or those that the model was trained on."""
     if images is not None:
-        return images if isinstance(images, Images) else collection.open_images(images)
+        return images if isinstance(images, Images) else collection.indexed(images)
     source = model.provenance.get("images")
     if not isinstance(source, str | Path) or not (Path(source).exists() or "://" in str(source)):
         missing = f" ({source} is not there)" if source else ""
