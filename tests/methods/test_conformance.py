@@ -187,6 +187,21 @@ def test_gradient_reaches_the_whole_encoder(built):
     assert not dead, f"the gradient of {dead} is 0: find what detaches them or multiplies them by 0"
 
 
+def test_views_may_have_another_size_for_a_part_of_the_run(built):
+    """Or the method says that they may not (`Needs.fixed_views`)."""
+    file, recipe, method = built
+    if file.needs(recipe.config).fixed_views:
+        pytest.skip("its views have one size")
+    batch = batch_of(file, recipe, 0)
+    method.train()
+    for step, factor in enumerate((2, 1)):  # of 16 px, some networks have only four patches
+        views = tuple(v.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for v in batch.views)
+        output = method(batch._replace(views=views), clock := Clock(step, 2, step / 2))
+        assert output.loss.isfinite()
+        output.loss.backward()
+        method.after_step(clock, [output.carry])
+
+
 def test_frozen_parts_get_no_gradient_and_groups_cover_the_rest(built):
     _, _, method = built
     grouped = [p for group in method.groups() for p in group.params]

@@ -314,8 +314,8 @@ def start(data, out, steps=60):
     """`omma pretrain` in a process of its own."""
     return processes.start(
         processes.omma, "pretrain", str(data), "--out", str(out), "--steps", str(steps),
-        "--model", "vitc-15mf", "--batch-size", "16", "--image-size", "16", "--device", "cpu",
-        "--checkpoint-every", "0.2",
+        "--model", "vitc-15mf", "--batch-size", "16", "--image-size", "32", "--device", "cpu",
+        "--checkpoint-every", "0.2", "--resolution", ".7@.3,.9@.6",
     )  # fmt: skip
 
 

@@ -89,6 +89,10 @@ def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
         ("gradient norm", "any" if r.clip is None else f"at most {r.clip:g}, {each}"),
         ("optimizer", adamw if r.optimizer == "adamw" else f"LARS, momentum {r.betas[0]:g}"),
         ("stochastic depth", f"{r.drop_path:g}"),
+        (
+            "views",
+            ", ".join(f"x {scale:g} until {until:.0%}" for until, scale in r.resolution) or "as planned",
+        ),
         ("network", ", ".join(f"{key} {value}" for key, value in r.encoder.items()) or "as it is"),
     ]
 

@@ -171,6 +171,7 @@ class Needs:
     beside: tuple[str, ...] = ()  # names of tensors of which one must be saved beside that model's encoder
     files: tuple[str, ...] = ()  # fields of Config that name a file or are None
     numbered: bool = False  # `Key.index` must number the data set's `Context.images` images
+    fixed_views: bool = False  # its views must have the sizes of the plan throughout (`Recipe.resolution`)
     period: int = 0  # epochs after which an image's views repeat; 0: never
     drops_tokens: bool = False  # the backbone must be able to leave tokens out ...
     plain: bool = False  # ... or embed each patch by itself ...

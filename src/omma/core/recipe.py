@@ -92,7 +92,7 @@ def added(default: T, before: T) -> T:
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
-    "momentum_of", "eps", "decayed", "clip_by",
+    "momentum_of", "eps", "decayed", "clip_by", "resolution",
 )  # fmt: skip
 
 
@@ -123,6 +123,8 @@ class Recipe:
     clip: float | None = 3.0  # norm of gradients: of all together, ...
     clip_by: Literal["all", "part", "tensor"] = "all"  # ... of each part of the network, or of each tensor
     drop_path: float = 0.0
+    # smaller views first: (share of the run, scale of the views' sides until then); their own size afterwards
+    resolution: tuple[tuple[float, float], ...] = ()
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
     def __post_init__(self) -> None:
@@ -134,6 +136,14 @@ class Recipe:
             raise ValueError(f"warmup={self.warmup}: must be a share of the run in [0, 1)")
         if self.warmup_epochs is not None and self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be at least 0")
+
+    def stages(self) -> tuple[tuple[float, float], ...]:
+        """(share of the run, scale of the views' sides until then), up to the end."""
+        return (*self.resolution, (1.0, 1.0))
+
+    def scale(self, clock: Clock) -> float:
+        """Of the views' sides at this step, in (0, 1]."""
+        return next((scale for until, scale in self.stages() if clock.progress < until), 1.0)
 
     def for_batch(self, batch: int) -> "Recipe":
         """The recipe for another batch size, with the learning rate that belongs to it."""

@@ -71,7 +71,8 @@ class Config:
 
 def needs(config: Config) -> Needs:
     """Several images a batch."""
-    return Needs(batch=2, why_batch="batch norm over the patches of one image would tell their places")
+    why = "batch norm over the patches of one image would tell their places"
+    return Needs(batch=2, why_batch=why, fixed_views=True)
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:

@@ -77,7 +77,7 @@ def needs(config: Config) -> Needs:
         optional, names = columns == defaults[task], tuple(name.strip() for name in columns.split(","))
         return Field(name=task, columns=names, missing="nan", optional=optional, kind=kind)
 
-    return Needs(fields=tuple(map(field, asked(config))), numbered=True)
+    return Needs(fields=tuple(map(field, asked(config))), numbered=True, fixed_views=True)
 
 
 def frames(config: Config) -> Frames | None:

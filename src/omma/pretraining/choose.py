@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from omma import backbones, methods
 from omma.core import words
 from omma.core.protocols import Recipe
+from omma.core.stages import resolution_of
 from omma.pretraining.request import Auto, Request, chosen
 from omma.pretraining.requirements import configured, enough_images, needs_of, typed
 from omma.train.fine_tune_groups import Origin
@@ -83,6 +84,8 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
     enough_images(method, needs_of(method, recipe.config), batch, chosen(request.accumulate) or 1)
     recipe = recipe.for_batch(batch)
     recipe = dataclasses.replace(recipe, lr=chosen(request.lr) or recipe.lr)
+    if request.resolution != "auto":
+        recipe = dataclasses.replace(recipe, resolution=resolution_of(request.resolution))
     own = typed("model", model, backbones.options(model), request.model_options or {})
     return Choice(
         method=method,

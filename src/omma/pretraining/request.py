@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from omma.core import own
 from omma.core.checks import one_of
 from omma.core.duration import seconds
+from omma.core.stages import resolution_of
 
 if TYPE_CHECKING:  # the command line reads this file before it imports torch
     from omma.core.protocols import ImageSource
@@ -89,6 +90,9 @@ class Request:
         epochs: Passes over the images; another way to give the end.
         steps: Optimizer steps; another way to give the end.
         image_size: Pixels along a side that the network sees.
+        resolution: Smaller views early in the run, as SCALE@SHARE: .5@.5,.75@.8 halves their sides in the
+            first half, and has three quarters of them until .8 of it; full: their own size throughout; auto:
+            as the recipe says (docs/runs.md).
         batch_size: Images a step, over all processes.
         accumulate: Micro-batches that a step is computed in, to save memory; auto: as few as fit.
         recompute: Compute activations again in the backward pass, to save memory; a third more work.
@@ -132,6 +136,7 @@ class Request:
     epochs: float | None = None
     steps: int | None = None
     image_size: int | Auto | None = "auto"
+    resolution: str = "auto"
     batch_size: int | Auto | None = "auto"
     accumulate: int | Auto | None = "auto"
     recompute: bool = False
@@ -170,6 +175,8 @@ class Request:
             value = chosen(getattr(self, name))
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value}: must be above 0")
+        if self.resolution != "auto":
+            resolution_of(self.resolution)
         seconds(self.budget or DEFAULT_BUDGET)
         one_of("recipe", self.recipe, RECIPES)
         one_of("shard", self.shard, SHARDS)

@@ -68,6 +68,8 @@ def refuse(
         return
     plan = _early_recipe(request)
     needs = needs_of(name, plan.config)
+    if needs.fixed_views and request.resolution not in ("auto", "full"):
+        raise ValueError(f"{name} needs views of one size: leave --resolution {request.resolution} out")
     if needs.labels and several and not needs.label_sets:
         raise ValueError(label_sets.refusal(named(request.images), classes or (), name))
     _refuse_images(name, needs, classes, captions, notes)

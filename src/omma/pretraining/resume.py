@@ -63,13 +63,13 @@ def last_verdict(run: Run, step: int = 0) -> health.Verdict | None:
     return health.logged(readings[-1]) if readings else None
 
 
-def length(run: Run, request: Request, step_time: float) -> int:
-    """Steps of the whole run: those asked for, or as many as the budget allows at this speed."""
+def length(run: Run, request: Request) -> int:
+    """Steps of the whole run: those asked for, or as many as the budget allows at the run's pace."""
     clock, position = run.clock, run.position
     left = 0.0 if clock.budget is None else clock.budget - clock.elapsed - clock.reserve
     by_epochs = math.ceil((request.epochs or 0) * position.images / position.batch)
-    by_time = position.step + int(left / step_time)
-    return dist.broadcast(max(1, request.steps or by_epochs or by_time))
+    steps = request.steps or by_epochs or clock.pace.total(position.step, left)
+    return dist.broadcast(max(1, steps))
 
 
 def shorter_warmup(run: Run) -> list[str]:

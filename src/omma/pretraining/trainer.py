@@ -29,6 +29,7 @@ from omma.pretraining.run import Run
 from omma.pretraining.watch import ends_part
 from omma.train import checkpoint, compile_blocks, fine_tune_groups, fsdp, loop
 from omma.train.loop import Step
+from omma.train.pace import Pace
 from omma.train.profile import Profiler
 from omma.train.signals import Stop, stop_on_signals
 from omma.weights import peft_format
@@ -57,19 +58,20 @@ def train(run: Run, request: Request) -> Result:
         compile_blocks.start(run.method)
     with contextlib.ExitStack() as stack, trial.explained(run):
         stream, batches, step_time = trial.find_sizes(run, stack)
-        if run.position.step == 0:
-            seconds = resume.length(run, request, step_time) * step_time
-            if run.compile == "auto" and seconds > trial.compiling_pays(run):
+        if run.position.step == 0 and run.compile == "auto":
+            run.clock.pace = Pace(((1.0, step_time),))
+            if resume.length(run, request) * step_time > trial.compiling_pays(run):
                 step_time, batches = trial.faster(run, batches, step_time)
+        run.clock.pace, batches = trial.pace(run, batches, step_time)
         if run.position.step == 0 or extending or dist.broadcast(run.folder.config().get("extended")):
-            run.position.total = resume.length(run, request, step_time)
+            run.position.total = resume.length(run, request)
         if extending:
             resume.extend(run, request)
         run.notes += resume.shorter_warmup(run)
         if dist.is_distributed():
             share = run.position.batch // dist.world_size()
             run.notes.append(f"{dist.world_size()} processes, {share} images of a step each")
-        run.listen(_plan(run, step_time))
+        run.listen(_plan(run))
         return Trainer(run, stream, request.checkpoint_every).train(batches)
 
 
@@ -85,28 +87,30 @@ def plan(run: Run, request: Request) -> Plan:
     with tempfile.TemporaryDirectory(prefix="omma-plan-") as place, contextlib.ExitStack() as stack:
         run.folder = RunFolder(Path(place))
         with trial.explained(run):
-            step_time = trial.find_sizes(run, stack)[2]
-        run.position.total = total or resume.length(run, request, step_time)
+            _, batches, step_time = trial.find_sizes(run, stack)
+            run.clock.pace, _ = trial.pace(run, batches, step_time)
+        run.position.total = total or resume.length(run, request)
         run.notes += resume.shorter_warmup(run)
-        planned = dataclasses.replace(_plan(run, step_time), out=out.path)
+        planned = dataclasses.replace(_plan(run), out=out.path)
     run.listen(planned)
     return planned
 
 
-def _plan(run: Run, step_time: float) -> Plan:
-    left = run.position.total - run.position.step
+def _plan(run: Run) -> Plan:
+    step, total = run.position.step, run.position.total
+    seconds = run.clock.pace.seconds(step, total, total)
     return Plan(
         images=run.described,
         used=len(run.images),
         skipped=len(run.skipped),
         choice=run.choice,
         parameters=sum(p.numel() for p in run.method.export_encoder().parameters()),
-        views=tuple(augment.describe(run.crops, run.images.channels)),
+        views=(*augment.describe(run.crops, run.images.channels), *trial.smaller_views(run)),
         device=str(run.device),
         precision=str(run.dtype).removeprefix("torch."),
-        images_per_second=run.position.batch / step_time,
+        images_per_second=run.position.batch * (total - step) / max(seconds, 1e-9),
         steps=run.position.total,
-        seconds=left * step_time,
+        seconds=seconds,
         peak_memory=devices.peak_memory(run.device),
         out=run.folder.path,
         resumed_at=run.position.step,
@@ -213,7 +217,7 @@ class Trainer:
                 total=position.total,
                 loss=step.loss,
                 images_per_second=rate,
-                seconds_left=run.clock.left((position.total - position.step) * (now - self.started) / done),
+                seconds_left=run.clock.left(self._ahead(now)),
                 waiting=waiting,
             )
         )
@@ -224,6 +228,11 @@ class Trainer:
             line = {"event": "step", "step": position.step, "loss": step.loss, "lr": step.lr}
             line |= {"gradient_norm": step.gradient_norm, "images_per_second": rate, **step.metrics}
             self.log.write(line | {"elapsed": run.clock.elapsed})
+
+    def _ahead(self, now: float) -> float:
+        """Seconds that the steps to go take, if they keep to the run's pace as those so far."""
+        step, total, pace = self.run.position.step, self.run.position.total, self.run.clock.pace
+        return pace.seconds(step, total, total) * (now - self.started) / pace.seconds(self.first, step, total)
 
     def _check_finite(self, step: Step) -> None:
         """Keep the batch that broke the numbers; end the run if it happens again and again."""

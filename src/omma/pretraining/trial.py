@@ -15,9 +15,10 @@ from omma.data.batches import loader
 from omma.pretraining import requirements
 from omma.pretraining import run as runs
 from omma.pretraining.run import Run
-from omma.train import compile_blocks, fsdp, out_of_memory
+from omma.train import compile_blocks, fsdp, out_of_memory, resolution
 from omma.train.budget import MOST, trial
 from omma.train.loop import moved
+from omma.train.pace import Pace
 
 
 def find_sizes(run: Run, stack: contextlib.ExitStack) -> tuple[loader.Stream, Iterator[Batch], float]:
@@ -71,10 +72,10 @@ def _attempted(run: Run, batches: Iterator[Batch]) -> tuple[str, float, Iterator
     return next(filter(None, dist.gather_objects(why)), ""), step_time, _from_first(run, batches, used)
 
 
-def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST) -> float:
+def _trial(run: Run, batches: Iterator[Batch], used: list[Batch], most: int = MOST, at: float = 1.0) -> float:
     return trial(
         run.method, run.optimizer, batches, run.choice.recipe, run.position,
-        dtype=run.dtype, accumulate=run.accumulate, used=used, most=most,
+        dtype=run.dtype, accumulate=run.accumulate, used=used, most=most, at=at,
     )  # fmt: skip
 
 
@@ -99,9 +100,38 @@ def faster(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[float,
     return step_time, batches
 
 
+def pace(run: Run, batches: Iterator[Batch], step_time: float) -> tuple[Pace, Iterator[Batch]]:
+    """Seconds a step in each part of the run, and all batches from the first on; step_time: at full size."""
+    parts, used = list[tuple[float, float]](), list[Batch]()
+    for until, scale in run.choice.recipe.stages():
+        seconds = step_time
+        if scale != 1.0:
+            tried = list[Batch]()
+            seconds = _trial(run, _from_first(run, batches, used), tried, at=until)
+            used += tried[len(used) :]
+        parts.append((until, seconds))
+    return Pace(tuple(parts)), _from_first(run, batches, used)
+
+
+def smaller_views(run: Run) -> list[str]:
+    """A line for each part of the run whose views are smaller than planned."""
+    parts, total = run.clock.pace.parts, run.position.total
+    return [
+        f"until {until:.0%} of the run: {' and '.join(f'{size} px' for size in _sizes(run, scale))}, "
+        f"{parts[-1][1] / parts[part][1]:.1f} times as fast (to step {round(until * total):,})"
+        for part, (until, scale) in enumerate(run.choice.recipe.resolution)
+    ]
+
+
+def _sizes(run: Run, scale: float) -> list[int]:
+    """Sides of the views at this scale, in pixels."""
+    return sorted({resolution.side(crop.size, scale, run.method.encoder.patch) for crop in run.crops})
+
+
 def compiling_pays(run: Run) -> float:
     """Seconds that a run must take at least for compiling to pay."""
-    return compile_blocks.PAYS * compile_blocks.seconds(run.method, len({crop.size for crop in run.crops}))
+    sizes = {size for _, scale in run.choice.recipe.stages() for size in _sizes(run, scale)}
+    return compile_blocks.PAYS * compile_blocks.seconds(run.method, len(sizes))
 
 
 def _why_whole(run: Run) -> str:

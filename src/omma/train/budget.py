@@ -12,6 +12,7 @@ from omma.core import dist
 from omma.core.protocols import Batch, Method, Recipe
 from omma.train import fsdp
 from omma.train.loop import Position, moved, train
+from omma.train.pace import Pace
 
 LONG = 1_000_000_000  # steps of the run whose end a trial pretends to be
 MOST = 8  # trial steps
@@ -28,12 +29,13 @@ def trial(
     accumulate: int,
     used: list[Batch],
     most: int = MOST,
+    at: float = 1.0,
 ) -> float:
     """Seconds a step, measured over 2 to `most` steps that are undone; their batches are appended to `used`.
 
-    They run as the last steps of a long run: nothing is frozen, and from the second step on AdamW's moments
-    are in memory. The batches are kept in main memory. Process 0 decides the number of steps and the result.
-    Whatever a step raises is passed on after everything is undone.
+    They run as the last steps before the share `at` of a long run: nothing is frozen, and from the second
+    step on AdamW's moments are in memory. The batches are kept in main memory. Process 0 decides the number
+    of steps and the result. Whatever a step raises is passed on after everything is undone.
     """
 
     def recorded() -> Iterator[Batch]:
@@ -41,7 +43,7 @@ def trial(
             used.append(moved(batch, torch.device("cpu")))
             yield batch
 
-    position = dataclasses.replace(position, step=LONG - most, total=LONG)
+    position = dataclasses.replace(position, step=round(at * LONG) - most, total=LONG)
     times: list[float] = []
     with fsdp.unchanged(method, optimizer):
         steps = train(method, optimizer, recorded(), recipe, position, dtype=dtype, accumulate=accumulate)
@@ -62,8 +64,11 @@ class Timekeeper:
     budget: float | None
     before: float = 0.0  # seconds spent before this process started
     reserve: float = 2.0  # seconds for what follows training
+    pace: Pace = field(default_factory=Pace)  # how the steps' times compare
     started: float = field(default_factory=lambda: time.monotonic())
-    _mark: tuple[float, int] | None = None  # seconds spent and step at which the speed measurement started
+    # seconds spent, step and `_work` at which the speed measurement started
+    _mark: tuple[float, int, float] | None = None
+    _work: float = 0.0  # what the steps so far take at `pace`
 
     @property
     def elapsed(self) -> float:
@@ -87,6 +92,7 @@ class Timekeeper:
         """
         if self.budget is None:
             return
+        self._work += self.pace.seconds(position.step - 1, position.step, position.total)
         now = self.elapsed if elapsed is None else elapsed
         left = self.budget - self.reserve - now
         if left <= 0:
@@ -96,13 +102,14 @@ class Timekeeper:
             self._mark = None
             return
         if self._mark is None:
-            self._mark = now, position.step
+            self._mark = now, position.step, self._work
             return
-        since, step = self._mark
+        since, step, work = self._mark
         done = position.step - step
         near_end = position.total - position.step < 5
         if not near_end and (done < 5 or done % max(1, position.total // 100)):
             return
-        position.total = position.step + max(1, round(left / ((now - since) / done)))
+        slower = (now - since) / (self._work - work)
+        position.total = self.pace.total(position.step, left / slower)
         if now - since > 0.2 * self.budget:
-            self._mark = since + (now - since) / 2, step + done // 2
+            self._mark = since + (now - since) / 2, step + done // 2, (work + self._work) / 2

@@ -13,7 +13,7 @@ from omma.core import collectives, dist
 from omma.core.device import to_device
 from omma.core.protocols import Batch, Clock, Method, Recipe, StepOutput
 from omma.core.random import derive
-from omma.train import clipping, ddp
+from omma.train import clipping, ddp, resolution
 from omma.train.optimizer import freeze, schedule
 from omma.train.precision import Cast
 from omma.train.profile import OFF, Phase, Stopwatch
@@ -108,6 +108,8 @@ def train(
                 prefetched = next(source)
             batch, prefetched = prefetched, None
             watch.to(Phase.LOSS)
+            if (scale := recipe.scale(clock)) != 1.0:
+                batch = resolution.scaled(batch, scale, method.encoder.patch)
             output = call(batch, clock)
             if i == accumulate - 1:
                 gradients.expect_last()
