@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pytest
 
 from omma.data.sources.collection import ArrayImages
 from omma.evaluation import metrics
@@ -48,6 +49,16 @@ def test_the_matrix_shows_counts_in_the_order_of_relatives():
         "c0: 1 of 2 right",
         "c1: 1 of 1 right",
     ]
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 480), (30, 960)])
+def test_the_matrix_of_few_short_names_is_drawn_large(classes, width):
+    """So that a phone shows it: no more room for names than they take, in a narrow view box."""
+    labels = np.arange(classes).repeat(2)
+    drawn = ET.fromstring(confusions.matrix(made(labels, np.roll(labels, 1), classes)))
+    _, _, across, down = map(float, drawn.get("viewBox").split())
+    assert across == width
+    assert down < across
 
 
 def test_of_many_classes_the_most_confused_are_drawn():

@@ -15,7 +15,10 @@ from omma.reporting.results import percent
 DRAWN = 40  # classes in the picture of confusions
 PAIRS = 6  # confused pairs that images are shown of
 EACH = 3  # images of either class
-WIDTH, LABELS = 960, 190  # of the picture, and of the names at its left and top, in units of the view box
+WIDTH, LABELS = (
+    960,
+    190,
+)  # at most, of the picture and of the names at its left and top; units of the view box
 LETTERS = 26  # of a name
 
 
@@ -82,36 +85,41 @@ def matrix(detail: Mapping[str, Any]) -> svg.Svg:
     side = min((WIDTH - LABELS) / len(order), 48.0)
     size = int(max(7, min(13, side - 2)))
     names = [_short(detail["classes"][k]) for k in order]
+    edge = min(LABELS, 10 + max(svg.wide(name) for name in names) * size / svg.FONT)
     parts = []
     for k, name in enumerate(names):
-        at = LABELS + side * (k + 0.5)
-        parts.append(svg.text(LABELS - 6, at + 0.35 * size, name, size=size, anchor="end"))
+        at = edge + side * (k + 0.5)
+        parts.append(svg.text(edge - 6, at + 0.35 * size, name, size=size, anchor="end"))
         turned = svg.text(0, 0, name, size=size)
         parts.append(
-            f'<g transform="translate({at + 0.35 * size:.1f} {LABELS - 6}) rotate(-90)">{turned}</g>'
+            f'<g transform="translate({at + 0.35 * size:.1f} {edge - 6:.1f}) rotate(-90)">{turned}</g>'
         )
-    end = LABELS + side * len(order)
-    lines = "".join(f"M{LABELS} {y:.1f}H{end:.1f}M{y:.1f} {LABELS}V{end:.1f}"
-                    for y in LABELS + side * np.arange(len(order) + 1))  # fmt: skip
+    end = edge + side * len(order)
+    lines = "".join(f"M{edge:.1f} {y:.1f}H{end:.1f}M{y:.1f} {edge:.1f}V{end:.1f}"
+                    for y in edge + side * np.arange(len(order) + 1))  # fmt: skip
     parts.append(f'<path d="{lines}" style="stroke:var(--line,#ddd);stroke-width:.5;fill:none"/>')
     sizes = np.maximum(counts.sum(1), 1)
     for i, true in enumerate(order):
         for j, predicted in enumerate(order):
             if n := int(counts[true, predicted]):
                 parts.append(
-                    _square(i, j, side, n, int(sizes[true]), detail["classes"], (int(true), int(predicted)))
+                    _square(
+                        i, j, edge, side, n, int(sizes[true]), detail["classes"], (int(true), int(predicted))
+                    )
                 )
-    return svg.finish("Confusion matrix", end + 4, parts, WIDTH)
+    return svg.finish("Confusion matrix", end + 4, parts, svg.WIDTH if end + 4 <= svg.WIDTH else WIDTH)
 
 
-def _square(i: int, j: int, side: float, n: int, of: int, names: Sequence[str], pair: tuple[int, int]) -> str:
+def _square(
+    i: int, j: int, edge: float, side: float, n: int, of: int, names: Sequence[str], pair: tuple[int, int]
+) -> str:
     share = n / of
     true, predicted = (names[k] for k in pair)
     right = f"{true}: {n:,} of {of:,} right"
     hint = right if i == j else confusion.sentence(confusion.Pair(0, 1, n, of), (true, predicted))
     tone = "var(--s1,#2f6fb5)" if i == j else "var(--bad,#b3261e)"
     opacity = share if i == j else min(1.0, 0.25 + 1.5 * share)
-    x, y = LABELS + side * j, LABELS + side * i
+    x, y = edge + side * j, edge + side * i
     text = ""
     if side >= 16 and i != j:
         text = svg.text(x + side / 2, y + side / 2 + 4, f"{n}", size=11, anchor="middle", tone="ink")
