@@ -4,24 +4,17 @@ import gc
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+# tests run in several processes, which would fight over the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # else each worker, and each of the processes that tests start, compiles the same modules again
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-gc.disable()  # until all is imported: nothing of that is garbage
 
-import pytest
-import torch
-
-from omma.ops.cpu import library
-from omma.reporting import run_report
-
-torch.set_num_threads(1)  # tests run in several processes, which would fight over the cores
-KERNELS = library.load()[0]
-WRITE_REPORT = run_report.write_report
 NUMBERS = itertools.count()
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
@@ -50,46 +43,65 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what is imported by now is never searched for garbage
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Nothing that is imported is garbage: it is not looked for meanwhile, and never among that later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # as libraries expect at the end
 
 
+# torch and omma are imported by the workers alone: the process that they report to needs neither
 @pytest.fixture(scope="session", autouse=True)
-def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where each test has its cache; fixtures that tests share have one, too."""
-    caches = tmp_path_factory.mktemp("caches")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Makes a cache: each test has its own; fixtures that tests share have one, too."""
+    import torch
+
+    from omma.ops.cpu import library
+
+    torch.set_num_threads(1)
+    caches, kernels = tmp_path_factory.mktemp("caches"), library.load()[0]
+
+    def make() -> Path:
+        cache = caches / str(next(NUMBERS))
+        cache.mkdir()
+        if kernels is not None:  # processes that a test starts need not compile them again
+            (cache / Path(kernels._name).name).symlink_to(kernels._name)
+        return cache
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMMA_CACHE", str(_cache(caches)))
-        yield caches
+        patch.setenv("OMMA_CACHE", str(make()))
+        yield make
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMMA_CACHE", str(_cache(_caches)))
-
-
-def _cache(caches: Path) -> Path:
-    cache = caches / str(next(NUMBERS))
-    cache.mkdir()
-    if KERNELS is not None:  # processes that a test starts need not compile them again
-        (cache / Path(KERNELS._name).name).symlink_to(KERNELS._name)
-    return cache
+def _own_cache(_caches: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMMA_CACHE", str(_caches()))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_report() -> Iterator[None]:
+def _write_report() -> Iterator[Callable[..., Path]]:
     """The report takes longer than a tiny run does, so it is written for tests marked `report` alone."""
+    from omma.reporting import run_report
+
+    write = run_report.write_report
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_report, "write_report", lambda folder, *args: folder.report)
-        yield
+        yield write
 
 
 @pytest.fixture(autouse=True)
-def _report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _report(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _write_report: Callable[..., Path]
+) -> None:
     if request.node.get_closest_marker("report") is not None:
-        monkeypatch.setattr(run_report, "write_report", WRITE_REPORT)
+        from omma.reporting import run_report
+
+        monkeypatch.setattr(run_report, "write_report", _write_report)

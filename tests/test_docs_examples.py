@@ -26,6 +26,7 @@ SHORTER = {
     'budget="10m"': f'steps=1, batch_size=8, model="vit-n/8", model_options={{"depth": 1}}, {TINY}',
     "epochs=10": f"epochs=1, {TINY}",
     '"map.html"': '"map.html", layout="pca"',
+    'omma.evaluate("runs/mine", "labelled/")': 'omma.evaluate("runs/mine", "labelled/", protocols=["knn"])',
     'align="coral")': 'align="coral", floors=False)',
 }
 SIZE = 24

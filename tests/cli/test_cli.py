@@ -348,8 +348,9 @@ def test_a_folder_that_may_not_be_entered_is_named(capsys, monkeypatch):
 @pytest.mark.report
 def test_the_demo_is_the_main_job(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        demo_digits, "make_digits", functools.partial(demo_digits.make_digits, n_train=300, n_test=100)
-    )
+        demo_digits, "make_digits",
+        functools.partial(demo_digits.make_digits, n_train=200, n_test=50, size=16),
+    )  # fmt: skip
     out = tmp_path / "runs" / "demo"
     code, text, _ = call(capsys, "demo", "--budget", "3s", "--out", str(out))
     assert code == 0

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-import processes
 from torch import nn
 from waves import wave
 

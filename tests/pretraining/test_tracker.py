@@ -5,11 +5,13 @@ import re
 
 import pytest
 
+from omma.adaptation.request import FineTuning
 from omma.pretraining import tracker
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.metrics_log import MetricsLog
 from omma.pretraining.request import Request
 from omma.pretraining.tracker import Tracked
+from omma.verbs.finetune import finetune
 
 CONFIG = {"method": "dino", "settings": {"lr": 0.002, "betas": [0.9, 0.999]}}
 LINES = [
@@ -90,6 +92,13 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(where, tmp_path, mon
 def test_an_unknown_tracker_is_refused():
     with pytest.raises(ValueError, match="track"):
         Request("photos", track="paper")
+
+
+def test_fine_tuning_is_tracked_where_it_is_trained_in_steps():
+    assert FineTuning("run", "photos", adapt="full", track="mlflow").request().track == "mlflow"
+    for adapt, words in (("head", "--track: a head is fitted"), ("zeroshot", "--track has no meaning")):
+        with pytest.raises(ValueError, match=words):
+            finetune("run", "photos", adapt=adapt, track="mlflow")
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

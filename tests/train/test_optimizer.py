@@ -5,9 +5,9 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
-import processes
 from torch import nn
 
 from omma import backbones

@@ -10,9 +10,10 @@ from lightly.utils.scheduler import cosine_schedule
 from network import build
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms import Compose, ToPILImage
 
 images = torch.from_numpy(np.load("photos.npy"))
-transform = DINOTransform(global_crop_size=64, local_crop_size=32)
+transform = Compose([ToPILImage(), DINOTransform(global_crop_size=64, local_crop_size=32)])
 loader = DataLoader(
     images,
     batch_size=16,

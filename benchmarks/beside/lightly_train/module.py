@@ -1,4 +1,3 @@
-import torch
 from network import build
 from torch import nn
 
@@ -23,8 +22,6 @@ class Wrapper(nn.Module):
         return 32
 
 
-network = build()
 lightly_train.pretrain(
-    out="out/network", data="photos/", model=Wrapper(network), method="simclr", epochs=2
+    out="out/network", data="photos/", model=Wrapper(build()), method="simclr", epochs=2
 )
-torch.save(network.state_dict(), "network.pt")

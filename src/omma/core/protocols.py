@@ -78,7 +78,6 @@ class Images(Protocol):
         ...
 
 
-@runtime_checkable
 class Indexable(Protocol):
     """What a program holds one by one: a list or array of pictures or paths, or a data set."""
 

@@ -52,7 +52,7 @@ def alone(n, name, value):
     return randaugment.Draws(np.full((n, 1), place), np.full((n, 1), value, np.float32))
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 24)])
+@pytest.mark.parametrize("size", [pytest.param((32, 32), marks=pytest.mark.slow), (33, 24)])
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", randaugment.OPERATIONS)

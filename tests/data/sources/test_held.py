@@ -14,6 +14,7 @@ from omma.data.sources import collection
 from omma.data.sources.indexed import IndexedImages
 from omma.pretraining.data import open_source
 from omma.pretraining.request import Request
+from omma.weights.export import real_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 9, 7, 3), dtype=np.uint8)
 
@@ -54,6 +55,25 @@ def test_an_item_that_raises_is_a_bad_image():
     assert images.labels.tolist() == [0, -1, 1, 0]
     with pytest.raises(BadImage, match="OSError: the disk is gone"):
         images.read(1)
+
+
+def test_messages_name_what_a_program_holds_by_its_type():
+    picture = Image.new("RGB", (8, 8))
+    found = [
+        Pairs([0, 1]),
+        collection.opened(PIXELS),
+        PIXELS,
+        torch.zeros(2, 3, 8, 8),
+        [picture],
+        picture,
+        "a.zip",
+    ]
+    names = ["Pairs", "array", "ndarray", "Tensor", "list", "Image", "a.zip"]
+    assert [*map(collection.named, found)] == names
+
+
+def test_an_export_is_compared_on_images_of_a_program():
+    assert len(real_images.open_for(None, Pairs([0, 1]))) == 2
 
 
 def test_a_random_transform_is_told_and_the_fingerprint_stays():
