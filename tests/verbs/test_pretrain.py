@@ -237,10 +237,10 @@ def test_a_learning_rate_that_breaks_it_ends_with_an_explanation(tmp_path):
 
 def test_a_budget_is_kept(tmp_path):
     start = time.monotonic()
-    result = pretrain(pictures(), out=tmp_path / "run", budget="3s", **SMALL)
+    result = pretrain(pictures(), out=tmp_path / "run", budget="5s", **SMALL)
     assert result.steps > 3
-    assert time.monotonic() - start < 16  # on a busy machine
-    assert result.seconds < 5
+    assert time.monotonic() - start < 18  # on a busy machine
+    assert result.seconds < 7
     lines = [line for line in RunFolder(tmp_path / "run").metrics() if line["event"] == "step"]
     assert lines[-1]["lr"] < 0.2 * max(line["lr"] for line in lines)  # the schedule came to its end
 
