@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import tifffile
 from PIL import Image
 
 SECONDS, BYTES = 10.0, 1 << 30
 WAIT = 60.0  # seconds of wall time after which a decoder hangs
+ZSTD = int(PIL.__version__.split(".")[0]) >= 13  # whether Pillow writes it in a TIFF
 
 
 # ---------------------------------------------------------------- files
@@ -82,7 +84,7 @@ def samples() -> dict[str, bytes]:
         "tiff-jpeg": pillow("TIFF", compression="jpeg"),
         "tiff-lzw": pillow("TIFF", compression="tiff_lzw", tiffinfo={317: 2}),
         "tiff-packbits": pillow("TIFF", compression="packbits"),
-        "tiff-zstd": pillow("TIFF", compression="zstd"),
+        **({"tiff-zstd": pillow("TIFF", compression="zstd")} if ZSTD else {}),
         "tiff-big": tiff(sixteen, bigtiff=True, byteorder=">"),
         "tiff-tiled": tiff(colours, photometric="rgb", tile=(16, 16), compression="zlib", predictor=True),
         "tiff-planar": tiff(colours.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),

@@ -6,6 +6,7 @@ import threading
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image, ImageOps
@@ -14,6 +15,8 @@ from omma.core.protocols import BadImage
 from omma.data.sources.decode import decode, sniff
 
 RNG = np.random.default_rng(0)
+
+PILLOW = int(PIL.__version__.split(".")[0])
 
 
 def smooth(height: int = 48, width: int = 64) -> Image.Image:
@@ -76,6 +79,8 @@ def test_formats_as_pillow_reads_them(kind, options, mode):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "JPEG"])
 def test_modes(mode, kind):
+    if (kind, mode) == ("TIFF", "YCbCr") and PILLOW < 13:
+        pytest.skip("Pillow before 13 does not read the YCbCr that it writes")
     image = smooth().convert(mode)
     try:
         data = encoded(image, kind)

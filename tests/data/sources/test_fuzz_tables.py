@@ -138,4 +138,5 @@ def mutate(tmp_path, kind, columns, rounds, monkeypatch):
                 partial(matching.from_beside, {name: damaged}, PATHS, Annotations(), str(tmp_path))
             )
             assert message is None or ("\n" not in message and name in message), damaged
-    assert 0 < refused < rounds
+    # pyarrow before 25 refuses a Parquet file that is damaged anywhere
+    assert 0 < refused < rounds + (kind == "parquet")

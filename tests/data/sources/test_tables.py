@@ -305,7 +305,11 @@ def test_lists_of_a_fixed_size(tmp_path):
 
 @pytest.mark.skipif(PYARROW >= 26, reason="pyarrow 26 reads them")
 def test_empty_rows_of_a_fixed_size_name_the_pyarrow_that_reads_them(tmp_path):
-    pq.write_table(pa.table({"path": NAMES, "pose": pa.array(POSES, FIXED)}), file := tmp_path / "x.parquet")
+    table = pa.table({"path": NAMES, "pose": pa.array(POSES, FIXED)})
+    try:
+        pq.write_table(table, file := tmp_path / "x.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow does not write them either")
     with pytest.raises(ValueError, match=r"^\S+x.parquet: pyarrow .* install pyarrow 26 or newer, or save"):
         open_images(file)
 
