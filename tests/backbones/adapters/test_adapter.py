@@ -33,7 +33,8 @@ def images(side: int, n: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
 def test_starts_from_the_frozen_network_and_alone_is_trained(spec):
     model, x = network(spec, width=5), images(spec["image_size"], 2)
-    assert torch.equal(model(x).pooled, network(spec)(x).pooled)
+    # the sum of branches may be another kernel, which rounds otherwise
+    torch.testing.assert_close(model(x).pooled, network(spec)(x).pooled, rtol=0, atol=1e-6)
     model.train()(x).pooled.sum().backward()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in model.named_parameters() if p.grad is not None}

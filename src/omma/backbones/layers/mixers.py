@@ -50,6 +50,8 @@ class Fourier(nn.Module):
 
     @per_length
     def _mix(self, x: Float[Tensor, "b n d"], where: Where) -> Float[Tensor, "b n d"]:
+        if not len(x):  # MKL refuses a transform of none in older versions of PyTorch
+            return x
         return torch.fft.fft2(x.float(), norm="ortho").real.to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b n d"], where: Where | Packed = NOWHERE) -> Float[Tensor, "b n d"]:
