@@ -49,9 +49,9 @@ HOW = {
     ("lightly", "module"): "SimCLR, a loop that you write",
     ("lightly", "loop"): "from its parts",
     ("lightly", "embed"): "not offered: own code",
-    ("lightly", "judge"): "k-NN; Lightning probe",
-    ("lightly", "finetune"): "Lightning module; own prediction",
-    ("timm", "embed"): "its transform; own code",
+    ("lightly", "judge"): "its k-NN and Lightning probe",
+    ("lightly", "finetune"): "its Lightning module, own prediction",
+    ("timm", "embed"): "its transform, own code",
     ("timm", "judge"): "not offered: scikit-learn",
     ("timm", "finetune"): "a loop that you write",
     ("lightly_train", "module"): "a wrapper class",
@@ -201,7 +201,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
     ran = f"{sum(not error for error in errors)} of {len(errors)} snippets ran"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     where = f"Python {result['python']}, {result['machine']}, without a GPU"
-    return [*rows, "", f"On {result['date']}, {ran}. {where}; {versions}."]
+    return [*rows, "", f"On {result['date']}, {ran}.", f"{where}; {versions}."]
 
 
 def main() -> None:

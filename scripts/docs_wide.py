@@ -1,4 +1,4 @@
-"""A hook of mkdocs: a page beside which no other page would be listed has no such list, and more room for tables."""
+"""A hook of mkdocs: a page without siblings has no list of them, and more room for tables."""
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:

@@ -262,9 +262,9 @@ def test_bf16_is_close(small):
         ("cait-s36", 224, 68.2, 13.9),
         ("cait-m36", 224, 270.9, 53.7),
         ("cait-xs24", 384, None, 19.3),
-        ("cait-s24", 384, None, 32.2),
-        ("cait-s36", 384, None, 48.0),
-        ("cait-m36", 384, None, 173.3),
+        pytest.param("cait-s24", 384, None, 32.2, marks=pytest.mark.slow),
+        pytest.param("cait-s36", 384, None, 48.0, marks=pytest.mark.slow),
+        pytest.param("cait-m36", 384, None, 173.3, marks=pytest.mark.slow),
         ("cait-m48", 448, 356.0, 329.6),
     ],
 )

@@ -102,12 +102,16 @@ def test_multiply_adds(name, size, told):
     assert multiply_adds(network, (1, 3, size, size)) / 1e9 == pytest.approx(told, rel=0.01)
 
 
+FIRST = {backbones.family(name): name for name in reversed(backbones.names())}.values()  # of each family
+
+
 @pytest.mark.parametrize("name", backbones.names())
 def test_every_name_has_a_cost(name):
     network = outline(name, 64)
     assert {p.device.type for p in network.parameters()} == {"meta"}
     count = multiply_adds(network, (1, 3, 64, 64))
-    assert multiply_adds(network, (3, 3, 64, 64)) == 3 * count > 0
+    assert count > 0
+    assert name not in FIRST or multiply_adds(network, (3, 3, 64, 64)) == 3 * count
     assert backbones.paper(name) or name in ("torchvision:alexnet", "linear", "mlp", "lenet")
 
 

@@ -104,7 +104,7 @@ def two(folder: Path) -> dict:
     results["bf16"] = run(folder / "bf16", **{**RUNS["dino"], "precision": "bf16"}).steps
     run(folder / "bf16-sharded", **{**SHARDED["dino"], "precision": "bf16", "recompute": True})
     plans: list[Plan] = []
-    length = {"budget": "3s", "steps": None}
+    length = {"budget": "2s", "steps": None}
     budgeted = run(folder / "budget", lambda e: plans.append(e) if isinstance(e, Plan) else None, **length)
     results["budget"] = budgeted.steps
     results["planned"] = [plan.steps for plan in plans]

@@ -295,7 +295,9 @@ class Enough(Exception):
     pass
 
 
-@pytest.mark.parametrize(("method", "at"), [("dino", 2), ("mae", 6), ("simclr", 6)])  # frozen until step 4
+@pytest.mark.parametrize(  # frozen until step 4
+    ("method", "at"), [("dino", 2), pytest.param("mae", 6, marks=pytest.mark.slow), ("simclr", 6)]
+)
 def test_resumed_equals_uninterrupted_without_the_first_weights(tmp_path, first, method, at):
     def stop(event):
         if isinstance(event, Progress) and event.step == at:
