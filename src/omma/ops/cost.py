@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm)  # their last two arguments are the matrices
@@ -105,6 +105,12 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, out_val: Any, **__: Any
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
+def _attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, out_val: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
 def _weight_gradient(grad: Tensor, x: Tensor, *_: Any, out_val: Any) -> int:
     return 2 * grad.numel() * x.shape[-1]
 
@@ -145,9 +151,11 @@ def _mix_backward(grad: Tensor, *args: Any, out_val: Any) -> int:
     return _branch(grad, w1, w1, w1, None, w2, out_val=None) + 2 * _attend(qkv, shapes, out_val=None)
 
 
-# operators that torch's counter lacks: oneDNN's linear layers, omma's kernels (ops/cpu/operators.py), and
-# linear layers and attention on Apple's GPUs
+# operators that torch's counter lacks: oneDNN's linear layers, omma's kernels (ops/cpu/operators.py),
+# linear layers and attention on Apple's GPUs, and in older versions attention on CPUs
 FORMULAS: dict[str, Callable[..., int]] = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "mkldnn::_linear_pointwise": _linear,
     "omma::weight_gradient": _weight_gradient,
     "omma::mlp": _branch,
