@@ -97,7 +97,9 @@ def _limited(dynamic: bool) -> Iterator[None]:
         raise TimeoutError(f"dynamic image sizes take longer than {PATIENCE:g} CPU seconds to trace")
 
     before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
+    signal.setitimer(
+        signal.ITIMER_VIRTUAL, PATIENCE, 0.5
+    )  # again where the error was caught within the trace
     try:
         yield
     finally:
