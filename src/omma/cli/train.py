@@ -107,7 +107,7 @@ def _planned(module: ModuleType, listener: Listener, options: dict[str, Any]) ->
 
 
 def demo(budget: str = "150s", out: str = "runs/demo", seed: int = 0) -> int:
-    """The main job on embedded data: pretrain, evaluate, report, in some six minutes.
+    """The main job on embedded data: pretrain, evaluate, report, in some four minutes.
 
     Handwritten digits at random places on textures of photographs, 32 px: only their shape tells them apart.
 
