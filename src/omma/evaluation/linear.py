@@ -243,8 +243,10 @@ def _lbfgs_path(
         inputs = triangle.T.contiguous()
     importance = _importance(wanted, loss, weights)
     classes, d = targets.shape[1], inputs.shape[1]
-    curvature = inputs.T @ inputs * (CURVATURE[loss] / len(x))
-    rounding = 1e-7 * float(curvature.trace())
+    curvature = (inputs.T @ inputs).double() * (CURVATURE[loss] / len(x))
+    rounding = 1e-6 * float(
+        curvature.trace()
+    )  # above that of the product, which may have negative eigenvalues
 
     def objective(flat: np.ndarray, root: Tensor, penalty: float) -> tuple[float, np.ndarray]:
         both = torch.from_numpy(flat).view(classes, d + 1)
@@ -260,7 +262,7 @@ def _lbfgs_path(
     options = {"maxiter": ITERATIONS, "gtol": CONVERGED, "ftol": 64 * np.finfo(np.float64).eps}
     weight, bias = torch.zeros(classes, d, dtype=torch.double), torch.zeros(classes, 1, dtype=torch.double)
     for penalty in penalties:
-        root = torch.linalg.cholesky(curvature + (penalty + rounding) * torch.eye(d)).double()
+        root = torch.linalg.cholesky(curvature + (penalty + rounding) * torch.eye(d, dtype=torch.double))
         start = torch.cat([weight @ root, bias], 1).numpy().ravel()
         arguments: Any = {"args": (root, penalty), "jac": True, "method": "L-BFGS-B", "options": options}
         both = torch.from_numpy(minimize(objective, start, **arguments).x).view(classes, d + 1)
