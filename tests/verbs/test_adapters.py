@@ -11,7 +11,7 @@ from omma.verbs.pretrain import pretrain
 from omma.weights import peft_format
 
 SMALL = {"batch_size": 16, "image_size": 16, "device": "cpu", "steps": 6}
-# No held-out images: the last step's weights are kept, whatever reading a processor's rounding would call best.
+# No held-out images: the last step's weights are kept, whichever reading rounding would call best.
 TUNE = {**SMALL, "holdout": 0}
 
 
