@@ -80,7 +80,7 @@ def simclr_loss(references: References, differences: Differences) -> None:
     official = references.load("google-research/simclr", "tf2.objective")
     for step in range(STEPS):
         x, twin = leaf(wave(10, 8, phase=step))
-        ours = contrastive.ntxent(*x.chunk(2), 0.1 * (step + 1))
+        ours = contrastive.ntxent(x.chunk(2), 0.1 * (step + 1))
         theirs = official.add_contrastive_loss(twin, temperature=0.1 * (step + 1))[0] / 2
         ours.backward()
         theirs.backward()
@@ -93,7 +93,7 @@ def lightlys_loss(references: References, differences: Differences) -> None:
 
     for step in range(STEPS):
         x, twin = leaf(wave(10, 8, phase=step))
-        ours = contrastive.ntxent(*x.chunk(2), 0.1 * (step + 1))
+        ours = contrastive.ntxent(x.chunk(2), 0.1 * (step + 1))
         theirs = NTXentLoss(0.1 * (step + 1))(*twin.chunk(2))
         ours.backward()
         theirs.backward()

@@ -55,7 +55,7 @@ def contrast(part: slice) -> dict[str, torch.Tensor]:
     """NT-Xent of these rows against the rows of all processes, as SimCLR calls it."""
     a, b = (wave(6, 5, phase=p)[part].float().requires_grad_() for p in (0.1, 0.9))
     loss = contrastive.ntxent(
-        a, b, 0.2, (collectives.gather(a), collectives.gather(b)), offset=dist.rank() * len(a)
+        (a, b), 0.2, (collectives.gather(a), collectives.gather(b)), offset=dist.rank() * len(a)
     )
     loss.backward()
     assert a.grad is not None

@@ -17,7 +17,7 @@ def close(a, b):
 @pytest.mark.parametrize("b", [1, 2, 7])
 def test_identical_images_give_log_of_the_others(b):
     x = torch.ones(b, 4)
-    close(contrastive.ntxent(x, x, 0.5), math.log(2 * b - 1))
+    close(contrastive.ntxent((x, x), 0.5), math.log(2 * b - 1))
 
 
 def written_out(a, b, temperature):
@@ -36,7 +36,7 @@ def written_out(a, b, temperature):
 def test_equals_the_equation(temperature):
     a, b = wave(5, 6).requires_grad_(), wave(5, 6, phase=1.0)
     twin = a.detach().clone().requires_grad_()
-    loss, reference = contrastive.ntxent(a, b, temperature), written_out(twin, b, temperature)
+    loss, reference = contrastive.ntxent((a, b), temperature), written_out(twin, b, temperature)
     close(loss, reference)
     loss.backward()
     reference.backward()
@@ -56,20 +56,41 @@ def test_lightlys_numbers(b, d, temperature, loss, first, norm):
     """lightly 1.6, NTXentLoss, in fp64."""
     one = wave(b, d, phase=0.1).float().double().requires_grad_()
     two = wave(b, d, phase=0.4) + 0.3 * wave(b, d, phase=2.0, step=1.7)
-    ours = contrastive.ntxent(one, two, temperature)
+    ours = contrastive.ntxent((one, two), temperature)
     ours.backward()
     close(ours, loss)
     close(one.grad[0], first)
     close(one.grad.norm(), norm)
 
 
+def test_three_views_are_contrasted_in_pairs():
+    """Each view against one of its image's others and all views of other images, written out."""
+    views = [wave(4, 6, phase=phase).requires_grad_() for phase in (0.0, 1.0, 2.0)]
+    twins = [x.detach().clone().requires_grad_() for x in views]
+    z, total = F.normalize(torch.stack(twins), dim=2), torch.zeros(())
+    for v, w in ((v, w) for v in range(3) for w in range(3) if v != w):
+        for i in range(4):
+            own = (z[v, i] @ z[w, i] / 0.2).exp()
+            others = sum((z[v, i] @ z[u, j] / 0.2).exp() for u in range(3) for j in range(4) if j != i)
+            total = total - (own / (own + others)).log() / (6 * 4)
+    loss = contrastive.ntxent(views, 0.2)
+    close(loss, total)
+    loss.backward()
+    total.backward()
+    for x, twin in zip(views, twins, strict=True):
+        close(x.grad, twin.grad)
+    parts = [[x[rows] for x in views] for rows in (slice(0, 1), slice(1, 4))]
+    split = [contrastive.ntxent(part, 0.2, views, offset=at) for part, at in zip(parts, (0, 1), strict=True)]
+    close((split[0] + 3 * split[1]) / 4, total)
+
+
 def test_a_part_of_a_larger_batch_sees_all_negatives():
     a, b = wave(6, 4), wave(6, 4, phase=1.0)
     parts = [
-        contrastive.ntxent(a[rows], b[rows], 0.2, everyone=(a, b), offset=rows.start)
+        contrastive.ntxent((a[rows], b[rows]), 0.2, everyone=(a, b), offset=rows.start)
         for rows in (slice(0, 2), slice(2, 6))
     ]
-    close((2 * parts[0] + 4 * parts[1]) / 6, contrastive.ntxent(a, b, 0.2))
+    close((2 * parts[0] + 4 * parts[1]) / 6, contrastive.ntxent((a, b), 0.2))
 
 
 def test_excluded_images_are_no_negatives():
@@ -82,13 +103,13 @@ def test_excluded_images_are_no_negatives():
         own = (z[i] @ z[(i + 4) % 8] / 0.2).exp()
         others = sum((z[i] @ z[k] / 0.2).exp() for k in range(8) if group[k % 4] != group[i % 4])
         total -= torch.log(own / (own + others)) / 8
-    close(contrastive.ntxent(a, b, 0.2, excluded=excluded), total)
+    close(contrastive.ntxent((a, b), 0.2, excluded=excluded), total)
     close(
-        contrastive.ntxent(a, b, 0.2, excluded=torch.zeros(4, 4, dtype=torch.bool)),
-        contrastive.ntxent(a, b, 0.2),
+        contrastive.ntxent((a, b), 0.2, excluded=torch.zeros(4, 4, dtype=torch.bool)),
+        contrastive.ntxent((a, b), 0.2),
     )
     parts = [
-        contrastive.ntxent(a[r], b[r], 0.2, everyone=(a, b), offset=r.start, excluded=excluded[r])
+        contrastive.ntxent((a[r], b[r]), 0.2, everyone=(a, b), offset=r.start, excluded=excluded[r])
         for r in (slice(0, 2), slice(2, 4))
     ]
     close(sum(parts) / 2, total)
@@ -96,7 +117,7 @@ def test_excluded_images_are_no_negatives():
 
 def test_without_negatives_there_is_nothing_to_learn():
     a = wave(3, 4).requires_grad_()
-    loss = contrastive.ntxent(a, wave(3, 4, phase=1.0), 0.2, excluded=torch.ones(3, 3, dtype=torch.bool))
+    loss = contrastive.ntxent((a, wave(3, 4, phase=1.0)), 0.2, excluded=torch.ones(3, 3, dtype=torch.bool))
     loss.backward()
     close(loss, 0.0)
     close(a.grad, torch.zeros(3, 4))

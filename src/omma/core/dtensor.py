@@ -18,3 +18,13 @@ def to_local(x: Tensor) -> Tensor:
 def to_full(x: Tensor) -> Tensor:
     """The full tensor, on every process; a collective call, which all processes must make."""
     return cast(Any, x).full_tensor() if is_sharded(x) else x
+
+
+def shard_like(full: Tensor, x: Tensor) -> Tensor:
+    """This process's shard of `full`, which all processes hold, cut as `x` is; all of it if `x` is whole."""
+    if not is_sharded(x):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = cast(Any, x).device_mesh, cast(Any, x).placements
+    return distribute_tensor(full.to(x.device), mesh, placements, src_data_rank=None).to_local()

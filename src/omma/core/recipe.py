@@ -92,7 +92,7 @@ def added(default: T, before: T) -> T:
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
-    "momentum_of", "eps", "decayed", "clip_by", "resolution",
+    "momentum_of", "eps", "decayed", "clip_by", "resolution", "momentum",
 )  # fmt: skip
 
 
@@ -111,12 +111,13 @@ class Recipe:
     schedule: Schedule = Schedule()
     epoch_steps: int | None = None  # steps that make an epoch; None: `epoch_passes`
     epoch_passes: float = 1.0  # over the images, that make an epoch: 1/3 where a step has three views of each
-    optimizer: Literal["adamw", "lars"] = "adamw"
+    optimizer: Literal["adamw", "lars", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)  # LARS: the first is its momentum
+    momentum: float = 0.95  # of Muon's matrices
     # LARS: the momentum is one of updates, that is gradients times their rate, or the rate multiplies the
     # momentum of gradients; they differ where the rate changes
     momentum_of: Literal["updates", "gradients"] = "updates"
-    eps: float = 1e-8  # of AdamW
+    eps: float = 1e-8  # of AdamW, and of what Muon leaves to it
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # cosine from weight_decay; None: constant
     decayed: tuple[Kind | str, ...] = ()  # what decays beside matrices and kernels: kinds, parameters' names

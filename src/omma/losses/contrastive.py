@@ -1,5 +1,7 @@
 """Contrastive losses between two views of the same images, or images and their texts."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -7,31 +9,36 @@ from torch import Tensor
 
 
 def ntxent(
-    a: Float[Tensor, "b d"],
-    b: Float[Tensor, "b d"],
+    views: Sequence[Float[Tensor, "b d"]],
     temperature: float,
-    everyone: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None,
+    everyone: Sequence[Float[Tensor, "n d"]] | None = None,
     offset: int = 0,
     excluded: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """NT-Xent over 2b anchors, in both directions, each against all others [Chen 2020, eq. 1].
+    """NT-Xent: each view of an image against all views of all others [Chen 2020, eq. 1].
 
-    `everyone`: the two views of all processes' images, of which this process's begin at row `offset`;
-    by default a and b. excluded: pairs of images that are no negatives of each other (an image's own views
-    are one, whatever stands there). Inputs are normalised here. An image without negatives gives 0.
+    Of more than two views, each pair of an image's is contrasted by itself: its other views are neither
+    positives nor negatives of the pair. `everyone`: the same views of all processes' images, of which this
+    process's begin at row `offset`; by default `views`. excluded: pairs of images that are no negatives of
+    each other (an image's own views are one, whatever stands there). Inputs are normalised here. An image
+    without negatives gives 0.
     """
-    a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
-    rows = torch.arange(len(a), device=a.device)
-    all_a, all_b = (a, b) if everyone is None else (F.normalize(x.float(), dim=-1) for x in everyone)
-    n = len(all_a)
-    logits = torch.cat([a, b]) @ torch.cat([all_a, all_b]).T / temperature  # [2b, 2n]
-    same = torch.cat([rows + offset, rows + offset + n])
-    other = torch.cat([rows + offset + n, rows + offset])
-    logits = logits.scatter(1, same[:, None], float("-inf"))
+    own, others = ([F.normalize(x.float(), dim=-1) for x in each] for each in (views, everyone or views))
+    v, n, b = len(own), len(others[0]), len(own[0])
+    logits = torch.cat(own) @ torch.cat(others).T / temperature  # [vb, vn]
+    rows, view = torch.arange(v * b, device=logits.device) % b, torch.arange(v, device=logits.device)
+    columns = offset + rows[:, None] + n * view  # of the image's own views: [vb, v]
+    positives = logits.gather(1, columns)
     if excluded is not None:
-        own = logits.gather(1, other[:, None])
-        logits = logits.masked_fill(excluded.repeat(2, 2), float("-inf")).scatter(1, other[:, None], own)
-    return F.cross_entropy(logits, other)
+        logits = logits.masked_fill(excluded.repeat(v, v), float("-inf"))
+    negatives = logits.scatter(1, columns, float("-inf"))
+    pairs = []
+    for k in range(1, v):  # the view that comes k places after
+        other = ((view.repeat_interleave(b) + k) % v)[:, None]
+        column = columns.gather(1, other)
+        pair = negatives.scatter(1, column, positives.gather(1, other))
+        pairs.append(F.cross_entropy(pair, column[:, 0]))
+    return torch.stack(pairs).mean()
 
 
 def infonce(

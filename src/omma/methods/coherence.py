@@ -99,13 +99,13 @@ class Method(protocols.Method):
             )
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        z = self.head(self.encoder(pair_contrast.both(batch.views[0])).pooled)
+        z = self.head(self.encoder(pair_contrast.stacked(batch.views[0])).pooled)
         own = torch.from_numpy(self.sequences[batch.key.index]).to(z.device)
         excluded = own[:, None] == collectives.gather(own)
         contrasted = (~excluded).float().mean()  # share of the batch's images that are negatives
         if self.config.negatives == "all":
             excluded = None
-        loss, metrics, _ = pair_contrast.output(z, self.config, excluded)
+        loss, metrics, _ = pair_contrast.output(z, self.config, excluded=excluded)
         return StepOutput(loss, {**metrics, "other_sequences": contrasted})
 
     def health_signals(self) -> Sequence[HealthSignal]:

@@ -25,6 +25,7 @@ from omma.core.protocols import (
     Recipe,
     StepOutput,
 )
+from omma.core.recipe import added
 from omma.methods.shared import pair_contrast, signals
 from omma.train import param_groups
 
@@ -33,6 +34,14 @@ from omma.train import param_groups
 class Config(pair_contrast.Contrast):
     """The paper's defaults, for ImageNet."""
 
+    # of each image; more than 2 give more pairs for the same number of views [Hoffer 2019, arXiv 1901.09335]
+    views: int = added(2, before=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views < 2:
+            raise ValueError(f"method.views={self.views}: at least 2 are compared")
+
 
 def needs(config: Config) -> Needs:
     """At least two images to contrast."""
@@ -40,8 +49,8 @@ def needs(config: Config) -> Needs:
 
 
 def views(config: Config, image_size: int) -> tuple[Crop, ...]:
-    """Two crops with the same augmentation [appendix A]."""
-    return (pair_contrast.crop(config, image_size, 2),)
+    """Crops with the same augmentation, two in the paper [appendix A]."""
+    return (pair_contrast.crop(config, image_size, config.views),)
 
 
 def paper(image_size: int, model: str) -> Recipe:
@@ -72,8 +81,8 @@ class Method(protocols.Method):
         self.head = pair_contrast.head(config, encoder.dim)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
-        z = self.head(self.encoder(pair_contrast.both(batch.views[0])).pooled)
-        return pair_contrast.output(z, self.config)
+        z = self.head(self.encoder(pair_contrast.stacked(batch.views[0])).pooled)
+        return pair_contrast.output(z, self.config, self.config.views)
 
     def health_signals(self) -> Sequence[HealthSignal]:
         return signals.CONTRASTIVE

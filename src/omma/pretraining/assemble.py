@@ -72,7 +72,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         related=together,
         crops=crops,
         preprocess=network.preprocess,
-        optimizer=make_optimizer(method, choice.recipe, groups),
+        optimizer=make_optimizer(method, choice.recipe, groups, setup.dtype),
         position=Position.of(choice.recipe, len(images)),
         choice=choice,
         folder=setup.folder,

@@ -17,8 +17,6 @@ class Lars(torch.optim.Optimizer):
     "gradients", v <- m v + g and the rate afterwards, as BYOL's, VICReg's and MoCo v3's.
     """
 
-    MOMENTS = ("momentum",)
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -29,6 +27,10 @@ class Lars(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
         self.momentum_of = momentum_of
+
+    def moments(self, p: torch.Tensor) -> tuple[str, ...]:
+        """Names of what is kept for the parameter, each as large as it is."""
+        return ("momentum",)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,13 +7,20 @@ import torch
 from omma.core.protocols import Clock, Method, ParamGroup, Recipe
 from omma.train import fsdp, param_groups
 from omma.train.lars import Lars
+from omma.train.muon import Muon
 from omma.train.schedules import cosine, learning_rate
 
 
 def make_optimizer(
-    method: Method, recipe: Recipe, groups: Iterable[ParamGroup] | None = None
+    method: Method,
+    recipe: Recipe,
+    groups: Iterable[ParamGroup] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `groups`, by default the method's own."""
+    """The recipe's optimizer over `groups`, by default the method's own.
+
+    dtype: of the products that Muon's iterations make; by default the parameters'.
+    """
     own = method.groups() if groups is None else groups
     labelled = [
         {
@@ -31,6 +38,10 @@ def make_optimizer(
     chosen = fsdp.split(labelled)
     if recipe.optimizer == "lars":
         return Lars(chosen, lr=recipe.lr, momentum=recipe.betas[0], momentum_of=recipe.momentum_of)
+    if recipe.optimizer == "muon":
+        return Muon(
+            chosen, lr=recipe.lr, momentum=recipe.momentum, betas=recipe.betas, eps=recipe.eps, dtype=dtype
+        )
     fused = all(p.device.type in ("cpu", "cuda") for group in chosen for p in group["params"])
     return torch.optim.AdamW(
         chosen, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=0.0, fused=fused

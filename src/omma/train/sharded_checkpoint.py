@@ -19,10 +19,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from omma.core import dist, files
+from omma.core.dtensor import shard_like, to_local
 from omma.core.errors import line
+from omma.train.lars import Lars
+from omma.train.muon import Muon
 
 FACTS, CHECKSUMS = "facts.json", "checksums.json"
 BLOCK = 1 << 22  # bytes read at a time for a checksum
@@ -103,9 +105,9 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None)
         ) from error
 
 
-def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of what the optimizer keeps for each parameter, beside the number of steps."""
-    return getattr(optimizer, "MOMENTS", ADAM)
+def moments_of(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> tuple[str, ...]:
+    """Names of what the optimizer keeps for a parameter, beside the number of steps."""
+    return optimizer.moments(p) if isinstance(optimizer, (Lars, Muon)) else ADAM
 
 
 def _blank(stored: Metadata, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -113,9 +115,13 @@ def _blank(stored: Metadata, method: nn.Module, optimizer: torch.optim.Optimizer
     optimizer.state.clear()
     for name, p in method.named_parameters():
         if f"optimizer.{name}.step" in stored.state_dict_metadata:
-            blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in moments_of(optimizer)}
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **blank}
+            optimizer.state[p] = _blank_state(optimizer, p)
     return {name: optimizer.state[p] for name, p in method.named_parameters() if p in optimizer.state}
+
+
+def _blank_state(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> dict[str, Tensor]:
+    blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in moments_of(optimizer, p)}
+    return {"step": torch.zeros((), device=p.device), **blank}
 
 
 @torch.no_grad()
@@ -134,19 +140,13 @@ def scatter(
         for row, p in zip(rows, group["params"], strict=True):
             entry = moments["state"].get(moments["param_groups"][number]["params"][row])
             if entry is not None:
-                blank = {moment: torch.zeros_like(p, requires_grad=False) for moment in moments_of(optimizer)}
-                optimizer.state[p] = {"step": entry["step"].to(p.device), **blank}
-                for moment in blank:
-                    _fill(blank[moment], entry[moment])
+                blank = optimizer.state[p] = _blank_state(optimizer, p)
+                for name in blank:
+                    _fill(blank[name], entry[name])
 
 
 def _fill(tensor: Tensor, whole: Tensor) -> None:
-    if isinstance(tensor, DTensor):
-        mesh, placements = tensor.device_mesh, tensor.placements
-        shard = distribute_tensor(whole.to(tensor.device), mesh, placements, src_data_rank=None)
-        tensor.to_local().copy_(shard.to_local())
-    else:
-        tensor.copy_(whole)
+    to_local(tensor).copy_(shard_like(whole, tensor))
 
 
 def _first(error: CheckpointException) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -97,23 +96,23 @@ def head(config: Contrast, dim: int) -> nn.Sequential:
 
 
 def output(
-    z: Float[Tensor, "2b d"], config: Contrast, excluded: Bool[Tensor, "b n"] | None = None
+    z: Float[Tensor, "vb d"], config: Contrast, views: int = 2, excluded: Bool[Tensor, "b n"] | None = None
 ) -> StepOutput:
-    """Loss and metrics of projections, those of all first views before those of all second ones.
+    """Loss and metrics of projections, those of all first views before those of all second ones, and so on.
 
     excluded: as in `contrastive.ntxent`.
     """
-    first, second = z.chunk(2)
-    everyone = collectives.gather(first), collectives.gather(second)
-    offset = dist.rank() * len(first)
-    loss = contrastive.ntxent(first, second, config.temperature, everyone, offset, excluded)
+    own = z.chunk(views)
+    everyone = [collectives.gather(view) for view in own]
+    offset = dist.rank() * len(own[0])
+    loss = contrastive.ntxent(own, config.temperature, everyone, offset, excluded)
     metrics = {
-        "alignment": contrastive.alignment(first, second).detach(),
-        "uniformity": contrastive.uniformity(first.detach()),
+        "alignment": contrastive.alignment(own[0], own[1]).detach(),
+        "uniformity": contrastive.uniformity(own[0].detach()),
     }
     return StepOutput(2 * loss if config.summed else loss, metrics)
 
 
-def both(pairs: Float[Tensor, "b 2 c s s"]) -> Float[Tensor, "2b c s s"]:
-    """All first views, then all second ones."""
-    return torch.cat([pairs[:, 0], pairs[:, 1]])
+def stacked(views: Float[Tensor, "b v c s s"]) -> Float[Tensor, "vb c s s"]:
+    """All first views, then all second ones, and so on."""
+    return views.transpose(0, 1).flatten(0, 1)

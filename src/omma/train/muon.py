@@ -1,0 +1,113 @@
+"""Muon: updates of matrices are orthogonal, those of all else AdamW's.
+
+[Jordan 2024, kellerjordan.github.io/posts/muon]
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from omma.core.dtensor import is_sharded, shard_like, to_full, to_local
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that takes singular values close to 1 [Jordan 2024]
+ITERATIONS = 5
+RMS = 0.2  # of an update at rate 1, as AdamW's have about [Liu 2025, arXiv 2502.16982, section 2.2]
+
+
+def orthogonalised(x: Float[Tensor, "k n m"], dtype: torch.dtype | None = None) -> Float[Tensor, "k n m"]:
+    """Near U V^T of each x = U S V^T, by Newton-Schulz iterations; most singular values end in [.7, 1.2].
+
+    dtype: of the products; None: that of `x`. A matrix of zeros stays one.
+    """
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]
+    y = x.mT if tall else x
+    y = (y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or x.dtype)
+    for _ in range(ITERATIONS):
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return (y.mT if tall else y).to(x.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum of each matrix, orthogonalised; AdamW for vectors, tokens and depthwise kernels.
+
+    A kernel is a matrix with a row for each output channel. Updates of both have a root mean square of about
+    .2 lr, so that they share rate and decay [Liu 2025]. Sharded matrices are gathered to be orthogonalised.
+    dtype: of the iterations' products.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        )
+        self.dtype = dtype
+        self._matrices = {
+            id(p) for group in self.param_groups for p in group["params"] if _is_matrix(p, group)
+        }
+
+    def moments(self, p: Tensor) -> tuple[str, ...]:
+        """Names of what is kept for the parameter, each as large as it is."""
+        return ("momentum",) if id(p) in self._matrices else ("exp_avg", "exp_avg_sq")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            for p in trained:
+                if p not in self.state:
+                    blank = {name: torch.zeros_like(p) for name in self.moments(p)}
+                    self.state[p] = {"step": torch.zeros((), device=p.device), **blank}
+            self._orthogonal([p for p in trained if id(p) in self._matrices], group)
+            self._adamw([p for p in trained if id(p) not in self._matrices], group)
+
+    def _orthogonal(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        alike = defaultdict(list)  # by shape: many small products are slow
+        for p in params:
+            state, gradient = self.state[p], p.grad
+            assert gradient is not None
+            state["step"] += 1
+            state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            ahead = to_full(gradient.lerp(state["momentum"], group["momentum"])).flatten(1)
+            alike[ahead.shape].append((p, ahead))
+        for shape, pairs in alike.items():
+            updates = orthogonalised(torch.stack([ahead for _, ahead in pairs]), self.dtype)
+            rate = group["lr"] * RMS * max(shape) ** 0.5
+            for (p, _), update in zip(pairs, updates, strict=True):
+                weights = to_local(p)
+                weights.mul_(1 - group["lr"] * group["weight_decay"])
+                weights.sub_(shard_like(update.view(p.shape), p), alpha=rate)
+
+    def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        for sharded in (False, True):
+            chosen = [p for p in params if is_sharded(p) == sharded]
+            if not chosen:
+                continue
+            states = [self.state[p] for p in chosen]
+            beta1, beta2 = group["betas"]
+            adamw(
+                chosen, [p.grad for p in chosen if p.grad is not None],
+                [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
+                [state["step"] for state in states],
+                fused=all(p.device.type in ("cpu", "cuda") for p in chosen), amsgrad=False, beta1=beta1,
+                beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+                maximize=False,
+            )  # fmt: skip
+
+
+def _is_matrix(p: Tensor, group: dict[str, Any]) -> bool:
+    """Is it a matrix or a kernel over several channels? Tokens, positions and tables are in other groups."""
+    return group.get("decay", True) and p.ndim > 1 and not (p.ndim > 2 and p.shape[1] == 1)
