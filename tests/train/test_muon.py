@@ -30,7 +30,7 @@ def test_the_iterations_in_bf16_are_close_to_those_in_fp32():
 def test_a_step_is_nesterov_momentum_orthogonalised_and_decay_apart():
     weights = torch.nn.Parameter(matrix(4, 6))
     kernel = torch.nn.Parameter(matrix(4, 3, 2, 2, seed=1))
-    optimizer = Muon([{"params": [weights, kernel], "weight_decay": 0.1}], lr=0.5, momentum=0.9)
+    optimizer = Muon([{"params": [weights, kernel], "weight_decay": 0.1}], lr=0.25, matrix_lr=2, momentum=0.9)
     expected, momenta = [weights.detach().clone(), kernel.detach().clone()], [0.0, 0.0]
     for step in range(3):
         for i, p in enumerate((weights, kernel)):

@@ -80,6 +80,11 @@ def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
     also = [spared.get(kind, kind) for kind in r.decayed]
     each = {"all": "all gradients", "part": "each part", "tensor": "each tensor"}[r.clip_by]
     adamw = f"AdamW, betas {r.betas[0]:g}, {r.betas[1]:g}"
+    optimizer = {
+        "adamw": adamw,
+        "lars": f"LARS, momentum {r.betas[0]:g}",
+        "muon": f"Muon for matrices, momentum {r.momentum:g}, {r.matrix_lr:g} x the rate; else {adamw}",
+    }[r.optimizer]
     return [
         ("batch", f"{r.batch:,}"),
         ("peak learning rate", f"{r.lr:.3g}; another batch: {follows}"),
@@ -87,7 +92,7 @@ def _rules(recipe: "Recipe") -> list[tuple[str, str]]:
         ("then", down + (", each epoch" if schedule.by == "epoch" else "")),
         ("weight decay", f"{decay}, of matrices" + "".join(f", {kind}" for kind in also)),
         ("gradient norm", "any" if r.clip is None else f"at most {r.clip:g}, {each}"),
-        ("optimizer", adamw if r.optimizer == "adamw" else f"LARS, momentum {r.betas[0]:g}"),
+        ("optimizer", optimizer),
         ("stochastic depth", f"{r.drop_path:g}"),
         (
             "views",

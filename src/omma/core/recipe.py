@@ -92,7 +92,7 @@ def added(default: T, before: T) -> T:
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
-    "momentum_of", "eps", "decayed", "clip_by", "resolution", "momentum",
+    "momentum_of", "eps", "decayed", "clip_by", "resolution", "momentum", "matrix_lr",
 )  # fmt: skip
 
 
@@ -113,7 +113,8 @@ class Recipe:
     epoch_passes: float = 1.0  # over the images, that make an epoch: 1/3 where a step has three views of each
     optimizer: Literal["adamw", "lars", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)  # LARS: the first is its momentum
-    momentum: float = 0.95  # of Muon's matrices
+    momentum: float = 0.95  # of Muon's matrices, ...
+    matrix_lr: float = 1.0  # ... whose rate is so many times that of all else
     # LARS: the momentum is one of updates, that is gradients times their rate, or the rate multiplies the
     # momentum of gradients; they differ where the rate changes
     momentum_of: Literal["updates", "gradients"] = "updates"

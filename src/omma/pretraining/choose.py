@@ -78,8 +78,8 @@ def choose(facts: Facts, request: Request, origin: Origin | None = None) -> Choi
     name = decide("recipe", request.recipe, lambda: _recipe_name(facts))
     before = None if origin is None else origin.pretrained_by
     recipe = _recipe(method, name, size, model, before, request.options or {})
-    if origin is not None:  # the weights were made for the options they have
-        recipe = dataclasses.replace(recipe, encoder={})
+    if origin is not None:
+        recipe = _continued(recipe)
     batch = decide("batch", request.batch_size, lambda: _batch(facts, recipe))
     enough_images(method, needs_of(method, recipe.config), batch, chosen(request.accumulate) or 1)
     recipe = recipe.for_batch(batch)
@@ -111,6 +111,12 @@ def _recipe(
         recipe = file.paper_after(before, size, model)
     recipe = dataclasses.replace(recipe, config=configured(method, recipe.config, options))
     return file.adapted(recipe, backbones.options(model))
+
+
+def _continued(recipe: Recipe) -> Recipe:
+    """For trained weights: with the options they were made for, and AdamW, whose steps are smaller than Muon's."""
+    optimizer = "adamw" if recipe.optimizer == "muon" else recipe.optimizer
+    return dataclasses.replace(recipe, encoder={}, optimizer=optimizer)
 
 
 def _recipe_name(facts: Facts) -> tuple[str, str]:

@@ -37,23 +37,23 @@ def orthogonalised(x: Float[Tensor, "k n m"], dtype: torch.dtype | None = None) 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum of each matrix, orthogonalised; AdamW for vectors, tokens and depthwise kernels.
 
-    A kernel is a matrix with a row for each output channel. Updates of both have a root mean square of about
-    .2 lr, so that they share rate and decay [Liu 2025]. Sharded matrices are gathered to be orthogonalised.
-    dtype: of the iterations' products.
+    A kernel is a matrix with a row for each output channel. An update of a matrix has a root mean square of
+    .2 rate, about AdamW's [Liu 2025], with rate = lr * matrix_lr, which its decay follows, too. Sharded
+    matrices are gathered to be orthogonalised. dtype: of the iterations' products.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
         lr: float,
+        matrix_lr: float = 1.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0}
-        )
+        defaults = {"lr": lr, "matrix_lr": matrix_lr, "momentum": momentum, "betas": betas, "eps": eps}
+        super().__init__(params, defaults | {"weight_decay": 0.0})
         self.dtype = dtype
         self._matrices = {
             id(p) for group in self.param_groups for p in group["params"] if _is_matrix(p, group)
@@ -85,11 +85,11 @@ class Muon(torch.optim.Optimizer):
             alike[ahead.shape].append((p, ahead))
         for shape, pairs in alike.items():
             updates = orthogonalised(torch.stack([ahead for _, ahead in pairs]), self.dtype)
-            rate = group["lr"] * RMS * max(shape) ** 0.5
+            rate = group["lr"] * group["matrix_lr"]
             for (p, _), update in zip(pairs, updates, strict=True):
                 weights = to_local(p)
-                weights.mul_(1 - group["lr"] * group["weight_decay"])
-                weights.sub_(shard_like(update.view(p.shape), p), alpha=rate)
+                weights.mul_(1 - rate * group["weight_decay"])
+                weights.sub_(shard_like(update.view(p.shape), p), alpha=rate * RMS * max(shape) ** 0.5)
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         for sharded in (False, True):

@@ -40,8 +40,9 @@ def make_optimizer(
         return Lars(chosen, lr=recipe.lr, momentum=recipe.betas[0], momentum_of=recipe.momentum_of)
     if recipe.optimizer == "muon":
         return Muon(
-            chosen, lr=recipe.lr, momentum=recipe.momentum, betas=recipe.betas, eps=recipe.eps, dtype=dtype
-        )
+            chosen, lr=recipe.lr, matrix_lr=recipe.matrix_lr, momentum=recipe.momentum, betas=recipe.betas,
+            eps=recipe.eps, dtype=dtype,
+        )  # fmt: skip
     fused = all(p.device.type in ("cpu", "cuda") for group in chosen for p in group["params"])
     return torch.optim.AdamW(
         chosen, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=0.0, fused=fused

@@ -28,6 +28,7 @@ from omma.data.batches import augment, gpu_jpeg, transport
 from omma.data.batches.frames import Sample, Sampler, samples
 from omma.data.batches.in_memory import Decoded, decode_all, fits_in_memory
 from omma.data.batches.order import fetched, keys
+from omma.data.batches.remembered import Remembered, room
 from omma.data.batches.skip_bad import RawCrops, Reader
 from omma.data.sources.values import read_in
 
@@ -138,7 +139,7 @@ def stream(
     workers = auto_workers(world) if workers is None else workers
     chunks = -(-(batch // world) // _CHUNK)
     if decode is None:
-        work, finish = _Cutter(images, plan, full_scale), None
+        work, finish = _Cutter(images, plan, full_scale, room() // world), None
     else:
         work = gpu_jpeg.Opener(images, augment.at_least(plan), full_scale)
         finish = gpu_jpeg.OnDevice(images, plan, device, decode, full_scale)
@@ -207,9 +208,14 @@ def _join(chunks: tuple[Tensor, ...], device: torch.device) -> Tensor:
 class _Cutter(Dataset):
     """What a worker does with one chunk of samples: read and cut."""
 
-    def __init__(self, images: Images, plan: tuple[Crop, ...], full_scale: float | None) -> None:
+    def __init__(
+        self, images: Images, plan: tuple[Crop, ...], full_scale: float | None, remember: int
+    ) -> None:
         self.plan = plan
-        self.reader = Reader(images, partial(read_in, images, full_scale, at_least=augment.at_least(plan)))
+        read = partial(read_in, images, full_scale, at_least=augment.at_least(plan))
+        if getattr(images, "encoded", False) and sys.platform == "linux":  # where workers are forked
+            read = Remembered(read, len(images), remember)
+        self.reader = Reader(images, read)
 
     def __getitem__(self, samples: Sample) -> RawCrops:
         images, read, bad = self.reader.read_all(samples.rows)
