@@ -1,4 +1,4 @@
-"""Recipes: the small ones are those of earlier versions' runs, which so resume; the page shows today's."""
+"""Recipes: those of earlier versions' runs are restored, so that these resume; the page shows today's."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from omma import methods
+from omma.core.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,17 +16,20 @@ SMALL = json.loads(Path(__file__).with_name("small_recipes.json").read_text())
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_a_small_recipe_is_what_it_was(case):
-    """`Recipe.settings` is compared when a run resumes; what is None there may be absent."""
-    name, size, model = case.split()
-    settings = json.loads(json.dumps(methods.get(name).small(int(size), model).settings()))
-    before, now = ({**d, **d["config"]} for d in (SMALL[case], settings))
-    changed = {k: (before.get(k), now.get(k)) for k in {*before, *now} - {"config"}}
-    changed = {k: pair for k, pair in changed.items() if pair[0] != pair[1]}
-    assert not changed, (
-        f"{name}: {changed} (before, now): runs of earlier versions cannot be resumed. A new field of Config "
-        'needs metadata={"before": what earlier versions did}, and the small recipe that value'
-    )
+def test_the_recipe_of_an_earlier_versions_run_is_restored(case):
+    """So that it resumes as it began, whatever the small recipe is by now."""
+    before = SMALL[case]
+    restored = Recipe.restored(before, methods.get(case.split()[0]).Config)
+    now = json.loads(json.dumps(restored.settings()))
+    for kept in (before, now):  # what is None may be absent
+        kept["config"] = {k: v for k, v in kept["config"].items() if v is not None}
+    assert now == {k: v for k, v in before.items() if v is not None or k in now}
+
+
+@pytest.mark.parametrize("name", sorted({case.split()[0] for case in SMALL}))
+def test_todays_small_recipe_is_restored_from_its_settings(name):
+    recipe = methods.get(name).small(64, "vit-n/4")
+    assert Recipe.restored(json.loads(json.dumps(recipe.settings())), type(recipe.config)) == recipe
 
 
 def number(cell: str) -> tuple[float, ...] | str:

@@ -1,5 +1,6 @@
 """`omma pretrain`, whole: from files to a model; killed, resumed, refused, with hostile files."""
 
+import dataclasses
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from omma.data.batches import gpu_jpeg
 from omma.data.sources import check
 from omma.data.sources.collection import ArrayImages
 from omma.data.sources.decode import decode
+from omma.methods import simclr
 from omma.ops import recompute
 from omma.pretraining import input_bound, readings
 from omma.pretraining.events import Note, Plan, Progress, Read
@@ -144,6 +146,30 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tmp_path
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="holds no run"):
         pretrain(pictures(), out=tmp_path, steps=2, **SMALL)
+
+
+def test_a_run_goes_on_by_its_own_recipe_after_an_update(tmp_path, monkeypatch):
+    """A later version's recipe may differ; what the user asks for may not."""
+    today = simclr.small
+
+    def earlier(image_size, model):
+        recipe = today(image_size, model)
+        plain = dataclasses.replace(recipe.config, views=2, temperature=0.3)
+        return dataclasses.replace(recipe, config=plain, batch=16, lr=0.004, optimizer="adamw", matrix_lr=1.0)
+
+    def stop(event):
+        if isinstance(event, Progress) and event.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    same = {"steps": 4, "method": "simclr", "model": "vit-n/4", "device": "cpu", "workers": 0, "seed": 1}
+    monkeypatch.setattr(simclr, "small", earlier)
+    pretrain(pictures(), out=tmp_path / "whole", **same)
+    assert pretrain(pictures(), out=tmp_path / "run", listen=stop, **same).steps < 4
+    monkeypatch.setattr(simclr, "small", today)
+    with pytest.raises(ValueError, match=r"settings\.lr: .* there, 0\.5 now"):
+        pretrain(pictures(), out=tmp_path / "run", lr=0.5, **same)
+    pretrain(pictures(), out=tmp_path / "run", **same)
+    assert equal(state(tmp_path / "whole"), state(tmp_path / "run"))
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypatch):

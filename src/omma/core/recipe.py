@@ -89,6 +89,18 @@ def added(default: T, before: T) -> T:
     return field(default=default, metadata={"before": before})
 
 
+def restored(config: type[T], settings: Mapping[str, Any]) -> T:
+    """A method's Config from a run's settings; what these leave out has its `before` (`added`)."""
+    fields: Any = dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
+    before = {f.name: f.metadata["before"] for f in fields if "before" in f.metadata}
+    return config(**before | {name: _tuples(value) for name, value in settings.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 # fields that runs of omma 0.1 do not know: their configurations stay the same where these are not set
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
@@ -165,6 +177,13 @@ class Recipe:
             if "before" in f.metadata and getattr(self.config, f.name) == f.metadata["before"]:
                 del kept["config"][f.name]
         return kept
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], config: type[Any]) -> "Recipe":
+        """The recipe with these `settings` and a method's Config. Raises TypeError for unknown names."""
+        kept = {name: _tuples(value) for name, value in settings.items()}
+        schedule = Schedule(**kept.pop("schedule", {}))
+        return cls(**kept | {"config": restored(config, settings["config"]), "schedule": schedule})
 
     def stated_warmup(self, clock: Clock) -> float | None:
         """Epochs of the warm-up that the recipe states, if it does."""

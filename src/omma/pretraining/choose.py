@@ -114,7 +114,7 @@ def _recipe(
 
 
 def _continued(recipe: Recipe) -> Recipe:
-    """For trained weights: with the options they were made for, and AdamW, whose steps are smaller than Muon's."""
+    """For trained weights: their own options, and AdamW, whose steps are smaller than Muon's."""
     optimizer = "adamw" if recipe.optimizer == "muon" else recipe.optimizer
     return dataclasses.replace(recipe, encoder={}, optimizer=optimizer)
 

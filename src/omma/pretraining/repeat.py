@@ -48,6 +48,18 @@ def asked(request: Any, apart: Collection[str] = APART) -> dict[str, Any]:
     return found
 
 
+def same_recipe(request: Any, choice: Any, begun: Mapping[str, Any]) -> bool:
+    """Does the request ask for the recipe of the run that has begun with this configuration?"""
+    of_recipe = ("recipe", "image_size", "batch_size", "lr", "resolution", "options", "init", "adapt")
+    now, then = asked(request), begun.get("options")
+    return (
+        isinstance(then, Mapping)
+        and all(now.get(name) == then.get(name) for name in of_recipe)
+        and all(getattr(choice, key) == begun[key] for key in ("method", "model", "image_size"))
+        and choice.recipe_name == begun["recipe"]
+    )
+
+
 def held(images: Any) -> bool | None:
     """True, as config.json has it, for images that a program holds; None for a path."""
     return None if isinstance(images, str | os.PathLike) else True

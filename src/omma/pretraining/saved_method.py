@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omma import backbones, methods, weights
 from omma.core.protocols import Context, Method
+from omma.core.recipe import restored
 from omma.pretraining.folder import RunFolder
 from omma.train import checkpoint
 from omma.weights import Model
@@ -24,7 +25,7 @@ def whole(folder: RunFolder) -> Method | None:
     if saved is None:
         return None
     encoder = backbones.build(**weights.load(folder.path).encoder.spec())
-    settings = file.Config(**config["settings"]["config"])
+    settings = restored(file.Config, config["settings"]["config"])
     method = file.Method(encoder, settings, Context(image_size=config["image_size"]))
     checkpoint.restore(saved, method, None)
     return method.eval()

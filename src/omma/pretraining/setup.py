@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from omma import methods
 from omma.core import device as devices
 from omma.core import dist
-from omma.core.protocols import Needs
+from omma.core.protocols import Needs, Recipe
 from omma.data.batches import gpu_jpeg
 from omma.data.sources import groups as grouping
 from omma.data.sources.indexed import IndexedImages
-from omma.pretraining import data, init_weights, requirements, same_images
+from omma.pretraining import data, init_weights, repeat, requirements, same_images
 from omma.pretraining.choose import Choice, Facts, choose
 from omma.pretraining.data import Data
 from omma.pretraining.folder import RunFolder
@@ -96,6 +97,7 @@ def decide(request: Request) -> Setup:
             facts = data.facts(training, device.type, images.source)
         choice = choose(known.planned(facts), request, None)
     facts = known.planned(facts)
+    sizes = _sizes(request, facts, start, choice, folder)
     return Setup(
         request=request,
         device=device,
@@ -106,7 +108,7 @@ def decide(request: Request) -> Setup:
         facts=facts,
         start=start,
         teacher=teacher,
-        sizes=_sizes(request, facts, start, choice, folder),
+        sizes=dataclasses.replace(sizes, choice=_begun(request, sizes.choice, folder)),
         folder=folder,
         known=known,
     )
@@ -145,6 +147,18 @@ def _precision(request: Request, device: torch.device, folder: RunFolder) -> tor
     if name == "auto":
         name = folder.config().get("precision", name)
     return dist.broadcast(devices.pick_precision(name, device))
+
+
+def _begun(request: Request, choice: Choice, folder: RunFolder) -> Choice:
+    """With the recipe that the run began with, if it has begun: this version's may be another."""
+    config = dist.broadcast(folder.config())
+    if not config or not repeat.same_recipe(request, choice, config):
+        return choice
+    try:
+        recipe = Recipe.restored(config["settings"], methods.get(choice.method).Config)
+    except (TypeError, ValueError, KeyError):  # of a later version; `RunFolder.check` names what differs
+        return choice
+    return dataclasses.replace(choice, recipe=recipe)
 
 
 def _sizes(request: Request, facts: Facts, start: Start | None, choice: Choice, folder: RunFolder) -> Sizes:
