@@ -105,6 +105,7 @@ def _tuples(value: Any) -> Any:
 _LATER = (
     "rate_by_batch", "warmup_epochs", "warmup_length", "schedule", "epoch_steps", "epoch_passes", "optimizer",
     "momentum_of", "eps", "decayed", "clip_by", "resolution", "momentum", "matrix_lr",
+    "least_steps",
 )  # fmt: skip
 
 
@@ -139,6 +140,7 @@ class Recipe:
     drop_path: float = 0.0
     # smaller views first: (share of the run, scale of the views' sides until then); their own size afterwards
     resolution: tuple[tuple[float, float], ...] = ()
+    least_steps: int | None = None  # fewer were seen to teach less than raw pixels tell; None: not measured
     encoder: Mapping[str, Any] = field(default_factory=dict)  # backbone options, used if it has them
 
     def __post_init__(self) -> None:

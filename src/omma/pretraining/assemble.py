@@ -32,7 +32,7 @@ from omma.data.sources.captions import Captions
 from omma.data.sources.indexed import IndexedImages
 from omma.data.sources.values import scaling_notes
 from omma.methods.shared.classifies import Classifies
-from omma.pretraining import few_labels, init_weights, placement, related, repeat, requirements
+from omma.pretraining import expectation, few_labels, init_weights, placement, related, repeat, requirements
 from omma.pretraining.hold_out import HoldOut
 from omma.pretraining.monitor import Monitor
 from omma.pretraining.request import Request, chosen
@@ -91,6 +91,7 @@ def assemble(setup: Setup, timekeeper: Timekeeper) -> Run:
         groups=None if data.groups is None else data.groups.codes[data.training],
         part=data.part,
         notes=[
+            *expectation.published(setup),
             *setup.known.notes,
             *data.notes,
             *data.held_out_notes,

@@ -116,7 +116,7 @@ def _recipe(
 def _continued(recipe: Recipe) -> Recipe:
     """For trained weights: their own options, and AdamW, whose steps are smaller than Muon's."""
     optimizer = "adamw" if recipe.optimizer == "muon" else recipe.optimizer
-    return dataclasses.replace(recipe, encoder={}, optimizer=optimizer)
+    return dataclasses.replace(recipe, encoder={}, optimizer=optimizer, least_steps=None)
 
 
 def _recipe_name(facts: Facts) -> tuple[str, str]:

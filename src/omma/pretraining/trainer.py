@@ -19,7 +19,7 @@ from omma.core import dist, files, launcher
 from omma.core.protocols import Batch
 from omma.data.batches import augment, loader
 from omma.data.sources.skipped import found_before, write_skipped
-from omma.pretraining import first_head, input_bound, resume, trial
+from omma.pretraining import expectation, first_head, input_bound, resume, trial
 from omma.pretraining.events import Note, Plan, Progress, Result
 from omma.pretraining.folder import RunFolder
 from omma.pretraining.metrics_log import MetricsLog
@@ -67,7 +67,7 @@ def train(run: Run, request: Request) -> Result:
             run.position.total = resume.length(run, request)
         if extending:
             resume.extend(run, request)
-        run.notes += resume.shorter_warmup(run)
+        run.notes += [*resume.shorter_warmup(run), *expectation.few_steps(run)]
         if dist.is_distributed():
             share = run.position.batch // dist.world_size()
             run.notes.append(f"{dist.world_size()} processes, {share} images of a step each")
@@ -90,7 +90,7 @@ def plan(run: Run, request: Request) -> Plan:
             _, batches, step_time = trial.find_sizes(run, stack)
             run.clock.pace, _ = trial.pace(run, batches, step_time)
         run.position.total = total or resume.length(run, request)
-        run.notes += resume.shorter_warmup(run)
+        run.notes += [*resume.shorter_warmup(run), *expectation.few_steps(run)]
         planned = dataclasses.replace(_plan(run), out=out.path)
     run.listen(planned)
     return planned
