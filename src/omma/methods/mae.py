@@ -46,6 +46,7 @@ from omma.methods.shared.pixel_decoding import (
     patches_of,
     small_decoder,
 )
+from omma.methods.shared.small_data import MUON
 from omma.ops.patches import normalised
 from omma.train import param_groups
 
@@ -93,6 +94,7 @@ def small(image_size: int, model: str) -> Recipe:
     return Recipe(
         config=Config(**small_decoder(image_size)), batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05,
         weight_decay=0.05, betas=(0.9, 0.95), clip=3.0, encoder={"positions": "sincos", "pool": "mean"},
+        **MUON,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from omma.core.protocols import (
 )
 from omma.core.recipe import added
 from omma.methods.shared import pair_contrast, signals
+from omma.methods.shared.small_data import MUON
 from omma.train import param_groups
 
 
@@ -71,7 +72,7 @@ def small(image_size: int, model: str) -> Recipe:
     recipe = pair_contrast.small(Config, image_size, model)
     return dataclasses.replace(
         recipe, config=dataclasses.replace(recipe.config, views=4), batch=recipe.batch // 2,
-        lr=recipe.lr * 0.5**0.5, optimizer="muon", momentum=0.9, matrix_lr=8.0,
+        lr=recipe.lr * 0.5**0.5, least_steps=150, **MUON,
         resolution=((0.8, 0.5),) if image_size == 64 else (),
     )  # fmt: skip
 

@@ -20,8 +20,8 @@ def published(setup: Setup) -> list[str]:
     there = f" (on this machine: {', '.join(names[:3])})" if names else ""
     name = names[0] if names else "hf:facebook/dinov2-small"
     return [
-        "it starts from random weights; if these are photographs, published weights know more (50 bird species, "
-        f"k-NN: 91 % against {FROM_SCRATCH} after ten minutes): judge them by `omma evaluate {name} "
+        "it starts from random weights; if these are photographs, published weights know more (50 bird "
+        f"species, k-NN: 91 % against {FROM_SCRATCH} after ten minutes): judge them by `omma evaluate {name} "
         f"{setup.data.source.source}`, and go on from them by --init{there}"
     ]
 

@@ -19,18 +19,19 @@ ITERATIONS = 5
 RMS = 0.2  # of an update at rate 1, as AdamW's have about [Liu 2025, arXiv 2502.16982, section 2.2]
 
 
-def orthogonalised(x: Float[Tensor, "k n m"], dtype: torch.dtype | None = None) -> Float[Tensor, "k n m"]:
-    """Near U V^T of each x = U S V^T, by Newton-Schulz iterations; most singular values end in [.7, 1.2].
+def orthogonalised(x: Float[Tensor, "*k n m"], dtype: torch.dtype | None = None) -> Float[Tensor, "*k n m"]:
+    """Near U V^T of x = U S V^T, by Newton-Schulz iterations; most singular values end in [.7, 1.2].
 
-    dtype: of the products; None: that of `x`. A matrix of zeros stays one.
+    x: a matrix, or a stack of them. dtype: of the products; None: that of `x`. A matrix of zeros stays one.
     """
     a, b, c = COEFFICIENTS
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
     y = (y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or x.dtype)
     for _ in range(ITERATIONS):
         gram = y @ y.mT
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+        y = product(y, product(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return (y.mT if tall else y).to(x.dtype)
 
 
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             self._adamw([p for p in trained if id(p) not in self._matrices], group)
 
     def _orthogonal(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        alike = defaultdict(list)  # by shape: many small products are slow
+        alike = defaultdict(list)  # by shape
         for p in params:
             state, gradient = self.state[p], p.grad
             assert gradient is not None
@@ -84,7 +85,11 @@ class Muon(torch.optim.Optimizer):
             ahead = to_full(gradient.lerp(state["momentum"], group["momentum"])).flatten(1)
             alike[ahead.shape].append((p, ahead))
         for shape, pairs in alike.items():
-            updates = orthogonalised(torch.stack([ahead for _, ahead in pairs]), self.dtype)
+            matrices = [ahead for _, ahead in pairs]
+            if matrices[0].device.type == "cpu":  # where products of stacks are slower
+                updates = [orthogonalised(matrix, self.dtype) for matrix in matrices]
+            else:
+                updates = orthogonalised(torch.stack(matrices), self.dtype).unbind()
             rate = group["lr"] * group["matrix_lr"]
             for (p, _), update in zip(pairs, updates, strict=True):
                 weights = to_local(p)
