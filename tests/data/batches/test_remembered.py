@@ -66,12 +66,19 @@ def test_forked_processes_share_what_one_has_read(images):
     assert images.read() == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
-def test_what_does_not_fit_is_read_each_time(images):
+def test_what_does_not_fit_is_read_each_time(images, monkeypatch):
+    monkeypatch.setattr(remembered, "LEAST", 1)
     memory = Remembered(images, 9, images.images[0].nbytes + 1)
     for _ in range(2):
         assert np.array_equal(memory(0), images.images[0])
         assert np.array_equal(memory(1), images.images[1])
     assert images.read() == [0, 1, 1]
+
+
+def test_nothing_is_remembered_of_far_too_many(images):
+    memory = Remembered(images, 1 << 20, 1 << 20)
+    assert np.array_equal(memory(0), memory(0))
+    assert images.read() == [0, 0]
 
 
 def test_without_locks_and_pickled_it_reads_each_time(images, monkeypatch):

@@ -1,5 +1,6 @@
 """Decoded images in memory that all worker processes share: each is decoded once, while there is room."""
 
+import contextlib
 import mmap
 import multiprocessing
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from omma.data.batches.in_memory import MAX_BYTES, memory_bytes
 
 _TYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
 _ALIGNED = 64  # bytes; unaligned values are read slowly
+LEAST = 4096  # bytes of room an image, or so small a share would fit that none is remembered
 _NEXT = 0  # in the first row of the table: where the next image is written
 
 
@@ -21,7 +23,7 @@ def room() -> int:
 
 
 class Remembered:
-    """Calls `read`, and remembers what it returns; what no longer fits is read each time.
+    """Calls `read` for one of `count` images, and remembers what it returns, up to `limit` bytes in all.
 
     Forked processes share one memory, which is taken page by page as it fills. Where the system has no locks
     or no such memory, and pickled, for processes that are not forked, it remembers nothing. What is returned
@@ -29,16 +31,15 @@ class Remembered:
     """
 
     def __init__(self, read: Callable[[int], Num[np.ndarray, "h w c"]], count: int, limit: int) -> None:
-        self.read, self.limit = read, limit
-        try:
+        self.read, self.limit = read, 0
+        if limit < count * LEAST:
+            return
+        with contextlib.suppress(OSError):
             self._lock: Any = multiprocessing.get_context("fork").Lock()
-            self._values = mmap.mmap(-1, max(limit, 1))
-            table = mmap.mmap(-1, (count + 1) * 6 * 8)
-        except (OSError, ValueError):
-            self.limit = 0
-        else:
+            self._values = mmap.mmap(-1, limit)
             # a row for each image after the first: is it there?, where, height, width, channels, its type
-            self._table = np.frombuffer(table, np.int64).reshape(-1, 6)
+            self._table = np.frombuffer(mmap.mmap(-1, (count + 1) * 6 * 8), np.int64).reshape(-1, 6)
+            self.limit = limit
 
     def __getstate__(self) -> dict[str, Any]:
         return {"read": self.read, "limit": 0}
