@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 SMALL_IMAGES = 64  # pixels: up to here images are taken as they are
 SMALL_DATA = 100_000  # images: up to here the small-data recipes
+FINE_PATCHES = 48  # pixels: plain ViTs of larger images on a CPU have patches of 8 px, whose steps are fast
 FEWEST_PATCHES = 8  # along a side, under which weights made for larger images see too little of small ones
 
 
@@ -187,6 +188,8 @@ def _model(facts: Facts, method: str, size: int) -> tuple[str, str]:
     needs = needs_of(method, methods.get(method).small(size, "vit-s/8").config)
     if needs.drops_tokens or needs.plain or needs.backbone_options:
         width = "s" if facts.device == "cuda" else "n"
+        if facts.device != "cuda" and size > FINE_PATCHES:
+            patch = max(patch, 8)
         return f"vit-{width}/{patch}", f"{method} needs a plain ViT; {size // patch}x{size // patch} patches"
     if facts.device != "cuda":
         return "vitc-15mf", "a convolutional stem learns from little in little time"

@@ -16,6 +16,7 @@ from omma.core.protocols import Clock, Needs, Recipe
 from omma.core.recipe import added
 from omma.losses import distillation
 from omma.methods.shared import crops, sinkhorn
+from omma.methods.shared.small_data import MUON
 from omma.ops import statistics
 from omma.train.schedules import linear
 
@@ -79,7 +80,7 @@ def small_recipe(config: SelfDistillation) -> Recipe:
     """The optimizer's settings for `small`."""
     return Recipe(
         config=config, batch=128, lr=1e-3, warmup=0.1, weight_decay=0.04, weight_decay_end=0.2, clip=3.0,
-        drop_path=0.0, encoder={"pool": "mean"},
+        drop_path=0.0, encoder={"pool": "mean"}, **MUON,
     )  # fmt: skip
 
 
