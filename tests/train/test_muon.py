@@ -10,7 +10,7 @@ def matrix(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9)])
 def test_orthogonalised_keeps_directions_and_makes_singular_values_alike(shape):
     x = matrix(2, *shape) * torch.tensor([1e-4, 1e3]).view(2, 1, 1)
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
@@ -19,8 +19,7 @@ def test_orthogonalised_keeps_directions_and_makes_singular_values_alike(shape):
         values = inside.diagonal()
         torch.testing.assert_close(inside, values.diag(), atol=1e-9, rtol=0)
         assert ((values > 0.3) & (values < 1.3)).all()
-    torch.testing.assert_close(orthogonalised(x[1]), orthogonalised(x)[1])
-    assert torch.equal(orthogonalised(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert torch.equal(orthogonalised(torch.zeros(1, 3, 5)), torch.zeros(1, 3, 5))
 
 
 def test_the_iterations_in_bf16_are_close_to_those_in_fp32():
@@ -31,18 +30,23 @@ def test_the_iterations_in_bf16_are_close_to_those_in_fp32():
 def test_a_step_is_nesterov_momentum_orthogonalised_and_decay_apart():
     weights = torch.nn.Parameter(matrix(4, 6))
     kernel = torch.nn.Parameter(matrix(4, 3, 2, 2, seed=1))
-    optimizer = Muon([{"params": [weights, kernel], "weight_decay": 0.1}], lr=0.25, matrix_lr=2, momentum=0.9)
-    expected, momenta = [weights.detach().clone(), kernel.detach().clone()], [0.0, 0.0]
+    tall = torch.nn.Parameter(matrix(6, 4, seed=2))
+    every = [weights, kernel, tall]
+    optimizer = Muon([{"params": every, "weight_decay": 0.1}], lr=0.25, matrix_lr=2, momentum=0.9)
+    expected, momenta = [p.detach().clone() for p in every], [0.0, 0.0, 0.0]
     for step in range(3):
-        for i, p in enumerate((weights, kernel)):
+        for i, p in enumerate(every):
             p.grad = matrix(*p.shape, seed=10 * step + i)
             momenta[i] = 0.9 * momenta[i] + 0.1 * p.grad
-            ahead = (0.1 * p.grad + 0.9 * momenta[i]).reshape(1, 4, -1)
+            ahead = (0.1 * p.grad + 0.9 * momenta[i]).flatten(1)
             scale = 0.5 * 0.2 * max(ahead.shape) ** 0.5
-            expected[i] = expected[i] * (1 - 0.05) - scale * orthogonalised(ahead).view(p.shape)
+            ahead = ahead.T if len(ahead) == 6 else ahead
+            update = orthogonalised(ahead[None])[0]
+            update = update.T if p is tall else update
+            expected[i] = expected[i] * (1 - 0.05) - scale * update.reshape(p.shape)
         optimizer.step()
-    torch.testing.assert_close(weights.detach(), expected[0])
-    torch.testing.assert_close(kernel.detach(), expected[1])
+    for p, want in zip(every, expected, strict=True):
+        torch.testing.assert_close(p.detach(), want)
     change = orthogonalised(matrix(1, 64, 96)) * 0.2 * 96**0.5
     assert change.square().mean().sqrt() == pytest.approx(0.2, rel=0.15)  # as large as AdamW's
 

@@ -19,20 +19,18 @@ ITERATIONS = 5
 RMS = 0.2  # of an update at rate 1, as AdamW's have about [Liu 2025, arXiv 2502.16982, section 2.2]
 
 
-def orthogonalised(x: Float[Tensor, "*k n m"], dtype: torch.dtype | None = None) -> Float[Tensor, "*k n m"]:
-    """Near U V^T of x = U S V^T, by Newton-Schulz iterations; most singular values end in [.7, 1.2].
+def orthogonalised(x: Float[Tensor, "k n m"], dtype: torch.dtype | None = None) -> Float[Tensor, "k n m"]:
+    """Near U V^T of each x = U S V^T, by Newton-Schulz iterations; most singular values end in [.7, 1.2].
 
-    x: a matrix, or a stack of them. dtype: of the products; None: that of `x`. A matrix of zeros stays one.
+    dtype: of the products; None: that of `x`. A matrix of zeros stays one.
     """
     a, b, c = COEFFICIENTS
-    product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    tall = x.shape[-2] > x.shape[-1]
-    y = x.mT if tall else x
-    y = (y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or x.dtype)
+    y = x.to(dtype or x.dtype)
+    y = y / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).to(y.dtype) + 1e-7)
     for _ in range(ITERATIONS):
         gram = y @ y.mT
-        y = product(y, product(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return (y.mT if tall else y).to(x.dtype)
+        y = ((gram @ gram).mul_(c).add_(gram, alpha=b) @ y).add_(y, alpha=a)
+    return y.to(x.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -76,25 +74,29 @@ class Muon(torch.optim.Optimizer):
             self._adamw([p for p in trained if id(p) not in self._matrices], group)
 
     def _orthogonal(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        alike = defaultdict(list)  # by shape
-        for p in params:
-            state, gradient = self.state[p], p.grad
-            assert gradient is not None
-            state["step"] += 1
-            state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            ahead = to_full(gradient.lerp(state["momentum"], group["momentum"])).flatten(1)
-            alike[ahead.shape].append((p, ahead))
-        for shape, pairs in alike.items():
-            matrices = [ahead for _, ahead in pairs]
-            if matrices[0].device.type == "cpu":  # where products of stacks are slower
-                updates = [orthogonalised(matrix, self.dtype) for matrix in matrices]
-            else:
-                updates = orthogonalised(torch.stack(matrices), self.dtype).unbind()
-            rate = group["lr"] * group["matrix_lr"]
-            for (p, _), update in zip(pairs, updates, strict=True):
-                weights = to_local(p)
-                weights.mul_(1 - rate * group["weight_decay"])
-                weights.sub_(shard_like(update.view(p.shape), p), alpha=rate * RMS * max(shape) ** 0.5)
+        if not params:
+            return
+        gradients = [p.grad for p in params if p.grad is not None]
+        momenta, steps = ([self.state[p][name] for p in params] for name in ("momentum", "step"))
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        alike = defaultdict(list)  # of one shape, the shorter side first: stacks are faster than single ones
+        for p, ahead in zip(params, torch._foreach_lerp(gradients, momenta, group["momentum"]), strict=True):
+            matrix = to_full(ahead).flatten(1)
+            tall = matrix.shape[0] > matrix.shape[1]
+            matrix = matrix.mT if tall else matrix
+            alike[matrix.shape].append((p, matrix, tall))
+        rate = group["lr"] * group["matrix_lr"]
+        for shape, entries in alike.items():
+            stack = torch.stack([matrix for _, matrix, _ in entries])
+            updates = orthogonalised(stack, self.dtype).mul_(-rate * RMS * max(shape) ** 0.5)
+            weights = [to_local(p) for p, _, _ in entries]
+            changes = [
+                shard_like((update.mT if tall else update).reshape(p.shape), p)
+                for (p, _, tall), update in zip(entries, updates, strict=True)
+            ]
+            torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(weights, changes)
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         for sharded in (False, True):
