@@ -49,12 +49,14 @@ def asked(request: Any, apart: Collection[str] = APART) -> dict[str, Any]:
 
 
 def same_recipe(request: Any, choice: Any, begun: Mapping[str, Any]) -> bool:
-    """Does the request ask for the recipe of the run that has begun with this configuration?"""
+    """Does the request ask for the recipe of the run that has begun with this configuration?
+
+    Runs of early versions did not record what their users asked for; what is asked for now decides there.
+    """
     of_recipe = ("recipe", "image_size", "batch_size", "lr", "resolution", "options", "init", "adapt")
     now, then = asked(request), begun.get("options")
     return (
-        isinstance(then, Mapping)
-        and all(now.get(name) == then.get(name) for name in of_recipe)
+        (then is None or all(now.get(name) == then.get(name) for name in of_recipe))
         and all(getattr(choice, key) == begun[key] for key in ("method", "model", "image_size"))
         and choice.recipe_name == begun["recipe"]
     )

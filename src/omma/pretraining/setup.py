@@ -156,8 +156,13 @@ def _begun(request: Request, choice: Choice, folder: RunFolder) -> Choice:
         return choice
     try:
         recipe = Recipe.restored(config["settings"], methods.get(choice.method).Config)
+        options = requirements.configured(choice.method, recipe.config, request.options or {})
     except (TypeError, ValueError, KeyError):  # of a later version; `RunFolder.check` names what differs
         return choice
+    asked = {"config": options, "lr": chosen(request.lr), "batch": chosen(request.batch_size)}
+    recipe = dataclasses.replace(
+        recipe, **{name: value for name, value in asked.items() if value is not None}
+    )
     return dataclasses.replace(choice, recipe=recipe)
 
 
