@@ -73,7 +73,7 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a head of few dimensions and sharp, balanced targets.
 
     `omma pretrain cifar10_25k.zip --method dino --model vit-n/4 --budget 10m` on two cores: k-NN 55.8 %,
-    the untrained network's 27.9 (docs/benchmarks.md).
+    the untrained network's 27.9 (docs/benchmarks.md), both with 0.1.0's recipe.
     """
     config = Config(
         teacher_temp_warmup=0.3, **self_distillation.small(image_size, backbones.family(model).plain)

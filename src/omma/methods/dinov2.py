@@ -132,8 +132,8 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a head of few dimensions, sharp targets, no LayerScale.
 
     `omma pretrain cifar10_25k.zip --method dinov2 --model vit-n/4 --budget 10m` on two cores: k-NN 57.0 %,
-    the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise,
-    so few are hidden, and their loss has a small weight.
+    the untrained network's 27.9 (docs/benchmarks.md), both with 0.1.0's recipe.
+    Early in training, patch features are mostly noise, so few are hidden, and their loss has a small weight.
     """
     shared = self_distillation.small(image_size, plain=True)
     config = Config(

@@ -86,7 +86,8 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: DINO's small recipe, and fewer hidden patches of less weight.
 
     `omma pretrain cifar10_25k.zip --method ibot --model vit-n/4 --budget 10m` on two cores: k-NN 54.2 %,
-    the untrained network's 27.9 (docs/benchmarks.md). Early in training, patch features are mostly noise.
+    the untrained network's 27.9 (docs/benchmarks.md), both with 0.1.0's recipe.
+    Early in training, patch features are mostly noise.
     """
     shared = self_distillation.small(image_size, plain=True)
     return self_distillation.small_recipe(

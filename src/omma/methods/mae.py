@@ -89,7 +89,7 @@ def small(image_size: int, model: str) -> Recipe:
     """1,000 to 100,000 images on one machine: a light decoder, mean pooling.
 
     `omma pretrain cifar10_25k.zip --method mae --model vit-n/4 --budget 10m` on two cores: k-NN 47.6 %,
-    the untrained network's 28.0 (docs/benchmarks.md).
+    the untrained network's 28.0 (docs/benchmarks.md), both with 0.1.0's recipe.
     """
     return Recipe(
         config=Config(**small_decoder(image_size)), batch=256, lr=1.5e-3, lr_end=0.0, warmup=0.05,
