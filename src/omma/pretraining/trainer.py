@@ -302,7 +302,7 @@ class Trainer:
 def _feeding(run: Run, stream: loader.Stream) -> input_bound.Feeding:
     return input_bound.Feeding(
         in_memory=stream.in_memory,
-        decodes=run.cache is None and run.images.encoded,
+        decodes=run.images.encoded,
         workers=stream.workers,
         cores=max(1, devices.cores() // launcher.ranks().local_world_size),
         busy=torch.get_num_threads() if run.device.type == "cpu" else 1,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from omma.core.dtensor import is_sharded, shard_like, to_full, to_local
+from omma.core.dtensor import shard_like, to_full, to_local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that takes singular values close to 1 [Jordan 2024]
 ITERATIONS = 5
@@ -99,20 +99,17 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, changes)
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        for sharded in (False, True):
-            chosen = [p for p in params if is_sharded(p) == sharded]
-            if not chosen:
-                continue
-            states = [self.state[p] for p in chosen]
-            beta1, beta2 = group["betas"]
-            adamw(
-                chosen, [p.grad for p in chosen if p.grad is not None],
-                [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
-                [state["step"] for state in states],
-                fused=all(p.device.type in ("cpu", "cuda") for p in chosen), amsgrad=False, beta1=beta1,
-                beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
-                maximize=False,
-            )  # fmt: skip
+        if not params:
+            return
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        adamw(
+            list(params), [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
+            [state["step"] for state in states],
+            fused=all(p.device.type in ("cpu", "cuda") for p in params), amsgrad=False, beta1=beta1,
+            beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
 
 
 def _is_matrix(p: Tensor, group: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from omma.core.protocols import BadImage, Crop
 from omma.data.batches import loader, remembered
+from omma.data.batches.decoded_cache import Cache
 from omma.data.batches.remembered import Remembered
 from omma.data.sources.collection import indexed
 
@@ -127,3 +128,12 @@ def test_a_stream_decodes_files_once_and_its_crops_are_the_same(photos, monkeypa
     for one, other in zip(kept, crops(), strict=True):
         assert one.equal(other)
     assert len(source) <= once <= 2 * len(source) < opened.value - once
+
+
+def test_a_cache_on_disk_is_not_remembered_too(photos, tmp_path, monkeypatch):
+    cache = Cache(indexed(photos), 16, tmp_path / "cache")
+    cache.write()
+    monkeypatch.setattr(loader, "Remembered", lambda *arguments: pytest.fail("copied into memory"))
+    plan = [Crop(count=1, size=8, scale=(0.3, 1.0))]
+    with loader.stream(cache.images, plan, batch=4, seed=0, workers=0, in_memory=False) as stream:
+        assert next(stream).crops[0].shape == (4, 1, 3, 8, 8)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -62,6 +62,7 @@ class Pixels:
     folder: str
     count: int  # images in all
     part: int  # images a part
+    decoded: ClassVar[bool] = True  # there are no files' bytes to read
     _maps: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
